@@ -1,0 +1,73 @@
+# Every target does its own set-up: on a fresh machine, `make test` or `make demo` is enough.
+#
+#   make PYTHON=/path/to/python3.12 test       to choose the Python
+#   make PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" test
+#                                              to fetch the small, CPU-only build of torch
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_ARGS ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet $(PIP_ARGS) -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help test demo lint types docs schema bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+test: lint types docs  ## Check everything: style, types, documentation, then all tests
+	$(BIN)/python -m pytest
+
+demo: $(VENV)/.ready-report  ## Train the demo lorebook and show what it does
+	$(BIN)/softlore demo
+
+lint: $(VENV)/.ready-dev  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.ready-dev  ## Check types
+	$(BIN)/mypy
+
+docs: $(VENV)/.ready-dev  ## Build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+schema: $(VENV)/.ready-dev  ## Write docs/lorebook.schema.json anew
+	$(BIN)/python -m softlore.lore.schema docs/lorebook.schema.json
+
+bench: $(VENV)/.ready-dev  ## Measure speed and memory
+	$(BIN)/python tools/bench.py
+
+clean:  ## Remove what was built, and the virtual environment
+	rm -rf $(VENV) site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp says that the environment holds what pyproject.toml asks for.
+$(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) (torch is large: the first time takes minutes)"
+	$(INSTALL) -e '.[dev]'
+	@touch $(VENV)/.ready-report $@
+
+$(VENV)/.ready-report: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) (torch is large: the first time takes minutes)"
+	$(INSTALL) -e '.[report]'
+	@touch $@
+
+$(BIN)/python:
+	@set -e; \
+	usable='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'; \
+	for python in $(or $(PYTHON),python3.12 python3.13 python3.11 python3.14 python3 python); do \
+	  if "$$python" -c "$$usable" >/dev/null 2>&1; then found="$$python"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "softlore needs Python 3.11 or newer, with its venv and ensurepip modules; none was found." >&2; \
+	  echo "python3 here: $$(python3 --version 2>/dev/null || echo none)" >&2; \
+	  echo "  Debian, Ubuntu:  sudo apt install python3 python3-venv" >&2; \
+	  echo "  Fedora:          sudo dnf install python3.12" >&2; \
+	  echo "  macOS:           brew install python@3.12" >&2; \
+	  echo "  elsewhere:       https://www.python.org/downloads/" >&2; \
+	  echo "or name one:       make PYTHON=/path/to/python3.12 test" >&2; \
+	  exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$found"; \
+	"$$found" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

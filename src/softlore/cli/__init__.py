@@ -1,0 +1,116 @@
+"""The command line: arguments in, one library call, errors to exit codes.
+
+A command is a module of this folder with a click command named `command`; it is imported only
+when it is called, so that `softlore --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from softlore import __version__
+from softlore.errors import SoftloreError, StorageError
+
+# name -> what it does (shown by --help without importing the command)
+COMMANDS = {
+    "demo": "Train a small lorebook and show what it does to a story.",
+    "train": "Turn a lorebook into soft prompts.",
+    "write": "Write on from a text, which may hold [[soft:NAME]].",
+    "inspect": "Show a prompt file, or all prompts in a folder.",
+    "evaluate": "Measure recall, drift, copy and fidelity of trained prompts.",
+}
+INTERRUPTED = 130
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"softlore.cli.{name}")
+        command: click.Command = module.command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.exceptions.Abort("stopped") from None
+        except BrokenPipeError:  # nobody reads on, as with `| head`
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(0) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="softlore")
+def commands() -> None:
+    """Lore as soft prompts: a frozen language model that knows your characters and places.
+
+    \b
+    Example:
+      softlore demo
+      softlore train lore.yaml
+      softlore write "Down the lane came [[soft:Emma]]Emma, who wore"
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command and ends the program with its exit code.
+
+    0 done, 1 a check failed or training could not go on, 2 bad usage or input, 130 stopped.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        code = commands.main(arguments, prog_name="softlore", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except (click.exceptions.Abort, KeyboardInterrupt) as stop:
+        _say(str(stop) or "stopped")
+        sys.exit(INTERRUPTED)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        where = getattr(error, "ctx", None)
+        hint = f" (see {where.command_path} --help)" if where is not None else ""
+        _say(error.format_message().rstrip(".") + hint)
+        sys.exit(2)
+    except SoftloreError as error:
+        _say(str(error))
+        sys.exit(error.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        _say(
+            "there is not enough memory; expected room for the model and a few texts; close other "
+            "programs, or take a smaller model, a smaller --dtype or shorter texts"
+        )
+        sys.exit(1)
+    except OSError as error:
+        _say(f"{error.strerror or error}: {error.filename or 'the disk'}; mend it and run again")
+        sys.exit(StorageError.exit_code)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether it is torch's way, or Python's, to say that memory is spent."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
+
+
+def _say(message: str) -> None:
+    """One clear line on standard error."""
+    click.echo("softlore: " + " ".join(message.split()), err=True)

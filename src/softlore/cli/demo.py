@@ -1,0 +1,97 @@
+"""`softlore demo`: a small lorebook trained, measured and shown, in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from softlore.cli.options import interactive, json_option, load_model, model_options, write_json
+
+if TYPE_CHECKING:
+    from softlore.compare.demo import Demo, OnProgress, OnStep
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"),
+              show_default=True, help="Folder for the report and the prompts.")  # fmt: skip
+@click.option("--quick", is_flag=True, help="Two updates of two entries: shows that it runs.")
+@click.option("--time-budget", default=190.0, show_default=True, type=click.FloatRange(min=1),
+              help="Most seconds of training; fewer updates are made to keep to it.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Of every draw.")
+@click.option("--open/--no-open", "show", help="Open the report in a browser.")
+@model_options
+@json_option
+def command(
+    out: Path,
+    quick: bool,
+    time_budget: float,
+    seed: int,
+    show: bool,
+    model_name: str | None,
+    dtype: str | None,
+    device: str | None,
+    json_path: str | None,
+) -> None:
+    """Train a small lorebook and show what it does to a story.
+
+    Trains the entries of a harbour town in company, one from its text alone and one as embedding
+    rows; writes the same openings without and with each prompt; leaves a report, the prompts and
+    all figures in a folder.
+
+    \b
+    Example:
+      softlore demo --open
+    """
+    from softlore.compare.plots import need_extra
+
+    need_extra()
+    from softlore.compare.demo import Onlooker, run_demo
+    from softlore.compare.report import write_report
+
+    model = load_model(model_name, dtype, device)
+    told = Onlooker(_say, _training, _measuring)
+    demo = run_demo(model, out, seed=seed, quick=quick, time_budget=time_budget, onlooker=told)
+    demo = write_report(demo, out)
+    if json_path != "-":
+        _show(demo)
+    write_json(demo.as_json(), json_path)
+    report = demo.files["report.html"].resolve()
+    _say(f"{demo.seconds:.0f} s; the report: {report}")
+    if show:
+        click.launch(report.as_uri())
+
+
+def _show(demo: Demo) -> None:
+    from rich.console import Console
+
+    from softlore.compare.samples import first_of_each, side_by_side
+    from softlore.compare.tables import LEGEND, evaluation_table
+
+    console = Console()
+    console.print(evaluation_table(demo.trained[0].evaluation))
+    console.print(LEGEND + "\n", style="dim")
+    console.print(side_by_side(first_of_each(demo.samples)))
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+@contextmanager
+def _training() -> Iterator[OnStep]:
+    from softlore.cli.progress import watch
+
+    with watch(interactive()) as show:
+        yield show
+
+
+@contextmanager
+def _measuring() -> Iterator[OnProgress | None]:
+    from softlore.cli.evaluate import measuring_bar
+
+    with measuring_bar() as show:
+        yield show

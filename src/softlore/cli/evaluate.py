@@ -1,0 +1,110 @@
+"""`softlore evaluate`: what trained prompts are good for, in figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from softlore.cli.options import (
+    interactive,
+    json_option,
+    library,
+    load_model,
+    model_options,
+    prompts_option,
+    read_text,
+    write_json,
+)
+
+
+def _distances(_ctx: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of numbers, such as 0,64,256") from None
+
+
+@click.command()
+@click.argument("lorebook", type=click.Path(path_type=Path))
+@prompts_option
+@model_options
+@click.option("--distances", default="0,64,256", show_default=True, callback=_distances,
+              help="Tokens of story between prompt and call.")  # fmt: skip
+@click.option("--stories", default=12, show_default=True, help="How many to write an entry.")
+@click.option("--story-tokens", default=60, show_default=True, help="How long they are.")
+@click.option("--story", type=click.Path(path_type=Path),
+              help="Text for distances and drift, in place of what the model writes.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Of every draw.")
+@json_option
+def command(
+    lorebook: Path,
+    folder: Path | None,
+    model_name: str | None,
+    dtype: str | None,
+    device: str | None,
+    distances: list[int],
+    stories: int,
+    story_tokens: int,
+    story: Path | None,
+    seed: int,
+    json_path: str | None,
+) -> None:
+    """Measure the soft prompts of LOREBOOK beside no prompt and the plain text.
+
+    Recall, drift, copy, fidelity and lore keywords, for each entry and on average; for soft
+    prompts also with those of other entries beside them.
+
+    \b
+    Example:
+      softlore evaluate lore.yaml --prompts prompts --json report.json
+    """
+    from softlore.lore import Lorebook
+    from softlore.measure import evaluate
+
+    book = Lorebook.load(lorebook)
+    text = None if story is None else read_text(story, "story")
+    prompts = library(folder)
+    found = {entry.name: prompts[entry.name] for entry in book if entry.name in prompts}
+    for entry in book:
+        if entry.name not in found:
+            click.echo(f"entry {entry.name!r} has no prompt in {prompts.folder}", err=True)
+    model = load_model(model_name or book.model, dtype, device)
+    with measuring_bar() as show:
+        result = evaluate(
+            model,
+            book,
+            found,
+            seed=seed,
+            stories=stories,
+            story_tokens=story_tokens,
+            distances=distances,
+            story=text,
+            on_progress=show,
+        )
+    if json_path != "-":
+        from rich.console import Console
+
+        from softlore.compare.tables import LEGEND, evaluation_table
+
+        console = Console()
+        console.print(evaluation_table(result))
+        console.print(LEGEND, style="dim")
+    write_json(result.as_json(), json_path)
+
+
+@contextmanager
+def measuring_bar() -> Iterator[Callable[[float, str], None] | None]:
+    """A progress bar on a terminal's standard error, else nothing."""
+    if not interactive():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (TextColumn("measuring {task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda done, doing: progress.update(task, completed=done, description=doing)

@@ -1,0 +1,101 @@
+"""`softlore inspect`: what a prompt file says of itself, or what a folder holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from softlore.cli.options import json_option, prompts_option, write_json
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@prompts_option
+@json_option
+def command(file: Path | None, folder: Path | None, json_path: str | None) -> None:
+    """Show the prompt in FILE; without FILE, or with a folder, what the folder holds.
+
+    \b
+    Example:
+      softlore inspect
+      softlore inspect emma.safetensors
+    """
+    if file is None or file.is_dir():
+        _show_folder(file or folder, json_path)
+    else:
+        _show_file(file, json_path)
+
+
+def _show_folder(folder: Path | None, json_path: str | None) -> None:
+    from softlore.cli.options import library
+
+    prompts = library(folder)
+    listing = prompts.listing()
+    rows = [
+        {
+            "name": header.name,
+            "kind": header.kind,
+            "n_tokens": header.n_tokens,
+            "base_model": header.metadata.get("base_model", ""),
+            "file": str(header.path),
+            "bytes": header.data_bytes,
+        }
+        for header in listing.headers
+    ]
+    bad = [{"file": str(one.path), "error": str(one.error)} for one in listing.bad]
+    write_json({"folder": str(prompts.folder), "prompts": rows, "unreadable": bad}, json_path)
+    if json_path == "-":
+        return
+    click.echo(f"prompts folder: {prompts.folder}")
+    if rows:
+        _table(rows)
+    else:
+        click.echo("no prompts yet: `softlore train LOREBOOK` puts them there")
+    for one in bad:
+        click.echo(f"unreadable: {one['error']}", err=True)
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "kind", "tokens", "model", "size", box=None)
+    for row in rows:
+        size = f"{row['bytes'] / 1024:.0f} KB"
+        table.add_row(row["name"], row["kind"], str(row["n_tokens"]), row["base_model"], size)
+    Console().print(table)
+
+
+def _show_file(file: Path, json_path: str | None) -> None:
+    from softlore.prompts import load_prompt
+
+    prompt = load_prompt(file)
+    facts: dict[str, Any] = {
+        "name": prompt.name,
+        "kind": prompt.kind,
+        "n_tokens": len(prompt),
+        "shape": list(prompt.tensor.shape),
+        "base_model": prompt.base_model,
+        "created": prompt.created,
+        "uuid": prompt.uuid,
+        "description": prompt.description,
+        "author": prompt.author,
+        "licence": prompt.licence,
+        "training": prompt.training,
+        "metrics": prompt.metrics,
+        "data_hash": prompt.data_hash,
+        "tokenizer_fingerprint": prompt.tokenizer_fingerprint,
+        "library_version": prompt.library_version,
+    }
+    write_json(facts, json_path)
+    if json_path == "-":
+        return
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            click.echo(f"{key}:")
+            for inner, deep in value.items():
+                click.echo(f"  {inner}: {deep}")
+        elif value not in ("", None):
+            click.echo(f"{key}: {value}")

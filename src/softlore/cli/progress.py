@@ -1,0 +1,97 @@
+"""The live view of a training: a bar, and loss and drift for each entry."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from softlore.tune import Learner, Progress
+
+Watcher = Callable[["Progress"], "bool | None"]
+SHOWN = 12  # entries in the table
+PLAIN_SECONDS = 10.0  # between lines where there is no terminal
+
+
+@contextmanager
+def watch(interactive: bool) -> Iterator[Watcher]:
+    """A function to call after each update: a live table, or a line now and then elsewhere."""
+    if not interactive:
+        yield _plain()
+        return
+    from rich import progress as bars
+    from rich.console import Console, Group
+    from rich.live import Live
+
+    bar = bars.Progress(
+        "training", bars.BarColumn(), bars.TaskProgressColumn(), bars.TimeRemainingColumn()
+    )
+    task = bar.add_task("training", total=1.0)
+    with Live(bar, console=Console(stderr=True), refresh_per_second=4) as live:
+
+        def show(progress: Progress) -> None:
+            bar.update(task, completed=progress.done)
+            live.update(Group(bar, _table(progress)))
+
+        yield show
+
+
+@contextmanager
+def working(on: str, interactive: bool) -> Iterator[None]:
+    """Says on a terminal what takes its time; nothing of it stays."""
+    if not interactive:
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{on} ..."):
+        yield
+
+
+def _plain() -> Watcher:
+    last = [0.0]
+
+    def show(progress: Progress) -> None:
+        now = time.monotonic()
+        if now - last[0] < PLAIN_SECONDS and progress.done < 1:
+            return
+        last[0] = now
+        line = "  ".join(
+            f"{name} {_number(one, 'response', 'distil')}" for name, one in _some(progress)
+        )
+        click.echo(f"{progress.done:4.0%}  update {progress.step}  loss: {line}", err=True)
+
+    return show
+
+
+def _table(progress: Progress) -> Table:
+    from rich.table import Table
+
+    table = Table("entry", "update", "recall", "drift", "distilled", "", box=None)
+    for name, one in _some(progress):
+        numbers = [_number(one, kind) for kind in ("response", "guard", "distil")]
+        table.add_row(name, str(one.steps), *numbers, one.stopped or "")
+    hidden = len(progress.learners) - SHOWN
+    if hidden > 0 or progress.waiting:
+        table.add_row(f"and {max(0, hidden)} more, {progress.waiting} waiting", "", "", "", "", "")
+    return table
+
+
+def _some(progress: Progress) -> list[tuple[str, Learner]]:
+    """The entries still learning first, as many as the table shows."""
+    ordered = sorted(progress.learners.items(), key=lambda item: item[1].stopped is not None)
+    return ordered[:SHOWN]
+
+
+def _number(learner: Learner, *kinds: str) -> str:
+    for kind in kinds:
+        value = learner.history.recent(kind)
+        if value is not None:
+            return f"{value:.2f}"
+    return "–"

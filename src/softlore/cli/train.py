@@ -1,0 +1,195 @@
+"""`softlore train`: a lorebook in, a folder of soft prompts out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from softlore.cli.options import (
+    clean,
+    interactive,
+    json_option,
+    library,
+    load_model,
+    model_options,
+    read_text,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from softlore.prompts import PromptLibrary, SoftPrompt
+    from softlore.tune import WorldInfoTrainer
+
+_SETTINGS = (
+    click.option("--kind", type=click.Choice(["prefix", "embedding"]), help="[default: prefix]"),
+    click.option("--n-tokens", type=int, help="Length of each prompt.  [default: 16]"),
+    click.option("--max-spacing", type=int, help="Most filler before a call.  [default: 64]"),
+    click.option("--filler", type=click.Choice(["story", "random"]), help="[default: story]"),
+    click.option("--min-loss", type=float, help="Stop an entry at this response loss (nats)."),
+    click.option("--max-steps", type=int, help="Most updates of an entry."),
+    click.option("--patience", type=int, help="Stop an entry after so many idle updates."),
+    click.option("--optimizer", help="A class of torch.optim.  [default: adam]"),
+    click.option("--learning-rate", type=float, help="Relative to the model's own scale."),
+    click.option("--schedule", type=click.Choice(["cosine", "linear", "constant"])),
+    click.option("--drift-guard", type=float, help="Weight of the drift guard.  [default: 1.0]"),
+    click.option("--distil-weight", type=float, help="Weight of distillation.  [default: 1.0]"),
+    click.option("--company-size", type=int, help="Most prompts in one trunk.  [default: 4]"),
+    click.option("--initial", help="auto, text, responses, vocabulary, or a text of your own."),
+    click.option(
+        "--initial-prompt",
+        type=click.Path(path_type=Path),
+        help="Start from the prompt in this file.",
+    ),
+    click.option("--chat", is_flag=True, default=None, help="Use the model's chat template."),
+    click.option("--seed", type=int, help="Of every draw.  [default: 0]"),
+)
+
+
+def _settings(function: Any) -> Any:
+    for option in reversed(_SETTINGS):
+        function = option(function)
+    return function
+
+
+@click.command()
+@click.argument("lorebook", type=click.Path(path_type=Path))
+@model_options
+@click.option("--out", "folder", type=click.Path(path_type=Path), help="Folder for the prompts.")
+@click.option("--entry", "only", multiple=True, help="Train only this entry; may be given often.")
+@click.option("--again", is_flag=True, help="Train anew what the folder already holds.")
+@click.option("--time-budget", type=float, help="Seconds; makes fewer updates to keep to it.")
+@click.option("--story", type=click.Path(path_type=Path), help="Your own text, for filler, guard.")
+@click.option("--checkpoint-seconds", type=click.FloatRange(min=0), default=10.0, hidden=True)
+@_settings
+@json_option
+def command(
+    lorebook: Path,
+    model_name: str | None,
+    dtype: str | None,
+    device: str | None,
+    folder: Path | None,
+    only: tuple[str, ...],
+    again: bool,
+    time_budget: float | None,
+    story: Path | None,
+    checkpoint_seconds: float,
+    json_path: str | None,
+    **given: Any,
+) -> None:
+    """Turn LOREBOOK (YAML, JSON or TOML) into soft prompts, trained in company.
+
+    A .txt file is a corpus instead: one prompt, named after the file, takes on its manner.
+    Ctrl-C keeps the progress, and so does a crash; the same command goes on from there.
+
+    \b
+    Example:
+      softlore train lore.yaml --n-tokens 10 --time-budget 120
+    """
+    settings = {name: value for name, value in given.items() if value is not None}
+    if "initial" in settings:
+        clean(settings["initial"], "--initial")
+    if start := settings.pop("initial_prompt", None):
+        from softlore.prompts import load_prompt
+
+        settings["initial"] = load_prompt(start)
+    if story is not None:
+        settings["story"] = read_text(story, "story")
+    prompts = library(folder)
+    run = {
+        "again": again,
+        "time_budget": time_budget,
+        "checkpoint_seconds": checkpoint_seconds,
+        **settings,
+    }
+    if lorebook.suffix == ".txt":
+        model = load_model(model_name, dtype, device)
+        trainer = _corpus_trainer(model, lorebook, prompts, run)
+    else:
+        from softlore.lore import Lorebook
+        from softlore.tune.book import plan_book
+
+        book = Lorebook.load(lorebook)
+        model = load_model(book.model if model_name is None else model_name, dtype, device)
+        plan = plan_book(model, book, prompts, only=only, **run)
+        if plan.kept:
+            _say(f"already trained, kept beside the new ones: {', '.join(plan.kept)}")
+        if plan.trainer is None:
+            _say("nothing new to train; --again trains what is there once more")
+            write_json(_report(prompts, [], plan.kept.values()), json_path)
+            return
+        trainer = plan.trainer
+    made = _train(trainer, prompts)
+    write_json(_report(prompts, made, trainer.company.values()), json_path)
+
+
+def _corpus_trainer(
+    model: Any, path: Path, prompts: PromptLibrary, run: dict[str, Any]
+) -> WorldInfoTrainer:
+    from softlore.lore.names import as_name
+    from softlore.tune import WorldInfoTrainer
+    from softlore.tune.book import checkpoint_path
+
+    name = as_name(path.stem)
+    checkpoint = checkpoint_path(prompts.folder, name)
+    corpus = read_text(path, "corpus")
+    return WorldInfoTrainer(model, corpus=corpus, name=name, checkpoint=checkpoint, **run)
+
+
+def _train(trainer: WorldInfoTrainer, prompts: PromptLibrary) -> list[SoftPrompt]:
+    """Runs the trainer with a live view, and saves what comes of it.
+
+    If training fails, a prompt that was there before stays as it was.
+    """
+    from softlore.cli.progress import watch, working
+    from softlore.errors import DivergedError
+    from softlore.tune.book import save_all
+
+    with working("reading the lore, and what the bare model writes by itself", interactive()):
+        trainer.prepare()
+    if trainer.step:
+        _say(f"going on from update {trainer.step}")
+    ahead = trainer.estimate()
+    entries = f"{len(trainer.entries)} {'entry' if len(trainer.entries) == 1 else 'entries'}"
+    _say(
+        f"{entries}, up to {ahead.updates} updates: about "
+        f"{_duration(ahead.seconds)}; prompts of {max(1, ahead.prompt_bytes // 1024)} KB each in "
+        f"{prompts.folder}"
+    )
+    try:
+        with watch(interactive()) as trainer.on_step:
+            trainer.train()
+    except KeyboardInterrupt:
+        raise click.exceptions.Abort(
+            "stopped; progress is kept: the same command goes on from here"
+        ) from None
+    except DivergedError:
+        for prompt in trainer.prompts().values():
+            if prompt.name not in prompts:
+                prompts.save(prompt)
+        raise
+    made = list(trainer.prompts().values())
+    for path in save_all(prompts, made, trainer):
+        _say(f"wrote {path}")
+    return made
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+
+
+def _report(prompts: PromptLibrary, made: Any, kept: Any) -> dict[str, Any]:
+    return {
+        "folder": str(prompts.folder),
+        "trained": [
+            {"name": p.name, "kind": p.kind, "n_tokens": len(p), "metrics": p.metrics}
+            | {key: p.training.get(key) for key in ("steps", "stopped", "in_company")}
+            for p in made
+        ],
+        "kept": [prompt.name for prompt in kept],
+    }
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)

@@ -1,0 +1,84 @@
+"""`softlore write`: a text with soft prompts in it, written on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from softlore.cli.options import clean, library, load_model, model_options, prompts_option
+from softlore.errors import ConfigError
+
+
+@click.command()
+@click.argument("text")
+@model_options
+@prompts_option
+@click.option("--tokens", default=80, show_default=True, help="Most tokens to write.")
+@click.option("--temperature", default=0.8, show_default=True, help="0 is greedy.")
+@click.option("--top-k", default=40, show_default=True, help="Keep so many tokens; 0: all.")
+@click.option("--top-p", default=1.0, show_default=True, help="Keep the likeliest, to this sum.")
+@click.option("--min-p", default=0.0, show_default=True, help="Drop below this share of the best.")
+@click.option("--repetition-penalty", default=1.0, show_default=True, help="Above 1: repeat less.")
+@click.option("--stop", multiple=True, help="End before this string; may be given often.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Repeat the same draws.")
+@click.option("--any-model", is_flag=True, help="Use prompts that were made for another model.")
+def command(
+    text: str,
+    model_name: str | None,
+    dtype: str | None,
+    device: str | None,
+    folder: Path | None,
+    tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    stop: tuple[str, ...],
+    seed: int | None,
+    any_model: bool,
+) -> None:
+    """Write on from TEXT, which may hold [[soft:NAME]]; "-" reads it from standard input.
+
+    \b
+    Example:
+      softlore write "At the gate stood [[soft:Emma]]Emma, who wore" --tokens 60 --seed 1
+    """
+    from softlore.decode import generate
+    from softlore.prompts import Context
+
+    text = _standard_input() if text == "-" else clean(text, "the text")
+    context = Context.parse(text, library(folder))
+    model = load_model(model_name, dtype, device)
+    pieces = generate(
+        model,
+        context,
+        tokens,
+        stream=True,
+        stop=[clean(one, "--stop") for one in stop],
+        seed=seed,
+        check=not any_model,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    first = next(pieces, "")  # what can't be written on is refused before anything is shown
+    plain = "".join(piece for piece in context.pieces if isinstance(piece, str))
+    click.echo(plain + first, nl=False)
+    for piece in pieces:
+        click.echo(piece, nl=False)
+    click.echo()
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"standard input is not UTF-8 text ({error.reason}); expected text; check what is "
+            "piped in"
+        ) from error

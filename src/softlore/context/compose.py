@@ -1,0 +1,69 @@
+"""From a context, a plain list of pieces, to a tree with one branch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from softlore.context.splice import ROOT, Node, Tree, splice
+from softlore.errors import ContextError
+from softlore.model import FrozenModel
+from softlore.prompts import Context, SoftPrompt
+
+Readable = str | SoftPrompt | Context
+
+
+def compose(model: FrozenModel, context: Readable, check: bool = True) -> Tree:
+    """Turns pieces into nodes and prefixes; BOS, where the model has one, stands once, first.
+
+    Args:
+        check: compare each prompt's fingerprint with the model's.
+
+    Raises:
+        PromptMismatchError: a prompt of another model.
+        ContextError: nothing to read.
+    """
+    context = Context(context)
+    if check:
+        for prompt in context.prompts:
+            model.check_prompt(prompt)
+    contents: list[list[int] | Tensor] = [model.bos]
+    for place, piece in enumerate(context.body.pieces):
+        if isinstance(piece, str):
+            contents.append(model.encode(piece, inside=place > 0))
+        else:
+            contents.append(piece.embeddings)
+    nodes: list[Node] = []
+    for content in contents:
+        if len(content):
+            nodes.append(Node(content, len(nodes) - 1 if nodes else ROOT))
+    if not nodes:
+        raise ContextError(
+            "the context holds no text; expected at least one token for the model to go on from "
+            "(this model has no BOS to start with); write an opening"
+        )
+    return Tree(nodes, [prompt.key_values for prompt in context.prefixes])
+
+
+def embed(model: FrozenModel, context: Readable) -> Tensor:
+    """Embedding rows of a context, as the model's forward takes them: `[tokens, width]`.
+
+    Raises:
+        ContextError: when the context holds a prefix prompt, which has no rows.
+    """
+    tree = compose(model, context)
+    if tree.prefixes:
+        names = ", ".join(repr(prompt.name) for prompt in Context(context).prefixes)
+        raise ContextError(
+            f"{names} is of kind 'prefix': keys and values at the head of the cache, not rows; "
+            "expected embedding prompts only; use logits() or generate(), or train kind='embedding'"
+        )
+    return splice(model, [tree]).embeds[0]
+
+
+@torch.no_grad()
+def logits(model: FrozenModel, context: Readable) -> Tensor:
+    """Logits `[tokens, vocab]`, float32: a row a token, embedding rows too, prefix tokens not."""
+    spliced = splice(model, [compose(model, context)])
+    hidden, _ = model.hidden(spliced.embeds, spliced.positions, spliced.visible, spliced.past)
+    return model.logits(hidden[0])

@@ -1,0 +1,221 @@
+"""An entry: one subject of a lorebook. A block: one call with its responses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+
+from softlore.lore.base import LoreModel
+from softlore.lore.complaints import describe
+from softlore.lore.names import NAME_RULE, composed, wrong_with_name
+
+SelectiveLogic = Literal["and_any", "not_all", "not_any", "and_all"]
+Position = Literal[
+    "before_char",
+    "after_char",
+    "note_top",
+    "note_bottom",
+    "at_depth",
+    "examples_top",
+    "examples_bottom",
+    "outlet",
+]
+Role = Literal["system", "user", "assistant"]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty; write something there, or take it out")
+    return text
+
+
+def _legal_name(name: str) -> str:
+    name = composed(name)
+    if wrong := wrong_with_name(name):
+        raise ValueError(f"{name!r:.160} {wrong}; a name is {NAME_RULE}")
+    return name
+
+
+def _listed(value: Any) -> Any:
+    """One thing stands for a list of that one thing."""
+    return [value] if isinstance(value, str) else value
+
+
+def _not_none(items: list[str]) -> list[str]:
+    if not items:
+        raise ValueError("is empty; a block needs at least one response")
+    return items
+
+
+def _numbered(names: Any) -> BeforeValidator:
+    """SillyTavern writes these choices as numbers, in the order of `names`."""
+    words = get_args(names)
+
+    def named(value: Any) -> Any:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        return words[value] if is_number and 0 <= value < len(words) else value
+
+    return BeforeValidator(named)
+
+
+_TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+Name = Annotated[str, AfterValidator(_legal_name)]
+Text = Annotated[str, AfterValidator(_not_blank)]
+Texts = Annotated[list[Text], BeforeValidator(_listed), WithJsonSchema(_TEXTS_SCHEMA)]
+Natural = Annotated[int, Field(ge=0)]
+
+
+class Block(LoreModel):
+    """A call, and the responses that may follow it. Only responses are learned.
+
+    Also accepted where a block is expected: `(call, [responses])`, `{call, response}`, and one
+    text in place of a list of one.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    call: Text
+    """How the text begins, such as `Emma wears`. It is used as it stands: by softlore's custom it
+    does not end in a space."""
+
+    responses: Annotated[Texts, AfterValidator(_not_none)]
+    """How the text may go on, such as ` a crisp black pantsuit`. Each is used as it stands, joined
+    to the call with nothing between: by softlore's custom it begins with a space."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_other_forms(cls, value: Any) -> Any:
+        if isinstance(value, Block):
+            return value
+        if isinstance(value, list | tuple) and len(value) == 2:
+            return {"call": value[0], "responses": value[1]}
+        if not isinstance(value, dict):
+            raise ValueError(
+                "must be fields (`call` and `responses`) or a pair [call, [responses]], "
+                f"but is {describe(value)}"
+            )
+        if "response" not in value:
+            return value
+        if "responses" in value:
+            raise ValueError("has both `response` and `responses`; keep one")
+        return {
+            "responses" if field == "response" else field: inner for field, inner in value.items()
+        }
+
+
+class Entry(LoreModel):
+    """One subject of a lorebook: a character, a place, an object, a tone.
+
+    It has a `text`, `blocks`, or both; it is trained on what it has. The fields from `enabled` on
+    say when a story calls it up; they mean what they mean in SillyTavern's World Info and have its
+    defaults.
+    """
+
+    name: Name
+    """What the entry is called, and its soft prompt: `[[soft:NAME]]` in text. Letters, digits,
+    spaces and any of `-_.'`."""
+
+    keys: Texts = Field(default_factory=list)
+    """Words that call the entry up when they stand in the story. `/.../flags` is a regular
+    expression."""
+
+    text: str = ""
+    """What a writer would tell the model in plain words. It is distilled into the soft prompt, and
+    is what a hard prompt says. Empty lines around it are dropped."""
+
+    blocks: list[Block] = Field(default_factory=list)
+    """Calls with their responses, to train on."""
+
+    held_out: list[Block] = Field(default_factory=list)
+    """Paraphrased calls with the right responses, for evaluation only: never trained on."""
+
+    enabled: bool = True
+    """Whether the entry may be used at all."""
+
+    constant: bool = False
+    """Whether it is always used, whatever stands in the story."""
+
+    secondary_keys: Texts = Field(default_factory=list)
+    """Further words, asked for after one of `keys` was found; see `selective_logic`."""
+
+    selective: bool = True
+    """Whether `secondary_keys` count."""
+
+    selective_logic: Annotated[SelectiveLogic, _numbered(SelectiveLogic)] = "and_any"
+    """What the secondary keys must do: `and_any` one of them is there, `and_all` all are,
+    `not_any` none is, `not_all` not all are."""
+
+    order: int = 100
+    """Where the entry goes among others: ascending, so that the highest stands nearest to the
+    story. When the budget is short, the highest are kept."""
+
+    position: Annotated[Position, _numbered(Position)] = "before_char"
+    """Where in the context: before or after the character (`before_char`, `after_char`), above or
+    below the author's note (`note_top`, `note_bottom`), among the last messages (`at_depth`),
+    around the examples (`examples_top`, `examples_bottom`), or only where named (`outlet`)."""
+
+    depth: Natural = 4
+    """With `at_depth`: how many messages before the end of the story."""
+
+    role: Annotated[Role, _numbered(Role)] = "system"
+    """With `at_depth`: who says it."""
+
+    scan_depth: Natural | None = None
+    """How many of the last messages are searched for keys. Nothing: as the program is set."""
+
+    case_sensitive: bool | None = None
+    """Whether keys must match in upper and lower case. Nothing: as the program is set."""
+
+    match_whole_words: bool | None = None
+    """Whether a key must stand as a word of its own. Nothing: as the program is set."""
+
+    probability: Annotated[float, Field(ge=0, le=100)] = 100
+    """How often the entry is used when it is called up, in percent."""
+
+    ignore_budget: bool = False
+    """Whether it is used even when the budget for lore is spent."""
+
+    exclude_recursion: bool = False
+    """Whether it can only be called up by the story, not by other entries' text."""
+
+    prevent_recursion: bool = False
+    """Whether its own text calls up no other entry."""
+
+    delay_until_recursion: Natural = 0
+    """If above 0, only other entries' text calls it up, and only from that round on."""
+
+    group: str = ""
+    """Of the entries called up at once in one group, a single one is used."""
+
+    group_override: bool = False
+    """Whether the group's entry of highest `order` is used, in place of one drawn by weight."""
+
+    group_weight: Natural = 100
+    """How much the entry weighs when one of a group is drawn."""
+
+    sticky: Natural = 0
+    """How many messages it stays once it was called up."""
+
+    cooldown: Natural = 0
+    """How many messages it cannot be called up again after it was used."""
+
+    delay: Natural = 0
+    """How many messages the story must have before it can be called up."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        self.text = self.text.strip("\r\n")
+        if not self.text.strip() and not self.blocks:
+            raise ValueError(
+                "has neither text nor blocks, so there is nothing to learn; give it a `text`, "
+                "or `blocks` of a call and its responses"
+            )
+        return self

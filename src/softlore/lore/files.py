@@ -1,0 +1,175 @@
+"""Lorebook files: from bytes to plain data and back. Nothing in a file is ever run."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from softlore.errors import LoreError, StorageError
+from softlore.lore.complaints import one_line
+from softlore.lore.plain import plain
+from softlore.lore.yaml_text import read_yaml, write_yaml
+
+MAX_BYTES = 16 * 2**20  # 16 MiB; the largest lorebooks shared today are under 1 MiB
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns the bytes of a lorebook file. Raises LoreError if there is no such file to be read.
+
+    The size is looked at first, so a huge file is never taken into memory.
+    """
+    try:
+        if path.is_dir():
+            raise LoreError(f"{path} is a folder; name a lorebook file in it")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(MAX_BYTES + 1) if size <= MAX_BYTES else b""
+    except FileNotFoundError:
+        raise LoreError(f"{path} does not exist; check the name and the folder") from None
+    except PermissionError:
+        raise LoreError(f"{path} may not be read; change its permissions") from None
+    except (OSError, ValueError) as error:
+        raise LoreError(f"{path} cannot be read: {error}") from None
+    if max(size, len(content)) > MAX_BYTES:
+        found = max(size, len(content)) / 2**20
+        raise LoreError(
+            f"{path} is too large for a lorebook: {found:.1f} MiB, and at most "
+            f"{MAX_BYTES // 2**20} MiB are read; split it into several files"
+        )
+    return content
+
+
+def parse(content: bytes | str, source: str, form: str = "") -> Any:
+    """Returns the plain data that `content` holds.
+
+    Args:
+        content: a file's bytes, or text.
+        source: what messages call it: the file's path.
+        form: `json`, `yaml`, `toml`, or nothing to find out from the content.
+
+    Raises:
+        LoreError: the content is empty, is no text, or is not in the form.
+    """
+    text = _decoded(content, source) if isinstance(content, bytes) else content
+    text = text.removeprefix("\ufeff")
+    if not text.strip():
+        raise LoreError(f"{source} is empty; write a lorebook in it (see docs/lorebook.md)")
+    first_fault = ""
+    for name in [form] if form else _guesses(text):
+        try:
+            data = plain(_READERS[name](text))
+        except RecursionError:
+            fault = "lists and mappings stand too deep in one another"
+        except ValueError as error:
+            too_large = "integer string conversion" in str(error)  # Python's own limit
+            fault = "a number is too large" if too_large else str(error)
+        else:
+            if isinstance(data, dict | list):
+                return data
+            fault = (
+                "it holds neither fields nor a list; see docs/lorebook.md for what belongs there"
+            )
+        first_fault = first_fault or fault
+    raise LoreError(one_line(f"{source}: {first_fault}"))
+
+
+def form_of(path: Path) -> str:
+    """Returns the form a file's suffix promises: `json`, `yaml`, `toml`, or nothing."""
+    return {".json": "json", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml"}.get(
+        path.suffix.lower(), ""
+    )
+
+
+def write(data: Any, path: Path) -> None:
+    """Writes `data` as YAML or JSON, by the path's suffix; the file is there whole or not at all.
+
+    Raises LoreError if the suffix is another, StorageError if the disk refuses.
+    """
+    form = form_of(path)
+    if form == "json":
+        text = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+    elif form == "yaml":
+        text = write_yaml(data)
+    else:
+        raise LoreError(
+            f"{path}: lorebooks are saved as .yaml or .json; end the name in one of them"
+        )
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, _mode_for(path))
+        os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True) if temporary else None
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def _mode_for(path: Path) -> int:
+    """The mode the file has, or that a new file would have had."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _decoded(content: bytes, source: str) -> str:
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise LoreError(f"{source} is UTF-16 text; save it as UTF-8")
+    if b"\0" in content[:8192] or content.startswith((b"\x89PNG", b"PK\x03\x04", b"GIF8", b"%PDF")):
+        raise LoreError(f"{source} is a binary file, not a lorebook; a lorebook is text")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        found = f"byte 0x{content[error.start]:02x} in line {line}"
+        raise LoreError(f"{source} is not UTF-8 text ({found}); save it as UTF-8") from None
+
+
+def _guesses(text: str) -> list[str]:
+    if text.lstrip()[0] in "{[":
+        return ["json", "toml", "yaml"]
+    return ["yaml", "toml"]
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_fields, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno}: this is not JSON ({error.msg.lower()})") from None
+
+
+def _read_toml(text: str) -> Any:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"this is not TOML ({error})") from None
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r:.60} is given twice in one place; keep one")
+    return fields
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number JSON knows")
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "json": _read_json,
+    "yaml": read_yaml,
+    "toml": _read_toml,
+}

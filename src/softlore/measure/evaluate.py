@@ -1,0 +1,232 @@
+"""All measures of a lorebook's prompts, beside those of no prompt and of the plain text."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from softlore.context.compose import Readable
+from softlore.errors import ConfigError, UnknownPromptError
+from softlore.lore import Block, Entry, Lorebook
+from softlore.measure import score
+from softlore.measure.keywords import lore_keywords, words
+from softlore.measure.material import Ids, Material, gather, lore_passages, passage_tokens
+from softlore.measure.results import EntryResult, Evaluation, Measures
+from softlore.measure.stories import judge, story_openings, write_stories
+from softlore.model import FrozenModel
+from softlore.prompts import Context, SoftPrompt
+
+COMPANY = 4  # most prompts that stand together
+TELLERS = ("none", "text", "soft")  # heads that write stories
+OnProgress = Callable[[float, str], None]  # share done, and what is being done
+Heads = dict[str, Readable | None]
+
+
+def evaluate(
+    model: FrozenModel,
+    book: Lorebook,
+    prompts: Mapping[str, SoftPrompt],
+    *,
+    seed: int = 0,
+    stories: int = 12,
+    story_tokens: int = 60,
+    distances: Sequence[int] = (0, 64, 256),
+    story: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> Evaluation:
+    """Measures a lorebook's soft prompts, each by itself and in company.
+
+    Args:
+        prompts: by the names of the entries; entries without one are left out, and said to be.
+        seed: of every draw; none of them is one of training's.
+        stories: how many each head writes for each entry; 0 for none.
+        story_tokens: how long they are.
+        distances: tokens of story between head and call.
+        story: text for distances and drift, in place of what the bare model writes.
+        on_progress: called with the share that is done and a word on what comes next.
+
+    Raises:
+        UnknownPromptError: no entry has a prompt.
+        PromptMismatchError: a prompt of another model.
+        ConfigError: a setting out of range.
+    """
+    distances = _checked(stories, story_tokens, distances)
+    start = time.monotonic()
+    entries = [entry for entry in book if entry.name in prompts]
+    missing = [entry.name for entry in book if entry.name not in prompts]
+    if not entries:
+        raise UnknownPromptError(
+            f"none of the {len(book)} entries of lorebook {book.name!r} has a prompt there; "
+            f"expected some of {', '.join(map(repr, missing))}; train them first, or name the "
+            "folder that holds them"
+        )
+    tell = on_progress or (lambda done, doing: None)
+    tell(0.0, "unrelated text")
+    material = gather(model, max(distances), seed, story)
+    found = {entry.name: prompts[entry.name] for entry in entries}
+    work = _Work(model, material, distances, seed, found)
+    results = []
+    for number, entry in enumerate(entries):
+        tell((number + 0.5) / (len(entries) + 1.5), entry.name)
+        results.append(work.measure(entry))
+    if stories:
+        tell(1 - 1 / (len(entries) + 1.5), "stories")
+        results = _with_stories(
+            model, material, entries, results, found, stories, story_tokens, seed
+        )
+    tell(1.0, "done")
+    settings = {
+        "seed": seed,
+        "stories": stories,
+        "story_tokens": story_tokens,
+        "distances": list(distances),
+        "story": "given" if story is not None else "sampled",
+    }
+    seconds = time.monotonic() - start
+    return Evaluation(book.name, model.name, settings, results, missing, seconds)
+
+
+def _checked(stories: int, story_tokens: int, distances: Sequence[int]) -> list[int]:
+    for name, value, least in (("stories", stories, 0), ("story_tokens", story_tokens, 1)):
+        if value < least:
+            raise ConfigError(f"{name} is {value}; expected at least {least}; ask for more")
+    if not distances or min(distances) < 0:
+        raise ConfigError(
+            f"distances are {list(distances)}; expected some, none below 0; such as 0, 64, 256"
+        )
+    return sorted(set(distances))
+
+
+def plain_text(entry: Entry) -> str:
+    """An entry's text as a hard prompt: on a line of its own, as distillation reads it."""
+    return entry.text + ("" if entry.text[-1:].isspace() else "\n")
+
+
+def heads_of(entry: Entry, prompts: Mapping[str, SoftPrompt]) -> Heads:
+    """What may stand before an entry's calls: nothing, its text if it has one, its soft prompt."""
+    text = plain_text(entry) if entry.text else None
+    return {"none": "", "text": text, "soft": prompts[entry.name]}
+
+
+class _Work:
+    """Measures entry by entry; what the bare model thinks of unrelated text is kept."""
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        material: Material,
+        distances: Sequence[int],
+        seed: int,
+        prompts: Mapping[str, SoftPrompt],
+    ) -> None:
+        self.model = model
+        self.material = material
+        self.distances = distances
+        self.seed = seed
+        self.prompts = prompts
+        self.company = _companies(list(prompts))
+        self._bare = score.thoughts(model, "", material.unrelated)
+        self._drifts: dict[str, float | None] = {"": 0.0}
+
+    def measure(self, entry: Entry) -> EntryResult:
+        """All but the stories."""
+        company = self.company[entry.name]
+        heads = heads_of(entry, self.prompts)
+        heads["company"] = Context(self.prompts[name] for name in company) if company else None
+        faithful = self._fidelities(entry, heads)
+        measured: dict[str, Measures | None] = {}
+        for name, head in heads.items():
+            found = None if head is None else self._measure(entry, head)
+            measured[name] = found and replace(found, fidelity=faithful.get(name))
+        kind = self.prompts[entry.name].kind
+        return EntryResult(entry.name, kind, company, [], measured)
+
+    def _measure(self, entry: Entry, head: Readable) -> Measures | None:
+        model = self.model
+        if not score.fits_after(model, head, passage_tokens(model)):
+            return None
+        return Measures(
+            tokens=Context(head).token_count(model).total,
+            recall={d: self._recall(head, entry.blocks, d) for d in self.distances},
+            held_out=self._recall(head, entry.held_out, 0),
+            drift=self._drift(head),
+        )
+
+    def _recall(self, head: Readable, blocks: Sequence[Block], distance: int) -> float | None:
+        if not blocks or not score.fits(self.model, head, blocks, distance):
+            return None
+        return score.recall(self.model, head, blocks, distance, self.material.fillers)
+
+    def _drift(self, head: Readable) -> float | None:
+        key = Context(head).text  # a company is measured once for all that are in it
+        if key not in self._drifts:
+            ours = score.thoughts(self.model, head, self.material.unrelated)
+            self._drifts[key] = score.kl(self.model, self._bare, ours)
+        return self._drifts[key]
+
+    def _fidelities(self, entry: Entry, heads: Heads) -> dict[str, float]:
+        """Of each head, how much of what the text does it does."""
+        model, text = self.model, heads["text"]
+        if text is None or not score.fits_after(model, text, passage_tokens(model)):
+            return {}
+        passages = lore_passages(model, entry, text, self.seed)
+        theirs = score.thoughts(model, text, passages)
+        apart = {"text": 0.0}
+        for name in ("none", "soft", "company"):
+            head = heads[name]
+            if head is not None and score.fits_after(model, head, passage_tokens(model)):
+                apart[name] = score.kl(model, theirs, score.thoughts(model, head, passages))
+        whole = apart["none"]
+        return {name: 1 - kl / whole for name, kl in apart.items()} if whole > 0 else {}
+
+
+def _companies(names: Sequence[str]) -> dict[str, list[str]]:
+    """Who stands with whom: groups of equal size, at most `COMPANY`, in the lorebook's order."""
+    groups = math.ceil(len(names) / COMPANY)
+    sizes = [len(names) // groups + (i < len(names) % groups) for i in range(groups)]
+    found: dict[str, list[str]] = {}
+    start = 0
+    for size in sizes:
+        group = list(names[start : start + size])
+        found |= {name: group if size > 1 else [] for name in group}
+        start += size
+    return found
+
+
+def _with_stories(
+    model: FrozenModel,
+    material: Material,
+    entries: Sequence[Entry],
+    results: Sequence[EntryResult],
+    prompts: Mapping[str, SoftPrompt],
+    count: int,
+    tokens: int,
+    seed: int,
+) -> list[EntryResult]:
+    """The results with what stories came to that each head began."""
+    openings = []
+    for entry in entries:
+        begun = story_openings(entry)
+        openings.append([begun[i % len(begun)] for i in range(count)])
+    keywords = [
+        lore_keywords(entry, material.known.union(*(words(one) for one in begun)))
+        for entry, begun in zip(entries, openings, strict=True)
+    ]
+    found: list[dict[str, Measures | None]] = [dict(result.heads) for result in results]
+    for name in TELLERS:
+        there = [i for i, heads in enumerate(found) if heads[name] is not None]
+        jobs: list[tuple[Readable, list[Ids]]] = []
+        for i in there:
+            head = heads_of(entries[i], prompts)[name]
+            jobs.append((head or "", [model.encode(opening) for opening in openings[i]]))
+        for i, written in zip(there, write_stories(model, jobs, tokens, seed), strict=True):
+            before = found[i][name]
+            if before is not None and written is not None:
+                told = judge(model, entries[i], openings[i], written, keywords[i])
+                found[i][name] = replace(before, stories=told)
+    return [
+        replace(result, keywords=mine, heads=heads)
+        for result, mine, heads in zip(results, keywords, found, strict=True)
+    ]

@@ -1,0 +1,176 @@
+"""Recall and drift: how well responses come back, and how far other text is bent.
+
+A *head* is what stands before: a soft prompt, several of them, plain lore, or nothing ("").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from softlore.context import ROOT, Branching, Leaf, Node, Tree, hidden_states
+from softlore.context.compose import Readable, compose
+from softlore.errors import ContextError
+from softlore.lore import Block
+from softlore.model import FrozenModel
+from softlore.prompts import Context
+
+LEAVES_AT_ONCE = 32
+Ids = Sequence[int]
+
+
+def trunk(model: FrozenModel, head: Readable, filler: Ids = ()) -> Tree:
+    """A head (which may be empty), and filler after it, as something that leaves hang on."""
+    head = Context(head)
+    if head.body.pieces or model.bos:
+        tree = compose(model, head)
+    else:  # prefixes alone, or nothing: no text yet
+        for prompt in head.prompts:
+            model.check_prompt(prompt)
+        tree = Tree([], [prompt.key_values for prompt in head.prefixes])
+    if filler:
+        tree.nodes.append(Node(list(filler), len(tree.nodes) - 1 if tree.nodes else ROOT))
+    return tree
+
+
+@torch.no_grad()
+def leaf_hidden(model: FrozenModel, tree: Tree, leaves: Sequence[Leaf]) -> list[Tensor]:
+    """Hidden states `[wanted, hidden]` of each leaf."""
+    found: list[Tensor] = []
+    for start in range(0, len(leaves), LEAVES_AT_ONCE):
+        part = leaves[start : start + LEAVES_AT_ONCE]
+        rows = hidden_states(model, [Branching(tree, part)], "expanded")
+        found.extend(rows.split([leaf.wanted for leaf in part]))
+    return found
+
+
+def end_of(tree: Tree) -> int:
+    """The node that a leaf after everything hangs on."""
+    return len(tree.nodes) - 1 if tree.nodes else ROOT
+
+
+# recall ----------------------------------------------------------------------------------------
+
+
+def recall(
+    model: FrozenModel,
+    head: Readable,
+    blocks: Sequence[Block],
+    distance: int = 0,
+    story: Sequence[Ids] = (),
+) -> float:
+    """Mean NLL of the responses, nats a token; lower is better.
+
+    Args:
+        head: what stands before the call.
+        distance: tokens of story between head and call.
+        story: token ids to take them from; the mean over all of these is reported.
+    """
+    return mean(response_losses(model, head, blocks, distance, story))
+
+
+def response_losses(
+    model: FrozenModel,
+    head: Readable,
+    blocks: Sequence[Block],
+    distance: int = 0,
+    story: Sequence[Ids] = (),
+) -> list[float]:
+    """NLL of each response, block by block, nats a token; see `recall`."""
+    if distance and not any(map(len, story)):
+        raise ContextError(f"no story text for a distance of {distance}; expected some; give it")
+    fillers = [_stretched(text, distance) for text in story if text] if distance else [[]]
+    pairs = _pairs(model, blocks)
+    runs = [token_losses(model, trunk(model, head, filler), pairs) for filler in fillers]
+    return [mean([float(nll.mean()) for nll in of_one]) for of_one in zip(*runs, strict=True)]
+
+
+def fits(model: FrozenModel, head: Readable, blocks: Sequence[Block], distance: int = 0) -> bool:
+    """Whether the model reads far enough for every response at this distance."""
+    longest = max((len(call) + len(answer) for call, answer in _pairs(model, blocks)), default=0)
+    return fits_after(model, head, distance + longest)
+
+
+def fits_after(model: FrozenModel, head: Readable, length: int) -> bool:
+    """Whether so many tokens of text fit the model's context after a head."""
+    tree = trunk(model, head)
+    taken = tree.start + sum(map(len, tree.nodes))
+    return model.context_length is None or taken + length <= model.context_length
+
+
+def token_losses(model: FrozenModel, tree: Tree, pairs: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:
+    """NLL `[len(told)]` of the tokens told in each pair (read, told), by itself after the tree."""
+    end = end_of(tree)
+    leaves = [
+        Leaf([*read, *told], end, len(read) - 1, len(read) + len(told) - 1) for read, told in pairs
+    ]
+    losses = []
+    for hidden, (_, told) in zip(leaf_hidden(model, tree, leaves), pairs, strict=True):
+        logp = log_softmax(model.logits(hidden), dim=-1)
+        ids = torch.tensor(list(told), device=logp.device)
+        losses.append(-logp.gather(1, ids[:, None])[:, 0])
+    return losses
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean; not a number for no values."""
+    return sum(values) / len(values) if values else math.nan
+
+
+def _pairs(model: FrozenModel, blocks: Sequence[Block]) -> list[tuple[list[int], list[int]]]:
+    return [
+        (model.encode(block.call), model.encode(response, inside=True))
+        for block in blocks
+        for response in block.responses
+    ]
+
+
+def _stretched(ids: Ids, length: int) -> list[int]:
+    return (list(ids) * (length // len(ids) + 1))[:length]
+
+
+# drift -----------------------------------------------------------------------------------------
+
+
+def thoughts(model: FrozenModel, head: Readable, passages: Sequence[Ids]) -> list[Tensor]:
+    """Hidden states `[len, hidden]` of each passage after a head."""
+    tree = trunk(model, head)
+    return leaf_hidden(model, tree, [Leaf(list(ids), end_of(tree)) for ids in passages])
+
+
+def kl(model: FrozenModel, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> float:
+    """Mean KL(teacher ‖ student) of next tokens, nats a token, from `thoughts` of both."""
+    total, tokens = 0.0, 0
+    for theirs, ours in zip(teacher, student, strict=True):
+        p, q = (log_softmax(model.logits(rows), dim=-1) for rows in (theirs, ours))
+        total += float((p.exp() * (p - q)).sum())
+        tokens += len(p)
+    return total / tokens if tokens else math.nan
+
+
+def divergence(
+    model: FrozenModel, teacher: Readable, student: Readable, passages: Sequence[Ids]
+) -> float:
+    """Mean KL(teacher ‖ student) over the passages' tokens, nats a token."""
+    return kl(model, thoughts(model, teacher, passages), thoughts(model, student, passages))
+
+
+def drift(model: FrozenModel, head: Readable, passages: Sequence[Ids]) -> float:
+    """How far unrelated text is bent: mean KL(bare ‖ with head), nats a token."""
+    return divergence(model, "", head, passages)
+
+
+def fidelity(model: FrozenModel, text: Readable, soft: Readable, passages: Sequence[Ids]) -> float:
+    """How much of what a text does a soft prompt does: 1 − KL(text ‖ soft) / KL(text ‖ bare).
+
+    1 is all of it, 0 no more than the bare model, below 0 less than that; not a number where the
+    text does nothing. The passages are ones that the model wrote after the text
+    (`decode.sample_passages`), not those it was trained on.
+    """
+    teacher, bare, ours = (thoughts(model, head, passages) for head in (text, "", soft))
+    whole = kl(model, teacher, bare)
+    return 1 - kl(model, teacher, ours) / whole if whole > 0 else math.nan

@@ -1,0 +1,372 @@
+"""FrozenModel: a transformers causal LM whose weights never change, driven through one door."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlore.errors import ContextError, ModelError, PromptMismatchError, UnsupportedModelError
+from softlore.model import fingerprint as sketches
+from softlore.model.cache import KeysValues, Past, fill_cache, read_cache
+from softlore.model.families import Family, LayeredMask, describe
+from softlore.model.proof import first_line, prove, refusing
+
+DEFAULT_MODEL = "storyteller"
+
+
+class FrozenModel:
+    """A causal language model with its tokenizer; only ever read, never trained.
+
+    Attributes:
+        hf: the transformers model, in eval mode, all parameters frozen.
+        tokenizer: its tokenizer.
+        name: the name or path it was loaded by.
+        width: columns of an embedding row, as the forward takes them.
+        layers, kv_heads, head_dim: the shape of a prefix.
+        takes_prefix: False where keys and values differ in shape, so that only embedding
+            prompts can be made.
+        context_length: the most tokens it can read, or None where it has no end.
+        bos_id: the token that its tokenizer puts before every text, or None.
+    """
+
+    def __init__(self, hf: Any, tokenizer: Any, name: str = "model") -> None:
+        self.hf = hf.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.bos_id = _leading_id(tokenizer)
+        with refusing(hf.config.model_type):
+            self._set_up(hf)
+
+    def _set_up(self, hf: Any) -> None:
+        self.family: Family = describe(hf)
+        self._body = hf.get_decoder()
+        self._embedding = hf.get_input_embeddings()
+        self._head = hf.get_output_embeddings()
+        config = hf.config.get_text_config()
+        self.layers = int(config.num_hidden_layers)
+        self.width = int(self._embedding.weight.shape[1])
+        self.vocab_size = int(self._embedding.weight.shape[0])
+        self.context_length = _context_length(config)
+        kept = self._native_keys_values([0])
+        self.kv_heads, self.head_dim = int(kept[0][0].shape[1]), int(kept[0][0].shape[3])
+        self.takes_prefix = len({tuple(t.shape) for pair in kept for t in pair}) == 1
+        prove(self)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str] = DEFAULT_MODEL,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+    ) -> FrozenModel:
+        """Loads a model by hub id or folder; `"storyteller"` is the one inside the package.
+
+        Args:
+            name: hub id, folder, or `"storyteller"`.
+            dtype: such as `"bfloat16"`; default: float32 on a CPU, bfloat16 on a GPU.
+            device: such as `"cuda"`; default: a GPU when there is one.
+
+        Raises:
+            ModelError: when there is no such model, or it can't be read.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        where = _locate(str(name))
+        device = _device(device)
+        dtype = _dtype(dtype, device)
+        try:
+            with _quiet():
+                tokenizer = AutoTokenizer.from_pretrained(where)
+                hf = AutoModelForCausalLM.from_pretrained(where, dtype=dtype)
+        except Exception as error:
+            raise ModelError(
+                f"model {str(name)!r} could not be loaded ({first_line(error)}); expected a "
+                "folder with config.json, weights and tokenizer, a hub id that can be reached, or "
+                f"{DEFAULT_MODEL!r}; check the name, or download the model first"
+            ) from error
+        return cls(hf.to(device), tokenizer, str(name))
+
+    def __repr__(self) -> str:
+        return f"FrozenModel({self.name!r}, {self.family.model_type}, {self.dtype}, {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        return self._embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._embedding.weight.dtype
+
+    # text and ids ------------------------------------------------------------------------------
+
+    def encode(self, text: str, inside: bool = False) -> list[int]:
+        """Token ids of `text`, without special tokens.
+
+        `inside`: the text goes on from other text, so that no space is put before it (as the
+        tokenizers of Llama 2 and Mistral do).
+        """
+        if inside and text and self._spaces:
+            head = self._ids("\n")
+            ids = self._ids("\n" + text)
+            if ids[: len(head)] == head:
+                return ids[len(head) :]
+        return self._ids(text)
+
+    @cached_property
+    def _spaces(self) -> bool:
+        """Whether the tokenizer puts a space before a text."""
+        return self._ids("\na") != self._ids("\n") + self._ids("a")
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int], inside: bool = False) -> str:
+        """The text of ids; `inside`: it goes on from other text, and may begin with a space."""
+        if inside:
+            head = self._ids("a")  # a word to go on from
+            return self.decode([*head, *ids])[len(self.decode(head)) :]
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    @property
+    def bos(self) -> list[int]:
+        """The ids that head every context: one BOS, or nothing."""
+        return [] if self.bos_id is None else [self.bos_id]
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that random filler must never hold."""
+        return frozenset(self.tokenizer.all_special_ids) | frozenset(
+            self.tokenizer.get_added_vocab().values()
+        )
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        configured = getattr(self.hf.generation_config, "eos_token_id", None)
+        ids = configured if isinstance(configured, list) else [configured]
+        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+
+    # the one door ------------------------------------------------------------------------------
+
+    def hidden(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        past: Past | None = None,
+        keep: bool = False,
+    ) -> tuple[Tensor, KeysValues | None]:
+        """Last hidden states of rows that stand at given places and see given keys.
+
+        Args:
+            embeds: `[B, T, width]` rows; never changed in place.
+            positions: `[B, T]` text positions.
+            visible: `[B, T, P + T]` bool, which keys (past first) each query may see.
+            past: keys and values that come before, `P` long.
+            keep: also return keys and values of past and rows together.
+
+        Returns:
+            `[B, T, hidden]`, and one (key, value) a layer when `keep`.
+        """
+        key_positions = positions
+        if past is not None:
+            key_positions = torch.cat([past.positions, positions], dim=1)
+        mask = self._mask(positions, key_positions, visible)
+        arguments: dict[str, Any] = {"attention_mask": mask}
+        if self.family.takes_positions:
+            arguments["position_ids"] = positions
+        cache = None
+        if past is not None or keep or self.family.model_type == "mpt":
+            cache = fill_cache(past, mask)
+            arguments["past_key_values"] = cache
+        out = self._body(
+            inputs_embeds=embeds.clone(),  # CTRL scales its input in place
+            use_cache=cache is not None,
+            **arguments,
+        )
+        return out.last_hidden_state, read_cache(cache) if keep and cache is not None else None
+
+    def _mask(self, positions: Tensor, key_positions: Tensor, visible: Tensor) -> Any:
+        """Additive mask(s) `[B, 1 or heads, T, P + T]` in the form the family takes."""
+        family = self.family
+        distance = positions[:, :, None] - key_positions[:, None, :]  # [B, T, P + T]
+        full = self._additive(visible, distance, key_positions)
+        if family.window is None:
+            return full
+        near = self._additive(visible & (distance < family.window), distance, key_positions)
+        if family.by_type:
+            return {"full_attention": full, "sliding_attention": near}
+        if family.model_type == "gpt_neo":
+            layered = full.as_subclass(LayeredMask)
+            layered.sliding = near
+            return layered
+        return near
+
+    def _additive(self, visible: Tensor, distance: Tensor, key_positions: Tensor) -> Tensor:
+        lowest = torch.finfo(self.dtype).min
+        slopes = self.family.slopes
+        if slopes is None:
+            bias = torch.zeros((), dtype=self.dtype, device=visible.device)
+        else:  # ALiBi: slope × key position, or × minus the distance, which comes to the same
+            far = -distance if self.family.by_distance else key_positions[:, None, :]
+            bias = slopes.to(visible.device)[None, :, None, None] * far[:, None]
+        return torch.where(visible[:, None], bias.to(self.dtype), lowest)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits `[R, vocab]`, float32, of flat hidden states `[R, hidden]`."""
+        return self.family.finish(self._head(hidden)).float()
+
+    # what prompts are made of ------------------------------------------------------------------
+
+    def embed_ids(self, ids: Tensor | list[int]) -> Tensor:
+        """Embedding rows of token ids, scaled as the forward takes them: `[..., width]`."""
+        return self._embedding(torch.as_tensor(ids, dtype=torch.long, device=self.device))
+
+    @torch.no_grad()
+    def keys_values(self, ids: list[int]) -> Tensor:
+        """Keys and values of a text read from position 0: `[layers, 2, kv_heads, n, head_dim]`.
+
+        Raises:
+            UnsupportedModelError: when this model takes no prefix.
+        """
+        self._expect_prefix()
+        if not ids:
+            raise ContextError("no tokens to take keys and values of; expected at least one")
+        pairs = self._native_keys_values(ids)
+        return torch.stack([torch.stack([k[0], v[0]]) for k, v in pairs]).float()
+
+    @torch.no_grad()
+    def _native_keys_values(self, ids: list[int]) -> KeysValues:
+        n = len(ids)
+        rows = self.embed_ids(ids)[None]
+        positions = torch.arange(n, device=self.device)[None]
+        causal = torch.ones(1, n, n, dtype=torch.bool, device=self.device).tril()
+        kept = self.hidden(rows, positions, causal, keep=True)[1]
+        if not kept or len(kept) != self.layers:
+            raise UnsupportedModelError(
+                f"model type {self.family.model_type!r} keeps no keys and values for each of its "
+                f"{self.layers} layers; expected a decoder with plain attention; use another model"
+            )
+        return kept
+
+    def fingerprint(self, kind: str) -> dict[str, Any]:
+        """The numeric sketch that a prompt of this kind carries (see `model.fingerprint`)."""
+        parts = {"embeddings": sketches.embedding_sketch(self._embedding)}
+        if kind == "prefix":
+            ids = sketches.spread(self.vocab_size, sketches.KEY_IDS)
+            keys = self.keys_values(ids)[-1, 0]  # [kv_heads, 16, head_dim]
+            parts["keys"] = sketches.sketch(keys.transpose(0, 1).flatten(1))
+        return parts
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """SHA-256 of the vocabulary in id order."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        joined = "\n".join(token for token, _ in vocabulary)
+        return "sha256:" + hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def check_prompt(self, prompt: Any) -> None:
+        """Raises PromptMismatchError when a SoftPrompt was made for another model."""
+        shape = prompt_shape(self, prompt.kind, len(prompt))
+        tensor = prompt.embeddings if prompt.kind == "embedding" else prompt.key_values
+        if tuple(tensor.shape) != shape:
+            raise PromptMismatchError(
+                f"prompt {prompt.name!r} has shape {tuple(tensor.shape)}; expected {shape} for "
+                f"model {self.name!r}; load the model it was made for"
+            )
+        if prompt.kind not in self._fingerprints:  # a forward pass: once, not for every context
+            self._fingerprints[prompt.kind] = self.fingerprint(prompt.kind)
+        sketches.check(self._fingerprints[prompt.kind], prompt.fingerprint, prompt.name, self.name)
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+    def _expect_prefix(self) -> None:
+        if not self.takes_prefix:
+            raise UnsupportedModelError(
+                f"model type {self.family.model_type!r} keeps keys and values of different shapes, "
+                "which no prefix prompt can hold; expected one shape for all layers; use "
+                "kind='embedding'"
+            )
+
+
+def prompt_shape(model: FrozenModel, kind: str, n_tokens: int) -> tuple[int, ...]:
+    """The shape of a soft prompt's tensor for a model."""
+    if kind == "embedding":
+        return (n_tokens, model.width)
+    model._expect_prefix()
+    return (model.layers, 2, model.kv_heads, n_tokens, model.head_dim)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bar of transformers' own while a model loads."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _locate(name: str) -> str:
+    if name == DEFAULT_MODEL and not Path(name).is_dir():
+        from softlore import storyteller
+
+        return str(storyteller.path())
+    return name
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(
+            f"device {str(device)!r} can't be used ({first_line(error)}); expected cpu, cuda "
+            "or another that torch reaches here; leave it out to have one chosen"
+        ) from error
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        raise ModelError(
+            f"unknown dtype {dtype!r}; expected float32, bfloat16 or float16; give one of them"
+        )
+    return resolved
+
+
+def _context_length(config: Any) -> int | None:
+    if config.model_type == "bloom":  # ALiBi: `seq_length` is only what it was trained with
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # Past this length it turns every key otherwise, those in a cache or a prefix too.
+        return int(rope["original_max_position_embeddings"])
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(config, key, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _leading_id(tokenizer: Any) -> int | None:
+    """BOS where the tokenizer itself puts one before a text, else None."""
+    ids = tokenizer("a")["input_ids"]
+    bos = tokenizer.bos_token_id
+    return bos if ids and bos is not None and ids[0] == bos else None

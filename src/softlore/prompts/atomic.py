@@ -1,0 +1,91 @@
+"""Files that are written whole or not at all, whatever happens in between."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from softlore.errors import StorageError
+
+TEMPORARY_PREFIX = ".softlore-"
+
+_MENDS = {
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "your quota is used up: free some space, or write to another disk",
+    errno.EFBIG: "the file is larger than allowed here: write to another disk",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that you may write to",
+    errno.ENOENT: "make the folder first",
+    errno.ENOTDIR: "make the folder first",
+    errno.EISDIR: "it is a folder: name a file in it",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Gives a file to write into, which becomes `path` when the block ends without an error.
+
+    It lies in the same folder under a temporary name, is flushed to the disk, then renamed, and
+    the folder is flushed. A reader sees the old file or the new one, never a part; if the block
+    or the disk fails, the temporary file is removed and the old file stays. A link at `path` is
+    replaced, not followed. Raises StorageError where the disk refuses.
+    """
+    target = Path(path)
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    flags |= getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _flush_folder(target.parent)
+    except OSError as error:
+        _remove(temporary)
+        if isinstance(error, StorageError):
+            raise
+        raise refused("write", target, error) from error
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def write_whole(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
+    """Writes `parts` one after another as the file `path`, whole or not at all."""
+    with writing(path) as file:
+        for part in parts:
+            file.write(part)
+
+
+def refused(verb: str, path: Path, error: OSError) -> StorageError:
+    """The StorageError that says what the system would not do, and how to mend it."""
+    why = error.strerror or str(error)
+    mend = _MENDS.get(error.errno or 0, "check the disk, and that you may write there")
+    return StorageError(f"could not {verb} {str(path)!r}: {why}; {mend}")
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:  # some network disks cannot; some folders may be written, not read
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -1,0 +1,231 @@
+"""softlore's own prompt file: safetensors with one tensor and metadata. See docs/format.md."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from softlore.errors import PromptError, PromptFileError, StorageError
+from softlore.prompts.atomic import write_whole
+from softlore.prompts.header import TENSOR, RawHeader, build_header, changed, read_raw_header
+from softlore.prompts.metadata import MAX_DEPTH
+from softlore.prompts.names import clean_name
+from softlore.prompts.reasons import Reason
+from softlore.prompts.shapes import Kind, check_kind, check_shape, tokens_of
+from softlore.prompts.sniff import MAX_HEADER_BYTES, open_regular
+from softlore.prompts.soft_prompt import JSON_FIELDS, METADATA_KEYS, TEXT_FIELDS, SoftPrompt
+from softlore.prompts.strict_json import parse_json
+
+FORMAT = "softlore"
+FORMAT_VERSION = 1
+SUFFIX = ".safetensors"
+
+# What the numbers are, so that a reader need not guess.
+CONVENTIONS: dict[Kind, str] = {
+    "embedding": "inputs_embeds",  # rows as the forward takes them, already scaled
+    "prefix": "past_key_values",  # as they lie in the cache; keys already rotated, from position 0
+}
+_REQUIRED = ("format", "format_version", "kind", "convention", "name")
+
+
+@dataclass(frozen=True)
+class PromptHeader:
+    """What a prompt file says of itself, without its tensor.
+
+    Attributes:
+        path: where it was read.
+        dtype: of the tensor in the file: "F32", "F16" or "BF16".
+        shape: of the tensor.
+        data_bytes: size of the tensor in the file.
+        metadata: string → string, as in the file.
+    """
+
+    path: Path
+    name: str
+    kind: Kind
+    dtype: str
+    shape: tuple[int, ...]
+    data_bytes: int
+    metadata: dict[str, str]
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens the prompt has."""
+        return tokens_of(self.kind, self.shape)
+
+    def fields(self) -> dict[str, Any]:
+        """SoftPrompt's metadata fields, nested values parsed. Raises PromptFileError."""
+        fields: dict[str, Any] = {"name": self.name, "created": self.metadata.get("created", "")}
+        fields |= {key: self.metadata.get(key, "") for key in TEXT_FIELDS}
+        for key in JSON_FIELDS:
+            text = self.metadata.get(key, "{}")
+            fields[key] = parse_json(text, f"metadata {key!r}", MAX_DEPTH, Reason.METADATA_VALUE)
+        fields["extra"] = {k: v for k, v in self.metadata.items() if k not in METADATA_KEYS}
+        return fields
+
+
+def read_header(path: str | os.PathLike[str]) -> PromptHeader:
+    """Reads and checks all but the tensor's values: quick, however large the tensor.
+
+    Raises PromptFileError, with a reason, or StorageError.
+    """
+    with _reading(path) as (file, size):
+        return _prompt_header(path, read_raw_header(file, size))
+
+
+def read_prompt(path: str | os.PathLike[str]) -> SoftPrompt:
+    """Reads a prompt file; nothing in it is ever run. Raises PromptFileError or StorageError."""
+    with _reading(path) as (file, size):
+        raw = read_raw_header(file, size)
+        header = _prompt_header(path, raw)
+        fields = header.fields()
+        tensor = _read_tensor(file, raw)
+        with _blaming(Reason.METADATA_VALUE):
+            return SoftPrompt(kind=header.kind, tensor=tensor, **fields)
+
+
+def write_prompt(prompt: SoftPrompt, path: str | os.PathLike[str]) -> None:
+    """Writes a prompt file, whole or not at all; equal prompts give equal bytes.
+
+    Raises PromptError for metadata too long for a header, StorageError where the disk refuses.
+    """
+    header = build_header(tuple(prompt.tensor.shape), _metadata_of(prompt))
+    if len(header) - 8 > MAX_HEADER_BYTES:
+        raise PromptError(
+            f"the metadata of prompt {prompt.name!r} takes {len(header) - 8:,} bytes; expected at "
+            f"most {MAX_HEADER_BYTES:,}; shorten its description, training or metrics"
+        )
+    values = prompt.tensor.numpy()
+    if sys.byteorder == "big":
+        values = values.byteswap()
+    write_whole(path, header, values.data.cast("B"))
+
+
+def _metadata_of(prompt: SoftPrompt) -> dict[str, str]:
+    metadata = dict(prompt.extra)
+    metadata |= {key: getattr(prompt, key) for key in ("name", "created", *TEXT_FIELDS)}
+    for key in JSON_FIELDS:
+        metadata[key] = json.dumps(
+            getattr(prompt, key), ensure_ascii=False, allow_nan=False, sort_keys=True
+        )
+    return metadata | {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "kind": prompt.kind,
+        "convention": CONVENTIONS[prompt.kind],
+    }
+
+
+@contextlib.contextmanager
+def _reading(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
+    """The open file and its size; errors raised inside name the file."""
+    file, size = open_regular(path)
+    with file:
+        try:
+            yield file, size
+        except PromptFileError as error:
+            named = f"cannot read the prompt file {os.fspath(path)!r}: {error}"
+            raise PromptFileError(named, reason=error.reason) from None
+        except StorageError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"could not read {os.fspath(path)!r}: {error.strerror}; check the disk"
+            ) from error
+
+
+@contextlib.contextmanager
+def _blaming(reason: Reason) -> Iterator[None]:
+    """Turns a PromptError about a value into one about the file that holds it."""
+    try:
+        yield
+    except PromptError as error:
+        known = error.reason if isinstance(error, PromptFileError) else reason
+        raise PromptFileError(str(error), reason=known) from None
+
+
+def _prompt_header(path: str | os.PathLike[str], raw: RawHeader) -> PromptHeader:
+    """Checks what the metadata says of format, version, kind, name and the tensor's shape."""
+    found = raw.metadata
+    if found.get("format") != FORMAT:
+        hint = "it may be a PEFT adapter or a model" if found.get("format") == "pt" else ""
+        raise PromptFileError(
+            f"metadata 'format' is {found.get('format')!r:.40}; expected {FORMAT!r}; this is "
+            f"safetensors of another program{': ' + hint if hint else ''}; import it by that "
+            "program's format",
+            reason=Reason.NOT_SOFTLORE,
+        )
+    _check_version(found.get("format_version"))
+    missing = [key for key in _REQUIRED if key not in found]
+    if missing:
+        raise PromptFileError(
+            f"metadata {', '.join(missing)} is missing; expected {', '.join(_REQUIRED)}; the file "
+            "was edited or made by a faulty program: get it again",
+            reason=Reason.METADATA_MISSING,
+        )
+    with _blaming(Reason.METADATA_VALUE):
+        kind, name = check_kind(found["kind"]), clean_name(found["name"])
+    if found["convention"] != CONVENTIONS[kind]:
+        raise PromptFileError(
+            f"metadata 'convention' is {found['convention']!r:.80}; expected "
+            f"{CONVENTIONS[kind]!r} for the {kind} kind; convert the file where it was made",
+            reason=Reason.METADATA_VALUE,
+        )
+    with _blaming(Reason.SHAPE):
+        check_shape(kind, raw.shape)
+    return PromptHeader(Path(path), name, kind, raw.dtype, raw.shape, raw.data_bytes, found)
+
+
+def _check_version(version: str | None) -> None:
+    if version is None or not (version.isascii() and version.isdigit() and len(version) < 10):
+        raise PromptFileError(
+            f"metadata 'format_version' is {version!r:.40}; expected a whole number, as "
+            f"{str(FORMAT_VERSION)!r}; the file was edited or made by a faulty program: get it "
+            "again",
+            reason=Reason.VERSION,
+        )
+    if int(version) > FORMAT_VERSION:
+        raise PromptFileError(
+            f"it was made by a newer softlore (format version {version}); expected version "
+            f"{FORMAT_VERSION} or older; update softlore: pip install -U softlore",
+            reason=Reason.NEWER_VERSION,
+        )
+    if int(version) < 1:
+        raise PromptFileError(
+            f"metadata 'format_version' is {version!r}; expected 1 to {FORMAT_VERSION}; get the "
+            "file again",
+            reason=Reason.VERSION,
+        )
+
+
+def _read_tensor(file: BinaryIO, raw: RawHeader) -> Tensor:
+    """The tensor in float32, its values checked: `raw.shape`."""
+    data = file.read(raw.data_bytes)
+    if len(data) != raw.data_bytes:
+        raise changed()
+    try:
+        stored = safetensors.torch.load(raw.raw + data)[TENSOR]
+    except safetensors.SafetensorError as error:
+        raise PromptFileError(
+            f"safetensors refuses the file: {error}; get it again", reason=Reason.HEADER_NOT_JSON
+        ) from None
+    tensor = stored.to(torch.float32)
+    unfit = int((~torch.isfinite(tensor)).sum())
+    if unfit:
+        raise PromptFileError(
+            f"{unfit} of the tensor's {tensor.numel()} values are NaN or infinite; expected finite "
+            "numbers; the prompt's training diverged, or the file was damaged: get another",
+            reason=Reason.NOT_FINITE,
+        )
+    return tensor

@@ -1,0 +1,112 @@
+"""Checkpoints: everything that a killed run needs to end with the bit-same prompts.
+
+One safetensors file, replaced atomically. All draws are a function of seed and update number, so
+no random state is kept; the choices made at the start (tree form, micro-batch) are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from softlore.errors import StorageError
+from softlore.prompts.atomic import TEMPORARY_PREFIX, refused, write_whole
+
+VERSION = 1
+STALE_SECONDS = 3600  # nobody writes a checkpoint for so long
+
+
+def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Writes tensors and JSON facts to one file, whole or not at all.
+
+    Raises:
+        StorageError: when the disk refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused("make the folder", path.parent, error) from error
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    told = json.dumps(facts)
+    metadata = {"softlore_checkpoint": str(VERSION), "facts": told, "hash": _hash(kept, told)}
+    write_whole(path, save(kept, metadata))
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `save_checkpoint` wrote.
+
+    Raises:
+        StorageError: when the file is not a whole checkpoint of this version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("softlore_checkpoint") != str(VERSION):
+                raise ValueError("not a checkpoint of this version")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata["hash"] != _hash(tensors, metadata["facts"]):
+                raise ValueError("its content is damaged")
+            return tensors, json.loads(metadata["facts"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise StorageError(
+            f"checkpoint {str(path)!r} can't be read ({error}); expected one written by this "
+            "version of softlore; to begin anew, say so with again=True (--again), or delete it"
+        ) from error
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Removes a checkpoint that is no longer needed, and what killed runs have left beside it."""
+    for leftover in path.parent.glob(f"{TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                leftover.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()  # unless something else is in it
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Puts Ctrl-C off to the end of the block, so that all entries are at the same update."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    came: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *what: came.append(what))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        before(*came[-1])
+
+
+def nested(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors filed under `name/`."""
+    head = f"{name}/"
+    return {key.removeprefix(head): t for key, t in tensors.items() if key.startswith(head)}
+
+
+def _hash(tensors: dict[str, Tensor], facts: str) -> str:
+    parts = [f"{name} {digest(tensor)}" for name, tensor in sorted(tensors.items())]
+    return hashlib.sha256("\n".join([*parts, facts]).encode()).hexdigest()
+
+
+def digest(tensor: Tensor) -> str:
+    """A short hash of a tensor's bytes, to tell whether something is what it was."""
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(raw).hexdigest()[:16]

@@ -1,0 +1,86 @@
+"""Where a soft prompt starts: real text, never noise."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+from softlore.errors import ConfigError
+from softlore.lore import Entry
+from softlore.model import FrozenModel
+from softlore.prompts import SoftPrompt
+from softlore.tune.config import TrainingConfig
+
+
+def initial_value(model: FrozenModel, entry: Entry, config: TrainingConfig) -> Tensor:
+    """The tensor an entry's prompt starts from, float32.
+
+    A longer text is thinned to `n_tokens` tokens at evenly spaced places, a shorter one repeated;
+    then it is read as a text of its own. (Keys taken from evenly spaced places of the whole text
+    remember gaps between them, and bend unrelated text four times as much to begin with.)
+
+    Raises:
+        ConfigError: when the chosen source is empty, or is a prompt of another size or kind.
+    """
+    if isinstance(config.initial, SoftPrompt):
+        return _as_it_is(model, config.initial, config).to(model.device)
+    ids = _source(model, entry, config, config.initial)
+    n = config.n_tokens
+    if len(ids) < n:
+        ids = (ids * (n // len(ids) + 1))[:n]
+    thinned = [ids[i * len(ids) // n] for i in range(n)]
+    if config.kind == "embedding":
+        with torch.no_grad():
+            return model.embed_ids(thinned).float()
+    return model.keys_values(thinned)
+
+
+def _as_it_is(model: FrozenModel, prompt: SoftPrompt, config: TrainingConfig) -> Tensor:
+    model.check_prompt(prompt)
+    if (prompt.kind, len(prompt)) != (config.kind, config.n_tokens):
+        raise ConfigError(
+            f"prompt {prompt.name!r}, to start from, is of kind {prompt.kind!r} with {len(prompt)} "
+            f"tokens; expected {config.kind!r} with {config.n_tokens}; train that kind and length"
+        )
+    return prompt.tensor
+
+
+def _source(model: FrozenModel, entry: Entry, config: TrainingConfig, choice: str) -> list[int]:
+    responses = "".join(r for block in entry.blocks for r in block.responses)
+    if choice == "auto":
+        choice = "responses" if responses else "text"
+    if choice == "vocabulary":
+        draw = random.Random(f"vocabulary/{config.seed}/{entry.name}")
+        usable = sorted(set(range(known_ids(model))) - model.special_ids)
+        return [draw.choice(usable) for _ in range(config.n_tokens)]
+    text = {"responses": responses, "text": entry.text}.get(choice, choice)
+    ids = model.encode(text) or model.bos
+    if not ids:
+        raise ConfigError(
+            f"entry {entry.name!r} has no {choice or 'text'} to start from, and {model.name!r} has "
+            "no BOS; expected some text; give initial='vocabulary' or a text of your own"
+        )
+    return ids
+
+
+def known_ids(model: FrozenModel) -> int:
+    """How many ids the tokenizer has; embedding rows past them were never trained."""
+    return min(model.vocab_size, len(model.tokenizer))
+
+
+def scale_of(model: FrozenModel, value: Tensor, kind: str) -> Tensor:
+    """What "one" means for a learning rate: the size of the model's own rows or keys and values.
+
+    Embedding kind: the root mean square of the model's embedding rows, one number. Prefix kind:
+    the root mean square of each layer's keys and of its values, `[layers, 2, 1, 1, 1]`.
+    """
+    if kind == "prefix":
+        scale = value.float().pow(2).mean(dim=(2, 3, 4), keepdim=True).sqrt()
+    else:
+        step = max(1, model.vocab_size // 4096)
+        with torch.no_grad():
+            rows = model.embed_ids(torch.arange(0, model.vocab_size, step))
+        scale = rows.float().pow(2).mean().sqrt().reshape(1, 1)
+    return scale.clamp_min(1e-6)

@@ -1,0 +1,132 @@
+"""What an entry has to teach: pairs from its blocks, a teacher's passages from its text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from softlore.context import Node, Tree
+from softlore.decode import openers, sample_passages
+from softlore.errors import LoreError
+from softlore.lore import Entry
+from softlore.model import FrozenModel
+from softlore.tune.config import TrainingConfig
+from softlore.tune.objective import Pair, pairs_of
+from softlore.tune.teacher import Passage, teach
+
+CORPUS_WINDOW = 128  # tokens of a corpus that are predicted at a time
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Call/response pairs and distillation passages of one entry."""
+
+    name: str
+    pairs: list[Pair]
+    passages: list[Passage]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest leaf."""
+        lengths = [len(pair.ids) for pair in self.pairs]
+        return max([*lengths, *(len(p.ids) for p in self.passages)], default=0)
+
+
+def make_lesson(model: FrozenModel, entry: Entry, config: TrainingConfig) -> Lesson:
+    """Tokenizes an entry's blocks, and has the teacher write about its text.
+
+    Raises:
+        LoreError: nothing to teach, or a response too long for the context.
+    """
+    pairs = [
+        pair
+        for block in entry.blocks
+        for pair in pairs_of(model, block.call, block.responses, config.chat)
+    ]
+    _check_pairs(model, entry, pairs, config)
+    passages: list[Passage] = []
+    if entry.text and config.distil_weight > 0:
+        passages = write_passages(model, entry, openers(entry), config)
+    if not pairs and not passages:
+        raise LoreError(
+            f"entry {entry.name!r} has no blocks, and its text is not distilled "
+            "(distil_weight is 0); expected blocks or a text to distil; add one"
+        )
+    return Lesson(entry.name, pairs, passages)
+
+
+def make_corpus_lesson(model: FrozenModel, entry: Entry, config: TrainingConfig) -> Lesson:
+    """Cuts an entry's text into windows to be predicted whole (mkultra's finetune).
+
+    Raises:
+        LoreError: when the text is shorter than two tokens.
+    """
+    ids = model.encode(entry.text)
+    length = min(CORPUS_WINDOW, room_beside(model, config.n_tokens) or CORPUS_WINDOW)
+    windows = [ids[at : at + length] for at in range(0, len(ids), length)]
+    pairs = [Pair(window, 1) for window in windows if len(window) > 1]
+    if not pairs:
+        raise LoreError(
+            f"the corpus of {entry.name!r} has {len(ids)} tokens; expected at least two; "
+            "give a longer text"
+        )
+    return Lesson(entry.name, pairs, [])
+
+
+def _check_pairs(
+    model: FrozenModel, entry: Entry, pairs: Sequence[Pair], config: TrainingConfig
+) -> None:
+    room = room_beside(model, config.n_tokens)
+    for pair in pairs:
+        if pair.answer < 1 or pair.answer >= len(pair.ids):
+            side = "call" if pair.answer < 1 else "response"
+            raise LoreError(
+                f"entry {entry.name!r} has a {side} without tokens for {model.name!r}; expected "
+                "at least one token in each; write some text there"
+            )
+        if room is not None and len(pair.ids) > room:
+            raise LoreError(
+                f"entry {entry.name!r} has a call and response of {len(pair.ids)} tokens; "
+                f"expected at most {room} ({model.name!r} reads {model.context_length}, the prompt "
+                f"takes {config.n_tokens}); shorten the response, or split it over several"
+            )
+
+
+def room_beside(model: FrozenModel, n_tokens: int) -> int | None:
+    """Tokens of text that the model can read beside one prompt; None: no end."""
+    if model.context_length is None:
+        return None
+    return model.context_length - n_tokens - len(model.bos)
+
+
+def passage_length(model: FrozenModel, config: TrainingConfig) -> int:
+    """Tokens of a passage: as many as asked for, or as fit beside a prompt."""
+    room = room_beside(model, config.n_tokens)
+    return config.passage_tokens if room is None else min(config.passage_tokens, room)
+
+
+def lore_tree(model: FrozenModel, text: str) -> Tree:
+    """What the teacher has read: BOS, and the lore's text, on a line of its own."""
+    ending = "" if text[-1:].isspace() else "\n"
+    return Tree([Node(model.bos + model.encode(text + ending))])
+
+
+def write_passages(
+    model: FrozenModel, entry: Entry, starts: Sequence[str], config: TrainingConfig
+) -> list[Passage]:
+    """The teacher's own passages about the lore, and its hidden states on them.
+
+    Raises:
+        LoreError: when the text leaves no room for a passage.
+    """
+    before = lore_tree(model, entry.text or "")
+    taken = len(before.nodes[0])
+    length = passage_length(model, config)
+    if model.context_length is not None and taken + length > model.context_length:
+        raise LoreError(
+            f"entry {entry.name!r} has a text of {taken} tokens; expected at most "
+            f"{model.context_length - length} ({model.name!r} reads {model.context_length}, a "
+            f"passage about it takes {length}); shorten the text or split the entry"
+        )
+    ids = sample_passages(model, before, starts, config.distil_passages, length, config.seed)
+    return teach(model, before, [i for i in ids if len(i) > 1])

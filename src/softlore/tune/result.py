@@ -1,0 +1,52 @@
+"""What a finished learner leaves: a SoftPrompt that says how it came to be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Sequence
+
+from softlore.lore import Entry
+from softlore.model import FrozenModel
+from softlore.prompts import SoftPrompt
+from softlore.tune.learner import Learner
+
+
+def entry_hash(entry: Entry) -> str:
+    """SHA-256 of what an entry teaches: name, text and blocks, not when it wakes."""
+    taught = [entry.name, entry.text, [[b.call, list(b.responses)] for b in entry.blocks]]
+    return "sha256:" + hashlib.sha256(json.dumps(taught).encode()).hexdigest()
+
+
+def finished_prompt(
+    model: FrozenModel, entry: Entry, learner: Learner, company: Sequence[str]
+) -> SoftPrompt:
+    """The learner's tensor with its settings, company and last losses.
+
+    The uuid follows from lore, settings and tensor, so that the same training gives the same one.
+    """
+    config = learner.config
+    value = learner.value()
+    others = [name for name in company if name != entry.name] if config.company_size > 1 else []
+    history = {kind: learner.history.recent(kind) for kind in ("response", "guard", "distil")}
+    data_hash = entry_hash(entry)
+    training = config.as_json() | {
+        "steps": learner.steps,
+        "stopped": learner.stopped,
+        "in_company": others,
+        "alone": not others,
+    }
+    identity = f"{data_hash}/{json.dumps(training, sort_keys=True)}/{value.sum().item()!r}"
+    return SoftPrompt(
+        name=entry.name,
+        kind=config.kind,
+        tensor=value,
+        fingerprint=model.fingerprint(config.kind),
+        uuid=str(uuid.uuid5(uuid.NAMESPACE_OID, identity)),
+        base_model=model.name,
+        tokenizer_fingerprint=model.tokenizer_fingerprint,
+        training=training,
+        metrics={f"last_{kind}": round(v, 6) for kind, v in history.items() if v is not None},
+        data_hash=data_hash,
+    )

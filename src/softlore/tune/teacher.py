@@ -1,0 +1,66 @@
+"""Passages, and what a teacher thinks of them: the bare model, or the model that read the lore.
+
+Kept are the teacher's last hidden states, not its probabilities: they are hundreds of times
+smaller, and the frozen head turns them into the same logits when they are needed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softlore.context import ROOT, Branching, Leaf, Node, Tree, hidden_states
+from softlore.decode import OPENERS, sample_passages
+from softlore.model import FrozenModel
+
+ROWS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Token ids, and the teacher's hidden states `[len - start, hidden]` from `start` on."""
+
+    ids: list[int]
+    start: int
+    hidden: Tensor
+
+
+@torch.no_grad()
+def teach(
+    model: FrozenModel, before: Tree, passages: Sequence[list[int]], start: int = 0
+) -> list[Passage]:
+    """Reads passages after `before` and keeps what the model thinks at each token."""
+    taught: list[Passage] = []
+    last = len(before.nodes) - 1
+    for at in range(0, len(passages), ROWS_AT_ONCE):
+        part = passages[at : at + ROWS_AT_ONCE]
+        leaves = [Leaf(ids, last if last >= 0 else ROOT, start) for ids in part]
+        hidden = hidden_states(model, [Branching(before, leaves)], "expanded")
+        rows = hidden.split([leaf.wanted for leaf in leaves])
+        taught.extend(
+            Passage(list(ids), start, row.clone()) for ids, row in zip(part, rows, strict=True)
+        )
+    return taught
+
+
+def bare(model: FrozenModel) -> Tree:
+    """What stands before a text when nothing does: BOS, where the model has one."""
+    return Tree([Node(model.bos)] if model.bos else [])
+
+
+def unrelated_passages(
+    model: FrozenModel, story: str | None, count: int, length: int, seed: int
+) -> list[list[int]]:
+    """Passages for filler and drift guard: cut from the writer's story, or the model's own."""
+    if story is None:
+        return sample_passages(model, bare(model), OPENERS, count, length, seed)
+    ids = model.encode(story)
+    if len(ids) <= length:
+        return [ids] if len(ids) > 1 else []
+    draw = random.Random(f"story/{seed}")
+    starts = [draw.randrange(len(ids) - length) for _ in range(count)]
+    return [ids[start : start + length] for start in starts]

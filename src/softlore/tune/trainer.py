@@ -1,0 +1,356 @@
+"""Training a set of prompts in company, over one resident model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from softlore.errors import ConfigError, DivergedError, LoreError
+from softlore.lore import Block, Entry
+from softlore.model import FrozenModel, prompt_shape
+from softlore.prompts import SoftPrompt
+from softlore.tune.checkpoint import nested, save_checkpoint, uninterrupted
+from softlore.tune.config import TrainingConfig
+from softlore.tune.initial import initial_value, scale_of
+from softlore.tune.learner import Learner, settled
+from softlore.tune.lessons import (
+    make_corpus_lesson,
+    make_lesson,
+    passage_length,
+    room_beside,
+)
+from softlore.tune.objective import Losses
+from softlore.tune.plan import Plan, make_plan, run_planned
+from softlore.tune.result import finished_prompt
+from softlore.tune.signature import find_checkpoint, make_signature
+from softlore.tune.teacher import bare, teach, unrelated_passages
+from softlore.tune.trunks import Supplies, draw_batch
+
+UNRELATED = 64  # passages for filler and guard
+
+Blocks = Sequence[Block | tuple[str, Sequence[str]]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is, after an update."""
+
+    step: int
+    learners: Mapping[str, Learner]
+    waiting: int
+
+    @property
+    def done(self) -> float:
+        """Share of all updates that are behind, 0 to 1."""
+        shares = [
+            1.0 if one.stopped else one.steps / one.config.max_steps
+            for one in self.learners.values()
+        ]
+        return sum(shares) / (len(shares) + self.waiting)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is ahead: updates, seconds if none stops early, and bytes of each prompt."""
+
+    updates: int
+    seconds: float
+    prompt_bytes: int
+
+
+class WorldInfoTrainer:
+    """Trains soft prompts for a model: one from `blocks`, or a set from `entries`.
+
+    Args:
+        model: the frozen model.
+        blocks: `(call, [responses])` pairs of a single entry.
+        entries: entries of a lorebook, trained together.
+        corpus: a plain text whose manner a single prompt is to take on.
+        name: of the single prompt from `blocks` or `corpus`.
+        company: finished prompts by name that stand beside the new ones and stay as they are.
+        company_entries: what the company knows, so that newcomers do not make it forget.
+        checkpoint: a file to keep progress in and to resume from.
+        checkpoint_seconds: how often, besides at the start and the end; 0 is after each update.
+        again: begin anew where the checkpoint is of another run or can't be read.
+        on_step: called after each update; return True to stop there, with a checkpoint.
+        time_budget: seconds; fewer updates are made where it would not do.
+        settings: fields of `TrainingConfig`.
+
+    Raises:
+        ConfigError, LoreError: settings or lore that can't be trained.
+    """
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        blocks: Blocks | None = None,
+        *,
+        entries: Sequence[Entry] | None = None,
+        corpus: str | None = None,
+        name: str = "prompt",
+        company: Mapping[str, SoftPrompt] | None = None,
+        company_entries: Sequence[Entry] = (),
+        checkpoint: str | Path | None = None,
+        checkpoint_seconds: float = 10.0,
+        again: bool = False,
+        on_step: Callable[[Progress], bool | None] | None = None,
+        time_budget: float | None = None,
+        **settings: Any,
+    ) -> None:
+        if [blocks, entries, corpus].count(None) != 2:
+            raise ConfigError("expected one of blocks, entries (a set) and corpus; give just one")
+        self.model = model
+        self.config = TrainingConfig.of(settings)
+        self._asked_steps = self.config.max_steps
+        self._single = entries is None
+        self._corpus = corpus is not None
+        self._make_lesson = make_corpus_lesson if self._corpus else make_lesson
+        if blocks is not None:
+            entries = [Entry(name=name, blocks=list(blocks))]
+        elif corpus is not None:
+            entries = [Entry(name=name, text=corpus)]
+        self.entries = list(entries or ())
+        if not self.entries:
+            raise LoreError("no entries to train; expected at least one; add one to the lorebook")
+        self.company = dict(company or {})
+        self.company_entries = [e for e in company_entries if e.name in self.company]
+        self.checkpoint = Path(checkpoint) if checkpoint else None
+        self.checkpoint_seconds = checkpoint_seconds
+        self.again = again
+        self.on_step = on_step
+        self.time_budget = time_budget
+        self.step = 0
+        self.learners: dict[str, Learner] = {}
+        self.supplies: Supplies | None = None
+        self.plan: Plan | None = None
+        self._prepared = False
+        self._check()
+
+    def _check(self) -> None:
+        names = [entry.name for entry in self.entries]
+        twice = {n for n in names if names.count(n) > 1 or n in self.company}
+        if twice:
+            raise LoreError(
+                f"the name {sorted(twice)[0]!r} stands for two prompts; expected each once; "
+                "rename one, or leave it out of the company"
+            )
+        for prompt in self.company.values():
+            self.model.check_prompt(prompt)
+            if prompt.kind != self.config.kind:
+                raise ConfigError(
+                    f"prompt {prompt.name!r} is of kind {prompt.kind!r}; expected "
+                    f"{self.config.kind!r}, as those it is to keep company; train that kind"
+                )
+        room = room_beside(self.model, self.config.n_tokens)
+        if room is not None and room < 2:
+            raise ConfigError(
+                f"n_tokens is {self.config.n_tokens}; expected fewer than the "
+                f"{self.model.context_length} tokens that {self.model.name!r} reads, with room "
+                "for a call and a response; ask for fewer"
+            )
+        budget = self.time_budget
+        if budget is not None and not 0 < budget < math.inf:
+            raise ConfigError(f"time_budget is {budget}; expected seconds above 0; give it some")
+
+    # the verbs ---------------------------------------------------------------------------------
+
+    def train(self) -> Any:
+        """Trains to the end, or goes on from the checkpoint.
+
+        Returns:
+            A SoftPrompt (from `blocks`), or `{name: SoftPrompt}` (from `entries`).
+
+        Raises:
+            DivergedError: after keeping the last good state.
+        """
+        self.prepare()
+        saved = time.monotonic()
+        try:
+            while self.unfinished():
+                self.update()
+                if self.checkpoint and time.monotonic() - saved >= self.checkpoint_seconds:
+                    self.save()
+                    saved = time.monotonic()
+                if self.on_step and self.on_step(self.progress()):
+                    break
+        except (KeyboardInterrupt, DivergedError):
+            self.save()
+            raise
+        self.save()
+        prompts = self.prompts()
+        return next(iter(prompts.values())) if self._single else prompts
+
+    def prepare(self) -> None:
+        """Makes the lessons, the passages and the learners, and reads the checkpoint if any."""
+        if self._prepared:
+            return
+        config, model = self.config, self.model
+        # A checkpoint that does not fit is better met now than later.
+        found = self.checkpoint and find_checkpoint(self.checkpoint, self._signature(), self.again)
+        lessons = {
+            entry.name: self._make_lesson(model, entry, config)
+            for entry in [*self.entries, *self.company_entries]
+        }
+        passages: list[list[int]] = []
+        if config.drift_guard > 0 or (config.max_spacing > 0 and config.filler == "story"):
+            drawn = unrelated_passages(
+                model, config.story, UNRELATED, passage_length(model, config), config.seed
+            )
+            passages = [ids for ids in drawn if len(ids) > 1]
+        guard = teach(model, bare(model), passages) if config.drift_guard > 0 else []
+        self.supplies = Supplies(lessons, guard, passages)
+        self._admit()
+        if found:
+            self._resume(*found)
+        else:
+            self.plan = self.plan or make_plan(model, self._batch())
+            self._keep_budget()
+            self.save()  # a disk that refuses is better met now than at the end
+        self._prepared = True
+
+    def unfinished(self) -> bool:
+        return self._waiting() > 0 or any(not one.stopped for one in self.learners.values())
+
+    def update(self) -> None:
+        """One update of every learner: draw a tree batch, run it, step each optimizer.
+
+        Raises:
+            DivergedError: NaN or infinity; then no entry has made this update.
+        """
+        assert self.plan is not None
+        losses = run_planned(self.model, self._batch(), self.plan)
+        own = {learner: _own(losses, name) for name, learner in self._learning().items()}
+        with uninterrupted():
+            faults = [one.step_back() for one in own if not one.sound(own[one])]
+            if faults:
+                raise faults[0]
+            for learner, its_losses in own.items():
+                learner.update(its_losses)
+            self.step += 1
+            self._admit()
+
+    def prompts(self) -> dict[str, SoftPrompt]:
+        """What has been learned so far."""
+        by_name = {entry.name: entry for entry in self.entries}
+        others = [*by_name, *self.company]
+        return {
+            name: finished_prompt(self.model, by_name[name], learner, others)
+            for name, learner in self.learners.items()
+        }
+
+    def progress(self) -> Progress:
+        return Progress(self.step, self.learners, self._waiting())
+
+    # inside ------------------------------------------------------------------------------------
+
+    def _learning(self) -> dict[str, Learner]:
+        return {name: one for name, one in self.learners.items() if not one.stopped}
+
+    def _waiting(self) -> int:
+        return len(self.entries) - len(self.learners)
+
+    def _admit(self) -> None:
+        """Waiting entries take the places of finished ones."""
+        for entry in self.entries[len(self.learners) :]:
+            if len(self._learning()) >= self.config.max_active:
+                return
+            self._admit_one(entry)
+
+    def _admit_one(self, entry: Entry) -> None:
+        value = initial_value(self.model, entry, self.config)
+        scale = scale_of(self.model, value, self.config.kind)
+        config = settled(self.config, text_alone=not entry.blocks and not self._corpus)
+        self.learners[entry.name] = Learner(entry.name, value, scale, config)
+
+    def _batch(self) -> Any:
+        assert self.supplies is not None
+        prompts: dict[str, Tensor] = {name: p.tensor for name, p in self.company.items()}
+        for name, learner in self.learners.items():
+            prompts[name] = learner.value() if learner.stopped else learner.live()
+        learning = list(self._learning())
+        return draw_batch(self.model, self.config, self.supplies, prompts, learning, self.step)
+
+    def seconds_per_update(self, updates: int = 2) -> float:
+        """Measures an update without making one."""
+        assert self.plan is not None
+        run_planned(self.model, self._batch(), self.plan)
+        start = time.perf_counter()
+        for _ in range(updates):
+            run_planned(self.model, self._batch(), self.plan)
+        return (time.perf_counter() - start) / updates
+
+    def estimate(self) -> Estimate:
+        """What training will come to, measured on one update; call `prepare` first."""
+        updates = self.config.max_steps * self._waves()
+        left = max(0, updates - self.step) if self.unfinished() else 0
+        seconds = left * self.seconds_per_update(1) if left else 0.0
+        numel = prompt_shape(self.model, self.config.kind, self.config.n_tokens)
+        return Estimate(left, seconds, 4 * math.prod(numel))
+
+    def _waves(self) -> int:
+        return -(-len(self.entries) // self.config.max_active)
+
+    def _keep_budget(self) -> None:
+        if self.time_budget is None:
+            return
+        affordable = int(self.time_budget / self.seconds_per_update() / self._waves())
+        self._set_max_steps(max(1, min(self.config.max_steps, affordable)))
+
+    def _set_max_steps(self, steps: int) -> None:
+        if steps == self.config.max_steps:
+            return
+        self.config = replace(self.config, max_steps=steps)
+        self.learners = {}
+        self._admit()
+
+    # checkpoints -------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Writes the checkpoint, if one was asked for."""
+        if self.checkpoint is None or self.plan is None:
+            return
+        states = {name: learner.state() for name, learner in self.learners.items()}
+        whole = {
+            "signature": self._signature(),
+            "step": self.step,
+            "max_steps": self.config.max_steps,
+            "plan": self.plan.as_json(),
+            "learners": {name: facts for name, (_, facts) in states.items()},
+        }
+        tensors = {f"{n}/{key}": t for n, (own, _) in states.items() for key, t in own.items()}
+        save_checkpoint(self.checkpoint, tensors, whole)
+
+    def _resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        self._set_max_steps(facts["max_steps"])
+        self.plan = Plan(**facts["plan"])
+        self.step = facts["step"]
+        for name, state in facts["learners"].items():
+            if name not in self.learners:
+                self._admit_one(next(e for e in self.entries if e.name == name))
+            self.learners[name].restore(nested(tensors, name), state)
+        self._admit()
+
+    def _signature(self) -> dict[str, Any]:
+        return make_signature(
+            self.model,
+            replace(self.config, max_steps=self._asked_steps),
+            self.entries,
+            self.company,
+            self.company_entries,
+            corpus=self._corpus,
+        )
+
+
+def _own(losses: Losses, name: str) -> dict[str, float]:
+    """An entry's losses; the guard of a group is the drift of each in it."""
+    return {
+        kind: value
+        for (owner, kind), value in losses.items()
+        if owner == name or (kind == "guard" and name in owner.split("/"))
+    }

@@ -1,0 +1,418 @@
+"""Every proven family does through softlore's splice what it does by itself.
+
+The references come from the plain transformers model, fed with ids or rows, never through our own
+door. Sliding windows are 8 tokens here and the texts are longer, so that a slipped one shows.
+"""
+
+from functools import cache
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from softlore import Context, FrozenModel, SoftPrompt, generate, logits
+from softlore.context import compose, embed, splice
+from softlore.decode import Chooser, Sampling, decode
+from softlore.errors import UnsupportedModelError
+from softlore.model import PROVEN
+from softlore.model.tiny import CONFIGS, WINDOW, byte_tokenizer, tiny_hf, tiny_model
+
+BEFORE, SOFT, AFTER = "Down the lane there came ", "a dog who loved all pets", ", and he barked."
+GREEDY = Sampling(temperature=0)
+every_family = pytest.mark.parametrize("family", sorted(CONFIGS))
+
+
+@cache
+def plain(family):
+    return tiny_hf(family).requires_grad_(False)
+
+
+@cache
+def ours(family):
+    return tiny_model(family)
+
+
+@torch.no_grad()
+def said(family, text, bos=()):
+    """The plain model's logits `[tokens, vocab]` for a text."""
+    return plain(family)(input_ids=torch.tensor([[*bos, *ours(family).encode(text)]])).logits[0]
+
+
+def assert_same(got, expected, within=1e-4):
+    assert got.shape == expected.shape
+    assert got.dtype == torch.float32
+    assert (got - expected).abs().max() <= within * expected.std()
+
+
+def soft(family, text, kind="embedding", name="soft"):
+    return SoftPrompt.from_text(text, ours(family), name=name, kind=kind)
+
+
+def test_all_proven_families_are_here():
+    assert set(CONFIGS) == PROVEN
+
+
+# (a) embedding prompts ---------------------------------------------------------------------------
+
+
+@every_family
+def test_rows_made_from_text_are_that_text(family):
+    model, prompt = ours(family), soft(family, SOFT)
+    assert_same(logits(model, prompt), said(family, SOFT))
+    assert_same(logits(model, prompt + AFTER), said(family, SOFT + AFTER))
+    assert_same(logits(model, BEFORE + prompt + AFTER), said(family, BEFORE + SOFT + AFTER))
+    twice = prompt + BEFORE + prompt
+    assert_same(logits(model, twice), said(family, SOFT + BEFORE + SOFT))
+
+
+@every_family
+@torch.no_grad()
+def test_rows_made_from_text_are_that_text_in_a_padded_batch(family):
+    model, prompt = ours(family), soft(family, SOFT)
+    contexts = [Context(prompt), BEFORE + prompt + AFTER, prompt + AFTER, Context(BEFORE)]
+    batch = splice(model, [compose(model, context) for context in contexts])
+    hidden, _ = model.hidden(batch.embeds, batch.positions, batch.visible, batch.past)
+    for row, context in zip(hidden, contexts, strict=True):
+        text = context.text.replace(prompt.tag, SOFT)
+        expected = said(family, text)
+        assert_same(model.logits(row[: len(expected)]), expected)
+
+
+@pytest.mark.parametrize("family", sorted(f for f in CONFIGS if ours(f).family.window is not None))
+def test_the_window_would_show(family):
+    assert ours(family).family.window == WINDOW
+    key = "window_size" if family == "gpt_neo" else "sliding_window"
+    ids = torch.tensor([ours(family).encode(BEFORE)])
+    with torch.no_grad():
+        wide = tiny_hf(family, **{key: 200})(input_ids=ids).logits[0]
+    assert (wide - said(family, BEFORE))[WINDOW:].abs().max() > 0.1 * wide.std()
+
+
+def test_the_windows_are_those_of_eight_families():
+    sliding = {f for f in CONFIGS if ours(f).family.slides}
+    assert sliding == set("gpt_neo mistral qwen2 qwen3 gemma2 gemma3_text phi3 starcoder2".split())
+    assert {f for f in sliding if ours(f).family.all_layers_slide} == {
+        "mistral",
+        "phi3",
+        "starcoder2",
+    }
+
+
+@every_family
+def test_rows_are_scaled_as_the_forward_takes_them(family):
+    rows = embed(ours(family), SOFT)
+    table = plain(family).get_input_embeddings().weight[ours(family).encode(SOFT)]
+    scale = (rows / table).mean()
+    torch.testing.assert_close(rows, table * scale)
+    if family in {"gemma", "gemma2", "gemma3_text", "xglm"}:
+        assert scale == pytest.approx(rows.shape[1] ** 0.5)
+    else:
+        assert scale == pytest.approx(1.0)
+
+
+# (c) greedy generation ---------------------------------------------------------------------------
+
+
+def greedy_ids(family, text, count):
+    model = tiny_hf(family)
+    model.generation_config.eos_token_id = None
+    ids = torch.tensor([ours(family).encode(text)])
+    mask = torch.ones_like(ids)
+    out = model.generate(
+        ids, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0
+    )
+    return out[0, ids.shape[1] :].tolist()
+
+
+@every_family
+def test_greedy_generation_is_that_of_the_text(family):
+    model, count = ours(family), 20
+    expected = greedy_ids(family, BEFORE + SOFT + AFTER, count)
+    for context in (
+        BEFORE + soft(family, SOFT) + AFTER,
+        soft(family, BEFORE + SOFT, "prefix") + AFTER,
+        soft(family, BEFORE, "prefix") + soft(family, SOFT, name="two") + AFTER,
+    ):
+        steps = decode(model, [compose(model, context)], Chooser(GREEDY), count)
+        assert [step[0] for step in steps] == expected
+        end = expected.index(0) if 0 in expected else count
+        written = generate(model, context, count, temperature=0)
+        assert written == model.decode(expected[:end]).replace("\ufffd", "")
+
+
+class Dictated:
+    """Chooses tokens by a rule of its own, and keeps the logits that it was given."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, logits, texts):
+        self.seen.append(logits)
+        return torch.tensor([[7, 40, 99, 3][len(self.seen) % 4] + i for i in range(len(logits))])
+
+
+@every_family
+def test_each_step_of_a_padded_batch_has_the_logits_of_its_text(family):
+    """Greedy ids may repeat themselves; logits after dictated tokens cannot hide a mistake."""
+    model = ours(family)
+    texts = [BEFORE + SOFT, SOFT + BEFORE, AFTER, SOFT + AFTER]
+    contexts = [
+        BEFORE + soft(family, SOFT),
+        soft(family, SOFT, "prefix") + BEFORE,
+        Context(AFTER),
+        soft(family, SOFT) + AFTER,
+    ]
+    chooser = Dictated()
+    steps = list(decode(model, [compose(model, c) for c in contexts], chooser, 12))
+    for row, text in enumerate(texts):
+        head = model.encode(text)
+        ids = torch.tensor([[*head, *(step[row] for step in steps[:-1])]])
+        with torch.no_grad():
+            expected = plain(family)(input_ids=ids).logits[0, len(head) - 1 :]
+        assert_same(torch.stack([logits[row] for logits in chooser.seen]), expected)
+
+
+# (d) prefix prompts ------------------------------------------------------------------------------
+
+
+@every_family
+def test_a_prefix_made_from_text_is_a_context_that_begins_so(family):
+    model, prompt = ours(family), soft(family, SOFT, "prefix")
+    expected = said(family, SOFT + BEFORE + AFTER)[len(prompt) :]
+    assert_same(logits(model, prompt + BEFORE + AFTER), expected)
+    # It lies at the head of the cache wherever the text names it.
+    assert_same(logits(model, BEFORE + prompt + AFTER), expected)
+    rows = soft(family, BEFORE, name="rows")
+    assert_same(logits(model, prompt + rows + AFTER), expected)
+
+
+@every_family
+@torch.no_grad()
+def test_prefixes_in_a_padded_batch(family):
+    model = ours(family)
+    long, short = soft(family, SOFT, "prefix"), soft(family, "a cat", "prefix", "short")
+    contexts = [long + AFTER, short + BEFORE, Context(AFTER)]
+    batch = splice(model, [compose(model, context) for context in contexts])
+    hidden, _ = model.hidden(batch.embeds, batch.positions, batch.visible, batch.past)
+    for row, head, text in zip(hidden, (SOFT, "a cat", ""), (AFTER, BEFORE, AFTER), strict=True):
+        expected = said(family, head + text)[len(head) :]
+        assert_same(model.logits(row[: len(expected)]), expected)
+
+
+@every_family
+def test_prefixes_side_by_side_have_no_order(family):
+    model = ours(family)
+    # Nearly as long as the other, so that it stands within a window of the text.
+    one, two = soft(family, SOFT, "prefix"), soft(family, "a cat that slept a lot", "prefix", "two")
+    both = logits(model, one + two + AFTER)
+    assert_same(logits(model, two + one + AFTER), both)
+    assert (both - logits(model, one + AFTER)).abs().max() > 0.01 * both.std()
+    assert compose(model, two + one + AFTER).start == len(one)
+
+
+def side_by_side(family, prefixes, ids):
+    """The plain model over the keys of two prefixes and a text that starts after the longer."""
+    cache = DynamicCache()
+    keys = torch.cat([prefix.key_values for prefix in prefixes], dim=3)
+    for layer, (key, value) in enumerate(keys):
+        cache.update(key[None], value[None], layer)
+    start = max(map(len, prefixes))
+    places = torch.arange(start, start + len(ids))[None]
+    with torch.no_grad():
+        return plain(family)(
+            input_ids=torch.tensor([ids]), position_ids=places, past_key_values=cache
+        ).logits[0]
+
+
+@pytest.mark.parametrize("family", sorted(set(CONFIGS) - {"bloom", "mpt"}))
+def test_prefixes_side_by_side_start_the_text_after_the_longest(family):
+    if ours(family).family.slides:
+        pytest.skip("the plain model cannot be told where the keys of two prefixes stand")
+    prefixes = [soft(family, SOFT, "prefix"), soft(family, "a cat", "prefix", "two")]
+    expected = side_by_side(family, prefixes, ours(family).encode(AFTER))
+    assert_same(logits(ours(family), prefixes[0] + prefixes[1] + AFTER), expected)
+
+
+# (e) the plain model stays as it was -------------------------------------------------------------
+
+
+@every_family
+@torch.no_grad()
+def test_an_adapted_model_still_does_all_it_did(family):
+    native, adapted = tiny_hf(family), tiny_hf(family)
+    for _ in range(2):  # twice over does no harm
+        FrozenModel(adapted, byte_tokenizer())
+    ids = torch.tensor([ours(family).encode(BEFORE), ours(family).encode(SOFT + "!")])
+    padded = torch.ones_like(ids)
+    padded[1, :6] = 0  # left padding
+    for mask in (None, torch.ones_like(ids), padded):
+        expected = native(input_ids=ids, attention_mask=mask)
+        got = adapted(input_ids=ids, attention_mask=mask)
+        assert torch.equal(got.logits[0], expected.logits[0])
+        assert torch.equal(got.logits[1, 6:], expected.logits[1, 6:])
+    settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    expected = native.generate(ids, attention_mask=padded, **settings)
+    assert torch.equal(adapted.generate(ids, attention_mask=padded, **settings), expected)
+    # … on a cache of its own, too.
+    first, rest = ids[:, :10], ids[:, 10:]
+    expected = native(rest, past_key_values=native(first, use_cache=True).past_key_values)
+    got = adapted(rest, past_key_values=adapted(first, use_cache=True).past_key_values)
+    assert torch.equal(got.logits, expected.logits)
+
+
+# other dtypes, BOS, attention --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", ["llama", "gpt_neo", "gemma3_text", "bloom", "mpt", "ctrl"])
+def test_sixteen_bits(family, dtype):
+    hf = tiny_hf(family).to(dtype)
+    ids = torch.tensor([ours(family).encode(SOFT + BEFORE + AFTER)])
+    with torch.no_grad():
+        expected = hf(input_ids=ids).logits[0].float()
+    model = FrozenModel(hf, byte_tokenizer())
+    for kind in ("embedding", "prefix"):
+        prompt = SoftPrompt.from_text(SOFT, model, kind=kind)
+        assert prompt.tensor.dtype == torch.float32
+        got = logits(model, prompt + BEFORE + AFTER)
+        assert_same(got, expected[-len(got) :], within=0.25)
+
+
+def test_mpt_in_bfloat16_knows_its_neighbours_far_into_a_text():
+    """Its bias, counted from the start, would be rounded to steps of 4 by then."""
+    shape = {"n_heads": 16, "d_model": 64, "max_seq_len": 1024}
+    hf = tiny_hf("mpt", **shape).to(torch.bfloat16)
+    model = FrozenModel(hf, byte_tokenizer())
+    text = (BEFORE + SOFT + AFTER) * 12
+    with torch.no_grad():
+        expected = hf(input_ids=torch.tensor([model.encode(text)])).logits[0].float()
+    got = logits(model, text)
+    assert_same(got[-50:], expected[-50:], within=0.25)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "bloom", "gemma2", "gpt_neo", "mpt"])
+def test_a_bos_stands_once(family):
+    model = tiny_model(family, bos=True)
+    assert model.bos_id == 0
+    assert ours(family).bos_id is None
+    rows, prefix = soft(family, SOFT), soft(family, SOFT, "prefix", "head")
+    # … before embedding prompts,
+    assert_same(logits(model, BEFORE), said(family, BEFORE, bos=[0]))
+    assert_same(logits(model, rows + AFTER), said(family, SOFT + AFTER, bos=[0]))
+    assert len(embed(model, BEFORE + rows)) == 1 + len(BEFORE + SOFT)
+    # and first in the text after prefixes.
+    got = logits(model, prefix + BEFORE)
+    assert len(got) == 1 + len(BEFORE)
+    ids = torch.tensor([[*model.encode(SOFT), 0, *model.encode(BEFORE)]])
+    with torch.no_grad():
+        assert_same(got, plain(family)(input_ids=ids).logits[0, len(prefix) :])
+
+
+@pytest.mark.parametrize("family", sorted(set(CONFIGS) - {"bloom", "mpt", "ctrl"}))
+def test_plain_attention_code_does_as_well(family):
+    """`eager` and `sdpa` read masks in their own ways."""
+    for attention in ("eager", "sdpa"):
+        hf = tiny_hf(family)
+        try:
+            hf.set_attn_implementation(attention)
+        except ValueError:
+            continue
+        model = FrozenModel(hf, byte_tokenizer())
+        prompt = soft(family, SOFT, "prefix")
+        assert_same(logits(model, prompt + AFTER), said(family, SOFT + AFTER)[len(prompt) :])
+
+
+# settings of proven families, and other families -------------------------------------------------
+
+UNUSUAL = [
+    ("gpt_neo", {"attention_types": [[["local"], 4]]}),
+    ("opt", {"do_layer_norm_before": False}),
+    ("bloom", {"n_head": 6, "hidden_size": 48}),
+    ("mpt", {"n_heads": 6, "d_model": 48}),
+    ("mpt", {"logit_scale": 0.3}),
+    ("mpt", {"attn_config": {"clip_qkv": 0.5, "softmax_scale": 0.7}}),
+    ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True}),
+    ("gpt_neox", {"use_parallel_residual": False}),
+    ("qwen2", {"use_sliding_window": False}),
+    ("mistral", {"sliding_window": None}),
+    ("gemma3_text", {"final_logit_softcapping": 2.0}),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
+]
+
+
+@pytest.mark.parametrize(("family", "settings"), UNUSUAL)
+def test_unusual_settings(family, settings):
+    hf = tiny_hf(family, **settings)
+    model = FrozenModel(hf, byte_tokenizer())
+    ids = torch.tensor([model.encode(SOFT + AFTER)])
+    with torch.no_grad():
+        expected = hf(input_ids=ids).logits[0]
+    for kind in ("embedding", "prefix"):
+        got = logits(model, SoftPrompt.from_text(SOFT, model, kind=kind) + AFTER)
+        assert_same(got, expected[-len(got) :])
+
+
+def other_model(family, **settings):
+    """A random model of a family that is not among CONFIGS."""
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    config = AutoConfig.for_model(
+        family, vocab_size=264, bos_token_id=0, eos_token_id=0, pad_token_id=0, **shape | settings
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hf = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in hf.parameters():
+            torch.nn.init.normal_(parameter, std=0.18)
+    return hf.eval()
+
+
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("olmo", {}),
+        ("glm", {}),
+        ("helium", {}),
+        ("qwen3_moe", MOE),
+        ("cohere2", {"sliding_window": WINDOW}),
+        ("gpt_oss", {"sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    ],
+)
+def test_a_family_that_nobody_named_is_proven_as_it_loads(family, settings):
+    hf = other_model(family, **settings)
+    model = FrozenModel(hf, byte_tokenizer())
+    ids = torch.tensor([model.encode(SOFT + AFTER)])
+    with torch.no_grad():
+        expected = hf(input_ids=ids).logits[0]
+    for kind in ("embedding", "prefix"):
+        got = logits(model, SoftPrompt.from_text(SOFT, model, kind=kind) + AFTER)
+        assert_same(got, expected[-len(got) :])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: other_model("mamba", state_size=4), "layers of type ['linear_attention']"),
+        (lambda: other_model("bert", is_decoder=True), "gives other logits"),
+        (lambda: other_model("trocr", d_model=32, decoder_layers=2), "gives other logits"),
+        (lambda: other_model("modernbert-decoder"), "cannot be driven by embeddings"),
+        (lambda: tiny_hf("falcon", alibi=True), "falcon models with ALiBi"),
+        (lambda: tiny_hf("gemma", use_bidirectional_attention=True), "as configured, gives other"),
+    ],
+    ids=["mamba", "bert", "trocr", "modernbert-decoder", "falcon-rw", "gemma both ways"],
+)
+def test_what_cannot_be_driven_is_refused(make, message):
+    with pytest.raises(UnsupportedModelError, match="; use a") as refused:
+        FrozenModel(make(), byte_tokenizer())
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,51 @@
+"""`lore.check`: what is allowed but likely not meant."""
+
+import pytest
+
+from softlore.lore import Entry, Lorebook, check
+from softlore.lore.check import check as same_check
+
+
+def warnings(**fields):
+    entry = Entry(**{"name": "Emma", "keys": ["Emma"], "text": "x", **fields})
+    return check(Lorebook(name="book", entries=[entry]))
+
+
+def test_a_good_entry_has_no_warnings():
+    assert (
+        warnings(blocks=[("Emma wears", [" gloves", " a suit"]), ("Emma said, “", ["No.”"])]) == []
+    )
+    assert warnings(blocks=[("Emma wears", [", of course, a suit"])]) == []
+    assert warnings(blocks=[("Emma wears ", ["gloves"])]) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"blocks": [("Emma wears", ["gloves"])]},
+            "entry 'Emma': no space stands between 'Emma wears' and 'gloves'; begin the response "
+            "with one",
+        ),
+        ({"held_out": [("Emma wears", ["“no”"])]}, "no space stands between"),
+        ({"blocks": [("Emma wears ", [" gloves"])]}, "let only the response have it"),
+        ({"blocks": [("Emma", [" a", " a"])]}, "the response ' a' is given twice"),
+        ({"blocks": [("Emma", [" a"]), ("Emma ", ["b"])]}, "stands in several blocks"),
+        (
+            {"blocks": [("Emma", [" a"])], "held_out": [("Emma", [" a"])]},
+            "the held-out call 'Emma' is also trained on",
+        ),
+        ({"keys": []}, "it has no keys, so only [[soft:Emma]] calls it up"),
+        ({"keys": [], "secondary_keys": ["x"]}, "secondary keys do nothing"),
+        ({"keys": ["/(/i"]}, "the key '/(/i' is no regular expression"),
+        ({"key": ["x"]}, "`key` is not a field; did you mean 'keys'?"),
+    ],
+)
+def test_warnings(fields, message):
+    assert any(message in warning for warning in warnings(**fields))
+
+
+def test_what_needs_no_warning():
+    assert warnings(keys=[], constant=True, vectorized=True) == []
+    assert check(Lorebook(name="book", entries=[])) == ["lorebook: it has no entries; add one"]
+    assert same_check is check

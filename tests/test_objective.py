@@ -1,0 +1,225 @@
+"""The objective on a tree batch: equal to transformers, a row a branch, in every form and part."""
+
+import math
+from itertools import count
+
+import pytest
+import torch
+from torch.nn.functional import kl_div, log_softmax
+from transformers.cache_utils import DynamicCache
+
+from softlore.context import ROOT, Node, Tree
+from softlore.lore import Entry
+from softlore.model.tiny import tiny_model
+from softlore.tune import Batch, TrainingConfig, make_lesson, objective, plan, run
+from softlore.tune.initial import initial_value
+from softlore.tune.objective import passage_leaf, response_leaf
+from softlore.tune.teacher import bare, teach, unrelated_passages
+from softlore.tune.trunks import Supplies, draw_batch
+
+FAMILIES = ("gpt2", "llama", "gemma2")  # learned places; rotary ones; every other layer slides
+DOG = Entry(
+    name="dog",
+    text="Dog is a good boy.",
+    blocks=[("Description of dog:", [" Dog is a good boy", " Dog loves pets"]), ("Dog", [" ran"])],
+)
+CAT = Entry(name="cat", blocks=[("Cat wears", [" a tall black hat, and boots that it stole"])])
+
+
+def drawn(model, kind, together=False, **settings):
+    """An update's batch as the trainer draws it, and the tensors that are to learn from it.
+
+    `together`: both entries' prompts stand in one trunk, else each in its own.
+    """
+    config = TrainingConfig(
+        kind=kind,
+        n_tokens=5,
+        max_spacing=12,
+        company_size=2,
+        distil_passages=4,
+        passage_tokens=10,
+        **settings,
+    )
+    lessons = {entry.name: make_lesson(model, entry, config) for entry in (DOG, CAT)}
+    passages = unrelated_passages(model, None, 4, 10, 0)
+    supplies = Supplies(lessons, teach(model, bare(model), passages), passages)
+    prompts = {e.name: initial_value(model, e, config).requires_grad_() for e in (DOG, CAT)}
+    learning = list(prompts)
+    draws = (draw_batch(model, config, supplies, prompts, learning, step) for step in count())
+    batch = next(drawn for drawn in draws if len(drawn.branchings) == (1 if together else 2))
+    return batch, prompts
+
+
+def plain(model, batch):
+    """The batch's losses by transformers alone: each branch is a row of its own, run by itself."""
+    leaves = [(b.trunk, leaf) for b in batch.branchings for leaf in b.leaves]
+    losses = {}
+    for (trunk, leaf), term in zip(leaves, batch.terms, strict=True):
+        path = trunk.path(leaf.parent) if leaf.parent != ROOT else []
+        contents = [trunk.nodes[n].content for n in path]
+        rows = [c if isinstance(c, torch.Tensor) else model.embed_ids(c) for c in contents]
+        before = sum(map(len, contents))
+        embeds = torch.cat([*rows, model.embed_ids(leaf.ids)])[None]
+        past, seen = None, 0
+        if trunk.prefixes:
+            seen = sum(p.shape[3] for p in trunk.prefixes)
+            layers = torch.cat(trunk.prefixes, dim=3)
+            past = DynamicCache([(layer[0][None], layer[1][None]) for layer in layers])
+        out = model.hf(
+            inputs_embeds=embeds,
+            past_key_values=past,
+            position_ids=torch.arange(trunk.start, trunk.start + embeds.shape[1])[None],
+            attention_mask=torch.ones(1, seen + embeds.shape[1], dtype=torch.long),
+            labels=torch.tensor([labels_of(before, leaf, term)]),
+        )
+        if term.kind == "response":
+            loss = out.loss
+        else:
+            with torch.no_grad():
+                theirs = log_softmax(model.logits(term.target), dim=-1)
+            ours = log_softmax(out.logits[0, before:], dim=-1)
+            loss = kl_div(ours, theirs, log_target=True, reduction="none").sum(-1).mean()
+        losses.setdefault((term.owner, term.kind), []).append((term.weight, loss))
+    sum(weight * loss for terms in losses.values() for weight, loss in terms).backward()
+    return {
+        key: sum(float(x.detach()) for _, x in terms) / len(terms) for key, terms in losses.items()
+    }
+
+
+def labels_of(before, leaf, term):
+    """Labels as transformers wants them: -100 wherever nothing is to be learned."""
+    if term.kind != "response":
+        return [-100] * (before + len(leaf.ids))
+    answer = len(term.target)
+    return [-100] * (before + len(leaf.ids) - answer) + list(leaf.ids[-answer:])
+
+
+def taken(prompts):
+    """The gradients that have come together; then there are none."""
+    gradients = {name: tensor.grad.clone() for name, tensor in prompts.items()}
+    for tensor in prompts.values():
+        tensor.grad = None
+    return gradients
+
+
+def assert_same(ours, theirs, gradients, expected, tolerance=1e-4):
+    assert ours == pytest.approx(theirs, rel=tolerance, abs=1e-5)
+    for name, gradient in expected.items():
+        error = (gradients[name] - gradient).norm() / gradient.norm()
+        assert error < tolerance, f"{name}: {float(error)}"
+
+
+@pytest.mark.parametrize("kind", ["prefix", "embedding"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_form_equals_transformers_row_by_row(family, kind):
+    model = tiny_model(family, bos=family == "llama")
+    # Plain transformers has no prefixes side by side under a sliding window.
+    batch, prompts = drawn(model, kind, together=family != "gemma2")
+    assert {term.kind for term in batch.terms} == {"response", "guard", "distil"}
+    theirs = plain(model, batch)
+    expected = taken(prompts)
+    for form, micro_batch in (
+        ("rows", None),
+        ("expanded", None),
+        ("expanded", 2),
+        ("packed", None),
+    ):
+        ours = run(model, batch, form, micro_batch)
+        assert_same(ours, theirs, taken(prompts), expected)
+
+
+def test_only_responses_count():
+    """What stands in a call has no label: other calls of the same length may be read unlearned."""
+    model = tiny_model("llama")
+    config = TrainingConfig(n_tokens=4, distil_weight=0)
+    pair = make_lesson(model, DOG, config).pairs[0]
+    assert model.decode(pair.ids[: pair.answer]) == "Description of dog:"
+    leaf, term = response_leaf(pair, ROOT, "dog", 1.0)
+    assert model.decode(term.target) == " Dog is a good boy"
+    assert leaf.wanted == len(term.target)  # the head sees no other row
+    assert leaf.ids[leaf.start + 1 :] == term.target
+
+    batch = Batch()
+    batch.add(Tree([]), [(leaf, term)])
+    row = torch.tensor([pair.ids])
+    labels = row.clone()
+    labels[0, : pair.answer] = -100
+    expected = float(model.hf(input_ids=row, labels=labels).loss)
+    with torch.no_grad():
+        hidden = objective.row_losses(
+            model, model.hf.get_decoder()(row)[0][0, leaf.start : leaf.stop], [term.target]
+        )
+    assert float(hidden.mean()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_guard_is_the_divergence_from_the_bare_model():
+    """KL(bare ‖ with the prompt), mean over tokens; nothing where the prompt changes nothing."""
+    model = tiny_model("gpt2")
+    ids = model.encode("Rain fell on the harbour.")
+    (passage,) = teach(model, bare(model), [ids])
+    prompt = model.embed_ids(model.encode("wolf")).detach().requires_grad_()
+    batch = Batch()
+    batch.add(Tree([Node(prompt)]), [passage_leaf(passage, 0, "dog", "guard", 1.0)])
+    found = run(model, batch)["dog", "guard"]
+
+    with torch.no_grad():
+        bare_logits = model.hf(input_ids=torch.tensor([ids])).logits[0].double()
+        rows = torch.cat([prompt, model.embed_ids(ids)])
+        soft_logits = model.hf(inputs_embeds=rows[None]).logits[0, 4:].double()
+    p, q = bare_logits.softmax(-1), soft_logits.softmax(-1)
+    assert found == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
+
+    bare_batch = Batch()
+    bare_batch.add(Tree([]), [passage_leaf(passage, ROOT, "dog", "guard", 1.0)])
+    with torch.no_grad():
+        hidden = model.hf.get_decoder()(torch.tensor([ids]))[0][0]
+        assert objective.row_losses(model, hidden, [passage.hidden]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["prefix", "embedding"])
+def test_logits_made_in_chunks_are_the_same(kind, monkeypatch):
+    model = tiny_model("llama")
+    batch, prompts = drawn(model, kind, together=True)
+    whole = run(model, batch)
+    expected = taken(prompts)
+    monkeypatch.setattr(objective, "LOGITS_AT_ONCE", 3 * model.vocab_size)
+    assert_same(run(model, batch), whole, taken(prompts), expected, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["prefix", "embedding"])
+@pytest.mark.parametrize("most", [1, 60, 150, 400])
+def test_in_parts_as_in_one_go(kind, most):
+    model = tiny_model("gemma2")
+    batch, prompts = drawn(model, kind)
+    assert len(batch.branchings) == 2
+    assert batch.tokens > 150
+    whole = run(model, batch)
+    expected = taken(prompts)
+    parts = plan.run_planned(model, batch, plan.Plan(most, 1))
+    assert_same(parts, whole, taken(prompts), expected)
+
+
+def test_a_long_trunk_runs_expanded_and_a_short_one_packed():
+    model = tiny_model("llama")
+    batch, _ = drawn(model, "prefix")
+    assert plan.choose_form(batch.branchings, 10_000) == ("packed", None)
+    form, micro_batch = plan.choose_form(batch.branchings, 100)
+    assert form == "expanded"
+    assert micro_batch is not None
+    assert micro_batch >= 1
+
+
+def test_the_plan_is_the_same_every_time():
+    model = tiny_model("llama")
+    batch, _ = drawn(model, "prefix")
+    first = plan.make_plan(model, batch)
+    assert first == plan.make_plan(model, batch) == plan.Plan(**first.as_json())
+    assert first.bytes_per_token > 100
+    assert math.log2(first.tokens_at_once) > 8
+
+
+def test_nothing_reaches_the_frozen_weights():
+    model = tiny_model("gpt2")
+    batch, _ = drawn(model, "prefix")
+    run(model, batch)
+    assert all(p.grad is None and not p.requires_grad for p in model.hf.parameters())

@@ -1,0 +1,99 @@
+"""Writes the table of model families in docs/models.md, from the tiny models that tests prove.
+
+python tools/models_table.py            # rewrites the table between its two markers
+python tools/models_table.py --check    # exit code 1 when the table is not current
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from softlore import FrozenModel
+from softlore.model import PROVEN
+from softlore.model.tiny import tiny_hf, tiny_model
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
+START, END = "<!-- families -->", "<!-- /families -->"
+
+# What a family is known by, and how it tells places in a text apart.
+KNOWN = {
+    "bloom": ("BLOOM, BLOOMZ", "ALiBi"),
+    "cohere": ("Command R", "rotary"),
+    "ctrl": ("CTRL", "sinusoids"),
+    "falcon": ("Falcon (not falcon-rw)", "rotary"),
+    "gemma": ("Gemma", "rotary"),
+    "gemma2": ("Gemma 2", "rotary"),
+    "gemma3_text": ("Gemma 3, text", "rotary"),
+    "gpt2": ("GPT-2, DistilGPT-2", "learned"),
+    "gpt_neo": ("GPT-Neo", "learned"),
+    "gpt_neox": ("GPT-NeoX, Pythia", "rotary"),
+    "gptj": ("GPT-J", "rotary"),
+    "granite": ("Granite 3", "rotary"),
+    "llama": ("Llama, TinyLlama, storyteller", "rotary"),
+    "mistral": ("Mistral", "rotary"),
+    "mpt": ("MPT", "ALiBi"),
+    "olmo2": ("OLMo 2", "rotary"),
+    "opt": ("OPT", "learned"),
+    "phi": ("Phi 1 to 2", "rotary"),
+    "phi3": ("Phi 3 to 4", "rotary"),
+    "qwen2": ("Qwen 1.5 to 2.5", "rotary"),
+    "qwen3": ("Qwen 3", "rotary"),
+    "stablelm": ("StableLM", "rotary"),
+    "starcoder2": ("StarCoder 2", "rotary"),
+    "xglm": ("XGLM", "sinusoids"),
+}
+
+
+def table() -> str:
+    """A row a family: what it is known by, how it is driven, what it takes."""
+    lines = [
+        "| family | such as | places | sliding window | rows scaled | embedding | prefix |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for family in sorted(PROVEN):
+        model = tiny_model(family)
+        known, places = KNOWN[family]
+        prefix = "yes" if model.takes_prefix else "no"
+        cells = [
+            f"`{family}`",
+            known,
+            places,
+            _window(model),
+            _scaled(model, family),
+            "yes",
+            prefix,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _window(model: FrozenModel) -> str:
+    if model.family.window is None:
+        return ""
+    return "all layers" if model.family.all_layers_slide else "some layers"
+
+
+def _scaled(model: FrozenModel, family: str) -> str:
+    table = tiny_hf(family).get_input_embeddings().weight
+    scale = float((model.embed_ids([5]) / table[5]).mean().detach())
+    return "" if abs(scale - 1) < 1e-3 else "× √width"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="only say whether it is current")
+    options = parser.parse_args()
+    text = PAGE.read_text(encoding="utf-8")
+    head, rest = text.split(START, 1)
+    tail = rest.split(END, 1)[1]
+    wanted = f"{head}{START}\n{table()}\n{END}{tail}"
+    if options.check:
+        return int(text != wanted)
+    PAGE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
