@@ -220,7 +220,7 @@ def side_by_side(family, prefixes, ids):
     places = torch.arange(start, start + len(ids))[None]
     with torch.no_grad():
         return plain(family)(
-            input_ids=torch.tensor([ids]), position_ids=places, past_key_values=cache
+            input_ids=torch.tensor([ids]), position_ids=places, cache=cache
         ).logits[0]
 
 
@@ -255,8 +255,8 @@ def test_an_adapted_model_still_does_all_it_did(family):
     assert torch.equal(adapted.generate(ids, attention_mask=padded, **settings), expected)
     # … on a cache of its own, too.
     first, rest = ids[:, :10], ids[:, 10:]
-    expected = native(rest, past_key_values=native(first, use_cache=True).past_key_values)
-    got = adapted(rest, past_key_values=adapted(first, use_cache=True).past_key_values)
+    expected = native(rest, cache=native(first, use_cache=True).cache)
+    got = adapted(rest, cache=adapted(first, use_cache=True).cache)
     assert torch.equal(got.logits, expected.logits)
 
 

@@ -67,7 +67,7 @@ def plain(model, batch):
             past = DynamicCache([(layer[0][None], layer[1][None]) for layer in layers])
         out = model.hf(
             inputs_embeds=embeds,
-            past_key_values=past,
+            cache=past,
             position_ids=torch.arange(trunk.start, trunk.start + embeds.shape[1])[None],
             attention_mask=torch.ones(1, seen + embeds.shape[1], dtype=torch.long),
             labels=torch.tensor([labels_of(before, leaf, term)]),

@@ -119,7 +119,7 @@ def after_prefix(hf, prefixes, ids):
     cache = DynamicCache(config=hf.config)
     for layer, (key, value) in enumerate(prefix):
         cache.update(key[None], value[None], layer)
-    return hf(input_ids=torch.tensor([ids]), past_key_values=cache).logits[0]
+    return hf(input_ids=torch.tensor([ids]), cache=cache).logits[0]
 
 
 def gradients(prompts, run):

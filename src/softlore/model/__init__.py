@@ -2,6 +2,7 @@
 
 from softlore.model.cache import KeysValues, Past
 from softlore.model.families import PROVEN, Family
-from softlore.model.frozen import DEFAULT_MODEL, FrozenModel, prompt_shape
+from softlore.model.frozen import FrozenModel, prompt_shape
+from softlore.model.loading import DEFAULT_MODEL
 
 __all__ = ["DEFAULT_MODEL", "PROVEN", "Family", "FrozenModel", "KeysValues", "Past", "prompt_shape"]

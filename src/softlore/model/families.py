@@ -45,6 +45,7 @@ class Family:
     window: int | None  # a sliding layer sees keys fewer than this many positions back
     by_type: bool  # the mask is given as {layer type: mask}
     takes_positions: bool  # forward has `position_ids`
+    cache_argument: str  # what forward calls the keys and values that come before
     slopes: Tensor | None  # [heads] ALiBi slopes
     by_distance: bool  # ALiBi counts from the query, which bfloat16 rounds far less (MPT)
     finish: Callable[[Tensor], Tensor]  # raw logits -> logits
@@ -89,10 +90,17 @@ def describe(hf: Any) -> Family:
         window=window,
         by_type=by_type,
         takes_positions=takes_positions,
+        cache_argument=_cache_argument(body),
         slopes=slopes,
         by_distance=kind == "mpt",
         finish=_finisher(kind, config),
     )
+
+
+def _cache_argument(module: Any) -> str:
+    """What a transformers module calls its cache: since transformers 5.24, `cache`."""
+    new = "cache" in inspect.signature(type(module).forward).parameters
+    return "cache" if new else "past_key_values"
 
 
 def _windows(kind: str, config: Any, layers: int) -> tuple[tuple[str, ...], int | None, bool]:
@@ -195,7 +203,10 @@ def _mpt_slopes(hf: Any) -> Tensor:
     """MPT adds its bias by key index inside each attention, which then takes ours instead."""
     body = hf.get_decoder()
     for block in body.blocks:
-        block.attn.forward = partial(_mpt_attention, block.attn, block.attn.forward)
+        attention = block.attn
+        attention.forward = partial(
+            _mpt_attention, attention, attention.forward, _cache_argument(attention)
+        )
     bias = body.build_mpt_alibi_tensor(body.num_heads, 2, device=hf.device)  # [heads, 1, 2]
     return (bias[:, 0, 1] - bias[:, 0, 0]).float()
 
@@ -203,15 +214,14 @@ def _mpt_slopes(hf: Any) -> Tensor:
 def _mpt_attention(
     attention: Any,
     native: Callable[..., tuple[Tensor, Tensor | None]],
+    argument: str,
     hidden_states: Tensor,
-    position_bias: Tensor,
-    past_key_values: Any = None,
-    attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    mask = getattr(past_key_values, "mask", None)
+    cache = kwargs[argument]
+    mask = getattr(cache, "mask", None)
     if mask is None:
-        return native(hidden_states, position_bias, past_key_values, attention_mask, **kwargs)
+        return native(hidden_states, **kwargs)
     batch, length, width = hidden_states.shape
     mixed = attention.Wqkv(hidden_states)
     if attention.clip_qkv:
@@ -220,7 +230,7 @@ def _mpt_attention(
         t.view(batch, length, attention.n_heads, attention.head_dim).transpose(1, 2)
         for t in mixed.chunk(3, dim=2)
     )
-    key, value = past_key_values.update(key, value, attention.layer_idx)
+    key, value = cache.update(key, value, attention.layer_idx)
     out = scaled_dot_product_attention(
         query,
         key,

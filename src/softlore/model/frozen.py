@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from softlore.errors import ContextError, ModelError, PromptMismatchError, UnsupportedModelError
+from softlore.errors import ContextError, PromptMismatchError, UnsupportedModelError
 from softlore.model import fingerprint as sketches
 from softlore.model.cache import KeysValues, Past, fill_cache, read_cache
 from softlore.model.families import Family, LayeredMask, describe
-from softlore.model.proof import first_line, prove, refusing
-
-DEFAULT_MODEL = "storyteller"
+from softlore.model.loading import DEFAULT_MODEL, context_length, leading_id, load
+from softlore.model.proof import prove, refusing
 
 
 class FrozenModel:
@@ -41,7 +38,7 @@ class FrozenModel:
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self.bos_id = _leading_id(tokenizer)
+        self.bos_id = leading_id(tokenizer)
         with refusing(hf.config.model_type):
             self._set_up(hf)
 
@@ -54,7 +51,7 @@ class FrozenModel:
         self.layers = int(config.num_hidden_layers)
         self.width = int(self._embedding.weight.shape[1])
         self.vocab_size = int(self._embedding.weight.shape[0])
-        self.context_length = _context_length(config)
+        self.context_length = context_length(config)
         kept = self._native_keys_values([0])
         self.kv_heads, self.head_dim = int(kept[0][0].shape[1]), int(kept[0][0].shape[3])
         self.takes_prefix = len({tuple(t.shape) for pair in kept for t in pair}) == 1
@@ -77,22 +74,8 @@ class FrozenModel:
         Raises:
             ModelError: when there is no such model, or it can't be read.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        where = _locate(str(name))
-        device = _device(device)
-        dtype = _dtype(dtype, device)
-        try:
-            with _quiet():
-                tokenizer = AutoTokenizer.from_pretrained(where)
-                hf = AutoModelForCausalLM.from_pretrained(where, dtype=dtype)
-        except Exception as error:
-            raise ModelError(
-                f"model {str(name)!r} could not be loaded ({first_line(error)}); expected a "
-                "folder with config.json, weights and tokenizer, a hub id that can be reached, or "
-                f"{DEFAULT_MODEL!r}; check the name, or download the model first"
-            ) from error
-        return cls(hf.to(device), tokenizer, str(name))
+        hf, tokenizer = load(str(name), dtype, device)
+        return cls(hf, tokenizer, str(name))
 
     def __repr__(self) -> str:
         return f"FrozenModel({self.name!r}, {self.family.model_type}, {self.dtype}, {self.device})"
@@ -185,7 +168,7 @@ class FrozenModel:
         cache = None
         if past is not None or keep or self.family.model_type == "mpt":
             cache = fill_cache(past, mask)
-            arguments["past_key_values"] = cache
+            arguments[self.family.cache_argument] = cache
         out = self._body(
             inputs_embeds=embeds.clone(),  # CTRL scales its input in place
             use_cache=cache is not None,
@@ -304,69 +287,3 @@ def prompt_shape(model: FrozenModel, kind: str, n_tokens: int) -> tuple[int, ...
         return (n_tokens, model.width)
     model._expect_prefix()
     return (model.layers, 2, model.kv_heads, n_tokens, model.head_dim)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bar of transformers' own while a model loads."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _locate(name: str) -> str:
-    if name == DEFAULT_MODEL and not Path(name).is_dir():
-        from softlore import storyteller
-
-        return str(storyteller.path())
-    return name
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(1, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(
-            f"device {str(device)!r} can't be used ({first_line(error)}); expected cpu, cuda "
-            "or another that torch reaches here; leave it out to have one chosen"
-        ) from error
-
-
-def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
-        raise ModelError(
-            f"unknown dtype {dtype!r}; expected float32, bfloat16 or float16; give one of them"
-        )
-    return resolved
-
-
-def _context_length(config: Any) -> int | None:
-    if config.model_type == "bloom":  # ALiBi: `seq_length` is only what it was trained with
-        return None
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        # Past this length it turns every key otherwise, those in a cache or a prefix too.
-        return int(rope["original_max_position_embeddings"])
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        value = getattr(config, key, None)
-        if isinstance(value, int):
-            return value
-    return None
-
-
-def _leading_id(tokenizer: Any) -> int | None:
-    """BOS where the tokenizer itself puts one before a text, else None."""
-    ids = tokenizer("a")["input_ids"]
-    bos = tokenizer.bos_token_id
-    return bos if ids and bos is not None and ids[0] == bos else None

@@ -1,0 +1,108 @@
+"""Finding a model and its tokenizer, and reading off what their files say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softlore.errors import ModelError
+from softlore.model.proof import first_line
+
+DEFAULT_MODEL = "storyteller"
+
+
+def load(
+    name: str, dtype: torch.dtype | str | None, device: torch.device | str | None
+) -> tuple[Any, Any]:
+    """A transformers causal LM and its tokenizer, by hub id, folder or `"storyteller"`.
+
+    Raises:
+        ModelError: when there is no such model, device or dtype, or it can't be read.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = _locate(name)
+    device = _device(device)
+    dtype = _dtype(dtype, device)
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(where)
+            hf = AutoModelForCausalLM.from_pretrained(where, dtype=dtype)
+    except Exception as error:
+        raise ModelError(
+            f"model {name!r} could not be loaded ({first_line(error)}); expected a "
+            "folder with config.json, weights and tokenizer, a hub id that can be reached, or "
+            f"{DEFAULT_MODEL!r}; check the name, or download the model first"
+        ) from error
+    return hf.to(device), tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bar of transformers' own while a model loads."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _locate(name: str) -> str:
+    if name == DEFAULT_MODEL and not Path(name).is_dir():
+        from softlore import storyteller
+
+        return str(storyteller.path())
+    return name
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(
+            f"device {str(device)!r} can't be used ({first_line(error)}); expected cpu, cuda "
+            "or another that torch reaches here; leave it out to have one chosen"
+        ) from error
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        raise ModelError(
+            f"unknown dtype {dtype!r}; expected float32, bfloat16 or float16; give one of them"
+        )
+    return resolved
+
+
+def context_length(config: Any) -> int | None:
+    """The most tokens that a model reads, or None where it has no end."""
+    if config.model_type == "bloom":  # ALiBi: `seq_length` is only what it was trained with
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # Past this length it turns every key otherwise, those in a cache or a prefix too.
+        return int(rope["original_max_position_embeddings"])
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(config, key, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def leading_id(tokenizer: Any) -> int | None:
+    """BOS where the tokenizer itself puts one before a text, else None."""
+    ids = tokenizer("a")["input_ids"]
+    bos = tokenizer.bos_token_id
+    return bos if ids and bos is not None and ids[0] == bos else None
