@@ -18,8 +18,9 @@ def clean_name(name: object) -> str:
     """
     if not isinstance(name, str):
         raise PromptError(f"a prompt's name is a string; got {type(name).__name__} {name!r:.80}")
-    composed = unicodedata.normalize("NFC", name)
-    wrong = _what_is_wrong(composed)
+    wrong = _too_long_to_compose(name)
+    composed = name if wrong else unicodedata.normalize("NFC", name)
+    wrong = wrong or _what_is_wrong(composed)
     if wrong:
         raise PromptError(
             f"prompt name {name!r:.160} {wrong}; expected 1 to {MAX_NAME} letters, digits, "
@@ -30,7 +31,14 @@ def clean_name(name: object) -> str:
 
 def is_name(name: str) -> bool:
     """Whether `name`, once composed, can name a prompt."""
+    if _too_long_to_compose(name):
+        return False
     return not _what_is_wrong(unicodedata.normalize("NFC", name))
+
+
+def _too_long_to_compose(name: str) -> str:
+    """Composing takes the square of the length for marks in a row: a minute for 100,000."""
+    return f"is {len(name)} characters long" if len(name) > 8 * MAX_NAME else ""
 
 
 def _what_is_wrong(name: str) -> str:

@@ -39,5 +39,32 @@ class Reason(StrEnum):
     METADATA_VALUE = "metadata-value"
     # The values
     NOT_FINITE = "not-finite"
+    # Files of other programs
+    BARE_TENSOR = "bare-tensor"
+    NOT_UTF8 = "not-utf8"
+    NOT_JSON = "not-json"
+    SEVERAL_PROMPTS = "several-prompts"
+    METADATA_TOO_LARGE = "metadata-too-large"
+    BASE64 = "base64"
+    # A zip archive
+    ZIP_DAMAGED = "zip-damaged"
+    ZIP_NAME = "zip-name"
+    ZIP_MEMBERS = "zip-members"
+    ZIP_OVERLAP = "zip-overlap"
+    ZIP_ENCRYPTED = "zip-encrypted"
+    ZIP_METHOD = "zip-method"
+    ZIP_BOMB = "zip-bomb"
+    ZIP_CHECKSUM = "zip-checksum"
+    # A NumPy array
+    NPY_HEADER = "npy-header"
+    # A pickle: parsed, never loaded
+    PICKLE_OPCODE = "pickle-opcode"
+    PICKLE_GLOBAL = "pickle-global"
+    PICKLE_CALL = "pickle-call"
+    PICKLE_DAMAGED = "pickle-damaged"
+    PICKLE_TOO_LARGE = "pickle-too-large"
+    # What torch.save wrote
+    TORCH_STORAGE = "torch-storage"
+    TORCH_STRIDES = "torch-strides"
     # A folder of prompts
     DUPLICATE_NAME = "duplicate-name"
