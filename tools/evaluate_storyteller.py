@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
+
 from windows import CODES, END
 
 PASSAGE = 700  # characters: within 256 tokens of every model compared

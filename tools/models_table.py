@@ -6,16 +6,12 @@ python tools/models_table.py --check    # exit code 1 when the table is not curr
 
 from __future__ import annotations
 
-import argparse
-import sys
-from pathlib import Path
-
+from blocks import ROOT, keep
 from softlore import FrozenModel
 from softlore.model import PROVEN
 from softlore.model.tiny import tiny_hf, tiny_model
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
-START, END = "<!-- families -->", "<!-- /families -->"
+PAGE = ROOT / "docs" / "models.md"
 
 # What a family is known by, and how it tells places in a text apart.
 KNOWN = {
@@ -81,19 +77,5 @@ def _scaled(model: FrozenModel, family: str) -> str:
     return "" if abs(scale - 1) < 1e-3 else "× √width"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="only say whether it is current")
-    options = parser.parse_args()
-    text = PAGE.read_text(encoding="utf-8")
-    head, rest = text.split(START, 1)
-    tail = rest.split(END, 1)[1]
-    wanted = f"{head}{START}\n{table()}\n{END}{tail}"
-    if options.check:
-        return int(text != wanted)
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    keep(PAGE, "families", table, __doc__)

@@ -6,14 +6,12 @@ python tools/readme_tree.py --check    # exit code 1 when the block is not curre
 
 from __future__ import annotations
 
-import argparse
 import ast
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from blocks import ROOT, keep
+
 PACKAGE = ROOT / "src" / "softlore"
-START, END = "<!-- tree -->", "<!-- /tree -->"
 # In the order the data travels.
 ORDER = """__init__.py errors.py lore storyteller demo model prompts context decode measure tune
 control compare story serve mkultra.py cli""".split()
@@ -42,7 +40,7 @@ def tree() -> str:
     for name, what in OTHERS.items():
         if (ROOT / name).is_dir():
             lines.append(_entry(f"{name}/", what, 0))
-    return "\n".join(lines)
+    return "\n".join(["```text", *lines, "```"])
 
 
 def _line(path: Path, depth: int) -> str:
@@ -58,20 +56,5 @@ def _first_line(path: Path) -> str:
     return documentation.split("\n", 1)[0].rstrip(".").replace("`", "")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="only say whether it is current")
-    options = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    head, rest = text.split(START, 1)
-    tail = rest.split(END, 1)[1]
-    wanted = f"{head}{START}\n```text\n{tree()}\n```\n{END}{tail}"
-    if options.check:
-        return int(text != wanted)
-    readme.write_text(wanted, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    keep(ROOT / "README.md", "tree", tree, __doc__)

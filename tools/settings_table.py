@@ -6,16 +6,14 @@ python tools/settings_table.py --check    # exit code 1 when the table is not cu
 
 from __future__ import annotations
 
-import argparse
 import ast
 import re
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from blocks import ROOT, keep
+
 TUNE = ROOT / "src" / "softlore" / "tune"
 PAGE = ROOT / "docs" / "training.md"
-START, END = "<!-- settings -->", "<!-- /settings -->"
 
 
 def table() -> str:
@@ -67,19 +65,5 @@ def _said(documentation: str) -> dict[str, str]:
     return said
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="only say whether it is current")
-    options = parser.parse_args()
-    text = PAGE.read_text(encoding="utf-8")
-    head, rest = text.split(START, 1)
-    tail = rest.split(END, 1)[1]
-    wanted = f"{head}{START}\n{table()}\n{END}{tail}"
-    if options.check:
-        return int(text != wanted)
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    keep(PAGE, "settings", table, __doc__)

@@ -38,6 +38,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
+
 from windows import END, Windows
 
 

@@ -183,11 +183,8 @@ def _run_trunks(model: FrozenModel, trunks: Sequence[Tree]) -> tuple[Past | None
     _, kept = model.hidden(
         spliced.embeds, spliced.positions, spliced.visible, spliced.past, keep=True
     )
-    own = spliced.nodes >= 0
-    if spliced.past is None:
-        return Past(kept or [], spliced.positions, own), spliced.nodes.cpu()
-    prefix = torch.full((len(trunks), len(spliced.past)), -2)
-    past = spliced.past.extend(kept or [], spliced.positions, own)
+    past = spliced.after(kept or [])
+    prefix = torch.full((len(trunks), len(past) - spliced.nodes.shape[1]), -2)
     return past, torch.cat([prefix, spliced.nodes.cpu()], dim=1)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from softlore.errors import ContextOverflowError
-from softlore.model import FrozenModel, Past
+from softlore.model import FrozenModel, KeysValues, Past
 
 ROOT = -1  # the parent of a node that sees the prefixes and nothing else
 
@@ -94,6 +94,13 @@ class Spliced:
     past: Past | None
     nodes: Tensor
     spans: list[list[tuple[int, int]]]
+
+    def after(self, kept: KeysValues) -> Past:
+        """The past of what comes next, once the rows were run; `kept` holds past and rows."""
+        own = self.nodes >= 0
+        if self.past is None:
+            return Past(kept, self.positions, own)
+        return self.past.extend(kept, self.positions, own)
 
 
 def splice(model: FrozenModel, trees: Sequence[Tree], past: Past | None = None) -> Spliced:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softlore.context import Tree, splice
 from softlore.decode.samplers import Chooser
-from softlore.model import FrozenModel, Past
+from softlore.model import FrozenModel
 
 
 @torch.no_grad()
@@ -28,11 +28,7 @@ def decode(
     )
     lengths = torch.tensor([sum(map(len, t.nodes)) for t in trees], device=model.device)
     last = hidden[torch.arange(len(trees), device=model.device), lengths - 1]
-    own = spliced.nodes >= 0
-    if spliced.past is None:
-        past = Past(kept or [], spliced.positions, own)
-    else:
-        past = spliced.past.extend(kept or [], spliced.positions, own)
+    past = spliced.after(kept or [])
     position = torch.tensor([t.start for t in trees], device=model.device) + lengths
     seen = torch.ones(len(trees), 1, dtype=torch.bool, device=model.device)
     token = torch.empty(0, dtype=torch.long)
