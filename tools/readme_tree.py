@@ -34,13 +34,23 @@ def tree() -> str:
             lines.append(_line(path, 1))
             continue
         lines.append(_entry(f"{name}/", _first_line(path / "__init__.py"), 1))
-        for inner in sorted(path.rglob("*.py")):
-            if inner.name != "__init__.py":
-                lines.append(_line(inner, 2))
+        lines.extend(_inside(path, 2))
     for name, what in OTHERS.items():
         if (ROOT / name).is_dir():
             lines.append(_entry(f"{name}/", what, 0))
     return "\n".join(["```text", *lines, "```"])
+
+
+def _inside(folder: Path, depth: int) -> list[str]:
+    """A line for each module of a package; those of a package within it stand below its own."""
+    lines = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".py" and path.name != "__init__.py":
+            lines.append(_line(path, depth))
+        elif (path / "__init__.py").is_file():
+            lines.append(_entry(f"{path.name}/", _first_line(path / "__init__.py"), depth))
+            lines.extend(_inside(path, depth + 1))
+    return lines
 
 
 def _line(path: Path, depth: int) -> str:

@@ -6,11 +6,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from softlore.errors import PromptFileError
 from softlore.prompts import native
+from softlore.prompts.formats import archives, mkultra, mtj, numpy_array
+from softlore.prompts.opening import reading
 from softlore.prompts.reasons import Reason
-from softlore.prompts.sniff import HEAD_BYTES, is_safetensors, looks_like, open_regular
+from softlore.prompts.sniff import HEAD_BYTES, is_safetensors, looks_like
 from softlore.prompts.soft_prompt import SoftPrompt
 
 
@@ -21,12 +24,15 @@ class Reader:
     Attributes:
         name: what messages call the format.
         takes: whether a path is of this format, given its first bytes (none for a folder).
-        read: reads it; raises PromptFileError or StorageError.
+        read: reads a folder, or a file by its path; None where `parse` does.
+        parse: reads a file that is open already, given its size in bytes and its path. Both
+            raise PromptFileError or StorageError.
     """
 
     name: str
     takes: Callable[[Path, bytes], bool]
-    read: Callable[[Path], SoftPrompt]
+    read: Callable[[Path], SoftPrompt] | None = None
+    parse: Callable[[BinaryIO, int, Path], SoftPrompt] | None = None
 
 
 def _is_native(path: Path, head: bytes) -> bool:
@@ -36,37 +42,53 @@ def _is_native(path: Path, head: bytes) -> bool:
 
 # In order; the first one that takes a file reads it. An importer adds itself here.
 READERS: list[Reader] = [
-    Reader("softlore", _is_native, native.read_prompt),
+    Reader("softlore", _is_native, parse=native.parse),
+    Reader("KoboldAI's zip or .mtjsp", archives.takes, parse=archives.parse),
+    Reader("mtj-softtuner's .mtjsp by torch.save", mtj.takes_legacy, parse=mtj.parse_legacy),
+    Reader("google-research's .npy", numpy_array.takes, parse=numpy_array.parse),
+    Reader("mkultra's JSON", mkultra.takes, parse=mkultra.parse),
 ]
 
 
 def load_prompt(path: str | os.PathLike[str]) -> SoftPrompt:
-    """Reads a soft prompt from a file of any format that softlore knows.
+    """Reads a soft prompt from a file or folder of any format that softlore knows.
 
-    Nothing in the file is ever run. Raises PromptFileError, which names the format that the file
-    looks like if it is not one of those, and StorageError.
+    Nothing in it is ever run. A prompt of another program comes without its model's fingerprint.
+    Raises PromptFileError, which says what the file looks like if it is not one of those formats,
+    and StorageError.
     """
     place = Path(path)
-    folder = place.is_dir()
-    head = b"" if folder else _head(place)
+    if place.is_dir():
+        for reader in READERS:
+            if reader.read and reader.takes(place, b""):
+                return reader.read(place)
+        raise _unknown(f"{str(place)!r} is not a soft prompt: it is a folder", Reason.NOT_A_FILE)
+    with reading(place) as (file, size):
+        return parse_prompt(file, size, place)
+
+
+def parse_prompt(file: BinaryIO, size: int, path: Path) -> SoftPrompt:
+    """Reads a soft prompt of any format from an open file of `size` bytes, called `path`.
+
+    The file is not opened again, so nothing can be put in its place in between.
+    """
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
     for reader in READERS:
-        if reader.takes(place, head):
-            return reader.read(place)
-    if folder:
-        likely = "is a folder"
-    elif looks_like(head):
-        likely = f"looks like {looks_like(head)}"
-    else:
-        likely = f"begins with {head[:8]!r}, as no known format does"
-    raise PromptFileError(
-        f"{str(place)!r} is not a softlore file: it {likely}; expected one of these formats: "
-        f"{', '.join(reader.name for reader in READERS)}; have the program that made it convert "
+        if reader.takes(path, head):
+            if reader.parse:
+                return reader.parse(file, size, path)
+            if reader.read:
+                return reader.read(path)
+    likely = looks_like(head)
+    found = f"looks like {likely}" if likely else f"begins with {head[:8]!r}, as no known format"
+    raise _unknown(f"it is not a soft prompt: it {found}", Reason.OTHER_FORMAT)
+
+
+def _unknown(found: str, reason: Reason) -> PromptFileError:
+    names = ", ".join(reader.name for reader in READERS)
+    return PromptFileError(
+        f"{found}; expected one of these formats: {names}; have the program that made it convert "
         "it, or train the prompt again",
-        reason=Reason.NOT_A_FILE if folder else Reason.OTHER_FORMAT,
+        reason=reason,
     )
-
-
-def _head(path: Path) -> bytes:
-    file, _ = open_regular(path)
-    with file:
-        return file.read(HEAD_BYTES)

@@ -1,0 +1,327 @@
+"""What torch.save writes, in its two forms, and tensors in pickles: read without torch.load.
+
+A tensor is pickled as a call of `torch._utils._rebuild_tensor_v2` with a storage, an offset, a
+shape and strides. The storage's bytes lie in the pickle itself (as a torch.save of its own),
+after it (the older form of torch.save), or in a member of a zip (the newer one). The device it
+was saved on is a mere word in it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from softlore.prompts.formats.pickles import Global, Vocabulary, parse_pickle, refuse
+from softlore.prompts.formats.values import (
+    ITEM_BYTES,
+    MAX_BYTES,
+    Rows,
+    check_finite,
+    check_rows,
+    to_float32,
+)
+from softlore.prompts.formats.zips import Archive
+from softlore.prompts.reasons import Reason
+
+MAX_PICKLE_BYTES = 1024 * 1024  # data.pkl: without the numbers, a few KB
+MAGIC = 0x1950A86A20F9469CFC6C
+PROTOCOL = 1001
+
+_REBUILD = "torch._utils._rebuild_tensor_v2"
+_PARAMETER = "torch._utils._rebuild_parameter"
+_FROM_BYTES = "torch.storage._load_from_bytes"
+_ORDERED = "collections.OrderedDict"
+# dtype and bytes of a number, by what torch calls the storage.
+_STORAGES = {
+    "torch.FloatStorage": ("F32", 4),
+    "torch.HalfStorage": ("F16", 2),
+    "torch.BFloat16Storage": ("BF16", 2),
+    "torch.DoubleStorage": ("F64", 8),
+    "torch.LongStorage": ("I64", 8),
+    "torch.IntStorage": ("I32", 4),
+    "torch.ShortStorage": ("I16", 2),
+    "torch.CharStorage": ("I8", 1),
+    "torch.ByteStorage": ("U8", 1),
+    "torch.BoolStorage": ("BOOL", 1),
+}
+_TYPES = frozenset(_STORAGES)
+_DAMAGED = "the file was cut or damaged on its way, or made to mislead: get it again"
+
+
+@dataclass
+class Storage:
+    """Numbers one after another, of which tensors are views.
+
+    Attributes:
+        dtype: as in `_STORAGES`.
+        key: what the file calls it.
+        count: how many numbers.
+        data: their bytes, once they are found.
+    """
+
+    dtype: str
+    key: str
+    count: int
+    data: bytes | memoryview | None = None
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """A tensor as a pickle tells of it; nothing is checked but the types."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def rows(self) -> Rows:
+        """The numbers in float32, finite: `[n_tokens, width]`. Raises PromptFileError."""
+        shape = check_rows(self.shape)
+        _check_dtype(self.storage.dtype)
+        strides = self.strides[-2:]
+        last = self.offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if shape[0] * shape[1] > self.storage.count or last >= self.storage.count:
+            refuse(
+                Reason.TORCH_STRIDES,
+                f"the tensor of shape {list(shape)}, strides {list(strides)} and offset "
+                f"{self.offset} reaches beyond its storage of {self.storage.count:,} numbers, or "
+                f"repeats some; expected one number each within it; {_DAMAGED}",
+            )
+        if self.storage.data is None:
+            refuse(
+                Reason.TORCH_STORAGE,
+                f"the file has no numbers for the storage {self.storage.key!r:.40}; expected "
+                f"{self.storage.count:,}; {_DAMAGED}",
+            )
+        item = ITEM_BYTES[self.storage.dtype]
+        used = memoryview(self.storage.data)[item * self.offset : item * (last + 1)]
+        stored = to_float32(used, self.storage.dtype)
+        if strides == (shape[1], 1):
+            return check_finite(stored.reshape(shape))
+        view = np.lib.stride_tricks.as_strided(
+            stored, shape, tuple(4 * step for step in strides), writeable=False
+        )
+        return check_finite(np.ascontiguousarray(view))
+
+
+def tensor_in_pickle(data: bytes) -> TensorView:
+    """The tensor that `pickle.dumps(tensor)` wrote: the whole of `data`. Raises PromptFileError."""
+    view = memoryview(data)
+    value, end = parse_pickle(view, Vocabulary(_CALLS | {_FROM_BYTES: _storage_from_bytes}))
+    _check_end(view, end)
+    if not isinstance(value, TensorView):
+        refuse(
+            Reason.NO_TENSOR,
+            f"the pickle holds {describe(value)}; expected one tensor; take the tensor out of it "
+            "where it was made",
+        )
+    return value
+
+
+def read_legacy(data: memoryview, calls: bool = True) -> Any:
+    """What torch.save wrote in its older form, tensors as TensorView. Raises PromptFileError.
+
+    Five pickles (a magic number, a version, facts about the machine, the object, the keys of its
+    storages), then for each key a count (int64) and so many numbers.
+    """
+    known: dict[str, Storage] = {}
+    magic, place = parse_pickle(data, Vocabulary())
+    if magic != MAGIC or type(magic) is not int:
+        refuse(
+            Reason.PICKLE_DAMAGED,
+            f"the first pickle holds {describe(magic)}; expected torch.save's magic number; this "
+            "is a pickle of another kind: it is not read, as no soft prompt comes in it",
+        )
+    version, place = parse_pickle(data, Vocabulary(), place)
+    system, place = parse_pickle(data, Vocabulary(), place)
+    little = system.get("little_endian") if isinstance(system, dict) else None
+    if version != PROTOCOL or little is not True:
+        refuse(
+            Reason.TORCH_STORAGE,
+            f"torch.save's version is {describe(version)}, its byte order little: "
+            f"{describe(little)}; expected {PROTOCOL} and True; save it again on a common machine",
+        )
+    speech = Vocabulary(_CALLS if calls else {}, _TYPES, lambda name: _storage(name, known))
+    value, place = parse_pickle(data, speech, place)
+    keys, place = parse_pickle(data, Vocabulary(), place)
+    _fill(data, place, keys, known)
+    return value
+
+
+def read_zipped(archive: Archive) -> Any:
+    """What torch.save wrote in its newer form, tensors as TensorView. Raises PromptFileError."""
+    pickles = [name for name in archive.members if name.endswith("/data.pkl")]
+    top = pickles[0].removesuffix("data.pkl")
+    if top + "byteorder" in archive.members:
+        order = archive.read(top + "byteorder", 16)
+        if order != b"little":
+            refuse(
+                Reason.TORCH_STORAGE,
+                f"the numbers are in byte order {order!r}; expected b'little'; save it again on "
+                "a common machine",
+            )
+    known: dict[str, Storage] = {}
+    speech = Vocabulary(_CALLS, _TYPES, lambda name: _storage(name, known))
+    data = memoryview(archive.read(pickles[0], MAX_PICKLE_BYTES))
+    value, end = parse_pickle(data, speech)
+    _check_end(data, end)
+    return value
+
+
+def load_zipped(archive: Archive, view: TensorView) -> TensorView:
+    """The view, with its storage's bytes read from the archive."""
+    pickle = next(name for name in archive.members if name.endswith("/data.pkl"))
+    member = f"{pickle.removesuffix('data.pkl')}data/{view.storage.key}"
+    _check_dtype(view.storage.dtype)
+    if member not in archive.members:
+        refuse(
+            Reason.TORCH_STORAGE,
+            f"the archive has no member {member!r:.80}; expected the numbers in it; {_DAMAGED}",
+        )
+    data = archive.read(member, MAX_BYTES)
+    if len(data) != ITEM_BYTES[view.storage.dtype] * view.storage.count:
+        _wrong_length(view.storage, len(data))
+    view.storage.data = data
+    return view
+
+
+def describe(value: object) -> str:
+    """A word for what a pickle holds. Never the value itself: its repr could fill the memory."""
+    if value is None or isinstance(value, bool):
+        return repr(value)
+    if isinstance(value, int | str):
+        return f"{value!r:.40}" if not isinstance(value, int) or abs(value) < 2**63 else "an int"
+    if isinstance(value, TensorView):
+        return f"a tensor of shape {list(value.shape)}"
+    if isinstance(value, dict):
+        keys = ", ".join(f"{key!r:.30}" for key in list(value)[:6])
+        return f"a dict of {len(value)} ({keys}{', …' if len(value) > 6 else ''})"
+    return f"a {type(value).__name__}"
+
+
+def _storage(name: Any, known: dict[str, Storage]) -> Storage:
+    """The storage of a persistent id: ("storage", type, key, location, count[, None])."""
+    form = name if type(name) is tuple and len(name) in (5, 6) else (None,) * 5
+    word, kind, key, location, count, *view = form
+    known_type = type(kind) is Global and kind.name in _STORAGES
+    fits = word == "storage" and type(key) is type(location) is str and type(count) is int
+    if not (known_type and fits and 0 <= count <= MAX_BYTES and view in ([], [None])):
+        refuse(
+            Reason.TORCH_STORAGE,
+            f"the pickle's id for numbers outside it is {describe(name)}; expected 'storage', a "
+            f"type of storage, a key, a device and a count; {_DAMAGED}",
+        )
+    dtype, _ = _STORAGES[kind.name]
+    storage = known.setdefault(key, Storage(dtype, key, count))
+    if (storage.dtype, storage.count) != (dtype, count):
+        refuse(
+            Reason.TORCH_STORAGE,
+            f"the storage {key!r:.40} is once {storage.count} × {storage.dtype}, once {count} × "
+            f"{dtype}; expected the same each time; {_DAMAGED}",
+        )
+    return storage
+
+
+def _fill(data: memoryview, place: int, keys: Any, known: dict[str, Storage]) -> None:
+    """Gives each storage its bytes, which lie from `place` to the end of `data`."""
+    if type(keys) is not list or any(type(key) is not str for key in keys):
+        refuse(
+            Reason.TORCH_STORAGE,
+            f"the list of storages is {describe(keys)}; expected their keys; {_DAMAGED}",
+        )
+    if sorted(keys) != sorted(known):
+        refuse(
+            Reason.TORCH_STORAGE,
+            f"the file lists {len(keys)} storages, its tensors use {len(known)} others; expected "
+            f"the same; {_DAMAGED}",
+        )
+    for key in keys:
+        storage = known[key]
+        item = next(size for dtype, size in _STORAGES.values() if dtype == storage.dtype)
+        begin, end = place + 8, place + 8 + item * storage.count
+        if end > len(data) or struct.unpack_from("<q", data, place)[0] != storage.count:
+            _wrong_length(storage, max(0, len(data) - begin))
+        storage.data = data[begin:end]
+        place = end
+    if place != len(data):
+        refuse(
+            Reason.TORCH_STORAGE,
+            f"{len(data) - place:,} bytes follow the last storage; expected none; {_DAMAGED}",
+        )
+
+
+def _wrong_length(storage: Storage, found: int) -> Any:
+    refuse(
+        Reason.TORCH_STORAGE,
+        f"the storage {storage.key!r:.40} should hold {storage.count:,} × {storage.dtype}; the "
+        f"file has {found:,} bytes there, or says otherwise; {_DAMAGED}",
+    )
+
+
+def _check_end(data: memoryview, end: int) -> None:
+    if end != len(data):
+        refuse(
+            Reason.PICKLE_DAMAGED,
+            f"{len(data) - end:,} bytes follow the pickle; expected nothing after it; {_DAMAGED}",
+        )
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in ITEM_BYTES:
+        refuse(
+            Reason.DTYPE,
+            f"the tensor's dtype is {dtype}; expected F32 (F16 and BF16 are read too); convert it "
+            "to float32 where it was made",
+        )
+
+
+def _storage_from_bytes(arguments: tuple[Any, ...]) -> Storage:
+    """Stands for `torch.storage._load_from_bytes`: a storage that torch.save wrote by itself."""
+    if len(arguments) != 1 or type(arguments[0]) is not memoryview:
+        _refuse_call(_FROM_BYTES, "one value, of bytes")
+    storage = read_legacy(arguments[0], calls=False)
+    if not isinstance(storage, Storage):
+        refuse(
+            Reason.TORCH_STORAGE,
+            f"the bytes within the pickle hold {describe(storage)}; expected a storage; {_DAMAGED}",
+        )
+    return storage
+
+
+def _tensor(arguments: tuple[Any, ...]) -> TensorView:
+    """Stands for `_rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)`."""
+    if not 6 <= len(arguments) <= 7 or not isinstance(arguments[0], Storage):
+        _refuse_call(_REBUILD, "a storage, an offset, a shape, strides, a flag and hooks")
+    storage, offset, shape, strides = arguments[:4]
+    numbers = (offset, *shape, *strides) if type(shape) is type(strides) is tuple else (-1,)
+    sound = len(numbers) < 20 and all(type(n) is int and 0 <= n < 2**40 for n in numbers)
+    if not sound or len(shape) != len(strides) or arguments[5] not in (None, {}):
+        _refuse_call(_REBUILD, "an offset, a shape and strides of whole numbers, and no hooks")
+    return TensorView(storage, offset, shape, strides)
+
+
+def _parameter(arguments: tuple[Any, ...]) -> TensorView:
+    """Stands for `_rebuild_parameter(tensor, requires_grad, hooks)`: a tensor that was trained."""
+    if len(arguments) != 3 or not isinstance(arguments[0], TensorView):
+        _refuse_call(_PARAMETER, "a tensor, a flag and hooks")
+    return arguments[0]
+
+
+def _ordered(arguments: tuple[Any, ...]) -> dict[Any, Any]:
+    if arguments:
+        _refuse_call(_ORDERED, "nothing")
+    return {}
+
+
+def _refuse_call(name: str, expected: str) -> Any:
+    refuse(
+        Reason.PICKLE_CALL,
+        f"the pickle calls {name} with other values than torch would; expected {expected}; "
+        f"{_DAMAGED}",
+    )
+
+
+_CALLS = {_REBUILD: _tensor, _PARAMETER: _parameter, _ORDERED: _ordered}

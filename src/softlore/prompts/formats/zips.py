@@ -1,0 +1,300 @@
+"""Zip archives, read with care: every size is known and capped before a member is unpacked.
+
+Python's own `zipfile` trusts the archive in too many ways for files from strangers. This reads
+what prompt files need: stored, deflated and LZMA members below 4 GiB. Members may not overlap,
+and each is read whole, from the open file, into memory; nothing is ever written to a disk.
+"""
+
+from __future__ import annotations
+
+import lzma
+import struct
+import zlib
+from dataclasses import dataclass, replace
+from typing import BinaryIO, NoReturn
+
+from softlore.errors import PromptFileError
+from softlore.prompts.opening import changed
+from softlore.prompts.reasons import Reason
+
+MAX_MEMBERS = 1024
+MAX_DIRECTORY_BYTES = 256 * 1024
+# Floats hardly compress at all; small text may, and harms no one.
+MAX_RATIO = 100
+RATIO_FREE_BYTES = 1024 * 1024
+
+_STORED, _DEFLATED, _LZMA = 0, 8, 14
+_ENCRYPTED_FLAGS = 0x1 | 0x40 | 0x2000
+_UTF8_FLAG = 0x800
+_END = struct.Struct("<4s4H2LH")
+_ENTRY = struct.Struct("<4s6H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+_MAX_COMMENT = 0xFFFF
+_DAMAGED = "the archive was cut or damaged on its way: get it again"
+_HOSTILE = "no soft prompt is packed like this: do not trust the file"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file in an archive, as the directory at the archive's end tells of it.
+
+    Attributes:
+        packed, size: bytes in the archive, and unpacked.
+        start, end: where its own header begins, and where the next thing does.
+    """
+
+    name: str
+    flags: int
+    method: int
+    crc: int
+    packed: int
+    size: int
+    start: int
+    end: int
+
+
+class Archive:
+    """An open zip archive of `size` bytes. Raises PromptFileError for anything unsound."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        directory, count, end = self._find_directory(size)
+        self.members = _members(directory, count, end)
+
+    def read(self, name: str, most: int) -> bytes:
+        """Unpacks the member, which must have at most `most` bytes."""
+        member = self.members[name]
+        _check_size(member, most)
+        packed = self._packed(member)
+        if member.method == _STORED:
+            data = packed
+        elif member.method == _DEFLATED:
+            data = _inflate(member, packed)
+        elif member.method == _LZMA:
+            data = _unlzma(member, packed)
+        else:
+            _refuse(
+                Reason.ZIP_METHOD,
+                f"member {name!r:.80} is packed by method {member.method}; expected stored (0), "
+                "deflate (8) or LZMA (14); unpack it and zip it again",
+            )
+        if len(data) != member.size:
+            _refuse(
+                Reason.ZIP_DAMAGED,
+                f"member {name!r:.80} unpacks to {len(data):,} bytes; expected {member.size:,}; "
+                f"{_DAMAGED}",
+            )
+        if zlib.crc32(data) != member.crc:
+            _refuse(
+                Reason.ZIP_CHECKSUM,
+                f"member {name!r:.80} does not have the checksum that the archive gives for it; "
+                f"expected {member.crc:08x}; {_DAMAGED}",
+            )
+        return data
+
+    def _at(self, place: int, count: int) -> bytes:
+        self._file.seek(place)
+        data = self._file.read(count)
+        if len(data) != count:
+            raise changed()
+        return data
+
+    def _find_directory(self, size: int) -> tuple[bytes, int, int]:
+        """The directory's bytes, how many members it lists, and where it begins."""
+        length = min(size, _END.size + _MAX_COMMENT)
+        tail = self._at(size - length, length)
+        place = tail.rfind(b"PK\x05\x06")
+        if place < 0 or len(tail) - place < _END.size:
+            _refuse(
+                Reason.ZIP_DAMAGED,
+                f"the archive has no end record; expected one in its last bytes; {_DAMAGED}",
+            )
+        _, disk, first, here, count, bytes_, begin, comment = _END.unpack_from(tail, place)
+        end = size - length + place
+        if (disk, first, here) != (0, 0, count) or place + _END.size + comment != len(tail):
+            _refuse(
+                Reason.ZIP_DAMAGED,
+                "the archive's end record is of another archive, or of one in several parts; "
+                f"expected a single whole archive; {_DAMAGED}",
+            )
+        if count > MAX_MEMBERS or bytes_ > MAX_DIRECTORY_BYTES:
+            _refuse(
+                Reason.ZIP_MEMBERS,
+                f"the archive is said to hold {count:,} members; expected at most {MAX_MEMBERS:,} "
+                f"in a directory of at most {MAX_DIRECTORY_BYTES:,} bytes; {_HOSTILE}",
+            )
+        if begin + bytes_ > end:
+            _refuse(
+                Reason.ZIP_DAMAGED,
+                f"the archive's directory is said to end at byte {begin + bytes_:,}, after the "
+                f"end record at {end:,}; expected it before; {_DAMAGED}",
+            )
+        return self._at(begin, bytes_), count, begin
+
+    def _packed(self, member: Member) -> bytes:
+        """The member's packed bytes, once its own header agrees with the directory."""
+        raw = self._at(member.start, _LOCAL.size)
+        magic, _, flags, method, _, _, _, _, _, name_bytes, extra_bytes = _LOCAL.unpack(raw)
+        body = member.start + _LOCAL.size + name_bytes + extra_bytes
+        if magic != b"PK\x03\x04" or body + member.packed > member.end:
+            _refuse(
+                Reason.ZIP_DAMAGED,
+                f"member {member.name!r:.80} does not lie where the directory says; expected its "
+                f"{member.packed:,} bytes before {member.end:,}; {_DAMAGED}",
+            )
+        name = _decode(self._at(member.start + _LOCAL.size, name_bytes), flags)
+        if (name, method) != (member.name, member.method):
+            _refuse(
+                Reason.ZIP_NAME,
+                f"member {member.name!r:.80} calls itself {name!r:.80}, method {method}; expected "
+                f"what the directory says, method {member.method}; {_HOSTILE}",
+            )
+        if (flags | member.flags) & _ENCRYPTED_FLAGS:
+            _refuse(
+                Reason.ZIP_ENCRYPTED,
+                f"member {member.name!r:.80} is encrypted; expected a plain archive; unpack it "
+                "with its password and zip it again",
+            )
+        return self._at(body, member.packed)
+
+
+def _members(directory: bytes, count: int, end: int) -> dict[str, Member]:
+    """The members by name, in the order in which they lie; `end` is where the last one may end."""
+    found: list[Member] = []
+    place = 0
+    for _ in range(count):
+        if len(directory) - place < _ENTRY.size or directory[place : place + 4] != b"PK\x01\x02":
+            _refuse(
+                Reason.ZIP_DAMAGED,
+                f"the archive's directory breaks off at its byte {place}; expected {count} "
+                f"members; {_DAMAGED}",
+            )
+        entry = _ENTRY.unpack_from(directory, place)
+        _, _, _, flags, method, _, _, crc, packed, size, *lengths, _, _, _, start = entry
+        name_bytes, extra_bytes, comment_bytes = lengths
+        name = _decode(directory[place + _ENTRY.size :][:name_bytes], flags)
+        if 0xFFFFFFFF in (packed, size, start):
+            _refuse(
+                Reason.TOO_LARGE,
+                f"member {name!r:.80} is said to have 4 GiB or more (ZIP64); expected less; "
+                f"{_HOSTILE}",
+            )
+        _check_name(name)
+        found.append(Member(name, flags, method, crc, packed, size, start, end))
+        place += _ENTRY.size + name_bytes + extra_bytes + comment_bytes
+    if place > len(directory):
+        _refuse(
+            Reason.ZIP_DAMAGED,
+            f"the archive's directory has {len(directory):,} bytes; expected {place:,}; {_DAMAGED}",
+        )
+    return _side_by_side(found, end)
+
+
+def _side_by_side(found: list[Member], end: int) -> dict[str, Member]:
+    """The members with their ends set; refuses names used twice and members that overlap."""
+    members: dict[str, Member] = {}
+    for member in sorted(found, key=lambda member: member.start, reverse=True):
+        if member.name in members:
+            _refuse(
+                Reason.ZIP_NAME,
+                f"the archive holds two members {member.name!r:.80}; expected each name once, "
+                f"since readers would disagree on which one holds; {_HOSTILE}",
+            )
+        if member.start + _LOCAL.size + len(member.name) + member.packed > end:
+            _refuse(
+                Reason.ZIP_OVERLAP,
+                f"member {member.name!r:.80} runs into what follows it at byte {end:,}; expected "
+                f"members side by side; {_HOSTILE}",
+            )
+        members[member.name] = replace(member, end=end)
+        end = member.start
+    return dict(reversed(members.items()))
+
+
+def _decode(raw: bytes, flags: int) -> str:
+    return raw.decode("utf-8" if flags & _UTF8_FLAG else "cp437", "replace")
+
+
+def _check_name(name: str) -> None:
+    """Members are never written to a disk; such names all the same only come from attackers."""
+    parts = name.replace("\\", "/").split("/")
+    if not name or name[:1] in "/\\" or ".." in parts or ":" in name or "\0" in name:
+        _refuse(
+            Reason.ZIP_NAME,
+            f"the archive holds a member named {name!r:.80}; expected a plain name that stays in "
+            f"the archive's folder; {_HOSTILE}",
+        )
+
+
+def _check_size(member: Member, most: int) -> None:
+    if member.size > most:
+        _refuse(
+            Reason.TOO_LARGE,
+            f"member {member.name!r:.80} is said to have {member.size:,} bytes; expected at most "
+            f"{most:,}; {_HOSTILE}",
+        )
+    if member.size > RATIO_FREE_BYTES and member.size > MAX_RATIO * member.packed:
+        _refuse(
+            Reason.ZIP_BOMB,
+            f"member {member.name!r:.80} would unpack from {member.packed:,} bytes to "
+            f"{member.size:,}; expected at most {MAX_RATIO} times as many, since numbers hardly "
+            f"compress; {_HOSTILE}",
+        )
+
+
+def _inflate(member: Member, packed: bytes) -> bytes:
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = unpacker.decompress(packed, member.size + 1)
+    except zlib.error as error:
+        _undone(member, str(error))
+    return _whole(member, data, unpacker.eof, unpacker.unused_data)
+
+
+def _unlzma(member: Member, packed: bytes) -> bytes:
+    """LZMA in a zip: version (2 bytes), length of the properties (2), properties, the stream."""
+    if len(packed) < 9 or packed[2:4] != b"\5\0" or packed[4] >= 9 * 5 * 5:
+        _undone(member, "its LZMA properties are wrong")
+    rest, literal_bits = divmod(packed[4], 9)
+    position_bits, literal_position_bits = divmod(rest, 5)
+    wanted = int.from_bytes(packed[5:9], "little")
+    kind = {
+        "id": lzma.FILTER_LZMA1,
+        "lc": literal_bits,
+        "lp": literal_position_bits,
+        "pb": position_bits,
+        # Allocated before anything is unpacked; more than the whole output is never looked up.
+        "dict_size": max(4096, min(wanted, member.size)),
+    }
+    try:
+        unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[kind])
+        data = unpacker.decompress(packed[9:], member.size + 1)
+    except (lzma.LZMAError, EOFError) as error:
+        _undone(member, str(error))
+    # The marker at the stream's end is optional.
+    return _whole(member, data, unpacker.eof or len(data) == member.size, unpacker.unused_data)
+
+
+def _whole(member: Member, data: bytes, ended: bool, unused: bytes) -> bytes:
+    """The unpacked bytes, if the stream ended where the archive says it does."""
+    if len(data) > member.size:
+        _refuse(
+            Reason.ZIP_BOMB,
+            f"member {member.name!r:.80} unpacks to more than the {member.size:,} bytes that it "
+            f"is said to have; expected exactly so many; {_HOSTILE}",
+        )
+    if not ended or unused:
+        _undone(member, "its stream does not end where it should")
+    return data
+
+
+def _undone(member: Member, why: str) -> NoReturn:
+    _refuse(
+        Reason.ZIP_DAMAGED,
+        f"member {member.name!r:.80} cannot be unpacked: {why:.120}; expected a whole stream; "
+        f"{_DAMAGED}",
+    )
+
+
+def _refuse(reason: Reason, message: str) -> NoReturn:
+    raise PromptFileError(message, reason=reason)
