@@ -173,7 +173,7 @@ def test_half_precision_is_read_as_float32(dtype: torch.dtype, tmp_path: Path) -
 
 
 def test_metadata_too_long_for_a_header_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(PromptError, match=r"'dog' takes 1,0.* expected at most 1,048,576; shorten"):
+    with pytest.raises(PromptError, match=r"' takes 1,0.* expected at most 1,048,576; shorten"):
         DOG.replace(description="x" * 1024 * 1024).save(tmp_path / "dog.safetensors")
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""The header of a safetensors file with one tensor, read strictly before any tensor byte.
+"""The header of a safetensors file of known tensors, read strictly before any tensor byte.
 
 The file is `length (8 bytes, little-endian) | header (length bytes of JSON) | tensor bytes`.
 Everything here is checked against the size of the open file, so that what is read afterwards
@@ -7,13 +7,14 @@ is exactly what the header promised. Errors are PromptFileError; see `reasons.py
 
 from __future__ import annotations
 
-import json
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from softlore.errors import PromptFileError
+from softlore.prompts.opening import changed
 from softlore.prompts.reasons import Reason
 from softlore.prompts.shapes import MAX_TENSOR_BYTES
 from softlore.prompts.sniff import MAX_HEADER_BYTES, looks_like
@@ -24,7 +25,22 @@ ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 MAX_FILE_BYTES = 8 + MAX_HEADER_BYTES + MAX_TENSOR_BYTES
 _HEADER_DEPTH = 3  # {"prompt": {"shape": [...]}}
 _DAMAGED = "the file was cut or damaged on its way: get it again"
-_FOREIGN = "it was not made by softlore: import it with its own program's format, or get another"
+_FOREIGN = "another program made or changed it: get it again, or in a format that is read here"
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """What a header says of one tensor.
+
+    Attributes:
+        dtype: "F32", "F16" or "BF16".
+        begin, end: where its bytes lie, counted from the header's end.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -33,39 +49,30 @@ class RawHeader:
 
     Attributes:
         raw: the file's first bytes, the length and the header as they were read.
-        dtype: "F32", "F16" or "BF16".
-        data_bytes: how many bytes of tensor follow.
+        tensors: by name, those that were expected.
+        data_bytes: how many bytes of tensors follow.
+        metadata: None where the file has none.
     """
 
     raw: bytes
-    dtype: str
-    shape: tuple[int, ...]
+    tensors: dict[str, TensorEntry]
     data_bytes: int
-    metadata: dict[str, str]
+    metadata: dict[str, str] | None
 
 
-def read_raw_header(file: BinaryIO, size: int) -> RawHeader:
-    """Reads the header of an open file of `size` bytes; the file is left at the tensor bytes."""
+def read_raw_header(file: BinaryIO, size: int, names: Sequence[str] = (TENSOR,)) -> RawHeader:
+    """Reads the header of an open file of `size` bytes; the file is left at the tensor bytes.
+
+    `names` are the tensors that the file must hold: these and no others.
+    """
     raw = _read_bytes(file, size)
     data_bytes = size - len(raw)
     header = _parse(raw[8:])
     metadata = _metadata(header)
-    dtype, shape, (begin, end) = _tensor_entry(header)
-    _check_offsets(dtype, shape, begin, end, data_bytes)
-    return RawHeader(raw, dtype, shape, data_bytes, metadata)
-
-
-def build_header(shape: tuple[int, ...], metadata: dict[str, str]) -> bytes:
-    """Length and header of a float32 file, the same bytes for the same metadata.
-
-    (safetensors' own writer orders metadata at random.) Keys are sorted; spaces pad the header
-    to a multiple of 8 bytes.
-    """
-    entry = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 4 * math.prod(shape)]}
-    header = {"__metadata__": dict(sorted(metadata.items())), TENSOR: entry}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+    _check_names([name for name in header if name != "__metadata__"], names)
+    tensors = {name: _tensor_entry(name, header[name]) for name in names}
+    _check_offsets(tensors, data_bytes)
+    return RawHeader(raw, tensors, data_bytes, metadata)
 
 
 def _read_bytes(file: BinaryIO, size: int) -> bytes:
@@ -119,12 +126,9 @@ def _parse(raw: bytes) -> dict[str, Any]:
     return header
 
 
-def _metadata(header: dict[str, Any]) -> dict[str, str]:
+def _metadata(header: dict[str, Any]) -> dict[str, str] | None:
     if "__metadata__" not in header:
-        raise _wrong(
-            Reason.NO_METADATA,
-            f"the header has no __metadata__; expected softlore's metadata in it; {_FOREIGN}",
-        )
+        return None
     metadata = header["__metadata__"]
     values = metadata.items() if isinstance(metadata, dict) else [("__metadata__", metadata)]
     for key, value in values:
@@ -145,82 +149,80 @@ def _metadata(header: dict[str, Any]) -> dict[str, str]:
     return dict(metadata)
 
 
-def _tensor_entry(header: dict[str, Any]) -> tuple[str, tuple[int, ...], tuple[int, int]]:
-    names = [name for name in header if name != "__metadata__"]
-    if not names:
+def _check_names(found: Sequence[str], names: Sequence[str]) -> None:
+    expected = "one, " if len(names) == 1 else "these, "
+    expected += ", ".join(map(repr, names))
+    if not found:
         raise _wrong(
-            Reason.NO_TENSOR, f"the file has no tensor; expected one, {TENSOR!r}; {_DAMAGED}"
+            Reason.NO_TENSOR, f"the file has no tensor; expected exactly {expected}; {_DAMAGED}"
         )
-    if names != [TENSOR]:
-        some = ", ".join(f"{name!r:.60}" for name in names[:4]) + (" …" if len(names) > 4 else "")
+    if sorted(found) != sorted(names):
+        some = ", ".join(f"{name!r:.60}" for name in found[:4]) + (" …" if len(found) > 4 else "")
         raise _wrong(
             Reason.OTHER_TENSORS,
-            f"the file has the tensors {some}; expected exactly one, {TENSOR!r}; {_FOREIGN}",
+            f"the file has the tensors {some}; expected exactly {expected}; {_FOREIGN}",
         )
-    entry = header[TENSOR]
+
+
+def _tensor_entry(name: str, entry: object) -> TensorEntry:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         found = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
         raise _wrong(
             Reason.TENSOR_ENTRY,
-            f"the tensor's entry is {found!s:.120}; expected an object of dtype, shape and "
+            f"tensor {name!r}: its entry is {found!s:.120}; expected an object of dtype, shape and "
             f"data_offsets; {_FOREIGN}",
         )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise _wrong(
             Reason.DTYPE,
-            f"the tensor's dtype is {dtype!r:.40}; expected F32 (F16 and BF16 are read too); "
-            "convert it to float32 where it was made",
+            f"tensor {name!r}: its dtype is {dtype!r:.40}; expected F32 (F16 and BF16 are read "
+            "too); convert it to float32 where it was made",
         )
     if not _whole_numbers(shape):
         raise _wrong(
             Reason.SHAPE,
-            f"the tensor's shape is {shape!r:.80}; expected a list of whole numbers; {_FOREIGN}",
+            f"tensor {name!r}: its shape is {shape!r:.80}; expected a list of whole numbers; "
+            f"{_FOREIGN}",
+        )
+    if len(shape) > 8 or any(size > MAX_TENSOR_BYTES for size in shape):
+        raise _wrong(
+            Reason.SHAPE,
+            f"tensor {name!r}: its shape is {shape!r:.80}; expected at most 8 axes of sane sizes; "
+            f"{_FOREIGN}",
         )
     if not _whole_numbers(offsets) or len(offsets) != 2:
         raise _wrong(
             Reason.OFFSETS,
-            f"the tensor's data_offsets are {offsets!r:.80}; expected two whole numbers, begin "
-            f"and end; {_FOREIGN}",
+            f"tensor {name!r}: its data_offsets are {offsets!r:.80}; expected two whole numbers, "
+            f"begin and end; {_FOREIGN}",
         )
-    return dtype, tuple(shape), (offsets[0], offsets[1])
+    return TensorEntry(dtype, tuple(shape), *offsets)
 
 
-def _check_offsets(
-    dtype: str, shape: tuple[int, ...], begin: int, end: int, data_bytes: int
-) -> None:
-    if len(shape) > 8 or any(size > MAX_TENSOR_BYTES for size in shape):
-        raise _wrong(
-            Reason.SHAPE,
-            f"the tensor's shape is {shape!r:.80}; expected 2 or 5 axes of sane sizes; {_FOREIGN}",
-        )
-    expected = ITEM_BYTES[dtype] * math.prod(shape)
-    if (begin, end) != (0, expected):
-        raise _wrong(
-            Reason.OFFSETS,
-            f"the tensor's data_offsets are [{begin}, {end}]; expected [0, {expected}] for "
-            f"{dtype} of shape {list(shape)}; {_DAMAGED}",
-        )
-    if data_bytes != expected:
-        less = "was cut" if data_bytes < expected else "has something after its end"
+def _check_offsets(tensors: dict[str, TensorEntry], data_bytes: int) -> None:
+    """Each tensor begins where the one before it ends, and the last ends with the file."""
+    begin = 0
+    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        end = begin + ITEM_BYTES[entry.dtype] * math.prod(entry.shape)
+        if (entry.begin, entry.end) != (begin, end):
+            raise _wrong(
+                Reason.OFFSETS,
+                f"tensor {name!r}: its data_offsets are [{entry.begin}, {entry.end}]; expected "
+                f"[{begin}, {end}] for {entry.dtype} of shape {list(entry.shape)}; {_DAMAGED}",
+            )
+        begin = end
+    if data_bytes != begin:
+        less = "was cut" if data_bytes < begin else "has something after its end"
         raise _wrong(
             Reason.DATA_LENGTH,
-            f"the file holds {data_bytes:,} bytes of tensor; expected {expected:,} for {dtype} of "
-            f"shape {list(shape)}; the file {less}: get it again",
+            f"the file holds {data_bytes:,} bytes of tensor; expected {begin:,}; the file {less}: "
+            "get it again",
         )
 
 
 def _whole_numbers(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
-
-
-def changed() -> PromptFileError:
-    """The error for a file that has fewer bytes than it had when it was opened."""
-    return _wrong(
-        Reason.CHANGED,
-        "the file grew shorter while it was read; expected it to stay as it is; wait until it is "
-        "written, and read it again",
-    )
 
 
 def _wrong(reason: Reason, message: str) -> PromptFileError:

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
-
-from softlore.errors import PromptError, PromptFileError, StorageError
-from softlore.prompts.atomic import write_whole
-from softlore.prompts.header import TENSOR, RawHeader, build_header, changed, read_raw_header
+from softlore.errors import PromptFileError
+from softlore.prompts.header import TENSOR, RawHeader, read_raw_header
 from softlore.prompts.metadata import MAX_DEPTH
 from softlore.prompts.names import clean_name
+from softlore.prompts.opening import blaming, reading
 from softlore.prompts.reasons import Reason
 from softlore.prompts.shapes import Kind, check_kind, check_shape, tokens_of
-from softlore.prompts.sniff import MAX_HEADER_BYTES, open_regular
 from softlore.prompts.soft_prompt import JSON_FIELDS, METADATA_KEYS, TEXT_FIELDS, SoftPrompt
 from softlore.prompts.strict_json import parse_json
+from softlore.prompts.tensors import read_tensors, write_tensor
 
 FORMAT = "softlore"
 FORMAT_VERSION = 1
@@ -80,19 +72,24 @@ def read_header(path: str | os.PathLike[str]) -> PromptHeader:
 
     Raises PromptFileError, with a reason, or StorageError.
     """
-    with _reading(path) as (file, size):
+    with reading(path) as (file, size):
         return _prompt_header(path, read_raw_header(file, size))
 
 
 def read_prompt(path: str | os.PathLike[str]) -> SoftPrompt:
     """Reads a prompt file; nothing in it is ever run. Raises PromptFileError or StorageError."""
-    with _reading(path) as (file, size):
-        raw = read_raw_header(file, size)
-        header = _prompt_header(path, raw)
-        fields = header.fields()
-        tensor = _read_tensor(file, raw)
-        with _blaming(Reason.METADATA_VALUE):
-            return SoftPrompt(kind=header.kind, tensor=tensor, **fields)
+    with reading(path) as (file, size):
+        return parse(file, size, Path(path))
+
+
+def parse(file: BinaryIO, size: int, path: Path) -> SoftPrompt:
+    """Reads an open prompt file of `size` bytes from its start. Raises PromptFileError."""
+    raw = read_raw_header(file, size)
+    header = _prompt_header(path, raw)
+    fields = header.fields()
+    tensor = read_tensors(file, raw)[TENSOR]
+    with blaming(Reason.METADATA_VALUE):
+        return SoftPrompt(kind=header.kind, tensor=tensor, **fields)
 
 
 def write_prompt(prompt: SoftPrompt, path: str | os.PathLike[str]) -> None:
@@ -100,16 +97,7 @@ def write_prompt(prompt: SoftPrompt, path: str | os.PathLike[str]) -> None:
 
     Raises PromptError for metadata too long for a header, StorageError where the disk refuses.
     """
-    header = build_header(tuple(prompt.tensor.shape), _metadata_of(prompt))
-    if len(header) - 8 > MAX_HEADER_BYTES:
-        raise PromptError(
-            f"the metadata of prompt {prompt.name!r} takes {len(header) - 8:,} bytes; expected at "
-            f"most {MAX_HEADER_BYTES:,}; shorten its description, training or metrics"
-        )
-    values = prompt.tensor.numpy()
-    if sys.byteorder == "big":
-        values = values.byteswap()
-    write_whole(path, header, values.data.cast("B"))
+    write_tensor(path, prompt.tensor, _metadata_of(prompt))
 
 
 def _metadata_of(prompt: SoftPrompt) -> dict[str, str]:
@@ -127,39 +115,18 @@ def _metadata_of(prompt: SoftPrompt) -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def _reading(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
-    """The open file and its size; errors raised inside name the file."""
-    file, size = open_regular(path)
-    with file:
-        try:
-            yield file, size
-        except PromptFileError as error:
-            named = f"cannot read the prompt file {os.fspath(path)!r}: {error}"
-            raise PromptFileError(named, reason=error.reason) from None
-        except StorageError:
-            raise
-        except OSError as error:
-            raise StorageError(
-                f"could not read {os.fspath(path)!r}: {error.strerror}; check the disk"
-            ) from error
-
-
-@contextlib.contextmanager
-def _blaming(reason: Reason) -> Iterator[None]:
-    """Turns a PromptError about a value into one about the file that holds it."""
-    try:
-        yield
-    except PromptError as error:
-        known = error.reason if isinstance(error, PromptFileError) else reason
-        raise PromptFileError(str(error), reason=known) from None
-
-
 def _prompt_header(path: str | os.PathLike[str], raw: RawHeader) -> PromptHeader:
     """Checks what the metadata says of format, version, kind, name and the tensor's shape."""
-    found = raw.metadata
+    found, entry = raw.metadata, raw.tensors[TENSOR]
+    if found is None:
+        raise PromptFileError(
+            "the header has no __metadata__; expected softlore's metadata in it; this is "
+            "safetensors of another program: import it by that program's format",
+            reason=Reason.NO_METADATA,
+        )
     if found.get("format") != FORMAT:
-        hint = "it may be a PEFT adapter or a model" if found.get("format") == "pt" else ""
+        hint = "it may be a PEFT adapter (then name its folder) or a model"
+        hint = hint if found.get("format") == "pt" else ""
         raise PromptFileError(
             f"metadata 'format' is {found.get('format')!r:.40}; expected {FORMAT!r}; this is "
             f"safetensors of another program{': ' + hint if hint else ''}; import it by that "
@@ -174,7 +141,7 @@ def _prompt_header(path: str | os.PathLike[str], raw: RawHeader) -> PromptHeader
             "was edited or made by a faulty program: get it again",
             reason=Reason.METADATA_MISSING,
         )
-    with _blaming(Reason.METADATA_VALUE):
+    with blaming(Reason.METADATA_VALUE):
         kind, name = check_kind(found["kind"]), clean_name(found["name"])
     if found["convention"] != CONVENTIONS[kind]:
         raise PromptFileError(
@@ -182,9 +149,9 @@ def _prompt_header(path: str | os.PathLike[str], raw: RawHeader) -> PromptHeader
             f"{CONVENTIONS[kind]!r} for the {kind} kind; convert the file where it was made",
             reason=Reason.METADATA_VALUE,
         )
-    with _blaming(Reason.SHAPE):
-        check_shape(kind, raw.shape)
-    return PromptHeader(Path(path), name, kind, raw.dtype, raw.shape, raw.data_bytes, found)
+    with blaming(Reason.SHAPE):
+        check_shape(kind, entry.shape)
+    return PromptHeader(Path(path), name, kind, entry.dtype, entry.shape, raw.data_bytes, found)
 
 
 def _check_version(version: str | None) -> None:
@@ -207,25 +174,3 @@ def _check_version(version: str | None) -> None:
             "file again",
             reason=Reason.VERSION,
         )
-
-
-def _read_tensor(file: BinaryIO, raw: RawHeader) -> Tensor:
-    """The tensor in float32, its values checked: `raw.shape`."""
-    data = file.read(raw.data_bytes)
-    if len(data) != raw.data_bytes:
-        raise changed()
-    try:
-        stored = safetensors.torch.load(raw.raw + data)[TENSOR]
-    except safetensors.SafetensorError as error:
-        raise PromptFileError(
-            f"safetensors refuses the file: {error}; get it again", reason=Reason.HEADER_NOT_JSON
-        ) from None
-    tensor = stored.to(torch.float32)
-    unfit = int((~torch.isfinite(tensor)).sum())
-    if unfit:
-        raise PromptFileError(
-            f"{unfit} of the tensor's {tensor.numel()} values are NaN or infinite; expected finite "
-            "numbers; the prompt's training diverged, or the file was damaged: get another",
-            reason=Reason.NOT_FINITE,
-        )
-    return tensor
