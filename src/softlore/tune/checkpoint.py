@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from softlore.errors import StorageError
+from softlore.errors import ConfigError, StorageError
 from softlore.prompts.atomic import TEMPORARY_PREFIX, refused, write_whole
 
 VERSION = 1
@@ -64,6 +65,34 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"checkpoint {str(path)!r} can't be read ({error}); expected one written by this "
             "version of softlore; to begin anew, say so with again=True (--again), or delete it"
         ) from error
+
+
+def take_turn(path: Path) -> FileLock:
+    """Keeps other runs from a checkpoint until `end_turn`; the lock of a killed run is free.
+
+    Raises:
+        ConfigError: another run is at it.
+        StorageError: when the disk refuses.
+    """
+    lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"another run is training into {str(path.parent.parent)!r}; expected one at a time; "
+            "wait for it, stop it, or name another folder"
+        ) from None
+    except OSError as error:
+        raise refused("lock", path, error) from error
+    return lock
+
+
+def end_turn(lock: FileLock) -> None:
+    """Lets others at the checkpoint, and leaves nothing behind."""
+    with contextlib.suppress(OSError):
+        Path(lock.lock_file).unlink()
+    lock.release()
 
 
 def remove_checkpoint(path: Path) -> None:
