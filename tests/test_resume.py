@@ -312,6 +312,16 @@ def test_how_often_it_is_saved(tmp_path, monkeypatch):
     assert saved == [0, 4]
 
 
+def test_two_runs_do_not_share_a_checkpoint(tmp_path):
+    first, second = (small(tmp_path / "run.checkpoint") for _ in range(2))
+    first.prepare()
+    with pytest.raises(ConfigError, match="another run is training into"):
+        second.train()
+    first.train()
+    second.train()  # the first has ended
+    assert [path.name for path in tmp_path.iterdir()] == ["run.checkpoint"]
+
+
 def test_without_a_checkpoint_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small(max_steps=2).train()
