@@ -256,8 +256,8 @@ def _fill(data: memoryview, place: int, keys: Any, known: dict[str, Storage]) ->
 def _wrong_length(storage: Storage, found: int) -> Any:
     refuse(
         Reason.TORCH_STORAGE,
-        f"the storage {storage.key!r:.40} should hold {storage.count:,} × {storage.dtype}; the "
-        f"file has {found:,} bytes there, or says otherwise; {_DAMAGED}",
+        f"the storage {storage.key!r:.40} has {found:,} bytes in the file, or a count of its own; "
+        f"expected {storage.count:,} × {storage.dtype}; {_DAMAGED}",
     )
 
 

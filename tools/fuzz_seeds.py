@@ -1,0 +1,214 @@
+"""What the fuzzer starts from, and how its bytes become a prompt file, reader by reader.
+
+A reader within another (a pickle within base64 within JSON, an array within a zip with
+checksums) is fuzzed by itself: its bytes are what changes, and are wrapped anew each time.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import pickle
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from softlore import SoftPrompt
+from softlore.prompts.formats import kobold, mkultra
+from softlore.prompts.formats.npy import write_npy
+
+GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
+ROWS = torch.arange(6, dtype=torch.float32).reshape(2, 3)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One reader.
+
+    Attributes:
+        seeds: makes the inputs to start from.
+        wrap: makes a file of an input.
+    """
+
+    seeds: Callable[[], list[bytes]]
+    wrap: Callable[[bytes], bytes] = bytes
+
+
+def _prompt() -> SoftPrompt:
+    return SoftPrompt(
+        name="dog",
+        kind="embedding",
+        tensor=ROWS,
+        uuid="7f1c8c4a-3f4e-4c8e-9f55-000000000000",
+        description="a dog",
+        author="Ann",
+        created="2021-06-09T15:07:05Z",
+        base_model="gpt2",
+    )
+
+
+def _saved(write: Callable[[SoftPrompt, Path], None]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        write(_prompt(), Path(folder) / "x")
+        return (Path(folder) / "x").read_bytes()
+
+
+def _tensors() -> list[torch.Tensor]:
+    """Of each dtype and layout that a file may hold, one that does not fit among them."""
+    kinds = [ROWS, ROWS.half(), ROWS.bfloat16(), ROWS[None], ROWS.T, torch.zeros(9, 4)[3:7]]
+    return [*kinds, torch.nn.Parameter(ROWS), ROWS.double()]
+
+
+def native() -> list[bytes]:
+    """The golden files, and one of today's."""
+    golden = [path.read_bytes() for path in sorted(GOLDEN.glob("*.safetensors"))]
+    return [_saved(SoftPrompt.save), *(file for file in golden if len(file) <= 4096)]
+
+
+def pickles() -> list[bytes]:
+    """Pickled tensors."""
+    return [pickle.dumps(tensor, protocol=4) for tensor in _tensors()]
+
+
+def storages() -> list[bytes]:
+    """What lies within those: a storage, saved by torch in its older form."""
+    return [_between(pickle.dumps(tensor, protocol=4))[1] for tensor in _tensors()[:3]]
+
+
+def json_texts() -> list[bytes]:
+    """JSON by mkultra, plain and within another."""
+    plain = mkultra.to_json(_prompt())
+    return [plain.encode(), json.dumps({"a": plain}).encode(), json.dumps(plain).encode()]
+
+
+def arrays() -> list[bytes]:
+    """NumPy's arrays of each dtype and order."""
+    rows = ROWS.numpy()
+    halves = rows.astype("<f2")
+    raw = rows.view("<u4").__rshift__(16).astype("<u2").view("V2")
+    kinds = [rows, halves, raw, np.asfortranarray(rows), rows.astype("<f8")]
+    return [write_npy(rows), *(_npy(kind) for kind in kinds)]
+
+
+def archives() -> list[bytes]:
+    """Whole archives: KoboldAI's with each kind of packing, NumPy's, torch's."""
+    found = [_saved(kobold.write)]
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", compression=method) as archive:
+            archive.writestr("tensor.npy", write_npy(ROWS.numpy()))
+            archive.writestr("meta.json", '{"name": "dog", "description": ""}')
+        found.append(packed.getvalue())
+    packed = io.BytesIO()
+    state = np.array([{}], dtype=object)
+    np.savez_compressed(packed, tensor=ROWS.numpy(), opt_state=state, step=3, loss=0.5)
+    return [*found, packed.getvalue(), _torch_saved(_checkpoint(ROWS), True)]
+
+
+def koboldai() -> list[bytes]:
+    """The two members of KoboldAI's archive: the array's length, the array, the JSON."""
+    metas = ['{"name": "dog", "author": "A", "supported": ["gpt2"], "description": ""}', "{}"]
+    return [struct.pack("<H", len(a)) + a + m.encode() for a in arrays() for m in metas]
+
+
+def torch_pickles() -> list[bytes]:
+    """The two members of torch.save's archive: the pickle's length, the pickle, the numbers."""
+    found = []
+    for tensor in _tensors():
+        saved = zipfile.ZipFile(io.BytesIO(_torch_saved(_checkpoint(tensor), True)))
+        inner = saved.read("archive/data.pkl")
+        found.append(struct.pack("<H", len(inner)) + inner + saved.read("archive/data/0"))
+    return found
+
+
+def torch_files() -> list[bytes]:
+    """torch.save's older form."""
+    return [_torch_saved(_checkpoint(tensor), False) for tensor in _tensors()]
+
+
+def _checkpoint(tensor: torch.Tensor) -> dict[str, Any]:
+    state = {"state": {0: {"step": 3, "RMS": 0.5}}, "param_groups": [{"lr": None, "params": [0]}]}
+    return {"tensor": tensor, "opt_state": state, "step": 3, "loss": 0.5}
+
+
+def _torch_saved(value: object, zipped: bool) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file, _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
+
+
+def _npy(array: np.ndarray[Any, Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def in_json(data: bytes) -> bytes:
+    """JSON as mkultra's around a pickle."""
+    return b'{"metadata": {"name": "dog"}, "tensor": "%s"}' % base64.b64encode(data)
+
+
+def in_pickle(data: bytes) -> bytes:
+    """JSON as mkultra's around a pickled tensor around a storage."""
+    return in_json(_HEAD + struct.pack("<I", len(data)) + data + _TAIL)
+
+
+def in_archive(*names: str) -> Callable[[bytes], bytes]:
+    """An archive of two stored members: the first one's length (2 bytes), it, and the rest."""
+
+    def wrap(data: bytes) -> bytes:
+        length = int.from_bytes(data[:2], "little")
+        return stored({names[0]: data[2 : 2 + length], names[1]: data[2 + length :]})
+
+    return wrap
+
+
+def stored(members: dict[str, bytes]) -> bytes:
+    """A zip archive without compression; far faster than `zipfile`, and small."""
+    body, directory = b"", b""
+    for name, data in members.items():
+        shared = struct.pack(
+            "<5H3L2H", 20, 0, 0, 0, 33, zlib.crc32(data), len(data), len(data), len(name), 0
+        )
+        directory += (
+            b"PK\x01\x02\x14\0" + shared + bytes(10) + struct.pack("<L", len(body)) + name.encode()
+        )
+        body += b"PK\x03\x04" + shared + name.encode() + data
+    count = len(members)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, len(directory), len(body), 0)
+    return body + directory + end
+
+
+def _between(pickled: bytes) -> tuple[bytes, bytes, bytes]:
+    """A pickled tensor's bytes before its storage, its storage, and those after it."""
+    place = pickled.index(b"B", pickled.index(b"_load_from_bytes"))
+    (length,) = struct.unpack_from("<I", pickled, place + 1)
+    # Without the frame (9 bytes from the third on), whose length would have to change.
+    head = pickled[:2] + pickled[11 : place + 1]
+    place += 5
+    return head, pickled[place : place + length], pickled[place + length :]
+
+
+_HEAD, _, _TAIL = _between(pickle.dumps(ROWS, protocol=4))
+
+TARGETS: dict[str, Target] = {
+    "native": Target(native),
+    "mkultra": Target(json_texts),
+    "mkultra-pickle": Target(pickles, in_json),
+    "mkultra-storage": Target(storages, in_pickle),
+    "kobold": Target(koboldai, in_archive("tensor.npy", "meta.json")),
+    "zip": Target(archives),
+    "npy": Target(arrays),
+    "mtj-zip": Target(torch_pickles, in_archive("a/data.pkl", "a/data/0")),
+    "mtj-legacy": Target(torch_files),
+    "any": Target(lambda: [*native(), *json_texts(), *archives(), *arrays(), *torch_files()]),
+}
