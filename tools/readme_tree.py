@@ -14,7 +14,7 @@ from blocks import ROOT, keep
 PACKAGE = ROOT / "src" / "softlore"
 # In the order the data travels.
 ORDER = """__init__.py errors.py lore storyteller demo model prompts context decode measure tune
-control compare story serve mkultra.py cli""".split()
+control compare story serve mkultra cli""".split()
 OTHERS = {
     "tools": "corpus, storyteller training, bench, this tree",
     "examples": "two notebooks and a lorebook",

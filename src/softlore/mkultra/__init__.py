@@ -1,0 +1,40 @@
+"""mkultra's names over softlore: its notebooks run once their import lines are changed.
+
+`from mkultra.tuning import …` becomes `from softlore.mkultra import …`; every name that mkultra's
+notebooks import is here, and the modules have its names too. Any causal language model works
+behind any of the model and tokenizer names. What differs from mkultra, and why:
+docs/migrating.md.
+"""
+
+from softlore.mkultra.inference import (
+    GPT2SoftPromptLM,
+    GPTJSoftPromptLM,
+    GPTNeoSoftPromptLM,
+    GPTSoftPromptMixin,
+)
+from softlore.mkultra.soft_prompt import SoftPrompt
+from softlore.mkultra.tokenizers import GPT2SPTokenizer, GPT2SPTokenizerFast, GPT2TokenizerFast
+from softlore.mkultra.trainers import SoftPromptTrainer, WorldInfoTrainer
+from softlore.mkultra.tuning import (
+    GPT2PromptTuningLM,
+    GPTJPromptTuningLM,
+    GPTNeoPromptTuningLM,
+    GPTPromptTuningMixin,
+)
+
+__all__ = [
+    "GPT2PromptTuningLM",
+    "GPT2SPTokenizer",
+    "GPT2SPTokenizerFast",
+    "GPT2SoftPromptLM",
+    "GPT2TokenizerFast",
+    "GPTJPromptTuningLM",
+    "GPTJSoftPromptLM",
+    "GPTNeoPromptTuningLM",
+    "GPTNeoSoftPromptLM",
+    "GPTPromptTuningMixin",
+    "GPTSoftPromptMixin",
+    "SoftPrompt",
+    "SoftPromptTrainer",
+    "WorldInfoTrainer",
+]
