@@ -3,7 +3,7 @@
 python tools/fuzz.py --reader all --seconds 60      # a minute a reader, one after another
 python tools/fuzz.py --reader kobold --runs 100000
 
-Inputs stay in memory; each goes through `parse_prompt`, as a file would. It may be refused by an
+Inputs stay in memory and go where an open file would. Each may be refused by an
 error of softlore's own. Any other exception is a crash, as are an input that takes 20 seconds, a
 process of more than 512 MB, and any attempt to unpickle, run, import or open something. Prints a
 line a reader, with counts; exit code 1 after a crash. The input that did it is kept in --crashes.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import re
 import subprocess
@@ -101,14 +100,14 @@ def _fuzz(name: str, flags: list[str]) -> int:
     import torch  # noqa: F401
 
     with atheris.instrument_imports(include=["softlore.prompts"]):
-        from softlore.prompts.readers import parse_prompt
+        import softlore.prompts.readers  # noqa: F401
     from fuzz_seeds import TARGETS
     from softlore.errors import SoftloreError
 
     for each in TARGETS.values():  # bring in what is imported late, before imports are forbidden
         for data in map(each.wrap, each.seeds()):
             with contextlib.suppress(SoftloreError):
-                parse_prompt(io.BytesIO(data), len(data), Path("fuzz"))
+                each.read(data)
     target = TARGETS[name]
     guarded = False
 
@@ -122,7 +121,7 @@ def _fuzz(name: str, flags: list[str]) -> int:
         guarded = True
         refusal = ""
         try:
-            prompt = parse_prompt(io.BytesIO(wrapped), len(wrapped), Path("fuzz"))
+            prompt = target.read(wrapped)
             assert prompt.tensor.isfinite().all()
         except SoftloreError as error:
             refusal = str(error)

@@ -20,14 +20,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 
 from softlore import SoftPrompt
-from softlore.prompts.formats import kobold, mkultra
+from softlore.prompts.formats import kobold, mkultra, peft
 from softlore.prompts.formats.npy import write_npy
+from softlore.prompts.formats.peft_config import parse_config
+from softlore.prompts.readers import parse_prompt
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 ROWS = torch.arange(6, dtype=torch.float32).reshape(2, 3)
+
+
+def read_file(data: bytes) -> SoftPrompt:
+    """Reads a file of any format from memory."""
+    return parse_prompt(io.BytesIO(data), len(data), Path("fuzz"))
+
+
+def read_folder(data: bytes) -> SoftPrompt:
+    """Reads a PEFT folder from memory: the configuration's length, it, and the tensor file."""
+    length = int.from_bytes(data[:2], "little")
+    config = parse_config(data[2 : 2 + length])
+    tensors = data[2 + length :]
+    return peft.parse_tensors(io.BytesIO(tensors), len(tensors), config, Path("fuzz"))
 
 
 @dataclass(frozen=True)
@@ -37,10 +53,12 @@ class Target:
     Attributes:
         seeds: makes the inputs to start from.
         wrap: makes a file of an input.
+        read: reads what `wrap` made.
     """
 
     seeds: Callable[[], list[bytes]]
     wrap: Callable[[bytes], bytes] = bytes
+    read: Callable[[bytes], SoftPrompt] = read_file
 
 
 def _prompt() -> SoftPrompt:
@@ -135,6 +153,27 @@ def torch_files() -> list[bytes]:
     return [_torch_saved(_checkpoint(tensor), False) for tensor in _tensors()]
 
 
+def folders() -> list[bytes]:
+    """PEFT's folders of each method, ours and its own."""
+    keys_values = torch.arange(24, dtype=torch.float32).reshape(2, 2, 1, 2, 3)
+    prefix = SoftPrompt(name="dog", kind="prefix", tensor=keys_values, base_model="gpt2")
+    found = []
+    for prompt in (_prompt(), prefix):
+        with tempfile.TemporaryDirectory() as folder:
+            peft.write(prompt, Path(folder) / "x")
+            config = (Path(folder) / "x" / peft.CONFIG).read_bytes()
+            found.append((config, (Path(folder) / "x" / peft.TENSORS).read_bytes()))
+    plain = safetensors.torch.save({peft.ROWS: ROWS}, {"format": "pt"})
+    tasks = {
+        peft.ROWS: ROWS,
+        peft.TASK_COLS: torch.ones(1, 2, 1),
+        peft.TASK_ROWS: ROWS[None, :1].clone(),
+    }
+    several = b'{"peft_type": "MULTITASK_PROMPT_TUNING", "num_virtual_tokens": 2, "token_dim": 3}'
+    found += [(found[0][0], plain), (several, safetensors.torch.save(tasks))]
+    return [struct.pack("<H", len(config)) + config + tensors for config, tensors in found]
+
+
 def _checkpoint(tensor: torch.Tensor) -> dict[str, Any]:
     state = {"state": {0: {"step": 3, "RMS": 0.5}}, "param_groups": [{"lr": None, "params": [0]}]}
     return {"tensor": tensor, "opt_state": state, "step": 3, "loss": 0.5}
@@ -210,5 +249,6 @@ TARGETS: dict[str, Target] = {
     "npy": Target(arrays),
     "mtj-zip": Target(torch_pickles, in_archive("a/data.pkl", "a/data/0")),
     "mtj-legacy": Target(torch_files),
+    "peft": Target(folders, read=read_folder),
     "any": Target(lambda: [*native(), *json_texts(), *archives(), *arrays(), *torch_files()]),
 }
