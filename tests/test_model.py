@@ -323,8 +323,24 @@ def test_special_tokens_are_known():
 
 
 def test_no_tokens_have_no_keys():
-    with pytest.raises(ContextError, match="no tokens to take keys and values of"):
-        tiny_model("llama").keys_values([])
+    model = tiny_model("llama")
+    for ids, n_tokens in (([], None), ([5, 6], 0), ([5, 6], 3)):
+        with pytest.raises(ContextError, match=f"tokens were asked for of a text of {len(ids)}"):
+            model.keys_values(ids, n_tokens)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom", "gemma3_text"])
+def test_a_text_read_whole_in_fewer_tokens(family):
+    """The last token of each run is kept: where its run stands, and having read what precedes."""
+    model, ids = tiny_model(family), [5, 6, 7, 8, 9, 10, 11]
+    kept = model.keys_values(ids, 3)  # runs 5 6 7, 8 9, 10 11
+    alone = model.keys_values([7, 9, 11])
+    assert kept.shape == alone.shape
+    torch.testing.assert_close(kept[0], alone[0])  # below the first attention: word and place
+    assert not torch.allclose(kept[1:], alone[1:])
+    changed = model.keys_values([50, *ids[1:]], 3)
+    assert not torch.allclose(kept[1:, :, :, -1], changed[1:, :, :, -1])
+    assert torch.equal(model.keys_values(ids, 7), model.keys_values(ids))
 
 
 def test_tiny_models_are_named_families():

@@ -25,7 +25,8 @@ class TinyModel:
         assert ids.dtype == torch.int64
         return torch.stack([ids.float(), ids.float() / 2], dim=1).requires_grad_()
 
-    def keys_values(self, ids: list[int]) -> Tensor:
+    def keys_values(self, ids: list[int], n_tokens: int | None = None) -> Tensor:
+        ids = ids[-(n_tokens or len(ids)) :]
         place = torch.arange(3 * 2 * 2).reshape(3, 2, 2, 1, 1) * 1000.0
         return place + torch.tensor(ids).reshape(1, 1, 1, -1, 1).expand(3, 2, 2, -1, 4)
 
@@ -202,8 +203,8 @@ def test_from_text_keeps_every_token() -> None:
 def test_from_text_as_prefix() -> None:
     prompt = SoftPrompt.from_text("abcde", TinyModel(), kind="prefix", n_tokens=3)
     assert prompt.key_values.shape == (3, 2, 2, 3, 4)
-    assert prompt.key_values[0, 0, 0, :, 0].tolist() == [97, 99, 101]
-    assert prompt.key_values[2, 1, 1, :, 3].tolist() == [11097, 11099, 11101]
+    assert prompt.key_values[0, 0, 0, :, 0].tolist() == [99, 100, 101]
+    assert prompt.key_values[2, 1, 1, :, 3].tolist() == [11099, 11100, 11101]
     assert prompt.fingerprint == {"of": "prefix"}
 
 

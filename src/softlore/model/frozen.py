@@ -52,7 +52,7 @@ class FrozenModel:
         self.width = int(self._embedding.weight.shape[1])
         self.vocab_size = int(self._embedding.weight.shape[0])
         self.context_length = context_length(config)
-        kept = self._native_keys_values([0])
+        kept = self._native_keys_values([0], [0])
         self.kv_heads, self.head_dim = int(kept[0][0].shape[1]), int(kept[0][0].shape[3])
         self.takes_prefix = len({tuple(t.shape) for pair in kept for t in pair}) == 1
         prove(self)
@@ -213,23 +213,33 @@ class FrozenModel:
         return self._embedding(torch.as_tensor(ids, dtype=torch.long, device=self.device))
 
     @torch.no_grad()
-    def keys_values(self, ids: list[int]) -> Tensor:
+    def keys_values(self, ids: list[int], n_tokens: int | None = None) -> Tensor:
         """Keys and values of a text read from position 0: `[layers, 2, kv_heads, n, head_dim]`.
+
+        With fewer `n_tokens` than ids, the whole text is read at that many positions, a run of
+        tokens at each; the last token of a run, which has read all before it, is kept. (Tokens
+        kept from a text at its own positions remember the gaps between them, and bend what comes
+        after; the kept words read by themselves have not read the others.)
 
         Raises:
             UnsupportedModelError: when this model takes no prefix.
         """
         self._expect_prefix()
-        if not ids:
-            raise ContextError("no tokens to take keys and values of; expected at least one")
-        pairs = self._native_keys_values(ids)
-        return torch.stack([torch.stack([k[0], v[0]]) for k, v in pairs]).float()
+        length, n = len(ids), len(ids) if n_tokens is None else n_tokens
+        if not 1 <= n <= length:
+            raise ContextError(
+                f"{n} tokens were asked for of a text of {length}; expected at least one, and no "
+                "more than the text has; give a longer text"
+            )
+        pairs = self._native_keys_values(ids, [i * n // length for i in range(length)])
+        last = [-(-(i + 1) * length // n) - 1 for i in range(n)]
+        return torch.stack([torch.stack([k[0], v[0]]) for k, v in pairs])[:, :, :, last].float()
 
     @torch.no_grad()
-    def _native_keys_values(self, ids: list[int]) -> KeysValues:
+    def _native_keys_values(self, ids: list[int], at: list[int]) -> KeysValues:
         n = len(ids)
         rows = self.embed_ids(ids)[None]
-        positions = torch.arange(n, device=self.device)[None]
+        positions = torch.tensor([at], device=self.device)
         causal = torch.ones(1, n, n, dtype=torch.bool, device=self.device).tril()
         kept = self.hidden(rows, positions, causal, keep=True)[1]
         if not kept or len(kept) != self.layers:

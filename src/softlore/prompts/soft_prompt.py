@@ -57,8 +57,11 @@ class PromptModel(Protocol):
         """Ids `[n]` (int64) → rows `[n, width]`, as the forward takes them."""
         ...
 
-    def keys_values(self, ids: list[int]) -> Tensor:
-        """The cache after these ids: `[layers, 2, kv_heads, n, head_dim]`, float32."""
+    def keys_values(self, ids: list[int], n_tokens: int | None = None) -> Tensor:
+        """The cache after these ids: `[layers, 2, kv_heads, n, head_dim]`, float32.
+
+        `n_tokens`: of a text read whole, only so many tokens.
+        """
         ...
 
     def fingerprint(self, kind: Kind) -> dict[str, Any]:
@@ -131,9 +134,10 @@ class SoftPrompt:
     ) -> SoftPrompt:
         """Makes a prompt that does to `model` what the text itself would do.
 
-        Every token of the text gives one token of the prompt. With fewer `n_tokens`, those at
-        evenly spaced places are kept (the first and the last among them, from 2 on); the prompt
-        is then a start for training, no longer the text. Special tokens are not added.
+        Every token of the text gives one token of the prompt. Fewer `n_tokens` are a start for
+        training, no longer the text: rows of the embedding kind are kept at evenly spaced places
+        (the first and the last among them, from 2 on), keys and values from a text that was read
+        whole (`FrozenModel.keys_values`). Special tokens are not added.
 
         The embedding kind is the default, because it is the text: rows where its tokens would
         stand. (Training's default is the prefix kind.) `metadata` sets other fields.
@@ -142,12 +146,13 @@ class SoftPrompt:
         """
         check_kind(kind)
         ids = model.encode(text)
-        places = _spread(len(ids), len(ids) if n_tokens is None else n_tokens, text)
+        n_tokens = len(ids) if n_tokens is None else n_tokens
+        places = _spread(len(ids), n_tokens, text)
         with torch.no_grad():
             if kind == "embedding":
                 tensor = model.embed_ids(torch.tensor(ids, dtype=torch.int64))[places]
             else:
-                tensor = model.keys_values(ids)[:, :, :, places]
+                tensor = model.keys_values(ids, n_tokens)
         made: dict[str, Any] = {
             "fingerprint": model.fingerprint(kind),
             "base_model": model.name,

@@ -71,7 +71,7 @@ class TrainingConfig:
     schedule: str | Factory = "cosine"
     drift_guard: float = 1.0
     distil_weight: float = 1.0
-    distil_passages: int = 384
+    distil_passages: int = 768
     passage_tokens: int = 48
     initial: str | SoftPrompt = "auto"
     company_size: int = 4

@@ -13,28 +13,40 @@ from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.tune.config import TrainingConfig
 
+READ = 1024  # tokens of a text that a prefix starts from, at most
+
 
 def initial_value(model: FrozenModel, entry: Entry, config: TrainingConfig) -> Tensor:
     """The tensor an entry's prompt starts from, float32.
 
-    A longer text is thinned to `n_tokens` tokens at evenly spaced places, a shorter one repeated;
-    then it is read as a text of its own. (Keys taken from evenly spaced places of the whole text
-    remember gaps between them, and bend unrelated text four times as much to begin with.)
+    A text shorter than `n_tokens` is repeated. A longer one is read whole, and a prefix keeps what
+    the model makes of it in `n_tokens` places. Responses are no text, but many things that may be
+    said: of them, and for rows, tokens at evenly spaced places are taken, and read as they are.
 
     Raises:
         ConfigError: when the chosen source is empty, or is a prompt of another size or kind.
     """
     if isinstance(config.initial, SoftPrompt):
         return _as_it_is(model, config.initial, config).to(model.device)
-    ids = _source(model, entry, config, config.initial)
+    choice = config.initial
+    if choice == "auto":
+        choice = "responses" if any(block.responses for block in entry.blocks) else "text"
+    ids = _source(model, entry, config, choice)
     n = config.n_tokens
     if len(ids) < n:
         ids = (ids * (n // len(ids) + 1))[:n]
+    if config.kind == "prefix" and choice != "responses":
+        return model.keys_values(ids[: _readable(model)], n)
     thinned = [ids[i * len(ids) // n] for i in range(n)]
-    if config.kind == "embedding":
-        with torch.no_grad():
-            return model.embed_ids(thinned).float()
-    return model.keys_values(thinned)
+    if config.kind == "prefix":
+        return model.keys_values(thinned)
+    with torch.no_grad():
+        return model.embed_ids(thinned).float()
+
+
+def _readable(model: FrozenModel) -> int:
+    """Tokens of a source that are read: a corpus is too long to be read whole."""
+    return min(READ, model.context_length or READ)
 
 
 def _as_it_is(model: FrozenModel, prompt: SoftPrompt, config: TrainingConfig) -> Tensor:
@@ -48,13 +60,11 @@ def _as_it_is(model: FrozenModel, prompt: SoftPrompt, config: TrainingConfig) ->
 
 
 def _source(model: FrozenModel, entry: Entry, config: TrainingConfig, choice: str) -> list[int]:
-    responses = "".join(r for block in entry.blocks for r in block.responses)
-    if choice == "auto":
-        choice = "responses" if responses else "text"
     if choice == "vocabulary":
         draw = random.Random(f"vocabulary/{config.seed}/{entry.name}")
         usable = sorted(set(range(known_ids(model))) - model.special_ids)
         return [draw.choice(usable) for _ in range(config.n_tokens)]
+    responses = "".join(r for block in entry.blocks for r in block.responses)
     text = {"responses": responses, "text": entry.text}.get(choice, choice)
     ids = model.encode(text) or model.bos
     if not ids:
