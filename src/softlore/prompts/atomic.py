@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -38,7 +39,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     replaced, not followed. Raises StorageError where the disk refuses.
     """
     target = Path(path)
-    temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
+    temporary = _beside(target)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     flags |= getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
@@ -58,6 +59,41 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
+@contextlib.contextmanager
+def writing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives an empty folder to fill, which becomes `path` when the block ends without an error.
+
+    It lies beside `path` under a temporary name and is renamed once it is full, so that a reader
+    never sees half of it. A folder that is there already is replaced if it holds files of the
+    same names and no others; it is away for the moment between two renames. Raises StorageError
+    for anything else at `path`, and where the disk refuses.
+    """
+    target = Path(path)
+    temporary, old = _beside(target), _beside(target)
+    try:
+        temporary.mkdir()
+        yield temporary
+        _flush_folder(temporary)
+        if os.path.lexists(target):
+            _check_replaceable(target, {entry.name for entry in temporary.iterdir()})
+            os.rename(target, old)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if old.exists():
+                os.rename(old, target)
+            raise
+        _flush_folder(target.parent)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise refused("write", target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
 def write_whole(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
     """Writes `parts` one after another as the file `path`, whole or not at all."""
     with writing(path) as file:
@@ -70,6 +106,25 @@ def refused(verb: str, path: Path, error: OSError) -> StorageError:
     why = error.strerror or str(error)
     mend = _MENDS.get(error.errno or 0, "check the disk, and that you may write there")
     return StorageError(f"could not {verb} {str(path)!r}: {why}; {mend}")
+
+
+def _beside(target: Path) -> Path:
+    """A new name in the same folder, so that a rename is all that is left to do."""
+    return target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
+
+
+def _check_replaceable(target: Path, names: set[str]) -> None:
+    if target.is_symlink() or not target.is_dir():
+        raise StorageError(
+            f"could not write the folder {str(target)!r}: something that is no folder is there; "
+            "name another path"
+        )
+    others = sorted({entry.name for entry in target.iterdir()} - names)
+    if others:
+        raise StorageError(
+            f"could not write the folder {str(target)!r}: it holds {others[0]!r:.80}, which would "
+            "be lost; name another path"
+        )
 
 
 def _flush_folder(folder: Path) -> None:

@@ -68,7 +68,9 @@ def read_raw_header(file: BinaryIO, size: int, names: Sequence[str] = (TENSOR,))
     raw = _read_bytes(file, size)
     data_bytes = size - len(raw)
     header = _parse(raw[8:])
-    metadata = _metadata(header)
+    metadata = header.get("__metadata__")
+    if "__metadata__" in header:
+        check_metadata(metadata)
     _check_names([name for name in header if name != "__metadata__"], names)
     tensors = {name: _tensor_entry(name, header[name]) for name in names}
     _check_offsets(tensors, data_bytes)
@@ -126,10 +128,8 @@ def _parse(raw: bytes) -> dict[str, Any]:
     return header
 
 
-def _metadata(header: dict[str, Any]) -> dict[str, str] | None:
-    if "__metadata__" not in header:
-        return None
-    metadata = header["__metadata__"]
+def check_metadata(metadata: object) -> None:
+    """Raises PromptFileError unless it is an object of strings that UTF-8 can hold."""
     values = metadata.items() if isinstance(metadata, dict) else [("__metadata__", metadata)]
     for key, value in values:
         if not isinstance(value, str):
@@ -146,7 +146,6 @@ def _metadata(header: dict[str, Any]) -> dict[str, str] | None:
                 f"metadata {key!r:.80} holds half a character (a lone surrogate); expected "
                 f"Unicode text; {_DAMAGED}",
             ) from None
-    return dict(metadata)
 
 
 def _check_names(found: Sequence[str], names: Sequence[str]) -> None:

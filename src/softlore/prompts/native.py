@@ -73,7 +73,7 @@ def read_header(path: str | os.PathLike[str]) -> PromptHeader:
     Raises PromptFileError, with a reason, or StorageError.
     """
     with reading(path) as (file, size):
-        return _prompt_header(path, read_raw_header(file, size))
+        return prompt_header(path, read_raw_header(file, size))
 
 
 def read_prompt(path: str | os.PathLike[str]) -> SoftPrompt:
@@ -85,7 +85,7 @@ def read_prompt(path: str | os.PathLike[str]) -> SoftPrompt:
 def parse(file: BinaryIO, size: int, path: Path) -> SoftPrompt:
     """Reads an open prompt file of `size` bytes from its start. Raises PromptFileError."""
     raw = read_raw_header(file, size)
-    header = _prompt_header(path, raw)
+    header = prompt_header(path, raw)
     fields = header.fields()
     tensor = read_tensors(file, raw)[TENSOR]
     with blaming(Reason.METADATA_VALUE):
@@ -97,10 +97,11 @@ def write_prompt(prompt: SoftPrompt, path: str | os.PathLike[str]) -> None:
 
     Raises PromptError for metadata too long for a header, StorageError where the disk refuses.
     """
-    write_tensor(path, prompt.tensor, _metadata_of(prompt))
+    write_tensor(path, prompt.tensor, metadata_of(prompt))
 
 
-def _metadata_of(prompt: SoftPrompt) -> dict[str, str]:
+def metadata_of(prompt: SoftPrompt) -> dict[str, str]:
+    """What a file says of a prompt besides its tensor: string → string."""
     metadata = dict(prompt.extra)
     metadata |= {key: getattr(prompt, key) for key in ("name", "created", *TEXT_FIELDS)}
     for key in JSON_FIELDS:
@@ -115,7 +116,7 @@ def _metadata_of(prompt: SoftPrompt) -> dict[str, str]:
     }
 
 
-def _prompt_header(path: str | os.PathLike[str], raw: RawHeader) -> PromptHeader:
+def prompt_header(path: str | os.PathLike[str], raw: RawHeader) -> PromptHeader:
     """Checks what the metadata says of format, version, kind, name and the tensor's shape."""
     found, entry = raw.metadata, raw.tensors[TENSOR]
     if found is None:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from softlore.errors import PromptFileError
 from softlore.prompts import native
-from softlore.prompts.formats import archives, mkultra, mtj, numpy_array
+from softlore.prompts.formats import archives, mkultra, mtj, numpy_array, peft
 from softlore.prompts.opening import reading
 from softlore.prompts.reasons import Reason
 from softlore.prompts.sniff import HEAD_BYTES, is_safetensors, looks_like
@@ -47,6 +47,7 @@ READERS: list[Reader] = [
     Reader("mtj-softtuner's .mtjsp by torch.save", mtj.takes_legacy, parse=mtj.parse_legacy),
     Reader("google-research's .npy", numpy_array.takes, parse=numpy_array.parse),
     Reader("mkultra's JSON", mkultra.takes, parse=mkultra.parse),
+    Reader("PEFT's adapter folder", peft.takes, peft.read_adapter),
 ]
 
 
@@ -74,6 +75,8 @@ def parse_prompt(file: BinaryIO, size: int, path: Path) -> SoftPrompt:
     """
     head = file.read(HEAD_BYTES)
     file.seek(0)
+    if not size and path.suffix != native.SUFFIX:
+        raise _unknown("the file is empty", Reason.TOO_SHORT)
     for reader in READERS:
         if reader.takes(path, head):
             if reader.parse:

@@ -66,5 +66,8 @@ class Reason(StrEnum):
     # What torch.save wrote
     TORCH_STORAGE = "torch-storage"
     TORCH_STRIDES = "torch-strides"
+    # A PEFT folder
+    ADAPTER_TYPE = "adapter-type"
+    ADAPTER_CONFIG = "adapter-config"
     # A folder of prompts
     DUPLICATE_NAME = "duplicate-name"

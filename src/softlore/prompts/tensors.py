@@ -36,7 +36,7 @@ def read_tensors(file: BinaryIO, header: RawHeader) -> dict[str, Tensor]:
         raise PromptFileError(
             f"safetensors refuses the file: {error}; get it again", reason=Reason.HEADER_NOT_JSON
         ) from None
-    return {name: _finite(name, tensor.to(torch.float32)) for name, tensor in stored.items()}
+    return {name: check_finite(name, tensor.to(torch.float32)) for name, tensor in stored.items()}
 
 
 def write_tensor(
@@ -64,7 +64,8 @@ def write_tensor(
     write_whole(path, struct.pack("<Q", len(text)), text, values.data.cast("B"))
 
 
-def _finite(name: str, tensor: Tensor) -> Tensor:
+def check_finite(name: str, tensor: Tensor) -> Tensor:
+    """Returns the tensor, or raises PromptFileError if any value of it is NaN or infinite."""
     unfit = int((~torch.isfinite(tensor)).sum())
     if unfit:
         raise PromptFileError(

@@ -1,0 +1,195 @@
+"""PEFT's `adapter_config.json`: what a soft prompt needs of it, and what PEFT needs of ours.
+
+Only plain values are taken from it. What names files, models or tokenizers to load, or says how
+(`tokenizer_kwargs`, `auto_mapping`, `revision`), is never acted upon.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from softlore.errors import PromptFileError
+from softlore.prompts.metadata import MAX_DEPTH, clean_text
+from softlore.prompts.opening import blaming
+from softlore.prompts.reasons import Reason
+from softlore.prompts.shapes import Kind
+from softlore.prompts.soft_prompt import SoftPrompt
+from softlore.prompts.strict_json import parse_json
+
+NAME = "peft"
+# PEFT's methods whose folders hold a soft prompt, as rows or as keys and values.
+METHODS: dict[str, Kind] = {
+    "PROMPT_TUNING": "embedding",
+    "P_TUNING": "embedding",
+    "MULTITASK_PROMPT_TUNING": "embedding",
+    "PREFIX_TUNING": "prefix",
+    "CARTRIDGE": "prefix",
+}
+_MOST = 2**31
+_FAULTY = "the configuration was edited or made by a faulty program: get it again"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What a configuration says of the soft prompt beside it.
+
+    Attributes:
+        method: PEFT's `peft_type`, a key of METHODS.
+        n_tokens: `num_virtual_tokens`, or None where it is not said.
+        width: `token_dim`: columns of a row; for keys and values, kv_heads × head_dim.
+        layers, heads: `num_layers` and `num_attention_heads`. PEFT writes the number of
+            key-value heads there for prefix tuning, so that width / heads is head_dim.
+        base_model: the name of the frozen model; only ever text.
+    """
+
+    method: str
+    n_tokens: int | None
+    width: int | None
+    layers: int | None
+    heads: int | None
+    base_model: str
+
+    @property
+    def kind(self) -> Kind:
+        return METHODS[self.method]
+
+    def shape_of(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the soft prompt that was stored as a tensor of shape `stored`.
+
+        Raises PromptFileError where the two do not agree.
+        """
+        layers, heads, width = self.layers, self.heads, self.width
+        if len(stored) != 2:
+            raise _disagree(stored, "two axes, [n_tokens, columns]")
+        if self.n_tokens is not None and stored[0] != self.n_tokens:
+            raise _disagree(stored, f"num_virtual_tokens = {self.n_tokens} rows")
+        if self.kind == "embedding":
+            if width is not None and stored[1] != width:
+                raise _disagree(stored, f"token_dim = {width} columns")
+            return stored
+        if layers is None or heads is None or width is None:
+            raise _wrong(
+                Reason.ADAPTER_CONFIG,
+                "num_layers, num_attention_heads or token_dim is missing; expected all three for "
+                f"{self.method}, since keys and values cannot be told apart without; {_FAULTY}",
+            )
+        if width % heads:
+            raise _wrong(
+                Reason.ADAPTER_CONFIG,
+                f"token_dim is {width} and num_attention_heads {heads}; expected a multiple of "
+                f"the heads; {_FAULTY}",
+            )
+        if stored[1] != 2 * layers * width:
+            raise _disagree(stored, f"2 × {layers} layers × token_dim {width} columns")
+        return (layers, 2, heads, stored[0], width // heads)
+
+
+def parse_config(data: bytes) -> AdapterConfig:
+    """Reads and checks a configuration. Raises PromptFileError."""
+    found = _object(data)
+    method = found.get("peft_type")
+    if not isinstance(method, str) or method not in METHODS:
+        raise _wrong(
+            Reason.ADAPTER_TYPE,
+            f"peft_type is {method!r:.60}, which holds no soft prompt (LoRA and its like change "
+            f"the model itself); expected one of {', '.join(METHODS)}; train a soft prompt instead",
+        )
+    submodules = _count(found, "num_transformer_submodules")
+    if submodules is None:
+        submodules = 2 if found.get("task_type") == "SEQ_2_SEQ_LM" else 1
+    if submodules != 1:
+        raise _wrong(
+            Reason.ADAPTER_TYPE,
+            f"num_transformer_submodules is {submodules}, as for an encoder and decoder; expected "
+            "1; softlore takes decoders only: train a prompt for one",
+        )
+    base_model = found.get("base_model_name_or_path")
+    with blaming(Reason.ADAPTER_CONFIG):
+        base_model = clean_text("base_model_name_or_path", "" if base_model is None else base_model)
+    return AdapterConfig(
+        method,
+        _count(found, "num_virtual_tokens"),
+        _count(found, "token_dim"),
+        _count(found, "num_layers"),
+        _count(found, "num_attention_heads"),
+        base_model,
+    )
+
+
+def config_of(prompt: SoftPrompt) -> dict[str, Any]:
+    """The configuration that PEFT reads a prompt with.
+
+    What only the model knows (its layers and heads, for the embedding kind) is null: PEFT fills
+    it in from the model.
+    """
+    config: dict[str, Any] = {
+        "auto_mapping": None,
+        "base_model_name_or_path": prompt.base_model or None,
+        "inference_mode": True,
+        "modules_to_save": None,
+        "num_attention_heads": None,
+        "num_layers": None,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": len(prompt),
+        "peft_version": None,
+        "revision": None,
+        "task_type": "CAUSAL_LM",
+    }
+    if prompt.kind == "embedding":
+        return config | {
+            "peft_type": "PROMPT_TUNING",
+            "prompt_tuning_init": "RANDOM",
+            "prompt_tuning_init_text": None,
+            "token_dim": prompt.embeddings.shape[1],
+            "tokenizer_kwargs": None,
+            "tokenizer_name_or_path": None,
+        }
+    layers, _, kv_heads, _, head_dim = prompt.key_values.shape
+    return config | {
+        "encoder_hidden_size": kv_heads * head_dim,
+        "num_attention_heads": kv_heads,
+        "num_layers": layers,
+        "peft_type": "PREFIX_TUNING",
+        "prefix_projection": False,
+        "token_dim": kv_heads * head_dim,
+    }
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _wrong(
+            Reason.NOT_UTF8, f"byte {error.start} is not UTF-8; expected UTF-8; {_FAULTY}"
+        ) from None
+    found = parse_json(text, "the configuration", MAX_DEPTH, Reason.NOT_JSON)
+    if not isinstance(found, dict):
+        raise _wrong(
+            Reason.ADAPTER_CONFIG,
+            f"the configuration is {type(found).__name__}; expected an object; {_FAULTY}",
+        )
+    return found
+
+
+def _count(found: dict[str, Any], key: str) -> int | None:
+    """A number from 1 on, or None where it is null or missing."""
+    value = found.get(key)
+    if value is None or (type(value) is int and 1 <= value < _MOST):
+        return value
+    raise _wrong(
+        Reason.ADAPTER_CONFIG,
+        f"{key} is {value!r:.60}; expected a whole number from 1 to {_MOST - 1:,}; {_FAULTY}",
+    )
+
+
+def _disagree(stored: tuple[int, ...], expected: str) -> PromptFileError:
+    return _wrong(
+        Reason.SHAPE,
+        f"the tensor's shape is {list(stored)!s:.80}; expected {expected}, as the configuration "
+        "says; the two files do not belong together: get the folder again",
+    )
+
+
+def _wrong(reason: Reason, message: str) -> PromptFileError:
+    return PromptFileError(message, reason=reason)
