@@ -318,7 +318,7 @@ def main() -> None:
     )
     parser.add_argument("--time-budget", type=float, default=280.0, help="of `light`, seconds")
     parser.add_argument("--n-tokens", type=int, nargs="*", default=[16, 8])
-    parser.add_argument("--max-steps", type=int, default=500, help="of `distil`")
+    parser.add_argument("--max-steps", type=int, default=400, help="of `distil`")
     parser.add_argument("--together", action="store_true", help="`distil` also in company")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()

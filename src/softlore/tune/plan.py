@@ -15,7 +15,9 @@ from softlore.model import FrozenModel
 from softlore.tune.objective import Batch, Losses, run
 
 SHARE = 0.5  # of the memory that a step's activations may take
-WORTH_A_PASS = 1024  # tokens; below, one pass is quicker than two, however much it masks
+# Tokens; below, one pass is quicker than two, however much it masks. So many keep a processor
+# busy: trunks are put together up to there, and what is more only leaves its cache.
+WORTH_A_PASS = 1024
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,10 @@ def _memory(model: FrozenModel) -> int:
 def run_planned(model: FrozenModel, batch: Batch, plan: Plan) -> Losses:
     """`objective.run`, in parts that fit: whole trunks together, or one trunk's leaves in parts."""
     losses: Losses = {}
-    for part in _parts(batch, plan.tokens_at_once):
+    most = plan.tokens_at_once
+    if model.device.type == "cpu":
+        most = min(most, WORTH_A_PASS)
+    for part in _parts(batch, most):
         form, micro_batch = choose_form(part.branchings, plan.tokens_at_once)
         losses |= run(model, part, form, micro_batch)
     return losses
