@@ -282,6 +282,14 @@ def test_a_uuid_is_kept_unless_it_is_another_prompts():
     assert other.get_tag_str() != one.get_tag_str()
 
 
+def test_of_two_equal_prompts_the_tag_outlives_either(tmp_path):
+    one = SoftPrompt.from_inputs_embeds(torch.zeros(2, 16), {"name": "twin"})
+    SoftPrompt.from_json(one.to_json())  # gone at once
+    gc.collect()
+    tokenizer = GPT2SPTokenizerFast.from_pretrained(save_tiny_model(tmp_path, "gpt2", n_embd=16))
+    assert len(tokenizer.encode(one.get_tag_str())) == 2
+
+
 # tuning models ----------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from running import save_tiny_model
 from softlore import storyteller
 from softlore.errors import LoreError
 from softlore.mkultra import GPT2PromptTuningLM, SoftPrompt, SoftPromptTrainer, WorldInfoTrainer
+from test_examples import _executed
 
 BLOCKS = [{"call": "The dog", "response": " is good."}, ("The cat", [" is not.", " is away."])]
 TEXT = "The rain it fell on Tilly Moor, and Tilly Moor was wet. " * 3
@@ -86,6 +87,14 @@ def test_an_optimizer_follows_its_soft_prompt(model):
     before = model.learned_embedding.detach().clone()
     WorldInfoTrainer(model, None, optimizer, BLOCKS).train(epochs=1)
     assert not torch.equal(model.learned_embedding, before)
+
+
+def test_training_may_start_from_nothing(model):
+    model.set_soft_prompt_embeds(torch.zeros(4, 32))
+    trainer = WorldInfoTrainer(model, None, adam(model), BLOCKS)
+    trainer.train(epochs=6)
+    assert trainer.losses[-1] < trainer.losses[0]
+    assert len(model.learned_embedding) == 4
 
 
 def test_a_block_longer_than_its_room_has_no_spacing(model):
@@ -246,3 +255,12 @@ def test_the_world_info_notebook_runs(tmp_path, monkeypatch):
     call = tokenizer("Description of dog:", return_tensors="pt").input_ids
     output = model.generate(call, do_sample=False, max_new_tokens=8)
     assert re.search(r"good boy|loves pets", tokenizer.decode(output[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_example_runs(tmp_path):
+    told = "\n".join(_executed("mkultra.ipynb", tmp_path))
+    for way in ("generate:", "pipeline:"):
+        assert re.search(way + ".*(good boy|loves pets)", told)
+    assert "20 tokens" in told

@@ -17,7 +17,7 @@ ORDER = """__init__.py errors.py lore storyteller demo model prompts context dec
 control compare story serve mkultra cli""".split()
 OTHERS = {
     "tools": "corpus, storyteller training, bench, this tree",
-    "examples": "two notebooks and a lorebook",
+    "examples": "three notebooks and a lorebook",
     "docs": "the site: quickstart, lorebooks, training, evaluating, models, formats",
     "tests": "what is promised here, checked",
 }

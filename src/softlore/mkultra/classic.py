@@ -13,6 +13,7 @@ from torch import Tensor
 from softlore import tune
 from softlore.prompts import SoftPrompt
 from softlore.tune import Progress
+from softlore.tune.initial import scale_of
 
 
 def _steady(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
@@ -41,7 +42,10 @@ def make_trainer(
     model.eval()  # training is on the model as it writes, without dropout
     settings = dict(settings)
     if isinstance(optimizer, torch.optim.Optimizer):
-        settings["optimizer"] = functools.partial(Stepping, theirs=optimizer, model=model)
+        unit = float(scale_of(model.frozen, model.learned_embedding.detach(), "embedding"))
+        settings["optimizer"] = functools.partial(
+            Stepping, theirs=optimizer, model=model, unit=unit
+        )
     elif optimizer is not None:
         settings["optimizer"] = optimizer
     rows = model.learned_embedding.detach().float().cpu()
@@ -70,12 +74,12 @@ class Stepping(torch.optim.Optimizer):
         *,
         theirs: torch.optim.Optimizer,
         model: Any,
+        unit: float,
     ) -> None:
         super().__init__(parameters, {"lr": lr})
         self.theirs = theirs
         self.learned: torch.nn.Parameter = model.learned_embedding
-        ours = self.param_groups[0]["params"][0]
-        self.unit = float(self.learned.detach().float().norm()) / float(ours.detach().norm())
+        self.unit = unit
         group = theirs.param_groups[0]
         if len(group["params"]) != 1 or group["params"][0] is not self.learned:
             theirs.state.clear()  # made before the learned embedding was set anew

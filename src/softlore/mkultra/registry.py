@@ -98,7 +98,7 @@ def _add_token(tokenizer: Any, token: str) -> None:
 
 
 _VOCABULARIES: WeakValueDictionary[str, Vocabulary] = WeakValueDictionary()
-_PROMPTS: WeakValueDictionary[str, Any] = WeakValueDictionary()
+_PROMPTS: WeakSet[Any] = WeakSet()
 
 
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
@@ -110,7 +110,7 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
     vocabulary = _VOCABULARIES.get(key)
     if vocabulary is None:
         vocabulary = Vocabulary()
-        for prompt in _PROMPTS.values():
+        for prompt in list(_PROMPTS):
             vocabulary.add(prompt)
         _VOCABULARIES[key] = vocabulary
     tokenizer.softlore_vocabulary = vocabulary
@@ -124,11 +124,11 @@ def vocabularies() -> Iterator[Vocabulary]:
 
 def register(prompt: Tagged) -> None:
     """Makes a prompt's tag known to all tokenizers, present and future."""
-    _PROMPTS[prompt._unique_token_str()] = prompt
+    _PROMPTS.add(prompt)
     for vocabulary in vocabularies():
         vocabulary.add(prompt)
 
 
 def registered(token: str) -> Any:
     """The living prompt whose tag begins with `token`, or None."""
-    return _PROMPTS.get(token)
+    return next((p for p in list(_PROMPTS) if p._unique_token_str() == token), None)

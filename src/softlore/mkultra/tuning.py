@@ -64,7 +64,7 @@ class GPTPromptTuningMixin(Named):
         Raises:
             PromptMismatchError: rows of another width.
         """
-        rows = soft_prompt_embeds.detach().clone()
+        rows = soft_prompt_embeds.detach().float().clone()  # however coarse the model's numbers
         if rows.dim() == 3 and len(rows) == 1:
             rows = rows[0]
         if rows.dim() != 2 or rows.shape[1] != self.frozen.width:
