@@ -267,11 +267,6 @@ def test_malformed(case: str, put: Callable[[bytes], Path]) -> None:
         assert again.value.reason == reason
 
 
-def test_every_reason_is_tested() -> None:
-    elsewhere = {R.MISSING, R.NOT_A_FILE, R.OTHER_FORMAT, R.TOO_LARGE, R.CHANGED, R.DUPLICATE_NAME}
-    assert {reason for _, reason, _ in MALFORMED.values()} | elsewhere == set(Reason)
-
-
 def test_the_values_are_not_read_for_the_header(put: Callable[[bytes], Path]) -> None:
     header = read_header(put(built(floats(*[float("nan")] * 6))))
     assert header.n_tokens == 2

@@ -1,0 +1,48 @@
+"""A bounded run of the fuzzer over every reader; `make fuzz` is the long one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fuzz_seeds import TARGETS
+from softlore.errors import PromptError
+from softlore.prompts import READERS
+
+TOOL = Path(__file__).parent.parent / "tools" / "fuzz.py"
+# Seeds that their reader must refuse: each target also holds a dtype that is not read.
+REFUSED = {"mkultra-pickle": 1, "kobold": 2, "npy": 1, "mtj-zip": 1, "mtj-legacy": 1, "any": 2}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_seeds_are_what_the_reader_reads(name: str) -> None:
+    target, refused = TARGETS[name], 0
+    for seed in target.seeds():
+        try:
+            target.read(target.wrap(seed))
+        except PromptError:
+            refused += 1
+    assert refused == REFUSED.get(name, 0)
+
+
+def test_every_reader_is_fuzzed() -> None:
+    parts = {"softlore": "native", "KoboldAI": "kobold", "mtj": "mtj-legacy", "google": "npy"}
+    parts |= {"mkultra": "mkultra", "PEFT": "peft"}
+    for reader in READERS:
+        assert any(reader.name.startswith(start) and parts[start] in TARGETS for start in parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_short_run_finds_nothing(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="atheris is not to be had for this system or Python")
+    command = [sys.executable, str(TOOL), "--reader", name, "--runs", "4000"]
+    done = subprocess.run(
+        [*command, "--crashes", str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout
+    assert "0 readers crashed" in done.stdout
+    assert "inputs 4000" in done.stdout
