@@ -157,9 +157,11 @@ def _check_names(found: Sequence[str], names: Sequence[str]) -> None:
         )
     if sorted(found) != sorted(names):
         some = ", ".join(f"{name!r:.60}" for name in found[:4]) + (" …" if len(found) > 4 else "")
+        adapter = "it may be of a PEFT adapter: name the folder it lies in"
         raise _wrong(
             Reason.OTHER_TENSORS,
-            f"the file has the tensors {some}; expected exactly {expected}; {_FOREIGN}",
+            f"the file has the tensors {some}; expected exactly {expected}; "
+            + (adapter if "prompt_embeddings" in found and names == (TENSOR,) else _FOREIGN),
         )
 
 

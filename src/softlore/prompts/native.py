@@ -126,8 +126,7 @@ def prompt_header(path: str | os.PathLike[str], raw: RawHeader) -> PromptHeader:
             reason=Reason.NO_METADATA,
         )
     if found.get("format") != FORMAT:
-        hint = "it may be a PEFT adapter (then name its folder) or a model"
-        hint = hint if found.get("format") == "pt" else ""
+        hint = "it may be a PEFT adapter or a model" if found.get("format") == "pt" else ""
         raise PromptFileError(
             f"metadata 'format' is {found.get('format')!r:.40}; expected {FORMAT!r}; this is "
             f"safetensors of another program{': ' + hint if hint else ''}; import it by that "
