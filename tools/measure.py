@@ -18,6 +18,7 @@ import json
 import random
 import re
 import statistics
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -91,7 +92,10 @@ def _merged(pairs: list[tuple[str, str]]) -> list[Block]:
 def _trained(model: FrozenModel, entries: list[Entry], **settings: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     prompts = WorldInfoTrainer(model, entries=entries, **settings).train()
-    return prompts, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    names = ", ".join(entry.name for entry in entries[:4]) + (" …" if len(entries) > 4 else "")
+    print(f"trained {names} in {seconds:.0f} s", file=sys.stderr)
+    return prompts, seconds
 
 
 def emma(bench: Bench, options: Any) -> dict[str, Any]:
