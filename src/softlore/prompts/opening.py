@@ -40,8 +40,11 @@ def blaming(reason: Reason) -> Iterator[None]:
         raise PromptFileError(str(error), reason=known) from None
 
 
-def read_all(file: BinaryIO, size: int, most: int, what: str) -> bytes:
-    """The whole of an open file of `size` bytes, or PromptFileError if that is above `most`."""
+def read_all(file: BinaryIO, size: int, most: int, what: str) -> bytearray:
+    """The whole of an open file of `size` bytes, or PromptFileError if that is above `most`.
+
+    The bytes may be written to, so that a tensor can be made of them without a copy.
+    """
     if size > most:
         raise PromptFileError(
             f"the file has {size:,} bytes; expected at most {most:,} for {what}; it holds "
@@ -49,8 +52,8 @@ def read_all(file: BinaryIO, size: int, most: int, what: str) -> bytes:
             reason=Reason.TOO_LARGE,
         )
     file.seek(0)
-    data = file.read(size)
-    if len(data) != size:
+    data = bytearray(size)
+    if file.readinto(data) != size:  # type: ignore[attr-defined]
         raise changed()
     return data
 

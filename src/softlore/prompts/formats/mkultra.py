@@ -27,7 +27,7 @@ from softlore.prompts.soft_prompt import SoftPrompt
 from softlore.prompts.strict_json import parse_json
 
 NAME = "mkultra"
-MAX_FILE_BYTES = 64 * 1024 * 1024
+MAX_FILE_BYTES = 48 * 1024 * 1024  # 2047 rows × 4096 columns in float32, in base64, and metadata
 _MAX_NESTING = 4  # JSON in a string in JSON in a string
 _BOM_AND_SPACE = b"\xef\xbb\xbf \t\r\n"
 

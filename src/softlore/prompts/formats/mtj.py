@@ -30,7 +30,8 @@ TENSOR = "tensor.npy"
 # Beside the tensor; any of them tells the file from a mere array or tensor.
 _BESIDE = ("step", "opt_state", "loss")
 _FIGURES = ("step", "loss", "last_loss", "grad_norm", "grad_norm_micro")
-_MAX_FILE_BYTES = 2 * MAX_BYTES  # Adam's state is twice the tensor, Adafactor's next to nothing
+# Both trainers use Adafactor, whose state is next to nothing; Adam's is twice the tensor.
+_MAX_FILE_BYTES = MAX_BYTES * 3 // 2
 
 
 def is_npz(archive: Archive) -> bool:

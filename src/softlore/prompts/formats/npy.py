@@ -35,7 +35,7 @@ _DTYPES = {"<f4": "F32", "<f2": "F16", "|V2": "BF16", "<V2": "BF16", "=V2": "BF1
 _DAMAGED = "the file was cut or damaged on its way: get it again"
 
 
-def read_npy(data: bytes) -> Rows:
+def read_npy(data: bytes | bytearray) -> Rows:
     """The numbers of a whole .npy file in float32, finite: `[n_tokens, width]`.
 
     Reads float32, float16 and bfloat16 (two raw bytes a number). Raises PromptFileError.
@@ -78,14 +78,14 @@ def write_npy(rows: Rows) -> bytes:
     return head + text + rows.astype("<f4", copy=False).tobytes()
 
 
-def _split(data: bytes) -> tuple[bytes, memoryview]:
+def _split(data: bytes | bytearray) -> tuple[bytes, memoryview]:
     """The header's text, and the bytes of the numbers."""
-    version = data[6:7]
+    version = bytes(data[6:7])
     width = {b"\1": 2, b"\2": 4, b"\3": 4}.get(version, 0)
     if not data.startswith(MAGIC) or len(data) < 12 or not width:
         raise PromptFileError(
-            f"the array begins with {data[:8]!r}; expected NumPy's mark and version 1, 2 or 3; "
-            f"{_DAMAGED}",
+            f"the array begins with {bytes(data[:8])!r}; expected NumPy's mark and version 1, 2 "
+            f"or 3; {_DAMAGED}",
             reason=Reason.NPY_HEADER,
         )
     length = int.from_bytes(data[8 : 8 + width], "little")
@@ -95,4 +95,4 @@ def _split(data: bytes) -> tuple[bytes, memoryview]:
             f"expected at most {MAX_HEADER:,}, all within it; {_DAMAGED}",
             reason=Reason.NPY_HEADER,
         )
-    return data[8 + width : 8 + width + length], memoryview(data)[8 + width + length :]
+    return bytes(data[8 + width : 8 + width + length]), memoryview(data)[8 + width + length :]

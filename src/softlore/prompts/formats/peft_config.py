@@ -85,7 +85,7 @@ class AdapterConfig:
         return (layers, 2, heads, stored[0], width // heads)
 
 
-def parse_config(data: bytes) -> AdapterConfig:
+def parse_config(data: bytes | bytearray) -> AdapterConfig:
     """Reads and checks a configuration. Raises PromptFileError."""
     found = _object(data)
     method = found.get("peft_type")
@@ -156,7 +156,7 @@ def config_of(prompt: SoftPrompt) -> dict[str, Any]:
     }
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def _object(data: bytes | bytearray) -> dict[str, Any]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -12,8 +12,9 @@ from softlore.prompts.opening import blaming
 from softlore.prompts.reasons import Reason
 from softlore.prompts.shapes import check_shape
 
-# 2047 rows × 16,384 columns in float32: more than any program that wrote these formats could.
-MAX_BYTES = 128 * 1024 * 1024
+# 2047 rows × 8192 columns in float32: as much as the largest model of these formats' time takes.
+# Reading such a file keeps the whole process below 512 MB.
+MAX_BYTES = 64 * 1024 * 1024
 Rows = NDArray[np.float32]
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
