@@ -282,7 +282,14 @@ FILES: dict[str, tuple[bytes, R, str]] = {
             json.dumps({"x": test_prompts_malformed.ENTRY}).encode()
         ),
         R.OTHER_TENSORS,
-        "has the tensors 'x'",
+        "has the tensors 'x'.*bare tensors do not say",
+    ),
+    "a PEFT adapter without its folder": (
+        test_prompts_malformed.frame(
+            json.dumps({"prompt_embeddings": test_prompts_malformed.ENTRY}).encode()
+        ),
+        R.OTHER_TENSORS,
+        "of a PEFT adapter: name the folder",
     ),
     # others
     "an empty file": (b"", R.TOO_SHORT, "the file is empty"),

@@ -157,12 +157,22 @@ def _check_names(found: Sequence[str], names: Sequence[str]) -> None:
         )
     if sorted(found) != sorted(names):
         some = ", ".join(f"{name!r:.60}" for name in found[:4]) + (" …" if len(found) > 4 else "")
-        adapter = "it may be of a PEFT adapter: name the folder it lies in"
         raise _wrong(
             Reason.OTHER_TENSORS,
-            f"the file has the tensors {some}; expected exactly {expected}; "
-            + (adapter if "prompt_embeddings" in found and names == (TENSOR,) else _FOREIGN),
+            f"the file has the tensors {some}; expected exactly {expected}; " + _mend(found, names),
         )
+
+
+def _mend(found: Sequence[str], names: Sequence[str]) -> str:
+    """What to do with tensors of other names."""
+    if tuple(names) != (TENSOR,):
+        return _FOREIGN
+    if "prompt_embeddings" in found:
+        return "it may be of a PEFT adapter: name the folder it lies in"
+    return (
+        "bare tensors do not say what they are, nor for which model: if one is soft prompt rows "
+        "[n_tokens, width], save it with SoftPrompt(name=…, kind='embedding', tensor=…).save(…)"
+    )
 
 
 def _tensor_entry(name: str, entry: object) -> TensorEntry:
