@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "Turn a lorebook into soft prompts.",
     "write": "Write on from a text, which may hold [[soft:NAME]].",
     "inspect": "Show a prompt file, or all prompts in a folder.",
+    "convert": "Bring a soft prompt to another program, or from one.",
     "evaluate": "Measure recall, drift, copy and fidelity of trained prompts.",
 }
 INTERRUPTED = 130

@@ -22,10 +22,17 @@ def command(file: Path | None, folder: Path | None, json_path: str | None) -> No
       softlore inspect
       softlore inspect emma.safetensors
     """
-    if file is None or file.is_dir():
+    if file is None or (file.is_dir() and not _is_prompt(file)):
         _show_folder(file or folder, json_path)
     else:
         _show_file(file, json_path)
+
+
+def _is_prompt(folder: Path) -> bool:
+    """Whether a folder is a prompt itself, as another program keeps one."""
+    from softlore.prompts.formats import peft
+
+    return peft.takes(folder, b"")
 
 
 def _show_folder(folder: Path | None, json_path: str | None) -> None:

@@ -193,6 +193,14 @@ class SoftPrompt:
         """How plain text names this prompt."""
         return f"[[soft:{self.name}]]"
 
+    def made_for(self, model: PromptModel) -> SoftPrompt:
+        """This prompt, saying that it was made for `model`: other programs' files do not say."""
+        return self.replace(
+            fingerprint=model.fingerprint(self.kind),
+            base_model=model.name,
+            tokenizer_fingerprint=model.tokenizer_fingerprint,
+        )
+
     def replace(self, **changes: Any) -> SoftPrompt:
         """A prompt like this one but for `changes`."""
         return replace(self, **changes)

@@ -1,0 +1,166 @@
+"""`softlore convert`: a soft prompt from any format that is read to any that is written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from softlore.cli.options import clean, json_option, load_model, model_options, write_json
+from softlore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from softlore.model import FrozenModel
+    from softlore.prompts import SoftPrompt
+
+# The names in softlore.prompts.writers, which takes seconds to import.
+FORMATS = ("safetensors", "kobold", "peft", "mkultra", "vllm")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--to", "to", required=True, type=click.Choice(FORMATS), help="The format to write.")
+@click.option("--out", help="File or folder to write.  [default: here, by the prompt's name]")
+@click.option("--name", help="Give the prompt this name.")
+@click.option("--task", type=click.IntRange(min=0), help="Which prompt of a multitask adapter.")
+@model_options
+@click.option("--text", help="vllm: a whole context, which names the prompt [[soft:NAME]].")
+@click.option("--force", is_flag=True, help="Write over what is there.")
+@json_option
+def command(
+    file: Path,
+    to: str,
+    out: str | None,
+    name: str | None,
+    task: int | None,
+    model_name: str | None,
+    dtype: str | None,
+    device: str | None,
+    text: str | None,
+    force: bool,
+    json_path: str | None,
+) -> None:
+    """Write the soft prompt in FILE, of any format that softlore reads, in another format.
+
+    FILE is a softlore file, an mkultra JSON, a KoboldAI zip, an .mtjsp, a PEFT adapter folder or
+    an .npy. Files of other programs don't say which model they are for: --model puts it in.
+
+    \b
+    Example:
+      softlore convert emma.json --to safetensors --model gpt2
+      softlore convert emma.safetensors --to peft --out emma-adapter
+      softlore convert emma.safetensors --to vllm --text "At the gate stood [[soft:Emma]]Emma"
+    """
+    if text is not None and to != "vllm":
+        raise ConfigError(f"--text goes with --to vllm, not --to {to}; leave it out")
+    prompt = _read(file, task)
+    if name is not None:
+        prompt = prompt.replace(name=clean(name, "--name"))
+    model = None
+    if model_name is not None or text is not None:
+        model = load_model(model_name, dtype, device)
+        prompt = prompt if prompt.fingerprint else prompt.made_for(model)
+        model.check_prompt(prompt)
+    path = _write(prompt, to, out, force, model, text)
+    size = _size(path)
+    report = {
+        "read": str(file),
+        "name": prompt.name,
+        "kind": prompt.kind,
+        "n_tokens": len(prompt),
+        "to": to,
+        "written": str(path),
+        "bytes": size,
+    }
+    write_json(report, json_path)
+    if json_path == "-":
+        return
+    click.echo(
+        f"read {prompt.kind} prompt {prompt.name!r} of {len(prompt)} tokens from {file}; "
+        f"wrote {path} ({size / 1024:.0f} KB)"
+    )
+    if to == "safetensors" and out is None:
+        from softlore.prompts import default_folder
+
+        folder = default_folder()
+        click.echo(f"for texts to find it, put it among your prompts: --out {folder}", err=True)
+
+
+def _read(file: Path, task: int | None) -> SoftPrompt:
+    from softlore.prompts import load_prompt
+    from softlore.prompts.formats.peft import read_adapter
+
+    return load_prompt(file) if task is None else read_adapter(file, task)
+
+
+def _write(
+    prompt: SoftPrompt,
+    to: str,
+    out: str | None,
+    force: bool,
+    model: FrozenModel | None,
+    text: str | None,
+) -> Path:
+    """Writes the prompt, or the context that names it; returns where."""
+    from softlore.prompts import PromptLibrary
+    from softlore.prompts.library import slug_of
+    from softlore.prompts.writers import WRITERS
+
+    writer = WRITERS[to]
+    path = Path(out or "")
+    if _goes_into(out, to):
+        if to == "safetensors" and out is not None:  # a library has one prompt of a name
+            library = PromptLibrary(path)
+            if prompt.name in library:
+                _check_free(library.header(prompt.name).path, force)
+            return library.save(prompt)
+        path = path / (slug_of(prompt.name) + writer.suffix)
+    if to != "peft" or not path.is_dir() or any(path.iterdir()):  # an empty folder may be filled
+        _check_free(path, force)
+    if model is not None and text is not None:
+        _write_context(model, clean(text, "--text"), prompt, path)
+    else:
+        writer.write(prompt, path)
+    return path
+
+
+def _goes_into(out: str | None, to: str) -> bool:
+    """Whether the prompt goes into a folder, by its own name, and is not put there itself."""
+    from softlore.prompts import default_folder
+    from softlore.prompts.formats import peft
+
+    path = Path(out or "")
+    if out is None or out.endswith(("/", os.sep)) or path == default_folder():
+        return True
+    adapter = to == "peft" and path.is_dir() and (peft.takes(path, b"") or not any(path.iterdir()))
+    return path.is_dir() and not adapter
+
+
+def _write_context(model: FrozenModel, text: str, prompt: SoftPrompt, path: Path) -> None:
+    from softlore.context import embed
+    from softlore.prompts import Context
+    from softlore.prompts.formats import vllm
+
+    vllm.check_rows(prompt)
+    context = Context.parse(text, [prompt])
+    if prompt not in context.prompts:
+        raise ConfigError(
+            f"--text does not name the prompt; expected {prompt.tag} somewhere in it; put it "
+            "where the prompt is to stand"
+        )
+    vllm.write_body(vllm.request_body(embed(model, context), model.name), path)
+
+
+def _check_free(path: Path, force: bool) -> None:
+    if os.path.lexists(path) and not force:
+        raise ConfigError(
+            f"{str(path)!r} is there already; expected nothing to be lost; name another path "
+            "(--out), or write over it (--force)"
+        )
+
+
+def _size(path: Path) -> int:
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
