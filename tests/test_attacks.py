@@ -11,6 +11,7 @@ import contextlib
 import json
 import pickle
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -275,6 +276,12 @@ PICKLES: dict[str, tuple[bytes, R, str]] = {
     "_load_from_bytes of a text": (
         PROTO + FROM_BYTES + text("x") + b"\x85R.", R.PICKLE_CALL, "of bytes"
     ),
+    "_load_from_bytes a thousand times": (
+        PROTO + b"(" + FROM_BYTES + b"\x94" + raw_bytes(GOOD_STORAGE) + b"\x85\x94R"
+        + b"h\x00h\x01R" * 1000 + b"t.",
+        R.PICKLE_CALL,
+        "of bytes, once",
+    ),
     "_load_from_bytes within itself": (
         PROTO + FROM_BYTES
         + raw_bytes(legacy(PROTO + FROM_BYTES + raw_bytes(GOOD_STORAGE) + b"\x85R.")) + b"\x85R.",
@@ -385,8 +392,11 @@ def test_a_trick_that_works_on_pickle(trick: str, tmp_path: Path) -> None:
     path.write_text(in_json(make(str(canary))))
     refused(path, reason, found)
     (tmp_path / "old.pt").write_bytes(make(str(canary)))
-    with pytest.raises(PromptFileError):
-        load_prompt(tmp_path / "old.pt")
+    with zipfile.ZipFile(tmp_path / "new.pt", "w") as archive:
+        archive.writestr("a/data.pkl", make(str(canary)))
+    for other in ("old.pt", "new.pt"):
+        with pytest.raises(PromptFileError, match="expected"):
+            load_prompt(tmp_path / other)
     assert not canary.exists()
 
 

@@ -252,8 +252,13 @@ FILES: dict[str, tuple[bytes, R, str]] = {
     "NaN": (npy(array(), np.full(6, np.nan, "<f4").tobytes()), R.NOT_FINITE, "6 of the tensor's 6"),
     "an infinite half": (npy(array("'<f2'"), b"\0\x7c" * 6), R.NOT_FINITE, "6 of the tensor's 6"),
     # JSON
-    "JSON a million deep": (b"[" * 10**6, R.TOO_DEEP, "1000000 deep"),
-    "JSON a million deep, closed": (b'{"a":' * 10**6 + b"}" * 10**6, R.TOO_DEEP, "1000000 deep"),
+    "JSON a million deep": (b"[" * 10**6, R.TOO_LARGE, "1,000,000 brackets"),
+    "JSON a million deep, closed": (b'{"a":' * 10**6 + b"}" * 10**6, R.TOO_LARGE, "brackets"),
+    "JSON 100,000 deep": (b"[" * 10**5 + b"]" * 10**5, R.TOO_DEEP, "100000 deep"),
+    "JSON of ten million lists": (
+        b"[" + b"[]," * 10**7 + b"[]]", R.TOO_LARGE, "20,000,002 brackets, commas"
+    ),
+    "JSON of ten million strings": (b'""' * 10**7, R.TOO_LARGE, "20,000,000 brackets, commas"),
     "JSON that is cut": (b'{"metadata": {"name": "dog"}, ', R.NOT_JSON, "is not JSON"),
     "JSON in another encoding": (b'{"a": "\xff"}', R.NOT_UTF8, "byte 7"),
     "JSON of nothing": (b"{}", R.OTHER_FORMAT, "holds 0 mkultra soft prompts"),

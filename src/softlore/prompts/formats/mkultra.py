@@ -28,6 +28,7 @@ from softlore.prompts.strict_json import parse_json
 
 NAME = "mkultra"
 MAX_FILE_BYTES = 48 * 1024 * 1024  # 2047 rows × 4096 columns in float32, in base64, and metadata
+_MAX_MARKS = 400_000  # brackets, commas and quotes: a prompt has about thirty
 _MAX_NESTING = 4  # JSON in a string in JSON in a string
 _BOM_AND_SPACE = b"\xef\xbb\xbf \t\r\n"
 
@@ -108,6 +109,14 @@ def _value(text: str) -> Any:
 
 
 def _parse(text: str) -> Any:
+    """Parses JSON of not too many values: empty lists would take twenty times their text."""
+    marks = sum(map(text.count, '[{,"'))
+    if marks > _MAX_MARKS:
+        raise PromptFileError(
+            f"the JSON has {marks:,} brackets, commas and quotes; expected at most {_MAX_MARKS:,}; "
+            "it holds something else, or far more than one soft prompt: take the prompt out of it",
+            reason=Reason.TOO_LARGE,
+        )
     return parse_json(text, "the JSON", MAX_DEPTH, Reason.NOT_JSON)
 
 

@@ -110,7 +110,8 @@ class TensorView:
 def tensor_in_pickle(data: bytes) -> TensorView:
     """The tensor that `pickle.dumps(tensor)` wrote: the whole of `data`. Raises PromptFileError."""
     view = memoryview(data)
-    value, end = parse_pickle(view, Vocabulary(_CALLS | {_FROM_BYTES: _storage_from_bytes}))
+    inner = _OneStorage()
+    value, end = parse_pickle(view, Vocabulary(_CALLS | {_FROM_BYTES: inner.from_bytes}))
     _check_end(view, end)
     if not isinstance(value, TensorView):
         refuse(
@@ -278,17 +279,28 @@ def _check_dtype(dtype: str) -> None:
         )
 
 
-def _storage_from_bytes(arguments: tuple[Any, ...]) -> Storage:
-    """Stands for `torch.storage._load_from_bytes`: a storage that torch.save wrote by itself."""
-    if len(arguments) != 1 or type(arguments[0]) is not memoryview:
-        _refuse_call(_FROM_BYTES, "one value, of bytes")
-    storage = read_legacy(arguments[0], calls=False)
-    if not isinstance(storage, Storage):
-        refuse(
-            Reason.TORCH_STORAGE,
-            f"the bytes within the pickle hold {describe(storage)}; expected a storage; {_DAMAGED}",
-        )
-    return storage
+class _OneStorage:
+    """Stands for `torch.storage._load_from_bytes`, which a single tensor's pickle calls once.
+
+    More calls are refused: thousands, each with thousands of opcodes within, would take minutes.
+    """
+
+    def __init__(self) -> None:
+        self.called = False
+
+    def from_bytes(self, arguments: tuple[Any, ...]) -> Storage:
+        """The storage that torch.save wrote, by itself, into the bytes."""
+        if len(arguments) != 1 or type(arguments[0]) is not memoryview or self.called:
+            _refuse_call(_FROM_BYTES, "one value, of bytes, once")
+        self.called = True
+        storage = read_legacy(arguments[0], calls=False)
+        if not isinstance(storage, Storage):
+            refuse(
+                Reason.TORCH_STORAGE,
+                f"the bytes within the pickle hold {describe(storage)}; expected a storage; "
+                f"{_DAMAGED}",
+            )
+        return storage
 
 
 def _tensor(arguments: tuple[Any, ...]) -> TensorView:
