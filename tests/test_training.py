@@ -131,28 +131,6 @@ def test_a_text_is_distilled(kind):
     assert divergence(model, prompt, before, unseen) < divergence(model, at_first, before, unseen)
 
 
-@KINDS
-def test_a_prompt_from_text_is_not_guarded(kind):
-    """Beside one from pairs, the guard's trunk holds that one only."""
-    told = Entry(name="dog", text="Dog is a good boy.")
-    training = small(entries=[told, *entries(1)], kind=kind, max_steps=12, seed=1)
-    training.prepare()
-    met = set()
-    for _ in range(12):
-        batch = training._batch()
-        leaves = [(b.trunk, leaf) for b in batch.branchings for leaf in b.leaves]
-        groups = [len(soft_of(trunk)) for trunk, _ in leaves]
-        for (trunk, _), term, group in zip(leaves, batch.terms, groups, strict=True):
-            if term.kind == "guard":
-                assert term.owner == "Ada"
-                assert soft_of(trunk) == [training.learners["Ada"]._live]
-            met.add((term.kind, group))
-        training.update()
-    assert {("response", 2), ("distil", 2), ("guard", 1)} <= met
-    assert training.learners["dog"].history.guard == []
-    assert len(training.learners["Ada"].history.guard) == 12
-
-
 def test_text_and_blocks_are_both_used():
     entry = Entry(name="dog", text="Dog is a good boy.", blocks=DOG)
     training = small(entries=[entry], max_steps=3)

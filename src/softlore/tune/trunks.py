@@ -121,12 +121,11 @@ def _add_trunk(
     """One trunk |soft|filler| with the pairs, passages and guards that hang on it.
 
     Filler and guard are for pairs. A teacher that has read the lore says by itself how far other
-    text is to be bent, and a guard would pull against it: the guard of a mixed group has a trunk
-    of its own, without the prompts that have only such a teacher.
+    text is to be bent, and a guard would pull against it.
     """
     tree = _soft(model, config, prompts, group)
     soft = len(tree.nodes) - 1 if tree.nodes else ROOT
-    asked = [name for name in group if name in supplies.lessons and supplies.lessons[name].pairs]
+    asked = any(supplies.lessons[name].pairs for name in group if name in supplies.lessons)
     if asked:
         filler = draw_filler(model, config, supplies, _room(model, tree, group, supplies), draw)
         if filler:
@@ -145,17 +144,10 @@ def _add_trunk(
             part = draw.sample(lesson.passages, min(wanted, len(lesson.passages)))
             weight = config.distil_weight / len(part)
             grown += [passage_leaf(p, soft, name, "distil", weight) for p in part]
-    guarded = [name for name in group if name in asked or name not in supplies.lessons]
-    if asked and config.drift_guard > 0 and supplies.guard and not busy.isdisjoint(guarded):
+    if asked and config.drift_guard > 0 and supplies.guard:
         guards = draw.sample(list(supplies.guard), min(GUARDS[config.kind], len(supplies.guard)))
         weight = config.drift_guard / len(guards)
-        owner = "/".join(guarded)
-        if guarded == group:
-            grown += [passage_leaf(p, soft, owner, "guard", weight) for p in guards]
-        else:
-            apart = _soft(model, config, prompts, guarded)
-            at = len(apart.nodes) - 1 if apart.nodes else ROOT
-            batch.add(apart, [passage_leaf(p, at, owner, "guard", weight) for p in guards])
+        grown += [passage_leaf(p, soft, "/".join(group), "guard", weight) for p in guards]
     batch.add(tree, grown)
 
 
