@@ -239,6 +239,11 @@ def test_the_check_can_be_left_out(prompt):
     model = tiny_model("llama", seed=1)
     assert generate(model, prompt + "!", 2, temperature=0, check=False) is not None
     assert compose(model, prompt + "!", check=False).nodes
+    wide = SoftPrompt("wide", "embedding", torch.ones(2, model.width + 1))
+    with pytest.raises(PromptMismatchError, match="'wide' has shape"):
+        generate(model, wide + "!", 2, check=False)
+    nameless = SoftPrompt("nameless", "embedding", torch.ones(2, model.width))
+    assert len(embed(model, nameless.made_for(model) + "!")) == 3 + len(model.bos)
 
 
 def test_a_prompt_of_another_width_is_refused_by_its_shape():

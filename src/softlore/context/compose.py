@@ -17,16 +17,15 @@ def compose(model: FrozenModel, context: Readable, check: bool = True) -> Tree:
     """Turns pieces into nodes and prefixes; BOS, where the model has one, stands once, first.
 
     Args:
-        check: compare each prompt's fingerprint with the model's.
+        check: compare each prompt's fingerprint with the model's; else its shape only.
 
     Raises:
         PromptMismatchError: a prompt of another model.
         ContextError: nothing to read.
     """
     context = Context(context)
-    if check:
-        for prompt in context.prompts:
-            model.check_prompt(prompt)
+    for prompt in context.prompts:
+        model.check_prompt(prompt, any_model=not check)
     contents: list[list[int] | Tensor] = [model.bos]
     for place, piece in enumerate(context.body.pieces):
         if isinstance(piece, str):

@@ -64,8 +64,10 @@ def check(ours: dict[str, Any], theirs: dict[str, Any], prompt: str, model: str)
     for part, sketched in ours.items():
         if not isinstance(theirs.get(part), dict):
             raise PromptMismatchError(
-                f"prompt {prompt!r} carries no sketch of its model's {part}; expected one to "
-                f"compare with {model!r}; pass check=False (--any-model) to use it all the same"
+                f"prompt {prompt!r} carries no sketch of its model's {part}, as one of another "
+                f"program; expected one to compare with {model!r}; if it was made for that model, "
+                "say so: prompt.made_for(model) (softlore convert FILE --model NAME), or pass "
+                "check=False (--any-model)"
             )
         error = difference(sketched, theirs[part])
         if error > TOLERANCE:

@@ -265,8 +265,11 @@ class FrozenModel:
         joined = "\n".join(token for token, _ in vocabulary)
         return "sha256:" + hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()
 
-    def check_prompt(self, prompt: Any) -> None:
-        """Raises PromptMismatchError when a SoftPrompt was made for another model."""
+    def check_prompt(self, prompt: Any, any_model: bool = False) -> None:
+        """Raises PromptMismatchError when a SoftPrompt was made for another model.
+
+        `any_model`: it is enough that its shape fits.
+        """
         shape = prompt_shape(self, prompt.kind, len(prompt))
         tensor = prompt.embeddings if prompt.kind == "embedding" else prompt.key_values
         if tuple(tensor.shape) != shape:
@@ -274,6 +277,8 @@ class FrozenModel:
                 f"prompt {prompt.name!r} has shape {tuple(tensor.shape)}; expected {shape} for "
                 f"model {self.name!r}; load the model it was made for"
             )
+        if any_model:
+            return
         if prompt.kind not in self._fingerprints:  # a forward pass: once, not for every context
             self._fingerprints[prompt.kind] = self.fingerprint(prompt.kind)
         sketches.check(self._fingerprints[prompt.kind], prompt.fingerprint, prompt.name, self.name)
