@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from running import Running, save_tiny_model, softlore
-from softlore import PromptLibrary, SoftPrompt
+from softlore import PromptLibrary, SoftPrompt, disk
 from softlore.cli import COMMANDS
 from softlore.model.tiny import tiny_model
-from softlore.prompts import atomic
 
 PYTHON = [sys.executable, "-c", "from softlore.cli import main; main()"]
 LORE = """
@@ -523,7 +522,7 @@ def test_a_disk_that_fills_up_on_the_way(call, town, model, monkeypatch):
         fsync(handle)
 
     with monkeypatch.context() as patched:
-        patched.setattr(atomic.os, "fsync", full)
+        patched.setattr(disk.os, "fsync", full)
         ended = train(town, model, *more)
     assert ended.code == 2
     assert ended.lines[-1].startswith("softlore: could not write")

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "softlore"
 ORDER = [
     "errors",
+    "disk",
     "lore",
     "storyteller",
     "demo",

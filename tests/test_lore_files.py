@@ -251,7 +251,7 @@ def test_what_cannot_be_saved(tmp_path):
     book = Lorebook(name="book", entries=[Entry(name="Emma", text="x")])
     with pytest.raises(LoreError, match=r"saved as \.yaml or \.json"):
         book.save(tmp_path / "book.toml")
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(StorageError, match="could not write"):
         book.save(tmp_path / "none" / "book.yaml")
     book["Emma"].text = ""
     with pytest.raises(LoreError, match="neither text nor blocks"):

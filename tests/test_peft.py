@@ -12,11 +12,11 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 
-from softlore import SoftPrompt, load_prompt, logits
+from softlore import SoftPrompt, disk, load_prompt, logits
 from softlore.errors import ConfigError, PromptFileError, StorageError
 from softlore.model import prompt_shape
 from softlore.model.tiny import tiny_hf, tiny_model
-from softlore.prompts import Reason, atomic, native
+from softlore.prompts import Reason, native
 from softlore.prompts.formats.peft import CONFIG, PICKLE, TENSORS, read_adapter, write
 from test_prompts_native import prompts
 
@@ -253,7 +253,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path, monkeypatch):
 
     for name in ("fsync", "rename"):
         with monkeypatch.context() as patched:
-            patched.setattr(atomic.os, name, full)
+            patched.setattr(disk.os, name, full)
             with pytest.raises(StorageError, match="free some space"):
                 write(prompt.replace(description="new"), tmp_path / "zoe")
         assert load_prompt(tmp_path / "zoe") == prompt

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from softlore import SoftPrompt, load_prompt
+from softlore.disk import write_whole, writing
 from softlore.errors import PromptError, StorageError
 from softlore.prompts import Reason, read_header
-from softlore.prompts.atomic import write_whole, writing
 from softlore.prompts.names import is_name
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -15,10 +15,9 @@ import pytest
 import torch
 
 from running import Running, save_tiny_model, softlore
-from softlore import Entry, PromptLibrary, WorldInfoTrainer
+from softlore import Entry, PromptLibrary, WorldInfoTrainer, disk
 from softlore.errors import ConfigError, StorageError
 from softlore.model.tiny import tiny_model
-from softlore.prompts import atomic
 from softlore.tune.book import checkpoint_path
 from softlore.tune.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 from softlore.tune.learner import Learner
@@ -109,7 +108,7 @@ def kill_at(call, after):
         if calls[0] == call:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    atomic.os.replace = replace_or_die
+    disk.os.replace = replace_or_die
 
 
 # One replacement at the start, one an update (2 × 12: Ada and Bo, then Cid), one at the end, and
@@ -313,12 +312,17 @@ def test_how_often_it_is_saved(tmp_path, monkeypatch):
 
 
 def test_two_runs_do_not_share_a_checkpoint(tmp_path):
-    first, second = (small(tmp_path / "run.checkpoint") for _ in range(2))
-    first.prepare()
-    with pytest.raises(ConfigError, match="another run is training into"):
-        second.train()
-    first.train()
-    second.train()  # the first has ended
+    told = []
+
+    def second(progress):
+        with pytest.raises(ConfigError, match="another run is training into") as refused:
+            small(tmp_path / "run.checkpoint").train()
+        told.append(refused.value)
+        return True
+
+    small(tmp_path / "run.checkpoint", on_step=second).train()
+    assert len(told) == 1
+    small(tmp_path / "run.checkpoint").train()  # the first has ended
     assert [path.name for path in tmp_path.iterdir()] == ["run.checkpoint"]
 
 

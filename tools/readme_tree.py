@@ -13,8 +13,8 @@ from blocks import ROOT, keep
 
 PACKAGE = ROOT / "src" / "softlore"
 # In the order the data travels.
-ORDER = """__init__.py errors.py lore storyteller demo model prompts context decode measure tune
-control compare story serve mkultra cli""".split()
+ORDER = """__init__.py errors.py disk.py lore storyteller demo model prompts context decode measure
+tune control compare story serve mkultra cli""".split()
 OTHERS = {
     "tools": "corpus, storyteller training, bench, this tree",
     "examples": "three notebooks and a lorebook",

@@ -71,7 +71,7 @@ def write_json(report: Any, path: str | None) -> None:
     if path == "-":
         click.echo(text)
         return
-    from softlore.prompts.atomic import write_whole
+    from softlore.disk import write_whole
 
     write_whole(path, (text + "\n").encode())
 

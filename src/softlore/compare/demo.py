@@ -11,11 +11,11 @@ from typing import Any
 
 from softlore import demo as data
 from softlore.compare.samples import Sample, write_samples
+from softlore.disk import refused
 from softlore.lore import Entry, Lorebook
 from softlore.measure import Evaluation, evaluate
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary, SoftPrompt
-from softlore.prompts.atomic import refused
 from softlore.tune import Progress, WorldInfoTrainer
 
 TIME_BUDGET = 190.0  # seconds of updates

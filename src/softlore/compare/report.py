@@ -11,7 +11,7 @@ from softlore.compare.demo import Demo, Trained
 from softlore.compare.plots import drift_bars, loss_curves, need_extra, recall_by_distance
 from softlore.compare.samples import first_of_each, marked
 from softlore.compare.tables import HEAD_NAMES, number
-from softlore.prompts.atomic import write_whole
+from softlore.disk import write_whole
 
 TEMPLATE = "report.html.j2"
 PICTURED = 4  # samples in the picture

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from softlore.errors import LoreError, StorageError
+from softlore.disk import write_whole
+from softlore.errors import LoreError
 from softlore.lore.complaints import one_line
 from softlore.lore.plain import plain
 from softlore.lore.yaml_text import read_yaml, write_yaml
@@ -99,27 +99,7 @@ def write(data: Any, path: Path) -> None:
         raise LoreError(
             f"{path}: lorebooks are saved as .yaml or .json; end the name in one of them"
         )
-    temporary = ""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, _mode_for(path))
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True) if temporary else None
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from None
-
-
-def _mode_for(path: Path) -> int:
-    """The mode the file has, or that a new file would have had."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+    write_whole(path, text.encode("utf-8"))
 
 
 def _decoded(content: bytes, source: str) -> str:

@@ -15,6 +15,7 @@ from softlore.lore.plain import MAX_DEPTH, MAX_NODES
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
+_TOO_DEEP = f"lists and mappings stand more than {MAX_DEPTH} deep in one another"
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$")
 _RESOLVERS: list[tuple[str, re.Pattern[str], str]] = [
     ("bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
@@ -70,7 +71,7 @@ def read_yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         raise ValueError(_in_plain_words(error)) from None
     except RecursionError:
-        raise ValueError("lists and mappings stand too deep in one another") from None
+        raise ValueError(_TOO_DEEP) from None
 
 
 def write_yaml(data: Any) -> str:
@@ -111,7 +112,7 @@ def _refuse_tags_and_bombs(text: str) -> None:
             if started:
                 sizes[started] = values - before
         if len(open_nodes) > MAX_DEPTH:
-            raise ValueError(f"lists and mappings stand more than {MAX_DEPTH} deep in one another")
+            raise ValueError(_TOO_DEEP)
         if values > MAX_NODES:
             raise ValueError(f"more than {MAX_NODES:,} values once its aliases are written out")
 
@@ -120,6 +121,8 @@ def _in_plain_words(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     line = f"line {mark.line + 1}: " if mark else ""
     problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
+    if "nesting depth" in problem:  # libyaml's own limit, met before ours where it looks ahead
+        return _TOO_DEEP
     first = problem.splitlines()[0] if problem else "it cannot be read"
     hint = (
         "check the indentation there, and put text that holds a colon or begins with a sign in "

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import platformdirs
 
+from softlore.disk import refused
 from softlore.errors import PromptFileError, SoftloreError, StorageError, UnknownPromptError
 from softlore.prompts import native
-from softlore.prompts.atomic import refused
 from softlore.prompts.native import SUFFIX, PromptHeader
 from softlore.prompts.reasons import Reason
 from softlore.prompts.soft_prompt import SoftPrompt

@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from softlore.disk import write_whole
 from softlore.errors import PromptError, PromptFileError
-from softlore.prompts.atomic import write_whole
 from softlore.prompts.header import TENSOR, RawHeader
 from softlore.prompts.opening import changed
 from softlore.prompts.reasons import Reason

@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from softlore.disk import TEMPORARY_PREFIX, refused, write_whole
 from softlore.errors import ConfigError, StorageError
-from softlore.prompts.atomic import TEMPORARY_PREFIX, refused, write_whole
 
 VERSION = 1
 STALE_SECONDS = 3600  # nobody writes a checkpoint for so long
@@ -67,16 +67,19 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-def take_turn(path: Path) -> FileLock:
-    """Keeps other runs from a checkpoint until `end_turn`; the lock of a killed run is free.
+@contextlib.contextmanager
+def only_run(path: Path | None) -> Iterator[None]:
+    """Keeps other runs from a checkpoint to the end of the block; that of a killed run is free.
 
     Raises:
         ConfigError: another run is at it.
         StorageError: when the disk refuses.
     """
+    if path is None:
+        yield
+        return
     lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise ConfigError(
@@ -85,14 +88,12 @@ def take_turn(path: Path) -> FileLock:
         ) from None
     except OSError as error:
         raise refused("lock", path, error) from error
-    return lock
-
-
-def end_turn(lock: FileLock) -> None:
-    """Lets others at the checkpoint, and leaves nothing behind."""
-    with contextlib.suppress(OSError):
-        Path(lock.lock_file).unlink()
-    lock.release()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def remove_checkpoint(path: Path) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from torch import Tensor
 
 from softlore.errors import ConfigError, DivergedError, LoreError
@@ -17,10 +16,9 @@ from softlore.lore import Block, Entry
 from softlore.model import FrozenModel, prompt_shape
 from softlore.prompts import SoftPrompt
 from softlore.tune.checkpoint import (
-    end_turn,
     nested,
+    only_run,
     save_checkpoint,
-    take_turn,
     uninterrupted,
 )
 from softlore.tune.config import TrainingConfig
@@ -137,7 +135,6 @@ class WorldInfoTrainer:
         self.supplies: Supplies | None = None
         self.plan: Plan | None = None
         self._prepared = False
-        self._turn: FileLock | None = None
         self._check()
 
     def _check(self) -> None:
@@ -178,38 +175,30 @@ class WorldInfoTrainer:
             DivergedError: after keeping the last good state.
         """
         self.prepare()
-        saved = time.monotonic()
-        try:
-            while self.unfinished():
-                self.update()
-                if self.checkpoint and time.monotonic() - saved >= self.checkpoint_seconds:
-                    self.save()
-                    saved = time.monotonic()
-                if self.on_step and self.on_step(self.progress()):
-                    break
+        with only_run(self.checkpoint):
+            try:
+                self._run()
+            except (KeyboardInterrupt, DivergedError):
+                self.save()
+                raise
             self.save()
-        except (KeyboardInterrupt, DivergedError):
-            self.save()
-            raise
-        finally:
-            self._end_turn()
         prompts = self.prompts()
         return next(iter(prompts.values())) if self._single else prompts
+
+    def _run(self) -> None:
+        saved = time.monotonic()
+        while self.unfinished():
+            self.update()
+            if self.checkpoint and time.monotonic() - saved >= self.checkpoint_seconds:
+                self.save()
+                saved = time.monotonic()
+            if self.on_step and self.on_step(self.progress()):
+                return
 
     def prepare(self) -> None:
         """Makes the lessons, the passages and the learners, and reads the checkpoint if any."""
         if self._prepared:
             return
-        if self.checkpoint:
-            self._turn = take_turn(self.checkpoint)
-        try:
-            self._prepare()
-        except BaseException:
-            self._end_turn()
-            raise
-        self._prepared = True
-
-    def _prepare(self) -> None:
         config, model = self.config, self.model
         # A checkpoint that does not fit is better met now than later.
         found = self.checkpoint and find_checkpoint(self.checkpoint, self._signature(), self.again)
@@ -232,6 +221,7 @@ class WorldInfoTrainer:
             self.plan = self.plan or make_plan(model, self._batch())
             self._keep_budget()
             self.save()  # a disk that refuses is better met now than at the end
+        self._prepared = True
 
     def unfinished(self) -> bool:
         return self._waiting() > 0 or any(not one.stopped for one in self.learners.values())
@@ -344,11 +334,6 @@ class WorldInfoTrainer:
         }
         tensors = {f"{n}/{key}": t for n, (own, _) in states.items() for key, t in own.items()}
         save_checkpoint(self.checkpoint, tensors, whole)
-
-    def _end_turn(self) -> None:
-        if self._turn is not None:
-            end_turn(self._turn)
-            self._turn = None
 
     def _resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         self._set_max_steps(facts["max_steps"])

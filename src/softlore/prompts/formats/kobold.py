@@ -9,8 +9,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from softlore.disk import write_whole
 from softlore.errors import PromptError, PromptFileError
-from softlore.prompts.atomic import write_whole
 from softlore.prompts.formats.imported import MAX_METADATA, import_prompt
 from softlore.prompts.formats.npy import MAX_NPY_BYTES, read_npy, write_npy
 from softlore.prompts.formats.zips import Archive

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from softlore.disk import write_whole
 from softlore.errors import PromptFileError
-from softlore.prompts.atomic import write_whole
 from softlore.prompts.formats.imported import import_prompt
 from softlore.prompts.formats.kobold import check_rows_only
 from softlore.prompts.formats.torch_files import tensor_in_pickle

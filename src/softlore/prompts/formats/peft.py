@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from softlore.disk import write_whole, writing_folder
 from softlore.errors import ConfigError, PromptFileError
 from softlore.prompts import native
-from softlore.prompts.atomic import write_whole, writing_folder
 from softlore.prompts.formats.imported import import_name
 from softlore.prompts.formats.peft_config import NAME, AdapterConfig, config_of, parse_config
 from softlore.prompts.header import TENSOR, RawHeader, TensorEntry, check_metadata, read_raw_header

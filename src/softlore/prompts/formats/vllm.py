@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softlore.disk import write_whole
 from softlore.errors import PromptError
-from softlore.prompts.atomic import write_whole
 from softlore.prompts.soft_prompt import SoftPrompt
 
 

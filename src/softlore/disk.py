@@ -47,6 +47,8 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(temporary, target.stat().st_mode & 0o777)  # those who may read it still may
         os.replace(temporary, target)
         _flush_folder(target.parent)
     except OSError as error:
