@@ -17,7 +17,7 @@ from softlore.errors import ConfigError, PromptFileError, StorageError
 from softlore.model import prompt_shape
 from softlore.model.tiny import tiny_hf, tiny_model
 from softlore.prompts import Reason, native
-from softlore.prompts.formats.peft import CONFIG, PICKLE, TENSORS, read_adapter, write
+from softlore.prompts.formats.peft import CONFIG, PICKLE, TENSORS, write
 from test_prompts_native import prompts
 
 pytestmark = pytest.mark.filterwarnings("default")  # PEFT's own are not our concern
@@ -135,7 +135,7 @@ def test_a_task_of_many(tmp_path):
     adapted.save_pretrained(tmp_path / "tasks")
     seen = []
     for task in range(3):
-        prompt = read_adapter(tmp_path / "tasks", task)
+        prompt = load_prompt(tmp_path / "tasks", task)
         prompt = prompt.replace(fingerprint=model.fingerprint("embedding"))
         # PEFT multiplies its own embedding in place, when it runs: a fresh copy every time.
         fresh = peft.PeftModel.from_pretrained(tiny_hf("gpt2"), tmp_path / "tasks")
@@ -147,7 +147,7 @@ def test_a_task_of_many(tmp_path):
         load_prompt(tmp_path / "tasks")
     assert caught.value.reason == Reason.SEVERAL_PROMPTS
     with pytest.raises(ConfigError, match="holds the tasks 0, 1, 2"):
-        read_adapter(tmp_path / "tasks", 3)
+        load_prompt(tmp_path / "tasks", 3)
 
 
 def test_where_a_bos_stands(tmp_path):
@@ -407,4 +407,4 @@ def test_folders_that_lack_something(tmp_path):
     with pytest.raises(PromptFileError, match="not a regular file"):
         load_prompt(folder)
     with pytest.raises(ConfigError, match="holds one prompt and no tasks"):
-        read_adapter(put(tmp_path / "one", CONFIGURED, ROWS), task=0)
+        load_prompt(put(tmp_path / "one", CONFIGURED, ROWS), task=0)

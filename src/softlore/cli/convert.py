@@ -55,7 +55,9 @@ def command(
     """
     if text is not None and to != "vllm":
         raise ConfigError(f"--text goes with --to vllm, not --to {to}; leave it out")
-    prompt = _read(file, task)
+    from softlore.prompts import load_prompt
+
+    prompt = load_prompt(file, task)
     if name is not None:
         prompt = prompt.replace(name=clean(name, "--name"))
     model = None
@@ -86,13 +88,6 @@ def command(
 
         folder = default_folder()
         click.echo(f"for texts to find it, put it among your prompts: --out {folder}", err=True)
-
-
-def _read(file: Path, task: int | None) -> SoftPrompt:
-    from softlore.prompts import load_prompt
-    from softlore.prompts.formats.peft import read_adapter
-
-    return load_prompt(file) if task is None else read_adapter(file, task)
 
 
 def _write(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from softlore.errors import PromptFileError
+from softlore.errors import ConfigError, PromptFileError
 from softlore.prompts import native
 from softlore.prompts.formats import archives, mkultra, mtj, numpy_array, peft
 from softlore.prompts.opening import reading
@@ -24,14 +24,14 @@ class Reader:
     Attributes:
         name: what messages call the format.
         takes: whether a path is of this format, given its first bytes (none for a folder).
-        read: reads a folder, or a file by its path; None where `parse` does.
+        read: reads a folder, and of several tasks' prompts one; None where `parse` reads a file.
         parse: reads a file that is open already, given its size in bytes and its path. Both
             raise PromptFileError or StorageError.
     """
 
     name: str
     takes: Callable[[Path, bytes], bool]
-    read: Callable[[Path], SoftPrompt] | None = None
+    read: Callable[[Path, int | None], SoftPrompt] | None = None
     parse: Callable[[BinaryIO, int, Path], SoftPrompt] | None = None
 
 
@@ -51,19 +51,28 @@ READERS: list[Reader] = [
 ]
 
 
-def load_prompt(path: str | os.PathLike[str]) -> SoftPrompt:
+def load_prompt(path: str | os.PathLike[str], task: int | None = None) -> SoftPrompt:
     """Reads a soft prompt from a file or folder of any format that softlore knows.
 
     Nothing in it is ever run. A prompt of another program comes without its model's fingerprint.
+
+    Args:
+        task: which prompt of a folder that holds those of several tasks, from 0.
+
     Raises PromptFileError, which says what the file looks like if it is not one of those formats,
-    and StorageError.
+    StorageError, and ConfigError for a task that is not there.
     """
     place = Path(path)
     if place.is_dir():
         for reader in READERS:
             if reader.read and reader.takes(place, b""):
-                return reader.read(place)
+                return reader.read(place, task)
         raise _unknown(f"{str(place)!r} is not a soft prompt: it is a folder", Reason.NOT_A_FILE)
+    if task is not None:
+        raise ConfigError(
+            f"task is {task}, but {str(place)!r} is no adapter folder of several tasks; expected "
+            "none; leave it out (--task)"
+        )
     with reading(place) as (file, size):
         return parse_prompt(file, size, place)
 
@@ -78,11 +87,8 @@ def parse_prompt(file: BinaryIO, size: int, path: Path) -> SoftPrompt:
     if not size and path.suffix != native.SUFFIX:
         raise _unknown("the file is empty", Reason.TOO_SHORT)
     for reader in READERS:
-        if reader.takes(path, head):
-            if reader.parse:
-                return reader.parse(file, size, path)
-            if reader.read:
-                return reader.read(path)
+        if reader.parse and reader.takes(path, head):
+            return reader.parse(file, size, path)
     likely = looks_like(head)
     found = f"looks like {likely}" if likely else f"begins with {head[:8]!r}, as no known format"
     raise _unknown(f"it is not a soft prompt: it {found}", Reason.OTHER_FORMAT)

@@ -143,7 +143,7 @@ def _choose_task(tasks: int, task: int | None) -> int:
     if task is None and tasks > 1:
         raise PromptFileError(
             f"the multitask adapter holds the prompts of {tasks} tasks: {listed}; expected to be "
-            "told which; name one with read_adapter(…, task=0) (--task 0)",
+            "told which; name one with load_prompt(…, task=0) (--task 0)",
             reason=Reason.SEVERAL_PROMPTS,
         )
     if task is not None and not 0 <= task < tasks:
