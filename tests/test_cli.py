@@ -602,6 +602,14 @@ def test_no_memory_left(error, town, model, monkeypatch):
         train(town, model, "--again")
 
 
+def test_a_prefix_that_slides_out_of_sight(town, tmp_path):
+    sliding = save_tiny_model(tmp_path / "mistral", "mistral")
+    told = "every layer of this model looks 8 tokens back at most"
+    assert told in train(town, sliding, "--out", tmp_path / "a").err
+    ended = train(town, sliding, "--out", tmp_path / "b", "--kind", "embedding")
+    assert (ended.code, told in ended.err) == (0, False)
+
+
 def test_a_prompt_that_did_not_come_to_its_end_is_not_kept(town, model):
     library = PromptLibrary(town / "out")
     ada = library["Ada"]

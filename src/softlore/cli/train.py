@@ -157,6 +157,11 @@ def _train(trainer: WorldInfoTrainer, prompts: PromptLibrary) -> list[SoftPrompt
         f"{_duration(ahead.seconds)}; prompts of {max(1, ahead.prompt_bytes // 1024)} KB each in "
         f"{prompts.folder}"
     )
+    if ahead.sight is not None:
+        _say(
+            f"every layer of this model looks {ahead.sight:,} tokens back at most: a prefix is out "
+            "of sight further on in a story; --kind embedding can be named again there"
+        )
     try:
         with watch(interactive()) as trainer.on_step:
             trainer.train()

@@ -62,11 +62,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is ahead: updates, seconds if none stops early, and bytes of each prompt."""
+    """What is ahead: updates, seconds if none stops early, and bytes of each prompt.
+
+    `sight`: tokens of text after which a prefix is out of sight, where every layer of the model
+    slides; None where one at least looks back without end.
+    """
 
     updates: int
     seconds: float
     prompt_bytes: int
+    sight: int | None = None
 
 
 class WorldInfoTrainer:
@@ -300,7 +305,10 @@ class WorldInfoTrainer:
         left = max(0, updates - self.step) if self.unfinished() else 0
         seconds = left * self.seconds_per_update(1) if left else 0.0
         numel = prompt_shape(self.model, self.config.kind, self.config.n_tokens)
-        return Estimate(left, seconds, 4 * math.prod(numel))
+        family = self.model.family
+        prefix = self.config.kind == "prefix"
+        sight = family.window if prefix and family.all_layers_slide else None
+        return Estimate(left, seconds, 4 * math.prod(numel), sight)
 
     def _waves(self) -> int:
         return -(-len(self.entries) // self.config.max_active)
