@@ -165,8 +165,8 @@ class _Walk:
         if full not in self.vocabulary.calls and full not in self.vocabulary.types:
             refuse(
                 Reason.PICKLE_GLOBAL,
-                f"the pickle names the global {full!r:.120} at byte {self.place}; expected one of "
-                f"{', '.join(sorted(self.vocabulary.calls))}; {_HOSTILE}",
+                f"the pickle names the global {full!r:.120} at byte {self.place}; expected "
+                f"{', '.join(sorted(self.vocabulary.calls)) or 'none'}; {_HOSTILE}",
             )
         self.stack.append(Global(full))
 
