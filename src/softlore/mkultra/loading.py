@@ -11,15 +11,7 @@ import torch
 from torch import Tensor
 
 from softlore.model import FrozenModel
-
-
-def located(name: str | os.PathLike[str]) -> str:
-    """Where transformers finds a model: `"storyteller"` lies inside the package."""
-    if str(name) == "storyteller" and not os.path.isdir(name):
-        from softlore import storyteller
-
-        return str(storyteller.path())
-    return str(name)
+from softlore.model.loading import locate
 
 
 class Named:
@@ -47,7 +39,7 @@ class Named:
         if options:
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
-            where = located(name)
+            where = locate(str(name))
             hf = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
             frozen = FrozenModel(hf, AutoTokenizer.from_pretrained(where), str(name))
         else:

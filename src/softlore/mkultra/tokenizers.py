@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from softlore.mkultra.loading import located
 from softlore.mkultra.registry import vocabulary_of
+from softlore.model.loading import locate
 
 
 class GPT2TokenizerFast:
@@ -17,7 +17,7 @@ class GPT2TokenizerFast:
         """Loads the tokenizer of any model, by hub id, folder or `"storyteller"`."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(located(name), **options)
+        return AutoTokenizer.from_pretrained(locate(str(name)), **options)
 
 
 class GPT2SPTokenizerFast(GPT2TokenizerFast):

@@ -25,7 +25,7 @@ def load(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = _locate(name)
+    where = locate(name)
     device = _device(device)
     dtype = _dtype(dtype, device)
     try:
@@ -55,7 +55,8 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _locate(name: str) -> str:
+def locate(name: str) -> str:
+    """Where transformers finds a model: `"storyteller"` lies inside the package."""
     if name == DEFAULT_MODEL and not Path(name).is_dir():
         from softlore import storyteller
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from softlore.errors import PromptError, PromptFileError, StorageError
 from softlore.prompts.reasons import Reason
@@ -65,3 +65,8 @@ def changed() -> PromptFileError:
         "written, and read it again",
         reason=Reason.CHANGED,
     )
+
+
+def refuse(reason: Reason, message: str) -> NoReturn:
+    """Raises PromptFileError."""
+    raise PromptFileError(message, reason=reason)

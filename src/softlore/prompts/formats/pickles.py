@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from softlore.errors import PromptFileError
+from softlore.prompts.opening import refuse
 from softlore.prompts.reasons import Reason
 
 MAX_STEPS = 20_000  # opcodes; a tensor takes about fifty, an optimizer's state a few hundred
 MAX_NAME_BYTES = 256
 
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
-_DAMAGED = "the file was cut or damaged on its way, or made to mislead: get it again"
+DAMAGED = "the file was cut or damaged on its way, or made to mislead: get it again"
 _HOSTILE = (
     "pickles can run code, so only what a saved tensor needs is read, and none of it is run; do "
     "not trust the file"
@@ -255,13 +256,8 @@ class _Walk:
         refuse(
             Reason.PICKLE_DAMAGED,
             f"the pickle is not sound: {why}, at byte {self.place}; expected what pickle.dumps "
-            f"writes; {_DAMAGED}",
+            f"writes; {DAMAGED}",
         )
-
-
-def refuse(reason: Reason, message: str) -> NoReturn:
-    """Raises PromptFileError."""
-    raise PromptFileError(message, reason=reason)
 
 
 _STOP = ord(".")

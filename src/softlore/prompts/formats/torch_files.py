@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from softlore.prompts.formats.pickles import Global, Vocabulary, parse_pickle, refuse
+from softlore.prompts.formats.pickles import DAMAGED, Global, Vocabulary, parse_pickle
 from softlore.prompts.formats.values import (
     ITEM_BYTES,
     MAX_BYTES,
@@ -24,6 +24,7 @@ from softlore.prompts.formats.values import (
     to_float32,
 )
 from softlore.prompts.formats.zips import Archive
+from softlore.prompts.opening import refuse
 from softlore.prompts.reasons import Reason
 
 MAX_PICKLE_BYTES = 1024 * 1024  # data.pkl: without the numbers, a few KB
@@ -48,7 +49,6 @@ _STORAGES = {
     "torch.BoolStorage": ("BOOL", 1),
 }
 _TYPES = frozenset(_STORAGES)
-_DAMAGED = "the file was cut or damaged on its way, or made to mislead: get it again"
 
 
 @dataclass
@@ -88,13 +88,13 @@ class TensorView:
                 Reason.TORCH_STRIDES,
                 f"the tensor of shape {list(shape)}, strides {list(strides)} and offset "
                 f"{self.offset} reaches beyond its storage of {self.storage.count:,} numbers, or "
-                f"repeats some; expected one number each within it; {_DAMAGED}",
+                f"repeats some; expected one number each within it; {DAMAGED}",
             )
         if self.storage.data is None:
             refuse(
                 Reason.TORCH_STORAGE,
                 f"the file has no numbers for the storage {self.storage.key!r:.40}; expected "
-                f"{self.storage.count:,}; {_DAMAGED}",
+                f"{self.storage.count:,}; {DAMAGED}",
             )
         item = ITEM_BYTES[self.storage.dtype]
         used = memoryview(self.storage.data)[item * self.offset : item * (last + 1)]
@@ -180,7 +180,7 @@ def load_zipped(archive: Archive, view: TensorView) -> TensorView:
     if member not in archive.members:
         refuse(
             Reason.TORCH_STORAGE,
-            f"the archive has no member {member!r:.80}; expected the numbers in it; {_DAMAGED}",
+            f"the archive has no member {member!r:.80}; expected the numbers in it; {DAMAGED}",
         )
     data = archive.read(member, MAX_BYTES)
     if len(data) != ITEM_BYTES[view.storage.dtype] * view.storage.count:
@@ -213,7 +213,7 @@ def _storage(name: Any, known: dict[str, Storage]) -> Storage:
         refuse(
             Reason.TORCH_STORAGE,
             f"the pickle's id for numbers outside it is {describe(name)}; expected 'storage', a "
-            f"type of storage, a key, a device and a count; {_DAMAGED}",
+            f"type of storage, a key, a device and a count; {DAMAGED}",
         )
     dtype, _ = _STORAGES[kind.name]
     storage = known.setdefault(key, Storage(dtype, key, count))
@@ -221,7 +221,7 @@ def _storage(name: Any, known: dict[str, Storage]) -> Storage:
         refuse(
             Reason.TORCH_STORAGE,
             f"the storage {key!r:.40} is once {storage.count} × {storage.dtype}, once {count} × "
-            f"{dtype}; expected the same each time; {_DAMAGED}",
+            f"{dtype}; expected the same each time; {DAMAGED}",
         )
     return storage
 
@@ -231,13 +231,13 @@ def _fill(data: memoryview, place: int, keys: Any, known: dict[str, Storage]) ->
     if type(keys) is not list or any(type(key) is not str for key in keys):
         refuse(
             Reason.TORCH_STORAGE,
-            f"the list of storages is {describe(keys)}; expected their keys; {_DAMAGED}",
+            f"the list of storages is {describe(keys)}; expected their keys; {DAMAGED}",
         )
     if sorted(keys) != sorted(known):
         refuse(
             Reason.TORCH_STORAGE,
             f"the file lists {len(keys)} storages, its tensors use {len(known)} others; expected "
-            f"the same; {_DAMAGED}",
+            f"the same; {DAMAGED}",
         )
     for key in keys:
         storage = known[key]
@@ -250,7 +250,7 @@ def _fill(data: memoryview, place: int, keys: Any, known: dict[str, Storage]) ->
     if place != len(data):
         refuse(
             Reason.TORCH_STORAGE,
-            f"{len(data) - place:,} bytes follow the last storage; expected none; {_DAMAGED}",
+            f"{len(data) - place:,} bytes follow the last storage; expected none; {DAMAGED}",
         )
 
 
@@ -258,7 +258,7 @@ def _wrong_length(storage: Storage, found: int) -> Any:
     refuse(
         Reason.TORCH_STORAGE,
         f"the storage {storage.key!r:.40} has {found:,} bytes in the file, or a count of its own; "
-        f"expected {storage.count:,} × {storage.dtype}; {_DAMAGED}",
+        f"expected {storage.count:,} × {storage.dtype}; {DAMAGED}",
     )
 
 
@@ -266,7 +266,7 @@ def _check_end(data: memoryview, end: int) -> None:
     if end != len(data):
         refuse(
             Reason.PICKLE_DAMAGED,
-            f"{len(data) - end:,} bytes follow the pickle; expected nothing after it; {_DAMAGED}",
+            f"{len(data) - end:,} bytes follow the pickle; expected nothing after it; {DAMAGED}",
         )
 
 
@@ -298,7 +298,7 @@ class _OneStorage:
             refuse(
                 Reason.TORCH_STORAGE,
                 f"the bytes within the pickle hold {describe(storage)}; expected a storage; "
-                f"{_DAMAGED}",
+                f"{DAMAGED}",
             )
         return storage
 
@@ -332,7 +332,7 @@ def _refuse_call(name: str, expected: str) -> Any:
     refuse(
         Reason.PICKLE_CALL,
         f"the pickle calls {name} with other values than torch would; expected {expected}; "
-        f"{_DAMAGED}",
+        f"{DAMAGED}",
     )
 
 

@@ -13,8 +13,7 @@ import zlib
 from dataclasses import dataclass, replace
 from typing import BinaryIO, NoReturn
 
-from softlore.errors import PromptFileError
-from softlore.prompts.opening import changed
+from softlore.prompts.opening import changed, refuse
 from softlore.prompts.reasons import Reason
 
 MAX_MEMBERS = 1024
@@ -73,19 +72,19 @@ class Archive:
         elif member.method == _LZMA:
             data = _unlzma(member, packed)
         else:
-            _refuse(
+            refuse(
                 Reason.ZIP_METHOD,
                 f"member {name!r:.80} is packed by method {member.method}; expected stored (0), "
                 "deflate (8) or LZMA (14); unpack it and zip it again",
             )
         if len(data) != member.size:
-            _refuse(
+            refuse(
                 Reason.ZIP_DAMAGED,
                 f"member {name!r:.80} unpacks to {len(data):,} bytes; expected {member.size:,}; "
                 f"{_DAMAGED}",
             )
         if zlib.crc32(data) != member.crc:
-            _refuse(
+            refuse(
                 Reason.ZIP_CHECKSUM,
                 f"member {name!r:.80} does not have the checksum that the archive gives for it; "
                 f"expected {member.crc:08x}; {_DAMAGED}",
@@ -105,26 +104,26 @@ class Archive:
         tail = self._at(size - length, length)
         place = tail.rfind(b"PK\x05\x06")
         if place < 0 or len(tail) - place < _END.size:
-            _refuse(
+            refuse(
                 Reason.ZIP_DAMAGED,
                 f"the archive has no end record; expected one in its last bytes; {_DAMAGED}",
             )
         _, disk, first, here, count, bytes_, begin, comment = _END.unpack_from(tail, place)
         end = size - length + place
         if (disk, first, here) != (0, 0, count) or place + _END.size + comment != len(tail):
-            _refuse(
+            refuse(
                 Reason.ZIP_DAMAGED,
                 "the archive's end record is of another archive, or of one in several parts; "
                 f"expected a single whole archive; {_DAMAGED}",
             )
         if count > MAX_MEMBERS or bytes_ > MAX_DIRECTORY_BYTES:
-            _refuse(
+            refuse(
                 Reason.ZIP_MEMBERS,
                 f"the archive is said to hold {count:,} members; expected at most {MAX_MEMBERS:,} "
                 f"in a directory of at most {MAX_DIRECTORY_BYTES:,} bytes; {_HOSTILE}",
             )
         if begin + bytes_ > end:
-            _refuse(
+            refuse(
                 Reason.ZIP_DAMAGED,
                 f"the archive's directory is said to end at byte {begin + bytes_:,}, after the "
                 f"end record at {end:,}; expected it before; {_DAMAGED}",
@@ -137,20 +136,20 @@ class Archive:
         magic, _, flags, method, _, _, _, _, _, name_bytes, extra_bytes = _LOCAL.unpack(raw)
         body = member.start + _LOCAL.size + name_bytes + extra_bytes
         if magic != b"PK\x03\x04" or body + member.packed > member.end:
-            _refuse(
+            refuse(
                 Reason.ZIP_DAMAGED,
                 f"member {member.name!r:.80} does not lie where the directory says; expected its "
                 f"{member.packed:,} bytes before {member.end:,}; {_DAMAGED}",
             )
         name = _decode(self._at(member.start + _LOCAL.size, name_bytes), flags)
         if (name, method) != (member.name, member.method):
-            _refuse(
+            refuse(
                 Reason.ZIP_NAME,
                 f"member {member.name!r:.80} calls itself {name!r:.80}, method {method}; expected "
                 f"what the directory says, method {member.method}; {_HOSTILE}",
             )
         if (flags | member.flags) & _ENCRYPTED_FLAGS:
-            _refuse(
+            refuse(
                 Reason.ZIP_ENCRYPTED,
                 f"member {member.name!r:.80} is encrypted; expected a plain archive; unpack it "
                 "with its password and zip it again",
@@ -164,7 +163,7 @@ def _members(directory: bytes, count: int, end: int) -> dict[str, Member]:
     place = 0
     for _ in range(count):
         if len(directory) - place < _ENTRY.size or directory[place : place + 4] != b"PK\x01\x02":
-            _refuse(
+            refuse(
                 Reason.ZIP_DAMAGED,
                 f"the archive's directory breaks off at its byte {place}; expected {count} "
                 f"members; {_DAMAGED}",
@@ -174,7 +173,7 @@ def _members(directory: bytes, count: int, end: int) -> dict[str, Member]:
         name_bytes, extra_bytes, comment_bytes = lengths
         name = _decode(directory[place + _ENTRY.size :][:name_bytes], flags)
         if 0xFFFFFFFF in (packed, size, start):
-            _refuse(
+            refuse(
                 Reason.TOO_LARGE,
                 f"member {name!r:.80} is said to have 4 GiB or more (ZIP64); expected less; "
                 f"{_HOSTILE}",
@@ -183,7 +182,7 @@ def _members(directory: bytes, count: int, end: int) -> dict[str, Member]:
         found.append(Member(name, flags, method, crc, packed, size, start, end))
         place += _ENTRY.size + name_bytes + extra_bytes + comment_bytes
     if place > len(directory):
-        _refuse(
+        refuse(
             Reason.ZIP_DAMAGED,
             f"the archive's directory has {len(directory):,} bytes; expected {place:,}; {_DAMAGED}",
         )
@@ -195,13 +194,13 @@ def _side_by_side(found: list[Member], end: int) -> dict[str, Member]:
     members: dict[str, Member] = {}
     for member in sorted(found, key=lambda member: member.start, reverse=True):
         if member.name in members:
-            _refuse(
+            refuse(
                 Reason.ZIP_NAME,
                 f"the archive holds two members {member.name!r:.80}; expected each name once, "
                 f"since readers would disagree on which one holds; {_HOSTILE}",
             )
         if member.start + _LOCAL.size + len(member.name) + member.packed > end:
-            _refuse(
+            refuse(
                 Reason.ZIP_OVERLAP,
                 f"member {member.name!r:.80} runs into what follows it at byte {end:,}; expected "
                 f"members side by side; {_HOSTILE}",
@@ -219,7 +218,7 @@ def _check_name(name: str) -> None:
     """Members are never written to a disk; such names all the same only come from attackers."""
     parts = name.replace("\\", "/").split("/")
     if not name or name[:1] in "/\\" or ".." in parts or ":" in name or "\0" in name:
-        _refuse(
+        refuse(
             Reason.ZIP_NAME,
             f"the archive holds a member named {name!r:.80}; expected a plain name that stays in "
             f"the archive's folder; {_HOSTILE}",
@@ -228,13 +227,13 @@ def _check_name(name: str) -> None:
 
 def _check_size(member: Member, most: int) -> None:
     if member.size > most:
-        _refuse(
+        refuse(
             Reason.TOO_LARGE,
             f"member {member.name!r:.80} is said to have {member.size:,} bytes; expected at most "
             f"{most:,}; {_HOSTILE}",
         )
     if member.size > RATIO_FREE_BYTES and member.size > MAX_RATIO * member.packed:
-        _refuse(
+        refuse(
             Reason.ZIP_BOMB,
             f"member {member.name!r:.80} would unpack from {member.packed:,} bytes to "
             f"{member.size:,}; expected at most {MAX_RATIO} times as many, since numbers hardly "
@@ -278,7 +277,7 @@ def _unlzma(member: Member, packed: bytes) -> bytes:
 def _whole(member: Member, data: bytes, ended: bool, unused: bytes) -> bytes:
     """The unpacked bytes, if the stream ended where the archive says it does."""
     if len(data) > member.size:
-        _refuse(
+        refuse(
             Reason.ZIP_BOMB,
             f"member {member.name!r:.80} unpacks to more than the {member.size:,} bytes that it "
             f"is said to have; expected exactly so many; {_HOSTILE}",
@@ -289,12 +288,8 @@ def _whole(member: Member, data: bytes, ended: bool, unused: bytes) -> bytes:
 
 
 def _undone(member: Member, why: str) -> NoReturn:
-    _refuse(
+    refuse(
         Reason.ZIP_DAMAGED,
         f"member {member.name!r:.80} cannot be unpacked: {why:.120}; expected a whole stream; "
         f"{_DAMAGED}",
     )
-
-
-def _refuse(reason: Reason, message: str) -> NoReturn:
-    raise PromptFileError(message, reason=reason)
