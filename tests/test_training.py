@@ -299,6 +299,12 @@ def test_initial_values(kind):
     torch.testing.assert_close(at_first("auto", 10, only_text), value("Dog barks.", 10))
 
 
+def test_a_prefix_longer_than_what_is_read_of_a_corpus():
+    entry = Entry(name="storm", text="The storm. " * 150)
+    config = TrainingConfig(n_tokens=1100)
+    assert initial_value(model_of("bloom"), entry, config).shape[3] == 1100
+
+
 def test_initial_from_the_vocabulary():
     model = model_of()
     config = TrainingConfig(kind="embedding", n_tokens=200, initial="vocabulary")

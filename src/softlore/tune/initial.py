@@ -36,17 +36,13 @@ def initial_value(model: FrozenModel, entry: Entry, config: TrainingConfig) -> T
     if len(ids) < n:
         ids = (ids * (n // len(ids) + 1))[:n]
     if config.kind == "prefix" and choice != "responses":
-        return model.keys_values(ids[: _readable(model)], n)
+        most = max(READ, n)  # a corpus is too long to be read whole
+        return model.keys_values(ids[: min(most, model.context_length or most)], n)
     thinned = [ids[i * len(ids) // n] for i in range(n)]
     if config.kind == "prefix":
         return model.keys_values(thinned)
     with torch.no_grad():
         return model.embed_ids(thinned).float()
-
-
-def _readable(model: FrozenModel) -> int:
-    """Tokens of a source that are read: a corpus is too long to be read whole."""
-    return min(READ, model.context_length or READ)
 
 
 def _as_it_is(model: FrozenModel, prompt: SoftPrompt, config: TrainingConfig) -> Tensor:
