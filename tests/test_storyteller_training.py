@@ -40,6 +40,7 @@ def tools():
     try:
         import corpus
         import evaluate_storyteller
+        import quests
         import train_storyteller
         import windows
     finally:
@@ -47,10 +48,11 @@ def tools():
     yield {
         "corpus": corpus,
         "evaluate": evaluate_storyteller,
+        "quests": quests,
         "train": train_storyteller,
         "windows": windows,
     }
-    for name in ("corpus", "evaluate_storyteller", "train_storyteller", "windows"):
+    for name in ("corpus", "evaluate_storyteller", "quests", "train_storyteller", "windows"):
         sys.modules.pop(name, None)
 
 
@@ -62,6 +64,7 @@ def data(tools, tmp_path_factory):
             for pg in (f"{code}-1", held_out, ""):
                 book = {"code": code, "author": "A. Writer", "title": f"Tales {pg}", "pg": pg}
                 file.write(json.dumps({**book, "text": story(code, len(pg))}) + "\n")
+    tools["corpus"].QUESTS = 20
     tools["corpus"].prepare(folder / "stories.jsonl", folder, vocabulary=400)
     return folder
 
@@ -230,7 +233,74 @@ def test_evaluation_scores_a_model_like_itself(tools, data, unbroken, monkeypatc
     assert [row["code"] for row in rows] == list(HELD_OUT)
     for row in rows:
         assert row["other"] == pytest.approx(row["without"], rel=1e-4)
-        assert 0 <= row["named right"] <= 1
     assert mean["with code"] == pytest.approx(sum(row["with code"] for row in rows) / 7)
     with pytest.raises(ValueError, match="the context is 128"):
         scorer.bits([[0]], story("Horror", 1))
+
+
+def test_attribution_and_naive_bayes_on_the_same_passages(tools, data, unbroken, monkeypatch):
+    evaluate = tools["evaluate"]
+    monkeypatch.setattr(evaluate, "ATTRIBUTED", 40)
+    *rows, over_all = evaluate.attribution(str(unbroken / "model"), data, count=3)
+    assert [row["code"] for row in rows] == list(HELD_OUT)
+    for column in ("named right", "naive Bayes"):
+        assert all(0 <= row[column] <= 1 for row in rows)
+        right = sum(row[column] * row["passages"] for row in rows)
+        assert over_all[column] == pytest.approx(right / over_all["passages"])
+
+
+def test_naive_bayes_knows_a_genre_by_its_words(tools, data, unbroken):
+    tokenizer = AutoTokenizer.from_pretrained(unbroken / "model")
+    bayes = tools["evaluate"].NaiveBayes(data, tokenizer)
+    assert (
+        bayes.name("You are standing in the tavern. > take lamp Taken. You see a lamp.") == "Quest"
+    )
+
+
+def test_codes_loss_is_the_posterior_of_the_right_code(tools, data, unbroken):
+    """Against Bayes' rule written out, a passage at a time."""
+    model = AutoModelForCausalLM.from_pretrained(unbroken / "model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(unbroken / "model")
+    rows = tools["windows"].Windows(data, tokenizer, seed=5).contrast(3, 32)
+    assert rows.shape == (3, 3, 32)
+    assert all(len(set(codes)) == 3 for codes in rows[:, :, 0].tolist())
+    assert (rows[:, :1, 1:] == rows[:, :, 1:]).all()  # one passage under each of its codes
+    losses = []
+    with torch.no_grad():
+        for codes in rows:
+            scores = []
+            for row in codes:
+                logp = model(row[None]).logits[0, :-1].log_softmax(-1)
+                scores.append(float(logp[range(31), row[1:]].sum()))
+            losses.append(-torch.tensor(scores).log_softmax(0)[0] / 31)
+        found = tools["train"].code_loss(model, rows)
+    assert float(found) == pytest.approx(float(sum(losses) / 3), abs=1e-4)
+
+
+def test_a_passage_stands_under_its_own_genres_code_in_row_0(tools, data, unbroken):
+    tokenizer = AutoTokenizer.from_pretrained(unbroken / "model")
+    windows = tools["windows"].Windows(data, tokenizer, seed=5)
+    names = {i: code for code, i in windows.code.items()}
+    for codes in windows.contrast(12, 24):
+        own = windows.tokens[names[int(codes[0, 0])]].astype("<u2").tobytes()
+        assert codes[0, 1:].numpy().astype("<u2").tobytes() in own
+
+
+# quests ------------------------------------------------------------------------------------------
+
+
+def test_a_quest_keeps_to_its_own_world(tools):
+    """What is taken can be dropped, and a way back leads back, in every quest."""
+    quests, back = tools["quests"], tools["quests"].WORDS["directions"]
+    assert quests.quests(3, seed=1) == quests.quests(3, seed=1)
+    for seed in range(60):
+        quest = quests.Quest(seed)
+        everything = sorted(t for things in quest.things.values() for t in things)
+        for room, ways in quest.exits.items():
+            for way, there in ways.items():
+                assert quest.exits[there][back[way]] == room
+        lines = quest.tell()
+        eaten = [line.split(" the ")[-1] for line in lines if line.startswith("You eat the")]
+        left = quest.carried + [t for things in quest.things.values() for t in things]
+        assert sorted(left + [line.split(". ")[0] for line in eaten]) == everything
+        assert all(line and "{" not in line and "|" not in line for line in lines)

@@ -2,8 +2,9 @@
 
 Bits a character, lower is better, on passages of at most 700 characters that open at a paragraph:
 with the genre's code, with ``<|endoftext|>`` alone, and for the other model after its own
-beginning-of-text token. Then: how often the passage's own code is the most likely of the seven
-(attribution); what longer context is worth; and samples, unpicked.
+beginning-of-text token. Then: how often a passage's own code makes it the likeliest (attribution
+of passages of 128 tokens, by ``softlore.control``), beside a naive Bayes classifier that counted
+the words of the same training books; what longer context is worth; and samples, unpicked.
 
 Example:
     python tools/evaluate_storyteller.py src/softlore/storyteller --data runs/corpus \\
@@ -13,20 +14,27 @@ Example:
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from windows import CODES, END
+from softlore import FrozenModel
+from softlore.control import attribute, codes_of
+from windows import CODES, END, SHARES
 
 PASSAGE = 700  # characters: within 256 tokens of every model compared
 LONG = 3200  # characters: within 1024 tokens of storyteller
+ATTRIBUTED = 128  # tokens of a passage whose code is to be told
+WORD = re.compile(r"[a-z]+")
 
 
 class Scorer:
@@ -74,26 +82,70 @@ def read_passages(data: Path, count: int, size: int) -> dict[str, list[str]]:
 
 
 def compare(scorer: Scorer, other: Scorer | None, data: Path, count: int) -> list[dict[str, Any]]:
-    """Bits a character and attribution, a row a genre."""
+    """Bits a character, a row a genre."""
     code_id = {c: scorer.tokenizer.convert_tokens_to_ids(f"<|{c}|>") for c in CODES}
     end = scorer.tokenizer.convert_tokens_to_ids(END)
     rows = []
     for code, texts in read_passages(data, count, PASSAGE).items():
         characters = sum(map(len, texts))
-        openings = [*([code_id[c]] for c in CODES), [end]]
-        by_code = [
-            dict(zip((*CODES, END), scorer.bits(openings, text), strict=True)) for text in texts
-        ]
+        bits = [scorer.bits([[code_id[code]], [end]], text) for text in texts]
         row: dict[str, Any] = {"code": code, "passages": len(texts)}
-        row["with code"] = sum(bits[code] for bits in by_code) / characters
-        row["without"] = sum(bits.pop(END) for bits in by_code) / characters
+        row["with code"] = sum(one[0] for one in bits) / characters
+        row["without"] = sum(one[1] for one in bits) / characters
         if other:
             start = [[other.model.config.bos_token_id]]
             row["other"] = sum(other.bits(start, text)[0] for text in texts) / characters
-        row["named right"] = sum(min(b, key=b.__getitem__) == code for b in by_code) / len(texts)
         rows.append(row)
-    mean = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if k != "code"}
-    return [*rows, {"code": "mean", **mean}]
+    return [*rows, {"code": "mean", **means(rows)}]
+
+
+def means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    return {k: sum(row[k] for row in rows) / len(rows) for k in rows[0] if k != "code"}
+
+
+class NaiveBayes:
+    """Multinomial naive Bayes over words, add-one smoothed, counted in the training books."""
+
+    def __init__(self, data: Path, tokenizer: Any):
+        self.counts = {}
+        for code in SHARES:
+            ids = np.fromfile(data / f"train-{code}.bin", np.uint16).tolist()
+            text = tokenizer.decode(ids, skip_special_tokens=True).lower()
+            self.counts[code] = collections.Counter(WORD.findall(text))
+        self.words = set().union(*self.counts.values())
+        self.sums = {code: sum(found.values()) for code, found in self.counts.items()}
+
+    def name(self, text: str) -> str:
+        """The code that makes a text's words the likeliest."""
+        words = [word for word in WORD.findall(text.lower()) if word in self.words]
+
+        def score(code: str) -> float:
+            counts, total = self.counts[code], self.sums[code] + len(self.words)
+            return sum(math.log((counts[word] + 1) / total) for word in words)
+
+        return max(self.counts, key=score)
+
+
+def attribution(folder: str, data: Path, count: int) -> list[dict[str, Any]]:
+    """How often the right code is found, a row a genre: by the model, and by naive Bayes."""
+    model = FrozenModel.from_pretrained(folder, dtype="float32")
+    codes = codes_of(model)
+    bayes = NaiveBayes(data, model.tokenizer)
+    rows = []
+    for code, texts in read_passages(data, count, 8 * ATTRIBUTED).items():
+        cut = [model.decode(model.encode(text)[:ATTRIBUTED]) for text in texts]
+        named = [attribute(model, text, codes)[0].code for text in cut]
+        row: dict[str, Any] = {"code": code, "passages": len(cut)}
+        row["named right"] = named.count(code) / len(cut)
+        row["naive Bayes"] = [bayes.name(text) for text in cut].count(code) / len(cut)
+        mistaken = collections.Counter(name for name in named if name != code)
+        row["mistaken for"] = ", ".join(f"{c} {n}" for c, n in mistaken.most_common(2))
+        rows.append(row)
+    whole = sum(row["passages"] for row in rows)
+    over_all: dict[str, Any] = {"code": "all", "passages": whole}
+    for column in ("named right", "naive Bayes"):
+        over_all[column] = sum(row[column] * row["passages"] for row in rows) / whole
+    return [*rows, {**over_all, "mistaken for": ""}]
 
 
 def worth_of_context(scorer: Scorer, data: Path) -> dict[int, float]:
@@ -111,7 +163,7 @@ def worth_of_context(scorer: Scorer, data: Path) -> dict[int, float]:
     return result
 
 
-def samples(scorer: Scorer, code: str, count: int = 3, tokens: int = 100) -> list[str]:
+def samples(scorer: Scorer, code: str, count: int = 3, tokens: int = 150) -> list[str]:
     """``count`` texts written after the code alone: seeds 0, 1, ..; none left out."""
     texts = []
     for seed in range(count):
@@ -127,19 +179,27 @@ def samples(scorer: Scorer, code: str, count: int = 3, tokens: int = 100) -> lis
     return texts
 
 
+def table(rows: list[dict[str, Any]], percent: bool) -> list[str]:
+    """Rows as Markdown; numbers as shares, or with three places."""
+    columns = [k for k in rows[0] if k not in ("code", "passages")]
+    lines = ["", f"| genre | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for row in rows:
+        form = "{:.0%}" if percent else "{:.3f}"
+        cells = [row[k] if isinstance(row[k], str) else form.format(row[k]) for k in columns]
+        lines.append(f"| {row['code']} | {' | '.join(cells)} |")
+    return lines
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The tables and samples, as they stand in the card."""
-    columns = [k for k in result["genres"][0] if k not in ("code", "passages")]
-    lines = [f"| genre | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for row in result["genres"]:
-        cells = [f"{row[k]:.0%}" if k == "named right" else f"{row[k]:.3f}" for k in columns]
-        lines.append(f"| {row['code']} | {' | '.join(cells)} |")
+    lines = table(result["genres"], percent=False)
+    lines += table(result["attribution"], percent=True)
     lines += ["", "| characters before | bits a character |", "|---|---|"]
     lines += [f"| {before} | {bits:.3f} |" for before, bits in result["context"].items()]
     for code, texts in result["samples"].items():
         lines += ["", f"**`<|{code}|>`**"]
         for seed, text in enumerate(texts):
-            quoted = text.strip().replace("\n", "\n> <br>")
+            quoted = text.strip().replace("\n>", "\n\\>").replace("\n", "\n> <br>")
             lines += ["", f"> ({seed}) {quoted}"]
     return "\n".join(lines)
 
@@ -152,6 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that corpus.py wrote")
     parser.add_argument("--other", help="a model to compare with, by folder")
     parser.add_argument("--passages", type=int, default=60, help="a genre")
+    parser.add_argument("--attributed", type=int, default=100, help="passages a genre, attribution")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
     transformers_logging.disable_progress_bar()
@@ -159,8 +220,9 @@ def main(arguments: list[str] | None = None) -> None:
     other = Scorer(args.other) if args.other else None
     result = {
         "genres": compare(scorer, other, args.data, args.passages),
+        "attribution": attribution(args.model, args.data, args.attributed),
         "context": worth_of_context(scorer, args.data),
-        "samples": {code: samples(scorer, code) for code in CODES},
+        "samples": {code: samples(scorer, code) for code in SHARES},
     }
     if args.json:
         args.json.write_text(json.dumps(result, indent=1, ensure_ascii=False))

@@ -7,7 +7,9 @@ and ``model/``, a folder that ``AutoModelForCausalLM`` and ``AutoTokenizer`` rea
 The learning rate warms up, stays, and decays to zero over the last ``--decay`` of ``--tokens``;
 all by tokens, so that a run may be stopped, resumed, and given another ``--tokens``; a number
 written to the file ``tokens`` in ``--out`` does the same while it runs. SIGTERM keeps and ends.
-Windows grow from 256 to 1024 tokens. Hidden matrices train with Muon, the rest with AdamW.
+Windows grow from 256 to 1024 tokens. Hidden matrices train with Muon, the rest with AdamW. From
+``--contrast-from`` of ``--tokens`` on, a second loss asks that a passage's own code make it
+likelier than other codes do, for a language model alone learns little from one token in hundreds.
 
 Examples:
     python tools/train_storyteller.py --data runs/corpus --out runs/storyteller --tokens 25e6
@@ -31,6 +33,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -39,7 +42,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from windows import END, Windows
+from windows import END, SHARES, Windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +57,13 @@ class Size:
     context: int = 1024  # tokens
     batch: int = 8192  # tokens a step
     micro: int = 4096  # tokens a forward pass
-    lengths: tuple[int, ...] = (256, 1024)  # window sizes ...
-    starts: tuple[float, ...] = (0.0, 0.8)  # ... and the share of --tokens where each starts
+    lengths: tuple[int, ...] = (256, 512, 1024)  # window sizes ...
+    starts: tuple[float, ...] = (0.0, 0.4, 0.75)  # ... and the share of --tokens where each starts
 
 
 SIZES = {
     "tiny": Size(64, 2, 2, 1, 128, 128, 512, 512, (64, 128), (0.0, 0.75)),
-    "small": Size(256, 5, 4, 2, 640),
+    "small": Size(256, 6, 4, 2, 704, micro=2048),
     "full": Size(384, 8, 6, 2, 1024, batch=65536, micro=32768),
 }
 
@@ -120,20 +123,37 @@ def window_length(seen: int, size: Size, total: int) -> int:
     ]
 
 
-def step(forward: Any, optimizers: list[Any], batch: Tensor, micro: int, autocast: Any) -> float:
-    """One step of training on ``batch`` (rows, length); returns the mean loss, nats a token."""
-    parts = batch.split(max(1, micro // batch.shape[1]))
+def code_loss(forward: Any, rows: Tensor) -> Tensor:
+    """How badly the codes tell passages apart: -log p(right code | passage), nats a token.
+
+    ``rows`` are (passages, codes, length), the right code in row 0. The posterior under equal
+    priors is the softmax of the passage's log-likelihood after each code: the discriminative loss
+    of GeDi (Krause et al. 2021), which weighs it against the language model's own.
+    """
+    passages, codes, length = rows.shape
+    flat = rows.flatten(0, 1)
+    logits = forward(input_ids=flat, use_cache=False).logits[:, :-1].float()
+    nll = functional.cross_entropy(logits.flatten(0, 1), flat[:, 1:].flatten(), reduction="none")
+    scores = -nll.view(passages, codes, length - 1).sum(-1)
+    return -scores.log_softmax(-1)[:, 0].mean() / (length - 1)
+
+
+def accumulate(forward: Any, batch: Tensor, micro: int, autocast: Any) -> float:
+    """Add the gradients of ``batch`` (rows, length); returns the mean loss, nats a token."""
     total = 0.0
-    for part in parts:
+    for part in batch.split(max(1, micro // batch.shape[1])):
         with autocast():
             loss = forward(input_ids=part, labels=part, use_cache=False).loss
         (loss * len(part) / len(batch)).backward()
         total += loss.item() * len(part) / len(batch)
+    return total
+
+
+def update(optimizers: list[Any]) -> None:
     for optimizer in optimizers:
         torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return total
 
 
 @torch.no_grad()
@@ -176,6 +196,10 @@ def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: 
     shutil.rmtree(temporary, ignore_errors=True)
     copy = LlamaForCausalLM(model.config).to(torch.bfloat16)
     copy.load_state_dict(model.state_dict())
+    # Where softlore looks for the codes of a model that is not CTRL.
+    copy.config.control_codes = {
+        code: tokenizer.convert_tokens_to_ids(f"<|{code}|>") for code in SHARES
+    }
     copy.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)
     copy.save_pretrained(temporary)
     (temporary / "model.safetensors").chmod(0o644)
@@ -260,7 +284,13 @@ class Run:
             self.optimizers, (self.args.muon_lr, self.args.adam_lr), strict=True
         ):
             optimizer.param_groups[0]["lr"] = lr * factor
-        loss = step(self.forward, self.optimizers, batch, self.size.micro, self.autocast)
+        loss = accumulate(self.forward, batch, self.size.micro, self.autocast)
+        if self.seen >= self.args.contrast_from * self.args.tokens:
+            rows = self.windows.contrast(self.args.passages, min(129, self.size.context))
+            with self.autocast():
+                codes = self.args.contrast * code_loss(self.forward, rows.to(self.args.device))
+            codes.backward()
+        update(self.optimizers)
         self.seen, self.steps = self.seen + batch.numel(), self.steps + 1
         return loss
 
@@ -326,6 +356,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=4e-3)
     parser.add_argument("--weight-decay", type=float, default=0.02)
+    parser.add_argument("--contrast", type=float, default=1.0, help="weight of the codes' loss")
+    parser.add_argument("--contrast-from", type=float, default=0.5, help="share of --tokens")
+    parser.add_argument("--passages", type=int, default=6, help="of the codes' loss, a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")

@@ -24,6 +24,8 @@ COMMANDS = {
     "write": "Write on from a text, which may hold [[soft:NAME]].",
     "inspect": "Show a prompt file, or all prompts in a folder.",
     "convert": "Bring a soft prompt to another program, or from one.",
+    "codes": "List the control codes of a model.",
+    "attribute": "Say under which control code a text is the likeliest.",
     "evaluate": "Measure recall, drift, copy and fidelity of trained prompts.",
 }
 INTERRUPTED = 130

@@ -106,6 +106,23 @@ def clean(text: str, what: str) -> str:
     return text
 
 
+def given_text(text: str) -> str:
+    """A text argument, or standard input where it is "-".
+
+    Raises:
+        ConfigError: it is not UTF-8.
+    """
+    if text != "-":
+        return clean(text, "the text")
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"standard input is not UTF-8 text ({error.reason}); expected text; check what is "
+            "piped in"
+        ) from error
+
+
 def interactive() -> bool:
     """Whether somebody watches."""
     return sys.stderr.isatty()

@@ -45,6 +45,8 @@ _SETTINGS = (
     click.option("--chat", is_flag=True, default=None, help="Use the model's chat template."),
     click.option("--seed", type=int, help="Of every draw.  [default: 0]"),
 )
+# Codes stand first and alone, and are to bend whatever comes after them.
+CODE_SETTINGS = {"company_size": 1, "max_spacing": 0, "drift_guard": 0.0}
 
 
 def _settings(function: Any) -> Any:
@@ -80,7 +82,9 @@ def command(
 ) -> None:
     """Turn LOREBOOK (YAML, JSON or TOML) into soft prompts, trained in company.
 
-    A .txt file is a corpus instead: one prompt, named after the file, takes on its manner.
+    A .txt file is a corpus instead: one prompt, named after the file, takes on its manner. A folder
+    of them (or of folders of them), or JSON lines with `code` and `text`, is a set of control
+    codes: a prompt for each, for `softlore write --code` and `softlore attribute`.
     Ctrl-C keeps the progress, and so does a crash; the same command goes on from there.
 
     \b
@@ -103,9 +107,10 @@ def command(
         "checkpoint_seconds": checkpoint_seconds,
         **settings,
     }
-    if lorebook.suffix == ".txt":
-        model = load_model(model_name, dtype, device)
-        trainer = _corpus_trainer(model, lorebook, prompts, run)
+    from softlore.lore.corpora import holds_corpora
+
+    if lorebook.suffix == ".txt" or holds_corpora(lorebook):
+        trainer = _corpus_trainer(lorebook, prompts, run, model_name, dtype, device)
     else:
         from softlore.lore import Lorebook
         from softlore.tune.book import plan_book
@@ -125,16 +130,28 @@ def command(
 
 
 def _corpus_trainer(
-    model: Any, path: Path, prompts: PromptLibrary, run: dict[str, Any]
+    path: Path,
+    prompts: PromptLibrary,
+    run: dict[str, Any],
+    model_name: str | None,
+    dtype: str | None,
+    device: str | None,
 ) -> WorldInfoTrainer:
+    from softlore.lore.corpora import holds_corpora, read_corpora
     from softlore.lore.names import as_name
     from softlore.tune import WorldInfoTrainer
     from softlore.tune.book import checkpoint_path
 
     name = as_name(path.stem)
+    what: dict[str, Any] = {"name": name}
+    if holds_corpora(path):
+        what["corpora"] = read_corpora(path)
+        run = CODE_SETTINGS | run
+    else:
+        what["corpus"] = read_text(path, "corpus")
+    model = load_model(model_name, dtype, device)
     checkpoint = checkpoint_path(prompts.folder, name)
-    corpus = read_text(path, "corpus")
-    return WorldInfoTrainer(model, corpus=corpus, name=name, checkpoint=checkpoint, **run)
+    return WorldInfoTrainer(model, **what, checkpoint=checkpoint, **run)
 
 
 def _train(trainer: WorldInfoTrainer, prompts: PromptLibrary) -> list[SoftPrompt]:

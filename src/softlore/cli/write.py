@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from softlore.cli.options import clean, library, load_model, model_options, prompts_option
+from softlore.cli.options import (
+    clean,
+    given_text,
+    library,
+    load_model,
+    model_options,
+    prompts_option,
+)
 from softlore.errors import ConfigError
 
 
@@ -21,6 +27,15 @@ from softlore.errors import ConfigError
 @click.option("--top-p", default=1.0, show_default=True, help="Keep the likeliest, to this sum.")
 @click.option("--min-p", default=0.0, show_default=True, help="Drop below this share of the best.")
 @click.option("--repetition-penalty", default=1.0, show_default=True, help="Above 1: repeat less.")
+@click.option(
+    "--penalized",
+    default=1.0,
+    show_default=True,
+    help="CTRL's penalty: 1.2, with a low temperature, is its authors' choice.",
+)
+@click.option("--code", "codes", multiple=True, metavar="NAME[=STRENGTH]",
+              help="Control code to write under: one of the model's, or a soft prompt. May be "
+              "given often; 1 is the code as it is, 0 nothing, below 0 away from it.")  # fmt: skip
 @click.option("--stop", multiple=True, help="End before this string; may be given often.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Repeat the same draws.")
 @click.option("--any-model", is_flag=True, help="Use prompts that were made for another model.")
@@ -36,6 +51,8 @@ def command(
     top_p: float,
     min_p: float,
     repetition_penalty: float,
+    penalized: float,
+    codes: tuple[str, ...],
     stop: tuple[str, ...],
     seed: int | None,
     any_model: bool,
@@ -45,13 +62,20 @@ def command(
     \b
     Example:
       softlore write "At the gate stood [[soft:Emma]]Emma, who wore" --tokens 60 --seed 1
+      softlore write "The old house" --code Horror
+      softlore write "The old house" --code Horror=2 --code Humor=-1
     """
+    from softlore.control import find_codes
     from softlore.decode import generate
     from softlore.prompts import Context
 
-    text = _standard_input() if text == "-" else clean(text, "the text")
-    context = Context.parse(text, library(folder))
+    text = given_text(text)
+    prompts = library(folder)
+    context = Context.parse(text, prompts)
     model = load_model(model_name, dtype, device)
+    doses = dict(map(_dose, codes))
+    found = find_codes(model, doses, prompts) if doses else {}
+    head = [(found[name].head, strength) for name, strength in doses.items()]
     pieces = generate(
         model,
         context,
@@ -60,11 +84,13 @@ def command(
         stop=[clean(one, "--stop") for one in stop],
         seed=seed,
         check=not any_model,
+        head=head,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        penalized=penalized,
     )
     first = next(pieces, "")  # what can't be written on is refused before anything is shown
     plain = "".join(piece for piece in context.pieces if isinstance(piece, str))
@@ -74,11 +100,13 @@ def command(
     click.echo()
 
 
-def _standard_input() -> str:
+def _dose(code: str) -> tuple[str, float]:
+    """`NAME=STRENGTH`, or a name alone, which has strength 1."""
+    name, _, strength = clean(code, "--code").rpartition("=")
     try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
+        return (name, float(strength)) if name else (code, 1.0)
+    except ValueError:
         raise ConfigError(
-            f"standard input is not UTF-8 text ({error.reason}); expected text; check what is "
-            "piped in"
-        ) from error
+            f"--code {code!r} has strength {strength!r}; expected a number, such as {name}=1.5; "
+            "mend it"
+        ) from None

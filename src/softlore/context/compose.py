@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,28 +12,25 @@ from softlore.errors import ContextError
 from softlore.model import FrozenModel
 from softlore.prompts import Context, SoftPrompt
 
-Readable = str | SoftPrompt | Context
+Piece = str | SoftPrompt
+Readable = Piece | Context
 
 
-def compose(model: FrozenModel, context: Readable, check: bool = True) -> Tree:
+def compose(model: FrozenModel, context: Readable, check: bool = True, head: Readable = "") -> Tree:
     """Turns pieces into nodes and prefixes; BOS, where the model has one, stands once, first.
 
     Args:
         check: compare each prompt's fingerprint with the model's; else its shape only.
+        head: what stands before the context, in nodes of its own: a control code, say.
 
     Raises:
         PromptMismatchError: a prompt of another model.
         ContextError: nothing to read.
     """
-    context = Context(context)
-    for prompt in context.prompts:
+    parts = [Context(head), Context(context)]
+    for prompt in (prompt for part in parts for prompt in part.prompts):
         model.check_prompt(prompt, any_model=not check)
-    contents: list[list[int] | Tensor] = [model.bos]
-    for place, piece in enumerate(context.body.pieces):
-        if isinstance(piece, str):
-            contents.append(model.encode(piece, inside=place > 0))
-        else:
-            contents.append(piece.embeddings)
+    contents = [model.bos, *_contents(model, [p for part in parts for p in part.body.pieces])]
     nodes: list[Node] = []
     for content in contents:
         if len(content):
@@ -41,7 +40,21 @@ def compose(model: FrozenModel, context: Readable, check: bool = True) -> Tree:
             "the context holds no text; expected at least one token for the model to go on from "
             "(this model has no BOS to start with); write an opening"
         )
-    return Tree(nodes, [prompt.key_values for prompt in context.prefixes])
+    prefixes = dict.fromkeys(prefix for part in parts for prefix in part.prefixes)
+    return Tree(nodes, [prompt.key_values for prompt in prefixes])
+
+
+def heading(model: FrozenModel, head: Readable) -> int:
+    """How many nodes, BOS among them, `compose` makes of a head."""
+    contents = [model.bos, *_contents(model, Context(head).body.pieces)]
+    return sum(1 for content in contents if len(content))
+
+
+def _contents(model: FrozenModel, pieces: Sequence[Piece]) -> list[list[int] | Tensor]:
+    return [
+        model.encode(piece, inside=place > 0) if isinstance(piece, str) else piece.embeddings
+        for place, piece in enumerate(pieces)
+    ]
 
 
 def embed(model: FrozenModel, context: Readable) -> Tensor:

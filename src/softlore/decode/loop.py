@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from softlore.context import Tree, splice
-from softlore.decode.samplers import Chooser
 from softlore.model import FrozenModel
+
+# From logits `[B, vocab]` and the ids of each text so far to token ids `[B]`.
+Choose = Callable[[Tensor, Sequence[Sequence[int]]], Tensor]
 
 
 @torch.no_grad()
 def decode(
-    model: FrozenModel, trees: Sequence[Tree], choose: Chooser, max_new_tokens: int
+    model: FrozenModel, trees: Sequence[Tree], choose: Choose, max_new_tokens: int
 ) -> Iterator[list[int]]:
     """Yields one token id a tree, step by step, until `max_new_tokens` or the context's end.
 

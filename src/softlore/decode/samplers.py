@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -31,6 +32,9 @@ class Sampling:
         top_p: keep the likeliest tokens that together reach this probability.
         min_p: drop tokens below this share of the likeliest one's probability.
         repetition_penalty: above 1 makes tokens that already stand in the text less likely.
+        penalized: CTRL's own penalty, θ: above 1 divides the logits of such tokens (its authors'
+            choice is 1.2, and near-greedy).
+        banned: ids that are never written.
     """
 
     temperature: float = 0.8
@@ -38,6 +42,8 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    penalized: float = 1.0
+    banned: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -46,6 +52,7 @@ class Sampling:
             ("top_p", 1e-9, 1.0),
             ("min_p", 0.0, 1.0),
             ("repetition_penalty", 1e-3, 100.0),
+            ("penalized", 1e-3, 100.0),
         ):
             value = getattr(self, name)
             kinds = int if name == "top_k" else int | float
@@ -56,6 +63,11 @@ class Sampling:
                 )
 
     @property
+    def penal(self) -> bool:
+        """Whether what stands in the text matters."""
+        return self.repetition_penalty != 1.0 or self.penalized != 1.0
+
+    @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken, always."""
         return self.temperature < COLDEST
@@ -63,6 +75,10 @@ class Sampling:
     def processors(self) -> LogitsProcessorList:
         """What the logits go through before the draw, in order."""
         steps = LogitsProcessorList()
+        if self.banned:
+            steps.append(BannedLogitsProcessor(self.banned))
+        if self.penalized != 1.0:
+            steps.append(PenalizedLogitsProcessor(self.penalized))
         if self.repetition_penalty != 1.0:
             steps.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
         if self.greedy:
@@ -78,12 +94,43 @@ class Sampling:
         return steps
 
 
+class PenalizedLogitsProcessor(LogitsProcessor):
+    """CTRL's penalized sampling (Keskar et al. 2019, section 4.1).
+
+    p_i ∝ exp(x_i / (T · I(i ∈ g))), I = θ for tokens in the text g and 1 for others: every seen
+    logit is divided by θ. transformers' RepetitionPenaltyLogitsProcessor multiplies the negative
+    ones instead, so that they too lose; here a seen token whose logit is below 0 gains.
+    """
+
+    def __init__(self, theta: float) -> None:
+        self.theta = theta
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores `[B, vocab]` with those of `input_ids` `[B, T]` divided, each once."""
+        return scores.scatter(1, input_ids, scores.gather(1, input_ids) / self.theta)
+
+
+class BannedLogitsProcessor(LogitsProcessor):
+    """Never writes some ids.
+
+    transformers' SuppressTokensLogitsProcessor does the same by comparing every id of the
+    vocabulary with every banned one at each step: most of the time of a step, with CTRL's.
+    """
+
+    def __init__(self, banned: Sequence[int]) -> None:
+        self.banned = torch.tensor(sorted(set(banned)))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores `[B, vocab]` with the banned ones at −∞."""
+        return scores.index_fill(1, self.banned.to(scores.device), -torch.inf)
+
+
 class Chooser:
     """Chooses a token a row; `generator` makes the draws repeatable."""
 
     def __init__(self, sampling: Sampling, seed: int | None = None) -> None:
         self._greedy = sampling.greedy
-        self._penal = sampling.repetition_penalty != 1.0
+        self._penal = sampling.penal
         self._processors = sampling.processors()
         self._generator = torch.Generator()
         if seed is None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from softlore.context import compose
-from softlore.context.compose import Readable
+from softlore.context.compose import Readable, heading
 from softlore.decode.loop import decode
+from softlore.decode.mixing import Mixed, Steering, dosed
 from softlore.decode.samplers import Chooser, Sampling
+from softlore.decode.sliding import Headed, decode_sliding
 from softlore.errors import ConfigError
 from softlore.model import FrozenModel
 
@@ -23,7 +25,8 @@ def generate(
     stop: str | Sequence[str] = ...,
     seed: int | None = ...,
     check: bool = ...,
-    **sampling: float,
+    head: Steering = ...,
+    **sampling: Any,
 ) -> Iterator[str]: ...
 @overload
 def generate(
@@ -35,7 +38,8 @@ def generate(
     stop: str | Sequence[str] = ...,
     seed: int | None = ...,
     check: bool = ...,
-    **sampling: float,
+    head: Steering = ...,
+    **sampling: Any,
 ) -> str: ...
 def generate(
     model: FrozenModel,
@@ -46,7 +50,8 @@ def generate(
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     check: bool = True,
-    **sampling: float,
+    head: Steering = "",
+    **sampling: Any,
 ) -> str | Iterator[str]:
     """Writes on from a context.
 
@@ -58,8 +63,12 @@ def generate(
         stop: a string, or several, that end the writing; not part of what is returned.
         seed: makes the draws repeatable.
         check: refuse prompts of another model.
-        sampling: fields of `Sampling` (temperature, top_k, top_p, min_p, repetition_penalty);
-            temperature 0 is greedy.
+        head: what stands before the context and stays there: a control code, say; or several with
+            a strength each, `[(horror, 1.5), (humor, -0.5)]` (see `decode.mixing`). With one the
+            writing goes on past the context's end, the window sliding under the head.
+        sampling: fields of `Sampling` (temperature, top_k, top_p, min_p, repetition_penalty,
+            penalized, banned); temperature 0 is greedy. What a model is never to write is banned
+            in any case (CTRL: unknown words, and links).
 
     Returns:
         The new text, without the context.
@@ -69,11 +78,36 @@ def generate(
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(one, str) and one for one in stops):
         raise ConfigError(f"stop is {stop!r}; expected strings of at least one character; mend it")
-    chooser = Chooser(Sampling(**sampling), seed)  # type: ignore[arg-type]
-    tree = compose(model, context, check=check)
-    ids = (step[0] for step in decode(model, [tree], chooser, max_new_tokens))
+    banned = (*sampling.pop("banned", ()), *model.banned_ids)
+    chooser = Chooser(Sampling(**sampling, banned=banned), seed)
+    heads = dosed(head)
+    if heads:
+        steps = _headed(model, context, heads, chooser, max_new_tokens, check)
+    else:
+        steps = decode(model, [compose(model, context, check=check)], chooser, max_new_tokens)
+    ids = (step[0] for step in steps)
     pieces = _text(model, ids, stops)
     return pieces if stream else "".join(pieces)
+
+
+def _headed(
+    model: FrozenModel,
+    context: Readable,
+    heads: Sequence[tuple[Readable, float]],
+    chooser: Chooser,
+    max_new_tokens: int,
+    check: bool,
+) -> Iterator[list[int]]:
+    """Steps of writing under heads, each a row, and the bare text too where it has a weight."""
+    bare = 1.0 - sum(weight for _, weight in heads)
+    if abs(bare) > 1e-9:
+        heads = [*heads, ("", bare)]
+    rows = [
+        Headed(compose(model, context, check=check, head=head), heading(model, head))
+        for head, _ in heads
+    ]
+    choose = chooser if len(rows) == 1 else Mixed(chooser, [weight for _, weight in heads])
+    return decode_sliding(model, rows, choose, max_new_tokens)
 
 
 def _text(model: FrozenModel, ids: Iterator[int], stop: tuple[str, ...]) -> Iterator[str]:

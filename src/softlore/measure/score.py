@@ -20,6 +20,7 @@ from softlore.model import FrozenModel
 from softlore.prompts import Context
 
 LEAVES_AT_ONCE = 32
+LOGITS_AT_ONCE = 1 << 25  # float32 logits held at a time: 128 MB
 Ids = Sequence[int]
 
 
@@ -86,7 +87,7 @@ def response_losses(
     fillers = [_stretched(text, distance) for text in story if text] if distance else [[]]
     pairs = _pairs(model, blocks)
     runs = [token_losses(model, trunk(model, head, filler), pairs) for filler in fillers]
-    return [mean([float(nll.mean()) for nll in of_one]) for of_one in zip(*runs, strict=True)]
+    return [mean([float(one.mean()) for one in of_one]) for of_one in zip(*runs, strict=True)]
 
 
 def fits(model: FrozenModel, head: Readable, blocks: Sequence[Block], distance: int = 0) -> bool:
@@ -108,12 +109,24 @@ def token_losses(model: FrozenModel, tree: Tree, pairs: Sequence[tuple[Ids, Ids]
     leaves = [
         Leaf([*read, *told], end, len(read) - 1, len(read) + len(told) - 1) for read, told in pairs
     ]
-    losses = []
-    for hidden, (_, told) in zip(leaf_hidden(model, tree, leaves), pairs, strict=True):
-        logp = log_softmax(model.logits(hidden), dim=-1)
-        ids = torch.tensor(list(told), device=logp.device)
-        losses.append(-logp.gather(1, ids[:, None])[:, 0])
-    return losses
+    hidden = leaf_hidden(model, tree, leaves)
+    return [
+        nll(model, rows, torch.tensor(list(told), device=rows.device))
+        for rows, (_, told) in zip(hidden, pairs, strict=True)
+    ]
+
+
+def nll(model: FrozenModel, hidden: Tensor, ids: Tensor) -> Tensor:
+    """−log p `[R]`, nats, of the ids `[R]` that flat hidden states `[R, hidden]` are to tell.
+
+    Logits are made a part at a time: those of a long text and a large vocabulary do not fit.
+    """
+    size = max(1, LOGITS_AT_ONCE // model.vocab_size)
+    parts = [
+        -log_softmax(model.logits(rows), dim=-1).gather(1, told[:, None])[:, 0]
+        for rows, told in zip(hidden.split(size), ids.split(size), strict=True)
+    ]
+    return torch.cat(parts)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -116,7 +116,9 @@ class FrozenModel:
         if inside:
             head = self._ids("a")  # a word to go on from
             return self.decode([*head, *ids])[len(self.decode(head)) :]
-        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+        text = str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+        # CTRL's marks of a word that goes on are taken out by its tokenizer, but for the last.
+        return text.removesuffix("@@") if self.family.model_type == "ctrl" else text
 
     @property
     def bos(self) -> list[int]:
@@ -135,6 +137,15 @@ class FrozenModel:
         configured = getattr(self.hf.generation_config, "eos_token_id", None)
         ids = configured if isinstance(configured, list) else [configured]
         return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+
+    @cached_property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Ids that are never to be written: CTRL's unknown word and its links, as CTRL has it."""
+        if self.family.model_type != "ctrl":
+            return ()
+        vocabulary = self.tokenizer.get_vocab()
+        banned = {i for token, i in vocabulary.items() if "http" in token}
+        return tuple(sorted(banned | {self.tokenizer.unk_token_id} - {None}))
 
     # the one door ------------------------------------------------------------------------------
 

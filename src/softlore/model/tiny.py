@@ -122,13 +122,8 @@ def tiny_hf(family: str, seed: int = 0, **overrides: Any) -> Any:
         raise ModelError(
             f"no tiny model of family {family!r}; expected one of {', '.join(sorted(PROVEN))}"
         )
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=264,
-        bos_token_id=0,
-        eos_token_id=0,
-        **(CONFIGS[family] | overrides),
-    )
+    base = {"vocab_size": 264, "bos_token_id": 0, "eos_token_id": 0}
+    config = AutoConfig.for_model(family, **(base | CONFIGS[family] | overrides))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

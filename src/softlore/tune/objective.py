@@ -14,11 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 from softlore.context import Branching, Form, Leaf, Tree, backward
 from softlore.errors import ConfigError
+from softlore.measure.score import LOGITS_AT_ONCE
 from softlore.model import FrozenModel
 from softlore.tune.teacher import Passage
 
 TermKind = Literal["response", "guard", "distil"]
-LOGITS_AT_ONCE = 1 << 25  # float32 logits held at a time: 128 MB
 
 
 @dataclass(frozen=True)

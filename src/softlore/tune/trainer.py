@@ -82,6 +82,7 @@ class WorldInfoTrainer:
         blocks: `(call, [responses])` pairs of a single entry.
         entries: entries of a lorebook, trained together.
         corpus: a plain text whose manner a single prompt is to take on.
+        corpora: such texts by name, for a set of prompts: learned control codes.
         name: of the single prompt from `blocks` or `corpus`.
         company: finished prompts by name that stand beside the new ones and stay as they are.
         company_entries: what the company knows, so that newcomers do not make it forget.
@@ -103,6 +104,7 @@ class WorldInfoTrainer:
         *,
         entries: Sequence[Entry] | None = None,
         corpus: str | None = None,
+        corpora: Mapping[str, str] | None = None,
         name: str = "prompt",
         company: Mapping[str, SoftPrompt] | None = None,
         company_entries: Sequence[Entry] = (),
@@ -113,18 +115,21 @@ class WorldInfoTrainer:
         time_budget: float | None = None,
         **settings: Any,
     ) -> None:
-        if [blocks, entries, corpus].count(None) != 2:
-            raise ConfigError("expected one of blocks, entries (a set) and corpus; give just one")
+        if [blocks, entries, corpus, corpora].count(None) != 3:
+            raise ConfigError(
+                "expected one of blocks, entries (a set), corpus and corpora (a set); give just one"
+            )
         self.model = model
         self.config = TrainingConfig.of(settings)
         self._asked_steps = self.config.max_steps
-        self._single = entries is None
-        self._corpus = corpus is not None
+        self._single = entries is None and corpora is None
+        self._corpus = corpus is not None or corpora is not None
         self._make_lesson = make_corpus_lesson if self._corpus else make_lesson
         if blocks is not None:
             entries = [Entry(name=name, blocks=list(blocks))]
-        elif corpus is not None:
-            entries = [Entry(name=name, text=corpus)]
+        elif entries is None:
+            corpora = {name: corpus or ""} if corpora is None else corpora
+            entries = [Entry(name=code, text=text) for code, text in corpora.items()]
         self.entries = list(entries or ())
         if not self.entries:
             raise LoreError("no entries to train; expected at least one; add one to the lorebook")
