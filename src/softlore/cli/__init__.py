@@ -26,6 +26,7 @@ COMMANDS = {
     "convert": "Bring a soft prompt to another program, or from one.",
     "codes": "List the control codes of a model.",
     "attribute": "Say under which control code a text is the likeliest.",
+    "hard": "Try plain-text prompts against each other.",
     "evaluate": "Measure recall, drift, copy and fidelity of trained prompts.",
 }
 INTERRUPTED = 130

@@ -36,16 +36,6 @@ def write_report(demo: Demo, out: Path) -> Demo:
 
 def render(demo: Demo) -> str:
     """The report as HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("softlore.compare", "templates"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = number
     main = demo.trained[0]
     plots = [
         (
@@ -63,7 +53,8 @@ def render(demo: Demo) -> str:
         ),
         *((f"Training: {one.way.title}", _curve_note(one), _curves(one)) for one in demo.trained),
     ]
-    html: str = environment.get_template(TEMPLATE).render(
+    return page(
+        TEMPLATE,
         demo=demo,
         main=main,
         marked=marked,
@@ -72,6 +63,21 @@ def render(demo: Demo) -> str:
         total=main.evaluation.total(),
         costs=_costs(demo),
     )
+
+
+def page(template: str, **values: Any) -> str:
+    """A page of ours, filled in; what is filled in is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("softlore.compare", "templates"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = number
+    html: str = environment.get_template(template).render(**values)
     return html
 
 

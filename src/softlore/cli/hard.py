@@ -1,0 +1,122 @@
+"""`softlore hard`: plain-text prompts, tried against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from softlore.cli.options import interactive, json_option, load_model, write_json
+from softlore.errors import CheckError
+
+if TYPE_CHECKING:
+    from softlore.control.hard.runner import Cache, Outcome
+    from softlore.model import FrozenModel
+
+
+@click.group()
+def command() -> None:
+    """Hard prompts: plain text that does a soft prompt's job.
+
+    \b
+    Example:
+      softlore hard run experiment.yaml --html report.html
+    """
+
+
+@command.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--model", "model_name", help="Use this model in place of the file's.")
+@click.option("--dtype", help="float32, bfloat16 or float16.  [default: by device]")
+@click.option("--device", help="Where to run, such as cuda.  [default: a GPU if any]")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page, side by side.")
+@click.option("--csv", "table", type=click.Path(path_type=Path), help="Write a row a case.")
+@click.option("--cache/--no-cache", "cached", default=True, help="Keep answers between runs.")
+@click.option("--allow-python", is_flag=True, help="Run the file's `python` assertions. They may "
+              "do anything: only for files that you trust.")  # fmt: skip
+@json_option
+def run(
+    file: Path,
+    model_name: str | None,
+    dtype: str | None,
+    device: str | None,
+    html: Path | None,
+    table: Path | None,
+    cached: bool,
+    allow_python: bool,
+    json_path: str | None,
+) -> None:
+    """Try the prompts of an experiment FILE (YAML, JSON or TOML), and check what they write.
+
+    Every prompt is rendered for each combination of variables, for each model, and written on;
+    the exit code is 1 if a case fails its assertions.
+
+    \b
+    Example:
+      softlore hard run experiment.yaml
+    """
+    from softlore.compare.experiments import as_csv, as_json, summary_table, write_page
+    from softlore.control.hard import Experiment, run_experiment
+    from softlore.control.hard.runner import count_cases
+    from softlore.disk import write_whole
+
+    experiment = Experiment.load(file)
+    if model_name is not None:
+        experiment = experiment.model_copy(update={"models": [model_name]})
+    cache = _cache(cached)
+
+    def load(name: str) -> FrozenModel:
+        return load_model(name, dtype, device)
+
+    outcomes: list[Outcome] = []
+    with _bar(count_cases(experiment)) as show:
+        for one in run_experiment(experiment, load, cache, allow_python):
+            outcomes.append(one)
+            show(one)
+    if html is not None:
+        write_page(experiment, outcomes, html)
+    if table is not None:
+        write_whole(table, as_csv(outcomes).encode())
+    write_json(as_json(experiment, outcomes), json_path)
+    if json_path != "-":
+        from rich.console import Console
+
+        Console().print(summary_table(outcomes))
+    failed = [one for one in outcomes if not one.passed]
+    if failed:
+        raise CheckError(_failure(failed, len(outcomes)))
+
+
+def _cache(wanted: bool) -> Cache:
+    from platformdirs import user_cache_path
+
+    from softlore.control.hard.runner import Cache
+
+    return Cache(user_cache_path("softlore") / "hard" if wanted else None)
+
+
+def _failure(failed: list[Outcome], count: int) -> str:
+    first = failed[0]
+    faults = [f"{name}: {verdict.reason}" for name, verdict in first.verdicts if not verdict.passed]
+    shown = ", ".join(f"{name} {value!r:.40}" for name, value in first.case.shown.items())
+    return (
+        f"{len(failed)} of {count} cases failed; the first is prompt {first.case.prompt!r}"
+        f"{' with ' + shown if shown else ''}: {'; '.join(faults)}"
+    )
+
+
+@contextmanager
+def _bar(count: int) -> Iterator[Callable[[Outcome], None]]:
+    """A progress bar on a terminal's standard error, else nothing."""
+    if not interactive():
+        yield lambda one: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("trying", total=count)
+        yield lambda one: progress.update(task, advance=1, description=one.case.prompt)

@@ -1,0 +1,109 @@
+"""Templates of hard prompts: Jinja's, in its sandbox, with few filters and an end to their size.
+
+A template comes from a file that may be a stranger's: it reaches the variables it is given and
+nothing else, and what it makes is cut off with an error at a million characters.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from softlore.errors import ConfigError
+
+LONGEST = 1_000_000  # characters of a rendered template
+_FILTERS = (
+    "capitalize default d first int join last length list lower reject rejectattr replace reverse "
+    "round select selectattr map sort string sum title trim unique upper"
+).split()
+_SENTENCE = re.compile(r"(?<=[.!?])[\"'”’)]*\s+")
+
+
+class Template:
+    """A template, parsed. `render` gives the text for some variables."""
+
+    def __init__(self, source: str, name: str = "template") -> None:
+        """Parses a template.
+
+        Raises:
+            ConfigError: it is no Jinja template, or Jinja is not installed.
+        """
+        self.name = name
+        environment = _environment()
+        from jinja2 import TemplateError
+
+        try:
+            self._template = environment.from_string(source)
+        except (TemplateError, RecursionError, OverflowError) as error:
+            line = getattr(error, "lineno", None)
+            at = f" (line {line})" if line else ""
+            raise ConfigError(
+                f"{name} is no template: {_first(error)}{at}; expected Jinja, such as "
+                "'{{ entry.text }}'; mend it"
+            ) from error
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        """The text.
+
+        Raises:
+            ConfigError: a variable that is not there, something that is not allowed, or more than
+                `LONGEST` characters.
+        """
+        parts: list[str] = []
+        size = 0
+        try:
+            for part in self._template.generate(dict(variables)):
+                size += len(part)
+                if size > LONGEST:
+                    raise OverflowError(f"it makes more than {LONGEST:,} characters")
+                parts.append(part)
+        except Exception as error:
+            known = ", ".join(sorted(variables)) or "none"
+            raise ConfigError(
+                f"{self.name} can't be rendered: {_first(error)}; expected a template over the "
+                f"variables at hand ({known}); mend it"
+            ) from error
+        return "".join(parts)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text."""
+    return [part.strip() for part in _SENTENCE.split(str(text)) if part.strip()]
+
+
+@cache
+def _environment() -> Any:
+    if not importlib.util.find_spec("jinja2"):
+        raise ConfigError(
+            "templates are made with jinja2, not installed here; expected the extra `report`; "
+            "run: pip install 'softlore[report]'"
+        )
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """No attribute of Python's own, and no text made long by a single operator."""
+
+        intercepted_binops = frozenset(["*", "**", "%"])
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            numbers = all(isinstance(side, int | float) for side in (left, right))
+            if operator == "**" or not numbers:
+                raise OverflowError(f"the operator {operator!r} is for numbers only, and ** never")
+            return super().call_binop(context, operator, left, right)
+
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            # Methods such as "x".center(10**9) or format make texts of any length.
+            return not callable(value) and super().is_safe_attribute(obj, attr, value)
+
+    sandbox = Sandbox(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    sandbox.filters = {name: sandbox.filters[name] for name in _FILTERS} | {"sentences": sentences}
+    sandbox.globals = {}
+    return sandbox
+
+
+def _first(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
