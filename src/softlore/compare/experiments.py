@@ -13,6 +13,7 @@ from rich.table import Table
 
 from softlore.compare.plots import need_extra
 from softlore.control.hard import Experiment, Outcome
+from softlore.control.hard.assertions import Verdict
 from softlore.disk import write_whole
 
 TEMPLATE = "experiment.html.j2"
@@ -25,10 +26,10 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         groups.setdefault((one.case.prompt, one.case.model), []).append(one)
     rows = []
     for (prompt, model), found in groups.items():
-        kinds: dict[str, list[bool]] = {}
+        kinds: dict[str, list[Verdict]] = {}
         for one in found:
             for name, verdict in one.verdicts:
-                kinds.setdefault(name, []).append(verdict.passed)
+                kinds.setdefault(name, []).append(verdict)
         rows.append(
             {
                 "prompt": prompt,
@@ -37,10 +38,21 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
                 "passed": sum(one.passed for one in found),
                 "score": sum(one.score for one in found) / len(found),
                 "tokens": sum(one.tokens for one in found) / len(found),
-                "assertions": {name: sum(held) / len(held) for name, held in kinds.items()},
+                "assertions": {name: _share(of_kind) for name, of_kind in kinds.items()},
+                "values": {name: _value(of_kind) for name, of_kind in kinds.items()},
             }
         )
     return sorted(rows, key=lambda row: (-row["score"], row["tokens"]))
+
+
+def _share(verdicts: Sequence[Verdict]) -> float:
+    return sum(one.passed for one in verdicts) / len(verdicts)
+
+
+def _value(verdicts: Sequence[Verdict]) -> float | None:
+    """The mean of the numbers that an assertion went by."""
+    values = [one.value for one in verdicts if one.value is not None]
+    return sum(values) / len(values) if values else None
 
 
 def summary_table(outcomes: Sequence[Outcome]) -> Table:
@@ -57,9 +69,19 @@ def summary_table(outcomes: Sequence[Outcome]) -> Table:
     for row in rows:
         cells = [row["prompt"], *([row["model"]] if several else []), f"{row['tokens']:.0f}"]
         cells += [f"{row['passed']} of {row['cases']}", f"{row['score']:.2f}"]
-        cells += [f"{row['assertions'].get(kind, 0):.0%}" for kind in kinds]
+        cells += [
+            _cell(row["assertions"].get(kind, 0.0), row["values"].get(kind)) for kind in kinds
+        ]
         table.add_row(*(cell.replace("[", r"\[") for cell in cells))
     return table
+
+
+def _cell(share: float, value: float | None) -> str:
+    """What was measured, and how often it was enough where that is not always."""
+    held = f"{share:.0%}"
+    if value is None:
+        return held
+    return f"{value:.3g}" if share == 1 else f"{value:.3g} ({held})"
 
 
 def as_json(experiment: Experiment, outcomes: Sequence[Outcome]) -> dict[str, Any]:

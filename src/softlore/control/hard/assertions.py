@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from softlore.control.hard.templates import Template
@@ -34,65 +34,69 @@ class Found:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an assertion held, and what was found."""
+    """Whether an assertion held, what was found, and the number it went by, if any."""
 
     passed: bool
     reason: str
+    value: float | None = None
 
 
-def _contains(found: Found, wanted: str, _: float | None) -> tuple[bool, str]:
-    return wanted in found.output, "found" if wanted in found.output else "not found"
+def _contains(found: Found, wanted: str, _: float | None) -> Verdict:
+    return Verdict(wanted in found.output, "found" if wanted in found.output else "not found")
 
 
-def _icontains(found: Found, wanted: str, _: float | None) -> tuple[bool, str]:
+def _icontains(found: Found, wanted: str, _: float | None) -> Verdict:
     inside = wanted.casefold() in found.output.casefold()
-    return inside, "found" if inside else "not found"
+    return Verdict(inside, "found" if inside else "not found")
 
 
-def _equals(found: Found, wanted: str, _: float | None) -> tuple[bool, str]:
+def _equals(found: Found, wanted: str, _: float | None) -> Verdict:
     same = found.output.strip() == wanted.strip()
-    return same, "equal" if same else "another text"
+    return Verdict(same, "equal" if same else "another text")
 
 
-def _regex(found: Found, wanted: str, _: float | None) -> tuple[bool, str]:
+def _regex(found: Found, wanted: str, _: float | None) -> Verdict:
     match = re.search(wanted, found.output[:LONGEST_SEARCHED])
-    return match is not None, f"matches {match[0]!r:.60}" if match else "no match"
+    return Verdict(match is not None, f"matches {match[0]!r:.60}" if match else "no match")
 
 
-def _similarity(found: Found, wanted: str, threshold: float | None) -> tuple[bool, str]:
+def _similarity(found: Found, wanted: str, threshold: float | None) -> Verdict:
     least = SIMILAR if threshold is None else threshold
     ratio = difflib.SequenceMatcher(None, wanted.split(), found.output.split()).ratio()
-    return ratio >= least, f"similarity {ratio:.2f}, at least {least:g} wanted"
+    return Verdict(ratio >= least, f"similarity {ratio:.2f}, at least {least:g} wanted", ratio)
 
 
-def _at_most(name: str) -> Callable[[Found, str, float | None], tuple[bool, str]]:
-    def check(found: Found, wanted: str, _: float | None) -> tuple[bool, str]:
+def _at_most(name: str) -> Callable[[Found, str, float | None], Verdict]:
+    def check(found: Found, wanted: str, _: float | None) -> Verdict:
         value = found.measure(name)
         if value is None:
-            return False, f"{name} can't be measured here"
-        return value <= float(wanted), f"{name} {value:.3g}, at most {wanted} wanted"
+            return Verdict(False, f"{name} can't be measured here")
+        return Verdict(
+            value <= float(wanted), f"{name} {value:.3g}, at most {wanted} wanted", value
+        )
 
     return check
 
 
-def _keywords(found: Found, wanted: str, _: float | None) -> tuple[bool, str]:
+def _keywords(found: Found, wanted: str, _: float | None) -> Verdict:
     value = found.measure("keywords")
     if value is None:
-        return False, "no entry, so no keywords"
-    return value >= float(wanted), f"{value:g} lore keywords, at least {wanted} wanted"
+        return Verdict(False, "no entry, so no keywords")
+    told = f"{value:g} lore keywords, at least {wanted} wanted"
+    return Verdict(value >= float(wanted), told, value)
 
 
-def _python(found: Found, wanted: str, _: float | None) -> tuple[bool, str]:
+def _python(found: Found, wanted: str, _: float | None) -> Verdict:
     names = {**found.variables, "output": found.output}
     try:
         held = bool(eval(compile(wanted, "<assertion>", "eval"), {}, names))  # noqa: S307
     except Exception as error:  # noqa: BLE001 - whatever the user's own line does
-        return False, f"{type(error).__name__}: {error}"
-    return held, f"{wanted} is {held}"
+        return Verdict(False, f"{type(error).__name__}: {error}")
+    return Verdict(held, f"{wanted} is {held}")
 
 
 # Name -> the check, and whether its value is a number.
-KINDS: dict[str, tuple[Callable[[Found, str, float | None], tuple[bool, str]], bool]] = {
+KINDS: dict[str, tuple[Callable[[Found, str, float | None], Verdict], bool]] = {
     "contains": (_contains, False),
     "icontains": (_icontains, False),
     "equals": (_equals, False),
@@ -168,8 +172,8 @@ class Assertion:
     def check(self, found: Found) -> Verdict:
         """Whether it holds."""
         wanted = self.value.render(found.variables)
-        held, reason = KINDS[self.kind][0](found, wanted, self.threshold)
-        return Verdict(held != self.negated, reason)
+        verdict = KINDS[self.kind][0](found, wanted, self.threshold)
+        return replace(verdict, passed=verdict.passed != self.negated)
 
 
 def _is_number(value: Any) -> bool:
