@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from softlore.cli.options import interactive, json_option, load_model, write_json
-from softlore.errors import CheckError
+from softlore.cli.options import interactive, json_option, load_model, model_options, write_json
+from softlore.errors import CheckError, ConfigError
 
 if TYPE_CHECKING:
     from softlore.control.hard.runner import Cache, Outcome
+    from softlore.control.search import Searcher
     from softlore.model import FrozenModel
 
 
@@ -24,7 +25,88 @@ def command() -> None:
     \b
     Example:
       softlore hard run experiment.yaml --html report.html
+      softlore hard search lore.yaml --entry Emma --seconds 120
     """
+
+
+@command.command()
+@click.argument("lorebook", type=click.Path(path_type=Path))
+@model_options
+@click.option("--entry", "only", multiple=True, help="Only this entry; may be given often.")
+@click.option("--method", default="gcg", show_default=True,
+              type=click.Choice(["gcg", "pez", "autoprompt", "random"]))  # fmt: skip
+@click.option("--tokens", default=16, show_default=True, help="Length of the prompt.")
+@click.option("--seconds", type=float, help="For each entry.  [default: 120]")
+@click.option("--passes", type=int, help="Forward passes for each entry, in place of seconds.")
+@click.option("--fluency", default=0.0, show_default=True, help="Weight of the prompt's own NLL.")
+@click.option("--initial", type=click.Path(path_type=Path),
+              help="Start from the tokens nearest to the soft prompt in this file.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Of every draw.")
+@click.option("--checkpoints", type=click.Path(path_type=Path),
+              help="Folder to keep progress in, and to go on from.")  # fmt: skip
+@json_option
+def search(
+    lorebook: Path,
+    model_name: str | None,
+    dtype: str | None,
+    device: str | None,
+    only: tuple[str, ...],
+    method: str,
+    tokens: int,
+    seconds: float | None,
+    passes: int | None,
+    fluency: float,
+    initial: Path | None,
+    seed: int,
+    checkpoints: Path | None,
+    json_path: str | None,
+) -> None:
+    """Search plain tokens that bring about the responses of LOREBOOK's entries.
+
+    Each entry's best prompt is chosen by its held-out calls, where it has some, and its loss is
+    that of the text as it is tokenized anew.
+
+    \b
+    Example:
+      softlore hard search lore.yaml --entry Emma --method gcg --tokens 16
+    """
+    from softlore.control.search import Scorer, Searcher
+    from softlore.lore import Lorebook
+    from softlore.measure import recall
+    from softlore.prompts import load_prompt
+
+    book = Lorebook.load(lorebook)
+    entries = [book[name] for name in only] or [entry for entry in book if entry.blocks]
+    start = None if initial is None else load_prompt(initial)
+    model = load_model(model_name or book.model, dtype, device)
+    report = {}
+    for entry in entries:
+        scorer = Scorer(model, entry.blocks, entry.held_out, fluency)
+        with _searching(entry.name) as show:
+            found = Searcher(
+                scorer,
+                method,
+                tokens,
+                initial=start,
+                seconds=seconds,
+                passes=passes,
+                seed=seed,
+                checkpoint=checkpoints and checkpoints / f"{entry.name}.search",
+                on_step=show,
+            ).search()
+        report[entry.name] = found.as_json() | {"bare": recall(model, "", entry.blocks)}
+        if json_path != "-":
+            click.echo(f"{entry.name}: {found.text}")
+            click.echo(
+                f"  recall {found.loss:.2f} nats a token ({report[entry.name]['bare']:.2f} without)"
+                f", {found.steps} steps, {found.passes} passes, {found.seconds:.0f} s"
+            )
+    if not entries:
+        raise ConfigError(
+            f"no entry of {book.name!r} has blocks; expected calls with responses to search on; "
+            "add some"
+        )
+    write_json(report, json_path)
 
 
 @command.command()
@@ -106,6 +188,25 @@ def _failure(failed: list[Outcome], count: int) -> str:
         f"{len(failed)} of {count} cases failed; the first is prompt {first.case.prompt!r}"
         f"{' with ' + shown if shown else ''}: {'; '.join(faults)}"
     )
+
+
+@contextmanager
+def _searching(name: str) -> Iterator[Callable[[Searcher], None]]:
+    """A bar of the budget with the best loss so far on a terminal, else nothing."""
+    if not interactive():
+        yield lambda searcher: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(name, total=1.0)
+
+        def show(searcher: Searcher) -> None:
+            best = "" if searcher.best is None else f" {searcher.best[1]:.2f}"
+            progress.update(task, completed=searcher.done, description=name + best)
+
+        yield show
 
 
 @contextmanager

@@ -1,0 +1,168 @@
+"""The scoring core: what candidate prompts cost, many at once, and which way they should change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from softlore.context import Branching, Leaf, Node, Tree, backward, hidden_states
+from softlore.errors import ContextOverflowError, LoreError
+from softlore.lore import Block
+from softlore.measure.score import end_of, mean, nll, token_losses, trunk
+from softlore.model import FrozenModel
+from softlore.tune.initial import known_ids
+from softlore.tune.objective import Pair, pairs_of
+
+TOKENS_AT_ONCE = 8192  # of all branches that are run together
+GRADIENT_PASSES = 3  # what a gradient counts as: forward, and backward at twice the cost
+Ids = Sequence[int]
+
+
+class Scorer:
+    """Scores candidates on blocks: the mean NLL of responses after |BOS|candidate|line|call|.
+
+    A candidate is a run of token ids that stands as a line of its own. Each batch of candidates
+    is a batch of trunks, on each of which all pairs hang.
+
+    Attributes:
+        passes: forward passes so far, in candidates over all pairs.
+    """
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        blocks: Sequence[Block],
+        held_out: Sequence[Block] = (),
+        fluency: float = 0.0,
+    ) -> None:
+        """Takes what prompts are to bring about.
+
+        Args:
+            held_out: blocks that choose the best candidate, but lead to none.
+            fluency: weight of the candidate's own NLL under the bare model, nats a token.
+
+        Raises:
+            LoreError: no blocks.
+        """
+        self.model, self.fluency, self.passes = model, fluency, 0
+        self.blocks = list(blocks)
+        self.pairs, self.held_out = _pairs(model, blocks), _pairs(model, held_out)
+        if not self.pairs:
+            raise LoreError("the search has no blocks; expected calls with responses; add some")
+        self.line = model.encode("\n", inside=True)
+
+    @cached_property
+    def table(self) -> Tensor:
+        """Embedding rows `[vocab, width]`, float32, as the forward takes them."""
+        with torch.no_grad():
+            return self.model.embed_ids(torch.arange(self.model.vocab_size)).float()
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """`[vocab]` bool: ids that the tokenizer has, special ones left out."""
+        mask = torch.zeros(self.model.vocab_size, dtype=torch.bool, device=self.model.device)
+        mask[: known_ids(self.model)] = True
+        mask[sorted(i for i in self.model.special_ids if i < self.model.vocab_size)] = False
+        return mask
+
+    def text(self, ids: Ids) -> str:
+        """A candidate as the line of text that it is."""
+        return self.model.decode(ids)
+
+    def legal(self, ids: Ids) -> bool:
+        """Whether a candidate survives decode → encode, with the end of its line."""
+        text = self.text(ids)
+        kept = "\n" not in text and "\r" not in text and "\ufffd" not in text
+        return kept and self.model.encode(text + "\n") == [*ids, *self.line]
+
+    def losses(self, candidates: Sequence[Ids]) -> list[float]:
+        """The objective of each candidate: response loss, and fluency by its weight."""
+        found = self._response_losses(candidates, self.pairs)
+        if self.fluency:
+            own = [self.own_loss(ids) for ids in candidates]
+            found = [loss + self.fluency * one for loss, one in zip(found, own, strict=True)]
+        return found
+
+    def choosing_loss(self, ids: Ids) -> float:
+        """What the best is chosen by: the held-out blocks, where there are any."""
+        if not self.held_out:
+            return self.losses([ids])[0]
+        return self._response_losses([ids], self.held_out)[0]
+
+    def own_loss(self, ids: Ids) -> float:
+        """NLL of a candidate itself under the bare model, nats a token; its first one is given."""
+        if len(ids) < 2:
+            return 0.0
+        with torch.no_grad():
+            tree = trunk(self.model, "")
+            return float(token_losses(self.model, tree, [(ids[:1], ids[1:])])[0].mean())
+
+    def gradient(self, ids: Ids) -> tuple[float, Tensor]:
+        """Response loss of a candidate, and its gradient `[n, width]` at the embedding rows."""
+        rows = self.table[list(ids)].clone().requires_grad_(True)
+        self.passes += GRADIENT_PASSES
+        tree = self._tree(rows)
+        leaves = [_leaf(pair, end_of(tree)) for pair in self.pairs]
+
+        def loss(hidden: Tensor, which: Sequence[int]) -> Tensor:
+            sizes = [leaves[i].wanted for i in which]
+            told = [token for i in which for token in _told(self.pairs[i])]
+            losses = nll(self.model, hidden, torch.tensor(told, device=hidden.device))
+            return torch.stack([one.mean() for one in losses.split(sizes)]).sum() / len(leaves)
+
+        value = backward(self.model, [Branching(tree, leaves)], loss, "expanded")
+        assert rows.grad is not None
+        return value, rows.grad
+
+    def one_hot_gradient(self, ids: Ids) -> Tensor:
+        """Gradient `[n, vocab]` with respect to one-hot tokens; +∞ where an id is not allowed."""
+        _, rows = self.gradient(ids)
+        return (rows @ self.table.T).masked_fill(~self.allowed, torch.inf)
+
+    def _tree(self, content: Ids | Tensor) -> Tree:
+        nodes = [Node(self.model.bos)] if self.model.bos else []
+        for part in (content, self.line):
+            nodes.append(Node(part, len(nodes) - 1))
+        return Tree(nodes)
+
+    @torch.no_grad()
+    def _response_losses(self, candidates: Sequence[Ids], pairs: Sequence[Pair]) -> list[float]:
+        longest = max(len(pair.ids) for pair in pairs)
+        self._check_length(max(map(len, candidates), default=0) + longest)
+        most = max(1, TOKENS_AT_ONCE // (longest * len(pairs)))
+        found: list[float] = []
+        told = [token for pair in pairs for token in _told(pair)]
+        sizes = [len(_told(pair)) for pair in pairs]
+        for at in range(0, len(candidates), most):
+            part = candidates[at : at + most]
+            trees = [self._tree(list(ids)) for ids in part]
+            batch = [Branching(t, [_leaf(pair, end_of(t)) for pair in pairs]) for t in trees]
+            hidden = hidden_states(self.model, batch, "expanded")
+            wanted = torch.tensor(told * len(part), device=hidden.device)
+            for losses in nll(self.model, hidden, wanted).split(len(told)):
+                found.append(mean([float(one.mean()) for one in losses.split(sizes)]))
+        self.passes += len(candidates)
+        return found
+
+    def _check_length(self, length: int) -> None:
+        limit, length = self.model.context_length, length + len(self.model.bos) + len(self.line)
+        if limit is not None and length > limit:
+            raise ContextOverflowError(
+                f"a prompt, a call and a response come to {length} tokens; expected at most "
+                f"{limit}, the context of {self.model.name!r}; search a shorter prompt"
+            )
+
+
+def _pairs(model: FrozenModel, blocks: Sequence[Block]) -> list[Pair]:
+    return [pair for block in blocks for pair in pairs_of(model, block.call, block.responses)]
+
+
+def _leaf(pair: Pair, parent: int) -> Leaf:
+    return Leaf(pair.ids, parent, pair.answer - 1, len(pair.ids) - 1)
+
+
+def _told(pair: Pair) -> list[int]:
+    return pair.ids[pair.answer :]

@@ -1,0 +1,276 @@
+"""Hard-prompt search: the updates are those of the papers, and what is reported is true of text."""
+
+import json
+import random
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from running import save_tiny_model, softlore
+from softlore import SoftPrompt, logits
+from softlore.control.search import METHODS, Scorer, Searcher, best_of_random, nearest_ids
+from softlore.control.search.methods import (
+    State,
+    autoprompt_step,
+    gcg_step,
+    pez_optimizer,
+    pez_step,
+    top_swaps,
+)
+from softlore.errors import ConfigError, ContextOverflowError, LoreError, StorageError
+from softlore.lore import Block
+from softlore.measure import recall
+from softlore.model.tiny import tiny_model
+
+BLOCKS = [
+    Block(call="Ada wears", responses=[" a hat", " red boots"]),
+    Block(call="She", responses=[" ran"]),
+]
+HELD_OUT = [Block(call="Ada has on", responses=[" a hat"])]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+@pytest.fixture
+def scorer(model):
+    return Scorer(model, BLOCKS)
+
+
+def ids_of(scorer, text):
+    ids = scorer.model.encode(text)
+    assert scorer.legal(ids)
+    return ids
+
+
+# the scoring core --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom"])
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_score_is_the_recall_of_the_text(family, bos):
+    model = tiny_model(family, bos=bos)
+    scorer = Scorer(model, BLOCKS)
+    texts = ["a hat", "red red", "zzzzzzz", "x"]
+    found = scorer.losses([ids_of(scorer, text) for text in texts])
+    assert found == pytest.approx([recall(model, t + "\n", BLOCKS) for t in texts], rel=1e-4)
+    assert scorer.passes == 4
+
+
+def test_candidates_in_small_batches_score_alike(scorer, monkeypatch):
+    candidates = [ids_of(scorer, text) for text in ("a hat", "b cat", "c dog", "d")]
+    together = scorer.losses(candidates)
+    monkeypatch.setattr("softlore.control.search.scoring.TOKENS_AT_ONCE", 40)
+    assert scorer.losses(candidates) == pytest.approx(together, rel=1e-5)
+
+
+def test_fluency_is_the_texts_own_loss(model):
+    plain, fluent = Scorer(model, BLOCKS), Scorer(model, BLOCKS, fluency=0.5)
+    ids = ids_of(plain, "a red hat")
+    logp = logits(model, "a red hat").log_softmax(-1)
+    own = -float(logp[range(len(ids) - 1), ids[1:]].mean())
+    assert fluent.own_loss(ids) == pytest.approx(own, rel=1e-4)
+    assert fluent.losses([ids])[0] == pytest.approx(plain.losses([ids])[0] + 0.5 * own, rel=1e-4)
+
+
+def test_the_gradient_is_that_of_the_loss(scorer):
+    """Against finite differences along random directions, in the rows that tokens stand for."""
+    ids = ids_of(scorer, "a hut")
+    value, gradient = scorer.gradient(ids)
+    assert value == pytest.approx(scorer.losses([ids])[0], rel=1e-4)
+    own, draw = scorer.table, torch.Generator().manual_seed(0)
+    for _ in range(3):
+        direction = torch.randn(gradient.shape, generator=draw)
+        found = []
+        for sign in (1, -1):
+            moved = own.clone()
+            for place, i in enumerate(ids):  # every id once, so that its row is its own
+                moved[i] = own[i] + sign * 1e-2 * direction[place]
+            scorer.table = moved
+            found.append(scorer.gradient(ids)[0])
+        scorer.table = own
+        slope = (found[0] - found[1]) / 2e-2
+        assert slope == pytest.approx(float((gradient * direction).sum()), rel=0.02, abs=2e-3)
+
+
+def test_only_what_survives_its_tokenizer_is_legal(scorer):
+    model = scorer.model
+    assert scorer.legal(model.encode("a hat"))
+    assert not scorer.legal(model.encode("a\nhat"))  # it would be two lines
+    assert not scorer.legal([model.encode("é")[0]])  # half a character
+    assert not scorer.allowed[0]  # <|endoftext|>
+    assert int(scorer.allowed.sum()) == 256
+
+
+def test_what_cannot_be_scored_is_refused(model):
+    with pytest.raises(LoreError, match="no blocks"):
+        Scorer(model, [])
+    with pytest.raises(ContextOverflowError, match="search a shorter prompt"):
+        Scorer(model, BLOCKS).losses([[70] * 250])
+
+
+# the updates, as the papers have them -------------------------------------------------------------
+
+
+def test_gcg_takes_the_best_of_single_swaps_from_the_top_k(scorer):
+    ids = ids_of(scorer, "abc def")
+    gradient = scorer.one_hot_gradient(ids)
+    _, at_rows = scorer.gradient(ids)
+    expected = at_rows @ scorer.table.T  # the gradient at a one-hot vector, by the chain rule
+    assert torch.allclose(gradient[:, 1:257], expected[:, 1:257], atol=1e-5)
+    top = top_swaps(gradient, 256)
+    for place, tokens in enumerate(top):
+        order = expected[place].masked_fill(~scorer.allowed, torch.inf).argsort().tolist()
+        assert tokens == order[: len(tokens)]
+    state = State(list(ids))
+    scored = gcg_step(scorer, state, random.Random(0))
+    for candidate, loss in scored:
+        changed = [i for i, (a, b) in enumerate(zip(ids, candidate, strict=True)) if a != b]
+        assert len(changed) <= 1
+        assert all(candidate[i] in top[i] for i in changed)
+        text = scorer.text(candidate)
+        assert loss == pytest.approx(recall(scorer.model, text + "\n", BLOCKS), rel=1e-4)
+    assert state.ids == min(scored, key=lambda one: one[1])[0]
+
+
+def test_autoprompt_swaps_one_place_and_never_gets_worse(scorer):
+    state = State(ids_of(scorer, "abc def"))
+    last = scorer.losses([state.ids])[0]
+    for seed in range(4):
+        before = list(state.ids)
+        place = random.Random(seed).randrange(len(before))
+        top = top_swaps(scorer.one_hot_gradient(before), 10)[place]
+        scored = autoprompt_step(scorer, state, random.Random(seed))
+        assert scored[0][0] == before
+        assert [ids[place] for ids, _ in scored[1:]] == [
+            t for t in top if scorer.legal([*before[:place], t, *before[place + 1 :]])
+        ]
+        now = scorer.losses([state.ids])[0]
+        assert now <= last + 1e-6
+        last = now
+
+
+def test_pez_moves_rows_by_the_gradient_at_their_nearest_tokens(scorer):
+    ids = ids_of(scorer, "abc def")
+    state = State(list(ids))
+    rows = scorer.table[ids].clone()
+    optimizer = pez_optimizer(rows)
+    for _ in range(5):
+        likeness = normalize(rows.detach(), dim=1) @ normalize(scorer.table, dim=1).T
+        nearest = likeness.masked_fill(~scorer.allowed, -torch.inf).argmax(1).tolist()
+        rows.grad = scorer.gradient(nearest)[1]
+        optimizer.step()
+        pez_step(scorer, state, random.Random(0))
+        assert torch.equal(state.rows.detach(), rows.detach())
+    assert state.ids == nearest_ids(scorer, rows.detach())
+
+
+# searches ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["gcg", "autoprompt"])
+def test_a_search_beats_random_prompts(scorer, method):
+    least = best_of_random(scorer, 6, 100).loss
+    found = Searcher(scorer, method, 6, passes=scorer.passes + 1500, seed=1).search()
+    assert found.loss < least
+    assert found.loss == pytest.approx(recall(scorer.model, found.text + "\n", BLOCKS))
+    assert scorer.model.encode(found.text) == found.ids
+    assert len(found.ids) == 6
+
+
+def test_the_best_is_chosen_by_held_out_blocks(model):
+    scorer = Scorer(model, BLOCKS, HELD_OUT)
+    found = Searcher(scorer, "gcg", 5, passes=400).search()
+    assert found.chosen_by == pytest.approx(recall(model, found.text + "\n", HELD_OUT), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_search_that_was_stopped_goes_on_to_the_same_end(model, tmp_path, method):
+    def run(path, stop_at=None):
+        def stop(searcher):
+            return stop_at is not None and searcher.state.step >= stop_at
+
+        scorer = Scorer(model, BLOCKS)
+        searcher = Searcher(scorer, method, 5, passes=300, checkpoint=path, on_step=stop)
+        return searcher.search()
+
+    whole = run(tmp_path / "whole")
+    stopped = run(tmp_path / "parts", stop_at=2)
+    assert stopped.steps == 2
+    again = run(tmp_path / "parts")
+    assert (again.ids, again.loss, again.steps, again.passes) == (
+        whole.ids, whole.loss, whole.steps, whole.passes,
+    )  # fmt: skip
+
+
+def test_the_checkpoint_of_another_search_is_refused(model, tmp_path):
+    path = tmp_path / "kept"
+    Searcher(Scorer(model, BLOCKS), "gcg", 5, passes=100, checkpoint=path).search()
+    with pytest.raises(ConfigError, match="of another search"):
+        Searcher(Scorer(model, BLOCKS), "pez", 5, passes=100, checkpoint=path)
+    path.write_bytes(b"broken")
+    with pytest.raises(StorageError, match="can't be read"):
+        Searcher(Scorer(model, BLOCKS), "gcg", 5, passes=100, checkpoint=path)
+
+
+def test_a_soft_prompt_is_made_discrete(scorer):
+    soft = SoftPrompt.from_text("a red hat", scorer.model, name="hat", kind="embedding")
+    noisy = soft.replace(tensor=soft.embeddings + 0.01 * torch.randn_like(soft.embeddings))
+    searcher = Searcher(scorer, "random", len(soft), initial=noisy, passes=1)
+    assert searcher.found().text == "a red hat"
+    prefix = SoftPrompt.from_text("a hat", scorer.model, name="hat", kind="prefix")
+    with pytest.raises(ConfigError, match="expected 'embedding'"):
+        Searcher(scorer, "gcg", 5, initial=prefix)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"method": "gc"}, "no search method 'gc'"),
+        ({"n_tokens": 0}, "n_tokens is 0"),
+        ({"seconds": -1.0}, "seconds is -1.0"),
+        ({"passes": 0}, "passes is 0"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(scorer, settings, said):
+    with pytest.raises(ConfigError, match=said):
+        Searcher(scorer, **settings)
+
+
+# the command -------------------------------------------------------------------------------------
+
+
+LORE = """
+name: town
+entries:
+  - name: Ada
+    text: Ada wears a red hat.
+    blocks: [{call: Ada wears, responses: [" a hat"]}]
+    held_out: [{call: Ada has on, responses: [" a hat"]}]
+  - {name: Bo, text: Bo keeps a shop.}
+"""
+
+
+def test_search_command(tmp_path):
+    (tmp_path / "lore.yaml").write_text(LORE)
+    model = save_tiny_model(tmp_path / "model")
+    common = ["hard", "search", tmp_path / "lore.yaml", "--model", model, "--tokens", "4"]
+    ended = softlore(*common, "--passes", "200", "--method", "autoprompt", "--json", "-")
+    assert ended.code == 0, ended.err
+    report = json.loads(ended.out)
+    assert set(report) == {"Ada"}  # Bo has no blocks to search on
+    assert len(report["Ada"]["ids"]) == 4
+    assert report["Ada"]["bare"] > 0
+    for arguments, said in (
+        (["--entry", "Bo"], "no blocks"),
+        (["--entry", "Cy"], "has no entry 'Cy'"),
+        (["--initial", tmp_path / "none.safetensors"], "none.safetensors"),
+        (["--seconds", "0"], "seconds is 0"),
+    ):
+        refused = softlore(*common, *arguments)
+        assert refused.code == 2, refused.out
+        assert said in refused.err
+        assert len(refused.lines) == 1
