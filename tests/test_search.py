@@ -88,11 +88,11 @@ def test_the_gradient_is_that_of_the_loss(scorer):
         for sign in (1, -1):
             moved = own.clone()
             for place, i in enumerate(ids):  # every id once, so that its row is its own
-                moved[i] = own[i] + sign * 1e-2 * direction[place]
+                moved[i] = own[i] + sign * 1e-3 * direction[place]
             scorer.table = moved
             found.append(scorer.gradient(ids)[0])
         scorer.table = own
-        slope = (found[0] - found[1]) / 2e-2
+        slope = (found[0] - found[1]) / 2e-3
         assert slope == pytest.approx(float((gradient * direction).sum()), rel=0.02, abs=2e-3)
 
 
