@@ -27,6 +27,7 @@ COMMANDS = {
     "codes": "List the control codes of a model.",
     "attribute": "Say under which control code a text is the likeliest.",
     "hard": "Try plain-text prompts against each other.",
+    "compare": "Show which way of telling a model works best: text, codes or soft prompts.",
     "evaluate": "Measure recall, drift, copy and fidelity of trained prompts.",
 }
 INTERRUPTED = 130

@@ -27,12 +27,20 @@ def _distances(_ctx: click.Context, _parameter: click.Parameter, value: str) -> 
         raise click.BadParameter(f"{value!r} is no list of numbers, such as 0,64,256") from None
 
 
+distances_option = click.option(
+    "--distances",
+    default="0,64,256",
+    show_default=True,
+    callback=_distances,
+    help="Tokens of story between prompt and call.",
+)
+
+
 @click.command()
 @click.argument("lorebook", type=click.Path(path_type=Path))
 @prompts_option
 @model_options
-@click.option("--distances", default="0,64,256", show_default=True, callback=_distances,
-              help="Tokens of story between prompt and call.")  # fmt: skip
+@distances_option
 @click.option("--stories", default=12, show_default=True, help="How many to write an entry.")
 @click.option("--story-tokens", default=60, show_default=True, help="How long they are.")
 @click.option("--story", type=click.Path(path_type=Path),

@@ -23,6 +23,9 @@ P = ParamSpec("P")
 # Stand-ins that matplotlib draws with, and what the page is to put there.
 INK = "#010101"
 COLOURS = {"none": "#020202", "text": "#030303", "soft": "#040404", "company": "#050505"}
+# Ways by their kind: a colour and a marker each.
+KINDS = {"none": ("none", "o"), "hard": ("text", "s"), "code": ("company", "^"),
+         "embedding": ("soft", "v"), "prefix": ("soft", "D")}  # fmt: skip
 _ON_THE_PAGE = {INK: "currentColor"} | {c: f"var(--{head})" for head, c in COLOURS.items()}
 MARKERS = {"none": "o", "text": "s", "soft": "D", "company": "^"}
 SMOOTH = 0.7  # how much of each loss curve's last value is kept at the next
@@ -139,6 +142,28 @@ def drift_bars(evaluation: Evaluation, title: str) -> str:
     axes.invert_yaxis()
     axes.set_xlabel("nats a token")
     _legend_above(figure, axes)
+    return as_svg(figure, title)
+
+
+@_in_style
+def scattered(
+    points: Sequence[tuple[str, str, float, float]], x: str, y: str, title: str, log: bool = False
+) -> str:
+    """Ways as named points `(name, kind, x, y)`; down and to the left is better."""
+    figure, axes = _figure(width=4.8, height=3.6)
+    for name, kind, at, value in points:
+        colour, marker = KINDS[kind]
+        axes.scatter([at], [value], color=COLOURS[colour], marker=marker, s=42, zorder=3)
+        axes.annotate(
+            name, (at, value), xytext=(6, 4), textcoords="offset points", fontsize=9, color=INK
+        )
+    if log:
+        axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.18, y=0.12)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
     return as_svg(figure, title)
 
 

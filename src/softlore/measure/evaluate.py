@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from softlore.context.compose import Readable
 from softlore.errors import ConfigError, UnknownPromptError
-from softlore.lore import Block, Entry, Lorebook
+from softlore.lore import Entry, Lorebook
 from softlore.measure import score
+from softlore.measure.heads import HeadBench
 from softlore.measure.keywords import lore_keywords, words
 from softlore.measure.material import Ids, Material, gather, lore_passages, passage_tokens
 from softlore.measure.results import EntryResult, Evaluation, Measures
@@ -52,7 +53,7 @@ def evaluate(
         PromptMismatchError: a prompt of another model.
         ConfigError: a setting out of range.
     """
-    distances = _checked(stories, story_tokens, distances)
+    distances = checked(stories, story_tokens, distances)
     start = time.monotonic()
     entries = [entry for entry in book if entry.name in prompts]
     missing = [entry.name for entry in book if entry.name not in prompts]
@@ -88,7 +89,12 @@ def evaluate(
     return Evaluation(book.name, model.name, settings, results, missing, seconds)
 
 
-def _checked(stories: int, story_tokens: int, distances: Sequence[int]) -> list[int]:
+def checked(stories: int, story_tokens: int, distances: Sequence[int]) -> list[int]:
+    """The distances in order.
+
+    Raises:
+        ConfigError: a setting out of range.
+    """
     for name, value, least in (("stories", stories, 0), ("story_tokens", story_tokens, 1)):
         if value < least:
             raise ConfigError(f"{name} is {value}; expected at least {least}; ask for more")
@@ -111,7 +117,7 @@ def heads_of(entry: Entry, prompts: Mapping[str, SoftPrompt]) -> Heads:
 
 
 class _Work:
-    """Measures entry by entry; what the bare model thinks of unrelated text is kept."""
+    """Measures entry by entry, each prompt by itself and among others."""
 
     def __init__(
         self,
@@ -122,13 +128,10 @@ class _Work:
         prompts: Mapping[str, SoftPrompt],
     ) -> None:
         self.model = model
-        self.material = material
-        self.distances = distances
+        self.bench = HeadBench(model, material, distances)
         self.seed = seed
         self.prompts = prompts
         self.company = _companies(list(prompts))
-        self._bare = score.thoughts(model, "", material.unrelated)
-        self._drifts: dict[str, float | None] = {"": 0.0}
 
     def measure(self, entry: Entry) -> EntryResult:
         """All but the stories."""
@@ -138,33 +141,10 @@ class _Work:
         faithful = self._fidelities(entry, heads)
         measured: dict[str, Measures | None] = {}
         for name, head in heads.items():
-            found = None if head is None else self._measure(entry, head)
+            found = None if head is None else self.bench.measure(entry, head)
             measured[name] = found and replace(found, fidelity=faithful.get(name))
         kind = self.prompts[entry.name].kind
         return EntryResult(entry.name, kind, company, [], measured)
-
-    def _measure(self, entry: Entry, head: Readable) -> Measures | None:
-        model = self.model
-        if not score.fits_after(model, head, passage_tokens(model)):
-            return None
-        return Measures(
-            tokens=Context(head).token_count(model).total,
-            recall={d: self._recall(head, entry.blocks, d) for d in self.distances},
-            held_out=self._recall(head, entry.held_out, 0),
-            drift=self._drift(head),
-        )
-
-    def _recall(self, head: Readable, blocks: Sequence[Block], distance: int) -> float | None:
-        if not blocks or not score.fits(self.model, head, blocks, distance):
-            return None
-        return score.recall(self.model, head, blocks, distance, self.material.fillers)
-
-    def _drift(self, head: Readable) -> float | None:
-        key = Context(head).text  # a company is measured once for all that are in it
-        if key not in self._drifts:
-            ours = score.thoughts(self.model, head, self.material.unrelated)
-            self._drifts[key] = score.kl(self.model, self._bare, ours)
-        return self._drifts[key]
 
     def _fidelities(self, entry: Entry, heads: Heads) -> dict[str, float]:
         """Of each head, how much of what the text does it does."""

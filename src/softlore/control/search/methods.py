@@ -21,11 +21,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from softlore.control.search.scoring import Ids, Scorer
+from softlore.errors import ConfigError
 
 GCG_WIDTH, GCG_TOP_K = 64, 256
 AUTOPROMPT_TOP_K = 10
 PEZ_RATE = 0.3  # Adafactor's, relative to the rows' own size
 RANDOM_WIDTH = 32
+GROWING_TRIES = 200  # draws a token
 TRIES = 6  # draws for a legal candidate, on average, before a step makes do with fewer
 
 
@@ -50,8 +52,7 @@ Step = Callable[[Scorer, State, random.Random], list[tuple[list[int], float]]]
 
 def random_step(scorer: Scorer, state: State, draw: random.Random) -> list[tuple[list[int], float]]:
     """Candidates of random tokens."""
-    tokens = scorer.allowed.nonzero()[:, 0].tolist()
-    found = _legal(scorer, lambda: draw.choices(tokens, k=len(state.ids)), RANDOM_WIDTH)
+    found = [random_ids(scorer, len(state.ids), draw) for _ in range(RANDOM_WIDTH)]
     return _scored(scorer, found)
 
 
@@ -108,6 +109,30 @@ METHODS: dict[str, Step] = {
     "autoprompt": autoprompt_step,
     "random": random_step,
 }
+
+
+def random_ids(scorer: Scorer, n_tokens: int, draw: random.Random, start: Ids = ()) -> list[int]:
+    """Random legal ids that begin with `start`, or with as much of it as is legal.
+
+    They grow a token at a time: of whole random sequences few survive, for neighbours merge.
+
+    Raises:
+        ConfigError: no token can follow, whatever is tried.
+    """
+    tokens = scorer.allowed.nonzero()[:, 0].tolist()
+    ids = list(start[:n_tokens])
+    while ids and not scorer.legal(ids):
+        ids.pop()
+    for _ in range(n_tokens * GROWING_TRIES):
+        if len(ids) == n_tokens:
+            return ids
+        longer = [*ids, draw.choice(tokens)]
+        if scorer.legal(longer):
+            ids = longer
+    raise ConfigError(
+        f"no {n_tokens} tokens of {scorer.model.name!r} were found that survive decode and encode; "
+        "expected a tokenizer whose text gives its tokens back; search a shorter prompt"
+    )
 
 
 def nearest_ids(scorer: Scorer, rows: Tensor) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlore.control.search.methods import METHODS, State, nearest_ids, pez_optimizer
+from softlore.control.search.methods import METHODS, State, nearest_ids, pez_optimizer, random_ids
 from softlore.control.search.scoring import Ids, Scorer
 from softlore.errors import ConfigError
 from softlore.measure import recall
@@ -234,15 +234,4 @@ def _initial(
         ids = nearest_ids(scorer, source.embeddings.to(scorer.model.device))[:n_tokens]
     elif source:
         ids = scorer.model.encode(" ".join(source.split()))[:n_tokens]
-    draw = random.Random(f"{seed}/initial")
-    tokens = scorer.allowed.nonzero()[:, 0].tolist()
-    for _ in range(1000):
-        whole = [*ids, *draw.choices(tokens, k=n_tokens - len(ids))]
-        if scorer.legal(whole):
-            return whole
-        # What does not survive its own tokenizer is drawn anew, from the end on.
-        ids = ids[:-1]
-    raise ConfigError(
-        f"no {n_tokens} tokens of {scorer.model.name!r} were found that survive decode and encode; "
-        "expected a tokenizer whose text gives its tokens back; search another length"
-    )
+    return random_ids(scorer, n_tokens, random.Random(f"{seed}/initial"), ids)

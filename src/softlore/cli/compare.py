@@ -1,0 +1,79 @@
+"""`softlore compare`: text, searched text, codes and soft prompts on the same lore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from softlore.cli.evaluate import distances_option, measuring_bar
+from softlore.cli.options import json_option, load_model, model_options, write_json
+
+
+@click.command()
+@click.argument("lorebook", required=False, type=click.Path(path_type=Path))
+@model_options
+@distances_option
+@click.option("--seeds", default=2, show_default=True, type=click.IntRange(1, 100),
+              help="How often all is made and measured; intervals are over them.")  # fmt: skip
+@click.option("--time-budget", default=300.0, show_default=True, type=click.FloatRange(min=1),
+              help="Seconds of searching and training, in all.")  # fmt: skip
+@click.option("--stories", default=4, show_default=True, help="How many to write an entry.")
+@click.option("--story-tokens", default=60, show_default=True, help="How long they are.")
+@click.option("--html", type=click.Path(path_type=Path), default=Path("compare.html"),
+              show_default=True, help="Write the page here.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="The first seed.")
+@json_option
+def command(
+    lorebook: Path | None,
+    model_name: str | None,
+    dtype: str | None,
+    device: str | None,
+    distances: list[int],
+    seeds: int,
+    time_budget: float,
+    stories: int,
+    story_tokens: int,
+    html: Path,
+    seed: int,
+    json_path: str | None,
+) -> None:
+    """Show which way of telling a model of LOREBOOK works best, and what each costs.
+
+    Nothing, the plain text, the best wording of it, a searched hard prompt, a control code (where
+    the model has some) and soft prompts of both kinds: recall, drift, lore words in stories, copy,
+    fluency, tokens of the context, seconds to make. Without LOREBOOK, the demo's.
+
+    \b
+    Example:
+      softlore compare lore.yaml --seeds 3 --html report.html
+    """
+    from softlore import demo
+    from softlore.compare.contest import hold_contest
+    from softlore.compare.contest_report import NOTE, contest_table, write_contest_page
+    from softlore.compare.plots import need_extra
+    from softlore.lore import Lorebook
+
+    need_extra()
+    book = Lorebook.load(lorebook or demo.lorebook_path())
+    model = load_model(model_name or book.model, dtype, device)
+    with measuring_bar() as show:
+        contest = hold_contest(
+            model,
+            book,
+            seeds=range(seed, seed + seeds),
+            time_budget=time_budget,
+            distances=distances,
+            stories=stories,
+            story_tokens=story_tokens,
+            on_progress=show,
+        )
+    write_contest_page(contest, html)
+    write_json(contest.as_json(), json_path)
+    if json_path != "-":
+        from rich.console import Console
+
+        console = Console()
+        console.print(contest_table(contest))
+        console.print(NOTE, style="dim")
+        click.echo(f"{contest.seconds:.0f} s; the page: {html.resolve()}", err=True)

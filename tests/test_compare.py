@@ -1,0 +1,145 @@
+"""The comparison of ways: all made, all measured alike, and shown."""
+
+import json
+import math
+import re
+
+import pytest
+
+from running import save_tiny_model, softlore
+from softlore.compare.contest import Contest, hold_contest, interval
+from softlore.compare.contest_report import render
+from softlore.compare.ways import TEMPLATES, best_template
+from softlore.control.hard import Template
+from softlore.errors import ConfigError, LoreError
+from softlore.lore import Lorebook
+from softlore.measure import recall
+from softlore.model.tiny import tiny_model
+
+LORE = """
+name: town
+entries:
+  - name: Ada
+    text: Ada wears a <red> hat. She sells clocks.
+    blocks: [{call: Ada wears, responses: [" a red hat"]}]
+    held_out: [{call: Ada has on, responses: [" a red hat"]}]
+  - name: Bo
+    text: Bo keeps a shop.
+    blocks: [{call: Bo keeps, responses: [" a shop"]}]
+"""
+WAYS = ["nothing", "text", "best template", "searched, 16"]
+WAYS += ["prefix, 4", "prefix, 16", "embedding, 16"]
+SMALL = {"time_budget": 1.0, "distances": (0, 8), "stories": 2, "story_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    path = tmp_path_factory.mktemp("lore") / "lore.yaml"
+    path.write_text(LORE)
+    return Lorebook.load(path)
+
+
+@pytest.fixture(scope="module")
+def contest(book):
+    return hold_contest(tiny_model("llama"), book, seeds=(0, 1), **SMALL)
+
+
+def test_every_way_is_measured_for_every_entry_and_seed(contest):
+    assert list(contest.ways) == WAYS  # no control codes: this model has none
+    assert len(contest.results) == len(WAYS) * 2 * 2
+    for one in contest.results:
+        figures = one.figures()
+        assert set(figures) == set(contest.columns)
+        assert all(value is None or math.isfinite(value) for value in figures.values())
+        assert figures["recall_0"] > 0
+        assert (figures["held_out"] is None) == (one.entry == "Bo")
+        assert figures["lore_words"] is not None
+
+
+def test_totals_are_means_over_entries_with_intervals_over_seeds(contest):
+    total = contest.total()["text"]["drift"]
+    by_seed = [
+        sum(r.measures.drift for r in contest.results if (r.way, r.seed) == ("text", seed)) / 2
+        for seed in (0, 1)
+    ]
+    assert total.mean == pytest.approx(sum(by_seed) / 2)
+    assert total.half == pytest.approx(12.706 * abs(by_seed[0] - by_seed[1]) / 2, rel=1e-3)
+    assert contest.total()["nothing"]["drift"].mean == 0
+    assert contest.total()["nothing"]["tokens"].mean == 0
+    assert contest.total()["prefix, 4"]["tokens"].mean == 4
+    assert contest.of_entry("Bo")["text"]["held_out"] is None
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "half"),
+    [([2.0], 2.0, None), ([1.0, 3.0], 2.0, 12.706), ([1.0, 2.0, 3.0], 2.0, 4.303 / math.sqrt(3))],
+)
+def test_intervals_are_students(values, mean, half):
+    found = interval(values)
+    assert found.mean == mean
+    assert found.half == (None if half is None else pytest.approx(half))
+
+
+def test_the_best_template_is_best(book):
+    model, entry = tiny_model("llama"), book["Ada"]
+    data = {"entry": entry.data() | {"name": entry.name, "text": entry.text}}
+    texts = [Template(source).render(data) for source in TEMPLATES.values()]
+    least = min(recall(model, text, entry.blocks) for text in texts)
+    assert recall(model, best_template(model, entry), entry.blocks) == pytest.approx(least)
+
+
+def test_the_page_shows_all_and_runs_nothing(contest):
+    html = render(contest)
+    assert "&lt;red&gt;" in html
+    assert "<red>" not in html
+    assert not re.search(r"<script|https?://|src=", html)
+    for way in WAYS:
+        assert way in html
+    assert html.count("<svg") == 3
+    assert html.count('class="sample"') == 2 * len(WAYS)
+
+
+def test_a_contest_without_stories_or_pairs(book):
+    bare = book.model_copy(
+        update={"entries": [e.model_copy(update={"blocks": [], "held_out": []}) for e in book]}
+    )
+    contest = hold_contest(
+        tiny_model("gpt2"), bare, seeds=[3], time_budget=1.0, distances=[0], stories=0
+    )
+    assert "text" in contest.ways
+    assert "searched, 16" not in contest.ways  # there is nothing to search on
+    assert contest.total()["text"]["recall_0"] is None
+    assert "<svg" not in render(contest)  # there is no recall to plot
+    assert json.dumps(contest.as_json())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"distances": [-1]}, {"stories": -1}, {"story_tokens": 0}, {"distances": []}]
+)
+def test_settings_out_of_range_are_refused(book, settings):
+    with pytest.raises(ConfigError):
+        hold_contest(tiny_model("llama"), book, **settings)
+    with pytest.raises(LoreError):
+        hold_contest(tiny_model("llama"), book.model_copy(update={"entries": []}))
+
+
+def test_compare_command(tmp_path):
+    (tmp_path / "lore.yaml").write_text(LORE)
+    model = save_tiny_model(tmp_path / "model")
+    ended = softlore(
+        "compare", tmp_path / "lore.yaml", "--model", model, "--seeds", "1", "--time-budget", "1",
+        "--distances", "0,8", "--stories", "1", "--story-tokens", "4",
+        "--html", tmp_path / "page.html", "--json", tmp_path / "report.json",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert list(report["total"]) == WAYS
+    assert report["total"]["text"]["recall_0"]["half"] is None
+    assert "best template" in ended.out
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+    assert len(report["results"]) == 2 * len(WAYS)
+    assert {"way", "entry", "seed", "recall_0", "drift", "story"} <= set(report["results"][0])
+
+
+def test_an_empty_contest_has_no_ways():
+    assert Contest("x", "y", [0], [0], [], 0.0).total() == {}
