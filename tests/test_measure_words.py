@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softlore.lore import Entry
+from softlore.lore.keywords import STOP_WORDS, words
 from softlore.measure import copied, count_hits, distinct, longest_run, lore_keywords
-from softlore.measure.keywords import STOP_WORDS, words
 from softlore.measure.stories import story_openings
 
 texts = st.lists(st.integers(0, 5), max_size=12)

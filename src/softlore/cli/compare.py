@@ -22,6 +22,8 @@ from softlore.cli.options import json_option, load_model, model_options, write_j
 @click.option("--story-tokens", default=60, show_default=True, help="How long they are.")
 @click.option("--html", type=click.Path(path_type=Path), default=Path("compare.html"),
               show_default=True, help="Write the page here.")  # fmt: skip
+@click.option("--styles", is_flag=True, help="Compare authoring styles: ways of making calls and "
+              "responses of the entries' texts.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="The first seed.")
 @json_option
 def command(
@@ -35,6 +37,7 @@ def command(
     stories: int,
     story_tokens: int,
     html: Path,
+    styles: bool,
     seed: int,
     json_path: str | None,
 ) -> None:
@@ -47,11 +50,13 @@ def command(
     \b
     Example:
       softlore compare lore.yaml --seeds 3 --html report.html
+      softlore compare lore.yaml --styles
     """
     from softlore import demo
     from softlore.compare.contest import hold_contest
     from softlore.compare.contest_report import NOTE, contest_table, write_contest_page
     from softlore.compare.plots import need_extra
+    from softlore.compare.ways import make_all, make_styles
     from softlore.lore import Lorebook
 
     need_extra()
@@ -66,6 +71,7 @@ def command(
             distances=distances,
             stories=stories,
             story_tokens=story_tokens,
+            make=make_styles if styles else make_all,
             on_progress=show,
         )
     write_contest_page(contest, html)

@@ -42,6 +42,11 @@ _SETTINGS = (
         type=click.Path(path_type=Path),
         help="Start from the prompt in this file.",
     ),
+    click.option(
+        "--style",
+        help="Make blocks of the texts of entries without: sentences, noun, "
+        "pronoun, mixed, implicit, cloud or bracketed.",
+    ),
     click.option("--chat", is_flag=True, default=None, help="Use the model's chat template."),
     click.option("--seed", type=int, help="Of every draw.  [default: 0]"),
 )

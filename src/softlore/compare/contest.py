@@ -12,9 +12,9 @@ from typing import Any
 from softlore.compare.ways import Made, make_all
 from softlore.errors import LoreError
 from softlore.lore import Lorebook
+from softlore.lore.keywords import lore_keywords, words
 from softlore.measure.evaluate import checked
 from softlore.measure.heads import HeadBench
-from softlore.measure.keywords import lore_keywords, words
 from softlore.measure.material import Material, gather
 from softlore.measure.results import Measures, Stories
 from softlore.measure.stories import judge, story_openings, write_stories
@@ -22,6 +22,7 @@ from softlore.model import FrozenModel
 
 # Two-sided 95 % points of Student's t, by degrees of freedom.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+Maker = Callable[[FrozenModel, Lorebook, int, float, Callable[[str], None]], list[Made]]
 COLUMNS = ("held_out", "drift", "lore_words", "copy", "perplexity", "tokens", "seconds")
 
 
@@ -159,6 +160,7 @@ def hold_contest(
     distances: Sequence[int] = (0, 64, 256),
     stories: int = 4,
     story_tokens: int = 60,
+    make: Maker = make_all,
     on_progress: Callable[[float, str], None] | None = None,
 ) -> Contest:
     """Makes every way's heads for a lorebook, and measures them all alike.
@@ -166,6 +168,7 @@ def hold_contest(
     Args:
         seeds: each makes and measures everything once.
         time_budget: seconds for all searching and training, of all seeds together.
+        make: what makes the ways: `ways.make_all`, or `ways.make_styles`.
         on_progress: called with the share that is done and a word on what comes next.
 
     Raises:
@@ -184,7 +187,7 @@ def hold_contest(
         def told(way: str, done: float = done, seed: int = seed) -> None:
             tell(done, f"seed {seed}: {way}")
 
-        made = make_all(model, book, seed, time_budget / len(seeds), told)
+        made = make(model, book, seed, time_budget / len(seeds), told)
         tell(done + 0.7 / len(seeds), f"seed {seed}: measuring")
         results += _measured(model, book, made, seed, distances, stories, story_tokens)
     tell(1.0, "done")

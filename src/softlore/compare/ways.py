@@ -12,6 +12,7 @@ from softlore.control import codes_of
 from softlore.control.hard import Template
 from softlore.control.search import Scorer, Searcher
 from softlore.lore import Entry, Lorebook
+from softlore.lore.styles import STYLES
 from softlore.measure import recall
 from softlore.measure.evaluate import plain_text
 from softlore.measure.score import fits
@@ -88,6 +89,39 @@ def make_all(
         seconds = (time.monotonic() - start) / max(1, len(heads))
         if heads:
             made.append(Made(name, kind, heads, seconds if kind != "none" else 0.0))
+    return made
+
+
+def make_styles(
+    model: FrozenModel,
+    book: Lorebook,
+    seed: int,
+    time_budget: float,
+    tell: Callable[[str], None],
+) -> list[Made]:
+    """Prefixes of one length from the same texts, each authoring style's blocks and distillation.
+
+    The entries' own calls are asked of all of them, and belong to none but the last.
+    """
+    texts = [e.model_copy(update={"blocks": [], "held_out": []}) for e in book if e.text]
+    own = [e for e in book if e.blocks]
+    tries: list[tuple[str, list[Entry], dict[str, Any]]] = [
+        *((style, texts, {"style": style, "distil_weight": 0.0}) for style in STYLES),
+        ("distilled", texts, {}),
+        ("own calls", own, {"distil_weight": 0.0}),
+    ]
+    made = [Made("nothing", "none", {e.name: "" for e in book}, 0.0)]
+    for name, entries, settings in tries:
+        if not entries:
+            continue
+        tell(name)
+        start = time.monotonic()
+        trainer = WorldInfoTrainer(
+            model, entries=entries, seed=seed, time_budget=time_budget / len(tries), **settings
+        )
+        heads: dict[str, Readable] = trainer.train()
+        seconds = (time.monotonic() - start) / len(heads)
+        made.append(Made(name, "prefix" if name != "own calls" else "code", heads, seconds))
     return made
 
 

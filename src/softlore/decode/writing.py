@@ -12,7 +12,9 @@ from softlore.decode.mixing import Mixed, Steering, dosed
 from softlore.decode.samplers import Chooser, Sampling
 from softlore.decode.sliding import Headed, decode_sliding
 from softlore.errors import ConfigError
+from softlore.lore.styles import BRACKETED
 from softlore.model import FrozenModel
+from softlore.prompts import Context
 
 
 @overload
@@ -79,6 +81,8 @@ def generate(
     if not all(isinstance(one, str) and one for one in stops):
         raise ConfigError(f"stop is {stop!r}; expected strings of at least one character; mend it")
     banned = (*sampling.pop("banned", ()), *model.banned_ids)
+    if any(p.training.get("style") == BRACKETED for p in Context(context).prompts):
+        banned += model.bracket_ids  # what was learned in brackets is told without them
     chooser = Chooser(Sampling(**sampling, banned=banned), seed)
     heads = dosed(head)
     if heads:

@@ -1,9 +1,9 @@
 """Measures: recall, drift, copy, fidelity, lore keywords, fluency; and all of them at once."""
 
+from softlore.lore.keywords import Hits, count_hits, lore_keywords
 from softlore.measure.copying import Copy, copied, longest_run
 from softlore.measure.evaluate import evaluate
 from softlore.measure.fluency import distinct, perplexity
-from softlore.measure.keywords import Hits, count_hits, lore_keywords
 from softlore.measure.results import EntryResult, Evaluation, Measures, Stories
 from softlore.measure.score import divergence, drift, fidelity, recall
 

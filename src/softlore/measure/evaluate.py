@@ -10,9 +10,9 @@ from dataclasses import replace
 from softlore.context.compose import Readable
 from softlore.errors import ConfigError, UnknownPromptError
 from softlore.lore import Entry, Lorebook
+from softlore.lore.keywords import lore_keywords, words
 from softlore.measure import score
 from softlore.measure.heads import HeadBench
-from softlore.measure.keywords import lore_keywords, words
 from softlore.measure.material import Ids, Material, gather, lore_passages, passage_tokens
 from softlore.measure.results import EntryResult, Evaluation, Measures
 from softlore.measure.stories import judge, story_openings, write_stories

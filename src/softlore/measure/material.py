@@ -12,7 +12,7 @@ from softlore.context.compose import Readable
 from softlore.decode import OPENERS, openers, sample_passages
 from softlore.errors import ConfigError
 from softlore.lore import Entry
-from softlore.measure.keywords import words
+from softlore.lore.keywords import words
 from softlore.measure.score import trunk
 from softlore.model import FrozenModel
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from softlore.lore.keywords import Hits
 from softlore.measure.copying import Copy
-from softlore.measure.keywords import Hits
 
 # What stands before the calls: nothing, the entry's text, its soft prompt, or its soft prompt
 # among those of other entries.

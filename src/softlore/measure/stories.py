@@ -9,9 +9,9 @@ from softlore.context import Node, Tree
 from softlore.context.compose import Readable
 from softlore.decode import Chooser, Sampling, decode
 from softlore.lore import Entry
+from softlore.lore.keywords import count_hits
 from softlore.measure.copying import copied
 from softlore.measure.fluency import distinct, perplexity
-from softlore.measure.keywords import count_hits
 from softlore.measure.material import HELD_OUT, Ids
 from softlore.measure.results import Stories
 from softlore.measure.score import end_of, fits_after, trunk

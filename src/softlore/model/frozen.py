@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -146,6 +147,12 @@ class FrozenModel:
         vocabulary = self.tokenizer.get_vocab()
         banned = {i for token, i in vocabulary.items() if "http" in token}
         return tuple(sorted(banned | {self.tokenizer.unk_token_id} - {None}))
+
+    @cached_property
+    def bracket_ids(self) -> tuple[int, ...]:
+        """Ids whose text holds a square bracket."""
+        ids = range(min(self.vocab_size, len(self.tokenizer)))
+        return tuple(i for i in ids if re.search(r"[\[\]]", self.decode([i])))
 
     # the one door ------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
 from softlore.errors import ConfigError
+from softlore.lore.styles import STYLES
 from softlore.prompts import SoftPrompt
 
 Factory = Callable[..., Any]
@@ -54,6 +55,8 @@ class TrainingConfig:
         company_size: most prompts that stand in one trunk; 1 trains each alone.
         max_active: most entries in training at once; others wait.
         pairs_per_step: most call/response pairs of an entry in one update.
+        style: authoring style that makes blocks of the text of entries that have none; see
+            `lore.styles`.
         chat: put call and response into the model's chat template.
         seed: of every draw.
     """
@@ -77,6 +80,7 @@ class TrainingConfig:
     company_size: int = 4
     max_active: int = 64
     pairs_per_step: int = 12
+    style: str | None = None
     chat: bool = False
     seed: int = 0
 
@@ -84,6 +88,7 @@ class TrainingConfig:
         self._among("kind", ("prefix", "embedding"))
         self._among("filler", ("story", "random"))
         self._among("chat", (False, True))
+        self._among("style", (None, *STYLES))
         if not callable(self.schedule):
             self._among("schedule", ("cosine", "linear", "constant"))
         for name, low, high, whole in _NUMBERS:
@@ -126,7 +131,7 @@ class TrainingConfig:
                 )
         return cls(**settings)
 
-    def _among(self, name: str, choices: tuple[str | bool, ...]) -> None:
+    def _among(self, name: str, choices: tuple[str | bool | None, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:
             expected = ", ".join(map(str, choices))

@@ -9,6 +9,7 @@ from softlore.context import Node, Tree
 from softlore.decode import openers, sample_passages
 from softlore.errors import LoreError
 from softlore.lore import Entry
+from softlore.lore.styles import style_blocks
 from softlore.model import FrozenModel
 from softlore.tune.config import TrainingConfig
 from softlore.tune.objective import Pair, pairs_of
@@ -38,9 +39,12 @@ def make_lesson(model: FrozenModel, entry: Entry, config: TrainingConfig) -> Les
     Raises:
         LoreError: nothing to teach, or a response too long for the context.
     """
+    blocks = entry.blocks
+    if not blocks and config.style is not None:
+        blocks = style_blocks(entry, config.style)
     pairs = [
         pair
-        for block in entry.blocks
+        for block in blocks
         for pair in pairs_of(model, block.call, block.responses, config.chat)
     ]
     _check_pairs(model, entry, pairs, config)

@@ -284,7 +284,8 @@ class WorldInfoTrainer:
     def _admit_one(self, entry: Entry) -> None:
         value = initial_value(self.model, entry, self.config)
         scale = scale_of(self.model, value, self.config.kind)
-        config = settled(self.config, text_alone=not entry.blocks and not self._corpus)
+        paired = entry.blocks or self.config.style is not None or self._corpus
+        config = settled(self.config, text_alone=not paired)
         self.learners[entry.name] = Learner(entry.name, value, scale, config)
 
     def _batch(self) -> Any:

@@ -7,19 +7,18 @@ nothing else, and what it makes is cut off with an error at a million characters
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from softlore.errors import ConfigError
+from softlore.lore.styles import sentences
 
 LONGEST = 1_000_000  # characters of a rendered template
 _FILTERS = (
     "capitalize default d first int join last length list lower reject rejectattr replace reverse "
     "round select selectattr map sort string sum title trim unique upper"
 ).split()
-_SENTENCE = re.compile(r"(?<=[.!?])[\"'”’)]*\s+")
 
 
 class Template:
@@ -67,11 +66,6 @@ class Template:
                 f"variables at hand ({known}); mend it"
             ) from error
         return "".join(parts)
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences of a text."""
-    return [part.strip() for part in _SENTENCE.split(str(text)) if part.strip()]
 
 
 @cache
