@@ -19,6 +19,7 @@ import json
 import math
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from softlore import FrozenModel
+from softlore import FrozenModel, generate
 from softlore.control import attribute, codes_of
 from windows import CODES, END, SHARES
 
@@ -163,6 +164,19 @@ def worth_of_context(scorer: Scorer, data: Path) -> dict[int, float]:
     return result
 
 
+def speed(folder: str, tokens: int = 200) -> dict[str, float]:
+    """Seconds to load (imports done), and tokens a second that `generate` writes."""
+    start = time.perf_counter()
+    model = FrozenModel.from_pretrained(folder, dtype="float32", device="cpu")
+    loaded = time.perf_counter() - start
+    generate(model, "The", 8, seed=0)
+    start = time.perf_counter()
+    written = generate(model, "The old house", tokens, seed=0, stream=True)
+    count = sum(1 for _ in written)
+    seconds = time.perf_counter() - start
+    return {"seconds to load": round(loaded, 2), "pieces a second": round(count / seconds, 1)}
+
+
 def samples(scorer: Scorer, code: str, count: int = 3, tokens: int = 150) -> list[str]:
     """``count`` texts written after the code alone: seeds 0, 1, ..; none left out."""
     texts = []
@@ -196,6 +210,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines += table(result["attribution"], percent=True)
     lines += ["", "| characters before | bits a character |", "|---|---|"]
     lines += [f"| {before} | {bits:.3f} |" for before, bits in result["context"].items()]
+    lines += ["", ", ".join(f"{name}: {value}" for name, value in result["speed"].items())]
     for code, texts in result["samples"].items():
         lines += ["", f"**`<|{code}|>`**"]
         for seed, text in enumerate(texts):
@@ -222,6 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
         "genres": compare(scorer, other, args.data, args.passages),
         "attribution": attribution(args.model, args.data, args.attributed),
         "context": worth_of_context(scorer, args.data),
+        "speed": speed(args.model),
         "samples": {code: samples(scorer, code) for code in SHARES},
     }
     if args.json:

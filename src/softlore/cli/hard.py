@@ -9,12 +9,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from softlore.cli.options import interactive, json_option, load_model, model_options, write_json
+from softlore.cli.options import (
+    code_option,
+    dose,
+    interactive,
+    json_option,
+    library,
+    load_model,
+    model_options,
+    prompts_option,
+    read_text,
+    write_json,
+)
 from softlore.errors import CheckError, ConfigError
 
 if TYPE_CHECKING:
     from softlore.control.hard.runner import Cache, Outcome
     from softlore.control.search import Searcher
+    from softlore.decode.mixing import Steering
     from softlore.model import FrozenModel
 
 
@@ -26,7 +38,85 @@ def command() -> None:
     Example:
       softlore hard run experiment.yaml --html report.html
       softlore hard search lore.yaml --entry Emma --seconds 120
+      softlore hard distil style.txt --name style
     """
+
+
+@command.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="What the soft prompt is to be called.")
+@code_option
+@model_options
+@prompts_option
+@click.option("--kind", type=click.Choice(["prefix", "embedding"]), default="prefix",
+              show_default=True)  # fmt: skip
+@click.option("--n-tokens", default=16, show_default=True, help="Length of the soft prompt.")
+@click.option("--max-steps", default=400, show_default=True, help="Most updates.")
+@click.option("--time-budget", type=float, help="Seconds; makes fewer updates to keep to it.")
+@click.option("--seed", default=0, show_default=True, help="Of every draw.")
+@json_option
+def distil(
+    file: Path | None,
+    name: str,
+    codes: tuple[str, ...],
+    model_name: str | None,
+    dtype: str | None,
+    device: str | None,
+    folder: Path | None,
+    kind: str,
+    n_tokens: int,
+    max_steps: int,
+    time_budget: float | None,
+    seed: int,
+    json_path: str | None,
+) -> None:
+    """Make a soft prompt that does what the text in FILE does, or a control code.
+
+    The model writes with the text (or under the codes, by their strengths) before it, and the
+    soft prompt learns to make it write so in the text's absence: context distillation. It says
+    how much of what the text does is kept, on passages that were not learned from.
+
+    \b
+    Example:
+      softlore hard distil style.txt --name style --n-tokens 8
+      softlore hard distil --name gothic --code Horror=1.5 --code Humor=-0.5
+    """
+    from softlore.cli.progress import watch, working
+    from softlore.control import find_codes
+    from softlore.prompts.names import clean_name
+    from softlore.tune import WorldInfoTrainer
+    from softlore.tune.heads import head_fidelity
+
+    if (file is None) == (not codes):
+        raise ConfigError("expected the FILE of a text, or one --code or more; give one of the two")
+    name = clean_name(name)
+    text = None if file is None else read_text(file, "the text")
+    prompts = library(folder)
+    model = load_model(model_name, dtype, device)
+    if text is not None:
+        heads: Steering = text if text.endswith("\n") else text + "\n"
+    else:
+        doses = dict(map(dose, codes))
+        found = find_codes(model, doses, prompts)
+        heads = [(found[code].head, strength) for code, strength in doses.items()]
+    trainer = WorldInfoTrainer(
+        model,
+        heads={name: heads},
+        kind=kind,
+        n_tokens=n_tokens,
+        max_steps=max_steps,
+        time_budget=time_budget,
+        seed=seed,
+    )
+    with working("writing with what is to be distilled", interactive()):
+        trainer.prepare()
+    with watch(interactive()) as trainer.on_step:
+        prompt = trainer.train()[name]
+    fidelity = head_fidelity(model, heads, prompt, seed)
+    path = prompts.save(prompt)
+    report = {"name": name, "kind": kind, "n_tokens": n_tokens, "fidelity": round(fidelity, 4)}
+    write_json(report | {"file": str(path)}, json_path)
+    click.echo(f"wrote {path}: {n_tokens} tokens do {fidelity:.0%} of it", err=True)
 
 
 @command.command()

@@ -47,6 +47,34 @@ def json_option(function: Command) -> Command:
     )(function)
 
 
+def code_option(function: Command) -> Command:
+    """`--code NAME[=STRENGTH]`, given to the command as `codes`; see `dose`."""
+    return click.option(
+        "--code",
+        "codes",
+        multiple=True,
+        metavar="NAME[=STRENGTH]",
+        help="Control code to write under: one of the model's, or a soft prompt. May be given "
+        "often; 1 is the code as it is, 0 nothing, below 0 away from it.",
+    )(function)
+
+
+def dose(code: str) -> tuple[str, float]:
+    """`NAME=STRENGTH`, or a name alone, which has strength 1.
+
+    Raises:
+        ConfigError: the strength is no number.
+    """
+    name, _, strength = clean(code, "--code").rpartition("=")
+    try:
+        return (name, float(strength)) if name else (code, 1.0)
+    except ValueError:
+        raise ConfigError(
+            f"--code {code!r} has strength {strength!r}; expected a number, such as {name}=1.5; "
+            "mend it"
+        ) from None
+
+
 def load_model(name: str | None, dtype: str | None, device: str | None) -> FrozenModel:
     """The model that `model_options` names, or the default one."""
     from softlore.model import DEFAULT_MODEL, FrozenModel

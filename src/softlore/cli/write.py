@@ -8,13 +8,14 @@ import click
 
 from softlore.cli.options import (
     clean,
+    code_option,
+    dose,
     given_text,
     library,
     load_model,
     model_options,
     prompts_option,
 )
-from softlore.errors import ConfigError
 
 
 @click.command()
@@ -33,9 +34,7 @@ from softlore.errors import ConfigError
     show_default=True,
     help="CTRL's penalty: 1.2, with a low temperature, is its authors' choice.",
 )
-@click.option("--code", "codes", multiple=True, metavar="NAME[=STRENGTH]",
-              help="Control code to write under: one of the model's, or a soft prompt. May be "
-              "given often; 1 is the code as it is, 0 nothing, below 0 away from it.")  # fmt: skip
+@code_option
 @click.option("--stop", multiple=True, help="End before this string; may be given often.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Repeat the same draws.")
 @click.option("--any-model", is_flag=True, help="Use prompts that were made for another model.")
@@ -73,7 +72,7 @@ def command(
     prompts = library(folder)
     context = Context.parse(text, prompts)
     model = load_model(model_name, dtype, device)
-    doses = dict(map(_dose, codes))
+    doses = dict(map(dose, codes))
     found = find_codes(model, doses, prompts) if doses else {}
     head = [(found[name].head, strength) for name, strength in doses.items()]
     pieces = generate(
@@ -98,15 +97,3 @@ def command(
     for piece in pieces:
         click.echo(piece, nl=False)
     click.echo()
-
-
-def _dose(code: str) -> tuple[str, float]:
-    """`NAME=STRENGTH`, or a name alone, which has strength 1."""
-    name, _, strength = clean(code, "--code").rpartition("=")
-    try:
-        return (name, float(strength)) if name else (code, 1.0)
-    except ValueError:
-        raise ConfigError(
-            f"--code {code!r} has strength {strength!r}; expected a number, such as {name}=1.5; "
-            "mend it"
-        ) from None

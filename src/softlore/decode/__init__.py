@@ -1,13 +1,14 @@
 """The decoding loop, samplers and text generation."""
 
 from softlore.decode.loop import decode
-from softlore.decode.passages import OPENERS, openers, sample_passages
+from softlore.decode.passages import OPENERS, Dosed, openers, sample_passages
 from softlore.decode.samplers import Chooser, Sampling
 from softlore.decode.writing import generate
 
 __all__ = [
     "OPENERS",
     "Chooser",
+    "Dosed",
     "Sampling",
     "decode",
     "generate",

@@ -49,28 +49,36 @@ def dosed(steering: Steering) -> list[tuple[Readable, float]]:
 
 
 class Mixed:
-    """Chooses one token for all rows, from their probabilities mixed by weights `[B]`."""
+    """Chooses one token for each text, whose rows, one a weight, stand side by side in a batch."""
 
     def __init__(self, choose: Chooser, weights: Sequence[float]) -> None:
         self._choose = choose
         self._weights = torch.tensor(list(weights))
 
     def __call__(self, logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Token ids `[B]`, all the same, from logits `[B, vocab]`."""
-        mixed = mix(logits, self._weights.to(logits.device))
-        return self._choose(mixed[None], texts[:1]).expand(len(logits))
+        """Token ids `[B]`, the same for all rows of a text, from logits `[B, vocab]`."""
+        rows = len(self._weights)
+        mixed = mix(logits.unflatten(0, (-1, rows)), self._weights.to(logits.device))
+        return self._choose(mixed, texts[::rows]).repeat_interleave(rows)
 
 
 def mix(logits: Tensor, weights: Tensor) -> Tensor:
-    """Mixed log-probabilities `[vocab]`, up to a constant, of logits `[B, vocab]`.
+    """Mixed log-probabilities `[..., vocab]`, up to a constant, of logits `[..., rows, vocab]`.
 
     Where a weight is negative, tokens that the heads with positive ones hold for implausible are
     left out: there a quotient of two small numbers says nothing (Li et al. 2023).
     """
     logp = logits.log_softmax(dim=-1)
-    mixed = (weights[:, None] * logp).sum(dim=0)
+    mixed = (weights[:, None] * logp).sum(dim=-2)
     if (weights < 0).any():
         wanted = weights.clamp_min(0)
-        likely = (wanted[:, None] * logp).sum(dim=0) / wanted.sum()
-        mixed = mixed.masked_fill(likely < likely.max() + math.log(PLAUSIBLE), -torch.inf)
+        likely = (wanted[:, None] * logp).sum(dim=-2) / wanted.sum()
+        least = likely.amax(dim=-1, keepdim=True) + math.log(PLAUSIBLE)
+        mixed = mixed.masked_fill(likely < least, -torch.inf)
     return mixed
+
+
+def with_bare(heads: Sequence[tuple[Readable, float]]) -> list[tuple[Readable, float]]:
+    """Heads, and the bare model ("") with the weight that is left of 1, where one is."""
+    left = 1.0 - sum(weight for _, weight in heads)
+    return [*heads, ("", left)] if abs(left) > 1e-9 else list(heads)

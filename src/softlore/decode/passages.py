@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from softlore.context import ROOT, Node, Tree
-from softlore.decode.loop import decode
+from softlore.decode.loop import Choose, decode
+from softlore.decode.mixing import Mixed
 from softlore.decode.samplers import Chooser, Sampling
 from softlore.lore import Entry
 from softlore.model import FrozenModel
@@ -28,8 +29,16 @@ def openers(entry: Entry) -> list[str]:
     return [*about, *_ASIDE]
 
 
+Dosed = Sequence[tuple[Tree, float]]  # what stands before a text, mixed by weights that sum to 1
+
+
 def sample_passages(
-    model: FrozenModel, before: Tree, openers: Sequence[str], count: int, length: int, seed: int
+    model: FrozenModel,
+    before: Tree | Dosed,
+    openers: Sequence[str],
+    count: int,
+    length: int,
+    seed: int,
 ) -> list[list[int]]:
     """Passages of `length` tokens that the model writes after `before` and an opener each.
 
@@ -37,18 +46,25 @@ def sample_passages(
     the model ends itself is shorter.
     """
     encoded = [ids for ids in (model.encode(opener)[: length - 1] for opener in openers) if ids]
-    last = len(before.nodes) - 1 if before.nodes else ROOT
+    doses = [(before, 1.0)] if isinstance(before, Tree) else before
     passages: list[list[int]] = []
     for start in range(0, count, ROWS_AT_ONCE):
         heads = [encoded[i % len(encoded)] for i in range(start, min(count, start + ROWS_AT_ONCE))]
-        trees = [Tree([*before.nodes, Node(head, last)], before.prefixes) for head in heads]
+        trees = [_after(tree, head) for head in heads for tree, _ in doses]
         chooser = Chooser(Sampling(temperature=1.0, top_k=0), seed=seed * 1_000_003 + start)
+        mixed = Mixed(chooser, [weight for _, weight in doses])
+        choose: Choose = chooser if len(doses) == 1 else mixed
         rows = [list(head) for head in heads]
-        for step in decode(model, trees, chooser, length - min(map(len, heads))):
-            for row, token in zip(rows, step, strict=True):
+        for step in decode(model, trees, choose, length - min(map(len, heads))):
+            for row, token in zip(rows, step[:: len(doses)], strict=True):
                 row.append(token)
         passages.extend(row[:length] for row in rows)
     return [_before_end(model, passage) for passage in passages]
+
+
+def _after(tree: Tree, ids: list[int]) -> Tree:
+    last = len(tree.nodes) - 1 if tree.nodes else ROOT
+    return Tree([*tree.nodes, Node(ids, last)], tree.prefixes)
 
 
 def _before_end(model: FrozenModel, ids: list[int]) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 from softlore.context import compose
 from softlore.context.compose import Readable, heading
 from softlore.decode.loop import decode
-from softlore.decode.mixing import Mixed, Steering, dosed
+from softlore.decode.mixing import Mixed, Steering, dosed, with_bare
 from softlore.decode.samplers import Chooser, Sampling
 from softlore.decode.sliding import Headed, decode_sliding
 from softlore.errors import ConfigError
@@ -103,9 +103,7 @@ def _headed(
     check: bool,
 ) -> Iterator[list[int]]:
     """Steps of writing under heads, each a row, and the bare text too where it has a weight."""
-    bare = 1.0 - sum(weight for _, weight in heads)
-    if abs(bare) > 1e-9:
-        heads = [*heads, ("", bare)]
+    heads = with_bare(heads)
     rows = [
         Headed(compose(model, context, check=check, head=head), heading(model, head))
         for head, _ in heads

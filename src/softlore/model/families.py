@@ -49,6 +49,7 @@ class Family:
     slopes: Tensor | None  # [heads] ALiBi slopes
     by_distance: bool  # ALiBi counts from the query, which bfloat16 rounds far less (MPT)
     finish: Callable[[Tensor], Tensor]  # raw logits -> logits
+    linear: bool  # whether logits are a linear function of hidden states: no soft cap
 
     @property
     def slides(self) -> bool:
@@ -94,6 +95,7 @@ def describe(hf: Any) -> Family:
         slopes=slopes,
         by_distance=kind == "mpt",
         finish=_finisher(kind, config),
+        linear=getattr(config, "final_logit_softcapping", None) is None,
     )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from softlore.context import Node, Tree
-from softlore.decode import openers, sample_passages
-from softlore.errors import LoreError
+from softlore.decode import OPENERS, openers, sample_passages
+from softlore.decode.mixing import Steering
+from softlore.errors import LoreError, UnsupportedModelError
 from softlore.lore import Entry
 from softlore.lore.styles import style_blocks
 from softlore.model import FrozenModel
 from softlore.tune.config import TrainingConfig
+from softlore.tune.heads import head_trees
 from softlore.tune.objective import Pair, pairs_of
 from softlore.tune.teacher import Passage, teach
 
@@ -75,6 +77,33 @@ def make_corpus_lesson(model: FrozenModel, entry: Entry, config: TrainingConfig)
             "give a longer text"
         )
     return Lesson(entry.name, pairs, [])
+
+
+def make_head_lesson(
+    model: FrozenModel, entry: Entry, config: TrainingConfig, heads: Mapping[str, Steering]
+) -> Lesson:
+    """Has the model write under an entry's head, or heads by their strengths, to be distilled.
+
+    Raises:
+        LoreError: heads that leave no room.
+        UnsupportedModelError: a mixture, and the model's logits are no linear function.
+    """
+    trees = head_trees(model, heads[entry.name])
+    if len(trees) > 1 and not model.family.linear:
+        raise UnsupportedModelError(
+            f"{model.name!r} caps its logits, so that a mixture of heads can't be distilled; "
+            "expected a single head of strength 1; give one, or use another model"
+        )
+    length = passage_length(model, config)
+    taken = max(tree.start + sum(map(len, tree.nodes)) for tree, _ in trees)
+    if model.context_length is not None and taken + length > model.context_length:
+        raise LoreError(
+            f"head {entry.name!r} has {taken} tokens; expected at most "
+            f"{model.context_length - length} ({model.name!r} reads {model.context_length}, a "
+            f"passage takes {length}); shorten it"
+        )
+    ids = sample_passages(model, trees, OPENERS, config.distil_passages, length, config.seed)
+    return Lesson(entry.name, [], teach(model, trees, [i for i in ids if len(i) > 1]))
 
 
 def _check_pairs(

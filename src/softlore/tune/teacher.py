@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from softlore.context import ROOT, Branching, Leaf, Node, Tree, hidden_states
-from softlore.decode import OPENERS, sample_passages
+from softlore.decode import OPENERS, Dosed, sample_passages
 from softlore.model import FrozenModel
 
 ROWS_AT_ONCE = 32
@@ -29,11 +29,33 @@ class Passage:
     hidden: Tensor
 
 
-@torch.no_grad()
 def teach(
-    model: FrozenModel, before: Tree, passages: Sequence[list[int]], start: int = 0
+    model: FrozenModel, before: Tree | Dosed, passages: Sequence[list[int]], start: int = 0
 ) -> list[Passage]:
-    """Reads passages after `before` and keeps what the model thinks at each token."""
+    """Reads passages after `before` and keeps what the model thinks at each token.
+
+    Of several teachers by weights that sum to 1 the weighted sum of hidden states is kept: the
+    head is linear, so its logits are, up to a constant, those of the mixed log-probabilities.
+    """
+    if isinstance(before, Tree):
+        return _taught(model, before, passages, start)
+    mixed: list[Passage] = []
+    for tree, weight in before:
+        parts = _taught(model, tree, passages, start)
+        if not mixed:
+            mixed = [replace(part, hidden=weight * part.hidden) for part in parts]
+        else:
+            mixed = [
+                replace(whole, hidden=whole.hidden + weight * part.hidden)
+                for whole, part in zip(mixed, parts, strict=True)
+            ]
+    return mixed
+
+
+@torch.no_grad()
+def _taught(
+    model: FrozenModel, before: Tree, passages: Sequence[list[int]], start: int
+) -> list[Passage]:
     taught: list[Passage] = []
     last = len(before.nodes) - 1
     for at in range(0, len(passages), ROWS_AT_ONCE):

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from softlore.decode.mixing import Steering
 from softlore.errors import ConfigError, DivergedError, LoreError
-from softlore.lore import Block, Entry
+from softlore.lore import Entry
 from softlore.model import FrozenModel, prompt_shape
 from softlore.prompts import SoftPrompt
 from softlore.tune.checkpoint import (
@@ -24,22 +25,16 @@ from softlore.tune.checkpoint import (
 from softlore.tune.config import TrainingConfig
 from softlore.tune.initial import initial_value, scale_of
 from softlore.tune.learner import Learner, settled
-from softlore.tune.lessons import (
-    make_corpus_lesson,
-    make_lesson,
-    passage_length,
-    room_beside,
-)
+from softlore.tune.lessons import passage_length, room_beside
 from softlore.tune.objective import Losses
 from softlore.tune.plan import Plan, make_plan, run_planned
 from softlore.tune.result import finished_prompt
 from softlore.tune.signature import find_checkpoint, make_signature
+from softlore.tune.sources import Blocks, source_of
 from softlore.tune.teacher import bare, teach, unrelated_passages
 from softlore.tune.trunks import Supplies, draw_batch
 
 UNRELATED = 64  # passages for filler and guard
-
-Blocks = Sequence[Block | tuple[str, Sequence[str]]]
 
 
 @dataclass(frozen=True)
@@ -83,6 +78,8 @@ class WorldInfoTrainer:
         entries: entries of a lorebook, trained together.
         corpus: a plain text whose manner a single prompt is to take on.
         corpora: such texts by name, for a set of prompts: learned control codes.
+        heads: by name what is to be distilled into a prompt as it is: a hard prompt, a code, or
+            several with a strength each.
         name: of the single prompt from `blocks` or `corpus`.
         company: finished prompts by name that stand beside the new ones and stay as they are.
         company_entries: what the company knows, so that newcomers do not make it forget.
@@ -105,6 +102,7 @@ class WorldInfoTrainer:
         entries: Sequence[Entry] | None = None,
         corpus: str | None = None,
         corpora: Mapping[str, str] | None = None,
+        heads: Mapping[str, Steering] | None = None,
         name: str = "prompt",
         company: Mapping[str, SoftPrompt] | None = None,
         company_entries: Sequence[Entry] = (),
@@ -115,22 +113,12 @@ class WorldInfoTrainer:
         time_budget: float | None = None,
         **settings: Any,
     ) -> None:
-        if [blocks, entries, corpus, corpora].count(None) != 3:
-            raise ConfigError(
-                "expected one of blocks, entries (a set), corpus and corpora (a set); give just one"
-            )
+        source = source_of(blocks, entries, corpus, corpora, heads, name)
         self.model = model
         self.config = TrainingConfig.of(settings)
         self._asked_steps = self.config.max_steps
-        self._single = entries is None and corpora is None
-        self._corpus = corpus is not None or corpora is not None
-        self._make_lesson = make_corpus_lesson if self._corpus else make_lesson
-        if blocks is not None:
-            entries = [Entry(name=name, blocks=list(blocks))]
-        elif entries is None:
-            corpora = {name: corpus or ""} if corpora is None else corpora
-            entries = [Entry(name=code, text=text) for code, text in corpora.items()]
-        self.entries = list(entries or ())
+        self._source = source
+        self.entries = source.entries
         if not self.entries:
             raise LoreError("no entries to train; expected at least one; add one to the lorebook")
         self.company = dict(company or {})
@@ -193,7 +181,7 @@ class WorldInfoTrainer:
                 raise
             self.save()
         prompts = self.prompts()
-        return next(iter(prompts.values())) if self._single else prompts
+        return next(iter(prompts.values())) if self._source.single else prompts
 
     def _run(self) -> None:
         saved = time.monotonic()
@@ -213,7 +201,7 @@ class WorldInfoTrainer:
         # A checkpoint that does not fit is better met now than later.
         found = self.checkpoint and find_checkpoint(self.checkpoint, self._signature(), self.again)
         lessons = {
-            entry.name: self._make_lesson(model, entry, config)
+            entry.name: self._source.make_lesson(model, entry, config)
             for entry in [*self.entries, *self.company_entries]
         }
         passages: list[list[int]] = []
@@ -284,7 +272,7 @@ class WorldInfoTrainer:
     def _admit_one(self, entry: Entry) -> None:
         value = initial_value(self.model, entry, self.config)
         scale = scale_of(self.model, value, self.config.kind)
-        paired = entry.blocks or self.config.style is not None or self._corpus
+        paired = entry.blocks or self.config.style is not None or self._source.corpus
         config = settled(self.config, text_alone=not paired)
         self.learners[entry.name] = Learner(entry.name, value, scale, config)
 
@@ -366,7 +354,8 @@ class WorldInfoTrainer:
             self.entries,
             self.company,
             self.company_entries,
-            corpus=self._corpus,
+            corpus=self._source.corpus,
+            heads=self._source.heads,
         )
 
 
