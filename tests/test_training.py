@@ -127,7 +127,8 @@ def test_a_text_is_distilled(kind):
 
     before = lore_tree(model, entry.text)
     config = TrainingConfig(passage_tokens=12, distil_passages=12, seed=5)
-    unseen = [p.ids for p in write_passages(model, entry, ["Dog", "The dog"], config)]
+    written = write_passages(model, [(before, 1.0)], "it", ["Dog", "The dog"], config)
+    unseen = [passage.ids for passage in written]
     assert divergence(model, prompt, before, unseen) < divergence(model, at_first, before, unseen)
 
 

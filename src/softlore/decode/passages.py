@@ -46,7 +46,7 @@ def sample_passages(
     the model ends itself is shorter.
     """
     encoded = [ids for ids in (model.encode(opener)[: length - 1] for opener in openers) if ids]
-    doses = [(before, 1.0)] if isinstance(before, Tree) else before
+    doses: Dosed = [(before, 1.0)] if isinstance(before, Tree) else before
     passages: list[list[int]] = []
     for start in range(0, count, ROWS_AT_ONCE):
         heads = [encoded[i % len(encoded)] for i in range(start, min(count, start + ROWS_AT_ONCE))]

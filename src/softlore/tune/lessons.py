@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from softlore.context import Node, Tree
-from softlore.decode import OPENERS, openers, sample_passages
+from softlore.decode import OPENERS, Dosed, openers, sample_passages
 from softlore.decode.mixing import Steering
 from softlore.errors import LoreError, UnsupportedModelError
 from softlore.lore import Entry
@@ -52,7 +52,9 @@ def make_lesson(model: FrozenModel, entry: Entry, config: TrainingConfig) -> Les
     _check_pairs(model, entry, pairs, config)
     passages: list[Passage] = []
     if entry.text and config.distil_weight > 0:
-        passages = write_passages(model, entry, openers(entry), config)
+        before = [(lore_tree(model, entry.text), 1.0)]
+        what = f"entry {entry.name!r} has a text"
+        passages = write_passages(model, before, what, openers(entry), config)
     if not pairs and not passages:
         raise LoreError(
             f"entry {entry.name!r} has no blocks, and its text is not distilled "
@@ -94,16 +96,8 @@ def make_head_lesson(
             f"{model.name!r} caps its logits, so that a mixture of heads can't be distilled; "
             "expected a single head of strength 1; give one, or use another model"
         )
-    length = passage_length(model, config)
-    taken = max(tree.start + sum(map(len, tree.nodes)) for tree, _ in trees)
-    if model.context_length is not None and taken + length > model.context_length:
-        raise LoreError(
-            f"head {entry.name!r} has {taken} tokens; expected at most "
-            f"{model.context_length - length} ({model.name!r} reads {model.context_length}, a "
-            f"passage takes {length}); shorten it"
-        )
-    ids = sample_passages(model, trees, OPENERS, config.distil_passages, length, config.seed)
-    return Lesson(entry.name, [], teach(model, trees, [i for i in ids if len(i) > 1]))
+    what = f"head {entry.name!r} has a text"
+    return Lesson(entry.name, [], write_passages(model, trees, what, OPENERS, config))
 
 
 def _check_pairs(
@@ -145,19 +139,22 @@ def lore_tree(model: FrozenModel, text: str) -> Tree:
 
 
 def write_passages(
-    model: FrozenModel, entry: Entry, starts: Sequence[str], config: TrainingConfig
+    model: FrozenModel, before: Dosed, what: str, starts: Sequence[str], config: TrainingConfig
 ) -> list[Passage]:
-    """The teacher's own passages about the lore, and its hidden states on them.
+    """A teacher's own passages, after what it has read, and its hidden states on them.
+
+    Args:
+        what: what messages call that which it has read.
+        starts: first words of the passages.
 
     Raises:
-        LoreError: when the text leaves no room for a passage.
+        LoreError: when what it has read leaves no room for a passage.
     """
-    before = lore_tree(model, entry.text or "")
-    taken = len(before.nodes[0])
+    taken = max(tree.start + sum(map(len, tree.nodes)) for tree, _ in before)
     length = passage_length(model, config)
     if model.context_length is not None and taken + length > model.context_length:
         raise LoreError(
-            f"entry {entry.name!r} has a text of {taken} tokens; expected at most "
+            f"{what} of {taken} tokens; expected at most "
             f"{model.context_length - length} ({model.name!r} reads {model.context_length}, a "
             f"passage about it takes {length}); shorten the text or split the entry"
         )
