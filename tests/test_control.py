@@ -183,6 +183,14 @@ def test_what_cannot_be_attributed_is_refused():
         attribute(model, "x", {"a": Code("a", "a" * 255)})
 
 
+def test_storyteller_tells_a_quest_from_a_tale(storyteller):
+    quest = "You are standing in a dark cave. You see a lamp here.\n> take lamp\nTaken."
+    tale = "Once upon a time there was a King who had three daughters, and the youngest was fair."
+    codes = codes_of(storyteller)
+    assert attribute(storyteller, quest, codes)[0].code == "Quest"
+    assert attribute(storyteller, tale, codes)[0].code == "Fairytale"
+
+
 # CTRL's penalty ----------------------------------------------------------------------------------
 
 
