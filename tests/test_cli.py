@@ -357,7 +357,7 @@ BAD_LORE = {
         "n_tokens is 'three'; expected a whole number from 1 to 2047",
     ),
     "missing.txt": (None, "corpus '"),
-    "folder.txt": ("folder", "corpus '"),
+    "folder.txt": ("folder", "holds no texts"),
     "binary.txt": (b"\xff\xfe\x00", "expected a UTF-8 text file"),
     "empty.txt": ("", "so there is nothing to learn"),
 }

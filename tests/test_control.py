@@ -184,7 +184,11 @@ def test_what_cannot_be_attributed_is_refused():
 
 
 def test_storyteller_tells_a_quest_from_a_tale(storyteller):
-    quest = "You are standing in a dark cave. You see a lamp here.\n> take lamp\nTaken."
+    quest = (
+        "You are standing in the great hall. Long tables stand under torn banners. You see a lamp "
+        "and an iron key here. Ways lead north and down from here.\n> take iron key\nTaken.\n"
+        "> go north\nYou are in the kitchen. Copper pots hang in rows. A path leads south."
+    )
     tale = "Once upon a time there was a King who had three daughters, and the youngest was fair."
     codes = codes_of(storyteller)
     assert attribute(storyteller, quest, codes)[0].code == "Quest"
