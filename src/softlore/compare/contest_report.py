@@ -17,7 +17,7 @@ from softlore.disk import write_whole
 TEMPLATE = "contest.html.j2"
 SAMPLED = 3  # entries whose stories are shown
 TITLES = {
-    "held_out": "held-out calls",
+    "held_out": "held-out",
     "drift": "drift",
     "lore_words": "lore words",
     "copy": "copy",
@@ -40,13 +40,14 @@ def title(column: str) -> str:
 
 
 def contest_table(contest: Contest) -> Table:
-    """The means of all entries for the terminal."""
+    """The means of all entries for the terminal; intervals, which are wide, are on the page."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("given", no_wrap=True)
     for column in contest.columns:
         table.add_column(title(column), justify="right")
     for way, figures in contest.total().items():
-        table.add_row(way, *(shown(figures[column], column) for column in contest.columns))
+        means = {column: one and Interval(one.mean, None) for column, one in figures.items()}
+        table.add_row(way, *(shown(means[column], column) for column in contest.columns))
     return table
 
 
