@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "softlore"
 ORDER = """__init__.py errors.py disk.py lore storyteller demo model prompts context decode measure
 tune control compare story serve mkultra cli""".split()
 OTHERS = {
-    "tools": "corpus, storyteller training, bench, this tree",
+    "tools": "corpus, quests, storyteller training, measures, bench, this tree",
     "examples": "three notebooks and a lorebook",
     "docs": "the site: quickstart, lorebooks, training, evaluating, models, formats",
     "tests": "what is promised here, checked",

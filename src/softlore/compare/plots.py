@@ -151,11 +151,14 @@ def scattered(
 ) -> str:
     """Ways as named points `(name, kind, x, y)`; down and to the left is better."""
     figure, axes = _figure(width=4.8, height=3.6)
-    for name, kind, at, value in points:
+    for place, (name, kind, at, value) in enumerate(points):
         colour, marker = KINDS[kind]
-        axes.scatter([at], [value], color=COLOURS[colour], marker=marker, s=42, zorder=3)
+        axes.scatter(
+            [at], [value], color=COLOURS[colour], marker=marker, s=42, zorder=3, clip_on=False
+        )
+        above = 5 if place % 2 else -12  # neighbours are often much alike
         axes.annotate(
-            name, (at, value), xytext=(6, 4), textcoords="offset points", fontsize=9, color=INK
+            name, (at, value), xytext=(5, above), textcoords="offset points", fontsize=9, color=INK
         )
     if log:
         axes.set_xscale("symlog", linthresh=1)
