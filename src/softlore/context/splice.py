@@ -49,6 +49,15 @@ class Tree:
             return self.at
         return max((int(p.shape[3]) for p in self.prefixes), default=0)
 
+    @property
+    def end(self) -> int:
+        """The node that what comes after everything hangs on."""
+        return len(self.nodes) - 1 if self.nodes else ROOT
+
+    def then(self, content: Sequence[int] | Tensor) -> Tree:
+        """This tree with one node more after everything."""
+        return Tree([*self.nodes, Node(content, self.end)], self.prefixes, self.at)
+
     def starts(self) -> list[int]:
         """First position of each node."""
         starts: list[int] = []

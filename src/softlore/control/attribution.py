@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from softlore.context import Node, Tree, splice
+from softlore.context import Tree, splice
 from softlore.control.codes import Code
 from softlore.errors import ConfigError, ContextError, ContextOverflowError
-from softlore.measure.score import end_of, nll, trunk
+from softlore.measure.score import nll, trunk
 from softlore.model import FrozenModel
 from softlore.prompts import Context
 
@@ -95,9 +95,7 @@ def _losses(model: FrozenModel, trees: list[Tree], ids: list[int], start: int) -
     found: list[float] = []
     for at in range(0, len(trees), most):
         part = trees[at : at + most]
-        spliced = splice(
-            model, [Tree([*t.nodes, Node(ids, end_of(t))], list(t.prefixes)) for t in part]
-        )
+        spliced = splice(model, [tree.then(ids) for tree in part])
         hidden, _ = model.hidden(
             spliced.embeds, spliced.positions, spliced.visible, spliced.past
         )  # [B, T, hidden]; a row tells the token after it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from softlore.context import ROOT, Node, Tree
+from softlore.context import Tree
 from softlore.decode.loop import Choose, decode
 from softlore.decode.mixing import Mixed
 from softlore.decode.samplers import Chooser, Sampling
@@ -50,7 +50,7 @@ def sample_passages(
     passages: list[list[int]] = []
     for start in range(0, count, ROWS_AT_ONCE):
         heads = [encoded[i % len(encoded)] for i in range(start, min(count, start + ROWS_AT_ONCE))]
-        trees = [_after(tree, head) for head in heads for tree, _ in doses]
+        trees = [tree.then(head) for head in heads for tree, _ in doses]
         chooser = Chooser(Sampling(temperature=1.0, top_k=0), seed=seed * 1_000_003 + start)
         mixed = Mixed(chooser, [weight for _, weight in doses])
         choose: Choose = chooser if len(doses) == 1 else mixed
@@ -60,11 +60,6 @@ def sample_passages(
                 row.append(token)
         passages.extend(row[:length] for row in rows)
     return [_before_end(model, passage) for passage in passages]
-
-
-def _after(tree: Tree, ids: list[int]) -> Tree:
-    last = len(tree.nodes) - 1 if tree.nodes else ROOT
-    return Tree([*tree.nodes, Node(ids, last)], tree.prefixes)
 
 
 def _before_end(model: FrozenModel, ids: list[int]) -> list[int]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from softlore.context import ROOT, Branching, Leaf, Node, Tree, hidden_states
+from softlore.context import Branching, Leaf, Tree, hidden_states
 from softlore.context.compose import Readable, compose
 from softlore.errors import ContextError
 from softlore.lore import Block
@@ -34,7 +34,7 @@ def trunk(model: FrozenModel, head: Readable, filler: Ids = ()) -> Tree:
             model.check_prompt(prompt)
         tree = Tree([], [prompt.key_values for prompt in head.prefixes])
     if filler:
-        tree.nodes.append(Node(list(filler), len(tree.nodes) - 1 if tree.nodes else ROOT))
+        tree = tree.then(list(filler))
     return tree
 
 
@@ -47,11 +47,6 @@ def leaf_hidden(model: FrozenModel, tree: Tree, leaves: Sequence[Leaf]) -> list[
         rows = hidden_states(model, [Branching(tree, part)], "expanded")
         found.extend(rows.split([leaf.wanted for leaf in part]))
     return found
-
-
-def end_of(tree: Tree) -> int:
-    """The node that a leaf after everything hangs on."""
-    return len(tree.nodes) - 1 if tree.nodes else ROOT
 
 
 # recall ----------------------------------------------------------------------------------------
@@ -105,7 +100,7 @@ def fits_after(model: FrozenModel, head: Readable, length: int) -> bool:
 
 def token_losses(model: FrozenModel, tree: Tree, pairs: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:
     """NLL `[len(told)]` of the tokens told in each pair (read, told), by itself after the tree."""
-    end = end_of(tree)
+    end = tree.end
     leaves = [
         Leaf([*read, *told], end, len(read) - 1, len(read) + len(told) - 1) for read, told in pairs
     ]
@@ -152,7 +147,7 @@ def _stretched(ids: Ids, length: int) -> list[int]:
 def thoughts(model: FrozenModel, head: Readable, passages: Sequence[Ids]) -> list[Tensor]:
     """Hidden states `[len, hidden]` of each passage after a head."""
     tree = trunk(model, head)
-    return leaf_hidden(model, tree, [Leaf(list(ids), end_of(tree)) for ids in passages])
+    return leaf_hidden(model, tree, [Leaf(list(ids), tree.end) for ids in passages])
 
 
 def kl(model: FrozenModel, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> float:

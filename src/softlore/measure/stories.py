@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from softlore.context import Node, Tree
+from softlore.context import Tree
 from softlore.context.compose import Readable
 from softlore.decode import Chooser, Sampling, decode
 from softlore.lore import Entry
@@ -14,7 +14,7 @@ from softlore.measure.copying import copied
 from softlore.measure.fluency import distinct, perplexity
 from softlore.measure.material import HELD_OUT, Ids
 from softlore.measure.results import Stories
-from softlore.measure.score import end_of, fits_after, trunk
+from softlore.measure.score import fits_after, trunk
 from softlore.model import FrozenModel
 
 ROWS_AT_ONCE = 64
@@ -51,7 +51,7 @@ def write_stories(
     for job, (head, openings) in enumerate(jobs):
         if fits_after(model, head, max(map(len, openings), default=0) + tokens):
             before = trunk(model, head)
-            rows += [(job, _after(before, ids)) for ids in openings]
+            rows += [(job, before.then(ids)) for ids in openings]
     written: list[list[Ids]] = [[] for _ in jobs]
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
@@ -84,10 +84,6 @@ def judge(
         distinct=distinct(written),
         first=openings[0] + texts[0],
     )
-
-
-def _after(before: Tree, ids: Ids) -> Tree:
-    return Tree([*before.nodes, Node(ids, end_of(before))], before.prefixes)
 
 
 def _until_end(model: FrozenModel, ids: Ids) -> Ids:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from softlore.context import ROOT, Branching, Leaf, Node, Tree, hidden_states
+from softlore.context import Branching, Leaf, Node, Tree, hidden_states
 from softlore.decode import OPENERS, Dosed, sample_passages
 from softlore.model import FrozenModel
 
@@ -57,10 +57,9 @@ def _taught(
     model: FrozenModel, before: Tree, passages: Sequence[list[int]], start: int
 ) -> list[Passage]:
     taught: list[Passage] = []
-    last = len(before.nodes) - 1
     for at in range(0, len(passages), ROWS_AT_ONCE):
         part = passages[at : at + ROWS_AT_ONCE]
-        leaves = [Leaf(ids, last if last >= 0 else ROOT, start) for ids in part]
+        leaves = [Leaf(ids, before.end, start) for ids in part]
         hidden = hidden_states(model, [Branching(before, leaves)], "expanded")
         rows = hidden.split([leaf.wanted for leaf in leaves])
         taught.extend(

@@ -39,6 +39,11 @@ class Case:
     opening: str
 
     @property
+    def plain(self) -> dict[str, Any]:
+        """The variables as templates and assertions see them: an entry by its fields."""
+        return plain_variables(self.variables)
+
+    @property
     def shown(self) -> dict[str, str]:
         """The variables as a table shows them; an entry by its name."""
         return {
@@ -79,6 +84,11 @@ class Outcome:
             "score": round(self.score, 4),
             "passed": self.passed,
         }
+
+
+def plain_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables with each entry by its fields."""
+    return {k: v.data() if isinstance(v, Entry) else v for k, v in variables.items()}
 
 
 class Cache:
@@ -154,7 +164,7 @@ def _cases(experiment: Experiment) -> Iterator[Case]:
     combinations = list(experiment.combinations())
     for model in experiment.models:
         for variables in combinations:
-            plain = {k: v.data() if isinstance(v, Entry) else v for k, v in variables.items()}
+            plain = plain_variables(variables)
             for prompt, template in templates.items():
                 text, told = template.render(plain), opening.render(plain)
                 for sample in range(experiment.samples):
@@ -173,8 +183,7 @@ class _Bench:
 
     def run(self, case: Case, assertions: list[Assertion], threshold: float) -> Outcome:
         output = self._written(case)
-        plain = {k: v.data() if isinstance(v, Entry) else v for k, v in case.variables.items()}
-        found = Found(output, plain, lambda name: self._measure(name, case, output))
+        found = Found(output, case.plain, lambda name: self._measure(name, case, output))
         verdicts = [(one, one.check(found)) for one in assertions]
         whole = sum(one.weight for one, _ in verdicts)
         held = sum(one.weight for one, verdict in verdicts if verdict.passed)

@@ -11,7 +11,7 @@ from torch import Tensor
 from softlore.context import Branching, Leaf, Node, Tree, backward, hidden_states
 from softlore.errors import ContextOverflowError, LoreError
 from softlore.lore import Block
-from softlore.measure.score import end_of, mean, nll, token_losses, trunk
+from softlore.measure.score import mean, nll, token_losses, trunk
 from softlore.model import FrozenModel
 from softlore.tune.initial import known_ids
 from softlore.tune.objective import Pair, pairs_of
@@ -105,7 +105,7 @@ class Scorer:
         rows = self.table[list(ids)].clone().requires_grad_(True)
         self.passes += GRADIENT_PASSES
         tree = self._tree(rows)
-        leaves = [_leaf(pair, end_of(tree)) for pair in self.pairs]
+        leaves = [_leaf(pair, tree.end) for pair in self.pairs]
 
         def loss(hidden: Tensor, which: Sequence[int]) -> Tensor:
             sizes = [leaves[i].wanted for i in which]
@@ -139,7 +139,7 @@ class Scorer:
         for at in range(0, len(candidates), most):
             part = candidates[at : at + most]
             trees = [self._tree(list(ids)) for ids in part]
-            batch = [Branching(t, [_leaf(pair, end_of(t)) for pair in pairs]) for t in trees]
+            batch = [Branching(t, [_leaf(pair, t.end) for pair in pairs]) for t in trees]
             hidden = hidden_states(self.model, batch, "expanded")
             wanted = torch.tensor(told * len(part), device=hidden.device)
             for losses in nll(self.model, hidden, wanted).split(len(told)):
