@@ -98,10 +98,12 @@ def make_styles(
     seed: int,
     time_budget: float,
     tell: Callable[[str], None],
+    **training: Any,
 ) -> list[Made]:
     """Prefixes of one length from the same texts, each authoring style's blocks and distillation.
 
-    The entries' own calls are asked of all of them, and belong to none but the last.
+    The entries' own calls are asked of all of them, and belong to none but the last. `training`:
+    further settings of the trainer, the same for all.
     """
     texts = [e.model_copy(update={"blocks": [], "held_out": []}) for e in book if e.text]
     own = [e for e in book if e.blocks]
@@ -117,7 +119,11 @@ def make_styles(
         tell(name)
         start = time.monotonic()
         trainer = WorldInfoTrainer(
-            model, entries=entries, seed=seed, time_budget=time_budget / len(tries), **settings
+            model,
+            entries=entries,
+            seed=seed,
+            time_budget=time_budget / len(tries),
+            **(training | settings),
         )
         heads: dict[str, Readable] = trainer.train()
         seconds = (time.monotonic() - start) / len(heads)
