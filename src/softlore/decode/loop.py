@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from softlore.context import Tree, splice
+from softlore.decode.memory import Memory
 from softlore.model import FrozenModel
 
 # From logits `[B, vocab]` and the ids of each text so far to token ids `[B]`.
@@ -16,24 +17,33 @@ Choose = Callable[[Tensor, Sequence[Sequence[int]]], Tensor]
 
 @torch.no_grad()
 def decode(
-    model: FrozenModel, trees: Sequence[Tree], choose: Choose, max_new_tokens: int
+    model: FrozenModel,
+    trees: Sequence[Tree],
+    choose: Choose,
+    max_new_tokens: int,
+    memory: Memory | None = None,
 ) -> Iterator[list[int]]:
     """Yields one token id a tree, step by step, until `max_new_tokens` or the context's end.
 
     Trees of one branch each; rows may differ in prompts and length. Stopping earlier is the
-    caller's choice: leave the loop.
+    caller's choice: leave the loop. With a `memory` (and a single tree) only what it does not hold
+    is read, and it holds what was read when the loop is left, at whatever step.
     """
-    spliced = splice(model, trees)
     texts = [_ids(tree) for tree in trees]
+    if memory is not None:
+        trees = [memory.recall(tree) for tree in trees]
+    spliced = splice(model, trees, memory.past if memory is not None else None)
     hidden, kept = model.hidden(
         spliced.embeds, spliced.positions, spliced.visible, spliced.past, keep=True
     )
     lengths = torch.tensor([sum(map(len, t.nodes)) for t in trees], device=model.device)
     last = hidden[torch.arange(len(trees), device=model.device), lengths - 1]
     past = spliced.after(kept or [])
+    if memory is not None:
+        memory.keep(past, [])
     position = torch.tensor([t.start for t in trees], device=model.device) + lengths
     seen = torch.ones(len(trees), 1, dtype=torch.bool, device=model.device)
-    token = torch.empty(0, dtype=torch.long)
+    token, ids = torch.empty(0, dtype=torch.long), [0]
     for step in range(_room(model, position, max_new_tokens)):
         if step:
             visible = torch.cat([past.visible, seen], dim=1)[:, None]
@@ -41,8 +51,10 @@ def decode(
             hidden, kept = model.hidden(model.embed_ids(token)[:, None], at, visible, past, True)
             past = past.extend(kept or [], at, seen)
             last = hidden[:, 0]
+            if memory is not None:
+                memory.keep(past, ids)
         token = choose(model.logits(last), texts)
-        ids: list[int] = token.tolist()
+        ids = token.tolist()
         for text, i in zip(texts, ids, strict=True):
             text.append(i)
         yield ids

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from softlore.context.compose import Readable
-from softlore.decode.samplers import Chooser
+from softlore.decode.loop import Choose
 from softlore.errors import ConfigError
 
 Steering = Readable | Sequence[tuple[Readable, float]]
@@ -51,7 +51,7 @@ def dosed(steering: Steering) -> list[tuple[Readable, float]]:
 class Mixed:
     """Chooses one token for each text, whose rows, one a weight, stand side by side in a batch."""
 
-    def __init__(self, choose: Chooser, weights: Sequence[float]) -> None:
+    def __init__(self, choose: Choose, weights: Sequence[float]) -> None:
         self._choose = choose
         self._weights = torch.tensor(list(weights))
 

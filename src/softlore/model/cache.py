@@ -35,6 +35,11 @@ class Past:
         pairs = [(k.index_select(0, index), v.index_select(0, index)) for k, v in self.keys_values]
         return Past(pairs, self.positions.index_select(0, index), visible)
 
+    def cut(self, length: int) -> Past:
+        """The first `length` of this past."""
+        pairs = [(k[:, :, :length], v[:, :, :length]) for k, v in self.keys_values]
+        return Past(pairs, self.positions[:, :length], self.visible[:, :length])
+
     def extend(self, keys_values: KeysValues, positions: Tensor, visible: Tensor) -> Past:
         """This past followed by tokens that were just run (`keys_values` holds both)."""
         return Past(
