@@ -50,7 +50,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             os.chmod(temporary, target.stat().st_mode & 0o777)  # those who may read it still may
         os.replace(temporary, target)
-        _flush_folder(target.parent)
+        flush_folder(target.parent)
     except OSError as error:
         _remove(temporary)
         if isinstance(error, StorageError):
@@ -75,7 +75,7 @@ def writing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        _flush_folder(temporary)
+        flush_folder(temporary)
         if os.path.lexists(target):
             _check_replaceable(target, {entry.name for entry in temporary.iterdir()})
             os.rename(target, old)
@@ -85,7 +85,7 @@ def writing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             if old.exists():
                 os.rename(old, target)
             raise
-        _flush_folder(target.parent)
+        flush_folder(target.parent)
     except OSError as error:
         if isinstance(error, StorageError):
             raise
@@ -129,7 +129,8 @@ def _check_replaceable(target: Path, names: set[str]) -> None:
         )
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Makes sure that the names in a folder are on the disk, where the system can do that."""
     if os.name == "nt":  # folders cannot be opened there
         return
     try:

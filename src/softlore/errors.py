@@ -13,6 +13,9 @@
     │   ├── ContextError                       the pieces of text and prompts to be read
     │   │   ├── ContextOverflowError           more tokens than the model or the budget holds
     │   │   └── UnknownPromptError             a name that no prompt at hand carries
+    │   ├── StoryError                         a story's name, its turns or what is asked of them
+    │   │   ├── StoryNotFoundError             a name that no story at hand carries
+    │   │   └── StoryFileError                 a file that holds no story, or a damaged one
     │   └── ConfigError                        a setting, an option or a combination of them
     ├── TrainingError                 exit 1   training could not go on
     │   └── DivergedError                      the loss became NaN or infinite
@@ -81,6 +84,20 @@ class UnknownPromptError(ContextError, KeyError):
     """A prompt is named that is not at hand."""
 
     __str__ = Exception.__str__  # KeyError's shows the message in quotes
+
+
+class StoryError(InputError):
+    """A story's name, a turn of it, or what is asked of them is wrong."""
+
+
+class StoryNotFoundError(StoryError, KeyError):
+    """A story is named that is not in the folder."""
+
+    __str__ = Exception.__str__  # KeyError's shows the message in quotes
+
+
+class StoryFileError(StoryError):
+    """A file holds no story, or a damaged one, or one of a newer softlore."""
 
 
 class ConfigError(InputError):

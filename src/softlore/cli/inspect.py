@@ -90,7 +90,7 @@ def _show_file(file: Path, json_path: str | None) -> None:
         "description": prompt.description,
         "author": prompt.author,
         "licence": prompt.licence,
-        "training": prompt.training,
+        "training": _readable(prompt.training),
         "metrics": prompt.metrics,
         "data_hash": prompt.data_hash,
         "tokenizer_fingerprint": prompt.tokenizer_fingerprint,
@@ -106,3 +106,13 @@ def _show_file(file: Path, json_path: str | None) -> None:
                 click.echo(f"  {inner}: {deep}")
         elif value not in ("", None):
             click.echo(f"{key}: {value}")
+
+
+def _readable(training: dict[str, Any]) -> dict[str, Any]:
+    """How a prompt was trained, with hashes counted, not shown."""
+    from softlore.prompts.responses import KEY, HashedResponses
+
+    if KEY not in training:
+        return training
+    count = sum(map(len, HashedResponses.from_text(training[KEY]).following.values()))
+    return training | {KEY: f"{count} hashed runs (for no_copy)"}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
     from softlore.prompts import PromptLibrary
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+# Samplers with an option of their own: field of `Sampling`, default, help.
+SAMPLERS: tuple[tuple[str, float, str], ...] = (
+    ("temperature", 0.8, "0 is greedy."),
+    ("top_k", 40, "Keep so many tokens; 0: all."),
+    ("top_p", 1.0, "Keep the likeliest, to this sum."),
+    ("min_p", 0.0, "Drop below this share of the best."),
+    ("typical", 1.0, "Keep the most expected, to this sum."),
+    ("repetition_penalty", 1.0, "Above 1: repeat less."),
+    ("penalized", 1.0, "CTRL's penalty: 1.2, with a low temperature, is its authors' choice."),
+)
 
 
 def model_options(function: Command) -> Command:
@@ -57,6 +69,103 @@ def code_option(function: Command) -> Command:
         help="Control code to write under: one of the model's, or a soft prompt. May be given "
         "often; 1 is the code as it is, 0 nothing, below 0 away from it.",
     )(function)
+
+
+def sampling_options(function: Command) -> Command:
+    """How tokens are chosen, given to the command as `sampling`, fields of `Sampling`.
+
+    An option each for the common ones, and `--sampler NAME=VALUE` for all others.
+    """
+
+    @functools.wraps(function)
+    def gathered(*args: Any, samplers: tuple[str, ...], **kwargs: Any) -> Any:
+        sampling = {name: kwargs.pop(name) for name, _, _ in SAMPLERS}
+        return function(*args, sampling=sampling | sampler_settings(samplers), **kwargs)
+
+    options = [
+        click.option(
+            "--sampler",
+            "samplers",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Any other sampler, such as dry_multiplier=0.8; may be given often. Of "
+            "banned_strings and dry_breakers one string at a time. All are in docs/sampling.md.",
+        )
+    ]
+    for name, default, told in reversed(SAMPLERS):
+        option = "--" + name.replace("_", "-")
+        options.append(click.option(option, name, default=default, show_default=True, help=told))
+    command: Any = gathered
+    for one in options:
+        command = one(command)
+    return command
+
+
+def sampler_settings(given: Sequence[str]) -> dict[str, Any]:
+    """Fields of `Sampling` from `NAME=VALUE`; several values of a list add up.
+
+    Raises:
+        ConfigError: a name that is none, or has an option of its own, or a value of another kind.
+    """
+    found: dict[str, Any] = {}
+    for one in given:
+        name, _, value = clean(one, "--sampler").partition("=")
+        values = _sampler_value(name.replace("-", "_"), value)
+        for field, new in values.items():
+            found[field] = (found.get(field, ()) + new) if isinstance(new, tuple) else new
+    return found
+
+
+def _sampler_value(name: str, value: str) -> dict[str, Any]:
+    """One field with its value; a list as a tuple."""
+    import dataclasses
+
+    from softlore.decode.samplers.settings import Sampling, near
+
+    defaults = {field.name: field.default for field in dataclasses.fields(Sampling)}
+    if name not in defaults:
+        raise ConfigError(
+            f"there is no sampler {name!r}{near(name, defaults)}; expected one of "
+            f"{', '.join(defaults)}; mend --sampler"
+        )
+    if name in {own for own, _, _ in SAMPLERS}:
+        option = "--" + name.replace("_", "-")
+        raise ConfigError(f"{name} has an option of its own; expected {option} VALUE; use that")
+    kind: Callable[[str], Any] = _READ.get(name, type(defaults[name]))
+    try:
+        return {name: kind(value)}
+    except ValueError:
+        shown = _EXAMPLES.get(name, defaults[name])
+        raise ConfigError(
+            f"--sampler {name} is {value!r}; expected a value such as {name}={shown}; mend it"
+        ) from None
+
+
+def _escaped(value: str) -> tuple[str, ...]:
+    """A string, in which \\n stands for a newline and \\t for a tab."""
+    return (value.replace("\\n", "\n").replace("\\t", "\t"),)
+
+
+def _bias(value: str) -> tuple[tuple[int, float], ...]:
+    ids = (pair.split(":") for pair in value.split(","))
+    return tuple((int(i), float(bias)) for i, bias in ids)
+
+
+# How the values that are no numbers are read, and an example of each.
+_READ: dict[str, Callable[[str], Any]] = {
+    "banned": lambda value: tuple(int(i) for i in value.split(",")),
+    "banned_strings": _escaped,
+    "dry_breakers": _escaped,
+    "logit_bias": _bias,
+    "order": lambda value: tuple(name.strip() for name in value.split(",")),
+}
+_EXAMPLES = {
+    "banned": "5,17",
+    "banned_strings": "somehow",
+    "dry_breakers": "\\n",
+    "logit_bias": "42:-5",
+    "order": "top_k,temperature",
+}
 
 
 def dose(code: str) -> tuple[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,6 +16,7 @@ from softlore.cli.options import (
     load_model,
     model_options,
     prompts_option,
+    sampling_options,
 )
 
 
@@ -23,17 +25,7 @@ from softlore.cli.options import (
 @model_options
 @prompts_option
 @click.option("--tokens", default=80, show_default=True, help="Most tokens to write.")
-@click.option("--temperature", default=0.8, show_default=True, help="0 is greedy.")
-@click.option("--top-k", default=40, show_default=True, help="Keep so many tokens; 0: all.")
-@click.option("--top-p", default=1.0, show_default=True, help="Keep the likeliest, to this sum.")
-@click.option("--min-p", default=0.0, show_default=True, help="Drop below this share of the best.")
-@click.option("--repetition-penalty", default=1.0, show_default=True, help="Above 1: repeat less.")
-@click.option(
-    "--penalized",
-    default=1.0,
-    show_default=True,
-    help="CTRL's penalty: 1.2, with a low temperature, is its authors' choice.",
-)
+@sampling_options
 @code_option
 @click.option("--stop", multiple=True, help="End before this string; may be given often.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Repeat the same draws.")
@@ -45,16 +37,11 @@ def command(
     device: str | None,
     folder: Path | None,
     tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repetition_penalty: float,
-    penalized: float,
     codes: tuple[str, ...],
     stop: tuple[str, ...],
     seed: int | None,
     any_model: bool,
+    sampling: dict[str, Any],
 ) -> None:
     """Write on from TEXT, which may hold [[soft:NAME]]; "-" reads it from standard input.
 
@@ -63,6 +50,7 @@ def command(
       softlore write "At the gate stood [[soft:Emma]]Emma, who wore" --tokens 60 --seed 1
       softlore write "The old house" --code Horror
       softlore write "The old house" --code Horror=2 --code Humor=-1
+      softlore write "The old house" --sampler dry_multiplier=0.8 --sampler banned_strings=suddenly
     """
     from softlore.control import find_codes
     from softlore.decode import generate
@@ -84,12 +72,7 @@ def command(
         seed=seed,
         check=not any_model,
         head=head,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        penalized=penalized,
+        **sampling,
     )
     first = next(pieces, "")  # what can't be written on is refused before anything is shown
     plain = "".join(piece for piece in context.pieces if isinstance(piece, str))

@@ -14,12 +14,13 @@ from softlore.decode.detokenizer import Detokenizer
 from softlore.decode.loop import Choose, decode
 from softlore.decode.memory import Memory
 from softlore.decode.mixing import Mixed, Steering, dosed, with_bare
+from softlore.decode.no_copy import no_copy_step
 from softlore.decode.samplers import Chooser, Sampling
 from softlore.decode.sliding import Headed, decode_sliding
 from softlore.errors import ConfigError
 from softlore.lore.styles import BRACKETED
 from softlore.model import FrozenModel
-from softlore.prompts import Context
+from softlore.prompts import Context, SoftPrompt
 
 Finish = Literal["end", "stop", "length", "context"]
 Stop = str | Sequence[str]
@@ -117,6 +118,7 @@ def write(
     head: Steering = "",
     memory: Memory | None = None,
     logprobs: int | None = None,
+    no_copy: int = 0,
     **sampling: Any,
 ) -> Writing:
     """Writes on from a context, a token at a time.
@@ -135,6 +137,8 @@ def write(
             much of the context was known. Not used with a `head`.
         logprobs: how many of the likeliest tokens to tell of at each step, with the chosen one;
             None: nothing of the kind.
+        no_copy: steer off what would repeat so many tokens of the prompts' training responses
+            word for word; 0 lets them be repeated.
         sampling: fields of `Sampling`; temperature 0 is greedy. What a model is never to write is
             banned in any case (CTRL: unknown words, and links).
 
@@ -144,8 +148,9 @@ def write(
         PromptMismatchError: a prompt of another model.
     """
     stops = _checked(max_new_tokens, stop, logprobs)
-    chooser = _Told(_chooser(model, context, seed, sampling), logprobs)
     heads = dosed(head)
+    prompts = [p for one in [context, *(h for h, _ in heads)] for p in Context(one).prompts]
+    chooser = _Told(_chooser(model, prompts, seed, no_copy, sampling), logprobs)
     if heads:
         steps = _headed(model, context, heads, chooser, max_new_tokens, check)
     else:
@@ -221,12 +226,17 @@ def _checked(max_new_tokens: int, stop: Stop, logprobs: int | None) -> tuple[str
 
 
 def _chooser(
-    model: FrozenModel, context: Readable, seed: int | None, sampling: dict[str, Any]
+    model: FrozenModel,
+    prompts: Sequence[SoftPrompt],
+    seed: int | None,
+    no_copy: int,
+    sampling: dict[str, Any],
 ) -> Chooser:
     banned = (*sampling.pop("banned", ()), *model.banned_ids)
-    if any(p.training.get("style") == BRACKETED for p in Context(context).prompts):
+    if any(p.training.get("style") == BRACKETED for p in prompts):
         banned += model.bracket_ids  # what was learned in brackets is told without them
-    return Chooser(Sampling(**sampling, banned=banned), seed, model)
+    before = [no_copy_step(prompts, no_copy)] if no_copy else []
+    return Chooser(Sampling(**sampling, banned=banned), seed, model, before)
 
 
 def _headed(

@@ -23,7 +23,7 @@ else:
         knows the whole way to the field.
         """
 
-        def __call__(cls, *args: Any, **fields: Any) -> Any:
+        def __call__(cls, /, *args: Any, **fields: Any) -> Any:
             if args:
                 first = next(iter(cls.model_fields))
                 raise LoreError(

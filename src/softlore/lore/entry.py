@@ -16,6 +16,7 @@ from pydantic import (
 from softlore.lore.base import LoreModel
 from softlore.lore.complaints import describe
 from softlore.lore.names import NAME_RULE, composed, wrong_with_name
+from softlore.lore.plain import plain
 
 SelectiveLogic = Literal["and_any", "not_all", "not_any", "and_all"]
 Position = Literal[
@@ -29,6 +30,7 @@ Position = Literal[
     "outlet",
 ]
 Role = Literal["system", "user", "assistant"]
+Use = Literal["both", "text", "soft"]
 
 
 def _not_blank(text: str) -> str:
@@ -66,10 +68,22 @@ def _numbered(names: Any) -> BeforeValidator:
     return BeforeValidator(named)
 
 
+def _whole_origin(origin: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = plain(origin)
+    texts = [origin.get("format"), origin.get("name")]
+    if not all(isinstance(text, str) for text in texts) or "data" not in origin:
+        raise ValueError(
+            "must have the texts `format` and `name`, and `data`; take it out, or import the file "
+            "again"
+        )
+    return kept
+
+
 _TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 Name = Annotated[str, AfterValidator(_legal_name)]
 Text = Annotated[str, AfterValidator(_not_blank)]
 Texts = Annotated[list[Text], BeforeValidator(_listed), WithJsonSchema(_TEXTS_SCHEMA)]
+Origin = Annotated[dict[str, Any], AfterValidator(_whole_origin)]
 Natural = Annotated[int, Field(ge=0)]
 
 
@@ -136,6 +150,10 @@ class Entry(LoreModel):
 
     held_out: list[Block] = Field(default_factory=list)
     """Paraphrased calls with the right responses, for evaluation only: never trained on."""
+
+    use: Use = "both"
+    """In which form it may enter a story's context: as its `text`, as its `soft` prompt, or
+    `both`."""
 
     enabled: bool = True
     """Whether the entry may be used at all."""
@@ -209,6 +227,10 @@ class Entry(LoreModel):
 
     delay: Natural = 0
     """How many messages the story must have before it can be called up."""
+
+    origin: Origin | None = None
+    """Where the entry came from, if it was imported: the name of the `format`, and `data`, the
+    entry as it stood there. It goes back into the file on export, with what was changed since."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:

@@ -13,7 +13,9 @@ from softlore.errors import LoreError
 from softlore.lore import files
 from softlore.lore.base import LoreModel
 from softlore.lore.complaints import describe, nearest, one_line
-from softlore.lore.entry import Entry, Name
+from softlore.lore.entry import Entry, Name, Origin
+from softlore.lore.formats.readers import recognised, unpacked
+from softlore.lore.formats.writers import write_as
 from softlore.lore.names import as_name
 from softlore.lore.plain import plain
 
@@ -36,6 +38,10 @@ class Lorebook(LoreModel):
 
     entries: list[Entry]
     """The subjects."""
+
+    origin: Origin | None = None
+    """Where the lorebook came from, if it was imported: the name of the `format`, and `data`, what
+    the file held besides its entries. It goes back into the file on export."""
 
     @field_validator("training")
     @classmethod
@@ -60,16 +66,19 @@ class Lorebook(LoreModel):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], name: str | None = None) -> Self:
-        """Returns the lorebook in a YAML, JSON or TOML file.
+        """Returns the lorebook in a YAML, JSON or TOML file, or in another program's file.
 
-        The suffix says which; under any other suffix the content does. `name` is for a file that
-        gives none; without it the file's name, less its suffix, is used.
+        The suffix says which of the three; under any other suffix the content does. Other
+        programs' files, character cards in pictures among them, are known by what they hold:
+        docs/lore-formats.md. `name` is for a file that gives none; without it the file's name,
+        less its suffix, is used.
 
         Raises:
             LoreError: there is no such file, it is over 16 MiB, or it holds no lorebook.
         """
         path = Path(path)
-        data = files.parse(files.read_bytes(path), str(path), files.form_of(path))
+        content, form = unpacked(files.read_bytes(path), str(path), files.form_of(path))
+        data = files.parse(content, str(path), form)
         return cls.from_data(data, name=name or as_name(path.stem), source=str(path))
 
     @classmethod
@@ -79,7 +88,7 @@ class Lorebook(LoreModel):
         Args:
             data: the fields of a lorebook; a list of entries; or a bare list of blocks, such as
                 `[{"call": ..., "response": ...}, ...]` or `[(call, [responses]), ...]`, which
-                becomes one entry.
+                becomes one entry. Also what another program's JSON file holds.
             name: the lorebook's name if the data gives none, and a bare list's entry's.
             source: what messages call it, such as a file's path.
 
@@ -87,16 +96,26 @@ class Lorebook(LoreModel):
             LoreError: it is no lorebook.
         """
         try:
-            return cls(**_fields(data, name))
+            return cls(**_fields(recognised(data, name), name))
         except LoreError as error:
             raise LoreError(one_line(f"{source}: {error}" if source else str(error))) from None
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        format: str | None = None,
+        into: str | os.PathLike[str] | None = None,
+    ) -> None:
         """Writes the lorebook as YAML or JSON, as the path's suffix says.
 
+        Args:
+            format: another program's format to write instead, such as `sillytavern`; see
+                `softlore.lore.formats.writers.WRITERS`.
+            into: for a character card, the picture (.png) or archive (.charx) to put it into.
+
         Raises:
-            LoreError: the suffix is another, or what was put into the lorebook since it was made
-                does not fit.
+            LoreError: the suffix or the format is another, or what was put into the lorebook since
+                it was made does not fit.
             StorageError: the file cannot be written.
         """
         path = Path(path)
@@ -104,8 +123,11 @@ class Lorebook(LoreModel):
             data = plain(self.data())
         except ValueError as error:
             raise LoreError(f"lorebook {self.name!r} cannot be saved: {error}") from None
-        type(self)(**data)  # what is written can be read again
-        files.write(data, path)
+        checked = type(self)(**data)  # what is written can be read again
+        if format is None:
+            files.write(data, path)
+        else:
+            write_as(checked, path, format, None if into is None else Path(into))
 
     def __iter__(self) -> Iterator[Entry]:  # type: ignore[override]
         return iter(self.entries)

@@ -21,7 +21,7 @@ class HeadBench:
         self.material = material
         self.distances = distances
         self._bare = score.thoughts(model, "", material.unrelated)
-        self._drifts: dict[str, float | None] = {"": 0.0}
+        self._drifts: dict[tuple[str, ...], float | None] = {(): 0.0}
 
     def measure(self, entry: Entry, head: Readable) -> Measures | None:
         """All but fidelity and stories; None where the head does not fit the context."""
@@ -41,7 +41,10 @@ class HeadBench:
         return score.recall(self.model, head, blocks, distance, self.material.fillers)
 
     def _drift(self, head: Readable) -> float | None:
-        key = Context(head).text  # a company is measured once for all that are in it
+        # A company is measured once for all that are in it. Prompts of one name may differ: those
+        # of several ways, say.
+        pieces = Context(head).pieces
+        key = tuple(p if isinstance(p, str) else f"{p.uuid}/{p.kind}" for p in pieces)
         if key not in self._drifts:
             ours = score.thoughts(self.model, head, self.material.unrelated)
             self._drifts[key] = score.kl(self.model, self._bare, ours)

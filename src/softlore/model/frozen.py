@@ -18,6 +18,7 @@ from softlore.model.cache import KeysValues, Past, fill_cache, read_cache
 from softlore.model.families import Family, LayeredMask, describe
 from softlore.model.loading import DEFAULT_MODEL, context_length, leading_id, load
 from softlore.model.proof import prove, refusing
+from softlore.model.vocabulary import Vocabulary
 
 
 class FrozenModel:
@@ -153,6 +154,13 @@ class FrozenModel:
         """Ids whose text holds a square bracket."""
         ids = range(min(self.vocab_size, len(self.tokenizer)))
         return tuple(i for i in ids if re.search(r"[\[\]]", self.decode([i])))
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What each token writes."""
+        size = min(self.vocab_size, len(self.tokenizer))
+        joined = self.family.model_type == "ctrl"
+        return Vocabulary(self.tokenizer, size, self.eos_ids, joined)
 
     # the one door ------------------------------------------------------------------------------
 

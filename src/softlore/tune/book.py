@@ -10,6 +10,7 @@ from typing import Any
 
 from softlore.errors import LoreError, PromptError
 from softlore.lore import Entry, Lorebook
+from softlore.measure.worth import METRIC, measure_worth
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.tune.checkpoint import load_checkpoint, remove_checkpoint
@@ -82,8 +83,15 @@ def plan_book(
 def save_all(
     library: PromptLibrary, prompts: Sequence[SoftPrompt], trainer: WorldInfoTrainer
 ) -> list[Path]:
-    """Writes prompts to their folder; then the checkpoint is no longer needed."""
-    paths = [library.save(prompt) for prompt in prompts]
+    """Writes prompts to their folder, each with what it is worth beside the entry's text.
+
+    Then the checkpoint is no longer needed.
+    """
+    entries = {entry.name: entry for entry in trainer.entries}
+    paths = []
+    for prompt in prompts:
+        worth = measure_worth(trainer.model, entries[prompt.name], prompt).as_json()
+        paths.append(library.save(prompt.replace(metrics=prompt.metrics | {METRIC: worth})))
     if trainer.checkpoint is not None:
         remove_checkpoint(trainer.checkpoint)
     return paths

@@ -8,9 +8,13 @@ import uuid
 from collections.abc import Sequence
 
 from softlore.lore import Entry
+from softlore.lore.styles import style_blocks
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
+from softlore.prompts.responses import KEY, HashedResponses
 from softlore.tune.learner import Learner
+
+LONGEST = 20_000  # characters
 
 
 def entry_hash(entry: Entry) -> str:
@@ -46,7 +50,15 @@ def finished_prompt(
         uuid=str(uuid.uuid5(uuid.NAMESPACE_OID, identity)),
         base_model=model.name,
         tokenizer_fingerprint=model.tokenizer_fingerprint,
-        training=training,
+        training=training | {KEY: _hashed(model, entry, config.style).as_text()},
         metrics={f"last_{kind}": round(v, 6) for kind, v in history.items() if v is not None},
         data_hash=data_hash,
     )
+
+
+def _hashed(model: FrozenModel, entry: Entry, style: str | None) -> HashedResponses:
+    """What an entry was trained to say: its responses, or the text that it was distilled from."""
+    blocks = entry.blocks or (style_blocks(entry, style) if style else [])
+    told = [response for block in blocks for response in block.responses] or [entry.text]
+    short = [text for text in told if len(text) <= LONGEST]  # a corpus is a manner, not a saying
+    return HashedResponses.of(model.encode(text, inside=True) for text in short)

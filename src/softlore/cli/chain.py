@@ -1,0 +1,138 @@
+"""`softlore chain`: items written on one after another, each fed with what came of the last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from softlore.cli.options import (
+    clean,
+    given_text,
+    interactive,
+    library,
+    load_model,
+    model_options,
+    prompts_option,
+    read_text,
+    sampling_options,
+)
+
+
+@click.command()
+@click.argument("items", nargs=-1, required=True, metavar="ITEMS")
+@click.option("--template", default="{previous} {item}", show_default=True,
+              help="What the model reads: {item}, {previous} (the output before) and "
+              "[[soft:NAME]].")  # fmt: skip
+@click.option("--tokens", default=80, show_default=True, type=click.IntRange(min=1),
+              help="The most tokens to write for an item.")  # fmt: skip
+@click.option("--stop", multiple=True, help="End an output at this text; may be given often.")
+@click.option("--out", type=click.Path(path_type=Path),
+              help="Add the lines to this file; what it holds is not written again.")  # fmt: skip
+@click.option("--again", is_flag=True, help="Begin --out anew.")
+@click.option("--seed", default=0, show_default=True, help="The same seed, the same chain.")
+@sampling_options
+@model_options
+@prompts_option
+def command(
+    items: tuple[str, ...],
+    template: str,
+    tokens: int,
+    stop: tuple[str, ...],
+    out: Path | None,
+    again: bool,
+    seed: int,
+    model_name: str | None,
+    dtype: str | None,
+    device: str | None,
+    folder: Path | None,
+    sampling: dict[str, Any],
+) -> None:
+    """Write on from each of ITEMS in turn, each prompt holding the output before it.
+
+    ITEMS is a file with an item on each line, or a JSON list or JSON lines of texts; - is standard
+    input; several arguments are the items themselves. One JSON line an item comes out: item,
+    prompt, output. With --out a chain that was stopped goes on where it was.
+
+    \b
+    Example:
+      softlore chain scenes.txt --template '{previous}\\n\\n{item}' --out story.jsonl
+      softlore chain "a storm" "a lighthouse" "a letter" --tokens 40
+    """
+    from softlore.story.chain import adding_links, chain, line, read_links
+
+    listed = read_items(items)
+    prompts = library(folder)
+    done = read_links(out) if out is not None and not again else []
+    links = chain(
+        load_model(model_name, dtype, device),
+        listed,
+        clean(template, "--template").replace("\\n", "\n"),
+        tokens=tokens,
+        prompts=prompts,
+        done=done,
+        seed=seed,
+        stop=[clean(one, "--stop") for one in stop],
+        **sampling,
+    )
+    if out is None:
+        for link in links:
+            click.echo(line(link), nl=False)
+        return
+    with adding_links(out, again) as add:
+        for number, link in enumerate(watched(links, len(listed))):
+            if number >= len(done):
+                add(link)
+    click.echo(f"{len(listed)} items, {len(done)} of them there already: {out}", err=True)
+
+
+def read_items(given: tuple[str, ...]) -> list[str]:
+    """Items of a file, of standard input, or as they were given.
+
+    Raises:
+        ConfigError: a file that can't be read, or that holds none.
+    """
+    from softlore.errors import ConfigError
+
+    if len(given) > 1:
+        return [clean(item, "an item") for item in given]
+    source = given[0]
+    if source != "-" and not Path(source).is_file() and (" " in source or "." not in source):
+        return [clean(source, "the item")]
+    text = given_text("-") if source == "-" else read_text(Path(source), "the file of items")
+    found = _parsed(text)
+    if not found:
+        raise ConfigError(f"{source!r} holds no items; expected one on each line; write some")
+    return found
+
+
+def _parsed(text: str) -> list[str]:
+    """A JSON list of texts, JSON lines of texts, or plain lines; empty lines are none."""
+    try:
+        whole = json.loads(text)
+        if isinstance(whole, list) and all(isinstance(item, str) for item in whole):
+            return whole
+    except (ValueError, RecursionError):
+        pass
+    lines = [told for told in text.splitlines() if told.strip()]
+    try:
+        parsed = [json.loads(told) for told in lines]
+        if all(isinstance(item, str) for item in parsed):
+            return parsed
+    except (ValueError, RecursionError):
+        pass
+    return lines
+
+
+def watched(links: Iterator[Any], total: int) -> Iterator[Any]:
+    """The links, with a bar where somebody watches."""
+    if not interactive():
+        yield from links
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(links, "chain", total=total, console=Console(stderr=True))

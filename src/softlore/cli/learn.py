@@ -1,0 +1,174 @@
+"""`softlore learn`: soft prompts trained on with what the writer kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from softlore.cli.options import interactive, json_option, load_model, model_options, write_json
+
+if TYPE_CHECKING:
+    from softlore.story.learning import Learned, Line
+
+
+@click.command()
+@click.argument("name")
+@click.option("--stories", "stories_folder", type=click.Path(path_type=Path, file_okay=False),
+              help="Folder of stories.  [default: softlore's own]")  # fmt: skip
+@click.option("--pick", help="Learn these, by number: 1,3,4. Without it, they are asked for.")
+@click.option("--all", "pick_all", is_flag=True, help="Learn all lines that are offered.")
+@click.option("--list", "only_list", is_flag=True, help="Show the lines, and end.")
+@click.option("--yes", is_flag=True, help="Save what came of it without asking.")
+@click.option("--max-steps", default=120, show_default=True, type=click.IntRange(min=1),
+              help="Most updates of a prompt.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="The same seed, the same prompts.")
+@model_options
+@json_option
+def command(
+    name: str,
+    stories_folder: Path | None,
+    pick: str | None,
+    pick_all: bool,
+    only_list: bool,
+    yes: bool,
+    max_steps: int,
+    seed: int,
+    model_name: str | None,
+    dtype: str | None,
+    device: str | None,
+    json_path: str | None,
+) -> None:
+    """Learn from the story NAME: lines that were kept (/keep) or edited become responses.
+
+    Shows the lines and whom each is about, lets you pick, trains those prompts on from where they
+    are, and tells what recall and drift were before and after. Nothing is saved until you say so;
+    the prompts that were there stay in the folder `before`, and the lorebook with the new lines
+    stands beside the old one as NAME.learned.yaml, which the story uses from then on.
+
+    \b
+    Example:
+      softlore learn harbour
+      softlore learn harbour --all --yes
+    """
+    from softlore.errors import StoryError
+    from softlore.story import Stories
+    from softlore.story.learning import learn, offers
+    from softlore.story.session import StorySession, model_name_of
+
+    with Stories(stories_folder).open(name) as story:
+        if not story.settings.lorebook:
+            raise StoryError(
+                f"the story {name!r} has no lorebook; expected one whose entries can learn; open "
+                "it once with --lorebook FILE"
+            )
+        from softlore.lore import Lorebook
+
+        book = Lorebook.load(story.settings.lorebook)
+        lines = offers(story, book)
+        if json_path != "-":
+            _show(lines)
+        if only_list or not lines:
+            write_json([vars(line) for line in lines], json_path)
+            return
+        chosen = lines if pick_all else _picked(lines, pick)
+        model = load_model(model_name or model_name_of(story), dtype, device)
+        session = StorySession.open(story, model)
+        from softlore.cli.progress import watch
+
+        with watch(interactive()) as on_step:
+            found = learn(
+                model, book, chosen, session.composer.prompts,
+                max_steps=max_steps, seed=seed, on_step=on_step,
+            )  # fmt: skip
+        if json_path != "-":
+            _tell(found)
+        write_json([_as_json(one) for one in found], json_path)
+        if yes or _asked("Save these prompts?"):
+            _save(found, book, story, session.composer.prompts)
+        else:
+            click.echo("nothing was saved", err=True)
+
+
+def _show(lines: list[Line]) -> None:
+    if not lines:
+        click.echo("no lines to learn: /keep marks the last turn of a story, /edit changes it")
+    for number, line in enumerate(lines, start=1):
+        who = ", ".join(line.entries)
+        click.secho(f"{number:3}  {line.why}, for {who}", bold=True)
+        click.echo(f"     …{line.call}", nl=False)
+        click.secho(line.response, fg="green")
+
+
+def _picked(lines: list[Line], pick: str | None) -> list[Line]:
+    from softlore.errors import ConfigError
+
+    if pick is None:
+        if not interactive():
+            raise ConfigError("which lines? expected --pick 1,2 or --all; nothing was learned")
+        pick = click.prompt("Learn which (numbers, or all)", default="all", err=True)
+    if pick.strip() == "all":
+        return lines
+    words = pick.replace(",", " ").split()
+    numbers = [int(word) for word in words if word.isdecimal()]
+    if len(numbers) < len(words) or not all(1 <= number <= len(lines) for number in numbers):
+        raise ConfigError(
+            f"--pick {pick!r}; expected numbers from 1 to {len(lines)}, such as 1,2; mend it"
+        )
+    return [lines[number - 1] for number in numbers]
+
+
+def _asked(question: str) -> bool:
+    return interactive() and click.confirm(question, default=True, err=True)
+
+
+def _tell(found: list[Learned]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("entry", "", "lines", "lore", "drift", box=box.SIMPLE_HEAD)
+    for one in found:
+        for label, measured in (("before", one.before), ("after", one.after)):
+            lore = "–" if measured.lore is None else f"{measured.lore:.2f}"
+            table.add_row(
+                one.entry.name if label == "before" else "",
+                label,
+                f"{measured.lines:.2f}",
+                lore,
+                f"{measured.drift:.2f}",
+            )
+        if not one.better:
+            table.add_row("", "", "[yellow]not better in all: look before you save[/]", "", "")
+    Console().print(table)
+    click.echo(
+        "lines, lore: nats a token that the picked lines, and the entry's own pairs, cost; drift: "
+        "nats a token that other text is bent; less is better"
+    )
+
+
+def _as_json(one: Learned) -> dict[str, Any]:
+    return {
+        "entry": one.entry.name,
+        "before": vars(one.before),
+        "after": vars(one.after),
+        "better": one.better,
+    }
+
+
+def _save(found: list[Learned], book: Any, story: Any, library: Any) -> None:
+    """Prompts into their folder, the old ones aside, and the lorebook with its lines beside."""
+    from softlore.prompts import PromptLibrary
+
+    before = PromptLibrary(library.folder / "before")
+    learned = {one.entry.name: one.entry for one in found}
+    for one in found:
+        before.save(library[one.entry.name])
+        click.echo(f"wrote {library.save(one.prompt)}", err=True)
+    entries = [learned.get(entry.name, entry) for entry in book]
+    path = Path(story.settings.lorebook)
+    path = path.with_name(path.name.removesuffix(".learned.yaml").split(".")[0] + ".learned.yaml")
+    book.model_copy(update={"entries": entries}).save(path)
+    story.set(lorebook=str(path))
+    click.echo(f"wrote {path}; the story uses it from now on", err=True)

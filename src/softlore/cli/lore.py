@@ -1,0 +1,195 @@
+"""`softlore lore`: lorebooks of other programs, brought here, looked at, and brought back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from softlore.cli.options import json_option, write_json
+from softlore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from softlore.lore import Entry, Lorebook
+
+# The names in softlore.lore.formats.writers.
+FORMATS = (
+    "sillytavern", "card-v2", "card-v3", "lorebook-v3", "character-book", "novelai", "koboldai",
+    "aidungeon", "agnai", "mkultra",
+)  # fmt: skip
+
+
+@click.group()
+def command() -> None:
+    """Lorebooks of SillyTavern, character cards, NovelAI, KoboldAI, AI Dungeon and Agnai.
+
+    Every command that takes a lorebook takes their files as they are; here they become softlore's
+    own, to be written in, and go back without loss.
+
+    \b
+    Example:
+      softlore lore import emma.png --out emma.yaml
+      softlore lore show emma.yaml
+      softlore lore export emma.yaml --to sillytavern --out world.json
+    """
+
+
+@command.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The .yaml or .json file to write.  [default: here, by FILE's name, .yaml]",
+)
+@click.option("--force", is_flag=True, help="Write over what is there.")
+def import_(file: Path, out: Path | None, force: bool) -> None:
+    """Make a softlore lorebook of FILE, whichever program it is from.
+
+    What softlore has no field for is kept under `origin`, for the way back.
+
+    \b
+    Example:
+      softlore lore import world.json --out lore.yaml
+      softlore lore import emma.png
+    """
+    from softlore.lore import Lorebook
+
+    book = Lorebook.load(file)
+    path = out or Path(f"{file.stem}.yaml")
+    _check_free(path, force)
+    book.save(path)
+    click.echo(f"read {_counted(book)} from {file} ({_format(book)}); wrote {path}")
+    if kept := _without_lore(book):
+        click.echo(f"{kept} without text kept for the way back", err=True)
+
+
+@command.command()
+@click.argument("lorebook", type=click.Path(path_type=Path))
+@click.option("--to", "to", required=True, type=click.Choice(FORMATS), help="The format to write.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File to write; for a card also .png or .charx.  [default: here, by the lorebook's name]",
+)
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    help="The picture or archive to put a card into.  [default: a small plain one]",
+)
+@click.option("--force", is_flag=True, help="Write over what is there.")
+def export(lorebook: Path, to: str, out: Path | None, into: Path | None, force: bool) -> None:
+    """Write LOREBOOK in another program's format.
+
+    LOREBOOK may be in any format that is read. What came from that program
+    goes back as it was, but for what was changed since.
+
+    \b
+    Example:
+      softlore lore export lore.yaml --to novelai
+      softlore lore export emma.yaml --to card-v3 --out emma.png --into portrait.png
+    """
+    from softlore.lore import Lorebook
+    from softlore.lore.formats.writers import WRITERS
+
+    book = Lorebook.load(lorebook)
+    path = out or Path(book.name + WRITERS[to].suffix)
+    _check_free(path, force)
+    book.save(path, to, into)
+    click.echo(f"read {_counted(book)} from {lorebook}; wrote {path} ({WRITERS[to].makes})")
+    if to == "mkultra":
+        for entry in book:
+            if not entry.blocks:
+                click.echo(f"left out: {entry.name!r} has no blocks", err=True)
+
+
+@command.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+def show(file: Path, json_path: str | None) -> None:
+    """Show the entries of FILE, a lorebook in any format that is read.
+
+    Of each: what calls it up, how many characters its text has, how many pairs of call and
+    response it has, and in which form it may enter a story.
+
+    \b
+    Example:
+      softlore lore show world.json
+      softlore lore show emma.png --json -
+    """
+    from softlore.lore import Lorebook
+
+    book = Lorebook.load(file)
+    rows = [_row(entry) for entry in book]
+    report = {
+        "file": str(file),
+        "format": _format(book),
+        "name": book.name,
+        "entries": rows,
+        "without_lore": _count_without_lore(book),
+    }
+    write_json(report, json_path)
+    if json_path == "-":
+        return
+    click.echo(f"{book.name}: {_counted(book)} ({_format(book)})")
+    if rows:
+        _table(rows)
+    if kept := _without_lore(book):
+        click.echo(f"and {kept} without text")
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "keys": entry.keys,
+        "characters": len(entry.text),
+        "pairs": sum(len(block.responses) for block in entry.blocks),
+        "use": entry.use,
+        "enabled": entry.enabled,
+        "constant": entry.constant,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from softlore.lore.complaints import one_line, shorten
+
+    table = Table("entry", "keys", "characters", "pairs", "use", box=None)
+    for row in rows:
+        keys = one_line(shorten(", ".join(row["keys"]), 48))
+        if row["constant"]:
+            keys = f"always ({keys})" if keys else "always"
+        use = row["use"] if row["enabled"] else "not enabled"
+        cells = (row["name"], keys, str(row["characters"]), str(row["pairs"]), use)
+        table.add_row(*map(Text, cells))  # as it stands: a key may look like rich's markup
+    Console().print(table)
+
+
+def _format(book: Lorebook) -> str:
+    return str(book.origin["format"]) if book.origin else "softlore"
+
+
+def _counted(book: Lorebook) -> str:
+    return f"{len(book)} {'entry' if len(book) == 1 else 'entries'}"
+
+
+def _count_without_lore(book: Lorebook) -> int:
+    kept = (book.origin or {}).get("without_lore")
+    return len(kept) if isinstance(kept, list) else 0
+
+
+def _without_lore(book: Lorebook) -> str:
+    count = _count_without_lore(book)
+    return f"{count} {'entry' if count == 1 else 'entries'}" if count else ""
+
+
+def _check_free(path: Path, force: bool) -> None:
+    if os.path.lexists(path) and not force:
+        raise ConfigError(
+            f"{str(path)!r} is there already; expected nothing to be lost; name another path "
+            "(--out), or write over it (--force)"
+        )

@@ -1,0 +1,343 @@
+"""A story in the terminal: lines in, commands or text, and what the model writes as it comes."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from softlore.errors import ConfigError, SoftloreError, StoryError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from softlore.story.session import StorySession
+
+Reader = Callable[[str], str]  # from what stands in the line already to what was typed
+SHOWN = 2000  # characters of a story's end that are shown when it is opened
+
+
+class Terminal:
+    """Runs a session of writing; every command is a method, its docstring the help.
+
+    Args:
+        read: gives the next line; raises EOFError at the end, KeyboardInterrupt on Ctrl-C.
+    """
+
+    def __init__(
+        self, session: StorySession, read: Reader, tokens: int, sampling: dict[str, Any]
+    ) -> None:
+        self.session = session
+        self.story = session.story
+        self._read = read
+        self._tokens = tokens
+        self._sampling = sampling
+
+    def run(self) -> None:
+        """Reads lines until /quit or the end of input."""
+        self._open()
+        while True:
+            try:
+                line = self._read("")
+            except KeyboardInterrupt:
+                click.echo("(/quit leaves; the story is saved)", err=True)
+                continue
+            except EOFError:
+                break
+            try:
+                if self._do(line) == "quit":
+                    break
+            except KeyboardInterrupt:
+                click.echo("\n(stopped; what was told is kept)", err=True)
+            except SoftloreError as error:
+                click.echo(f"{error}", err=True)
+
+    def _do(self, line: str) -> str | None:
+        if not line.startswith("/") or line.startswith("//"):
+            self.say(line.removeprefix("/") if line.startswith("//") else line)
+            return None
+        word, _, rest = line[1:].partition(" ")
+        name = next((one for one in COMMANDS if one == word), None)
+        if name is None:
+            close = [one for one in COMMANDS if one.startswith(word)]
+            if len(close) != 1:
+                raise ConfigError(
+                    f"there is no command /{word}; expected one of /{' /'.join(COMMANDS)}; /help "
+                    "tells of them, and // begins a text with /"
+                )
+            name = close[0]
+        method: Callable[[str], str | None] = getattr(self, name)
+        return method(rest.strip())
+
+    def _open(self) -> None:
+        turns = len(self.story)
+        click.secho(
+            f"{self.story.name}: {turns} turns; an empty line lets the model go on, /help tells "
+            "of the rest",
+            dim=True,
+            err=True,
+        )
+        text = self.story.text
+        click.echo(("… " if len(text) > SHOWN else "") + text[-SHOWN:])
+
+    # writing -----------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Adds what was typed to the story, then lets the model go on."""
+        if text.strip():
+            before = self.story.text
+            joined = before and not before[-1].isspace() and not text[0].isspace()
+            self.session.say((" " if joined and text[0].isalnum() else "") + text)
+        self._stream(self.session.go_on(self._tokens, **self._sampling))
+
+    def retry(self, _: str = "") -> None:
+        """Write the model's last turn once more; /undo brings the other back."""
+        self._stream(self.session.retry(self._tokens, **self._sampling))
+
+    def _stream(self, pieces: Iterator[str]) -> None:
+        try:
+            for piece in pieces:
+                click.echo(piece, nl=False)
+        finally:
+            close = getattr(pieces, "close", None)
+            if close is not None:
+                close()
+        click.echo()
+        reading = self.session.reading
+        if reading.why and reading.read > 256:
+            click.secho(f"(read {reading.read} tokens anew: {reading.why})", dim=True, err=True)
+
+    # going back --------------------------------------------------------------------------------
+
+    def undo(self, _: str = "") -> None:
+        """Take back the last thing that was done, whatever it was."""
+        self._moved(self.story.undo(), "nothing to undo")
+
+    def redo(self, _: str = "") -> None:
+        """Do again what was undone."""
+        self._moved(self.story.redo(), "nothing to redo")
+
+    def _moved(self, operation: str, nothing: str) -> None:
+        click.secho(f"({operation or nothing})", dim=True, err=True)
+        if operation:
+            click.echo("… " + self.story.text[-300:])
+
+    def branches(self, _: str = "") -> None:
+        """List the ways in which the story goes on; /go NUMBER takes one."""
+        for branch in self.story.branches():
+            mark = "*" if branch.current else " "
+            words = " ".join(branch.words.split())[:60]
+            click.echo(f"{mark} {branch.id:5}  {branch.turns:3} turns  {branch.created}  {words}")
+
+    def go(self, number: str) -> None:
+        """Go to a branch or a turn: /go NUMBER."""
+        try:
+            self.story.go_to(int(number))
+        except ValueError:
+            raise ConfigError(f"/go {number!r}; expected a number that /branches lists") from None
+        click.echo("… " + self.story.text[-300:])
+
+    def edit(self, text: str) -> None:
+        """Change the last turn: opens it for editing, or takes the text that is given."""
+        head = self.story.head
+        if head is None:
+            raise StoryError("the story has no turn yet; expected one to edit; write something")
+        changed = text or self._read(head.text)
+        self.story.edit(head, changed)
+
+    def keep(self, _: str = "") -> None:
+        """Mark the last turn as one to learn from; see softlore learn."""
+        head = self.story.head
+        if head is None:
+            raise StoryError("the story has no turn yet; expected one to keep; write something")
+        self.story.mark(head)
+        click.secho("(kept: softlore learn will offer it)", dim=True, err=True)
+
+    # settings ----------------------------------------------------------------------------------
+
+    def memory(self, text: str) -> None:
+        """Show the memory, or set it: /memory TEXT. A single - empties it."""
+        self._setting("memory", text)
+
+    def note(self, text: str) -> None:
+        """Show the author's note, or set it: /note TEXT. A single - empties it."""
+        self._setting("note", text)
+
+    def _setting(self, name: str, text: str) -> None:
+        if text:
+            self.story.set(**{name: "" if text == "-" else text.replace("\\n", "\n")})
+        click.echo(getattr(self.story.settings, name) or "(empty)")
+
+    def set(self, text: str) -> None:
+        """Set how it is written: /set tokens=120 temperature=0.7 budget=200 seed=3."""
+        sampling = dict(self._sampling)
+        own: dict[str, Any] = {}
+        for word in shlex.split(text):
+            name, _, value = word.partition("=")
+            number = _number(name, value)
+            if name == "tokens":
+                self._tokens = max(1, int(number))
+            elif name in ("budget", "seed", "note_depth", "context_tokens"):
+                own[name] = int(number)
+            else:
+                sampling[name] = number
+        from softlore.decode import Sampling
+
+        known = {k: v for k, v in sampling.items() if k != "no_copy"}
+        _check(Sampling, known)
+        if own:
+            self.story.set(**own)
+        self._sampling = sampling
+        shown = {"tokens": self._tokens, **self._sampling}
+        click.echo(" ".join(f"{name}={value}" for name, value in shown.items()))
+
+    # looking -----------------------------------------------------------------------------------
+
+    def lore(self, _: str = "") -> None:
+        """Show which entries are at work, in which form, and what was cut and why."""
+        from rich.console import Console
+
+        Console().print(lore_table(self.session))
+
+    def tokens(self, _: str = "") -> None:
+        """Show what fills the context."""
+        plan = self.session.look(self._tokens)
+        for part in plan.parts:
+            bar = "█" * max(1, round(40 * part.tokens / plan.limit))
+            click.echo(f"{part.kind:7} {part.name[:24]:24} {part.tokens:6} {bar}")
+        click.echo(f"{'write':7} {'':24} {plan.reserved:6}")
+        left = plan.limit - plan.reserved - plan.tokens
+        forgotten = f"; {plan.forgotten:,} characters of the beginning are not read"
+        click.echo(f"{left} of {plan.limit} tokens are free{forgotten if plan.forgotten else ''}")
+
+    def show(self, _: str = "") -> None:
+        """Show the whole story."""
+        click.echo_via_pager(self.story.text) if _is_terminal() else click.echo(self.story.text)
+
+    def save(self, path: str) -> None:
+        """Write the story to a file, by its ending: /save FILE.md, .txt or .json (KoboldAI)."""
+        if not path:
+            click.echo("every turn is saved as it is written; /save FILE exports the story")
+            return
+        from softlore.story.files import write_story
+
+        write_story(self.story, Path(path).expanduser())
+        click.echo(f"wrote {path}")
+
+    def help(self, _: str = "") -> None:
+        """Tell of the commands."""
+        for name in COMMANDS:
+            told = (getattr(Terminal, name).__doc__ or "").split("\n")[0]
+            click.echo(f"/{name:9} {told}")
+
+    def quit(self, _: str = "") -> str:
+        """Leave; the story is saved already."""
+        return "quit"
+
+
+COMMANDS = (
+    "retry", "undo", "redo", "edit", "keep", "memory", "note", "lore", "tokens", "set", "branches",
+    "go", "show", "save", "help", "quit",
+)  # fmt: skip
+
+
+def lore_table(session: StorySession) -> Table:
+    """What activation called up for the next turn, and what became of it."""
+    from rich import box
+    from rich.table import Table
+
+    plan = session.look()
+    table = Table("entry", "as", "tokens", "because", box=box.SIMPLE_HEAD)
+    reasons = {one.entry.name: one.reason for one in plan.activation.active}
+    for offer in plan.mix.chosen:
+        table.add_row(offer.entry, offer.form, str(offer.tokens), reasons[offer.entry])
+    for name, why in plan.not_used.items():
+        table.add_row(name, "–", "", why, style="dim")
+    for bad in plan.activation.bad_keys:
+        table.add_row(bad.entry.name, "–", "", f"key {bad.key!r}: {bad.why}", style="dim")
+    spent, budget = sum(o.tokens for o in plan.mix.chosen), plan.mix.budget
+    table.caption = f"{spent} of {budget} tokens for lore"
+    return table
+
+
+def _number(name: str, value: str) -> int | float:
+    try:
+        return int(value) if value.lstrip("-").isdigit() else float(value)
+    except ValueError:
+        raise ConfigError(
+            f"/set {name}={value!r}; expected name=number, such as temperature=0.7; mend it"
+        ) from None
+
+
+def _check(kind: Callable[..., Any], settings: dict[str, Any]) -> None:
+    try:
+        kind(**settings)
+    except TypeError as error:
+        raise ConfigError(
+            f"{error}; expected settings of the samplers, such as temperature=0.7; see "
+            "softlore write --help"
+        ) from None
+
+
+def _is_terminal() -> bool:
+    import sys
+
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def line_reader() -> Reader:
+    """Lines of standard input as they are: for pipes and scripts."""
+    import sys
+
+    def read(given: str) -> str:
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.rstrip("\n")
+
+    return read
+
+
+def comfortable_reader(session: StorySession, history: Path) -> Reader:
+    """A line editor with history, completion and a bar; Alt-Enter begins a new line."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.patch_stdout import patch_stdout
+
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def _(event: Any) -> None:
+        event.current_buffer.insert_text("\n")
+
+    names = [f"[[soft:{name}]]" for name in session.composer.prompts]
+    words = ["/" + name for name in COMMANDS] + names
+    prompt: PromptSession[str] = PromptSession(
+        history=FileHistory(str(history)),
+        completer=WordCompleter(words, sentence=True),
+        complete_while_typing=False,
+        key_bindings=keys,
+        bottom_toolbar=lambda: _bar(session),
+    )
+
+    def read(given: str) -> str:
+        with patch_stdout():
+            return prompt.prompt("> ", default=given)
+
+    return read
+
+
+def _bar(session: StorySession) -> str:
+    plan = session.plan
+    if plan is None:
+        return f" {session.story.name} · {len(session.story)} turns"
+    lore = ", ".join(f"{name} ({form})" for name, form in plan.lore.items()) or "no lore"
+    return (
+        f" {session.story.name} · {len(session.story)} turns · {plan.tokens}/{plan.limit} tokens "
+        f"· {lore}"
+    )

@@ -1,0 +1,75 @@
+"""Penalties on tokens that stand in the text: CTRL's, over a range, and by presence and count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+
+class PenalizedLogitsProcessor(LogitsProcessor):
+    """CTRL's penalized sampling (Keskar et al. 2019, section 4.1).
+
+    p_i ∝ exp(x_i / (T · I(i ∈ g))), I = θ for tokens in the text g and 1 for others: every seen
+    logit is divided by θ. transformers' RepetitionPenaltyLogitsProcessor multiplies the negative
+    ones instead, so that they too lose; here a seen token whose logit is below 0 gains.
+    """
+
+    def __init__(self, theta: float) -> None:
+        self.theta = theta
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores `[B, vocab]` with those of `input_ids` `[B, T]` divided, each once."""
+        return scores.scatter(1, input_ids, scores.gather(1, input_ids) / self.theta)
+
+
+class RangedRepetitionLogitsProcessor(LogitsProcessor):
+    """The repetition penalty over the last tokens only, weaker with distance: KoboldAI's.
+
+    A token whose last place among the newest R is the i-th, from 0, has a penalty of
+
+        1 + (penalty − 1) · (y + 1) / 2,   y = s·x / (1 + |x|·(s − 1)),   x = 2i / (R − 1) − 1
+
+    with the slope s, so that the oldest of a full range has none and the newest all of it; below
+    s = 1 the curve is flat in the middle, above it there steep. s = 0 is no curve: all have all of
+    it. Logits above 0 are divided by it, others multiplied, as in transformers, of which this is
+    the same where the range holds the whole text and s is 0. (koboldcpp's slope is another thing:
+    the share of the penalty that the older half of the range bears.)
+    """
+
+    def __init__(self, penalty: float, last: int, slope: float = 0.0) -> None:
+        self.last = last
+        place = torch.linspace(-1, 1, last).double() if last > 1 else torch.ones(last).double()
+        away = place.abs()
+        curve = slope * place / (1 - away + slope * away) if slope else torch.ones_like(place)
+        self._penalties = 1 + (penalty - 1) * (curve + 1) / 2  # [R]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores `[B, vocab]` with those of the last of `input_ids` `[B, T]` penalized."""
+        ids = input_ids[:, -self.last :]
+        if not ids.shape[1]:
+            return scores
+        places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        newest = torch.zeros_like(scores, dtype=torch.long).scatter_reduce(1, ids, places, "amax")
+        penalties = self._penalties[-ids.shape[1] :].to(scores)[newest.gather(1, ids)]
+        seen = scores.gather(1, ids)
+        return scores.scatter(1, ids, torch.where(seen < 0, seen * penalties, seen / penalties))
+
+
+class CountLogitsProcessor(LogitsProcessor):
+    """Presence and frequency penalties, as in OpenAI's API: x_i − α_p · [c_i > 0] − α_f · c_i.
+
+    c_i counts token i in the text that has been written, not in the prompt: hand over that alone.
+    """
+
+    def __init__(self, presence: float, frequency: float) -> None:
+        self.presence = presence
+        self.frequency = frequency
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores `[B, vocab]` less what the counts in `input_ids` `[B, T]` make."""
+        if not input_ids.shape[1]:
+            return scores
+        ones = torch.ones_like(input_ids, dtype=scores.dtype)
+        counts = torch.zeros_like(scores).scatter_add_(1, input_ids, ones)
+        return scores - self.frequency * counts - self.presence * (counts > 0)

@@ -1,0 +1,174 @@
+"""From settings to processors: which there are, in what order, and which ids each of them reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from transformers import (
+    LogitsProcessor,
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from softlore.decode.samplers.bans import (
+    BannedLogitsProcessor,
+    BannedStringsLogitsProcessor,
+    SparingLogitsProcessor,
+)
+from softlore.decode.samplers.dry import DRYLogitsProcessor
+from softlore.decode.samplers.mirostat import MirostatLogitsProcessor
+from softlore.decode.samplers.penalties import (
+    CountLogitsProcessor,
+    PenalizedLogitsProcessor,
+    RangedRepetitionLogitsProcessor,
+)
+from softlore.decode.samplers.settings import COLDEST, Sampling
+from softlore.decode.samplers.temperature import (
+    DynamicTemperatureLogitsProcessor,
+    SmoothingLogitsProcessor,
+)
+from softlore.decode.samplers.truncation import (
+    TailFreeLogitsProcessor,
+    TopALogitsProcessor,
+    TopNSigmaLogitsProcessor,
+    XTCLogitsProcessor,
+)
+from softlore.errors import ConfigError
+from softlore.model import FrozenModel
+from softlore.model.vocabulary import Vocabulary
+
+
+class Step(NamedTuple):
+    """A processor, and the ids that it is handed: none, the whole text, or what is new of it."""
+
+    name: str
+    processor: LogitsProcessor
+    reads: Literal["nothing", "text", "written"] = "nothing"
+
+
+def build(
+    sampling: Sampling, model: FrozenModel | None, generator: torch.Generator | None
+) -> list[Step]:
+    """The steps of a sampling, in order; see `Sampling.steps`."""
+    if model is not None:
+        _check_ids(sampling, model)
+    made = [*_bans(sampling, model), *_penalties(sampling, model)]
+    if not sampling.greedy:  # the likeliest token is not changed by a temperature or a cut
+        made += _temperatures(sampling)
+        made += _mirostat(sampling) if sampling.mirostat else _cuts(sampling, generator)
+    return sorted(made, key=lambda step: sampling.places.index(step.name))
+
+
+def _bans(sampling: Sampling, model: FrozenModel | None) -> Iterator[Step]:
+    if sampling.logit_bias:
+        biases = [[[i], bias] for i, bias in dict(sampling.logit_bias).items()]
+        yield Step("logit_bias", SequenceBiasLogitsProcessor(biases))
+    if sampling.banned:
+        yield Step("banned", SparingLogitsProcessor(BannedLogitsProcessor(sampling.banned)))
+    if sampling.banned_strings:
+        strings = BannedStringsLogitsProcessor(
+            sampling.banned_strings, _vocabulary("banned_strings", sampling.banned_strings, model)
+        )
+        yield Step("banned_strings", SparingLogitsProcessor(strings), "written")
+    if sampling.no_repeat_ngram:
+        once = NoRepeatNGramLogitsProcessor(sampling.no_repeat_ngram)
+        yield Step("no_repeat_ngram", SparingLogitsProcessor(once), "text")
+
+
+def _penalties(sampling: Sampling, model: FrozenModel | None) -> Iterator[Step]:
+    if sampling.penalized != 1.0:
+        yield Step("penalized", PenalizedLogitsProcessor(sampling.penalized), "text")
+    penalty, last = float(sampling.repetition_penalty), sampling.repetition_range
+    if penalty != 1.0 and last:
+        ranged = RangedRepetitionLogitsProcessor(penalty, last, sampling.repetition_slope)
+        yield Step("repetition_penalty", ranged, "text")
+    elif penalty != 1.0:
+        yield Step("repetition_penalty", RepetitionPenaltyLogitsProcessor(penalty), "text")
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        counts = CountLogitsProcessor(sampling.presence_penalty, sampling.frequency_penalty)
+        yield Step("presence_frequency", counts, "written")
+    if sampling.dry_multiplier:
+        dry = DRYLogitsProcessor(
+            sampling.dry_multiplier,
+            sampling.dry_base,
+            sampling.dry_allowed_length,
+            _breakers(sampling.dry_breakers, model),
+            sampling.dry_range,
+        )
+        yield Step("dry", dry, "text")
+
+
+def _temperatures(sampling: Sampling) -> Iterator[Step]:
+    middle, reach = float(sampling.temperature), float(sampling.dynatemp_range)
+    if reach:
+        low = max(COLDEST, middle - reach)
+        moving = DynamicTemperatureLogitsProcessor(low, middle + reach, sampling.dynatemp_exponent)
+        yield Step("temperature", moving)
+    elif middle != 1.0:
+        yield Step("temperature", TemperatureLogitsWarper(middle))
+    if sampling.smoothing:
+        yield Step("smoothing", SmoothingLogitsProcessor(sampling.smoothing))
+
+
+def _mirostat(sampling: Sampling) -> Iterator[Step]:
+    steering = MirostatLogitsProcessor(
+        sampling.mirostat, sampling.mirostat_tau, sampling.mirostat_eta
+    )
+    yield Step("mirostat", steering, "written")
+
+
+def _cuts(sampling: Sampling, generator: torch.Generator | None) -> Iterator[Step]:
+    if sampling.top_n_sigma:
+        yield Step("top_n_sigma", TopNSigmaLogitsProcessor(sampling.top_n_sigma))
+    if sampling.top_k:
+        yield Step("top_k", TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1.0:
+        yield Step("top_p", TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p > 0:
+        yield Step("min_p", MinPLogitsWarper(sampling.min_p))
+    if sampling.typical < 1.0:
+        yield Step("typical", TypicalLogitsWarper(sampling.typical))
+    if sampling.tfs < 1.0:
+        yield Step("tfs", TailFreeLogitsProcessor(sampling.tfs))
+    if sampling.top_a:
+        yield Step("top_a", TopALogitsProcessor(sampling.top_a))
+    if sampling.xtc_probability:
+        excluding = XTCLogitsProcessor(sampling.xtc_probability, sampling.xtc_threshold, generator)
+        yield Step("xtc", excluding)
+
+
+def _check_ids(sampling: Sampling, model: FrozenModel) -> None:
+    for name, ids in (("banned", sampling.banned), ("logit_bias", dict(sampling.logit_bias))):
+        over = [i for i in ids if i >= model.vocab_size]
+        if over:
+            raise ConfigError(
+                f"{name} holds the id {over[0]}, which {model.name!r} does not have; expected ids "
+                f"below {model.vocab_size}; leave it out"
+            )
+
+
+def _vocabulary(name: str, strings: Sequence[str], model: FrozenModel | None) -> Vocabulary:
+    if model is None:
+        raise ConfigError(
+            f"{name} is {tuple(strings)!r}, and there is no model whose tokens write it; expected "
+            "a model beside strings; hand it over"
+        )
+    return model.vocabulary
+
+
+def _breakers(strings: Sequence[str], model: FrozenModel | None) -> set[int]:
+    """Ids of tokens that hold a breaker, and the last one of a breaker that takes several."""
+    found: set[int] = set()
+    for one in strings:
+        found.update(_vocabulary("dry_breakers", strings, model).holding(one))
+        if model is not None:
+            found.update(model.encode(one, inside=True)[-1:])
+    return found

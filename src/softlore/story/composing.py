@@ -1,0 +1,229 @@
+"""What the model reads next of a story: memory, lore, the author's note and the newest text.
+
+    before | memory | after | … story … | lore at depth | author's note | … story
+
+Lore is what activation calls up, in the forms that the budget chooses: soft prompts, or text in the
+places that SillyTavern has for it. The story's beginning gives way where the context is full, by a
+quarter of the room at a time, so that most turns read only what is new.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from softlore.context.activation import Activation, activate, placed
+from softlore.context.budget import Mix, Offer, choose
+from softlore.context.scan import Scanning
+from softlore.context.timers import Timers
+from softlore.errors import ContextOverflowError
+from softlore.lore import Entry
+from softlore.measure.evaluate import plain_text
+from softlore.measure.worth import Worth, measure_worth
+from softlore.model import FrozenModel
+from softlore.prompts import Context, SoftPrompt
+from softlore.story.frame import Frame, Part, line, places_of, tail
+from softlore.story.settings import StorySettings
+
+ENDLESS = 8192  # tokens, for models whose context has no end
+LORE = 4  # the part of the context that lore may take, where the writer does not say
+STEP = 4  # the part of the room for the story by which its beginning gives way
+LEAST = 32  # tokens of story that must fit, or nothing is written
+SCANNED = 6  # turns that are searched for keys: lore stays a while after it was mentioned
+WORD = 8  # characters a token at most, nearly always
+SLACK = 8  # tokens: pieces that meet may be cut into tokens otherwise
+_BREAK = re.compile(r"(?<=[\n.!?])[\"'”’]*\s+|\n")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the model reads next, and the report of what went where.
+
+    Attributes:
+        limit: tokens the model reads at most, those that it is to write among them.
+        reserved: tokens kept for writing.
+        parts: all that is read, in order; prefixes stand at the head of the cache.
+        forgotten: characters of the story's beginning that are not read.
+        not_used: entries that were called up and do not stand there, and why.
+    """
+
+    context: Context
+    limit: int
+    reserved: int
+    parts: list[Part]
+    forgotten: int
+    activation: Activation
+    mix: Mix
+    not_used: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def lore(self) -> dict[str, str]:
+        """The form in which each entry stands there."""
+        return {offer.entry: offer.form for offer in self.mix.chosen}
+
+    @property
+    def tokens(self) -> int:
+        return sum(part.tokens for part in self.parts)
+
+
+class Composer:
+    """Composes contexts for one model, lorebook and set of prompts; knows no story.
+
+    What entries are worth is taken from the prompts' files, or measured when it is first needed.
+    """
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        entries: Sequence[Entry] = (),
+        prompts: Mapping[str, SoftPrompt] | None = None,
+        scanning: Scanning | None = None,
+    ) -> None:
+        self.model = model
+        self.entries = [_waking(entry) for entry in entries]
+        self.prompts = prompts if prompts is not None else {}
+        self.scanning = scanning or Scanning(scan_depth=SCANNED)
+        self._worths: dict[str, Worth] = {}
+        self._usable: dict[str, SoftPrompt | None] = {}
+
+    def plan(
+        self,
+        settings: StorySettings,
+        texts: Sequence[str],
+        reserve: int = 80,
+        timers: Timers | None = None,
+    ) -> Plan:
+        """What is read after `texts`, the turns of a story, with room for `reserve` more tokens.
+
+        Raises:
+            ContextOverflowError: memory, note and lore leave no room for the story.
+        """
+        limit = self._limit(settings, reserve)
+        found = activate(self.entries, texts, self.scanning, timers, seed=settings.seed or 0)
+        offers, without = self._offers(found)
+        mix = choose(offers, settings.budget or limit // LORE)
+        frame = Frame(self.model)
+        self._lay(frame, settings, found, mix)
+        room = limit - reserve - frame.taken() - SLACK
+        while True:
+            if room < LEAST:
+                raise _no_room(frame.taken(), limit, reserve)
+            start = self._start(texts, room)
+            context = frame.context(texts, start, self.prompts)
+            over = places_of(self.model, context) + reserve - limit
+            if over <= 0:
+                break
+            room -= over  # prompts that the story itself names take room as well
+        parts = [*frame.parts, frame.story_part(texts, start, self.prompts)]
+        not_used = {cut.entry: cut.why for cut in mix.cut} | without
+        not_used |= {passed.entry.name: passed.why for passed in found.passed}
+        return Plan(context, limit, reserve, parts, start, found, mix, not_used)
+
+    def worth(self, entry: Entry) -> Worth:
+        """What an entry's forms were measured to gain."""
+        if entry.name not in self._worths:
+            prompt = self._prompt(entry)
+            told = Worth.of_prompt(prompt) if prompt is not None else None
+            self._worths[entry.name] = told or measure_worth(self.model, entry, prompt)
+        return self._worths[entry.name]
+
+    def forget(self, name: str) -> None:
+        """Measures an entry anew, after its prompt was trained on."""
+        self._worths.pop(name, None)
+        self._usable.pop(name, None)
+
+    # inside ------------------------------------------------------------------------------------
+
+    def _limit(self, settings: StorySettings, reserve: int) -> int:
+        most = self.model.context_length or ENDLESS
+        limit = min(settings.context_tokens or most, most)
+        if reserve >= limit:
+            raise ContextOverflowError(
+                f"{reserve} tokens are to be written in a context of {limit}; expected fewer; ask "
+                "for less at once"
+            )
+        return limit
+
+    def _prompt(self, entry: Entry) -> SoftPrompt | None:
+        if entry.name not in self._usable:
+            prompt = self.prompts.get(entry.name)
+            if prompt is not None:
+                self.model.check_prompt(prompt)
+            self._usable[entry.name] = prompt
+        return self._usable[entry.name]
+
+    def _offers(self, found: Activation) -> tuple[list[Offer], dict[str, str]]:
+        """The forms that active entries can take, the highest order first; and who has none."""
+        offers: list[Offer] = []
+        without: dict[str, str] = {}
+        for one in sorted(found.active, key=lambda one: -one.entry.order):
+            entry, mine = one.entry, []
+            prompt = self._prompt(entry) if entry.use != "text" else None
+            worth = self.worth(entry)
+            if prompt is not None:
+                mine.append(("soft", len(prompt)))
+            if entry.text and entry.use != "soft":
+                mine.append(("text", len(self.model.encode(plain_text(entry)))))
+            offers += [
+                Offer(entry.name, form, tokens, worth.gain(form), entry.ignore_budget)  # type: ignore[arg-type]
+                for form, tokens in mine
+            ]
+            if not mine:
+                without[entry.name] = "it has no soft prompt; train it, or let it enter as text"
+        return offers, without
+
+    def _lay(self, frame: Frame, settings: StorySettings, found: Activation, mix: Mix) -> None:
+        """Puts everything but the story where it goes."""
+        forms = {offer.entry: offer.form for offer in mix.chosen}
+        places = placed(one for one in found.active if one.entry.name in forms)
+
+        def lay(actives: Sequence[object], depth: int | None = None) -> None:
+            for one in actives:
+                entry = one.entry  # type: ignore[attr-defined]
+                if forms[entry.name] == "soft":
+                    frame.put("soft", entry.name, self.prompts[entry.name], depth)
+                else:
+                    frame.put("lore", entry.name, plain_text(entry), depth)
+
+        lay([*places.before_char, *places.outlet])
+        if settings.memory:
+            frame.put("memory", "memory", line(settings.memory))
+        lay([*places.after_char, *places.examples_top, *places.examples_bottom])
+        for (depth, _), some in places.at_depth.items():
+            lay(some, depth)
+        note = settings.note_depth
+        lay(places.note_top, note)
+        if settings.note:
+            text = settings.note_template.replace("<|>", settings.note)
+            frame.put("note", "author's note", line(text), note)
+        lay(places.note_bottom, note)
+
+    def _start(self, texts: Sequence[str], room: int) -> int:
+        """The character of the story that is read first: a place that changes seldom."""
+        total = sum(map(len, texts))
+        step = max(200, room * 4 // STEP)
+        number = max(0, -(-(total - room * WORD) // step))
+        while True:
+            start = number * step
+            left = tail(texts, start)
+            if start:
+                found = _BREAK.search(left, 0, step)
+                start += found.end() if found else 0
+                left = left[start - number * step :]
+            if len(self.model.encode(left)) <= room:
+                return start
+            number += 1
+
+
+def _waking(entry: Entry) -> Entry:
+    """An entry that something can call up: by its name, if it has no keys."""
+    return entry if entry.keys else entry.model_copy(update={"keys": [entry.name]})
+
+
+def _no_room(taken: int, limit: int, reserve: int) -> ContextOverflowError:
+    return ContextOverflowError(
+        f"memory, author's note and lore take {taken} tokens of {limit}, and {reserve} are kept "
+        f"for writing; expected {LEAST} at least to be left for the story; shorten them, lower "
+        "the budget for lore, or write fewer tokens at once"
+    )

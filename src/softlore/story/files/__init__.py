@@ -1,0 +1,141 @@
+"""Stories in other programs' files and in text: read by what they hold, written by suffix."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softlore.disk import refused, write_whole
+from softlore.errors import ConfigError, StoryError, StoryFileError
+from softlore.story.files import koboldai, markdown, plain_text
+from softlore.story.story import Story
+from softlore.story.turns import StoryDraft
+
+MAX_BYTES = 64 * 2**20  # 64 MiB; saves with pictures in them have reached 30
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of story files.
+
+    Attributes:
+        suffixes: which files it is written to.
+        recognizes: whether a text is in this format.
+        read: a text as a draft; ValueError says what is wrong with it.
+        write: a draft as a text; its lorebook is written where the format has a place for it.
+    """
+
+    suffixes: tuple[str, ...]
+    recognizes: Callable[[str], bool]
+    read: Callable[[str], StoryDraft]
+    write: Callable[[StoryDraft], str]
+
+
+# The first one that recognizes a text reads it; plain text recognizes all.
+FORMATS = {
+    "koboldai": Format((".json",), koboldai.recognizes, koboldai.read, koboldai.write),
+    "markdown": Format((".md", ".markdown"), markdown.recognizes, markdown.read, markdown.write),
+    "text": Format((".txt", ".text"), plain_text.recognizes, plain_text.read, plain_text.write),
+}
+_BINARY = {
+    b"SQLite format 3\0": "an SQLite file; if it is a story of softlore's, open it instead",
+    b"PK\x03\x04": "a zip archive; take the story out of it first",
+    b"\x89PNG": "a picture; a character card holds no story",
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+}
+
+
+def read_story(path: str | os.PathLike[str]) -> StoryDraft:
+    """Reads a story from a KoboldAI save, from Markdown or from plain text, by what it holds.
+
+    Raises StoryFileError unless it can be read as one of these, StorageError.
+    """
+    path = Path(path)
+    text = _decoded(_read_bytes(path), path)
+    name, form = next((name, form) for name, form in FORMATS.items() if form.recognizes(text))
+    try:
+        return form.read(text)
+    except (ConfigError, StoryError) as error:
+        raise StoryFileError(f"{str(path)!r}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise StoryFileError(
+            f"{str(path)!r} cannot be read as a story: {why:.300}; expected a KoboldAI save, "
+            f"Markdown or plain text, and this looks like {name}; save it there again"
+        ) from None
+
+
+def write_story(
+    story: Story | StoryDraft,
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    lorebook: Any = None,
+) -> None:
+    """Writes a story as it stands, its other branches left out; a file that is there is replaced.
+
+    Args:
+        format: "koboldai", "markdown" or "text"; by the path's suffix if left out.
+        lorebook: World Info for a KoboldAI save, as plain JSON in its form, in place of what came
+            along when the story was imported from one.
+
+    Raises:
+        StoryError: the format is not known. StorageError: the disk refuses.
+    """
+    path = Path(path)
+    if format is None:
+        known = {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
+        format = known.get(path.suffix.lower())
+        if format is None:
+            raise StoryError(
+                f"{str(path)!r} does not say in which format to write the story; expected a name "
+                f"that ends in one of {', '.join(known)}; name it so, or name a format"
+            )
+    if format not in FORMATS:
+        raise StoryError(
+            f"there is no story format {format!r:.80}; expected one of {', '.join(FORMATS)}; "
+            "choose one"
+        )
+    draft = story.draft() if isinstance(story, Story) else story
+    if lorebook is not None:
+        draft = StoryDraft(draft.settings, draft.turns, lorebook)
+    write_whole(path, FORMATS[format].write(draft).encode())
+
+
+def _read_bytes(path: Path) -> bytes:
+    """The file's bytes; its size is looked at first."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(MAX_BYTES + 1) if size <= MAX_BYTES else b""
+    except OSError as error:
+        raise refused("read", path, error) from error
+    except ValueError:  # a name with a zero byte
+        raise StoryError(f"{str(path)!r:.160} can name no file; choose another name") from None
+    size = max(size, len(content))
+    if size > MAX_BYTES:
+        raise StoryFileError(
+            f"{str(path)!r} is too large for a story: {size / 2**20:.1f} MiB; expected at most "
+            f"{MAX_BYTES // 2**20} MiB; split it into several files"
+        )
+    return content
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    for start, what in _BINARY.items():
+        if content.startswith(start):
+            raise StoryFileError(f"{str(path)!r} is no text: it is {what}")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise StoryFileError(
+            f"{str(path)!r} is not UTF-8 text (byte 0x{content[error.start]:02x} in line {line}); "
+            "expected a text; save it as UTF-8"
+        ) from None
+    if "\0" in text[:8192]:
+        raise StoryFileError(f"{str(path)!r} is a binary file; expected a text; name another file")
+    return text.removeprefix("\ufeff")

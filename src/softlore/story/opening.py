@@ -1,0 +1,229 @@
+"""A story's file, opened and made: SQLite, refused unless it is what softlore wrote.
+
+Five tables. `turns` is the tree of all that was ever written; no row of it is changed or deleted.
+`states` is the journal: what the story was after each operation, as a turn that it ends with and
+a row of `settings`; `now` says at which of them it stands, so that undo and redo move it and
+nothing else. `marks` are the turns that the writer has accepted.
+
+The file is in WAL mode with synchronous=FULL: what has been committed is on the disk, and two
+processes may write by turns. It may come from a stranger, so its schema is compared, word for
+word, with the one below before anything else is asked of it: no trigger, no view, no expression
+of somebody else's ever runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from softlore.disk import TEMPORARY_PREFIX, flush_folder, refused
+from softlore.errors import StorageError, StoryError, StoryFileError, StoryNotFoundError
+from softlore.story.settings import MAX_SETTINGS
+from softlore.story.turns import MAX_DATA, MAX_TEXT
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x736C7374  # "slst": how a story is told from other programs' SQLite files
+BUSY_SECONDS = 10.0  # how long another process may take for its operation
+_MAGIC = b"SQLite format 3\0"
+_MAX_ROW = 4 * (MAX_TEXT + MAX_DATA + MAX_SETTINGS)  # bytes
+_SCHEMA = {
+    "turns": """CREATE TABLE turns (
+  id INTEGER PRIMARY KEY,
+  parent INTEGER REFERENCES turns (id) CHECK (parent < id),
+  made_by TEXT NOT NULL CHECK (made_by IN ('writer', 'model')),
+  text TEXT NOT NULL,
+  created TEXT NOT NULL,
+  data TEXT NOT NULL
+)""",
+    "turns_by_parent": "CREATE INDEX turns_by_parent ON turns (parent)",
+    "settings": """CREATE TABLE settings (
+  id INTEGER PRIMARY KEY,
+  content TEXT NOT NULL
+)""",
+    "states": """CREATE TABLE states (
+  id INTEGER PRIMARY KEY,
+  operation TEXT NOT NULL,
+  head INTEGER REFERENCES turns (id),
+  settings INTEGER NOT NULL REFERENCES settings (id),
+  created TEXT NOT NULL
+)""",
+    "now": """CREATE TABLE now (
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  state INTEGER NOT NULL REFERENCES states (id)
+)""",
+    "marks": """CREATE TABLE marks (
+  turn INTEGER PRIMARY KEY REFERENCES turns (id)
+)""",
+}
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Opens a story's file. Raises StoryNotFoundError, StoryFileError, StorageError."""
+    _check_magic(path)
+    with told(path):
+        db = sqlite3.connect(
+            path.absolute().as_uri() + "?mode=rw",
+            uri=True,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,  # Story holds a lock
+        )
+        try:
+            db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_ROW)
+            for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
+                db.execute(f"PRAGMA {pragma}")
+            _check_schema(db, path)
+            for pragma in ("foreign_keys = ON", "journal_mode = WAL", "synchronous = FULL"):
+                db.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            db.close()
+            raise
+    return db
+
+
+@contextlib.contextmanager
+def making(path: Path) -> Iterator[Path]:
+    """Gives a new file to fill, with empty tables, which becomes `path` when the block ends well.
+
+    It is there whole or not at all. Raises StoryError if something is at `path` already, and
+    StorageError where the disk refuses.
+    """
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
+    try:
+        with told(path), contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as db:
+            db.execute("PRAGMA synchronous = OFF")  # it is flushed with what is put into it
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("BEGIN")
+            for statement in _SCHEMA.values():
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            db.execute("COMMIT")
+        yield temporary
+        _place(temporary, path)
+    finally:
+        for rest in ("", "-wal", "-shm", "-journal"):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{temporary}{rest}")
+
+
+def _place(temporary: Path, path: Path) -> None:
+    """Gives the file its name, unless something has that name: two may be making it at once."""
+    try:
+        try:
+            if os.name == "nt":
+                os.rename(temporary, path)  # refuses to replace there
+            else:
+                os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a disk without links
+            if os.path.lexists(path):
+                raise FileExistsError from None
+            os.rename(temporary, path)
+        flush_folder(path.parent)
+    except FileExistsError:
+        raise StoryError(
+            f"something is at {str(path)!r} already; expected a new name for a new story; choose "
+            "another name, or open that one"
+        ) from None
+    except OSError as error:
+        raise refused("write", path, error) from error
+
+
+def _check_magic(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_MAGIC))
+    except FileNotFoundError:
+        raise StoryNotFoundError(
+            f"there is no story {str(path)!r}; expected a file; check the name and the folder, or "
+            "create it"
+        ) from None
+    except OSError as error:
+        raise refused("read", path, error) from error
+    except ValueError:  # a name with a zero byte
+        raise StoryError(f"{str(path)!r:.160} can name no file; choose another name") from None
+    if start != _MAGIC:
+        what = "is empty" if not start else f"begins with {start!r}"
+        raise StoryFileError(
+            f"{str(path)!r} is no story: it {what}; expected SQLite's {_MAGIC!r}; a text or "
+            "another program's save is imported, not opened; a damaged file is replaced by a copy"
+        )
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turns SQLite's errors into softlore's."""
+    try:
+        yield
+    except sqlite3.ProgrammingError as error:
+        raise StoryError(
+            f"the story {str(path)!r} cannot be used ({error}); expected an open one; open it anew"
+        ) from error
+    except sqlite3.Error as error:
+        kind = getattr(error, "sqlite_errorname", "").split("_")[1:2]
+        if kind in (["BUSY"], ["LOCKED"]):
+            raise held(path) from error
+        if kind and kind[0] in _DISK:
+            raise StorageError(
+                f"could not use the story {str(path)!r}: {error}; {_DISK[kind[0]]}"
+            ) from error
+        raise damaged(path, str(error)) from error
+    except UnicodeDecodeError as error:  # SQLite's own message quotes what it found
+        raise damaged(path, "it holds text that is not UTF-8") from error
+
+
+_DISK = {
+    "FULL": "free some space, or move it to another disk",
+    "READONLY": "move it to a folder that you may write to",
+    "PERM": "move it to a folder that you may write to",
+    "CANTOPEN": "check that you may read and write there",
+    "IOERR": "check the disk, and that you may write there",
+    "PROTOCOL": "move it to a disk of this computer",
+    "NOMEM": "close other programs",
+}
+
+
+def held(path: Path) -> StorageError:
+    """The error for a story that another process does not let go of."""
+    return StorageError(
+        f"the story {str(path)!r} is in use elsewhere; expected to have it within some seconds; "
+        "close it there, or try again"
+    )
+
+
+def damaged(path: Path, how: str) -> StoryFileError:
+    """The error for a story's file that holds what softlore would not have written."""
+    return StoryFileError(
+        f"the story {str(path)!r} is damaged: {how}; expected a story as softlore writes it; go "
+        "back to a copy of it"
+    )
+
+
+def _check_schema(db: sqlite3.Connection, path: Path) -> None:
+    """Refuses all but the file of a story, before anything is asked of its tables."""
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    # A list: a trigger may have the name of a table.
+    found = sorted(db.execute("SELECT type, name, sql FROM sqlite_master LIMIT 100"), key=str)
+    if application != APPLICATION_ID:
+        what = f"holds the {found[0][0]} {found[0][1]!r:.60}" if found else "has no tables"
+        raise StoryFileError(
+            f"{str(path)!r} is no story: it is an SQLite file of another program and "
+            f"{what}; expected one made by softlore; name another file"
+        )
+    if version > SCHEMA_VERSION:
+        raise StoryFileError(
+            f"the story {str(path)!r} was written by a newer softlore (its schema is "
+            f"number {version}, and this one reads up to {SCHEMA_VERSION}); expected an older "
+            "one; install the newer softlore"
+        )
+    ours = sorted(((sql.split()[1].lower(), name, sql) for name, sql in _SCHEMA.items()), key=str)
+    if version < 1 or found != ours:
+        odd = ", ".join(sorted({f"{kind} {name}" for kind, name, _ in {*found} ^ {*ours}}))
+        raise damaged(path, f"its tables are not those of a story ({odd:.100})")

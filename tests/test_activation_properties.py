@@ -1,0 +1,364 @@
+"""Activation of random books in random stories, against a slow reference that says the rules."""
+
+import json
+import math
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from softlore.context import Scanning, Timers, activate, placed
+from softlore.context.keys import Texts, Watch, grams, read_keys
+from softlore.context.scan import draw
+from softlore.lore import Entry
+
+WORDS = ["ab", "Ab", "abc", "b", "b-c", "cab"]
+KEYS = [*WORDS, "ab b", "B C", "/^ab/", "/AB|cab/i", "/(/", "/b/zz"]
+
+
+def a_text(rng):
+    return " ".join(rng.choices(WORDS, k=rng.randint(0, 3)))
+
+
+def a_book(rng):
+    """Entries with every field at random, each rule often enough at work to meet the others."""
+
+    def pick(*values):
+        return rng.choice(values)
+
+    def keys(most):
+        return rng.choices(KEYS, k=rng.randint(0, most))
+
+    return [
+        Entry(
+            name=f"entry {i}",
+            keys=keys(3),
+            text=a_text(rng) or "c",
+            enabled=pick(True, True, True, False),
+            constant=pick(True, False, False),
+            secondary_keys=pick([], keys(2)),
+            selective=pick(True, True, False),
+            selective_logic=pick("and_any", "and_all", "not_any", "not_all"),
+            order=rng.randint(0, 3),
+            position=pick("before_char", "after_char", "at_depth", "outlet"),
+            depth=rng.randint(0, 2),
+            role=pick("system", "user", "assistant"),
+            scan_depth=pick(None, 0, 1, 3),
+            case_sensitive=pick(None, True, False),
+            match_whole_words=pick(None, True, False),
+            probability=pick(100, 100, 100, 50, 0),
+            ignore_budget=pick(True, False, False, False),
+            exclude_recursion=pick(True, False, False, False),
+            prevent_recursion=pick(True, False, False, False),
+            delay_until_recursion=pick(0, 0, 0, 1, 2, 5),
+            group=pick("", "", "g", "h", "g, h"),
+            group_override=pick(True, False, False),
+            group_weight=pick(0, 1, 100),
+            sticky=pick(0, 0, 2, 4),
+            cooldown=pick(0, 0, 2, 4),
+            delay=pick(0, 0, 0, 2),
+        )
+        for i in range(rng.randint(1, 10))
+    ]
+
+
+def some_settings(rng):
+    return Scanning(
+        scan_depth=rng.randint(0, 3),
+        case_sensitive=rng.random() < 0.5,
+        match_whole_words=rng.random() < 0.5,
+        recursive=rng.random() < 0.8,
+        max_rounds=rng.choice([0, 0, 0, 1, 2, 3]),
+    )
+
+
+def a_story(rng):
+    """A story as it is written: messages are added, and now and then some are undone."""
+    messages = []
+    for _ in range(8):
+        if rng.random() < 0.2:
+            messages = messages[: -rng.randint(1, 3)]
+        messages = messages + [a_text(rng) for _ in range(rng.randint(0, 2))]
+        yield messages
+
+
+seeds = st.integers(0, 2**32)
+texts = st.lists(st.sampled_from(WORDS), max_size=4).map(" ".join)
+
+
+def cost(entry):
+    return len(entry.text)
+
+
+# The reference
+
+
+def matches(key, text, case, whole):
+    if key == "/^ab/":
+        return text.startswith("ab")
+    if key == "/AB|cab/i":
+        return "ab" in text.lower()
+    if key == "/(/":
+        return False
+    if not case:
+        key, text = key.lower(), text.lower()
+    if not whole or " " in key:
+        return key in text
+    spaced = f" {text} "
+    return any(
+        spaced[i:].startswith(key)
+        and not spaced[i - 1].isalnum()
+        and not spaced[i + len(key)].isalnum()
+        for i in range(1, len(spaced) - len(key))
+    )
+
+
+class Reference:
+    """Every rule, every time from the start: what is active, by round, and who was passed over."""
+
+    def __init__(self, book, messages, scanning, called, seed, budget):
+        self.book, self.messages, self.scanning, self.seed = book, messages, scanning, seed
+        self.n = len(messages)
+        self.called = {name: at for name, at in called.items() if at < self.n}
+        self.budget = math.inf if budget is None else budget
+        self.round_of, self.key_of, self.passed = {}, {}, set()
+        self.rounds = []  # the entries that entered, by round
+        self.lost, self.full, self.spent = set(), False, 0
+        self.run()
+
+    def sticky(self, entry):
+        at = self.called.get(entry.name)
+        return at is not None and self.n < at + entry.sticky
+
+    def cools(self, entry):
+        at = self.called.get(entry.name)
+        ended = at is not None and self.n >= at + entry.sticky
+        return ended and self.n < at + entry.sticky + entry.cooldown
+
+    def batches(self, entry):
+        depth = self.scanning.scan_depth if entry.scan_depth is None else entry.scan_depth
+        window = [self.messages[-i] for i in range(1, depth + 1) if i <= self.n]
+        said = [[e.text for e in entered if not e.prevent_recursion] for entered in self.rounds]
+        return [window, *said]
+
+    def stands(self, entry, key, batch):
+        case, whole = entry.case_sensitive, entry.match_whole_words
+        case = self.scanning.case_sensitive if case is None else case
+        whole = self.scanning.match_whole_words if whole is None else whole
+        return any(matches(key, text, case, whole) for text in batch)
+
+    def first_key(self, entry):
+        for batch in self.batches(entry):
+            for key in entry.keys:
+                if self.stands(entry, key, batch):
+                    return key
+        return None
+
+    def secondary(self, entry):
+        if not entry.selective or not entry.secondary_keys:
+            return True
+        there = [
+            any(self.stands(entry, key, batch) for batch in self.batches(entry))
+            for key in entry.secondary_keys
+        ]
+        return {
+            "and_any": any(there),
+            "and_all": all(there),
+            "not_any": not any(there),
+            "not_all": not all(there),
+        }[entry.selective_logic]
+
+    def run(self):
+        levels = sorted({e.delay_until_recursion for e in self.book if e.enabled} - {0})
+        level, number = 0, 0
+        while True:
+            number += 1
+            entered = self.one_round(number, level)
+            self.rounds.append(entered)
+            said = [e for e in entered if not e.prevent_recursion]
+            if self.full or not self.scanning.recursive or number == self.scanning.max_rounds:
+                break
+            if said:
+                if level == 0 and levels:
+                    level = levels.pop(0)
+            elif number > 1 and levels:
+                level = levels.pop(0)
+            else:
+                break
+
+    def one_round(self, number, level):
+        called = []
+        for entry in self.book:
+            if not entry.enabled or entry.name in self.round_of or entry.name in self.lost:
+                continue
+            sticky = self.sticky(entry)
+            if not sticky and entry.delay_until_recursion > level:
+                continue
+            if not sticky and entry.exclude_recursion and number > 1:
+                continue
+            key = None if entry.constant or sticky else self.first_key(entry)
+            if not (entry.constant or sticky or key):
+                continue
+            self.passed.add(entry.name)
+            if self.n < entry.delay or self.cools(entry):
+                continue
+            if key and not self.secondary(entry):
+                continue
+            self.key_of[entry.name] = key
+            called.append(entry)
+        called.sort(key=lambda e: -e.order)
+        called.sort(key=lambda e: not self.sticky(e))
+        return self.afford(self.lucky(self.grouped(called)), number)
+
+    def grouped(self, called):
+        active = [e for e in self.book if e.name in self.round_of]
+        groups = []
+        for entry in called:
+            groups += [g for g in entry.group.split(", ") if g and g not in groups]
+
+        def members(group):
+            return [e for e in called if group in e.group.split(", ")]
+
+        for group in groups:
+            if any(self.sticky(e) for e in members(group)):
+                called = [e for e in called if e not in members(group) or self.sticky(e)]
+        for group in groups:
+            inside = members(group)
+            if any(self.sticky(e) for e in inside):
+                continue
+            if any(group in e.group.split(", ") for e in active):
+                called = [e for e in called if e not in inside]
+            elif len(inside) > 1:
+                winner = self.winner(group, inside)
+                called = [e for e in called if e not in inside or e is winner]
+        return called
+
+    def winner(self, group, inside):
+        for entry in inside:
+            if entry.group_override:
+                return entry
+        waits = []
+        for entry in inside:
+            u = draw(self.seed, self.n, group, entry.name)
+            waits.append(-math.log1p(-u) / entry.group_weight if entry.group_weight else math.inf)
+        return inside[waits.index(min(waits))]
+
+    def lucky(self, called):
+        for entry in called:
+            drawn = draw(self.seed, self.n, entry.name)
+            if drawn >= entry.probability / 100 and not self.sticky(entry):
+                self.lost.add(entry.name)
+        return [e for e in called if e.name not in self.lost]
+
+    def afford(self, called, number):
+        entered = []
+        for entry in called:
+            fits = not self.full and self.spent + cost(entry) <= self.budget
+            if entry.ignore_budget or fits:
+                self.spent += cost(entry)
+                self.round_of[entry.name] = number
+                entered.append(entry)
+            else:
+                self.full = True
+        return entered
+
+    def timers(self):
+        running = {
+            e.name: self.called[e.name]
+            for e in self.book
+            if e.name in self.called and (self.sticky(e) or self.cools(e))
+        }
+        for entry in self.book:
+            if entry.name in self.round_of and (entry.sticky or entry.cooldown):
+                running.setdefault(entry.name, self.n)
+        return running
+
+
+@settings(max_examples=1000)
+@given(seeds)
+def test_activation_does_what_the_rules_say(number):
+    rng = random.Random(number)
+    book, scanning, timers, seed = a_book(rng), some_settings(rng), Timers(), rng.randint(0, 9)
+    budget = rng.choice([None, None, 5, 20])
+    price = None if budget is None else cost
+    for messages in a_story(rng):
+        rules = Reference(book, messages, scanning, timers.called, seed, budget)
+        found = activate(book, messages, scanning, timers, seed=seed, cost=price, budget=budget)
+        expected = sorted((e for e in book if e.name in rules.round_of), key=lambda e: e.order)
+        assert [one.entry for one in found.active] == expected
+        assert [(one.round, one.key) for one in found.active] == [
+            (rules.round_of[e.name], rules.key_of[e.name]) for e in expected
+        ]
+        assert {one.entry.name for one in found.passed} == rules.passed - set(rules.round_of)
+        assert found.timers.data() == rules.timers()
+        if budget is not None:
+            assert found.cost == sum(cost(e) for e in expected)
+        again = activate(book, messages, scanning, timers, seed=seed, cost=price, budget=budget)
+        assert again == found
+        timers = Timers.from_data(json.loads(json.dumps(found.timers.data())))
+
+
+@given(seeds)
+def test_every_active_entry_has_one_place_in_order(number):
+    rng = random.Random(number)
+    book, scanning, messages = a_book(rng), some_settings(rng), list(a_story(rng))[-1]
+    active = activate(book, messages, scanning).active
+    places = placed(active)
+    lists = [ones for ones in vars(places).values() if isinstance(ones, list)]
+    lists += places.at_depth.values()
+    assert sorted(one.entry.name for ones in lists for one in ones) == sorted(
+        one.entry.name for one in active
+    )
+    for ones in lists:
+        assert ones == sorted(ones, key=lambda one: one.entry.order)
+    for (depth, role), ones in places.at_depth.items():
+        assert all((one.entry.depth, one.entry.role) == (depth, role) for one in ones)
+    deepest_first = [-depth for depth, _ in places.at_depth]
+    assert deepest_first == sorted(deepest_first)
+
+
+# Letters of several scripts, marks and signs, so that words begin and end in every way.
+letters = st.text(alphabet="aAb艾가é\u0301-' _1", max_size=6)
+
+
+@settings(max_examples=400)
+@given(letters, letters, st.booleans())
+def test_a_key_that_is_cut_out_of_a_text_is_found_in_it(before, key, case):
+    for text in (f"{before} {key} {before}", key):
+        keys = read_keys((key,), case, False)
+        expected = {0: 0} if key.strip() else {}
+        assert keys.find(Texts([text]), Watch()) == expected
+        whole = read_keys((key.strip(),), case, True).find(Texts([text]), Watch())
+        assert whole == expected
+
+
+@given(st.lists(letters, max_size=3), st.lists(letters, max_size=3), st.booleans())
+def test_the_short_cuts_change_nothing(keys, texts, whole):
+    """Keys found together are those found one by one, in the nearest text that holds them."""
+    together = read_keys(tuple(keys), False, whole).find(Texts(texts), Watch())
+    apart = {}
+    for place, key in enumerate(keys):
+        for i, text in enumerate(texts):
+            if read_keys((key,), False, whole).find(Texts([text]), Watch()):
+                apart.setdefault(place, i)
+    assert together == apart
+
+
+@given(st.text(max_size=6), st.integers(1, 3))
+def test_grams(text, n):
+    assert all(gram in text and len(gram) == n for gram in grams(text, n))
+    assert len(grams(text, n)) <= max(0, len(text) - n + 1)
+
+
+# What stands between slashes may be anything.
+patterns = st.text(alphabet=r"ab()[]{}|*+?^$.\/-:=!<>&~1,ukpL", max_size=10)
+
+
+@settings(max_examples=400)
+@given(patterns, st.text(alphabet="gimsuyvx", max_size=3), texts)
+def test_no_key_raises_and_none_hangs(pattern, flags, text):
+    key = f"/{pattern}/{flags}"
+    book = [Entry(name="one", text="a", keys=[key], secondary_keys=[key])]
+    found = activate(book, [text])
+    assert all(bad.key == key and bad.why for bad in found.bad_keys)
+    assert not (found.active and found.bad_keys)

@@ -1,0 +1,73 @@
+"""The budget that chooses: always within it, and never beaten by any other mix."""
+
+import itertools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from softlore.context.budget import LEAST, Offer, choose
+
+
+@st.composite
+def offered(draw):
+    offers = []
+    for name in "abcde"[: draw(st.integers(0, 5))]:
+        outside = draw(st.booleans()) and draw(st.booleans())
+        for form in draw(st.sampled_from([("soft",), ("text",), ("soft", "text")])):
+            gain = draw(st.integers(-2, 12)) / 4
+            offers.append(Offer(name, form, draw(st.integers(0, 12)), gain, outside))
+    return offers
+
+
+def mixes(offers):
+    """Every way of taking at most one offer an entry."""
+    by_entry = {}
+    for offer in offers:
+        by_entry.setdefault(offer.entry, [None]).append(offer)
+    for some in itertools.product(*by_entry.values()):
+        yield [offer for offer in some if offer is not None]
+
+
+def worth(mix):
+    return sum(max(offer.gain, LEAST) for offer in mix)
+
+
+@given(offered(), st.integers(-2, 40))
+@settings(max_examples=300)
+def test_no_other_mix_gains_more(offers, budget):
+    mix = choose(offers, budget)
+    inside = [offer for offer in mix.chosen if not offer.outside]
+    assert sum(offer.tokens for offer in inside) <= max(0, budget)
+    names = [offer.entry for offer in mix.chosen]
+    assert len(set(names)) == len(names)
+    assert {offer.entry for offer in offers if offer.outside} <= set(names)
+    counted = [offer for offer in offers if not offer.outside]
+    fitting = [m for m in mixes(counted) if sum(o.tokens for o in m) <= max(0, budget)]
+    best = max(map(worth, fitting), default=0)
+    assert abs(worth(inside) - best) < 1e-4
+    shortest = min(
+        (sum(o.tokens for o in m) for m in fitting if abs(worth(m) - best) < 1e-9), default=0
+    )
+    assert sum(offer.tokens for offer in inside) == shortest
+    assert {cut.entry for cut in mix.cut} == {offer.entry for offer in offers} - set(names)
+
+
+def test_a_short_soft_prompt_stands_in_for_a_long_text():
+    offers = [
+        Offer("Emma", "soft", 16, 2.0), Offer("Emma", "text", 60, 2.5),
+        Offer("Bram", "soft", 16, 1.5), Offer("Bram", "text", 50, 1.6),
+    ]  # fmt: skip
+    assert [o.form for o in choose(offers, 32).chosen] == ["soft", "soft"]
+    assert [o.form for o in choose(offers, 76).chosen] == ["text", "soft"]
+    assert [o.form for o in choose(offers, 110).chosen] == ["text", "text"]
+    only = choose(offers, 16)
+    assert [(o.entry, o.form) for o in only.chosen] == [("Emma", "soft")]
+    assert "16 tokens as a soft prompt or 50 tokens as text" in only.cut[0].why
+    assert "0 of 16 tokens are left" in only.cut[0].why
+    assert "would not fit the budget of 4 by itself" in choose(offers, 4).cut[0].why
+
+
+def test_a_thousand_entries_are_chosen_from_at_once():
+    offers = [Offer(str(i), "soft", 8 + i % 9, 1 + i % 7) for i in range(1000)]
+    mix = choose(offers, 2000)
+    assert 1980 < mix.tokens <= 2000
