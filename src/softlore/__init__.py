@@ -23,6 +23,8 @@ _WHERE = {
     "embed": "softlore.context",
     "logits": "softlore.context",
     "generate": "softlore.decode",
+    "write": "softlore.decode",
+    "Memory": "softlore.decode",
     "SoftloreError": "softlore.errors",
 }
 __all__ = ["__version__", *_WHERE]

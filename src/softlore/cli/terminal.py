@@ -145,8 +145,8 @@ class Terminal:
         head = self.story.head
         if head is None:
             raise StoryError("the story has no turn yet; expected one to edit; write something")
-        changed = text or self._read(head.text)
-        self.story.edit(head, changed)
+        space = head.text[: len(head.text) - len(head.text.lstrip())]
+        self.story.edit(head, space + text if text else self._read(head.text))
 
     def keep(self, _: str = "") -> None:
         """Mark the last turn as one to learn from; see softlore learn."""

@@ -27,6 +27,8 @@ from softlore.tune.trainer import Progress
 CALL = 160  # characters of story before a line: what it is to be called by
 LINE = 280  # characters of a line that are learned
 STEPS = 120  # updates, where the caller does not say
+COMPANY = 3  # other prompts that stand beside it; each brings its own lessons
+PASSAGES = 128  # that teachers write; the prompts know their lore already
 _BREAK = re.compile(r"(?<=[.!?\n])[\"'”’]*\s+|\n+")
 
 
@@ -131,13 +133,7 @@ def learn(
     for name in names:
         on_entry(name)
         mine = [line for line in lines if name in line.entries]
-        company = {
-            other.name: prompts[other.name]
-            for other in book
-            if other.name != name
-            and other.name in prompts
-            and prompts[other.name].kind == prompts[name].kind
-        }
+        company = _company(book, name, prompts)
         trainer = WorldInfoTrainer(
             model,
             entries=[taught(book[name], mine)],
@@ -147,6 +143,7 @@ def learn(
             kind=prompts[name].kind,
             n_tokens=len(prompts[name]),
             max_steps=max_steps,
+            distil_passages=PASSAGES,
             seed=seed,
             on_step=on_step,
         )
@@ -163,6 +160,20 @@ def taught(entry: Entry, lines: Sequence[Line]) -> Entry:
         known += [] if line.response in known else [line.response]
     blocks = [Block(call=call, responses=responses) for call, responses in calls.items()]
     return entry.model_copy(update={"blocks": blocks})
+
+
+def _company(
+    book: Lorebook, name: str, prompts: Mapping[str, SoftPrompt]
+) -> dict[str, SoftPrompt]:
+    """Some prompts to stand beside an entry's, of its kind: the next ones in the lorebook."""
+    names = [entry.name for entry in book]
+    at = names.index(name)
+    others = [
+        other
+        for other in names[at + 1 :] + names[:at]
+        if other in prompts and prompts[other].kind == prompts[name].kind
+    ]
+    return {other: prompts[other] for other in others[:COMPANY]}
 
 
 def _learned(

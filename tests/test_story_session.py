@@ -1,0 +1,323 @@
+"""Stories with a model: what it reads, turn by turn; what is kept; what is learned."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from running import save_tiny_model, softlore
+from softlore import Entry, Lorebook, PromptLibrary, SoftPrompt
+from softlore.errors import ConfigError, ContextOverflowError, StoryError
+from softlore.model.tiny import tiny_model
+from softlore.story import Stories, StorySettings
+from softlore.story.composing import Composer
+from softlore.story.learning import learn, offers, taught
+from softlore.story.session import StorySession
+
+MODEL = tiny_model("llama")
+LIMIT = MODEL.context_length
+EMMA = SoftPrompt.from_text("a black suit", MODEL, name="Emma", kind="prefix")
+BRAM = SoftPrompt.from_text("an inn", MODEL, name="Bram", kind="embedding")
+BOOK = Lorebook(
+    name="town",
+    entries=[
+        Entry(name="Emma", text="Emma wears a suit.", blocks=[("Emma wore", [" a black suit."])]),
+        Entry(name="Bram", text="Bram keeps the inn by the old road.", position="after_char"),
+        Entry(name="Gate", text="The gate is shut.", keys=["gate"], position="at_depth", depth=1),
+    ],
+)
+PROMPTS = {"Emma": EMMA, "Bram": BRAM}
+COMPOSER = Composer(MODEL, BOOK.entries, PROMPTS)
+
+
+@pytest.fixture
+def story(tmp_path):
+    with Stories(tmp_path).create("harbour") as story:
+        story.set(seed=1)
+        yield story
+
+
+def planned(texts, reserve=20, composer=COMPOSER, **settings):
+    return composer.plan(StorySettings(**settings), texts, reserve)
+
+
+# what is read ------------------------------------------------------------------------------------
+
+
+def test_lore_wakes_when_it_is_mentioned():
+    assert not planned(["A dog ran."], budget=99).lore
+    plan = planned(["A dog ran.", " There stood Emma."], budget=99)
+    assert plan.lore.keys() == {"Emma"}
+    assert "key 'Emma'" in plan.activation.active[0].reason
+    assert not planned(["Emma came.", *["A dog ran."] * 6], budget=99).lore
+
+
+def test_everything_stands_in_its_place():
+    only_text = Composer(MODEL, BOOK.entries)
+    texts = ["Emma and Bram.\n", "They met at the gate.\n", "It rained."]
+    plan = planned(
+        texts, composer=only_text, memory="A tale.", note="Slowly", note_depth=2, budget=199
+    )
+    assert plan.context.text == (
+        "Emma wears a suit.\nA tale.\nBram keeps the inn by the old road.\n"
+        "Emma and Bram.\n[Author's note: Slowly]\nThey met at the gate.\n"
+        "The gate is shut.\nIt rained."
+    )
+    assert [part.kind for part in plan.parts] == ["lore", "memory", "lore", "lore", "note", "story"]
+    assert plan.tokens == len(MODEL.encode(plan.context.text)) == sum(p.tokens for p in plan.parts)
+
+
+def test_soft_prompts_stand_in_for_text_under_a_budget():
+    texts = ["Emma and Bram met."]
+    plan = planned(texts, budget=len(EMMA) + len(BRAM))
+    assert plan.lore == {"Emma": "soft", "Bram": "soft"}
+    assert plan.context.prompts == (EMMA, BRAM)
+    plan = planned(texts, budget=len(EMMA))
+    assert sum(offer.tokens for offer in plan.mix.chosen) <= len(EMMA)
+    assert plan.not_used
+
+
+def test_an_entry_says_which_forms_it_may_take():
+    texts = ["Emma came."]
+    for use, form in (("text", "text"), ("soft", "soft")):
+        entry = BOOK["Emma"].model_copy(update={"use": use})
+        plan = planned(texts, composer=Composer(MODEL, [entry], PROMPTS), budget=99)
+        assert plan.lore == {"Emma": form}
+    bare = Composer(MODEL, [BOOK["Emma"].model_copy(update={"use": "soft"})], {})
+    assert "has no soft prompt" in planned(texts, composer=bare).not_used["Emma"]
+
+
+@given(
+    st.lists(st.text(st.sampled_from("ab .\nEmmaBrgte"), max_size=120), max_size=12),
+    st.integers(1, 60),
+    st.integers(0, 4),
+    st.booleans(),
+)
+@settings(max_examples=60)
+def test_the_context_never_overflows(texts, reserve, depth, long_note):
+    plan = planned(texts, reserve, note="x" * (30 if long_note else 0), note_depth=depth)
+    longest = max((len(p) for p in plan.context.prefixes), default=0)
+    taken = longest + plan.context.token_count(MODEL).context + len(MODEL.bos)
+    assert taken + reserve <= LIMIT
+    whole = "".join(texts)
+    if not plan.forgotten:
+        assert plan.parts[-1].tokens == len(MODEL.encode(whole))
+    assert 0 <= plan.forgotten <= len(whole)
+
+
+def test_the_beginning_gives_way_seldom():
+    text, starts = "", []
+    for number in range(60):
+        text += f"Turn {number} went by. "
+        starts.append(planned([text]).forgotten)
+    assert starts == sorted(starts)
+    assert starts[-1] > 0
+    assert len(set(starts)) < 14  # not at every turn
+
+
+def test_no_room_is_said():
+    with pytest.raises(ContextOverflowError, match="to be left for the story"):
+        planned(["x"], memory="m" * (LIMIT - 10))
+    with pytest.raises(ContextOverflowError, match="in a context of"):
+        planned(["x"], reserve=LIMIT)
+
+
+def test_tags_in_the_story_are_prompts_and_what_names_none_is_text():
+    composer = Composer(MODEL, [], PROMPTS)
+    plan = planned(["Here is [[soft:Bram]]."], composer=composer)
+    assert plan.context.prompts == (BRAM,)
+    plan = planned(["Here is [[soft:Nobody]]."], composer=composer)
+    assert plan.context.prompts == ()
+    assert plan.parts[-1].tokens == len(MODEL.encode("Here is [[soft:Nobody]]."))
+
+
+# turns -------------------------------------------------------------------------------------------
+
+
+def test_a_session_turn_by_turn(story):
+    session = StorySession(story, MODEL, BOOK, PROMPTS)
+    session.say("Emma came in.")
+    told = "".join(session.go_on(12))
+    assert story.text == "Emma came in." + told
+    head = story.head
+    assert head.by == "model"
+    assert head.data["lore"] == session.plan.lore
+    assert session.finish in ("length", "end")
+    again = "".join(session.retry(12))
+    assert story.text == "Emma came in." + again
+    assert [turn.text for turn in story.alternatives(story.head)] == [told, again]
+    story.undo()
+    assert story.text == "Emma came in." + told
+
+
+def test_the_same_seed_writes_the_same_story(tmp_path):
+    texts = []
+    for name in ("a", "b"):
+        with Stories(tmp_path).create(name) as story:
+            story.set(seed=7)
+            session = StorySession(story, MODEL, BOOK, PROMPTS)
+            session.say("Emma came in.")
+            for _ in range(3):
+                list(session.go_on(8))
+            texts.append(story.text)
+    assert texts[0] == texts[1]
+
+
+def test_what_was_told_is_kept_when_it_is_stopped(story):
+    session = StorySession(story, MODEL)
+    session.say("A dog")
+    pieces = session.go_on(30)
+    first = next(pieces) + next(pieces)
+    pieces.close()
+    assert story.text == "A dog" + first
+    assert session.finish is None
+    pieces = session.go_on(30)
+    first += next(pieces)
+    with pytest.raises(KeyboardInterrupt):
+        pieces.throw(KeyboardInterrupt)
+    assert story.text == "A dog" + first
+
+
+def test_only_what_is_new_is_read(story):
+    session = StorySession(story, MODEL)
+    session.say("A dog ran down the lane to the sea.")
+    list(session.go_on(4))
+    list(session.go_on(4))
+    assert session.reading.reused > session.reading.read
+    assert not session.reading.why
+
+
+def test_a_retry_needs_a_turn_of_the_models(story):
+    session = StorySession(story, MODEL)
+    session.say("A dog")
+    with pytest.raises(StoryError, match="the writer wrote its last turn"):
+        session.retry()
+
+
+# learning ----------------------------------------------------------------------------------------
+
+
+def kept_story(story):
+    session = StorySession(story, MODEL, BOOK, PROMPTS)
+    session.say("Down the lane came Emma. She took off her")
+    list(session.go_on(6))
+    story.edit(story.head, " long black gloves.")
+    session.say(" It rained.")
+    list(session.go_on(6))
+    story.mark(story.head)
+    return session
+
+
+def test_kept_and_edited_lines_are_offered(story):
+    kept_story(story)
+    first, second = offers(story, BOOK)
+    assert (first.why, first.response) == ("edited", " long black gloves.")
+    assert first.call.endswith("She took off her")
+    assert first.entries == ("Emma",)
+    assert second.why == "kept"
+
+
+def test_what_nobody_kept_is_not_offered(story):
+    session = StorySession(story, MODEL, BOOK, PROMPTS)
+    session.say("Emma came in.")
+    list(session.go_on(6))
+    assert offers(story, BOOK) == []
+    with pytest.raises(ConfigError, match="no lines were picked"):
+        learn(MODEL, BOOK, [], PROMPTS)
+
+
+def test_lines_are_learned_and_measured(story):
+    kept_story(story)
+    line = offers(story, BOOK)[0]
+    (found,) = learn(MODEL, BOOK, [line], PROMPTS, max_steps=60)
+    assert found.after.lines < found.before.lines
+    assert found.prompt.name == "Emma"
+    assert (len(found.prompt), found.prompt.kind) == (len(EMMA), "prefix")
+    assert found.entry == taught(BOOK["Emma"], [line])
+    assert found.entry.blocks[0] == BOOK["Emma"].blocks[0]
+    assert found.prompt.metrics["recall"]["soft"] < found.prompt.metrics["recall"]["none"]
+
+
+# the commands ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def town(tmp_path):
+    save_tiny_model(tmp_path / "model")
+    BOOK.save(tmp_path / "lore.yaml")
+    library = PromptLibrary(tmp_path / "prompts")
+    for prompt in PROMPTS.values():
+        library.save(prompt)
+    return tmp_path
+
+
+def run(town, *arguments, stdin="", command="story", name="harbour"):
+    return softlore(command, name, "--stories", town / "stories", *arguments, stdin=stdin)
+
+
+def begun(town):
+    script = (
+        "Down the lane came Emma. She took off her\n/lore\n/tokens\n/edit long black gloves.\n"
+        "\n/keep\n/memory A tale.\n/set tokens=5 temperature=0.5\n\n/undo\n/redo\n/branches\n"
+        "/nope\n"
+        f"/save {town}/out.json\n/quit\n"
+    )
+    return run(
+        town, "--model", town / "model", "--lorebook", town / "lore.yaml",
+        "--prompts", town / "prompts", "--seed", 3, "--tokens", 8, stdin=script,
+    )  # fmt: skip
+
+
+def test_an_evening_at_the_terminal(town):
+    ended = begun(town)
+    assert ended.code == 0
+    assert "key 'Emma'" in ended.out
+    assert "tokens are free" in ended.out
+    assert "there is no command /nope" in ended.err
+    save = json.loads((town / "out.json").read_text(encoding="utf-8"))
+    assert save["prompt"].startswith("Down the lane came Emma.")
+    assert save["memory"] == "A tale."
+    listed = softlore("story", "--stories", town / "stories")
+    assert "harbour" in listed.out
+    again = run(town, stdin="/lore\n")
+    assert again.code == 0
+    exported = run(town, "--export", town / "story.md")
+    assert exported.code == 0
+    assert "long black gloves" in (town / "story.md").read_text(encoding="utf-8")
+    other = run(town, "--import", town / "story.md", "--export", town / "b.txt", name="other")
+    assert other.code == 0
+    assert (town / "b.txt").read_text(encoding="utf-8").startswith("Down the lane")
+
+
+def test_learning_from_a_story(town):
+    begun(town)
+    before = PromptLibrary(town / "prompts")["Emma"]
+    listed = run(town, "--list", command="learn")
+    assert "edited, for Emma" in listed.out
+    refused = run(town, command="learn")
+    assert (refused.code, len(refused.lines)) == (2, 1)
+    wrong = run(town, "--pick", "99", command="learn")
+    assert (wrong.code, len(wrong.lines)) == (2, 1)
+    looked = run(town, "--pick", "1", "--max-steps", "4", command="learn")
+    assert looked.code == 0
+    assert "nothing was saved" in looked.err
+    assert PromptLibrary(town / "prompts")["Emma"] == before
+    saved = run(town, "--pick", "1", "--max-steps", "4", "--yes", command="learn")
+    assert saved.code == 0, saved.err
+    assert PromptLibrary(town / "prompts")["Emma"] != before
+    assert PromptLibrary(town / "prompts" / "before")["Emma"] == before
+    learned = Lorebook.load(town / "lore.learned.yaml")
+    told = [response for block in learned["Emma"].blocks for response in block.responses]
+    assert any("long black gloves." in response for response in told)
+    with Stories(town / "stories").open("harbour") as story:
+        assert story.settings.lorebook.endswith("lore.learned.yaml")
+
+
+def test_a_story_that_is_there_is_not_written_over(town):
+    begun(town)
+    (town / "x.txt").write_text("other", encoding="utf-8")
+    refused = run(town, "--import", town / "x.txt")
+    assert (refused.code, len(refused.lines)) == (2, 1)
+    missing = run(town, name="nothing", command="learn")
+    assert (missing.code, len(missing.lines)) == (2, 1)
