@@ -37,6 +37,7 @@ schema: $(VENV)/.ready-dev  ## Write docs/lorebook.schema.json anew
 
 bench: $(VENV)/.ready-dev  ## Measure speed and memory
 	$(BIN)/python tools/bench.py
+	$(BIN)/python tools/bench_decode.py
 
 fuzz: $(VENV)/.ready-dev  ## Fuzz every reader of prompt files: three hours, over ten million inputs
 	$(BIN)/python tools/fuzz.py --seconds 1000 --crashes runs/fuzz-crashes

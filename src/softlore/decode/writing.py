@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, overload
 
 from torch import Tensor
 
@@ -76,6 +76,12 @@ class Writing(Iterator[Token]):
         token = next(self._tokens)
         self.text += token.text
         return token
+
+    def drained(self) -> Self:
+        """This writing, once it has come to its end."""
+        for _ in self:
+            pass
+        return self
 
     def close(self) -> None:
         """Ends the writing where it is."""

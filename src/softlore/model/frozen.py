@@ -116,11 +116,17 @@ class FrozenModel:
     def decode(self, ids: Sequence[int], inside: bool = False) -> str:
         """The text of ids; `inside`: it goes on from other text, and may begin with a space."""
         if inside:
-            head = self._ids("a")  # a word to go on from
-            return self.decode([*head, *ids])[len(self.decode(head)) :]
+            head, length = self._word
+            return self.decode([*head, *ids])[length:]
         text = str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
         # CTRL's marks of a word that goes on are taken out by its tokenizer, but for the last.
         return text.removesuffix("@@") if self.family.model_type == "ctrl" else text
+
+    @cached_property
+    def _word(self) -> tuple[list[int], int]:
+        """The ids of a word to go on from, and how long its text is."""
+        ids = self._ids("a")
+        return ids, len(self.decode(ids))
 
     @property
     def bos(self) -> list[int]:

@@ -162,9 +162,7 @@ def taught(entry: Entry, lines: Sequence[Line]) -> Entry:
     return entry.model_copy(update={"blocks": blocks})
 
 
-def _company(
-    book: Lorebook, name: str, prompts: Mapping[str, SoftPrompt]
-) -> dict[str, SoftPrompt]:
+def _company(book: Lorebook, name: str, prompts: Mapping[str, SoftPrompt]) -> dict[str, SoftPrompt]:
     """Some prompts to stand beside an entry's, of its kind: the next ones in the lorebook."""
     names = [entry.name for entry in book]
     at = names.index(name)
