@@ -4,7 +4,9 @@ from softlore.decode.loop import decode
 from softlore.decode.memory import Memory, Reading
 from softlore.decode.passages import OPENERS, Dosed, openers, sample_passages
 from softlore.decode.samplers import Chooser, Sampling
-from softlore.decode.writing import Token, Writing, generate, write
+from softlore.decode.telling import Telling, Token
+from softlore.decode.together import Wish, write_together
+from softlore.decode.writing import Writing, generate, write
 
 __all__ = [
     "OPENERS",
@@ -13,11 +15,14 @@ __all__ = [
     "Memory",
     "Reading",
     "Sampling",
+    "Telling",
     "Token",
+    "Wish",
     "Writing",
     "decode",
     "generate",
     "openers",
     "sample_passages",
     "write",
+    "write_together",
 ]

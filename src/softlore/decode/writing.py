@@ -2,80 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, overload
-
-from torch import Tensor
 
 from softlore.context import compose
 from softlore.context.compose import Readable, heading
-from softlore.decode.detokenizer import Detokenizer
 from softlore.decode.loop import Choose, decode
 from softlore.decode.memory import Memory
 from softlore.decode.mixing import Mixed, Steering, dosed, with_bare
 from softlore.decode.no_copy import no_copy_step
 from softlore.decode.samplers import Chooser, Sampling
 from softlore.decode.sliding import Headed, decode_sliding
+from softlore.decode.telling import Finish, Observed, Telling, Token
 from softlore.errors import ConfigError
 from softlore.lore.styles import BRACKETED
 from softlore.model import FrozenModel
 from softlore.prompts import Context, SoftPrompt
 
-Finish = Literal["end", "stop", "length", "context"]
 Stop = str | Sequence[str]
 MOST_LOGPROBS = 1000
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token that was chosen, and the text that became sure by it.
-
-    Attributes:
-        text: may be empty (half a character, or what may begin a stop string), and may hold text
-            of earlier tokens.
-        id: None for text that was held back, and is let go at the end.
-        logprob: of the token after all soft prompts and before any sampler; None unless asked for.
-        top: the likeliest ids with theirs, likeliest first.
-    """
-
-    text: str
-    id: int | None = None
-    logprob: float | None = None
-    top: dict[int, float] = field(default_factory=dict)
 
 
 class Writing(Iterator[Token]):
     """The tokens of one text as they come; `close()` ends it at once.
 
-    Attributes:
-        text: what was told so far.
-        ids: the ids that were chosen so far, the model's own end among them.
-        finish: why it ended: the model's own "end", a "stop" string, "length" (as many tokens as
-            were asked for) or "context" (no room left); None while it goes on.
+    `text`, `ids`, `finish` and `stopped_by` are those of a `Telling`.
     """
 
-    def __init__(
-        self, model: FrozenModel, steps: Iterator[Token], stops: Sequence[str], most: int
-    ) -> None:
-        self.text = ""
-        self.ids: list[int] = []
-        self.finish: Finish | None = None
-        self._eos = model.eos_ids
-        self._detokenizer = Detokenizer(model, stops)
+    def __init__(self, telling: Telling, steps: Iterator[Token]) -> None:
+        self._telling = telling
         self._steps = steps
-        self._most = most
         self._tokens: Generator[Token] = self._run()
 
     @property
+    def text(self) -> str:
+        return self._telling.text
+
+    @property
+    def ids(self) -> list[int]:
+        return self._telling.ids
+
+    @property
+    def finish(self) -> Finish | None:
+        return self._telling.finish
+
+    @property
     def stopped_by(self) -> str | None:
-        """The stop string that ended it."""
-        return self._detokenizer.stopped_by
+        return self._telling.stopped_by
 
     def __next__(self) -> Token:
-        token = next(self._tokens)
-        self.text += token.text
-        return token
+        return next(self._tokens)
 
     def drained(self) -> Self:
         """This writing, once it has come to its end."""
@@ -89,28 +65,10 @@ class Writing(Iterator[Token]):
 
     def _run(self) -> Generator[Token]:
         for step in self._steps:
-            token, ended = self._told(step)
-            yield token
-            if ended:
+            yield self._telling.tell(step)
+            if self._telling.finish:
                 break
-        else:
-            self.finish = self.finish or "context"
-        if rest := self._detokenizer.rest():
-            yield Token(rest)
-
-    def _told(self, step: Token) -> tuple[Token, bool]:
-        """A step with its text, and whether it is the last."""
-        assert step.id is not None
-        self.ids.append(step.id)
-        if step.id in self._eos:
-            self.finish = "end"
-            return step, True
-        text = self._detokenizer.feed(step.id)
-        if self.stopped_by is not None:
-            self.finish = "stop"
-        elif len(self.ids) == self._most:
-            self.finish = "length"
-        return Token(text, step.id, step.logprob, step.top), self.finish is not None
+        yield from self._telling.rest()
 
 
 def write(
@@ -153,16 +111,17 @@ def write(
         ContextError: nothing to go on from, or more than fits.
         PromptMismatchError: a prompt of another model.
     """
-    stops = _checked(max_new_tokens, stop, logprobs)
+    stops = checked(max_new_tokens, stop, logprobs)
     heads = dosed(head)
     prompts = [p for one in [context, *(h for h, _ in heads)] for p in Context(one).prompts]
-    chooser = _Told(_chooser(model, prompts, seed, no_copy, sampling), logprobs)
+    chooser = Observed(chooser_of(model, prompts, seed, no_copy, sampling), logprobs)
     if heads:
         steps = _headed(model, context, heads, chooser, max_new_tokens, check)
     else:
         tree = compose(model, context, check=check)
         steps = decode(model, [tree], chooser, max_new_tokens, memory)
-    return Writing(model, (chooser.token(step[0]) for step in steps), stops, max_new_tokens)
+    telling = Telling(model, stops, max_new_tokens)
+    return Writing(telling, (chooser.token(step[0]) for step in steps))
 
 
 @overload
@@ -196,28 +155,12 @@ def generate(
     return pieces if stream else "".join(pieces)
 
 
-class _Told:
-    """A chooser that remembers what the model thought of its last choice."""
+def checked(max_new_tokens: int, stop: Stop, logprobs: int | None) -> tuple[str, ...]:
+    """The stop strings.
 
-    def __init__(self, choose: Choose, logprobs: int | None) -> None:
-        self._choose = choose
-        self._logprobs = logprobs
-        self._last: tuple[float | None, dict[int, float]] = (None, {})
-
-    def __call__(self, logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
-        chosen = self._choose(logits, texts)
-        if self._logprobs is not None:
-            logp = logits[0].log_softmax(dim=-1)
-            top = logp.topk(self._logprobs)
-            likeliest = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-            self._last = float(logp[chosen[0]]), likeliest
-        return chosen
-
-    def token(self, chosen: int) -> Token:
-        return Token("", chosen, *self._last)
-
-
-def _checked(max_new_tokens: int, stop: Stop, logprobs: int | None) -> tuple[str, ...]:
+    Raises:
+        ConfigError: a setting out of range.
+    """
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}; expected at least 1; ask for more")
     if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
@@ -231,18 +174,19 @@ def _checked(max_new_tokens: int, stop: Stop, logprobs: int | None) -> tuple[str
     return stops
 
 
-def _chooser(
+def chooser_of(
     model: FrozenModel,
     prompts: Sequence[SoftPrompt],
     seed: int | None,
     no_copy: int,
-    sampling: dict[str, Any],
+    sampling: Mapping[str, Any],
 ) -> Chooser:
-    banned = (*sampling.pop("banned", ()), *model.banned_ids)
+    """The chooser of one text: its sampling, and what is never to be written."""
+    banned = (*sampling.get("banned", ()), *model.banned_ids)
     if any(p.training.get("style") == BRACKETED for p in prompts):
         banned += model.bracket_ids  # what was learned in brackets is told without them
     before = [no_copy_step(prompts, no_copy)] if no_copy else []
-    return Chooser(Sampling(**sampling, banned=banned), seed, model, before)
+    return Chooser(Sampling(**{**sampling, "banned": banned}), seed, model, before)
 
 
 def _headed(

@@ -9,7 +9,8 @@ from typing import Any, Self
 
 from softlore.context.timers import Timers
 from softlore.decode import Memory, Reading, write
-from softlore.decode.writing import Finish, Writing
+from softlore.decode.telling import Finish
+from softlore.decode.writing import Writing
 from softlore.errors import ContextError, StoryError
 from softlore.lore import Lorebook
 from softlore.model import DEFAULT_MODEL, FrozenModel

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from softlore.decode.loop import Choose
 from softlore.decode.samplers.settings import Sampling
 from softlore.decode.samplers.steps import Step
 from softlore.model import FrozenModel
@@ -77,7 +78,7 @@ class Chooser:
 class RowChoosers:
     """A chooser a row: each row is chosen as its own chooser would choose it alone."""
 
-    def __init__(self, choosers: Sequence[Chooser]) -> None:
+    def __init__(self, choosers: Sequence[Choose]) -> None:
         self.choosers = list(choosers)
 
     def __call__(self, logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:

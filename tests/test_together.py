@@ -1,0 +1,57 @@
+"""Texts written side by side are what each would be alone."""
+
+import pytest
+
+from softlore import SoftPrompt
+from softlore.decode import Wish, write, write_together
+from softlore.errors import ConfigError
+from softlore.model.families import PROVEN
+from softlore.model.tiny import tiny_model
+
+MODEL = tiny_model("llama")
+DOG = SoftPrompt.from_text("Dog is a good boy", MODEL, name="dog", kind="prefix")
+ROW = SoftPrompt.from_text("a red coat", MODEL, name="coat", kind="embedding")
+WISHES = [
+    Wish(DOG + "The dog", 20, seed=1, sampling={"temperature": 1.0}),
+    Wish("Down the " + ROW + " lane", 9, seed=2, sampling={"top_k": 5, "dry_multiplier": 0.8}),
+    Wish("A", 14, seed=3, stop=["e"], sampling={"repetition_penalty": 1.3}, logprobs=2),
+    Wish("The sea " * 9, 3, sampling={"temperature": 0}),
+]
+
+
+def alone(model, wish):
+    return write(
+        model, wish.context, wish.max_new_tokens, stop=wish.stop, seed=wish.seed,
+        logprobs=wish.logprobs, **wish.sampling,
+    ).drained()  # fmt: skip
+
+
+def test_each_is_what_it_would_be_alone():
+    tellings, tokens = write_together(MODEL, WISHES)
+    told = list(tokens)
+    for row, (wish, telling) in enumerate(zip(WISHES, tellings, strict=True)):
+        single = alone(MODEL, wish)
+        assert telling.ids == single.ids
+        assert telling.text == single.text
+        assert telling.finish == single.finish
+        assert "".join(token.text for at, token in told if at == row) == telling.text
+    assert all(len(token.top) == 2 for at, token in told if at == 2 and token.id is not None)
+
+
+@pytest.mark.parametrize("family", sorted(PROVEN))
+def test_in_every_family(family):
+    model = tiny_model(family)
+    wishes = [Wish(text, 6, sampling={"temperature": 0}) for text in ("The dog ran", "A", "So it")]
+    tellings, tokens = write_together(model, wishes)
+    list(tokens)
+    assert [telling.ids for telling in tellings] == [alone(model, wish).ids for wish in wishes]
+
+
+def test_it_may_be_left_at_any_time():
+    tellings, tokens = write_together(MODEL, WISHES)
+    for _ in range(6):
+        next(tokens)
+    tokens.close()
+    assert all(len(telling.ids) <= 2 for telling in tellings)
+    with pytest.raises(ConfigError, match="nothing was asked for"):
+        write_together(MODEL, [])
