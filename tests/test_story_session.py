@@ -321,3 +321,24 @@ def test_a_story_that_is_there_is_not_written_over(town):
     assert (refused.code, len(refused.lines)) == (2, 1)
     missing = run(town, name="nothing", command="learn")
     assert (missing.code, len(missing.lines)) == (2, 1)
+
+
+def test_the_lore_of_a_save_comes_along(town):
+    wise = {"key": "Ada,the smith", "keysecondary": "", "content": "Ada is a smith.", "comment": ""}
+    wise |= {"folder": None, "selective": False, "constant": False}
+    save = {
+        "prompt": "At the gate stood Ada.",
+        "memory": "",
+        "authorsnote": "",
+        "actions": [" So."],
+    }
+    save["worldinfo"] = [wise]
+    (town / "save.json").write_text(json.dumps(save), encoding="utf-8")
+    ended = run(
+        town, "--import", town / "save.json", "--model", town / "model", "--tokens", 4,
+        stdin="/lore\n", name="saved",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "lore came along: 1 entry" in ended.err
+    assert "text" in ended.out
+    assert "Ada" in ended.out

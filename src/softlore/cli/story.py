@@ -102,7 +102,23 @@ def _opened(stories: Any, name: str, import_file: Path | None) -> Any:
         )
     from softlore.story.files import read_story
 
-    return stories.create(name, read_story(import_file))
+    draft = read_story(import_file)
+    story = stories.create(name, draft)
+    if draft.lorebook:
+        _take_lore(story, draft.lorebook, stories.folder / f"{name}.lorebook.yaml")
+    return story
+
+
+def _take_lore(story: Any, data: Any, path: Path) -> None:
+    """Keeps the lore that came with a story as a lorebook beside it."""
+    from softlore.lore import Lorebook
+
+    book = Lorebook.from_data(data, name=story.name, source="the lore in the file")
+    if book.entries:
+        book.save(path)
+        story.set(lorebook=str(path.resolve()))
+        entries = "1 entry" if len(book) == 1 else f"{len(book)} entries"
+        click.echo(f"lore came along: {entries}, in {path}", err=True)
 
 
 def _write(
