@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from softlore.cli.options import clean, json_option, load_model, model_options, write_json
+from softlore.cli.options import (
+    check_free,
+    clean,
+    json_option,
+    load_model,
+    model_options,
+    write_json,
+)
 from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -109,11 +116,11 @@ def _write(
         if to == "safetensors" and out is not None:  # a library has one prompt of a name
             library = PromptLibrary(path)
             if prompt.name in library:
-                _check_free(library.header(prompt.name).path, force)
+                check_free(library.header(prompt.name).path, force)
             return library.save(prompt)
         path = path / (slug_of(prompt.name) + writer.suffix)
     if to != "peft" or not path.is_dir() or any(path.iterdir()):  # an empty folder may be filled
-        _check_free(path, force)
+        check_free(path, force)
     if model is not None and text is not None:
         _write_context(model, clean(text, "--text"), prompt, path)
     else:
@@ -146,14 +153,6 @@ def _write_context(model: FrozenModel, text: str, prompt: SoftPrompt, path: Path
             "where the prompt is to stand"
         )
     vllm.write_body(vllm.request_body(embed(model, context), model.name), path)
-
-
-def _check_free(path: Path, force: bool) -> None:
-    if os.path.lexists(path) and not force:
-        raise ConfigError(
-            f"{str(path)!r} is there already; expected nothing to be lost; name another path "
-            "(--out), or write over it (--force)"
-        )
 
 
 def _size(path: Path) -> int:

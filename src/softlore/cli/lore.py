@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.options import json_option, write_json
-from softlore.errors import ConfigError
+from softlore.cli.options import check_free, json_option, write_json
 
 if TYPE_CHECKING:
     from softlore.lore import Entry, Lorebook
@@ -58,7 +56,7 @@ def import_(file: Path, out: Path | None, force: bool) -> None:
 
     book = Lorebook.load(file)
     path = out or Path(f"{file.stem}.yaml")
-    _check_free(path, force)
+    check_free(path, force)
     book.save(path)
     click.echo(f"read {_counted(book)} from {file} ({_format(book)}); wrote {path}")
     if kept := _without_lore(book):
@@ -95,7 +93,7 @@ def export(lorebook: Path, to: str, out: Path | None, into: Path | None, force: 
 
     book = Lorebook.load(lorebook)
     path = out or Path(book.name + WRITERS[to].suffix)
-    _check_free(path, force)
+    check_free(path, force)
     book.save(path, to, into)
     click.echo(f"read {_counted(book)} from {lorebook}; wrote {path} ({WRITERS[to].makes})")
     if to == "mkultra":
@@ -185,11 +183,3 @@ def _count_without_lore(book: Lorebook) -> int:
 def _without_lore(book: Lorebook) -> str:
     count = _count_without_lore(book)
     return f"{count} {'entry' if count == 1 else 'entries'}" if count else ""
-
-
-def _check_free(path: Path, force: bool) -> None:
-    if os.path.lexists(path) and not force:
-        raise ConfigError(
-            f"{str(path)!r} is there already; expected nothing to be lost; name another path "
-            "(--out), or write over it (--force)"
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -263,3 +264,16 @@ def given_text(text: str) -> str:
 def interactive() -> bool:
     """Whether somebody watches."""
     return sys.stderr.isatty()
+
+
+def check_free(path: Path, force: bool) -> None:
+    """Nothing is at a path, or it may be written over.
+
+    Raises:
+        ConfigError: something is.
+    """
+    if os.path.lexists(path) and not force:
+        raise ConfigError(
+            f"{str(path)!r} is there already; expected nothing to be lost; name another path "
+            "(--out), or write over it (--force)"
+        )
