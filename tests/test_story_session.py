@@ -227,6 +227,17 @@ def test_what_nobody_kept_is_not_offered(story):
         learn(MODEL, BOOK, [], PROMPTS)
 
 
+def test_a_line_is_not_about_whom_the_lore_of_another_names(story):
+    ada = Entry(name="Ada", text="Ada is the smith of Rook.")
+    book = Lorebook(name="b", entries=[ada, Entry(name="Rook", text="A town.", constant=True)])
+    session = StorySession(story, MODEL, book)
+    session.say("At the forge stood Ada.")
+    list(session.go_on(6))
+    story.mark(story.head)
+    assert session.plan.lore.keys() == {"Ada", "Rook"}
+    assert offers(story, book)[0].entries == ("Ada",)
+
+
 def test_lines_are_learned_and_measured(story):
     kept_story(story)
     line = offers(story, BOOK)[0]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from softlore.context.activation import activate
+from softlore.context.scan import Scanning
 from softlore.errors import ConfigError
 from softlore.lore import Block, Entry, Lorebook
 from softlore.measure.material import Material, gather
@@ -29,6 +30,7 @@ LINE = 280  # characters of a line that are learned
 STEPS = 120  # updates, where the caller does not say
 COMPANY = 3  # other prompts that stand beside it; each brings its own lessons
 PASSAGES = 128  # that teachers write; the prompts know their lore already
+SCANNING = Scanning(recursive=False)  # whom a line names, not whom that one's lore names
 _BREAK = re.compile(r"(?<=[.!?\n])[\"'”’]*\s+|\n+")
 
 
@@ -208,7 +210,7 @@ def _about(turn: Turn, book: Lorebook, text: str) -> tuple[str, ...]:
     active = [name for name in lore if name in book] if isinstance(lore, dict) else []
     entries = [book[name] for name in active] or list(book)
     waking = [entry.model_copy(update={"constant": False}) for entry in entries]
-    named = {one.entry.name for one in activate(waking, [text]).active}
+    named = {one.entry.name for one in activate(waking, [text], SCANNING).active}
     named |= {entry.name for entry in entries if entry.name in text}
     return tuple(name for name in (entry.name for entry in entries) if name in named) or tuple(
         active
