@@ -196,6 +196,31 @@ def written(model: FrozenModel, trees: Sequence[Tree], options: Any) -> list[str
     return found
 
 
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Lore words by budget, as text and as softlore chooses, with intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    for way, colour in (("text", "#888888"), ("softlore", "#5e35b1")):
+        mine = [row for row in rows if row["way"] == way]
+        means, halves = zip(
+            *(map(float, row["lore words"].split(" ±")) for row in mine), strict=True
+        )
+        budgets = [row["budget"] for row in mine]
+        axes.errorbar(budgets, means, halves, marker="o", capsize=4, color=colour, label=way)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(budgets, [str(budget) for budget in budgets])
+    axes.set_xlabel("tokens of the context for lore")
+    axes.set_ylabel("lore words in what is written")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -210,11 +235,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--budgets", type=int, nargs="*", default=BUDGETS)
     parser.add_argument("--style", default="implicit", help="makes blocks of the characters' texts")
     parser.add_argument("--max-steps", type=int, default=150)
+    parser.add_argument("--plot", type=Path, help="draw what `lore` found into this picture")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    print(json.dumps(globals()[options.what](options), indent=1))
+    rows = globals()[options.what](options)
+    print(json.dumps(rows, indent=1))
+    if options.plot:
+        plot(rows, options.plot)
 
 
 if __name__ == "__main__":
