@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import platformdirs
+
 from softlore.errors import StorageError
 
 TEMPORARY_PREFIX = ".softlore-"
@@ -101,6 +103,17 @@ def write_whole(path: str | os.PathLike[str], *parts: bytes | memoryview) -> Non
     with writing(path) as file:
         for part in parts:
             file.write(part)
+
+
+def user_folder(name: str, variable: str) -> Path:
+    """Where softlore keeps things when no folder is named; it need not exist yet.
+
+    What the environment variable says, else `name` in the user's data folder
+    (`~/.local/share/softlore` on Linux).
+    """
+    if chosen := os.environ.get(variable):
+        return Path(chosen).expanduser()
+    return Path(platformdirs.user_data_dir("softlore", appauthor=False)) / name
 
 
 def refused(verb: str, path: Path, error: OSError) -> StorageError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.options import interactive, json_option, load_model, model_options, write_json
+from softlore.cli.options import interactive, json_option, model_options, write_json
 
 if TYPE_CHECKING:
     from softlore.story.learning import Learned, Line
@@ -55,7 +55,7 @@ def command(
     from softlore.errors import StoryError
     from softlore.story import Stories
     from softlore.story.learning import learn, offers
-    from softlore.story.session import StorySession, model_name_of
+    from softlore.story.session import StorySession
 
     with Stories(stories_folder).open(name) as story:
         if not story.settings.lorebook:
@@ -73,13 +73,12 @@ def command(
             write_json([vars(line) for line in lines], json_path)
             return
         chosen = lines if pick_all else _picked(lines, pick)
-        model = load_model(model_name or model_name_of(story), dtype, device)
-        session = StorySession.open(story, model)
+        session = StorySession.open(story, model_name, dtype, device)
         from softlore.cli.progress import watch
 
         with watch(interactive()) as on_step:
             found = learn(
-                model, book, chosen, session.composer.prompts,
+                session.model, book, chosen, session.composer.prompts,
                 max_steps=max_steps, seed=seed, on_step=on_step,
             )  # fmt: skip
         if json_path != "-":

@@ -131,12 +131,10 @@ def _write(
 ) -> None:
     import sys
 
-    from softlore.cli.options import load_model
     from softlore.cli.terminal import Terminal, comfortable_reader, line_reader
-    from softlore.story.session import StorySession, model_name_of
+    from softlore.story.session import StorySession
 
-    model = load_model(model_name_of(story), dtype, device)
-    session = StorySession.open(story, model)
+    session = StorySession.open(story, dtype=dtype, device=device)
     read = line_reader()
     if sys.stdin.isatty() and sys.stdout.isatty():
         read = comfortable_reader(session, stories.folder / ".history")

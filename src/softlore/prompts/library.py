@@ -12,9 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
-from softlore.disk import refused
+from softlore.disk import refused, user_folder
 from softlore.errors import PromptFileError, SoftloreError, StorageError, UnknownPromptError
 from softlore.prompts import native
 from softlore.prompts.native import SUFFIX, PromptHeader
@@ -32,10 +30,7 @@ def default_folder() -> Path:
     `$SOFTLORE_PROMPTS` if set, else the user's data folder (`~/.local/share/softlore/prompts` on
     Linux). It need not exist yet.
     """
-    chosen = os.environ.get(FOLDER_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(platformdirs.user_data_dir("softlore", appauthor=False)) / "prompts"
+    return user_folder("prompts", FOLDER_VARIABLE)
 
 
 @dataclass(frozen=True)

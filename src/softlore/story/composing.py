@@ -13,8 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from softlore.context.activation import Activation, activate, placed
-from softlore.context.budget import Mix, Offer, choose
+from softlore.context.activation import Activation, Active, activate, placed
+from softlore.context.budget import Form, Mix, Offer, choose
 from softlore.context.scan import Scanning
 from softlore.context.timers import Timers
 from softlore.errors import ContextOverflowError
@@ -128,11 +128,6 @@ class Composer:
             self._worths[entry.name] = told or measure_worth(self.model, entry, prompt)
         return self._worths[entry.name]
 
-    def forget(self, name: str) -> None:
-        """Measures an entry anew, after its prompt was trained on."""
-        self._worths.pop(name, None)
-        self._usable.pop(name, None)
-
     # inside ------------------------------------------------------------------------------------
 
     def _limit(self, settings: StorySettings, reserve: int) -> int:
@@ -158,15 +153,15 @@ class Composer:
         offers: list[Offer] = []
         without: dict[str, str] = {}
         for one in sorted(found.active, key=lambda one: -one.entry.order):
-            entry, mine = one.entry, []
+            entry = one.entry
+            mine: list[tuple[Form, int]] = []
             prompt = self._prompt(entry) if entry.use != "text" else None
-            worth = self.worth(entry)
             if prompt is not None:
                 mine.append(("soft", len(prompt)))
             if entry.text and entry.use != "soft":
                 mine.append(("text", len(self.model.encode(plain_text(entry)))))
             offers += [
-                Offer(entry.name, form, tokens, worth.gain(form), entry.ignore_budget)  # type: ignore[arg-type]
+                Offer(entry.name, form, tokens, self.worth(entry).gain(form), entry.ignore_budget)
                 for form, tokens in mine
             ]
             if not mine:
@@ -178,9 +173,9 @@ class Composer:
         forms = {offer.entry: offer.form for offer in mix.chosen}
         places = placed(one for one in found.active if one.entry.name in forms)
 
-        def lay(actives: Sequence[object], depth: int | None = None) -> None:
+        def lay(actives: Sequence[Active], depth: int | None = None) -> None:
             for one in actives:
-                entry = one.entry  # type: ignore[attr-defined]
+                entry = one.entry
                 if forms[entry.name] == "soft":
                     frame.put("soft", entry.name, self.prompts[entry.name], depth)
                 else:

@@ -66,10 +66,7 @@ class Frame:
             if shown:
                 pieces.append(parsed(shown, prompts))
                 told = shown
-        context = Context()
-        for piece in pieces:
-            context = context + piece
-        return context
+        return Context(piece for some in pieces for piece in Context(some))
 
     def story_part(
         self, texts: Sequence[str], start: int, prompts: Mapping[str, SoftPrompt]

@@ -8,9 +8,7 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-import platformdirs
-
-from softlore.disk import flush_folder, refused
+from softlore.disk import flush_folder, refused, user_folder
 from softlore.errors import StoryError, StoryFileError, StoryNotFoundError
 from softlore.lore.names import NAME_RULE, composed, wrong_with_name
 from softlore.story.store import StoryFile
@@ -30,10 +28,7 @@ def default_folder() -> Path:
     `$SOFTLORE_STORIES` if set, else the user's data folder (`~/.local/share/softlore/stories` on
     Linux), beside that of the prompts. It need not exist yet.
     """
-    chosen = os.environ.get(FOLDER_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(platformdirs.user_data_dir("softlore", appauthor=False)) / "stories"
+    return user_folder("stories", FOLDER_VARIABLE)
 
 
 class Stories(Collection[str]):

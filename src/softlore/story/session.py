@@ -47,8 +47,14 @@ class StorySession:
         self._memory = Memory()
 
     @classmethod
-    def open(cls, story: Story, model: FrozenModel | None = None) -> Self:
-        """Takes model, lorebook and prompts from the story's settings.
+    def open(
+        cls,
+        story: Story,
+        model: str | None = None,
+        dtype: str | None = None,
+        device: str | None = None,
+    ) -> Self:
+        """Takes model, lorebook and prompts from the story's settings; `model` names another.
 
         Raises:
             SoftloreError: one of them cannot be read; the message says which.
@@ -56,9 +62,8 @@ class StorySession:
         settings = story.settings
         book = Lorebook.load(settings.lorebook) if settings.lorebook else None
         prompts = PromptLibrary(Path(settings.prompts) if settings.prompts else None)
-        if model is None:
-            model = FrozenModel.from_pretrained(model_name_of(story))
-        return cls(story, model, book, prompts)
+        name = model or settings.model or (book.model if book else None) or DEFAULT_MODEL
+        return cls(story, FrozenModel.from_pretrained(name, dtype, device), book, prompts)
 
     @property
     def reading(self) -> Reading:
@@ -157,15 +162,6 @@ class StorySession:
             return random.SystemRandom().randrange(DRAW)
         tries = len(self.story.continuations(after))
         return random.Random(repr((seed, after, tries))).randrange(DRAW)
-
-
-def model_name_of(story: Story) -> str:
-    """The model that a story names, or its lorebook, or the default one."""
-    settings = story.settings
-    if settings.model:
-        return settings.model
-    book = Lorebook.load(settings.lorebook) if settings.lorebook else None
-    return (book.model if book else None) or DEFAULT_MODEL
 
 
 def _timers(turns: Sequence[Turn]) -> Timers | None:

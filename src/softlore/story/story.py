@@ -272,20 +272,13 @@ class Story:
     def undo(self) -> str:
         """Takes the last operation back; returns its name, or an empty text if there is none."""
         with self._changing() as now:
-            before = self._file.state_before(now)
-            if before is None:
-                return ""
-            self._file.stand_at(before.id)
-            return now.operation
+            return now.operation if self._stand_at(self._file.state_before(now)) else ""
 
     def redo(self) -> str:
         """Brings back what was undone last; returns its name, or an empty text if there is none."""
         with self._changing() as now:
             after = self._file.state_after(now)
-            if after is None:
-                return ""
-            self._file.stand_at(after.id)
-            return after.operation
+            return after.operation if self._stand_at(after) and after else ""
 
     def mark(self, turn: Turn | int, kept: bool = True) -> None:
         """Says that the writer accepts a turn, or no longer does.
@@ -356,6 +349,12 @@ class Story:
             numbers.append(parent)
         self._file.add_state(now.id, "edit", parent, now.settings)
         return numbers[0] if numbers else ROOT
+
+    def _stand_at(self, state: State | None) -> bool:
+        """Goes to a state of the journal, if there is one."""
+        if state is not None:
+            self._file.stand_at(state.id)
+        return state is not None
 
     def _existing(self, turn: Turn | int) -> int:
         """The number of a turn of any branch, or ROOT."""
