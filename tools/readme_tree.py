@@ -17,7 +17,7 @@ ORDER = """__init__.py errors.py disk.py lore storyteller demo model prompts con
 tune control compare story serve mkultra cli""".split()
 OTHERS = {
     "tools": "corpus, quests, storyteller training, measures, bench, this tree",
-    "examples": "three notebooks and a lorebook",
+    "examples": "four notebooks and a lorebook",
     "docs": "the site: quickstart, lorebooks, training, evaluating, models, formats",
     "tests": "what is promised here, checked",
 }
