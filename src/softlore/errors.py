@@ -19,6 +19,9 @@
     │   └── ConfigError                        a setting, an option or a combination of them
     ├── TrainingError                 exit 1   training could not go on
     │   └── DivergedError                      the loss became NaN or infinite
+    ├── ServeError                    exit 1   serving could not begin, or could not go on
+    │   ├── BusyError                          as much is asked for at once as can be; ask again
+    │   └── EngineError                        what writes the texts has failed
     ├── StorageError                  exit 2   the disk: full, read-only, missing, not permitted
     └── CheckError                    exit 1   a check was made and it failed
 
@@ -110,6 +113,18 @@ class TrainingError(SoftloreError):
 
 class DivergedError(TrainingError):
     """The loss, a gradient or the prompt became NaN or infinite."""
+
+
+class ServeError(SoftloreError):
+    """Serving could not begin, or could not go on."""
+
+
+class BusyError(ServeError):
+    """As much is asked for at once as can be written; ask again later."""
+
+
+class EngineError(ServeError):
+    """What writes the texts has failed: a model's forward, or another program's server."""
 
 
 class StorageError(SoftloreError, OSError):

@@ -9,6 +9,7 @@ from typing import Any
 from softlore.context import compose
 from softlore.context.compose import Readable
 from softlore.decode.loop import decode
+from softlore.decode.mixing import Steering
 from softlore.decode.samplers import RowChoosers
 from softlore.decode.telling import Observed, Telling, Token
 from softlore.decode.writing import Stop, checked, chooser_of
@@ -27,6 +28,8 @@ class Wish:
     seed: int | None = None
     no_copy: int = 0
     logprobs: int | None = None
+    head: Steering = ""
+    check: bool = True
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -1,0 +1,1 @@
+"""Serving: the KoboldAI and OpenAI APIs, and the studio, over one engine."""
