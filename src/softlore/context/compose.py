@@ -41,7 +41,7 @@ def compose(model: FrozenModel, context: Readable, check: bool = True, head: Rea
             "(this model has no BOS to start with); write an opening"
         )
     prefixes = dict.fromkeys(prefix for part in parts for prefix in part.prefixes)
-    return Tree(nodes, [prompt.key_values for prompt in prefixes])
+    return Tree(nodes, [prompt.cast(model.device, model.dtype) for prompt in prefixes])
 
 
 def heading(model: FrozenModel, head: Readable) -> int:
@@ -52,7 +52,9 @@ def heading(model: FrozenModel, head: Readable) -> int:
 
 def _contents(model: FrozenModel, pieces: Sequence[Piece]) -> list[list[int] | Tensor]:
     return [
-        model.encode(piece, inside=place > 0) if isinstance(piece, str) else piece.embeddings
+        model.encode(piece, inside=place > 0)
+        if isinstance(piece, str)
+        else piece.cast(model.device, model.dtype)
         for place, piece in enumerate(pieces)
     ]
 

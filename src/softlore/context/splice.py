@@ -58,6 +58,19 @@ class Tree:
         """This tree with one node more after everything."""
         return Tree([*self.nodes, Node(content, self.end)], self.prefixes, self.at)
 
+    def part(self, start: int, stop: int | None = None) -> Tree:
+        """Tokens `start` to `stop` of a tree of one branch, standing where they stand here."""
+        length = sum(map(len, self.nodes))
+        stop = length if stop is None else min(stop, length)
+        nodes: list[Node] = []
+        at = 0
+        for node in self.nodes:
+            content = node.content[max(0, start - at) : max(0, stop - at)]
+            if len(content):
+                nodes.append(Node(content, len(nodes) - 1))
+            at += len(node)
+        return Tree(nodes, self.prefixes, self.start + start)
+
     def starts(self) -> list[int]:
         """First position of each node."""
         starts: list[int] = []
@@ -123,7 +136,7 @@ def splice(model: FrozenModel, trees: Sequence[Tree], past: Past | None = None) 
         ContextOverflowError: when a branch reaches past the model's context length.
     """
     starts = [tree.starts() for tree in trees]
-    _check_length(model, trees, starts)  # before anything is laid out: masks grow with the square
+    check_length(model, trees)  # before anything is laid out: masks grow with the square
     width = max((sum(map(len, tree.nodes)) for tree in trees), default=0)
     nodes = torch.full((len(trees), width), -1)
     positions = torch.zeros(len(trees), width, dtype=torch.long)
@@ -201,14 +214,17 @@ def stack_prefixes(model: FrozenModel, trees: Sequence[Tree]) -> Past | None:
     return Past([(layer[0], layer[1]) for layer in stacked], positions, visible)
 
 
-def _check_length(
-    model: FrozenModel, trees: Sequence[Tree], starts: Sequence[Sequence[int]]
-) -> None:
+def check_length(model: FrozenModel, trees: Sequence[Tree]) -> None:
+    """Refuses trees of which a branch reaches past the model's context.
+
+    Raises:
+        ContextOverflowError: then.
+    """
     length = max(
         (
             start + len(node)
-            for tree, of_tree in zip(trees, starts, strict=True)
-            for node, start in zip(tree.nodes, of_tree, strict=True)
+            for tree in trees
+            for node, start in zip(tree.nodes, tree.starts(), strict=True)
             if len(node)
         ),
         default=0,

@@ -1,21 +1,26 @@
 """The decoding loop, samplers and text generation."""
 
+from softlore.decode.batch import Batch, Text, Wish
+from softlore.decode.kept import Kept
 from softlore.decode.loop import decode
 from softlore.decode.memory import Memory, Reading
 from softlore.decode.passages import OPENERS, Dosed, openers, sample_passages
 from softlore.decode.samplers import Chooser, Sampling
 from softlore.decode.telling import Telling, Token
-from softlore.decode.together import Wish, write_together
+from softlore.decode.together import write_together
 from softlore.decode.writing import Writing, generate, write
 
 __all__ = [
     "OPENERS",
+    "Batch",
     "Chooser",
     "Dosed",
+    "Kept",
     "Memory",
     "Reading",
     "Sampling",
     "Telling",
+    "Text",
     "Token",
     "Wish",
     "Writing",

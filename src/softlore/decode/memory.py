@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softlore.context import Node, Tree
+from softlore.context import Tree
 from softlore.model import Past
 
 Slot = int | tuple[Tensor, int]  # a token's id, or soft rows and which of them
@@ -48,9 +48,9 @@ class Memory:
 
         At least one token is: the next one's probabilities come from there.
         """
-        slots = _slots(tree)
-        same = self.past is not None and _all_same(tree.prefixes, self._prefixes)
-        known = min(_common(slots, self._slots), len(slots) - 1) if same else 0
+        slots = slots_of(tree)
+        same = self.past is not None and same_prefixes(tree.prefixes, self._prefixes)
+        known = min(common(slots, self._slots), len(slots) - 1) if same else 0
         why = self._why(same, known)
         self.reading = Reading(known, len(slots) - known, why)
         self._slots, self._asked = slots[:known], slots[known:]
@@ -60,7 +60,7 @@ class Memory:
             return tree
         head = sum(int(prefix.shape[3]) for prefix in tree.prefixes)
         self.past = self.past.cut(head + known)
-        return _rest(tree, known)
+        return tree.part(known)
 
     def keep(self, past: Past, written: list[int]) -> None:
         """Keeps what was run: what was asked for, then ids that were written."""
@@ -76,7 +76,8 @@ class Memory:
         return "" if known else "its beginning has changed"
 
 
-def _slots(tree: Tree) -> list[Slot]:
+def slots_of(tree: Tree) -> list[Slot]:
+    """The text of a tree of one branch, a slot a token."""
     slots: list[Slot] = []
     for node in tree.nodes:
         content = node.content
@@ -87,7 +88,7 @@ def _slots(tree: Tree) -> list[Slot]:
     return slots
 
 
-def _common(ours: list[Slot], theirs: list[Slot]) -> int:
+def common(ours: list[Slot], theirs: list[Slot]) -> int:
     """How many slots at the beginning are the same."""
     for place, (a, b) in enumerate(zip(ours, theirs, strict=False)):
         if isinstance(a, int) or isinstance(b, int):
@@ -98,7 +99,7 @@ def _common(ours: list[Slot], theirs: list[Slot]) -> int:
     return min(len(ours), len(theirs))
 
 
-def _all_same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+def same_prefixes(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     """Whether two lists hold the same prefixes, in whatever order: they have none."""
     left = list(theirs)
     for tensor in ours:
@@ -111,15 +112,3 @@ def _all_same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a is b or (a.shape == b.shape and torch.equal(a, b))
-
-
-def _rest(tree: Tree, known: int) -> Tree:
-    """What comes after the first `known` tokens, and where it stands."""
-    nodes: list[Node] = []
-    for node in tree.nodes:
-        skipped = min(known, len(node))
-        known -= skipped
-        if skipped < len(node):
-            nodes.append(Node(node.content[skipped:], len(nodes) - 1))
-    length = sum(map(len, tree.nodes)) - sum(map(len, nodes))
-    return Tree(nodes, tree.prefixes, tree.start + length)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from softlore.context import Node, Tree
+from softlore.context import Node, Tree, compose
+from softlore.context.compose import Readable, heading
 from softlore.decode.loop import Choose, decode
 from softlore.errors import ContextOverflowError
 from softlore.model import FrozenModel
@@ -37,8 +38,34 @@ class Headed:
         return Headed(Tree(nodes, self.tree.prefixes, self.tree.at), self.head)
 
 
+def windows(
+    model: FrozenModel,
+    context: Readable,
+    heads: Sequence[tuple[Readable, float]] = (),
+    check: bool = True,
+) -> list[Headed]:
+    """What a context is first read as: once, or under each of several heads."""
+    if not heads:
+        return [Headed(compose(model, context, check=check), 0)]
+    return [
+        Headed(compose(model, context, check=check, head=head), heading(model, head))
+        for head, _ in heads
+    ]
+
+
+def fitting(model: FrozenModel, rows: list[Headed]) -> list[Headed]:
+    """Windows that the model can read: those there are, or slid ones if one is too long.
+
+    Raises:
+        ContextOverflowError: a head that leaves no room.
+    """
+    limit = model.context_length
+    taken = max(row.tree.start + sum(map(len, row.tree.nodes)) for row in rows)
+    return rows if limit is None or taken <= limit else slid(model, rows, [[] for _ in rows])
+
+
 def decode_sliding(
-    model: FrozenModel, rows: Sequence[Headed], choose: Choose, max_new_tokens: int
+    model: FrozenModel, rows: list[Headed], choose: Choose, max_new_tokens: int
 ) -> Iterator[list[int]]:
     """Yields a token a row, `max_new_tokens` times, or until the caller leaves the loop.
 
@@ -49,10 +76,7 @@ def decode_sliding(
     Raises:
         ContextOverflowError: a head that leaves no room.
     """
-    limit, left = model.context_length, max_new_tokens
-    taken = max(row.tree.start + sum(map(len, row.tree.nodes)) for row in rows)
-    if limit is not None and taken > limit:
-        rows = _slid(model, rows, [[] for _ in rows])
+    rows, left = fitting(model, rows), max_new_tokens
     while left:
         written: list[list[int]] = [[] for _ in rows]
         for tokens in decode(model, [row.tree for row in rows], choose, left):
@@ -61,10 +85,15 @@ def decode_sliding(
             yield tokens
         left -= len(written[0])
         if left:
-            rows = _slid(model, rows, written)
+            rows = slid(model, rows, written)
 
 
-def _slid(model: FrozenModel, rows: Sequence[Headed], written: Sequence[list[int]]) -> list[Headed]:
+def slid(model: FrozenModel, rows: Sequence[Headed], written: Sequence[list[int]]) -> list[Headed]:
+    """The windows that follow, once so much was written in those that are full.
+
+    Raises:
+        ContextOverflowError: a head that leaves no room.
+    """
     room = min(row.room(model) for row in rows)
     tail = int(room * KEPT)
     if tail < 1:

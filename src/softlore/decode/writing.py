@@ -6,13 +6,13 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, overload
 
 from softlore.context import compose
-from softlore.context.compose import Readable, heading
+from softlore.context.compose import Readable
 from softlore.decode.loop import Choose, decode
 from softlore.decode.memory import Memory
 from softlore.decode.mixing import Mixed, Steering, dosed, with_bare
 from softlore.decode.no_copy import no_copy_step
 from softlore.decode.samplers import Chooser, Sampling
-from softlore.decode.sliding import Headed, decode_sliding
+from softlore.decode.sliding import decode_sliding, windows
 from softlore.decode.telling import Finish, Observed, Telling, Token
 from softlore.errors import ConfigError
 from softlore.lore.styles import BRACKETED
@@ -113,7 +113,7 @@ def write(
     """
     stops = checked(max_new_tokens, stop, logprobs)
     heads = dosed(head)
-    prompts = [p for one in [context, *(h for h, _ in heads)] for p in Context(one).prompts]
+    prompts = named(context, heads)
     chooser = Observed(chooser_of(model, prompts, seed, no_copy, sampling), logprobs)
     if heads:
         steps = _headed(model, context, heads, chooser, max_new_tokens, check)
@@ -174,6 +174,11 @@ def checked(max_new_tokens: int, stop: Stop, logprobs: int | None) -> tuple[str,
     return stops
 
 
+def named(context: Readable, heads: Sequence[tuple[Readable, float]]) -> list[SoftPrompt]:
+    """The soft prompts of a context and its heads."""
+    return [p for one in (context, *(head for head, _ in heads)) for p in Context(one).prompts]
+
+
 def chooser_of(
     model: FrozenModel,
     prompts: Sequence[SoftPrompt],
@@ -199,9 +204,5 @@ def _headed(
 ) -> Iterator[list[int]]:
     """Steps of writing under heads, each a row, and the bare text too where it has a weight."""
     heads = with_bare(heads)
-    rows = [
-        Headed(compose(model, context, check=check, head=head), heading(model, head))
-        for head, _ in heads
-    ]
-    mixed = choose if len(rows) == 1 else Mixed(choose, [weight for _, weight in heads])
-    return decode_sliding(model, rows, mixed, max_new_tokens)
+    mixed = choose if len(heads) == 1 else Mixed(choose, [weight for _, weight in heads])
+    return decode_sliding(model, windows(model, context, heads, check), mixed, max_new_tokens)

@@ -4,5 +4,15 @@ from softlore.model.cache import KeysValues, Past
 from softlore.model.families import PROVEN, Family
 from softlore.model.frozen import FrozenModel, prompt_shape
 from softlore.model.loading import DEFAULT_MODEL
+from softlore.model.slots import Slots
 
-__all__ = ["DEFAULT_MODEL", "PROVEN", "Family", "FrozenModel", "KeysValues", "Past", "prompt_shape"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "PROVEN",
+    "Family",
+    "FrozenModel",
+    "KeysValues",
+    "Past",
+    "Slots",
+    "prompt_shape",
+]

@@ -40,6 +40,20 @@ class Past:
         pairs = [(k[:, :, :length], v[:, :, :length]) for k, v in self.keys_values]
         return Past(pairs, self.positions[:, :length], self.visible[:, :length])
 
+    def key_positions(self, new: Tensor) -> Tensor:
+        """Positions `[B, P + T]` of all keys once tokens at `new` `[B, T]` are run after it."""
+        return torch.cat([self.positions, new], dim=1)
+
+    def layers(self) -> list[DynamicLayer]:
+        """The layers of a transformers cache that holds it, each whole: none slides by itself."""
+        found = []
+        for key, value in self.keys_values:
+            layer = DynamicLayer()
+            layer.lazy_initialization(key, value)
+            layer.keys, layer.values = key, value
+            found.append(layer)
+        return found
+
     def extend(self, keys_values: KeysValues, positions: Tensor, visible: Tensor) -> Past:
         """This past followed by tokens that were just run (`keys_values` holds both)."""
         return Past(
@@ -50,16 +64,12 @@ class Past:
 
 
 def fill_cache(past: Past | None, mask: Any = None) -> DynamicCache:
-    """A transformers cache that holds `past`, every layer whole (no layer slides by itself).
+    """A transformers cache that holds `past`.
 
     `mask` rides along for families whose attention takes it from there (MPT).
     """
     cache = DynamicCache()
-    for key, value in past.keys_values if past is not None else ():
-        layer = DynamicLayer()
-        layer.lazy_initialization(key, value)
-        layer.keys, layer.values = key, value
-        cache.layers.append(layer)
+    cache.layers.extend(past.layers() if past is not None else [])
     cache.mask = mask
     return cache
 

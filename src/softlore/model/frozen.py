@@ -183,16 +183,15 @@ class FrozenModel:
         Args:
             embeds: `[B, T, width]` rows; never changed in place.
             positions: `[B, T]` text positions.
-            visible: `[B, T, P + T]` bool, which keys (past first) each query may see.
-            past: keys and values that come before, `P` long.
+            visible: `[B, T, P + T]` bool, which keys each query may see.
+            past: keys and values that come before, `P` long; the rows' own come after them (or,
+                with `Slots`, among them).
             keep: also return keys and values of past and rows together.
 
         Returns:
             `[B, T, hidden]`, and one (key, value) a layer when `keep`.
         """
-        key_positions = positions
-        if past is not None:
-            key_positions = torch.cat([past.positions, positions], dim=1)
+        key_positions = positions if past is None else past.key_positions(positions)
         mask = self._mask(positions, key_positions, visible)
         arguments: dict[str, Any] = {"attention_mask": mask}
         if self.family.takes_positions:

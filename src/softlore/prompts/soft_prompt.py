@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
@@ -187,6 +188,17 @@ class SoftPrompt:
         """`[layers, 2, kv_heads, n_tokens, head_dim]`, as they lie in the cache; prefix only."""
         self._expect("prefix", "embeddings")
         return self.tensor
+
+    def cast(self, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+        """The tensor as a model takes it: cast once for each device and dtype, then kept."""
+        key = torch.device(device), dtype
+        if key not in self._casts:
+            self._casts[key] = self.tensor.to(device=device, dtype=dtype)
+        return self._casts[key]
+
+    @cached_property
+    def _casts(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:
+        return {}
 
     @property
     def tag(self) -> str:

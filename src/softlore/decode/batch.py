@@ -1,0 +1,265 @@
+"""A running batch: texts join and leave between steps, each with its own prompts and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlore.context import splice
+from softlore.context.compose import Readable
+from softlore.context.splice import check_length
+from softlore.decode.kept import Kept, Read
+from softlore.decode.memory import Reading, Slot, slots_of
+from softlore.decode.mixing import Mixed, Steering, dosed, with_bare
+from softlore.decode.sliding import Headed, fitting, slid, windows
+from softlore.decode.telling import Observed, Telling, Token
+from softlore.decode.writing import Stop, checked, chooser_of, named
+from softlore.model import FrozenModel, Past, Slots
+
+READ = 512  # tokens that are read at most in a step, so that texts that are written go on
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted of one text of several; the fields are those of `write`."""
+
+    context: Readable
+    max_new_tokens: int = 80
+    stop: Stop = ()
+    seed: int | None = None
+    no_copy: int = 0
+    logprobs: int | None = None
+    head: Steering = ""
+    check: bool = True
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Text:
+    """A text of a batch.
+
+    Attributes:
+        telling: what has come of it: text, ids, finish.
+        reading: how much of its context was known, and how much was read; None until it is begun.
+    """
+
+    def __init__(self, model: FrozenModel, wish: Wish) -> None:
+        stops = checked(wish.max_new_tokens, wish.stop, wish.logprobs)
+        heads = dosed(wish.head)
+        prompts = [
+            p for one in [wish.context, *(h for h, _ in heads)] for p in Context(one).prompts
+        ]
+        chooser = chooser_of(model, prompts, wish.seed, wish.no_copy, wish.sampling)
+        heads = with_bare(heads) if heads else []
+        self.telling = Telling(model, stops, wish.max_new_tokens)
+        self.reading: Reading | None = None
+        self._observed = Observed(chooser, wish.logprobs)
+        weights = [weight for _, weight in heads]
+        self._choose = Mixed(self._observed, weights) if len(heads) > 1 else self._observed
+        self._slides = bool(heads)
+        found = windows(model, wish.context, heads, wish.check)
+        if self._slides:
+            found = fitting(model, found)
+        check_length(model, [window.tree for window in found])
+        self.rows = [_Row(self, window) for window in found]
+        self._left = self._room(model)
+
+    def choose(self, logits: Tensor) -> Iterator[Token]:
+        """The next token, with its text, from logits `[rows, vocab]`; and the rest if it ends."""
+        chosen = int(self._choose(logits, [row.ids for row in self.rows])[0])
+        for row in self.rows:
+            row.chosen(chosen)
+        if self._left is not None:
+            self._left -= 1
+        yield self.telling.tell(self._observed.token(chosen))
+        if self.telling.finish or (self._full and not self._slides):
+            yield from self.telling.rest()
+
+    @property
+    def turns_over(self) -> bool:
+        """Whether its windows are full and must slide."""
+        return self._full and self._slides and not self.telling.finish
+
+    def slide(self, model: FrozenModel) -> None:
+        """Takes the next windows, which must be read."""
+        following = slid(model, [row.window for row in self.rows], [r.written for r in self.rows])
+        self.rows = [_Row(self, window) for window in following]
+        self._left = self._room(model)
+
+    @property
+    def _full(self) -> bool:
+        return self._left == 0
+
+    def _room(self, model: FrozenModel) -> int | None:
+        """Tokens that can be chosen in these windows; the last one is never read."""
+        if model.context_length is None:
+            return None
+        return model.context_length + 1 - max(row.end for row in self.rows)
+
+
+class Batch:
+    """Texts written side by side over one model. A step tells each of them a token at most.
+
+    Every text is what `write` would make of it alone with the same seed, up to rounding. What is
+    to be read is read a part at a step, so that the others are not kept waiting.
+
+    Args:
+        kept: what was read of texts that have ended, for those that begin like them.
+    """
+
+    def __init__(self, model: FrozenModel, kept: Kept | None = None) -> None:
+        self.model = model
+        self.kept = kept
+        self._slots = Slots()
+        self._rows: list[_Row] = []  # those that are written, by their places in the slots
+        self._reading: list[Text] = []
+
+    def __len__(self) -> int:
+        """Texts that are read or written."""
+        return len(self._reading) + len({id(row.text) for row in self._rows})
+
+    @property
+    def bytes(self) -> int:
+        """What keys and values of the running texts take."""
+        return self._slots.bytes
+
+    @property
+    def tokens(self) -> int:
+        """Keys and values of the running texts."""
+        return sum(self._slots.lengths)
+
+    def join(self, wish: Wish) -> Text:
+        """Takes a text in; it is told from the next step on.
+
+        Raises:
+            ConfigError, ContextError, PromptMismatchError: as `write` does.
+        """
+        return self.enter(Text(self.model, wish))
+
+    def enter(self, text: Text) -> Text:
+        """Takes in a text that was made outside, and not joined before."""
+        self._reading.append(text)
+        return text
+
+    def leave(self, text: Text) -> None:
+        """Lets a text go, at once; harmless if it has gone."""
+        self._reading = [one for one in self._reading if one is not text]
+        self._drop(text)
+
+    @torch.no_grad()
+    def step(self) -> list[tuple[Text, Token]]:
+        """One token in each text that was read, and a part of what is to be read.
+
+        Texts whose `telling.finish` is set have left.
+        """
+        told = self._write()
+        for text, last in self._read():
+            told += self._choose([text], last)
+        return told
+
+    # inside ------------------------------------------------------------------------------------
+
+    def _write(self) -> list[tuple[Text, Token]]:
+        if not self._rows:
+            return []
+        hidden = self._slots.run(self.model, [row.ids[-1] for row in self._rows])
+        for row in self._rows:
+            row.slots.append(row.ids[-1])
+        texts = list({id(row.text): row.text for row in self._rows}.values())
+        places = [row.place for text in texts for row in text.rows]
+        return self._choose(texts, hidden[places])
+
+    def _choose(self, texts: Sequence[Text], hidden: Tensor) -> list[tuple[Text, Token]]:
+        """Tokens of texts from the last hidden states of their rows, `[rows, hidden]`."""
+        told = []
+        logits = self.model.logits(hidden).split([len(text.rows) for text in texts])
+        for text, own in zip(texts, logits, strict=True):
+            told += [(text, token) for token in text.choose(own)]
+            if text.telling.finish or text.turns_over:
+                self._drop(text)
+            if text.turns_over:
+                text.slide(self.model)
+                self._reading.append(text)
+        return told
+
+    def _read(self) -> Iterator[tuple[Text, Tensor]]:
+        """Reads on, the first that joined first; gives those that are done, `[rows, hidden]`."""
+        left = READ
+        for text in list(self._reading):
+            for row in text.rows:
+                if row.last is None and left > 0:
+                    left -= row.read_on(self.model, left, self.kept)
+            if any(row.last is None for row in text.rows):
+                return
+            self._reading.remove(text)
+            lasts = torch.cat([row.last for row in text.rows if row.last is not None])
+            for row in text.rows:
+                row.enter(self._slots)
+                self._rows.append(row)
+            yield text, lasts
+
+    def _drop(self, text: Text) -> None:
+        for row in text.rows:
+            if row.place < 0:
+                continue
+            if self.kept is not None:
+                past = self._slots.past(row.place)
+                self.kept.keep(Read(row.slots, row.window.tree.prefixes, past))
+            free = self._slots.drop(row.place)
+            moved = self._rows.pop(free)
+            if moved is not row:
+                self._rows[row.place], moved.place = moved, row.place
+            row.place = -1
+
+
+class _Row:
+    """One sequence of a text: its context, or its context under one of several heads."""
+
+    def __init__(self, text: Text, window: Headed) -> None:
+        self.text = text
+        self.window = window
+        self.slots: list[Slot] = slots_of(window.tree)  # what its keys and values are of
+        self.ids = [slot for slot in self.slots if isinstance(slot, int)]  # soft rows have none
+        self.written: list[int] = []
+        self.end = window.tree.start + len(self.slots)  # the position of the first new token
+        self.place = -1
+        self.last: Tensor | None = None  # the last hidden state `[1, hidden]`, once it is read
+        self._past: Past | None = None
+        self._read: int | None = None
+
+    def chosen(self, token: int) -> None:
+        self.ids.append(token)
+        self.written.append(token)
+
+    def read_on(self, model: FrozenModel, most: int, kept: Kept | None) -> int:
+        """Reads a part of the context; returns how many tokens."""
+        if self._read is None:
+            self._begin(kept)
+        assert self._read is not None
+        part = self.window.tree.part(self._read, self._read + most)
+        count = sum(map(len, part.nodes))
+        spliced = splice(model, [part], self._past)
+        hidden, keys_values = model.hidden(
+            spliced.embeds, spliced.positions, spliced.visible, spliced.past, keep=True
+        )
+        self._past = spliced.after(keys_values or [])
+        self._read += count
+        if self._read == len(self.slots):
+            self.last = hidden[:, count - 1]
+        return count
+
+    def enter(self, slots: Slots) -> None:
+        """Moves what was read to where it is written on from."""
+        assert self._past is not None
+        self.place = slots.put(self._past, self.end)
+        self._past = None
+
+    def _begin(self, kept: Kept | None) -> None:
+        self._past, reading = None, Reading(0, len(self.slots), "nothing was read before")
+        if kept is not None:
+            self._past, reading = kept.nearest(self.window.tree)
+        self._read = reading.reused
+        self.text.reading = self.text.reading or reading

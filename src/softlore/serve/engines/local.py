@@ -1,0 +1,265 @@
+"""The engine of this process: one model, a running batch in its own thread, a bounded queue."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from softlore.decode import Batch, Kept, Reading, Token, Wish
+from softlore.decode.batch import Text
+from softlore.errors import BusyError, EngineError
+from softlore.model import FrozenModel
+from softlore.serve.engines.base import End, Engine, Load, Running
+
+MEGABYTE = 2**20
+_log = logging.getLogger(__name__)
+
+
+class LocalEngine(Engine):
+    """Writes texts by continuous batching: they join and leave between tokens.
+
+    Args:
+        slots: rows of the batch; a text takes one, or one a head.
+        queue: texts that may wait for one.
+        queue_seconds: how long; then BusyError is raised in their iteration.
+        text_seconds: how long a text may be read and written; then it ends with "timeout".
+        keep_mb: keys and values that are kept of texts that have ended, in megabytes.
+    """
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        slots: int = 64,
+        queue: int = 64,
+        queue_seconds: float = 120.0,
+        text_seconds: float = 600.0,
+        keep_mb: float = 512,
+    ) -> None:
+        self.model = model
+        self._slots, self._queue = slots, queue
+        self._queue_seconds, self._text_seconds = queue_seconds, text_seconds
+        self._batch = Batch(model, Kept(int(keep_mb * MEGABYTE)))
+        self._wake = threading.Condition()
+        self._waiting: deque[_Local] = deque()
+        self._running: list[_Local] = []
+        self._closing = False
+        self._load = Load(0, 0, slots, queue)
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    def start(self, wish: Wish) -> Running:
+        self._refuse_if_busy()  # before the text is made, which takes longer
+        running = _Local(self, Text(self.model, wish))
+        with self._wake:
+            self._refuse_if_busy()
+            self._waiting.append(running)
+            self._wake.notify()
+        return running
+
+    def load(self) -> Load:
+        kept = self._batch.kept
+        assert kept is not None
+        return Load(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            slots=self._slots,
+            queue=self._queue,
+            tokens=self._batch.tokens + kept.tokens,
+            bytes=self._batch.bytes + kept.bytes,
+        )
+
+    async def close(self, seconds: float = 10.0) -> None:
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        end = time.monotonic() + seconds
+        while (self._running or self._waiting) and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        for running in [*self._waiting, *self._running]:
+            running.cancel()
+        await asyncio.to_thread(self._thread.join)
+
+    def wake(self) -> None:
+        """Lets the thread look at what has changed."""
+        with self._wake:
+            self._wake.notify()
+
+    # in the engine's thread --------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while self._take_in():
+            told: list[tuple[Text, Token]] = []
+            try:
+                told = self._batch.step()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the others must go on
+                self._fail(error)
+            self._tell(told)
+
+    def _take_in(self) -> bool:
+        """Waits for something to do, and takes in what there is room for; False is the end."""
+        with self._wake:
+            while not self._waiting and not self._running:
+                if self._closing:
+                    return False
+                self._wake.wait()
+            now, kept_waiting = time.monotonic(), deque[_Local]()
+            while self._waiting:
+                one = self._waiting.popleft()
+                if one.cancelled:
+                    one.end("cancelled")
+                elif now - one.since > self._queue_seconds:
+                    one.fail(_waited(self._queue_seconds))
+                elif kept_waiting or not self._fits(one.writing):
+                    kept_waiting.append(one)
+                else:
+                    one.since = now
+                    self._running.append(one)
+                    self._batch.enter(one.writing)
+            self._waiting = kept_waiting
+        return True
+
+    def _fits(self, text: Text) -> bool:
+        taken = sum(len(one.writing.rows) for one in self._running)
+        return not taken or taken + len(text.rows) <= self._slots
+
+    def _tell(self, told: Iterable[tuple[Text, Token]]) -> None:
+        """Hands tokens over, and lets texts go that have ended, for whatever reason."""
+        tokens: dict[Text, list[Token]] = {}
+        for text, token in told:
+            tokens.setdefault(text, []).append(token)
+        now, going_on, batches = time.monotonic(), [], _Batches()
+        for one in self._running:
+            mine = tokens.get(one.writing, [])
+            why: End | None = one.writing.telling.finish
+            if why is None and one.cancelled:
+                why = "cancelled"
+            elif why is None and now - one.since > self._text_seconds:
+                why = "timeout"
+            if why in ("cancelled", "timeout"):
+                self._batch.leave(one.writing)
+                mine += one.writing.telling.rest()
+            batches.add(one, mine, why)
+            if why is None:
+                going_on.append(one)
+        self._running = going_on
+        batches.send()
+
+    def _fail(self, error: Exception) -> None:
+        """A step that failed leaves nothing to go on from: all that ran have failed."""
+        _log.error("the engine failed", exc_info=error)
+        self._batch = Batch(self.model, Kept(self._batch.kept.most if self._batch.kept else 0))
+        running, self._running = self._running, []
+        for one in running:
+            one.fail(
+                EngineError(
+                    f"the model could not write on ({type(error).__name__}); expected a forward "
+                    "to succeed; ask for less at once, and see the server's log"
+                )
+            )
+
+    def _refuse_if_busy(self) -> None:
+        if self._closing:
+            raise BusyError("the server is closing; expected it to go on; ask again later")
+        if len(self._waiting) >= self._queue and len(self._running) >= self._slots:
+            raise BusyError(
+                f"{len(self._running)} texts are being written and {len(self._waiting)} wait; "
+                "expected room in the queue; ask again later"
+            )
+
+
+class _Local(Running):
+    """A text in the local engine: the thread writes it, the event loop hears of it."""
+
+    def __init__(self, engine: LocalEngine, writing: Text) -> None:
+        self.writing = writing
+        self.since = time.monotonic()
+        self.cancelled = False
+        self.loop = asyncio.get_running_loop()
+        self.finish: End | None = None
+        self._engine = engine
+        self._heard: asyncio.Queue[Token | Exception | None] = asyncio.Queue()
+
+    @property
+    def text(self) -> str:  # type: ignore[override]
+        return self.writing.telling.text
+
+    @property
+    def ids(self) -> list[int]:  # type: ignore[override]
+        return self.writing.telling.ids
+
+    @property
+    def stopped_by(self) -> str | None:  # type: ignore[override]
+        return self.writing.telling.stopped_by
+
+    @property
+    def reading(self) -> Reading | None:  # type: ignore[override]
+        return self.writing.reading
+
+    async def __anext__(self) -> Token:
+        heard = await self._heard.get()
+        if isinstance(heard, Token):
+            return heard
+        self._heard.put_nowait(heard)  # the end stays the end
+        if heard is None:
+            raise StopAsyncIteration
+        raise heard
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self._engine.wake()
+
+    def end(self, why: End) -> None:
+        """Says, from the engine's thread, that nothing more comes."""
+        batches = _Batches()
+        batches.add(self, [], why)
+        batches.send()
+
+    def fail(self, error: Exception) -> None:
+        batches = _Batches()
+        batches.add(self, [error], "cancelled")
+        batches.send()
+
+    def hear(self, tokens: Iterable[Token | Exception], why: End | None) -> None:
+        """Takes in, within the event loop, what has come."""
+        for token in tokens:
+            self._heard.put_nowait(token)
+        if why is not None:
+            self.finish = why
+            self._heard.put_nowait(None)
+
+
+class _Batches:
+    """What has come in a step, handed to each event loop in a single call."""
+
+    def __init__(self) -> None:
+        self._by_loop: dict[
+            asyncio.AbstractEventLoop, list[tuple[_Local, list[Token | Exception], End | None]]
+        ] = {}
+
+    def add(self, one: _Local, tokens: Iterable[Token | Exception], why: End | None) -> None:
+        heard = list(tokens)
+        if heard or why is not None:
+            self._by_loop.setdefault(one.loop, []).append((one, heard, why))
+
+    def send(self) -> None:
+        for loop, heard in self._by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_hear, heard)
+            except RuntimeError:  # the loop has closed: nobody listens any more
+                for one, _, _ in heard:
+                    one.cancelled = True
+
+
+def _hear(heard: list[tuple[_Local, list[Token | Exception], End | None]]) -> None:
+    for one, tokens, why in heard:
+        one.hear(tokens, why)
+
+
+def _waited(seconds: float) -> BusyError:
+    return BusyError(
+        f"the text waited {seconds:g} seconds for its turn; expected it sooner; ask again later"
+    )
