@@ -49,9 +49,7 @@ class Text:
     def __init__(self, model: FrozenModel, wish: Wish) -> None:
         stops = checked(wish.max_new_tokens, wish.stop, wish.logprobs)
         heads = dosed(wish.head)
-        prompts = [
-            p for one in [wish.context, *(h for h, _ in heads)] for p in Context(one).prompts
-        ]
+        prompts = named(wish.context, heads)
         chooser = chooser_of(model, prompts, wish.seed, wish.no_copy, wish.sampling)
         heads = with_bare(heads) if heads else []
         self.telling = Telling(model, stops, wish.max_new_tokens)

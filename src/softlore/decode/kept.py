@@ -1,4 +1,4 @@
-"""What was read of several texts, kept within a size: a new one that begins alike goes on from it."""
+"""What was read of several texts, kept within a size, for new ones that begin alike."""
 
 from __future__ import annotations
 
