@@ -157,3 +157,17 @@ def test_a_thousand_are_listed_quickly(tmp_path: Path, monkeypatch: pytest.Monke
     assert time.process_time() - began < 2  # about 0.1 s
     monkeypatch.setattr(native, "read_header", None)  # read once: unchanged files are known
     assert len(library) == 1000
+
+
+def test_a_prompt_is_read_once_until_its_file_changes(tmp_path: Path) -> None:
+    library = PromptLibrary(tmp_path)
+    library.save(prompt("dog"))
+    first = library["dog"]
+    assert library["dog"] is first
+    path = library.header("dog").path
+    library.save(prompt("dog", 2.0))
+    os.utime(path, ns=(1, 1))
+    assert float(library["dog"].tensor[0, 0]) == 2.0
+    library.remove("dog")
+    with pytest.raises(UnknownPromptError):
+        library["dog"]

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import os
 import re
+import threading
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from softlore.prompts.reasons import Reason
 from softlore.prompts.soft_prompt import SoftPrompt
 
 FOLDER_VARIABLE = "SOFTLORE_PROMPTS"
+MOST_READ = 256  # prompts that are kept once they were read
 _MAX_SLUG = 80
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)")
 
@@ -53,13 +55,15 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
     """The prompts in a folder's `*.safetensors` files, by the names they carry.
 
     A mapping: `library["dog"]` reads the file, `"dog" in library`, `len`, and iterating over
-    names read headers only, and those once until a file changes. Files that are no prompts are
-    skipped; `listing().bad` tells of them. A folder that does not exist is an empty library.
+    names read headers only, and all is read once until a file changes. Files that are no prompts
+    are skipped; `listing().bad` tells of them. A folder that does not exist is an empty library.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = default_folder() if folder is None else Path(folder)
         self._seen: dict[Path, tuple[tuple[int, int], PromptHeader | BadFile]] = {}
+        self._read: dict[Path, tuple[tuple[int, int] | None, SoftPrompt]] = {}
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"PromptLibrary({str(self.folder)!r})"
@@ -113,7 +117,16 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
             raise refused("remove", path, error) from error
 
     def __getitem__(self, name: str) -> SoftPrompt:
-        return native.read_prompt(self.header(name).path)
+        with self._lock:
+            path = self.header(name).path
+            stamp = self._seen[path][0] if path in self._seen else None
+            known = self._read.pop(path, None)
+            if known is None or stamp is None or known[0] != stamp:
+                known = stamp, native.read_prompt(path)
+            self._read[path] = known  # the latest last
+            if len(self._read) > MOST_READ:
+                self._read.pop(next(iter(self._read)))
+            return known[1]
 
     def __contains__(self, name: object) -> bool:
         return any(header.name == name for header in self.listing().headers)

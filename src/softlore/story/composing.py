@@ -23,7 +23,7 @@ from softlore.measure.evaluate import plain_text
 from softlore.measure.worth import Worth, measure_worth
 from softlore.model import FrozenModel
 from softlore.prompts import Context, SoftPrompt
-from softlore.story.frame import Frame, Part, line, places_of, tail
+from softlore.story.frame import Frame, Part, line, parsed, places_of, tail
 from softlore.story.settings import StorySettings
 
 ENDLESS = 8192  # tokens, for models whose context has no end
@@ -85,7 +85,7 @@ class Composer:
         self.prompts = prompts if prompts is not None else {}
         self.scanning = scanning or Scanning(scan_depth=SCANNED)
         self._worths: dict[str, Worth] = {}
-        self._usable: dict[str, SoftPrompt | None] = {}
+        self._usable: dict[str, SoftPrompt] = {}
 
     def plan(
         self,
@@ -93,8 +93,11 @@ class Composer:
         texts: Sequence[str],
         reserve: int = 80,
         timers: Timers | None = None,
+        always: Sequence[SoftPrompt] = (),
     ) -> Plan:
         """What is read after `texts`, the turns of a story, with room for `reserve` more tokens.
+
+        `always`: soft prompts that stand before everything, whatever the story mentions.
 
         Raises:
             ContextOverflowError: memory, note and lore leave no room for the story.
@@ -104,6 +107,9 @@ class Composer:
         offers, without = self._offers(found)
         mix = choose(offers, settings.budget or limit // LORE)
         frame = Frame(self.model)
+        for prompt in always:
+            self.model.check_prompt(prompt)
+            frame.put("soft", prompt.name, prompt)
         self._lay(frame, settings, found, mix)
         room = limit - reserve - frame.taken() - SLACK
         while True:
@@ -141,12 +147,13 @@ class Composer:
         return limit
 
     def _prompt(self, entry: Entry) -> SoftPrompt | None:
-        if entry.name not in self._usable:
-            prompt = self.prompts.get(entry.name)
-            if prompt is not None:
-                self.model.check_prompt(prompt)
+        """An entry's soft prompt as it is now: it may have been trained again meanwhile."""
+        prompt = self.prompts.get(entry.name)
+        if prompt is not None and prompt is not self._usable.get(entry.name):
+            self.model.check_prompt(prompt)
             self._usable[entry.name] = prompt
-        return self._usable[entry.name]
+            self._worths.pop(entry.name, None)
+        return prompt
 
     def _offers(self, found: Activation) -> tuple[list[Offer], dict[str, str]]:
         """The forms that active entries can take, the highest order first; and who has none."""
@@ -183,7 +190,7 @@ class Composer:
 
         lay([*places.before_char, *places.outlet])
         if settings.memory:
-            frame.put("memory", "memory", line(settings.memory))
+            frame.put("memory", "memory", parsed(line(settings.memory), self.prompts))
         lay([*places.after_char, *places.examples_top, *places.examples_bottom])
         for (depth, _), some in places.at_depth.items():
             lay(some, depth)
@@ -191,7 +198,7 @@ class Composer:
         lay(places.note_top, note)
         if settings.note:
             text = settings.note_template.replace("<|>", settings.note)
-            frame.put("note", "author's note", line(text), note)
+            frame.put("note", "author's note", parsed(line(text), self.prompts), note)
         lay(places.note_bottom, note)
 
     def _start(self, texts: Sequence[str], room: int) -> int:

@@ -29,19 +29,20 @@ class Frame:
     def __init__(self, model: FrozenModel) -> None:
         self.parts: list[Part] = []
         self._model = model
-        self._before: list[Piece] = []
-        self._at: dict[int, list[Piece]] = {}
+        self._before: list[Context] = []
+        self._at: dict[int, list[Context]] = {}
         self._prefixes: list[SoftPrompt] = []
         self._tokens = len(model.bos)
 
-    def put(self, kind: Kind, name: str, piece: Piece, depth: int | None = None) -> None:
-        tokens = len(piece if isinstance(piece, SoftPrompt) else self._model.encode(piece))
-        self.parts.append(Part(kind, name, tokens))
-        if isinstance(piece, SoftPrompt) and piece.kind == "prefix":
-            self._prefixes.append(piece)
-            return
-        self._tokens += tokens + (1 if depth is not None else 0)  # a line's end before it
-        (self._before if depth is None else self._at.setdefault(depth, [])).append(piece)
+    def put(self, kind: Kind, name: str, piece: Piece | Context, depth: int | None = None) -> None:
+        """Puts a piece before the story, or `depth` turns before its end."""
+        context = Context(piece)
+        count = context.token_count(self._model)
+        self.parts.append(Part(kind, name, count.total))
+        self._prefixes += context.prefixes
+        if context.body.pieces:
+            self._tokens += count.context + (1 if depth is not None else 0)  # a line's end before
+            (self._before if depth is None else self._at.setdefault(depth, [])).append(context.body)
 
     def taken(self) -> int:
         """Places that are taken: prefixes stand side by side."""
@@ -58,9 +59,9 @@ class Frame:
         at, told = 0, ""
         for place, text in enumerate([*texts, ""]):
             for one in self._among(len(texts) - place, place):
-                broken = isinstance(one, str) and told and not told.endswith("\n")
+                broken = isinstance(one.pieces[0], str) and told and not told.endswith("\n")
                 pieces += ["\n", one] if broken else [one]
-                told = one if isinstance(one, str) else told
+                told = one.pieces[-1] if isinstance(one.pieces[-1], str) else told
             shown = text[max(0, start - at) :]
             at += len(text)
             if shown:
@@ -74,7 +75,7 @@ class Frame:
         count = parsed(tail(texts, start), prompts).token_count(self._model)
         return Part("story", "story", count.total)
 
-    def _among(self, depth: int, place: int) -> list[Piece]:
+    def _among(self, depth: int, place: int) -> list[Context]:
         """What stands `depth` turns before the end; at the first turn, all that goes deeper."""
         if place == 0:
             return [p for d in sorted(self._at, reverse=True) if d >= depth for p in self._at[d]]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from softlore.context.timers import Timers
-from softlore.decode import Memory, Reading, write
+from softlore.decode import Memory, Reading, Wish, write
+from softlore.decode.mixing import Steering
 from softlore.decode.telling import Finish
 from softlore.decode.writing import Writing
 from softlore.errors import ContextError, StoryError
@@ -20,6 +22,38 @@ from softlore.story.story import Story
 from softlore.story.turns import ROOT, Turn
 
 DRAW = 2**31
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A turn of the model's that is not written yet.
+
+    Attributes:
+        plan: what the model reads for it, and the report of that.
+        wish: the same with length, stops, seed and samplers, as a batch or a server takes it.
+        after: the turn that it follows.
+    """
+
+    story: Story
+    plan: Plan
+    wish: Wish
+    after: int
+
+    def keep(self, text: str, tokens: int, finish: str | None) -> Turn | None:
+        """Puts what was written into the story; None where nothing was. `finish`: how it ended."""
+        if not text:
+            return None
+        wish, plan = self.wish, self.plan
+        sampling = dict(wish.sampling) | ({"no_copy": wish.no_copy} if wish.no_copy else {})
+        data = {
+            "seed": wish.seed,
+            "sampling": sampling,
+            "lore": plan.lore,
+            "timers": plan.activation.timers.data(),
+            "tokens": tokens,
+            "finish": finish,
+        }
+        return self.story.add(text, by="model", data=data, after=self.after)
 
 
 class StorySession:
@@ -81,41 +115,25 @@ class StorySession:
         """
         return self._planned(self.story.turns, tokens)
 
-    def go_on(
-        self, tokens: int = 80, stop: str | Sequence[str] = (), **sampling: Any
-    ) -> Iterator[str]:
-        """Writes a turn of the model's, piece by piece; it is in the story when the loop is left.
-
-        Leaving the loop early, by `close()` or an exception such as Ctrl-C, keeps what was told.
-
-        Args:
-            sampling: what `write` takes besides; it wins over the story's own `sampling`.
+    def begin(
+        self,
+        tokens: int = 80,
+        stop: str | Sequence[str] = (),
+        head: Steering = "",
+        retry: bool = False,
+        **sampling: Any,
+    ) -> Draft:
+        """What the model's next turn is to be written from, by whatever writes it; see `go_on`.
 
         Raises:
             ContextError: an empty story.
             ContextOverflowError: no room for the story.
-            ConfigError: a setting out of range.
+            StoryError: a retry of a turn that is not the model's.
         """
-        return self._begin(self.story.turns, tokens, stop, sampling)
-
-    def retry(
-        self, tokens: int = 80, stop: str | Sequence[str] = (), **sampling: Any
-    ) -> Iterator[str]:
-        """The model's last turn once more, beside the one that is there; see `go_on`.
-
-        Raises:
-            StoryError: the last turn is not the model's.
-        """
-        self.story.retry_from()
-        return self._begin(self.story.turns[:-1], tokens, stop, sampling)
-
-    def _planned(self, turns: Sequence[Turn], tokens: int) -> Plan:
-        texts = [turn.text for turn in turns]
-        return self.composer.plan(self.story.settings, texts, tokens, _timers(turns))
-
-    def _begin(
-        self, turns: list[Turn], tokens: int, stop: str | Sequence[str], sampling: dict[str, Any]
-    ) -> Iterator[str]:
+        turns = self.story.turns
+        if retry:
+            self.story.retry_from()
+            turns = turns[:-1]
         plan = self._planned(turns, tokens)
         if not plan.context.body.pieces and not self.model.bos:
             raise ContextError(
@@ -123,27 +141,65 @@ class StorySession:
             )
         after = turns[-1].id if turns else ROOT
         sampling = {**self.story.settings.sampling, **sampling}
-        seed = self._seed(after)
-        writing = write(
-            self.model,
+        no_copy = sampling.pop("no_copy", 0)
+        wish = Wish(
             plan.context,
             tokens,
-            stop=stop,
-            seed=seed,
+            stop=tuple([stop] if isinstance(stop, str) else stop),
+            seed=self._seed(after),
+            no_copy=no_copy,
+            head=head,
             check=False,  # the composer has
-            memory=self._memory,
-            **sampling,
+            sampling=sampling,
         )
-        self.plan, self.finish = plan, None
-        kept = {
-            "seed": seed,
-            "sampling": sampling,
-            "lore": plan.lore,
-            "timers": plan.activation.timers.data(),
-        }
-        return self._told(writing, after, kept)
+        return Draft(self.story, plan, wish, after)
 
-    def _told(self, writing: Writing, after: int, kept: dict[str, Any]) -> Iterator[str]:
+    def go_on(self, tokens: int = 80, stop: str | Sequence[str] = (), **rest: Any) -> Iterator[str]:
+        """Writes a turn of the model's, piece by piece; it is in the story when the loop is left.
+
+        Leaving the loop early, by `close()` or an exception such as Ctrl-C, keeps what was told.
+
+        Args:
+            rest: a `head`, as `write` takes it, and settings of the samplers, `no_copy` among
+                them; they win over the story's own `sampling`.
+
+        Raises:
+            ContextError: an empty story.
+            ContextOverflowError: no room for the story.
+            ConfigError: a setting out of range.
+        """
+        return self._write(self.begin(tokens, stop, **rest))
+
+    def retry(self, tokens: int = 80, stop: str | Sequence[str] = (), **rest: Any) -> Iterator[str]:
+        """The model's last turn once more, beside the one that is there; see `go_on`.
+
+        Raises:
+            StoryError: the last turn is not the model's.
+        """
+        return self._write(self.begin(tokens, stop, retry=True, **rest))
+
+    def _planned(self, turns: Sequence[Turn], tokens: int) -> Plan:
+        texts = [turn.text for turn in turns]
+        return self.composer.plan(self.story.settings, texts, tokens, _timers(turns))
+
+    def _write(self, draft: Draft) -> Iterator[str]:
+        wish = draft.wish
+        writing = write(
+            self.model,
+            wish.context,
+            wish.max_new_tokens,
+            stop=wish.stop,
+            seed=wish.seed,
+            check=wish.check,
+            head=wish.head,
+            memory=self._memory,
+            no_copy=wish.no_copy,
+            **wish.sampling,
+        )
+        self.plan, self.finish = draft.plan, None
+        return self._told(writing, draft)
+
+    def _told(self, writing: Writing, draft: Draft) -> Iterator[str]:
         try:
             for token in writing:
                 if token.text:
@@ -151,9 +207,7 @@ class StorySession:
         finally:
             writing.close()
             self.finish = writing.finish
-            if writing.text:
-                data = kept | {"tokens": len(writing.ids), "finish": writing.finish}
-                self.story.add(writing.text, by="model", data=data, after=after)
+            draft.keep(writing.text, len(writing.ids), writing.finish)
 
     def _seed(self, after: int) -> int:
         """Of the next turn: by the story's seed and the place, so that a second try differs."""
