@@ -164,7 +164,7 @@ class LocalEngine(Engine):
     def _refuse_if_busy(self) -> None:
         if self._closing:
             raise BusyError("the server is closing; expected it to go on; ask again later")
-        if len(self._waiting) >= self._queue and len(self._running) >= self._slots:
+        if len(self._waiting) + len(self._running) >= self._queue + self._slots:
             raise BusyError(
                 f"{len(self._running)} texts are being written and {len(self._waiting)} wait; "
                 "expected room in the queue; ask again later"
