@@ -11,6 +11,7 @@ when any token differs.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
@@ -30,7 +31,8 @@ import torch
 
 from softlore import Context, FrozenModel, SoftPrompt, storyteller
 from softlore.context import compose
-from softlore.decode import Chooser, Sampling, decode
+from softlore.decode import Chooser, Sampling, Wish, decode
+from softlore.serve.engines.vllm import VLLMEngine
 
 TEXTS = [
     "The bell over the door rang. [[soft:Emma]]Emma wore",
@@ -51,6 +53,7 @@ def main() -> int:
     prompt = noisy_prompt(model)
     with serving(options.vllm) if options.vllm else contextlib.nullcontext(options.url) as url:
         results = [check(url, model, prompt, text, options.tokens) for text in TEXTS]
+        results += asyncio.run(check_engine(url, model, prompt, options.tokens))
     print(f"{sum(results)} of {len(results)} contexts gave the same greedy tokens")
     return int(not all(results))
 
@@ -74,6 +77,26 @@ def check(url: str, model: FrozenModel, prompt: SoftPrompt, text: str, tokens: i
     if ours == bare:
         print("  the soft prompt changes nothing here: this proves nothing")
     return ours == theirs and ours != bare
+
+
+async def check_engine(url: str, model: FrozenModel, prompt: SoftPrompt, tokens: int) -> list[bool]:
+    """What `softlore serve --engine vllm` writes, all contexts at once, told as it comes."""
+    engine = VLLMEngine(model, url)
+    contexts = [Context.parse(text, [prompt]) for text in TEXTS]
+    wishes = [Wish(context, tokens, sampling={"temperature": 0}) for context in contexts]
+    running = await asyncio.gather(*(engine.start(wish).drained() for wish in wishes))
+    cancelled = engine.start(Wish(contexts[0], 500))
+    await anext(cancelled)
+    cancelled.cancel()
+    await cancelled.drained()
+    load = engine.load()
+    await engine.close()
+    equal = [
+        until_end(model, one.ids) == greedy(model, context, tokens)
+        for one, context in zip(running, contexts, strict=True)
+    ]
+    print(f"the engine: {sum(equal)} of {len(equal)} equal; cancelled: {cancelled.finish}, {load}")
+    return equal
 
 
 def greedy(model: FrozenModel, context: Context, tokens: int) -> list[int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from softlore.decode import Reading, Token, Wish
+from softlore.decode import Reading, Telling, Token, Wish
 from softlore.decode.telling import Finish
 from softlore.model import FrozenModel
 
@@ -36,35 +37,65 @@ class Load:
 
 
 class Running(AsyncIterator[Token]):
-    """A text that was started: its tokens as they come. Used within one event loop.
+    """A text that was started: its tokens as they come. Made and used within one event loop.
 
     Iteration ends when the text does; an engine that fails raises EngineError there.
 
     Attributes:
-        text, ids: what has come so far.
         finish: how it ended; None while it goes on.
-        stopped_by: the stop string that ended it.
-        reading: how much of the context was known, and how much was read; None until it was.
     """
 
-    text: str = ""
-    ids: list[int]
-    finish: End | None = None
-    stopped_by: str | None = None
-    reading: Reading | None = None
+    def __init__(self, telling: Telling) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.finish: End | None = None
+        self._telling = telling
+        self._heard: asyncio.Queue[Token | Exception | None] = asyncio.Queue()
 
-    @abstractmethod
-    async def __anext__(self) -> Token: ...
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return self._telling.text
+
+    @property
+    def ids(self) -> list[int]:
+        return self._telling.ids
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended it."""
+        return self._telling.stopped_by
+
+    @property
+    def reading(self) -> Reading | None:
+        """How much of the context was known, and how much was read; None if that is not known."""
+        return None
 
     @abstractmethod
     def cancel(self) -> None:
         """Ends it at the next token; harmless once it has ended. Never blocks."""
+
+    async def __anext__(self) -> Token:
+        heard = await self._heard.get()
+        if isinstance(heard, Token):
+            return heard
+        self._heard.put_nowait(heard)  # the end stays the end
+        if heard is None:
+            raise StopAsyncIteration
+        raise heard
 
     async def drained(self) -> Self:
         """Itself, once it has come to its end."""
         async for _ in self:
             pass
         return self
+
+    def hear(self, heard: Iterable[Token | Exception], why: End | None = None) -> None:
+        """Takes in, within its event loop, what has come; `why` it has ended, if it has."""
+        for one in heard:
+            self._heard.put_nowait(one)
+        if why is not None:
+            self.finish = why
+            self._heard.put_nowait(None)
 
 
 class Engine(ABC):

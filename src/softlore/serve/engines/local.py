@@ -175,38 +175,15 @@ class _Local(Running):
     """A text in the local engine: the thread writes it, the event loop hears of it."""
 
     def __init__(self, engine: LocalEngine, writing: Text) -> None:
+        super().__init__(writing.telling)
         self.writing = writing
         self.since = time.monotonic()
         self.cancelled = False
-        self.loop = asyncio.get_running_loop()
-        self.finish: End | None = None
         self._engine = engine
-        self._heard: asyncio.Queue[Token | Exception | None] = asyncio.Queue()
 
     @property
-    def text(self) -> str:  # type: ignore[override]
-        return self.writing.telling.text
-
-    @property
-    def ids(self) -> list[int]:  # type: ignore[override]
-        return self.writing.telling.ids
-
-    @property
-    def stopped_by(self) -> str | None:  # type: ignore[override]
-        return self.writing.telling.stopped_by
-
-    @property
-    def reading(self) -> Reading | None:  # type: ignore[override]
+    def reading(self) -> Reading | None:
         return self.writing.reading
-
-    async def __anext__(self) -> Token:
-        heard = await self._heard.get()
-        if isinstance(heard, Token):
-            return heard
-        self._heard.put_nowait(heard)  # the end stays the end
-        if heard is None:
-            raise StopAsyncIteration
-        raise heard
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -222,14 +199,6 @@ class _Local(Running):
         batches = _Batches()
         batches.add(self, [error], "cancelled")
         batches.send()
-
-    def hear(self, tokens: Iterable[Token | Exception], why: End | None) -> None:
-        """Takes in, within the event loop, what has come."""
-        for token in tokens:
-            self._heard.put_nowait(token)
-        if why is not None:
-            self.finish = why
-            self._heard.put_nowait(None)
 
 
 class _Batches:

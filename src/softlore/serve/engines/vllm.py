@@ -1,0 +1,246 @@
+"""A vLLM server as an engine: contexts go there as embedding rows, tokens come back.
+
+Source of the request's form: vLLM's OpenAI-compatible server, 0.32, started with
+`--enable-prompt-embeds`. The texts share its batch; here is the tokenizer and the embedding table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import httpx
+
+from softlore.context import compose, splice
+from softlore.context.splice import check_length
+from softlore.decode import Sampling, Telling, Token, Wish
+from softlore.decode.mixing import dosed
+from softlore.decode.writing import checked, named
+from softlore.errors import BusyError, ConfigError, EngineError
+from softlore.model import FrozenModel
+from softlore.prompts.formats.vllm import check_rows, request_body
+from softlore.serve.engines.base import End, Engine, Load, Running
+
+NEVER = -100.0  # the least that vLLM adds to a logit
+# Fields of `Sampling` that vLLM knows, under its names.
+_SAME = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+         "frequency_penalty")  # fmt: skip
+
+
+class VLLMEngine(Engine):
+    """Writes texts on a vLLM server, which has the same model as the one here.
+
+    Control codes with a strength, `no_copy` and the samplers that vLLM does not have are not for
+    it: the first are refused, samplers are left out. Prefix prompts are refused.
+
+    Args:
+        model: for its tokenizer and embeddings.
+        url: of the server, without `/v1`.
+        name: what the server calls its model; "" takes the one it has.
+        api_key: what the server wants to be shown.
+        slots, queue: how many texts may be under way from here at once.
+        text_seconds: how long a text may take; then it ends with "timeout".
+    """
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        url: str,
+        name: str = "",
+        api_key: str | None = None,
+        slots: int = 64,
+        queue: int = 64,
+        text_seconds: float = 600.0,
+    ) -> None:
+        self.model = model
+        self._name = name
+        self._slots, self._queue, self._text_seconds = slots, queue, text_seconds
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._client = httpx.AsyncClient(
+            base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(60.0, read=None)
+        )
+        self._free = asyncio.Semaphore(slots)
+        self._running: set[_Remote] = set()
+        self._closing = False
+
+    def start(self, wish: Wish) -> Running:
+        if self._closing or len(self._running) >= self._slots + self._queue:
+            raise BusyError(
+                f"{len(self._running)} texts are being written; expected room for another; ask "
+                "again later"
+            )
+        body, telling = self._request(wish)
+        running = _Remote(telling)
+        self._running.add(running)
+        running.task = asyncio.create_task(self._write(running, body))
+        return running
+
+    def load(self) -> Load:
+        running = min(len(self._running), self._slots)
+        return Load(running, len(self._running) - running, self._slots, self._queue)
+
+    async def close(self, seconds: float = 10.0) -> None:
+        self._closing = True
+        tasks = [one.task for one in self._running if one.task]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await self._client.aclose()
+
+    def _request(self, wish: Wish) -> tuple[dict[str, Any], Telling]:
+        """The body of a request, less the rows; and what is told of the answer."""
+        stops = checked(wish.max_new_tokens, wish.stop, wish.logprobs)
+        heads = dosed(wish.head)
+        if [strength for _, strength in heads if strength != 1] or len(heads) > 1:
+            raise ConfigError(
+                "codes with a strength are mixed token by token, which a vLLM server does not do; "
+                "expected one code of strength 1; use --engine local for others"
+            )
+        if wish.no_copy:
+            raise ConfigError(
+                "no_copy looks at every token before it is chosen, which a vLLM server does not "
+                "let us do; expected 0; use --engine local for it"
+            )
+        for prompt in named(wish.context, heads):
+            check_rows(prompt)
+        tree = compose(self.model, wish.context, wish.check, heads[0][0] if heads else "")
+        check_length(self.model, [tree])
+        places = sum(map(len, tree.nodes))
+        most = wish.max_new_tokens
+        if self.model.context_length is not None:
+            most = min(most, self.model.context_length - places)
+        sampling = Sampling(**wish.sampling)
+        body = {
+            **request_body(splice(self.model, [tree]).embeds[0], self._name),
+            **_settings(sampling, self.model),
+            "max_tokens": max(most, 1),
+            "seed": wish.seed,
+            "stream": True,
+            "return_token_ids": True,
+            "logprobs": wish.logprobs,
+            "return_tokens_as_token_ids": None if wish.logprobs is None else True,
+        }
+        telling = Telling(self.model, stops, wish.max_new_tokens)
+        return {name: value for name, value in body.items() if value is not None}, telling
+
+    async def _write(self, running: _Remote, body: dict[str, Any]) -> None:
+        """The life of a text: waits for its turn, asks, tells what comes."""
+        try:
+            async with (
+                self._free,
+                asyncio.timeout(self._text_seconds),
+                contextlib.aclosing(self._choices(body)) as choices,
+            ):
+                async for choice in choices:
+                    running.tell(choice)
+                    if running.ended:
+                        break
+            running.close()
+        except TimeoutError:
+            running.close("timeout")
+        except asyncio.CancelledError:
+            running.close("cancelled")
+        except EngineError as error:
+            running.hear([error], "cancelled")
+        except (httpx.HTTPError, ValueError, TypeError, AttributeError, KeyError) as error:
+            running.hear([_lost(self._client.base_url, error)], "cancelled")
+        finally:
+            self._running.discard(running)
+
+    async def _choices(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """What comes of the text, a part at a time, as the server sends it."""
+        async with self._client.stream("POST", "/v1/completions", json=body) as reply:
+            if reply.status_code != 200:
+                said = (await reply.aread()).decode(errors="replace")[:300]
+                raise EngineError(
+                    f"the vLLM server answered {reply.status_code}: {' '.join(said.split())}; "
+                    "expected 200; see that it serves this model and was started with "
+                    "--enable-prompt-embeds"
+                )
+            async for line in reply.aiter_lines():
+                data = line.removeprefix("data: ")
+                if data == line or data == "[DONE]":
+                    continue
+                chunk = json.loads(data)
+                if "error" in chunk:
+                    raise EngineError(
+                        f"the vLLM server stopped: {str(chunk['error'])[:300]}; expected tokens; "
+                        "see its log"
+                    )
+                for choice in chunk.get("choices", []):
+                    yield choice
+
+
+class _Remote(Running):
+    """A text that another server writes."""
+
+    def __init__(self, telling: Telling) -> None:
+        super().__init__(telling)
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self._telling.finish is not None
+
+    def tell(self, choice: dict[str, Any]) -> None:
+        """Tells the tokens of a part; an end that the server saw is one, whatever the token."""
+        for token in _tokens(choice):
+            if not self.ended:
+                self.hear([self._telling.tell(token)])
+        if not self.ended and choice.get("finish_reason") == "stop":
+            self._telling.finish = "end"
+
+    def close(self, why: End | None = None) -> None:
+        rest = list(self._telling.rest())
+        self.hear(rest, why or self._telling.finish)
+
+    def cancel(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+
+def _settings(sampling: Sampling, model: FrozenModel) -> dict[str, Any]:
+    """Samplers as vLLM knows them."""
+    bias = {str(i): float(value) for i, value in dict(sampling.logit_bias).items()}
+    bias |= {str(i): NEVER for i in (*sampling.banned, *model.banned_ids)}
+    settings: dict[str, Any] = {name: getattr(sampling, name) for name in _SAME}
+    settings["top_k"] = sampling.top_k or -1
+    if sampling.greedy:
+        settings["temperature"] = 0.0
+    if bias:
+        settings["logit_bias"] = bias
+    return settings
+
+
+def _tokens(choice: dict[str, Any]) -> list[Token]:
+    ids = choice.get("token_ids")
+    if ids is None:
+        if choice.get("text"):
+            raise EngineError(
+                "the vLLM server sent no token ids; expected them; use vLLM 0.11 or newer"
+            )
+        return []
+    told = choice.get("logprobs") or {}
+    own = told.get("token_logprobs") or [None] * len(ids)
+    likeliest = told.get("top_logprobs") or [None] * len(ids)
+    return [
+        Token("", int(i), logprob, {_id(name): value for name, value in (top or {}).items()})
+        for i, logprob, top in zip(ids, own, likeliest, strict=True)
+    ]
+
+
+def _id(name: str) -> int:
+    """The id in a name that `return_tokens_as_token_ids` makes: "token_id:42"."""
+    return int(name.removeprefix("token_id:"))
+
+
+def _lost(url: httpx.URL, error: Exception) -> EngineError:
+    return EngineError(
+        f"the vLLM server at {url} cannot be reached or broke off ({type(error).__name__}: "
+        f"{error}); expected it to answer; start it, or mend --engine-url"
+    )

@@ -1,0 +1,209 @@
+"""The vLLM engine, against a server that reads and streams as vLLM does.
+
+The real one is checked by tools/check_vllm.py; it needs an environment of its own.
+"""
+
+import asyncio
+import base64
+import io
+import json
+import threading
+
+import pytest
+import torch
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from softlore import SoftPrompt
+from softlore.context import Node, Tree
+from softlore.decode import Chooser, Sampling, Wish, decode, write
+from softlore.errors import BusyError, ConfigError, EngineError, PromptError
+from softlore.model.tiny import tiny_model
+from softlore.serve.engines.vllm import VLLMEngine
+
+MODEL = tiny_model("llama")
+ROW = SoftPrompt.from_text("a red coat", MODEL, name="coat", kind="embedding")
+PREFIX = SoftPrompt.from_text("Dog is a good boy", MODEL, name="dog", kind="prefix")
+WISH = Wish("Down the " + ROW + " lane", 12, sampling={"temperature": 0})
+
+
+def serving():
+    """A server that takes rows and streams token ids, in the form of vLLM's."""
+    app, seen = FastAPI(), {"bodies": [], "gone": 0}
+
+    @app.post("/v1/completions", response_model=None)
+    async def completions(request: Request):
+        body = json.loads(await request.body())
+        seen["bodies"].append(body)
+        if seen.get("refuses"):
+            return JSONResponse({"message": "no such thing"}, 400)
+        rows = torch.load(io.BytesIO(base64.b64decode(body["prompt_embeds"])))
+        chooser = Chooser(Sampling(temperature=body["temperature"]), body.get("seed"))
+        steps = decode(MODEL, [Tree([Node(rows)])], chooser, body["max_tokens"])
+
+        async def stream():
+            try:
+                for step in steps:
+                    choice = {"text": "", "token_ids": step, "finish_reason": None}
+                    if seen.get("breaks"):
+                        yield 'data: {"error": {"message": "out of memory"}}\n\n'
+                        return
+                    yield f"data: {json.dumps({'choices': [choice]})}\n\n"
+                    await asyncio.sleep(seen.get("pause", 0))
+                yield 'data: {"choices": [{"text": "", "finish_reason": "length"}]}\n\n'
+                yield "data: [DONE]\n\n"
+            finally:
+                seen["gone"] += 1
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+    return app, seen
+
+
+@pytest.fixture
+def server():
+    app, seen = serving()
+    running = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    while not running.started:
+        pass
+    port = running.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}", seen
+    running.should_exit = True
+    thread.join(10)
+
+
+def run(url, work, **settings):
+    async def main():
+        engine = VLLMEngine(MODEL, url, **settings)
+        try:
+            return await asyncio.wait_for(work(engine), 30)
+        finally:
+            await engine.close(0)
+
+    return asyncio.run(main())
+
+
+def test_what_is_written_there_equals_what_is_written_here(server):
+    url, seen = server
+
+    async def work(engine):
+        first = await engine.start(WISH).drained()
+        ended = await engine.start(
+            Wish(WISH.context, 12, stop=(first.text[3:5],), sampling={"temperature": 0})
+        ).drained()
+        return first, ended, engine.load().running
+
+    first, ended, left = run(url, work)
+    single = write(MODEL, WISH.context, 12, temperature=0).drained()
+    assert (first.ids, first.text, first.finish) == (single.ids, single.text, single.finish)
+    assert (ended.text, ended.finish) == (first.text[:3], "stop")
+    assert left == 0
+    assert seen["bodies"][0]["max_tokens"] == 12
+    assert "seed" not in seen["bodies"][0]
+
+
+def test_samplers_go_under_its_names(server):
+    url, seen = server
+    sampling = {"top_k": 0, "temperature": 0.5, "banned": (3,), "logit_bias": {7: 2.0}}
+
+    async def work(engine):
+        await engine.start(Wish("The dog", 3, seed=5, sampling=sampling)).drained()
+
+    run(url, work, name="served")
+    body = seen["bodies"][0]
+    assert (body["top_k"], body["temperature"], body["seed"], body["model"]) == (
+        -1,
+        0.5,
+        5,
+        "served",
+    )
+    assert body["logit_bias"] == {"7": 2.0, "3": -100.0}
+
+
+def test_a_text_that_is_cancelled_is_dropped_there(server):
+    url, seen = server
+    seen["pause"] = 0.01
+
+    async def work(engine):
+        text = engine.start(Wish("The dog", 500))
+        await anext(text)
+        text.cancel()
+        await text.drained()
+        for _ in range(200):
+            if seen["gone"]:
+                break
+            await asyncio.sleep(0.02)
+        return text.finish, engine.load().running
+
+    assert run(url, work) == ("cancelled", 0)
+    assert seen["gone"] == 1
+
+
+def test_it_says_what_it_cannot_do(server):
+    url, _ = server
+
+    async def work(engine):
+        with pytest.raises(PromptError, match="prefix kind"):
+            engine.start(Wish(PREFIX + "The dog"))
+        with pytest.raises(ConfigError, match="one code of strength 1"):
+            engine.start(Wish("The dog", head=[("Horror ", 2.0)]))
+        with pytest.raises(ConfigError, match="no_copy"):
+            engine.start(Wish("The dog", no_copy=8))
+        head = await engine.start(
+            Wish("The dog", 5, head="A ", sampling={"temperature": 0})
+        ).drained()
+        return head.ids
+
+    single = write(MODEL, "The dog", 5, head="A ", temperature=0).drained()
+    assert run(url, work) == single.ids
+
+
+def test_what_goes_wrong_there_is_told(server):
+    url, seen = server
+
+    async def refused(engine):
+        seen["refuses"] = True
+        with pytest.raises(EngineError, match=r"answered 400.*no such thing"):
+            await engine.start(WISH).drained()
+        seen.update(refuses=False, breaks=True)
+        with pytest.raises(EngineError, match="out of memory"):
+            await engine.start(WISH).drained()
+        seen["breaks"] = False
+        return (await engine.start(WISH).drained()).finish
+
+    assert run(url, refused) == "length"
+
+    async def nobody(engine):
+        with pytest.raises(EngineError, match=r"cannot be reached.*--engine-url"):
+            await engine.start(WISH).drained()
+
+    run("http://127.0.0.1:9", nobody)
+
+
+def test_only_so_many_at_once(server):
+    url, seen = server
+    seen["pause"] = 0.01
+
+    async def work(engine):
+        texts = [engine.start(Wish("The dog", 20)) for _ in range(3)]
+        with pytest.raises(BusyError):
+            engine.start(Wish("The dog", 20))
+        assert (engine.load().running, engine.load().waiting) == (2, 1)
+        return [(await text.drained()).finish for text in texts]
+
+    assert run(url, work, slots=2, queue=1) == ["length"] * 3
+
+
+def test_a_text_that_takes_too_long_keeps_what_there_is(server):
+    url, seen = server
+    seen["pause"] = 0.02
+
+    async def work(engine):
+        return await engine.start(Wish("The dog", 500)).drained()
+
+    text = run(url, work, text_seconds=0.5)
+    assert text.finish == "timeout"
+    assert text.ids
