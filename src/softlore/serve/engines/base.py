@@ -24,8 +24,9 @@ class Load:
         waiting: texts in the queue.
         slots: texts that can run at once.
         queue: texts that can wait.
-        tokens: keys and values that are held, in tokens: running texts and kept ones.
-        bytes: the same in bytes.
+        tokens: of which keys and values are held for the running texts.
+        bytes: what these take in memory.
+        kept_tokens, kept_bytes: the same of texts that have ended and may go on.
     """
 
     running: int
@@ -34,6 +35,8 @@ class Load:
     queue: int
     tokens: int = 0
     bytes: int = 0
+    kept_tokens: int = 0
+    kept_bytes: int = 0
 
 
 class Running(AsyncIterator[Token]):

@@ -68,8 +68,10 @@ class LocalEngine(Engine):
             waiting=len(self._waiting),
             slots=self._slots,
             queue=self._queue,
-            tokens=self._batch.tokens + kept.tokens,
-            bytes=self._batch.bytes + kept.bytes,
+            tokens=self._batch.tokens,
+            bytes=self._batch.bytes,
+            kept_tokens=kept.tokens,
+            kept_bytes=kept.bytes,
         )
 
     async def close(self, seconds: float = 10.0) -> None:
