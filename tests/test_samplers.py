@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -24,13 +25,13 @@ from softlore.decode.samplers import (
     DynamicTemperatureLogitsProcessor,
     MirostatLogitsProcessor,
     RangedRepetitionLogitsProcessor,
-    RowChoosers,
     SmoothingLogitsProcessor,
     SparingLogitsProcessor,
     TailFreeLogitsProcessor,
     TopALogitsProcessor,
     TopNSigmaLogitsProcessor,
     XTCLogitsProcessor,
+    choose_each,
     kobold_order,
 )
 from softlore.errors import ConfigError
@@ -487,12 +488,13 @@ def run(choose, texts, steps=25):
 
 
 def test_rows_with_a_chooser_each_are_as_they_are_alone():
-    texts = [[i + 1, *range(3 * i)] for i in range(len(MANY))]
+    settings = [one for one in MANY.values() for _ in range(2)]  # some alike, some not
+    texts = [[i + 1, *range(3 * i)] for i in range(len(settings))]
 
     def choosers():
-        return [Chooser(Sampling(**s), seed, MODEL) for seed, s in enumerate(MANY.values())]
+        return [Chooser(Sampling(**one), seed, MODEL) for seed, one in enumerate(settings)]
 
-    together = run(RowChoosers(choosers()), texts)
+    together = run(partial(choose_each, choosers()), texts)
     for choose, text, expected in zip(choosers(), texts, together, strict=True):
         assert run(choose, [text]) == [expected]
 

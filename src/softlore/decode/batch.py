@@ -14,9 +14,10 @@ from softlore.context.compose import Readable
 from softlore.context.splice import check_length
 from softlore.decode.kept import Kept, Read
 from softlore.decode.memory import Reading, Slot, slots_of
-from softlore.decode.mixing import Mixed, Steering, dosed, with_bare
+from softlore.decode.mixing import Steering, dosed, mix, with_bare
+from softlore.decode.samplers import choose_each
 from softlore.decode.sliding import Headed, fitting, slid, windows
-from softlore.decode.telling import Observed, Telling, Token
+from softlore.decode.telling import Telling, Token, observed
 from softlore.decode.writing import Stop, checked, chooser_of, named
 from softlore.model import FrozenModel, Past, Slots
 
@@ -50,13 +51,12 @@ class Text:
         stops = checked(wish.max_new_tokens, wish.stop, wish.logprobs)
         heads = dosed(wish.head)
         prompts = named(wish.context, heads)
-        chooser = chooser_of(model, prompts, wish.seed, wish.no_copy, wish.sampling)
         heads = with_bare(heads) if heads else []
         self.telling = Telling(model, stops, wish.max_new_tokens)
         self.reading: Reading | None = None
-        self._observed = Observed(chooser, wish.logprobs)
-        weights = [weight for _, weight in heads]
-        self._choose = Mixed(self._observed, weights) if len(heads) > 1 else self._observed
+        self.chooser = chooser_of(model, prompts, wish.seed, wish.no_copy, wish.sampling)
+        self._weights = [weight for _, weight in heads]
+        self._logprobs = wish.logprobs
         self._slides = bool(heads)
         found = windows(model, wish.context, heads, wish.check)
         if self._slides:
@@ -65,14 +65,19 @@ class Text:
         self.rows = [_Row(self, window) for window in found]
         self._left = self._room(model)
 
-    def choose(self, logits: Tensor) -> Iterator[Token]:
-        """The next token, with its text, from logits `[rows, vocab]`; and the rest if it ends."""
-        chosen = int(self._choose(logits, [row.ids for row in self.rows])[0])
+    def mixed(self, logits: Tensor) -> Tensor:
+        """What its next token is chosen from, `[vocab]`, given logits `[rows, vocab]`."""
+        if len(self.rows) == 1:
+            return logits[0]
+        return mix(logits, torch.tensor(self._weights, device=logits.device))
+
+    def tell(self, logits: Tensor, chosen: int) -> Iterator[Token]:
+        """The token that was chosen from logits `[vocab]`, with its text; the rest if it ends."""
         for row in self.rows:
             row.chosen(chosen)
         if self._left is not None:
             self._left -= 1
-        yield self.telling.tell(self._observed.token(chosen))
+        yield self.telling.tell(observed(logits, chosen, self._logprobs))
         if self.telling.finish or (self._full and not self._slides):
             yield from self.telling.rest()
 
@@ -154,8 +159,9 @@ class Batch:
         Texts whose `telling.finish` is set have left.
         """
         told = self._write()
-        for text, last in self._read():
-            told += self._choose([text], last)
+        if read := self._read():
+            texts = [text for text, _ in read]
+            told += self._choose(texts, torch.cat([last for _, last in read]))
         return told
 
     # inside ------------------------------------------------------------------------------------
@@ -172,10 +178,13 @@ class Batch:
 
     def _choose(self, texts: Sequence[Text], hidden: Tensor) -> list[tuple[Text, Token]]:
         """Tokens of texts from the last hidden states of their rows, `[rows, hidden]`."""
-        told = []
-        logits = self.model.logits(hidden).split([len(text.rows) for text in texts])
-        for text, own in zip(texts, logits, strict=True):
-            told += [(text, token) for token in text.choose(own)]
+        told: list[tuple[Text, Token]] = []
+        by_text = self.model.logits(hidden).split([len(text.rows) for text in texts])
+        logits = torch.stack([text.mixed(own) for text, own in zip(texts, by_text, strict=True)])
+        ids = [text.rows[0].ids for text in texts]
+        tokens = choose_each([text.chooser for text in texts], logits, ids).tolist()
+        for text, own, token in zip(texts, logits, tokens, strict=True):
+            told += [(text, one) for one in text.tell(own, token)]
             if text.telling.finish or text.turns_over:
                 self._drop(text)
             if text.turns_over:
@@ -183,21 +192,22 @@ class Batch:
                 self._reading.append(text)
         return told
 
-    def _read(self) -> Iterator[tuple[Text, Tensor]]:
+    def _read(self) -> list[tuple[Text, Tensor]]:
         """Reads on, the first that joined first; gives those that are done, `[rows, hidden]`."""
-        left = READ
+        left, done = READ, []
         for text in list(self._reading):
             for row in text.rows:
                 if row.last is None and left > 0:
                     left -= row.read_on(self.model, left, self.kept)
             if any(row.last is None for row in text.rows):
-                return
+                break
             self._reading.remove(text)
             lasts = torch.cat([row.last for row in text.rows if row.last is not None])
             for row in text.rows:
                 row.enter(self._slots)
                 self._rows.append(row)
-            yield text, lasts
+            done.append((text, lasts))
+        return done
 
     def _drop(self, text: Text) -> None:
         for row in text.rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
@@ -79,22 +79,31 @@ class Telling:
             yield Token(rest)
 
 
+def observed(logits: Tensor, chosen: int, logprobs: int | None) -> Token:
+    """A token that was chosen, with what the model thought of it: logits `[vocab]` before samplers.
+
+    `logprobs`: how many of the likeliest tokens to tell of; None tells nothing.
+    """
+    if logprobs is None:
+        return Token("", chosen)
+    logp = logits.log_softmax(dim=-1)
+    top = logp.topk(logprobs)
+    likeliest = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    return Token("", chosen, float(logp[chosen]), likeliest)
+
+
 class Observed:
     """A chooser that remembers what the model thought of its last choice."""
 
     def __init__(self, choose: Choose, logprobs: int | None) -> None:
         self._choose = choose
         self._logprobs = logprobs
-        self._last: tuple[float | None, dict[int, float]] = (None, {})
+        self._last = Token("")
 
     def __call__(self, logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
         chosen = self._choose(logits, texts)
-        if self._logprobs is not None:
-            logp = logits[0].log_softmax(dim=-1)
-            top = logp.topk(self._logprobs)
-            likeliest = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-            self._last = float(logp[chosen[0]]), likeliest
+        self._last = observed(logits[0], int(chosen[0]), self._logprobs)
         return chosen
 
     def token(self, chosen: int) -> Token:
-        return Token("", chosen, *self._last)
+        return replace(self._last, id=chosen)

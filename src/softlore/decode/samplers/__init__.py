@@ -5,7 +5,7 @@ from softlore.decode.samplers.bans import (
     BannedStringsLogitsProcessor,
     SparingLogitsProcessor,
 )
-from softlore.decode.samplers.chooser import Chooser, RowChoosers
+from softlore.decode.samplers.chooser import Chooser, choose_each
 from softlore.decode.samplers.dry import DRYLogitsProcessor
 from softlore.decode.samplers.mirostat import MirostatLogitsProcessor
 from softlore.decode.samplers.penalties import (
@@ -36,7 +36,6 @@ __all__ = [
     "MirostatLogitsProcessor",
     "PenalizedLogitsProcessor",
     "RangedRepetitionLogitsProcessor",
-    "RowChoosers",
     "Sampling",
     "SmoothingLogitsProcessor",
     "SparingLogitsProcessor",
@@ -44,5 +43,6 @@ __all__ = [
     "TopALogitsProcessor",
     "TopNSigmaLogitsProcessor",
     "XTCLogitsProcessor",
+    "choose_each",
     "kobold_order",
 ]

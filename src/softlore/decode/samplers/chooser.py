@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softlore.decode.loop import Choose
 from softlore.decode.samplers.settings import Sampling
 from softlore.decode.samplers.steps import Step
 from softlore.model import FrozenModel
@@ -34,7 +33,7 @@ class Chooser:
         Raises:
             ConfigError: strings without a model, or ids that it does not have.
         """
-        self._greedy = sampling.greedy
+        self._sampling = sampling
         self._generator = torch.Generator()
         if seed is None:
             self._generator.seed()
@@ -47,31 +46,26 @@ class Chooser:
 
     def __call__(self, logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
         """Token ids `[B]` from logits `[B, vocab]`; `texts` are the ids that stand so far."""
-        if len(logits) != len(self._texts):
-            self._written = torch.zeros(len(logits), 0, dtype=torch.long, device=logits.device)
-            self._texts = [_Growing() for _ in logits]
+        self._begin(logits)
         scores = logits
         for step in self._steps:
             scores = self._through(step, scores, texts)
-        if self._greedy:
-            token = scores.argmax(dim=-1)
-        else:
-            token = self._drawn(scores.softmax(dim=-1).cpu()).to(logits.device)
-        if self._remembers:
-            self._written = torch.cat([self._written, token[:, None]], dim=1)
+        token = _drawn(scores, None if self._sampling.greedy else self._numbers(len(scores)))
+        self._remember(token)
         return token
 
-    def _drawn(self, chances: Tensor) -> Tensor:
-        """A token a row, `[B]`, drawn from `[B, vocab]` by one number each.
+    def _begin(self, logits: Tensor) -> None:
+        if len(logits) != len(self._texts):
+            self._written = torch.zeros(len(logits), 0, dtype=torch.long, device=logits.device)
+            self._texts = [_Growing() for _ in logits]
 
-        torch.multinomial draws a number for every token of the vocabulary, which takes longer than
-        all samplers together.
-        """
-        sums = chances.double().cumsum(dim=-1)
-        drawn = torch.rand(len(chances), 1, dtype=torch.float64, generator=self._generator)
-        # The first token whose sum is above what was drawn: never one of probability 0.
-        found = torch.searchsorted(sums, drawn * sums[:, -1:], right=True)[:, 0]
-        return found.clamp_max(chances.shape[1] - 1)  # a product that was rounded up
+    def _numbers(self, rows: int) -> Tensor:
+        """What decides the draw: a number from 0 to 1 a row, `[B, 1]`."""
+        return torch.rand(rows, 1, dtype=torch.float64, generator=self._generator)
+
+    def _remember(self, token: Tensor) -> None:
+        if self._remembers:
+            self._written = torch.cat([self._written, token[:, None]], dim=1)
 
     def _through(self, step: Step, scores: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
         if step.reads == "written":
@@ -85,16 +79,61 @@ class Chooser:
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 
-class RowChoosers:
-    """A chooser a row: each row is chosen as its own chooser would choose it alone."""
+def choose_each(
+    choosers: Sequence[Chooser], logits: Tensor, texts: Sequence[Sequence[int]]
+) -> Tensor:
+    """Token ids `[B]` from logits `[B, vocab]`, each row chosen by its own chooser.
 
-    def __init__(self, choosers: Sequence[Choose]) -> None:
-        self.choosers = list(choosers)
+    They are what the choosers would give one by one. Rows with the same sampling go through its
+    steps together, but for what looks at their texts or draws on the way.
+    """
+    groups: dict[tuple[Sampling, int], list[int]] = {}
+    for row, chooser in enumerate(choosers):
+        groups.setdefault((chooser._sampling, len(chooser._steps)), []).append(row)
+    tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    for rows in groups.values():
+        mine = [choosers[row] for row in rows]
+        tokens[rows] = _chosen_alike(mine, logits[rows], [texts[row] for row in rows])
+    return tokens
 
-    def __call__(self, logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Token ids `[B]` from logits `[B, vocab]`; `texts` are the ids that stand so far."""
-        rows = zip(self.choosers, logits.split(1), texts, strict=True)
-        return torch.cat([choose(row, [text]) for choose, row, text in rows])
+
+def _chosen_alike(
+    choosers: Sequence[Chooser], logits: Tensor, texts: Sequence[Sequence[int]]
+) -> Tensor:
+    """`choose_each` for choosers with the same sampling."""
+    first, scores = choosers[0], logits
+    for chooser, row in zip(choosers, logits.split(1), strict=True):
+        chooser._begin(row)
+    for place, step in enumerate(first._steps):
+        if step.alike:
+            scores = first._through(step, scores, texts)
+            continue
+        each = zip(choosers, scores.split(1), texts, strict=True)
+        scores = torch.cat(
+            [one._through(one._steps[place], row, [text]) for one, row, text in each]
+        )
+    numbers = None
+    if not first._sampling.greedy:
+        numbers = torch.cat([chooser._numbers(1) for chooser in choosers])
+    tokens = _drawn(scores, numbers)
+    for chooser, token in zip(choosers, tokens.split(1), strict=True):
+        chooser._remember(token)
+    return tokens
+
+
+def _drawn(scores: Tensor, numbers: Tensor | None) -> Tensor:
+    """A token a row, `[B]`, from scores `[B, vocab]` by one number each; None takes the likeliest.
+
+    torch.multinomial draws a number for every token of the vocabulary, which takes longer than all
+    samplers together.
+    """
+    if numbers is None:
+        return scores.argmax(dim=-1)
+    sums = scores.softmax(dim=-1).cpu().double().cumsum(dim=-1)
+    # The first token whose sum is above the number: never one of probability 0.
+    found = torch.searchsorted(sums, numbers * sums[:, -1:], right=True)[:, 0]
+    found = found.clamp_max(scores.shape[1] - 1)  # a product that was rounded up
+    return found.to(scores.device)
 
 
 class _Growing:

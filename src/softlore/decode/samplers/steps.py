@@ -52,6 +52,12 @@ class Step(NamedTuple):
     name: str
     processor: LogitsProcessor
     reads: Literal["nothing", "text", "written"] = "nothing"
+    draws: bool = False
+
+    @property
+    def alike(self) -> bool:
+        """Whether it does the same to every row, whatever text or seed is the row's."""
+        return self.reads == "nothing" and not self.draws
 
 
 def build(
@@ -142,7 +148,7 @@ def _cuts(sampling: Sampling, generator: torch.Generator | None) -> Iterator[Ste
         yield Step("top_a", TopALogitsProcessor(sampling.top_a))
     if sampling.xtc_probability:
         excluding = XTCLogitsProcessor(sampling.xtc_probability, sampling.xtc_threshold, generator)
-        yield Step("xtc", excluding)
+        yield Step("xtc", excluding, draws=True)
 
 
 def _check_ids(sampling: Sampling, model: FrozenModel) -> None:
