@@ -134,8 +134,9 @@ async def side_by_side(url: str, count: int, tokens: int) -> bool:
     print(f"one stream             {one:8.0f} tokens/s")
     print(f"{count} streams             {all_of_them:8.0f} tokens/s   {all_of_them / one:.1f}×")
     print(f"each as alone          {same} of {count}")
+    slowest, fastest = speeds[0], speeds[-1]
     print(
-        f"slowest, fastest       {speeds[0]:.1f}, {speeds[-1]:.1f} tokens/s: {speeds[-1] / speeds[0]:.2f}×"
+        f"slowest and fastest    {slowest:.1f}, {fastest:.1f} tokens/s   {fastest / slowest:.2f}×"
     )
     print(f"first token            median {firsts[count // 2]:.2f} s, last {firsts[-1]:.2f} s")
     return same == count

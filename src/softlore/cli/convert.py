@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from softlore.model import FrozenModel
     from softlore.prompts import SoftPrompt
 
+CONNECTOR_SUFFIX = ".vllm.safetensors"  # of what vLLM's connector reads
 # The names in softlore.prompts.writers, which takes seconds to import.
 FORMATS = ("safetensors", "kobold", "peft", "mkultra", "vllm")
 
@@ -59,6 +60,7 @@ def command(
       softlore convert emma.json --to safetensors --model gpt2
       softlore convert emma.safetensors --to peft --out emma-adapter
       softlore convert emma.safetensors --to vllm --text "At the gate stood [[soft:Emma]]Emma"
+      softlore convert emma.safetensors --to vllm --out prompts-for-vllm/   (a prefix)
     """
     if text is not None and to != "vllm":
         raise ConfigError(f"--text goes with --to vllm, not --to {to}; leave it out")
@@ -68,7 +70,13 @@ def command(
     if name is not None:
         prompt = prompt.replace(name=clean(name, "--name"))
     model = None
-    if model_name is not None or text is not None:
+    for_connector = to == "vllm" and prompt.kind == "prefix"
+    if for_connector and text is not None:
+        raise ConfigError(
+            f"--text makes a context of rows, and {prompt.name!r} is of the prefix kind, which has "
+            "none; expected the embedding kind; leave --text out to write what the connector reads"
+        )
+    if model_name is not None or text is not None or for_connector:
         model = load_model(model_name, dtype, device)
         prompt = prompt if prompt.fingerprint else prompt.made_for(model)
         model.check_prompt(prompt)
@@ -111,6 +119,7 @@ def _write(
     from softlore.prompts.writers import WRITERS
 
     writer = WRITERS[to]
+    suffix = CONNECTOR_SUFFIX if to == "vllm" and prompt.kind == "prefix" else writer.suffix
     path = Path(out or "")
     if _goes_into(out, to):
         if to == "safetensors" and out is not None:  # a library has one prompt of a name
@@ -118,11 +127,15 @@ def _write(
             if prompt.name in library:
                 check_free(library.header(prompt.name).path, force)
             return library.save(prompt)
-        path = path / (slug_of(prompt.name) + writer.suffix)
+        path = path / (slug_of(prompt.name) + suffix)
     if to != "peft" or not path.is_dir() or any(path.iterdir()):  # an empty folder may be filled
         check_free(path, force)
     if model is not None and text is not None:
         _write_context(model, clean(text, "--text"), prompt, path)
+    elif model is not None and suffix == CONNECTOR_SUFFIX:
+        from softlore.prompts.formats import vllm_prefix
+
+        vllm_prefix.write(prompt, model, path)
     else:
         writer.write(prompt, path)
     return path

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -259,6 +260,24 @@ def given_text(text: str) -> str:
             f"standard input is not UTF-8 text ({error.reason}); expected text; check what is "
             "piped in"
         ) from error
+
+
+@contextlib.contextmanager
+def wanting(extra: str) -> Iterator[None]:
+    """Imports of what comes with one of softlore's extras.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("softlore"):
+            raise
+        raise ConfigError(
+            f"{error.name} is not installed; expected what comes with softlore's extra `{extra}`; "
+            f"run: pip install 'softlore[{extra}]'"
+        ) from None
 
 
 def interactive() -> bool:

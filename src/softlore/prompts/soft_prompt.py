@@ -189,6 +189,12 @@ class SoftPrompt:
         self._expect("prefix", "embeddings")
         return self.tensor
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of kind, shape and numbers, in hex."""
+        shape = f"{self.kind} {tuple(self.tensor.shape)} ".encode()
+        return hashlib.sha256(shape + self.tensor.numpy().astype("<f4").tobytes()).hexdigest()
+
     def cast(self, device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """The tensor as a model takes it: cast once for each device and dtype, then kept."""
         key = torch.device(device), dtype

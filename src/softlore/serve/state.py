@@ -5,11 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from softlore.disk import user_folder
 from softlore.lore import Lorebook
 from softlore.prompts import PromptLibrary
 from softlore.serve.engines import Engine
 from softlore.serve.settings import ServeSettings
 from softlore.story import Stories
+
+FOLDER_VARIABLE = "SOFTLORE_LOREBOOKS"
+
+
+def default_books() -> Path:
+    """Where the studio keeps lorebooks when no folder is named; it need not exist yet.
+
+    `$SOFTLORE_LOREBOOKS` if set, else `lorebooks` in the user's data folder.
+    """
+    return user_folder("lorebooks", FOLDER_VARIABLE)
 
 
 @dataclass

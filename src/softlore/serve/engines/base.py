@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -46,11 +47,16 @@ class Running(AsyncIterator[Token]):
 
     Attributes:
         finish: how it ended; None while it goes on.
+        first: seconds from its start to its first token; None until then.
+        on_end: called once, when it has ended.
     """
 
     def __init__(self, telling: Telling) -> None:
         self.loop = asyncio.get_running_loop()
         self.finish: End | None = None
+        self.first: float | None = None
+        self.on_end: Callable[[Running], None] | None = None
+        self._start = time.monotonic()
         self._telling = telling
         self._heard: asyncio.Queue[Token | Exception | None] = asyncio.Queue()
 
@@ -95,10 +101,14 @@ class Running(AsyncIterator[Token]):
     def hear(self, heard: Iterable[Token | Exception], why: End | None = None) -> None:
         """Takes in, within its event loop, what has come; `why` it has ended, if it has."""
         for one in heard:
+            if self.first is None and isinstance(one, Token):
+                self.first = time.monotonic() - self._start
             self._heard.put_nowait(one)
-        if why is not None:
+        if why is not None and self.finish is None:
             self.finish = why
             self._heard.put_nowait(None)
+            if self.on_end is not None:
+                self.on_end(self)
 
 
 class Engine(ABC):

@@ -1,4 +1,4 @@
-"""A vLLM server as an engine: contexts go there as embedding rows, tokens come back.
+"""A vLLM server as an engine: contexts go there as ids or embedding rows, tokens come back.
 
 Source of the request's form: vLLM's OpenAI-compatible server, 0.32, started with
 `--enable-prompt-embeds`. The texts share its batch; here is the tokenizer and the embedding table.
@@ -10,20 +10,26 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import torch
 
-from softlore.context import compose, splice
+from softlore.context import Tree, compose, splice
+from softlore.context.compose import Readable
 from softlore.context.splice import check_length
 from softlore.decode import Sampling, Telling, Token, Wish
+from softlore.decode.memory import slots_of
 from softlore.decode.mixing import dosed
 from softlore.decode.writing import checked, named
-from softlore.errors import BusyError, ConfigError, EngineError
+from softlore.errors import BusyError, ConfigError, ContextOverflowError, EngineError
 from softlore.model import FrozenModel
-from softlore.prompts.formats.vllm import check_rows, request_body
+from softlore.prompts.formats.vllm import request_body
+from softlore.prompts.formats.vllm_prefix import company_of, rows_of
 from softlore.serve.engines.base import End, Engine, Load, Running
 
+PARAMETER = "softlore"  # of kv_transfer_params, as the connector reads it
 NEVER = -100.0  # the least that vLLM adds to a logit
 # Fields of `Sampling` that vLLM knows, under its names.
 _SAME = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty",
@@ -33,8 +39,8 @@ _SAME = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalt
 class VLLMEngine(Engine):
     """Writes texts on a vLLM server, which has the same model as the one here.
 
-    Control codes with a strength, `no_copy` and the samplers that vLLM does not have are not for
-    it: the first are refused, samplers are left out. Prefix prompts are refused.
+    Prefixes must have been converted for its connector (see `softlore.vllm_connector`). Control
+    codes with a strength and `no_copy` are refused, samplers that vLLM lacks are left out.
 
     Args:
         model: for its tokenizer and embeddings.
@@ -106,17 +112,14 @@ class VLLMEngine(Engine):
                 "no_copy looks at every token before it is chosen, which a vLLM server does not "
                 "let us do; expected 0; use --engine local for it"
             )
-        for prompt in named(wish.context, heads):
-            check_rows(prompt)
-        tree = compose(self.model, wish.context, wish.check, heads[0][0] if heads else "")
-        check_length(self.model, [tree])
-        places = sum(map(len, tree.nodes))
+        context = _context(self.model, wish, heads[0][0] if heads else "")
         most = wish.max_new_tokens
         if self.model.context_length is not None:
-            most = min(most, self.model.context_length - places)
+            most = min(most, self.model.context_length - context.places)
         sampling = Sampling(**wish.sampling)
         body = {
-            **request_body(splice(self.model, [tree]).embeds[0], self._name),
+            **context.body,
+            **({"model": self._name} if self._name else {}),
             **_settings(sampling, self.model),
             "max_tokens": max(most, 1),
             "seed": wish.seed,
@@ -202,6 +205,42 @@ class _Remote(Running):
     def cancel(self) -> None:
         if self.task is not None:
             self.task.cancel()
+
+
+@dataclass(frozen=True)
+class _Context:
+    """A context as vLLM is sent it, and how many positions it takes there."""
+
+    body: dict[str, Any]
+    places: int
+
+
+def _context(model: FrozenModel, wish: Wish, head: Readable) -> _Context:
+    """Ids where there is nothing but text; else rows. Prefixes go as the ids that stand for them.
+
+    Raises:
+        ContextOverflowError: more than fits; PromptError: prefixes that cannot stand side by side.
+    """
+    tree = compose(model, wish.context, wish.check, head)
+    check_length(model, [tree])
+    prefixes = {p.name: p for p in named(wish.context, [(head, 1.0)]) if p.kind == "prefix"}
+    ids = company_of(list(prefixes.values()), model) if prefixes else []
+    text = slots_of(tree)
+    body: dict[str, Any] = {}
+    if all(isinstance(slot, int) for slot in text):
+        body["prompt"] = [*ids, *text]
+    else:
+        rows = splice(model, [Tree(tree.nodes)]).embeds[0]
+        body |= request_body(torch.cat([rows_of(ids, model), rows]) if ids else rows)
+    if prefixes:
+        body["kv_transfer_params"] = {PARAMETER: sorted(prefixes)}
+    places = len(ids) + len(text)
+    if model.context_length is not None and places > model.context_length:
+        raise ContextOverflowError(
+            f"{places} tokens do not fit {model.name!r}, whose context is {model.context_length}; "
+            "on vLLM soft prompts stand one after the other; expected fewer; shorten the text"
+        )
+    return _Context(body, places)
 
 
 def _settings(sampling: Sampling, model: FrozenModel) -> dict[str, Any]:

@@ -1,0 +1,184 @@
+"""`softlore serve`: the KoboldAI and OpenAI APIs, and the studio in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from softlore.cli import INTERRUPTED
+from softlore.cli.options import load_model, model_options, prompts_option, read_text, wanting
+from softlore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from softlore.model import FrozenModel
+    from softlore.serve.engines import Engine
+    from softlore.serve.settings import ServeSettings
+
+
+@click.command()
+@click.option("--lorebook", type=click.Path(path_type=Path, dir_okay=False),
+              help="Lore that wakes in every client's text.")  # fmt: skip
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=5001, show_default=True, type=click.IntRange(0, 65535),
+              help="0 takes a free one.")  # fmt: skip
+@click.option("--api-key", envvar="SOFTLORE_API_KEY", show_envvar=True,
+              help="What callers must show; needed where others can call.")  # fmt: skip
+@click.option("--api-key-file", type=click.Path(path_type=Path, dir_okay=False),
+              help="The same, from a file, so that no list of processes shows it.")  # fmt: skip
+@click.option("--origin", "origins", multiple=True, metavar="URL",
+              help="Pages from here may call too, such as https://lite.koboldai.net; may be given "
+              "often.")  # fmt: skip
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME",
+              help="A name by which the server may be called; may be given often.")  # fmt: skip
+@click.option("--slots", default=64, show_default=True, type=click.IntRange(1),
+              help="Texts that are written at once.")  # fmt: skip
+@click.option("--queue", default=64, show_default=True, type=click.IntRange(0),
+              help="Texts that may wait; more are answered 503.")  # fmt: skip
+@click.option("--timeout", default=600.0, show_default=True, type=click.FloatRange(1),
+              help="Seconds that a text may take.")  # fmt: skip
+@click.option("--keep-mb", default=512, show_default=True, type=click.IntRange(0),
+              help="Memory for what was read of stories, so that their next turns read less.",
+              )  # fmt: skip
+@click.option("--upload-mb", default=64, show_default=True, type=click.IntRange(1),
+              help="The largest request.")  # fmt: skip
+@click.option("--stories", "stories_folder", type=click.Path(path_type=Path, file_okay=False),
+              help="Folder of stories.  [default: softlore's own]")  # fmt: skip
+@click.option("--lorebooks", "books_folder", type=click.Path(path_type=Path, file_okay=False),
+              help="Folder of the studio's lorebooks.  [default: softlore's own]")  # fmt: skip
+@click.option("--engine", "engine_name", default="local", show_default=True,
+              type=click.Choice(["local", "vllm"]), help="What writes the texts.")  # fmt: skip
+@click.option("--engine-url", help="vllm: its address, such as http://127.0.0.1:8000.")
+@click.option("--engine-key", envvar="SOFTLORE_ENGINE_KEY", help="vllm: its API key.")
+@click.option("--open", "opens", is_flag=True, help="Open the studio in the browser.")
+@click.option("--log-level", default="info", show_default=True,
+              type=click.Choice(["debug", "info", "warning", "error"]))  # fmt: skip
+@model_options
+@prompts_option
+def command(
+    lorebook: Path | None,
+    model_name: str | None,
+    dtype: str | None,
+    device: str | None,
+    folder: Path | None,
+    stories_folder: Path | None,
+    books_folder: Path | None,
+    engine_name: str,
+    engine_url: str | None,
+    engine_key: str | None,
+    opens: bool,
+    log_level: str,
+    **given: Any,
+) -> int:
+    """Serve stories to KoboldAI Lite, SillyTavern, the openai client, and a studio in the browser.
+
+    Text of any client may name soft prompts as [[soft:NAME]]. With --lorebook, lore wakes when a
+    text mentions it, for clients that know nothing of that. Only this machine can call, and only
+    the server's own page and programs; --origin lets other pages in, --host other machines.
+
+    \b
+    Example:
+      softlore serve --lorebook lore.yaml --open
+      softlore serve --origin https://lite.koboldai.net
+      softlore serve --host 0.0.0.0 --api-key-file key.txt --allow-host story.example.net
+    """
+    if (engine_name == "vllm") != (engine_url is not None):
+        raise ConfigError(
+            f"--engine is {engine_name} and --engine-url {engine_url!r}; expected a URL with vllm "
+            "and none with local; mend one of them"
+        )
+    settings = _settings(given)
+    with wanting("serve"):
+        from softlore.serve.running import listen, serve, url_of
+        from softlore.serve.state import ServerState
+
+        _check_extra(engine_name)
+    listening = listen(settings)
+    click.echo(f"loading {model_name or 'the storyteller'} …", err=True)
+    from softlore.lore import Lorebook
+    from softlore.prompts import PromptLibrary
+    from softlore.serve import logs
+    from softlore.serve.state import default_books
+    from softlore.story import Stories
+
+    logs.set_up(log_level)
+    book = Lorebook.load(lorebook) if lorebook is not None else None
+    model = load_model(model_name or (book.model if book else None), dtype, device)
+    state = ServerState(
+        engine=_engine(engine_name, model, settings, engine_url or "", engine_key),
+        prompts=PromptLibrary(folder),
+        stories=Stories(stories_folder),
+        books=books_folder or default_books(),
+        settings=settings,
+        book=book,
+    )
+    url = url_of(listening)
+    _tell(url, state)
+    if opens:
+        click.launch(url)
+    return 0 if serve(state, listening) else INTERRUPTED
+
+
+def _settings(given: dict[str, Any]) -> ServeSettings:
+    from softlore.serve.settings import ServeSettings
+
+    path, key = given.pop("api_key_file"), given.pop("api_key")
+    if path is not None:
+        key = read_text(path, "--api-key-file").strip()
+    seconds = given.pop("timeout")
+    return ServeSettings(api_key=key or None, text_seconds=seconds, **given)
+
+
+def _check_extra(engine_name: str) -> None:
+    import fastapi  # noqa: F401 - what is missing is told of in one line
+    import prometheus_client  # noqa: F401
+    import uvicorn  # noqa: F401
+
+    if engine_name == "vllm":
+        import httpx  # noqa: F401
+
+
+def _engine(
+    name: str, model: FrozenModel, settings: ServeSettings, url: str, key: str | None
+) -> Engine:
+    if name == "vllm":
+        from softlore.serve.engines.vllm import VLLMEngine
+
+        return VLLMEngine(
+            model,
+            url,
+            api_key=key,
+            slots=settings.slots,
+            queue=settings.queue,
+            text_seconds=settings.text_seconds,
+        )
+    from softlore.serve.engines.local import LocalEngine
+
+    return LocalEngine(
+        model,
+        slots=settings.slots,
+        queue=settings.queue,
+        queue_seconds=settings.queue_seconds,
+        text_seconds=settings.text_seconds,
+        keep_mb=settings.keep_mb,
+    )
+
+
+def _tell(url: str, state: Any) -> None:
+    settings = state.settings
+    origins = ", ".join(settings.origins) or "none but its own (--origin lets others in)"
+    told = {
+        "studio": url,
+        "KoboldAI API": f"{url}/api",
+        "OpenAI API": f"{url}/v1",
+        "model": repr(state.engine.model),
+        "prompts": f"{len(state.prompts)} in {state.prompts.folder}",
+        "stories": str(state.stories.folder),
+        "lorebook": f"{state.book.name}, {len(state.book)} entries" if state.book else "none",
+        "pages that may call": origins,
+        "API key": "needed" if settings.api_key else "none: only this machine can call",
+    }
+    for name, value in told.items():
+        click.echo(f"  {name:20} {value}", err=True)
+    click.echo("Ctrl-C stops it; texts under way may end", err=True)

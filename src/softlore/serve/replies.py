@@ -1,0 +1,61 @@
+"""Errors as replies: in the shape of the API that was called, whatever went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from softlore.errors import (
+    BusyError,
+    EngineError,
+    InputError,
+    StorageError,
+    StoryNotFoundError,
+    UnknownPromptError,
+)
+
+RETRY_SECONDS = "1"
+
+
+def status_of(error: Exception) -> int:
+    """The status of an error."""
+    for kind, status in (
+        (StoryNotFoundError, 404),
+        (UnknownPromptError, 404),
+        (InputError, 400),
+        (BusyError, 503),
+        (EngineError, 503),
+        (StorageError, 507),
+    ):
+        if isinstance(error, kind):
+            return status
+    return 500
+
+
+def reply_to(path: str, error: Exception) -> Response:
+    """What a caller is told of one of softlore's errors."""
+    status = status_of(error)
+    headers = {"Retry-After": RETRY_SECONDS} if isinstance(error, BusyError) else {}
+    return refusal(path, status, str(error), type(error).__name__, headers)
+
+
+def refusal(
+    path: str,
+    status: int,
+    message: str,
+    kind: str = "",
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """A reply in the shape of the API that a path belongs to."""
+    kind = kind or HTTPStatus(status).phrase.lower().replace(" ", "_")
+    body: dict[str, Any] = {"error": {"message": message, "type": kind}}
+    if path.startswith("/api/"):
+        kind = "service_unavailable" if status == 503 else kind
+        body = {"detail": {"msg": message, "type": kind}}
+    elif path.startswith("/v1/"):
+        usual = "invalid_request_error" if status < 500 else "server_error"
+        body = {"error": {"message": message, "type": usual, "param": None, "code": kind}}
+    return JSONResponse(body, status, headers)
