@@ -1,0 +1,135 @@
+// The compare panel: the same opening without lore, with its text, and with its soft prompts.
+
+import * as api from "./api.js";
+import { button, count, h, say } from "./dom.js";
+import { labelled } from "./fields.js";
+import { trying, wrong } from "./messages.js";
+import { addPanel } from "./panels.js";
+import { habits, keep, on, recall, state } from "./store.js";
+
+const WAYS = {
+  nothing: "Without",
+  text: "With its text",
+  soft: "With its soft prompt",
+};
+const DRAWS = 2 ** 31;
+let running = null;
+
+export function makeCompare() {
+  const now = { opening: "", names: [], tokens: 60, seed: 1, ...recall("compare", {}) };
+  const change = (changes) => keep("compare", Object.assign(now, changes));
+  const opening = h("textarea", { rows: 2, value: now.opening, placeholder: "At the gate stood Marta, who wore",
+    oninput: () => change({ opening: opening.value }) });
+  const tokens = h("input", { type: "number", min: 1, max: 1000, value: now.tokens,
+    oninput: () => change({ tokens: Number(tokens.value) || habits().tokens }) });
+  const seed = h("input", { type: "number", min: 0, value: now.seed,
+    oninput: () => change({ seed: Number(seed.value) || 0 }) });
+  const picks = h("fieldset", { class: "picks" });
+  const ways = h("div", { class: "ways" });
+  const go = button("Compare", () => (running ? running.abort() : run()), { kind: "main" });
+  const anew = button("Again with another seed", () => {
+    seed.value = Math.floor(Math.random() * DRAWS);
+    change({ seed: Number(seed.value) });
+    run();
+  }, { draw: "retry" });
+
+  function choose() {
+    const entries = state.book?.entries ?? [];
+    const all = entries.map((entry) => entry.name);
+    const others = state.prompts.filter((prompt) => prompt.fits !== false
+      && !all.includes(prompt.name)).map((prompt) => prompt.name);
+    picks.replaceChildren(h("legend", { class: "unseen" }, "Lore to compare"),
+      ...[...all, ...others].map((name) => h("label", {},
+        h("input", { type: "checkbox", checked: now.names.includes(name), onchange: (event) =>
+          change({ names: event.target.checked ? [...now.names, name]
+            : now.names.filter((one) => one !== name) }) }), name)));
+    if (!all.length && !others.length) {
+      picks.append(h("p", { class: "quiet" }, "Bring in a lorebook first, in the lore panel."));
+    }
+  }
+
+  const run = trying(async () => {
+    running?.abort();
+    const mine = (running = new AbortController());
+    go.lastChild.textContent = "Stop";
+    try {
+      await stream(now, ways, mine.signal);
+    } catch (error) {
+      wrong(error);
+    } finally {
+      if (running === mine) {
+        running = null;
+        go.lastChild.textContent = "Compare";
+      }
+    }
+  });
+
+  addPanel("compare", (body) => {
+    if (!body.firstChild) {
+      body.append(h("div", { class: "group" },
+        labelled("Opening", opening, "", "text"),
+        h("div", { class: "field" }, h("span", { class: "label" }, "Lore"), picks),
+        h("div", { class: "row figures" }, labelled("Tokens", tokens), labelled("Seed", seed),
+          go, anew)), ways);
+    }
+    choose();
+  });
+  on("book prompts", choose);
+}
+
+/** Writes the three streams into columns of their own as they come. */
+async function stream(now, ways, signal) {
+  const all = new Set(state.book?.entries.map((entry) => entry.name));
+  const known = now.names.filter((name) => all.has(name)
+    || state.prompts.some((prompt) => prompt.name === name));
+  const asked = { text: now.opening, names: known, book: state.book?.name, tokens: now.tokens,
+    seed: now.seed };
+  const columns = new Map();
+  let words = null;
+  for await (const { name, data } of api.events("POST", ["compare"], { json: asked, signal })) {
+    if (name === "begin") {
+      words = pattern(data.words ?? []);
+      ways.replaceChildren(...data.ways.map((one) => {
+        const column = made(one, asked.text);
+        columns.set(one.way, column);
+        return column.element;
+      }));
+    }
+    if (name === "token") columns.get(data.way)?.add(data.text, words);
+    if (name === "done") columns.get(data.way)?.end(data);
+    if (name === "error") throw new api.ApiError(500, data.error ?? data);
+  }
+  say("The three texts are written.");
+}
+
+function made({ way, tokens }, opening) {
+  const title = h("h3", { id: `way-${way}` }, WAYS[way] ?? way);
+  const cost = h("p", { class: "quiet" }, `${count(tokens ?? 0, "token")} of context`);
+  const told = h("span", {});
+  let text = "";
+  return {
+    element: h("section", { class: "card way", "aria-labelledby": `way-${way}`, "data-way": way },
+      h("div", {}, title, cost),
+      h("div", { class: "told" }, h("span", { class: "opening" }, opening), told)),
+    add(piece, words) {
+      text += piece;
+      told.replaceChildren(...marked(text, words));
+    },
+    end({ keywords }) {
+      const found = keywords ?? told.querySelectorAll("mark").length;
+      cost.textContent += ` · ${count(found, "lore word")}`;
+    },
+  };
+}
+
+function pattern(words) {
+  const safe = words.map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  return safe.length ? new RegExp(`(?<![\\p{L}\\p{N}])(${safe.join("|")})(?![\\p{L}\\p{N}])`, "giu")
+    : null;
+}
+
+/** A text in pieces, its lore words marked. */
+function marked(text, words) {
+  if (!words) return [text];
+  return text.split(words).map((part, place) => (place % 2 ? h("mark", {}, part) : part));
+}

@@ -1,0 +1,124 @@
+// A bar that shows what fills the context, part by part, and on request what was cut and why.
+
+import * as api from "./api.js";
+import { count, h, later, s } from "./dom.js";
+import { habits, on, set, state } from "./store.js";
+
+const WORDS = {
+  memory: "Memory",
+  lore: "Lore as text",
+  soft: "Soft prompt",
+  note: "Author’s note",
+  story: "Story",
+};
+let bar = null;
+let figures = null;
+let told = null;
+let open = false; // by click; hovering opens it for a while only
+
+export function makeContextBar() {
+  figures = h("span", { class: "told" });
+  const picture = s("svg", { viewBox: "0 0 1000 8", preserveAspectRatio: "none",
+    "aria-hidden": "true" });
+  bar = h("button", { type: "button", class: "context-bar", "aria-expanded": "false",
+    "aria-controls": "context-told", title: "What fills the context" }, picture, figures);
+  told = h("div", { class: "context-told", id: "context-told", hidden: true, role: "region",
+    "aria-label": "What fills the context" });
+  const context = h("div", { class: "context", hidden: true }, told, bar);
+  let hovering = null;
+  bar.addEventListener("pointerenter", (event) => {
+    if (event.pointerType === "mouse") hovering = setTimeout(() => reveal(true), 350);
+  });
+  context.addEventListener("pointerleave", () => {
+    clearTimeout(hovering);
+    if (!open) reveal(false);
+  });
+  bar.addEventListener("click", () => {
+    clearTimeout(hovering);
+    open = !open;
+    reveal(open);
+  });
+  context.addEventListener("focusout", (event) => {
+    if (!context.contains(event.relatedTarget)) close();
+  });
+  on("plan reading", draw);
+  on("story habits", refresh);
+  return context;
+}
+
+/** Closes what was opened; tells whether anything was. */
+export function close() {
+  const was = !told.hidden;
+  open = false;
+  reveal(false);
+  return was;
+}
+
+function reveal(yes) {
+  told.hidden = !yes;
+  bar.setAttribute("aria-expanded", String(yes));
+}
+
+/** Asks anew what the model would read, once things have come to rest. */
+const refresh = later(async () => {
+  const { story } = state;
+  if (!story || state.writing) return;
+  try {
+    const plan = await api.get(["stories", story.name, "plan"], { tokens: habits().tokens });
+    if (state.story?.name === story.name) set({ plan, refusal: "" });
+  } catch (error) {
+    set({ plan: null, refusal: error.message });
+  }
+}, 350);
+
+function draw() {
+  const { plan, refusal } = state;
+  bar.parentElement.hidden = !state.story || !(plan || refusal);
+  if (!plan) {
+    figures.textContent = refusal ? "The context does not fit" : "";
+    bar.firstChild.replaceChildren();
+    told.replaceChildren(h("p", { class: "wrong" }, refusal ?? ""));
+    return;
+  }
+  const all = [...plan.parts, { kind: "reserved", name: "", tokens: plan.reserved }];
+  let at = 0;
+  bar.firstChild.replaceChildren(hatch(), ...all.map((part) => {
+    const width = (1000 * part.tokens) / plan.limit;
+    const piece = s("rect", { class: `part-${part.kind}`, x: at, y: 0, height: 8,
+      width: Math.max(0, width - 1.5) });
+    at += width;
+    return piece;
+  }));
+  const used = plan.tokens.toLocaleString("en");
+  const cut = Object.keys(plan.not_used ?? {}).length;
+  figures.textContent = `${used} of ${plan.limit.toLocaleString("en")} tokens`
+    + (plan.forgotten ? " · beginning cut" : "") + (cut ? ` · ${cut} not used` : "");
+  tellParts(plan);
+}
+
+function hatch() {
+  return s("defs", {}, s("pattern", { id: "hatch", width: 5, height: 8,
+    patternUnits: "userSpaceOnUse", patternTransform: "skewX(-30)" },
+  s("line", { class: "hatching", x1: 0, y1: 0, x2: 0, y2: 8 })));
+}
+
+function tellParts(plan) {
+  const swatch = (kind) => s("svg", { class: "swatch", viewBox: "0 0 10 10", "aria-hidden": "true" },
+    s("rect", { class: `part-${kind}`, width: 10, height: 10, rx: 2 }));
+  const row = (kind, words, tokens) => h("tr", {}, h("th", { scope: "row" }, swatch(kind), words),
+    h("td", {}, count(tokens, "token")));
+  const named = (part) => (["lore", "soft"].includes(part.kind)
+    ? `${WORDS[part.kind]}: ${part.name}` : WORDS[part.kind] ?? part.name);
+  const parts = [
+    h("h3", {}, "What the model reads next"),
+    h("table", {}, h("tbody", {},
+      plan.parts.map((part) => row(part.kind, named(part), part.tokens)),
+      row("reserved", "Kept for writing", plan.reserved))),
+    plan.forgotten ? h("p", { class: "quiet" }, `The story’s first ${count(plan.forgotten, "character")}`
+      + " are not read: the context is full.") : "",
+    Object.entries(plan.not_used ?? {}).map(([entry, why]) =>
+      h("p", { class: "quiet" }, h("strong", {}, entry), ` is not used: ${why}.`)),
+    state.reading?.why ? h("p", { class: "quiet" }, `Last time ${count(state.reading.read, "token")}`
+      + ` were read anew and ${state.reading.reused} kept (${state.reading.why}).`) : ""];
+  told.replaceChildren(...parts.flat());
+}

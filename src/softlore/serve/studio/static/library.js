@@ -1,0 +1,91 @@
+// The library of soft prompts: looking at them, bringing them in, taking them out.
+
+import * as api from "./api.js";
+import { $, button, bytes, h } from "./dom.js";
+import { refreshPrompts } from "./books.js";
+import { confirmed, shown } from "./dialogs.js";
+import { insert, tagOf } from "./chips.js";
+import { filePicker, formatPicker } from "./fields.js";
+import { tell, trying } from "./messages.js";
+import { addPanel, openPanel } from "./panels.js";
+import { on, state } from "./store.js";
+
+const FORMATS = ["safetensors", "kobold", "peft", "mkultra", "vllm"];
+
+export const importPrompt = trying(async (file) => {
+  const prompt = await api.upload(["prompts", "import"], file, file.name.replace(/\.[^.]*$/, ""));
+  await refreshPrompts();
+  tell(`“${prompt.name}” is in the library.`);
+});
+
+const inspect = trying(async (name) => {
+  const prompt = await api.get(["prompts", name]);
+  await shown(name, h("dl", { class: "facts" }, facts(prompt)));
+});
+
+/** Names and values; what lies deeper gets both names. */
+function facts(data, before = "") {
+  return Object.entries(data).flatMap(([name, value]) => {
+    if (value === null || value === undefined || value === "") return [];
+    const words = before + name.replaceAll("_", " ");
+    if (typeof value === "object" && !Array.isArray(value)) return facts(value, `${words}, `);
+    return [h("dt", {}, words), h("dd", {}, worded(name, value))];
+  });
+}
+
+function worded(name, value) {
+  if (name === "bytes") return bytes(value);
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (typeof value === "number" && !Number.isInteger(value)) return value.toPrecision(4);
+  const text = Array.isArray(value) ? value.map((one) => (typeof one === "object"
+    ? JSON.stringify(one) : String(one))).join(", ") : String(value);
+  return text.length > 400 ? `${text.slice(0, 400)} …` : text;
+}
+
+const discard = trying(async (name) => {
+  const sure = await confirmed("Delete this soft prompt?",
+    `“${name}” will be gone from the library. It can be trained again from its entry.`, "Delete");
+  if (!sure) return;
+  await api.remove(["prompts", name]);
+  await refreshPrompts();
+});
+
+function item(prompt) {
+  const recall = prompt.trained?.recall;
+  const told = [prompt.fits === false ? "for another model" : prompt.kind,
+    `${prompt.n_tokens} tokens`, bytes(prompt.bytes ?? 0),
+    Number.isFinite(recall) && `recall ${Math.round(100 * recall)} %`];
+  return h("li", { class: "item" },
+    h("button", { type: "button", class: "open", title: `Look at ${prompt.name}`,
+      onclick: () => inspect(prompt.name) },
+    h("span", { class: "name" }, prompt.name),
+    h("span", { class: "quiet" }, told.filter(Boolean).join(" · "))),
+    button(`Put ${prompt.name} into the writing line`, () => {
+      openPanel("", { focus: false });
+      $("line").focus();
+      insert($("line"), tagOf(prompt.name));
+    }, { draw: "chip", kind: "bare", alone: true, disabled: prompt.fits === false }),
+    formatPicker(`Export ${prompt.name}`, state.info?.formats?.prompts ?? FORMATS, trying((format) =>
+      api.download(["prompts", prompt.name, "export"], { format }, prompt.name))),
+    button(`Delete ${prompt.name}`, () => discard(prompt.name),
+      { draw: "trash", kind: "bare", alone: true }));
+}
+
+export function makeLibrary() {
+  const list = h("ul", { class: "list", "aria-label": "Soft prompts" });
+  const bad = h("div", { class: "group" });
+  on("prompts info", () => {
+    list.replaceChildren(...(state.prompts.length ? state.prompts.map(item)
+      : [h("li", { class: "item quiet" }, "None yet. Train an entry of a lorebook, or import one.")]));
+    bad.replaceChildren(...(state.bad ?? []).map(({ file, message }) =>
+      h("p", { class: "wrong" }, `${file}: ${message}`)));
+  });
+  addPanel("prompts", (body) => {
+    if (!body.firstChild) {
+      body.append(h("p", { class: "quiet" }, "A soft prompt is lore that the model has learned. "
+        + "Put one into a text, and the model writes as though it knew."),
+      h("div", {}, filePicker("Import", importPrompt)), list, bad);
+    }
+    refreshPrompts();
+  });
+}

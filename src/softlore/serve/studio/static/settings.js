@@ -1,0 +1,119 @@
+// Settings: how much and how the model writes, control codes, and this page's own habits.
+
+import { button, h, later, newId } from "./dom.js";
+import { checkbox, labelled, slider, tags } from "./fields.js";
+import { setStory } from "./memory.js";
+import { addPanel } from "./panels.js";
+import { habits, on, setHabits, state } from "./store.js";
+
+const MOST = 3; // strength of a code, either way
+const PAUSE = 500;
+
+const saveSampling = later((sampling) => setStory({ sampling }), PAUSE);
+
+function samplers() {
+  const rows = h("div", { class: "group" });
+  const draw = () => {
+    const chosen = { ...state.story?.settings.sampling };
+    rows.replaceChildren(...(state.info?.samplers ?? []).map((one) => {
+      const span = one.max - one.min;
+      const whole = Number.isInteger(one.default) && span > 5;
+      return slider(one.name.replaceAll("_", " "), { value: chosen[one.name] ?? one.default,
+        min: one.min, max: one.max, step: whole ? 1 : 0.01, usual: one.default, help: one.help },
+      (value) => {
+        chosen[one.name] = value;
+        saveSampling({ ...chosen });
+      });
+    }));
+  };
+  on("info", draw);
+  onNew(() => state.story?.settings.sampling, rows, draw);
+  draw();
+  return rows;
+}
+
+/** Calls `draw` when what `look` gives was changed, but not by the writer in `field` just now. */
+function onNew(look, field, draw) {
+  let last = "";
+  on("story", () => {
+    const now = JSON.stringify([state.story?.name, look()]);
+    if (now !== last && !field.contains(document.activeElement)) draw();
+    last = now;
+  });
+}
+
+function codes() {
+  const rows = h("div", { class: "group" });
+  const draw = () => {
+    const known = state.info?.codes ?? [];
+    rows.replaceChildren(...(known.length ? known.map((code) => slider(code.name, {
+      value: habits().codes[code.name] ?? 0, min: -MOST, max: MOST, step: 0.1, usual: 0,
+      help: code.description ?? "",
+    }, (value) => {
+      const { [code.name]: _, ...rest } = habits().codes;
+      setHabits({ codes: value ? { ...rest, [code.name]: value } : rest });
+    })) : [h("p", { class: "quiet" }, "This model knows no control codes.")]));
+    if (known.length) {
+      rows.append(h("div", {}, button("All off", () => {
+        setHabits({ codes: {} });
+        draw();
+      }, { kind: "bare" })));
+    }
+  };
+  on("info", draw);
+  draw();
+  return rows;
+}
+
+function number(setting, label, help, { min = 0, max = 1e9, empty = 0 } = {}) {
+  const save = later(setStory, PAUSE);
+  const input = h("input", { type: "number", min, max, id: newId("setting"), placeholder: "—",
+    oninput: () => save({ [setting]: input.value === "" ? empty : Number(input.value) }) });
+  const draw = () => {
+    const value = state.story?.settings[setting];
+    input.value = value === empty || value === undefined || value === null ? "" : value;
+  };
+  onNew(() => state.story?.settings[setting], input, draw);
+  draw();
+  return labelled(label, input, help, setting);
+}
+
+function own(setting, label, help, more) {
+  const input = h("input", { type: "number", value: habits()[setting], ...more, oninput: () => {
+    if (input.checkValidity()) setHabits({ [setting]: Number(input.value) });
+  } });
+  return labelled(label, input, help, setting);
+}
+
+const shownBreaks = (text) => text.replaceAll("\\", "\\\\").replaceAll("\n", "\\n");
+const realBreaks = (text) => text.replace(/\\(n|\\)/g, (_, one) => (one === "n" ? "\n" : "\\"));
+
+export function makeSettings() {
+  addPanel("settings", (body) => {
+    if (body.firstChild) return;
+    const stops = tags(habits().stop.map(shownBreaks), (values) =>
+      setHabits({ stop: values.map(realBreaks) }), { hint: "none", comma: false });
+    body.append(
+      h("div", { class: "group" },
+        own("tokens", "Tokens to write at once", "A common word is one, a rare word several.",
+          { min: 1, max: 2000, step: 1, required: true }),
+        labelled("Stop strings", stops, "Writing ends before any of these. \\n is a line’s end.")),
+      h("div", { class: "group" }, h("h3", {}, "Control codes"),
+        h("p", { class: "quiet" }, "Genre and tone. Right of the middle: towards it, left: away from "
+          + "it. A double click sets one back."), codes()),
+      h("div", { class: "group" }, h("h3", {}, "How words are chosen, in this story"), samplers(),
+        h("div", { class: "two" },
+          number("seed", "Seed", "Empty: new each time.", { empty: null }),
+          own("no_copy", "No copying", "Steers off so many tokens repeated from lore; 0 is off.",
+            { min: 0, max: 100, step: 1, required: true }))),
+      h("div", { class: "group" }, h("h3", {}, "Room, in this story"),
+        h("div", { class: "two" },
+          number("context_tokens", "Context, tokens", "Empty: all that the model can read."),
+          number("budget", "For lore, tokens", "Empty: a quarter of the context."))),
+      h("div", { class: "group" }, h("h3", {}, "This page"),
+        checkbox("Enter writes on (Shift+Enter is a new line)", habits().enter,
+          (enter) => setHabits({ enter }))),
+      h("p", { class: "quiet" }, `Model: ${state.info?.model ?? "?"}, context of ${
+        state.info?.context_length?.toLocaleString("en") ?? "any number of"} tokens.`));
+  });
+}

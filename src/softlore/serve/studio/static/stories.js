@@ -1,0 +1,128 @@
+// Stories: the list, making, opening, renaming, deleting, bringing in and taking out.
+
+import * as api from "./api.js";
+import { $, button, count, h } from "./dom.js";
+import { asked, confirmed } from "./dialogs.js";
+import { filePicker, formatPicker } from "./fields.js";
+import { editing, flush, follow, recoverEdits } from "./editor.js";
+import { tell, trying } from "./messages.js";
+import { addPanel, openPanel } from "./panels.js";
+import { keep, on, set, state } from "./store.js";
+import { recallDraft } from "./writing.js";
+
+const FORMATS = ["md", "txt", "json"];
+const TAKEN = 409;
+
+export const refreshStories = trying(async () => set({ stories: await api.get(["stories"]) }));
+
+/** Shows a story that the server gave. */
+function show(story) {
+  keep("story", story.name);
+  set({ story, plan: null, reading: null, place: -1 });
+  recallDraft();
+  recoverEdits();
+  follow();
+}
+
+export const openStory = trying(async (name) => {
+  if (state.writing) await state.writing.stop();
+  if (editing()) await flush();
+  show(await api.get(["stories", name]));
+});
+
+/** Makes a story named by its first words; a number is added where that name is taken. */
+export async function storyFor(line) {
+  const words = line.replace(/\[\[soft:[^\]]*\]\]/g, "").match(/[\p{L}\p{N}'’-]+/gu) ?? [];
+  const first = words.slice(0, 4).join(" ").replaceAll("’", "'").slice(0, 60) || "Story";
+  for (let number = 1; ; number += 1) {
+    try {
+      const name = number === 1 ? first : `${first} ${number}`;
+      const story = await api.post(["stories"], { name, book: state.book?.name });
+      keep("story", story.name);
+      set({ story });
+      refreshStories();
+      return;
+    } catch (error) {
+      if (error.status !== TAKEN || number > 50) throw error;
+    }
+  }
+}
+
+const newStory = trying(async () => {
+  const name = await asked("A new story", "Name", { ok: "Begin" });
+  if (!name) return;
+  if (editing()) await flush();
+  show(await api.post(["stories"], { name, book: state.book?.name }));
+  await refreshStories();
+  openPanel("");
+  $("line").focus();
+});
+
+const rename = trying(async (name) => {
+  const next = await asked("Rename the story", "Name", { value: name, ok: "Rename" });
+  if (!next || next === name) return;
+  if (editing()) await flush();
+  const story = await api.patch(["stories", name], { name: next });
+  if (state.story?.name === name) show(story);
+  await refreshStories();
+});
+
+const discard = trying(async (name) => {
+  const sure = await confirmed("Delete this story?",
+    `“${name}” and all its branches will be gone. Export it first if you may want it again.`, "Delete");
+  if (!sure) return;
+  await api.remove(["stories", name]);
+  await refreshStories();
+  if (state.story?.name === name) {
+    if (state.stories.length) await openStory(state.stories[0].name);
+    else set({ story: null, plan: null });
+  }
+});
+
+export const importStory = trying(async (file) => {
+  const story = await api.upload(["stories", "import"], file, file.name.replace(/\.[^.]*$/, ""));
+  await refreshStories();
+  show(story);
+  tell(`“${story.name}” was imported: ${count(story.turns.length, "turn")}.`);
+});
+
+function ago(changed) {
+  const days = (Date.now() - new Date(changed)) / 86_400_000;
+  const format = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
+  if (days < 1 / 24) return "just now";
+  return days < 1 ? format.format(-Math.round(days * 24), "hour") : format.format(-Math.round(days), "day");
+}
+
+function item(story) {
+  const here = story.name === state.story?.name;
+  return h("li", { class: `item ${here ? "here" : ""}` },
+    h("button", { type: "button", class: "open", "aria-current": here ? "true" : null,
+      onclick: async () => {
+        if (!here) await openStory(story.name);
+        openPanel("");
+      } },
+    h("span", { class: "name" }, story.name),
+    h("span", { class: "quiet" }, [count(story.words ?? 0, "word"), ago(story.changed),
+      story.ending && `… ${story.ending}`].filter(Boolean).join(" · "))),
+    formatPicker(`Export ${story.name}`, state.info?.formats?.stories ?? FORMATS, trying((format) =>
+      api.download(["stories", story.name, "export"], { format }, `${story.name}.${format}`))),
+    button(`Rename ${story.name}`, () => rename(story.name),
+      { draw: "rename", kind: "bare", alone: true }),
+    button(`Delete ${story.name}`, () => discard(story.name),
+      { draw: "trash", kind: "bare", alone: true }));
+}
+
+export function makeStories() {
+  const list = h("ul", { class: "list" });
+  const draw = () => list.replaceChildren(...(state.stories.length ? state.stories.map(item)
+    : [h("li", { class: "item quiet" }, "No story yet.")]));
+  addPanel("stories", (body) => {
+    if (!body.firstChild) {
+      body.append(h("div", { class: "row" },
+        button("New story", newStory, { kind: "main", draw: "plus" }),
+        filePicker("Import", importStory, ".json,.md,.markdown,.txt")), list);
+    }
+    refreshStories();
+  });
+  on("stories story", draw);
+}

@@ -1,0 +1,193 @@
+// Training: starting it, watching it with live curves, pausing, resuming and stopping.
+
+import * as api from "./api.js";
+import { button, count, h, say } from "./dom.js";
+import { openBook, refreshPrompts } from "./books.js";
+import { labelled, select } from "./fields.js";
+import { tell, trying, wrong } from "./messages.js";
+import { plot } from "./plots.js";
+import { keep, on, recall, set, state } from "./store.js";
+
+const OVER = ["done", "stopped", "failed"];
+const STATES = {
+  waiting: "Waiting for its turn",
+  preparing: "Getting ready",
+  running: "Training",
+  paused: "Paused",
+  done: "Trained",
+  stopped: "Stopped",
+  failed: "It failed",
+};
+const AGAIN = 1500;
+let watched = null; // the id whose events are read
+let picked = "";
+
+const options = () => ({ kind: "prefix", n_tokens: 16, max_steps: "", ...recall("training", {}) });
+
+/** What training is asked for, kept in the browser. */
+export function trainOptions() {
+  const now = options();
+  const change = (name, value) => keep("training", { ...options(), [name]: value });
+  const number = (name, label, help, hint = "") => labelled(label, h("input", { type: "number",
+    min: 1, max: 100_000, value: now[name], placeholder: hint,
+    oninput: (event) => change(name, event.target.value && Number(event.target.value)) }), help);
+  return h("details", {}, h("summary", {}, "How to train"), h("div", { class: "inside" },
+    labelled("Kind of soft prompt", select([
+      ["prefix", "Prefix: stronger, heads the context"],
+      ["embedding", "Embedding: stands anywhere, for other programs too"],
+    ], now.kind, (kind) => change("kind", kind))),
+    h("div", { class: "two" },
+      number("n_tokens", "Tokens", "Room in the context that each takes."),
+      number("max_steps", "Steps at most", "Fewer is sooner and weaker.", "as needed"))));
+}
+
+/** Trains entries of the open book; all of them where none is named. */
+export const train = trying(async (entries, again = false) => {
+  const { kind, n_tokens, max_steps } = options();
+  const training = await api.post(["trainings"], { book: state.book.name, entries, kind,
+    n_tokens: n_tokens || undefined, max_steps: max_steps || undefined, again: again || undefined });
+  take(training);
+  say("Training has begun.");
+  watch(training.id);
+});
+
+/** What a training of the last visit came to, or how far it is. */
+export async function findTraining() {
+  const all = await api.get(["trainings"]);
+  const found = all.find((one) => !OVER.includes(one.state)) ?? all[0];
+  if (!found || recall("training.closed", "") === String(found.id)) return;
+  take(await api.get(["trainings", found.id]));
+  if (!OVER.includes(found.state)) watch(found.id);
+}
+
+/** Takes what came of a training; curves are there already where it has none. */
+function take(training) {
+  const old = state.training?.id === training.id ? state.training : null;
+  set({ training: { ...old, ...training, curves: training.curves ?? old?.curves ?? {} } });
+}
+
+async function watch(id) {
+  if (watched === id) return;
+  watched = id;
+  while (watched === id) {
+    try {
+      for await (const event of api.events("GET", ["trainings", id, "events"])) {
+        if (watched !== id) return;
+        if (event.name === "training") take(event.data.training ?? event.data);
+        if (event.name === "point") addPoint(event.data);
+      }
+      take(await api.get(["trainings", id]));
+    } catch (error) {
+      if (error.status >= 400) {
+        watched = null;
+        wrong(error);
+        return;
+      }
+    }
+    if (OVER.includes(state.training?.state)) break;
+    await new Promise((resolve) => setTimeout(resolve, AGAIN)); // the server may be starting anew
+  }
+  if (watched !== id) return;
+  watched = null;
+  await ended();
+}
+
+function addPoint({ entry, ...point }) {
+  const { curves } = state.training;
+  const curve = (curves[entry] ??= { step: [], loss: [], recall: [], drift: [] });
+  if (curve.step.at(-1) >= point.step) return; // it came with the curves already
+  curve.step.push(point.step);
+  for (const name of ["loss", "recall", "drift"]) curve[name].push(point[name] ?? null);
+  state.training.step = Math.max(state.training.step ?? 0, point.step);
+  set({ training: state.training });
+}
+
+async function ended() {
+  const { training } = state;
+  if (training.state === "failed") tell(training.message ?? "Training failed.", { error: true });
+  else if (training.state === "done") tell(`Trained: ${names(training.entries)}.`);
+  await refreshPrompts();
+  if (state.book?.name === training.book) await openBook(training.book);
+  if (state.story) set({ story: await api.get(["stories", state.story.name]) });
+}
+
+const act = (what) => trying(async () => {
+  take(await api.post(["trainings", state.training.id, what]));
+  if (what === "resume") watch(state.training.id);
+});
+
+/** The card that shows a training; it stays the same element, so that focus is not lost. */
+export function makeTraining() {
+  const title = h("h3", { "aria-live": "polite" });
+  const figures = h("p", { class: "quiet" });
+  const bar = h("progress", { max: 1, "aria-label": "Training" });
+  const pause = button("Pause", act("pause"), { draw: "pause" });
+  const resume = button("Resume", act("resume"), { draw: "play" });
+  const stop = button("Stop", act("stop"), { draw: "stop", kind: "bare" });
+  const close = button("Close", () => {
+    keep("training.closed", String(state.training.id));
+    set({ training: null });
+  }, { draw: "close", kind: "bare", alone: true });
+  const plots = h("div", { class: "plots" });
+  const legend = h("div", { class: "legend", role: "group", "aria-label": "Entries drawn" });
+  const curves = h("details", {}, h("summary", {}, "Curves"),
+    h("div", { class: "inside" }, plots, legend));
+  const buttons = h("div", { class: "row" }, pause, resume, stop);
+  const card = h("section", { class: "card training", "aria-label": "Training", hidden: true },
+    h("div", { class: "row apart whole" }, title, close), bar, figures, buttons, curves);
+  let drawing = 0;
+  let shown = ""; // the training and its state, as drawn last
+  on("training", () => {
+    card.hidden = !state.training;
+    cancelAnimationFrame(drawing);
+    if (state.training) drawing = requestAnimationFrame(draw);
+  });
+  function draw() {
+    const { training } = state;
+    if (!training) return;
+    const now = training.state;
+    const words = `${STATES[now] ?? now}: ${names(training.entries)}`;
+    if (title.textContent !== words) title.textContent = words;
+    bar.hidden = OVER.includes(now);
+    if (training.done > 0 || now === "paused") bar.value = training.done ?? 0;
+    else bar.removeAttribute("value");
+    figures.textContent = [training.message, training.step && count(training.step, "step"),
+      training.seconds && `${Math.round(training.seconds)} s`].filter(Boolean).join(" · ");
+    pause.hidden = now !== "running";
+    resume.hidden = now !== "paused";
+    buttons.hidden = OVER.includes(now);
+    close.hidden = !buttons.hidden;
+    curves.hidden = !Object.keys(training.curves).length;
+    if (shown !== training.id + now) curves.open = !OVER.includes(now);
+    shown = training.id + now;
+    drawCurves(training, plots, legend, draw);
+  }
+  return card;
+}
+
+const names = (entries) => (entries.length > 3
+  ? `${entries.slice(0, 2).join(", ")} and ${entries.length - 2} more` : entries.join(", "));
+
+function drawCurves(training, plots, legend, draw) {
+  const all = Object.keys(training.curves);
+  legend.hidden = all.length < 2;
+  if (!all.length) return;
+  if (!all.includes(picked)) [picked] = all;
+  const of = (what) => all.map((name) => ({ name, x: training.curves[name].step,
+    y: training.curves[name][what] ?? [] }));
+  const percent = (value) => `${Math.round(100 * value)} %`;
+  const end = Math.max(1, ...all.map((name) => training.curves[name].step.at(-1) ?? 1));
+  plots.replaceChildren(
+    plot("Loss, nats a token", of("loss"), picked, { end }),
+    plot("Recall", of("recall"), picked, { end, show: percent, top: 1 }),
+    plot("Drift, nats a token", of("drift"), picked, { end }));
+  if (legend.children.length !== all.length) {
+    legend.replaceChildren(...all.map((name) => h("button", { type: "button", onclick: () => {
+      picked = name;
+      draw();
+    } }, name)));
+  }
+  for (const one of legend.children) {
+    one.setAttribute("aria-pressed", String(one.textContent === picked));
+  }
+}

@@ -1,0 +1,214 @@
+// Letting the model write on: streaming, stopping, trying again, and going back and forth.
+
+import * as api from "./api.js";
+import { $, say } from "./dom.js";
+import { read, show } from "./chips.js";
+import { beginLive, editing, flush, follow, turnInHand } from "./editor.js";
+import { habits, keep, on, recall, set, state } from "./store.js";
+import { tell, trying, wrong } from "./messages.js";
+
+const JOINS = /^[\s.,;:!?)\]…’]/;
+const PATIENCE = 3000;
+const WHY = {
+  stop: "Ended at a stop string.",
+  context: "The context is full.",
+  timeout: "It took too long; what was written is kept.",
+};
+
+let makeStory = null; // set by the page: makes a story for a first line
+export function onFirstLine(fn) {
+  makeStory = fn;
+}
+
+const draftName = () => `draft.${state.story?.name ?? ""}`;
+export const keepDraft = () => keep(draftName(), read($("line")));
+export const recallDraft = () => show($("line"), recall(draftName(), ""));
+
+/** What was typed, as it joins the story: with a space where words would run together. */
+function joined(typed) {
+  const end = state.story?.turns.map((turn) => turn.text).join("").at(-1);
+  return typed && end && /\S/.test(end) && !JOINS.test(typed) ? ` ${typed}` : typed;
+}
+
+/** Adds what was typed without letting the model write. */
+export const addOnly = trying(async () => {
+  const typed = read($("line"));
+  if (!typed.trim() || state.writing) return;
+  await flush();
+  if (!state.story) await makeStory(typed);
+  set({ story: await api.post(["stories", state.story.name, "turns"], { text: joined(typed) }) });
+  clearLine();
+  follow();
+});
+
+function clearLine() {
+  keep(draftName(), null);
+  show($("line"), "");
+}
+
+/** Adds what was typed, if anything, and lets the model write on; or write its last turn anew. */
+export const write = trying(async ({ retry = false } = {}) => {
+  if (state.writing) return;
+  const typed = retry ? "" : read($("line"));
+  if (!retry && !typed.trim() && !state.story?.turns.length) {
+    tell("Write a first line for the model to go on from.");
+    $("line").focus();
+    return;
+  }
+  const aborting = new AbortController();
+  set({ writing: { aborting, stop: () => stop(aborting) } });
+  try {
+    if (editing()) await saved();
+    if (!state.story) {
+      keep("draft.", null);
+      await makeStory(typed);
+      keepDraft();
+    }
+    const text = typed.trim() ? joined(typed) : "";
+    await stream({ text: text || undefined, retry: retry || undefined }, aborting.signal);
+  } finally {
+    set({ writing: null, place: -1 });
+  }
+});
+
+async function saved() {
+  const { writing } = state;
+  state.writing = null; // edits are not saved while the model writes, and this is just before
+  try {
+    await flush();
+  } finally {
+    state.writing = writing;
+  }
+}
+
+async function stream(asked, signal) {
+  const { name } = state.story;
+  const live = beginLive(asked.text ?? "", asked.retry);
+  const sentences = speaker();
+  let story = null;
+  let begun = false;
+  try {
+    for await (const event of api.events("POST", ["stories", name, "write"],
+      { json: { ...asked, ...chosen() }, signal })) {
+      if (!begun && event.name !== "error") {
+        begun = true;
+        if (asked.text) clearLine();
+      }
+      if (event.name === "plan") set({ plan: event.data.plan ?? event.data });
+      if (event.name === "token") {
+        live.append(event.data.text);
+        sentences.add(event.data.text);
+      }
+      if (event.name === "done") {
+        story = event.data.story;
+        set({ reading: event.data.reading ?? null });
+        if (WHY[event.data.finish]) tell(WHY[event.data.finish]);
+      }
+      if (event.name === "error") throw new api.ApiError(500, event.data.error ?? event.data);
+    }
+  } catch (error) {
+    wrong(error);
+  } finally {
+    sentences.end();
+    story ??= await afterwards(name);
+    const settle = live.end();
+    if (story && state.story?.name === name) set({ story });
+    settle();
+  }
+}
+
+/** The story after a stream that broke off: the server keeps what was told. */
+async function afterwards(name) {
+  const before = JSON.stringify(state.story.turns.map((turn) => turn.id));
+  let story = null;
+  for (let tries = 0; tries < 5; tries += 1) {
+    story = await trying(api.get)(["stories", name]);
+    if (!story || JSON.stringify(story.turns.map((turn) => turn.id)) !== before) break;
+    await new Promise((resolve) => setTimeout(resolve, 200));
+  }
+  return story;
+}
+
+/** What the settings panel says of how to write. */
+function chosen() {
+  const { tokens, stop: strings, codes, no_copy } = habits();
+  const known = new Set((state.info?.codes ?? []).map((code) => code.name));
+  const strengths = Object.entries(codes).filter(([name, strength]) => strength && known.has(name))
+    .map(([name, strength]) => ({ name, strength }));
+  return {
+    tokens,
+    stop: strings.length ? strings : undefined,
+    codes: strengths.length ? strengths : undefined,
+    no_copy: no_copy || undefined,
+  };
+}
+
+/** Stops at the next token; if the server does not hear it, the connection is dropped. */
+async function stop(aborting) {
+  const dropped = setTimeout(() => aborting.abort(), PATIENCE);
+  aborting.signal.addEventListener("abort", () => clearTimeout(dropped));
+  try {
+    await api.post(["stories", state.story.name, "stop"]);
+  } catch {
+    aborting.abort();
+  }
+  say("Stopped.");
+}
+
+/** Reads streamed text to those who listen, a sentence at a time. */
+function speaker() {
+  let held = "";
+  return {
+    add(piece) {
+      held += piece;
+      const end = held.search(/[.!?…]["'”’]?\s[^]*$/);
+      if (end < 0) return;
+      say(held.slice(0, end + 2));
+      held = held.slice(end + 2);
+    },
+    end: () => held.trim() && say(held),
+  };
+}
+
+// back and forth -------------------------------------------------------------------------------
+
+/** One operation on the open story, after edits were saved. */
+const operation = (ask) => trying(async (...given) => {
+  if (!state.story || state.writing) return;
+  await flush();
+  const story = await ask(state.story, ...given);
+  if (story) set({ story });
+});
+
+const onStory = (name, what, json) => api.post(["stories", name, what], json);
+
+export const undo = operation((story) => story.undoable && onStory(story.name, "undo"));
+export const redo = operation((story) => story.redoable && onStory(story.name, "redo"));
+export const goTo = operation((story, turn) => onStory(story.name, "go", { turn }));
+export const retry = () => state.story?.turns.at(-1)?.by === "model" && write({ retry: true });
+
+export const keepTurn = operation((story) => {
+  const turn = turnInHand();
+  return turn && onStory(story.name, "mark", { turn: turn.id, kept: !turn.marked });
+});
+
+export const cutTurn = operation(async (story) => {
+  const turn = turnInHand();
+  if (!turn) return null;
+  const cut = await onStory(story.name, "cut", { turn: turn.id });
+  tell("Cut. What stood there is kept as a branch.", { act: ["Undo", undo] });
+  return cut;
+});
+
+/** The alternative before or after the one that stands there. */
+export const otherTry = operation((story, by) => {
+  const turn = turnInHand();
+  const tries = Array.isArray(turn?.tries) ? turn.tries : [];
+  const to = tries[tries.indexOf(turn?.id) + by];
+  return to !== undefined && onStory(story.name, "go", { turn: to });
+});
+
+on("story", () => {
+  document.title = state.story ? `${state.story.name} · softlore studio` : "softlore studio";
+  $("story-title").textContent = state.story?.name ?? "studio";
+});
