@@ -112,6 +112,7 @@ class SoftloreConnector(KVConnectorBase_V1):
                 "`softlore convert --to vllm` wrote; name it"
             )
         self._block_size = int(vllm_config.cache_config.block_size)
+        self._dtype = vllm_config.model_config.dtype
         self._folder = Folder(path, self._block_size)
         self._matched: dict[str, tuple[str, ...]] = {}  # request -> prompts, until it is loaded
         self._starts: dict[str, int] = {}
@@ -197,25 +198,29 @@ class SoftloreConnector(KVConnectorBase_V1):
                 self._failed |= set(load.blocks)
                 continue
             for name, layer in forward_context.no_compile_layers.items():
-                cache = getattr(layer, "kv_cache", None)
-                if cache is not None:
-                    self._write(cache, tensor[extract_layer_index(name)], load)
+                if getattr(layer, "kv_cache", None) is not None:
+                    self._write(layer, tensor[extract_layer_index(name)], load)
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         failed, self._failed = self._failed, set()
         return failed
 
-    def _write(self, cache: Tensor, pair: Tensor, load: Load) -> None:
-        """Writes keys and values `[2, heads, n, dim]` to blocks `[blocks, heads, slots, 2·dim]`."""
-        heads = cache.shape[1]
+    def _write(self, layer: Any, pair: Tensor, load: Load) -> None:
+        """Writes keys and values `[2, kv_heads, n, head_dim]` of an attention layer.
+
+        By the backend's own kernel, the one that writes what was computed: how a block is laid out,
+        packed and quantized is its own affair.
+        """
+        heads, cache = layer.num_kv_heads, layer.kv_cache
         rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
-        first = rank * heads if heads * ranks == pair.shape[1] else rank * pair.shape[1] // ranks
-        own = pair[:, first : first + heads, load.start :]
-        rows = torch.cat([own[0], own[1]], dim=-1).transpose(0, 1)  # [n, heads, 2·dim]
+        split = heads * ranks == pair.shape[1]  # else ranks share heads
+        first = rank * heads if split else rank * pair.shape[1] // ranks
+        own = pair[:, first : first + heads, load.start :].transpose(1, 2)  # [2, n, heads, dim]
+        own = own.to(device=cache.device, dtype=self._dtype).contiguous()
         places = torch.arange(load.start, pair.shape[2])
-        blocks = torch.tensor(load.blocks)[places // self._block_size].to(cache.device)
-        slots = (places % self._block_size).to(cache.device)
-        cache[blocks, :, slots] = rows.to(device=cache.device, dtype=cache.dtype)
+        blocks = torch.tensor(load.blocks)[places // self._block_size]
+        slots = (blocks * self._block_size + places % self._block_size).to(cache.device)
+        layer.impl.do_kv_cache_update(layer, own[0], own[1], cache, slots)
 
     def _tensor(self, names: tuple[str, ...]) -> Tensor:
         """`[layers, 2, kv_heads, N, head_dim]` of a set, as it is now in the folder."""
