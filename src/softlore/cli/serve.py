@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli import INTERRUPTED
 from softlore.cli.options import load_model, model_options, prompts_option, read_text, wanting
 from softlore.errors import ConfigError
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from softlore.model import FrozenModel
     from softlore.serve.engines import Engine
     from softlore.serve.settings import ServeSettings
+    from softlore.serve.state import ServerState
+
+NEEDED = ("fastapi", "httpx", "prometheus_client", "uvicorn")  # of the extra `serve`
 
 
 @click.command()
@@ -70,7 +73,7 @@ def command(
     opens: bool,
     log_level: str,
     **given: Any,
-) -> int:
+) -> None:
     """Serve stories to KoboldAI Lite, SillyTavern, the openai client, and a studio in the browser.
 
     Text of any client may name soft prompts as [[soft:NAME]]. With --lorebook, lore wakes when a
@@ -90,16 +93,16 @@ def command(
         )
     settings = _settings(given)
     with wanting("serve"):
-        from softlore.serve.running import listen, serve, url_of
-        from softlore.serve.state import ServerState
+        _check_extra()
+    from softlore.serve.listening import listen, url_of
 
-        _check_extra(engine_name)
     listening = listen(settings)
     click.echo(f"loading {model_name or 'the storyteller'} …", err=True)
     from softlore.lore import Lorebook
     from softlore.prompts import PromptLibrary
     from softlore.serve import logs
-    from softlore.serve.state import default_books
+    from softlore.serve.running import Server
+    from softlore.serve.state import ServerState, default_books
     from softlore.story import Stories
 
     logs.set_up(log_level)
@@ -114,10 +117,13 @@ def command(
         book=book,
     )
     url = url_of(listening)
-    _tell(url, state)
-    if opens:
-        click.launch(url)
-    return 0 if serve(state, listening) else INTERRUPTED
+
+    def ready() -> None:
+        _tell(url, state, engine_url)
+        if opens:
+            click.launch(url)
+
+    Server(state, ready).serve_on(listening)
 
 
 def _settings(given: dict[str, Any]) -> ServeSettings:
@@ -130,13 +136,11 @@ def _settings(given: dict[str, Any]) -> ServeSettings:
     return ServeSettings(api_key=key or None, text_seconds=seconds, **given)
 
 
-def _check_extra(engine_name: str) -> None:
-    import fastapi  # noqa: F401 - what is missing is told of in one line
-    import prometheus_client  # noqa: F401
-    import uvicorn  # noqa: F401
-
-    if engine_name == "vllm":
-        import httpx  # noqa: F401
+def _check_extra() -> None:
+    """Looks for what the server needs without importing it, which takes seconds."""
+    for name in NEEDED:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)
 
 
 def _engine(
@@ -165,17 +169,19 @@ def _engine(
     )
 
 
-def _tell(url: str, state: Any) -> None:
+def _tell(url: str, state: ServerState, engine_url: str | None) -> None:
     settings = state.settings
+    book = state.book
+    entries = "1 entry" if book is not None and len(book) == 1 else f"{len(book or ())} entries"
     origins = ", ".join(settings.origins) or "none but its own (--origin lets others in)"
     told = {
         "studio": url,
         "KoboldAI API": f"{url}/api",
         "OpenAI API": f"{url}/v1",
-        "model": repr(state.engine.model),
+        "model": repr(state.engine.model) + (f", run by {engine_url}" if engine_url else ""),
         "prompts": f"{len(state.prompts)} in {state.prompts.folder}",
         "stories": str(state.stories.folder),
-        "lorebook": f"{state.book.name}, {len(state.book)} entries" if state.book else "none",
+        "lorebook": f"{book.name}, {entries}" if book is not None else "none",
         "pages that may call": origins,
         "API key": "needed" if settings.api_key else "none: only this machine can call",
     }

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from http import HTTPStatus
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from softlore import __version__
 from softlore.errors import SoftloreError
@@ -19,7 +22,12 @@ from softlore.serve.metrics import CONTENT_TYPE, CountedEngine, Counting
 from softlore.serve.replies import refusal, reply_to
 from softlore.serve.safety import Guard
 from softlore.serve.state import ServerState
+from softlore.serve.texts import model_name
 
+USUAL = {
+    404: "there is nothing at this path; expected one of the API's; see /openapi.json",
+    405: "this path takes another method; expected what the Allow header says; see /openapi.json",
+}
 _log = logging.getLogger(__name__)
 ABOUT = (
     "Stories with soft World Info. `[[soft:NAME]]` in any text stands for a soft prompt. "
@@ -35,7 +43,7 @@ def make_app(state: ServerState) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await engine.close(state.settings.close_seconds)
+        await state.close()
 
     # The interactive pages would load scripts from another site.
     app = FastAPI(
@@ -55,9 +63,38 @@ def make_app(state: ServerState) -> FastAPI:
     ):
         app.include_router(router)
     _add_handlers(app)
-    app.add_middleware(Counting, metrics=engine.metrics)  # the last added is the outermost
+    # The last added is the outermost: what the guard refuses is counted too.
+    app.add_middleware(Caught)
     app.add_middleware(Guard, settings=state.settings)
+    app.add_middleware(Counting, metrics=engine.metrics)
     return app
+
+
+class Caught:
+    """ASGI middleware: what nobody foresaw is logged, and the caller told that it happened."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except ClientDisconnect:
+            pass  # nobody is there to be told
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            _log.error("a request failed", exc_info=error)
+            if not begun:  # else the answer breaks off, which its reader sees
+                message = "something went wrong in the server; its log says more"
+                await refusal(scope["path"], 500, message)(scope, receive, send)
 
 
 def _facts(state: ServerState, engine: CountedEngine) -> APIRouter:
@@ -65,10 +102,11 @@ def _facts(state: ServerState, engine: CountedEngine) -> APIRouter:
     router = APIRouter(tags=["server"])
 
     @router.get("/health")
-    async def health() -> dict[str, Any]:
-        """Whether the server is there."""
-        load = engine.load()
-        return {"status": "ok", "running": load.running, "waiting": load.waiting}
+    async def health() -> JSONResponse:
+        """Whether the server is there, and how busy: 503 once it is closing."""
+        told = {"status": "closing" if state.closing else "ok", "model": model_name(engine.model)}
+        load = dataclasses.asdict(engine.load())
+        return JSONResponse(told | {"load": load}, 503 if state.closing else 200)
 
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:
@@ -96,13 +134,7 @@ def _add_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def missing(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        told = {404: "there is nothing at this path", 405: "this path takes another method"}
-        message = told.get(error.status_code, str(error.detail))
-        path = request.url.path
-        return refusal(path, error.status_code, message, headers=error.headers)
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        _log.error("a request failed", exc_info=error)
-        message = "something went wrong in the server; its log says more"
-        return refusal(request.url.path, 500, message)
+        message, status = str(error.detail), error.status_code
+        if message == HTTPStatus(status).phrase:
+            message = USUAL.get(status, message)
+        return refusal(request.url.path, status, message, headers=error.headers)

@@ -6,10 +6,14 @@ import json
 import logging
 import sys
 import time
+import traceback
+from contextvars import ContextVar
+from types import TracebackType
 from typing import Any
 
 FIELDS = ("request", "method", "route", "status", "ms", "tokens")
 requests_log = logging.getLogger("softlore.requests")
+request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def set_up(level: str, as_json: bool | None = None) -> None:
@@ -27,6 +31,21 @@ def set_up(level: str, as_json: bool | None = None) -> None:
     logging.getLogger("uvicorn").setLevel("WARNING")
 
 
+def _trace(record: logging.LogRecord) -> str:
+    """Where an error came from. What it says may hold a story's text: told when debugging only."""
+    if logging.getLogger("softlore").isEnabledFor(logging.DEBUG) or not record.exc_info:
+        return logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+    error, parts = record.exc_info[1], list[str]()
+    while error is not None and len(parts) < 10:
+        parts.append(f"{type(error).__name__}\n{_frames(error.__traceback__)}")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "after ".join(parts)
+
+
+def _frames(trace: TracebackType | None) -> str:
+    return "".join(traceback.format_tb(trace))
+
+
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         told: dict[str, Any] = {
@@ -35,9 +54,11 @@ class _Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if request := request_id.get():
+            told["request"] = request
         told |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         if record.exc_info:
-            told["traceback"] = self.formatException(record.exc_info)
+            told["traceback"] = _trace(record)
         return json.dumps(told)
 
 
@@ -51,5 +72,5 @@ class _Plain(logging.Formatter):
             text = f"{at}  {told['status']}  {told['ms']:7.0f} ms  {told['method']} {told['route']}"
             text += f"  {told['tokens']} tokens" if told["tokens"] else ""
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+            text += "\n" + _trace(record)
         return text

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 import secrets
 import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from softlore.decode import Wish
 from softlore.errors import BusyError
 from softlore.model import FrozenModel
 from softlore.serve.engines import Engine, Load, Running
-from softlore.serve.logs import requests_log
+from softlore.serve.logs import request_id, requests_log
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 600.0)
@@ -29,6 +31,10 @@ GAUGES = {
     "kept_tokens": ("kept_tokens", "Keys and values kept of texts that have ended, in tokens."),
     "kept_bytes": ("kept_bytes", "Keys and values kept of texts that have ended, in bytes."),
 }
+STATIC = "/studio/static/"
+QUIET = frozenset({"/health", "/metrics", STATIC})  # logged only when debugging, if all is well
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+GONE = 499
 _texts: contextvars.ContextVar[list[Running] | None] = contextvars.ContextVar("texts", default=None)
 
 
@@ -56,6 +62,12 @@ class Metrics:
         self.tokens = Counter("softlore_tokens", "Tokens written.", registry=self.registry)
         self.refused = Counter(
             "softlore_refused", "Texts refused, as the queue was full.", registry=self.registry
+        )
+        self.gone = Counter(
+            "softlore_gone",
+            "Requests whose caller went before the end of the answer; what was written for them "
+            "ended there.",
+            registry=self.registry,
         )
         self.first = Histogram(
             "softlore_first_token_seconds",
@@ -126,30 +138,68 @@ class Counting:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status, texts = time.perf_counter(), 500, list[Running]()
-        _texts.set(texts)
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        one = _Request(receive, send)
+        _texts.set(one.texts)
+        request_id.set(one.id)
         try:
-            await self.app(scope, receive, sending)
+            await self.app(scope, one.receive, one.send)
         finally:
-            route = getattr(scope.get("route"), "path", "(none)")
-            method = scope["method"] if route != "(none)" else "any"
-            seconds = time.perf_counter() - start
-            self.metrics.requests.labels(method, route, status).inc()
-            self.metrics.seconds.labels(method, route).observe(seconds)
-            told = {
-                "request": secrets.token_hex(4),
-                "method": method,
-                "route": route,
-                "status": status,
-                "ms": round(seconds * 1000, 1),
-                "tokens": sum(len(text.ids) for text in texts),
-            }
-            quiet = route in ("/health", "/metrics") or route.startswith("/studio/static")
-            requests_log.log(10 if quiet else 20, "%s %s", method, route, extra=told)
+            self._tell(scope, one)
+
+    def _tell(self, scope: Scope, one: _Request) -> None:
+        method, route = _kind_of(scope)
+        seconds = time.perf_counter() - one.since
+        self.metrics.requests.labels(method, route, one.status).inc()
+        self.metrics.seconds.labels(method, route).observe(seconds)
+        if one.gone:
+            self.metrics.gone.inc()
+        told = {
+            "method": method,
+            "route": route,
+            "status": one.status,
+            "ms": round(seconds * 1000, 1),
+            "tokens": sum(len(text.ids) for text in one.texts),
+        }
+        level = logging.DEBUG if route in QUIET and one.status < 400 else logging.INFO
+        requests_log.log(level, "%s %s", method, route, extra=told)
+
+
+class _Request:
+    """A request under way: how it is answered, and whether its caller stays for that.
+
+    Attributes:
+        status: what was answered; 499, as others have it, where the caller had gone before.
+    """
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self.id = secrets.token_hex(4)
+        self.since = time.perf_counter()
+        self.texts: list[Running] = []
+        self.status = 500
+        self.gone = False
+        self._receive, self._send = receive, send
+        self._begun = self._ended = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and not self._ended:
+            self.gone = True
+            self.status = self.status if self._begun else GONE
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._begun = True
+            self.status = GONE if self.gone else message["status"]
+            MutableHeaders(scope=message)["X-Request-Id"] = self.id
+        elif not message.get("more_body", False):
+            self._ended = True
+        await self._send(message)
+
+
+def _kind_of(scope: Scope) -> tuple[str, str]:
+    """Method and route of a request, of which there are only so many."""
+    method = scope["method"] if scope["method"] in METHODS else "other"
+    if scope["path"].startswith(STATIC):
+        return method, STATIC
+    return method, getattr(scope.get("route"), "path", "(none)")

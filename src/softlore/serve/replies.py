@@ -52,10 +52,10 @@ def refusal(
     """A reply in the shape of the API that a path belongs to."""
     kind = kind or HTTPStatus(status).phrase.lower().replace(" ", "_")
     body: dict[str, Any] = {"error": {"message": message, "type": kind}}
-    if path.startswith("/api/"):
+    if f"{path}/".startswith("/api/"):
         kind = "service_unavailable" if status == 503 else kind
         body = {"detail": {"msg": message, "type": kind}}
-    elif path.startswith("/v1/"):
+    elif f"{path}/".startswith("/v1/"):
         usual = "invalid_request_error" if status < 500 else "server_error"
         body = {"error": {"message": message, "type": usual, "param": None, "code": kind}}
     return JSONResponse(body, status, headers)

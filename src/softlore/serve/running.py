@@ -1,78 +1,75 @@
-"""Running the server: a port that is free, an engine, and an end that loses nothing."""
+"""Running the server: from when it is ready to an end that loses nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import uvicorn
 
-from softlore.errors import ConfigError
 from softlore.serve.app import make_app
-from softlore.serve.settings import ServeSettings
 from softlore.serve.state import ServerState
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = 130
+LAST_WORDS = 3.0  # seconds for answers that are cut short to be sent
+_log = logging.getLogger(__name__)
 
 
-def listen(settings: ServeSettings) -> socket.socket:
-    """A socket at the address of the settings, before anything that takes long.
+class Server(uvicorn.Server):
+    """Serves a state until it is told to stop; texts that run then may end, for some seconds.
 
-    Raises:
-        ConfigError: the address is taken, or is not this machine's.
+    A signal stops it, and is nobody else's. A second Ctrl-C ends the process at once: what has
+    been told of a story is on the disk.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((settings.host, settings.port))
-        listening.listen(1024)
-    except (OSError, OverflowError) as error:
-        listening.close()
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"cannot listen on {settings.host}, port {settings.port} ({why}); expected a free port "
-            "of this machine; end what uses it, or choose another (--port, --host)"
-        ) from None
-    return listening
 
+    def __init__(self, state: ServerState, ready: Callable[[], None] | None = None) -> None:
+        self.state = state
+        self._ready = ready
+        config = uvicorn.Config(
+            make_app(state),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            ws="none",
+            timeout_graceful_shutdown=round(state.settings.close_seconds + LAST_WORDS),
+        )
+        super().__init__(config)
 
-def url_of(listening: socket.socket) -> str:
-    """The address to open in a browser on this machine."""
-    host, port = listening.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{host}:{port}"
+    def serve_on(self, listening: socket.socket) -> None:
+        """Serves at a socket that listens, until it is told to stop."""
+        asyncio.run(self.serve(sockets=[listening]))
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(_unheard)
+        await super().startup(sockets)
+        if self._ready is not None:
+            self._ready()
 
-def serve(state: ServerState, listening: socket.socket) -> bool:
-    """Serves until it is told to stop; texts that run then may end, for some seconds.
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        closing = asyncio.create_task(self.state.close())
+        await super().shutdown(sockets)
+        await closing
 
-    Returns:
-        Whether it came to an end by itself: False where it was told twice.
-    """
-    config = uvicorn.Config(
-        make_app(state),
-        log_config=None,
-        access_log=False,
-        lifespan="on",
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(state.settings.close_seconds)),
-    )
-    server = _Server(config)
-    asyncio.run(server.serve(sockets=[listening]))
-    return not server.force_exit
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server, which keeps a signal to itself once it has done what it asks."""
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT:
+            os.write(sys.stderr.fileno(), b"softlore: stopped at once\n")
+            os._exit(INTERRUPTED)
+        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, which would send itself the signals once more at the end."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -82,3 +79,8 @@ class _Server(uvicorn.Server):
         finally:
             for one, handler in before.items():
                 signal.signal(one, handler)
+
+
+def _unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An error in a task that nobody waits for; asyncio would show its message, and the task."""
+    _log.error("in the background: %s", context.get("message"), exc_info=context.get("exception"))

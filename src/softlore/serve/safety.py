@@ -8,9 +8,10 @@ own or one that was allowed. (CVE-2024-28224 of ollama, CVE-2025-59425 of vLLM.)
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+import re
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,9 +19,14 @@ from softlore.serve.replies import refusal
 from softlore.serve.settings import ServeSettings, is_address, is_loopback
 
 MEGABYTE = 2**20
+TOO_LARGE = (
+    "the request is too large; expected {} MB at most; send less, or start the server with a "
+    "larger --upload-mb"
+)
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 BODIES = ("application/json", "application/octet-stream")  # a form can send neither
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^\s:/@\[\]]+))(?::\d*)?")
 OPEN = ("/health", "/", "/favicon.ico")  # need no key, and nor does what the page is made of
 OPEN_UNDER = "/studio/static/"
 POLICY = (
@@ -44,35 +50,26 @@ class Guard:
         self.settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
-            return  # no WebSockets here
+            await self.app(scope, receive, send)
+            return
         headers = Headers(scope=scope)
-        answer = self._refused(scope, headers)
+        answer = self._host(scope, headers) or self._origin(scope, headers)
         foreign = "" if answer else self._foreign(headers)
         if answer is None and scope["method"] == "OPTIONS":
             answer = _preflight(headers, foreign)
+        answer = answer or self._key(scope, headers) or self._body(scope, headers)
         send = _with_headers(send, foreign)
         if answer is not None:
             await answer(scope, receive, send)
             return
-        sized = _Sized(self.settings.upload_mb * MEGABYTE, scope, receive, send)
-        await self.app(scope, sized.receive, sized.send)
+        await self.app(scope, _counted(receive, self.settings.upload_mb), send)
 
     # checks, each giving a reply where it fails ------------------------------------------------
-
-    def _refused(self, scope: Scope, headers: Headers) -> Response | None:
-        checks: tuple[Callable[[Scope, Headers], Response | None], ...] = (
-            self._host,
-            self._origin,
-            self._key,
-            self._body,
-        )
-        for check in checks:
-            if (answer := check(scope, headers)) is not None:
-                return answer
-        return None
 
     def _host(self, scope: Scope, headers: Headers) -> Response | None:
         given = headers.getlist("host")
@@ -96,8 +93,9 @@ class Guard:
         return name == settings.host.lower() or (settings.any_address and is_address(name))
 
     def _origin(self, scope: Scope, headers: Headers) -> Response | None:
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "")
-        if origin is not None:
+        origins, site = headers.getlist("origin"), headers.get("sec-fetch-site", "")
+        origin = ", ".join(origins)
+        if origins:
             if self._own(headers) or origin.lower() in self.settings.origins:
                 return None
         elif site not in ("cross-site", "same-site"):
@@ -107,7 +105,7 @@ class Guard:
         return refusal(
             scope["path"],
             403,
-            f"a page of {origin or 'another site'!r:.100} may not call this server; expected one "
+            f"a page of {origin or 'another site':.100} may not call this server; expected one "
             "that it was told of; start it with --origin",
             "wrong_origin",
         )
@@ -123,7 +121,7 @@ class Guard:
     def _key(self, scope: Scope, headers: Headers) -> Response | None:
         key, path = self.settings.api_key, scope["path"]
         open_to_all = path in OPEN or path.startswith(OPEN_UNDER)
-        if key is None or open_to_all or scope["method"] == "OPTIONS":
+        if key is None or open_to_all:
             return None
         scheme, _, token = headers.get("authorization", "").partition(" ")
         shown = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
@@ -141,7 +139,7 @@ class Guard:
     def _body(self, scope: Scope, headers: Headers) -> Response | None:
         most, length = self.settings.upload_mb * MEGABYTE, headers.get("content-length")
         if length is not None and (not length.isdecimal() or int(length) > most):
-            return too_large(scope["path"], self.settings.upload_mb)
+            return refusal(scope["path"], 413, TOO_LARGE.format(self.settings.upload_mb))
         browser = "origin" in headers or "sec-fetch-site" in headers
         empty = length in (None, "0") and "transfer-encoding" not in headers
         if not browser or empty or scope["method"] not in CHANGING:
@@ -157,53 +155,26 @@ class Guard:
         )
 
 
-class _Sized:
-    """Counts a body as it comes, and answers 413 where it is larger than it may be."""
+def _counted(receive: Receive, most_mb: int) -> Receive:
+    """Takes in a body as it comes, and refuses it where it is larger than it may be."""
+    left = most_mb * MEGABYTE
 
-    def __init__(self, most: int, scope: Scope, receive: Receive, send: Send) -> None:
-        self._most, self._left = most, most
-        self._scope, self._receive, self._send = scope, receive, send
-        self._over = self._begun = False
-
-    async def receive(self) -> Message:
-        message = await self._receive()
+    async def receiving() -> Message:
+        nonlocal left
+        message = await receive()
         if message["type"] == "http.request":
-            self._left -= len(message.get("body", b""))
-            if self._left < 0:
-                self._over = True
-                return {"type": "http.disconnect"}
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise HTTPException(413, TOO_LARGE.format(most_mb))
         return message
 
-    async def send(self, message: Message) -> None:
-        if self._over and not self._begun:
-            if message["type"] == "http.response.start":
-                answer = too_large(self._scope["path"], self._most // MEGABYTE)
-                self._begun = True
-                await answer(self._scope, self._receive, self._send)
-            return
-        if self._over:
-            return
-        self._begun = True
-        await self._send(message)
-
-
-def too_large(path: str, most: int) -> Response:
-    """The reply to a body of more than `most` megabytes."""
-    return refusal(
-        path,
-        413,
-        f"the request is too large; expected {most} MB at most; send less, or start the server "
-        "with a larger --upload-mb",
-    )
+    return receiving
 
 
 def _name_of(host: str) -> str:
     """The host of a Host header, without its port: lower case, IPv6 without brackets."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    name, _, port = host.partition(":")
-    return name.rstrip(".") if port.isdecimal() or not port else host
+    found = HOST.fullmatch(host.strip().lower())
+    return (found["address"] or found["name"]).rstrip(".") if found else ""
 
 
 def _preflight(headers: Headers, foreign: str) -> Response:
@@ -228,6 +199,7 @@ def _with_headers(send: Send, foreign: str) -> Send:
             headers.add_vary_header("Origin")
             if foreign:
                 headers["Access-Control-Allow-Origin"] = foreign
+                headers["Access-Control-Expose-Headers"] = "Retry-After, X-Request-Id"
         await send(message)
 
     return sending

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +34,9 @@ class ServerState:
         book: the lorebook that every client's text is read with, if any.
         chosen: the soft prompt that stands before every KoboldAI text, chosen by a client; empty
             for none.
+        at_close: what else is to be ended, or saved, when the server stops; called once, within
+            its event loop, beside the closing of the engine.
+        closing: whether that has begun.
     """
 
     engine: Engine
@@ -41,3 +46,13 @@ class ServerState:
     settings: ServeSettings = field(default_factory=ServeSettings)
     book: Lorebook | None = None
     chosen: str = ""
+    at_close: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    closing: bool = False
+
+    async def close(self) -> None:
+        """Lets what is under way come to its end, for `close_seconds`. A second call is nothing."""
+        if self.closing:
+            return
+        self.closing = True
+        ends = [one() for one in self.at_close]
+        await asyncio.gather(self.engine.close(self.settings.close_seconds), *ends)

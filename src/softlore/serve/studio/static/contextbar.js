@@ -67,6 +67,7 @@ const refresh = later(async () => {
     const plan = await api.get(["stories", story.name, "plan"], { tokens: habits().tokens });
     if (state.story?.name === story.name) set({ plan, refusal: "" });
   } catch (error) {
+    if (state.story?.name !== story.name) return;
     set({ plan: null, refusal: error.message });
   }
 }, 350);
@@ -110,7 +111,7 @@ function tellParts(plan) {
   const named = (part) => (["lore", "soft"].includes(part.kind)
     ? `${WORDS[part.kind]}: ${part.name}` : WORDS[part.kind] ?? part.name);
   const parts = [
-    h("h3", {}, "What the model reads next"),
+    h("h2", {}, "What the model reads next"),
     h("table", {}, h("tbody", {},
       plan.parts.map((part) => row(part.kind, named(part), part.tokens)),
       row("reserved", "Kept for writing", plan.reserved))),

@@ -11,6 +11,7 @@ export function labelled(label, control, help = "", name = "") {
   control.setAttribute("aria-describedby", `${help ? `${id}-help ` : ""}${id}-wrong`);
   const tag = control.matches("input, select, textarea")
     ? h("label", { for: id }, label) : h("span", { class: "label", id: `${id}-label` }, label);
+  control.input?.setAttribute("aria-label", label);
   if (tag.id) control.setAttribute("aria-labelledby", tag.id);
   return h("div", { class: "field", "data-field": name }, tag, control, about, wrong);
 }

@@ -23,11 +23,13 @@ const inspect = trying(async (name) => {
   await shown(name, h("dl", { class: "facts" }, facts(prompt)));
 });
 
+const CALLED = { n_tokens: "tokens", bytes: "size", fits: "fits this model" };
+
 /** Names and values; what lies deeper gets both names. */
 function facts(data, before = "") {
   return Object.entries(data).flatMap(([name, value]) => {
     if (value === null || value === undefined || value === "") return [];
-    const words = before + name.replaceAll("_", " ");
+    const words = before + (CALLED[name] ?? name.replaceAll("_", " "));
     if (typeof value === "object" && !Array.isArray(value)) return facts(value, `${words}, `);
     return [h("dt", {}, words), h("dd", {}, worded(name, value))];
   });

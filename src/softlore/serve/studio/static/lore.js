@@ -88,7 +88,8 @@ function entries() {
   return h("div", { class: "group" },
     all > 5 && search, list,
     h("div", { class: "row apart" },
-      button("Train the whole book", () => train(), { kind: "main", draw: "play", disabled: !all }),
+      button("Train the whole book", () =>
+        train(undefined, state.book.entries.every((entry) => state.book.prompts?.[entry.name])), { kind: "main", draw: "play", disabled: !all }),
       button("New entry", () => open(null), { draw: "plus" })),
     options);
 }

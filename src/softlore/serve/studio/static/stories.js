@@ -7,7 +7,7 @@ import { filePicker, formatPicker } from "./fields.js";
 import { editing, flush, follow, recoverEdits } from "./editor.js";
 import { tell, trying } from "./messages.js";
 import { addPanel, openPanel } from "./panels.js";
-import { keep, on, set, state } from "./store.js";
+import { keep, on, recall, set, state } from "./store.js";
 import { recallDraft } from "./writing.js";
 
 const FORMATS = ["md", "txt", "json"];
@@ -15,8 +15,13 @@ const TAKEN = 409;
 
 export const refreshStories = trying(async () => set({ stories: await api.get(["stories"]) }));
 
-/** Shows a story that the server gave. */
+const noted = new Set();
+
+/** Shows a story that the server gave, and tells once what of its settings does not hold here. */
 function show(story) {
+  const note = (story.notes ?? []).join(" ");
+  if (note && !noted.has(story.name)) tell(note, { error: true });
+  noted.add(story.name);
   keep("story", story.name);
   set({ story, plan: null, reading: null, place: -1 });
   recallDraft();
@@ -63,6 +68,8 @@ const rename = trying(async (name) => {
   if (!next || next === name) return;
   if (editing()) await flush();
   const story = await api.patch(["stories", name], { name: next });
+  keep(`draft.${story.name}`, recall(`draft.${name}`, null));
+  keep(`draft.${name}`, null);
   if (state.story?.name === name) show(story);
   await refreshStories();
 });
@@ -72,11 +79,11 @@ const discard = trying(async (name) => {
     `“${name}” and all its branches will be gone. Export it first if you may want it again.`, "Delete");
   if (!sure) return;
   await api.remove(["stories", name]);
+  keep(`draft.${name}`, null);
+  const open = state.story?.name === name;
+  if (open) set({ story: null, plan: null });
   await refreshStories();
-  if (state.story?.name === name) {
-    if (state.stories.length) await openStory(state.stories[0].name);
-    else set({ story: null, plan: null });
-  }
+  if (open && state.stories.length) await openStory(state.stories[0].name);
 });
 
 export const importStory = trying(async (file) => {
@@ -102,7 +109,7 @@ function item(story) {
         openPanel("");
       } },
     h("span", { class: "name" }, story.name),
-    h("span", { class: "quiet" }, [count(story.words ?? 0, "word"), ago(story.changed),
+    h("span", { class: story.error ? "wrong" : "quiet" }, story.error ?? [count(story.words ?? 0, "word"), ago(story.changed),
       story.ending && `… ${story.ending}`].filter(Boolean).join(" · "))),
     formatPicker(`Export ${story.name}`, state.info?.formats?.stories ?? FORMATS, trying((format) =>
       api.download(["stories", story.name, "export"], { format }, `${story.name}.${format}`))),

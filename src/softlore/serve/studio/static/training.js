@@ -22,7 +22,10 @@ const AGAIN = 1500;
 let watched = null; // the id whose events are read
 let picked = "";
 
-const options = () => ({ kind: "prefix", n_tokens: 16, max_steps: "", ...recall("training", {}) });
+function options() {
+  const chosen = { kind: "prefix", n_tokens: 16, max_steps: "", ...recall("training", {}) };
+  return state.info?.takes_prefix === false ? { ...chosen, kind: "embedding" } : chosen;
+}
 
 /** What training is asked for, kept in the browser. */
 export function trainOptions() {
@@ -32,13 +35,23 @@ export function trainOptions() {
     min: 1, max: 100_000, value: now[name], placeholder: hint,
     oninput: (event) => change(name, event.target.value && Number(event.target.value)) }), help);
   return h("details", {}, h("summary", {}, "How to train"), h("div", { class: "inside" },
-    labelled("Kind of soft prompt", select([
-      ["prefix", "Prefix: stronger, heads the context"],
-      ["embedding", "Embedding: stands anywhere, for other programs too"],
-    ], now.kind, (kind) => change("kind", kind))),
+    labelled("Kind of soft prompt", kinds(now.kind, (kind) => change("kind", kind))),
     h("div", { class: "two" },
       number("n_tokens", "Tokens", "Room in the context that each takes."),
       number("max_steps", "Steps at most", "Fewer is sooner and weaker.", "as needed"))));
+}
+
+/** The choice of kinds; some models take one of them only. */
+function kinds(kind, change) {
+  const list = select([
+    ["prefix", "Prefix: stronger, heads the context"],
+    ["embedding", "Embedding: stands anywhere, for other programs too"],
+  ], kind, change);
+  on("info", () => {
+    list.firstChild.disabled = state.info.takes_prefix === false;
+    list.value = options().kind;
+  });
+  return list;
 }
 
 /** Trains entries of the open book; all of them where none is named. */
@@ -111,8 +124,8 @@ async function ended() {
   if (state.story) set({ story: await api.get(["stories", state.story.name]) });
 }
 
-const act = (what) => trying(async () => {
-  take(await api.post(["trainings", state.training.id, what]));
+const act = (what, how = {}) => trying(async () => {
+  take(await api.post(["trainings", state.training.id, what], how));
   if (what === "resume") watch(state.training.id);
 });
 
@@ -123,7 +136,10 @@ export function makeTraining() {
   const bar = h("progress", { max: 1, "aria-label": "Training" });
   const pause = button("Pause", act("pause"), { draw: "pause" });
   const resume = button("Resume", act("resume"), { draw: "play" });
-  const stop = button("Stop", act("stop"), { draw: "stop", kind: "bare" });
+  const finish = button("Finish now", act("stop", { keep: true }),
+    { kind: "bare", title: "Keep the soft prompts as they are by now" });
+  const stop = button("Stop", act("stop"),
+    { draw: "stop", kind: "bare", title: "Throw away what is not finished" });
   const close = button("Close", () => {
     keep("training.closed", String(state.training.id));
     set({ training: null });
@@ -132,7 +148,7 @@ export function makeTraining() {
   const legend = h("div", { class: "legend", role: "group", "aria-label": "Entries drawn" });
   const curves = h("details", {}, h("summary", {}, "Curves"),
     h("div", { class: "inside" }, plots, legend));
-  const buttons = h("div", { class: "row" }, pause, resume, stop);
+  const buttons = h("div", { class: "row" }, pause, resume, finish, stop);
   const card = h("section", { class: "card training", "aria-label": "Training", hidden: true },
     h("div", { class: "row apart whole" }, title, close), bar, figures, buttons, curves);
   let drawing = 0;
@@ -155,6 +171,7 @@ export function makeTraining() {
       training.seconds && `${Math.round(training.seconds)} s`].filter(Boolean).join(" · ");
     pause.hidden = now !== "running";
     resume.hidden = now !== "paused";
+    finish.hidden = !training.step;
     buttons.hidden = OVER.includes(now);
     close.hidden = !buttons.hidden;
     curves.hidden = !Object.keys(training.curves).length;

@@ -1,0 +1,39 @@
+"""What the studio's routes share: stories that are open, lorebooks, trainings, soft prompts."""
+
+from __future__ import annotations
+
+import asyncio
+
+from softlore.model import FrozenModel
+from softlore.serve.shelf import Shelf
+from softlore.serve.state import ServerState
+from softlore.serve.studio.book_folder import BookFolder
+from softlore.serve.studio.fitting import Fitting
+from softlore.serve.studio.open_stories import OpenStories
+from softlore.serve.studio.trainings import Trainings
+
+
+class Bench:
+    """The studio of one server."""
+
+    def __init__(self, state: ServerState) -> None:
+        self.state = state
+        self.books = BookFolder(state.books)
+        self.fitting = Fitting(state.prompts, state.engine.model)
+        self.stories = OpenStories(state, self.books, self.fitting)
+        self.trainings = Trainings(state.engine.model, state.prompts)
+
+    @property
+    def model(self) -> FrozenModel:
+        """The server's model, which writes every story."""
+        return self.state.engine.model
+
+    def shelf(self) -> Shelf:
+        """The library's prompts as they are now, checked where they are used."""
+        shelf = Shelf(self.state.prompts, self.model)
+        shelf.look()
+        return shelf
+
+    async def close(self) -> None:
+        """Keeps what is under way: the turns that are being written, and the training."""
+        await asyncio.gather(self.trainings.close(), self.stories.close())

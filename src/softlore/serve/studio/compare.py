@@ -1,0 +1,166 @@
+"""The comparison: one opening gone on with by nothing, by the text of lore, by soft prompts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from softlore.decode import Token, Wish
+from softlore.errors import ConfigError, ContextError, SoftloreError
+from softlore.lore import Entry
+from softlore.lore.keywords import lore_keywords, words
+from softlore.measure.evaluate import plain_text
+from softlore.prompts import SoftPrompt
+from softlore.serve.engines import Running
+from softlore.serve.sse import event, streamed
+from softlore.serve.studio.bench import Bench
+from softlore.serve.studio.forms import Comparing
+from softlore.serve.studio.sampling import checked_sampling, needs_vocabulary
+from softlore.serve.studio.writing import STREAM
+from softlore.story import StorySettings
+from softlore.story.composing import Composer, Plan
+
+SEEDS = 2**63
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of going on: what it is called, and what is read for it."""
+
+    name: str
+    plan: Plan
+
+
+def make_router(bench: Bench) -> APIRouter:
+    """POST /compare."""
+    router = APIRouter()
+
+    @router.post("/compare", response_class=StreamingResponse, responses=STREAM)
+    async def compare(form: Comparing) -> StreamingResponse:
+        """Goes on with an opening in several ways, side by side, with the same seed.
+
+        Events: begin, token …, done (one a text), end; or error, after which no more.
+        """
+        return await streamed(_events(bench, form))
+
+    return router
+
+
+async def _events(bench: Bench, form: Comparing) -> AsyncGenerator[bytes]:
+    sampling = checked_sampling(form.sampling)
+    ways, keywords = await run_in_threadpool(_ways, bench, form)
+    texts: list[tuple[str, int, Running]] = []
+    tasks: list[asyncio.Task[None]] = []
+    heard: asyncio.Queue[tuple[int, Token | Exception | None]] = asyncio.Queue()
+    try:
+        for way in ways:
+            for sample in range(form.samples):
+                wish = _wish(way, form, sampling, sample)
+                texts.append((way.name, sample, bench.state.engine.start(wish)))
+        begun = [{"way": way.name, "tokens": way.plan.tokens} for way in ways]
+        yield event({"ways": begun, "words": sorted(keywords)}, "begin")
+        tasks = [
+            asyncio.create_task(_follow(number, running, heard))
+            for number, (_, _, running) in enumerate(texts)
+        ]
+        left = len(texts)
+        while left:
+            number, token = await heard.get()
+            way_name, sample, running = texts[number]
+            which = {"way": way_name, "sample": sample}
+            if isinstance(token, Exception):
+                raise token
+            if token is None:
+                left -= 1
+                hits = len(keywords.intersection(words(running.text)))
+                yield event({**which, "finish": running.finish, "keywords": hits}, "done")
+            elif token.text:
+                yield event({**which, "text": token.text}, "token")
+        yield event({}, "end")
+    except SoftloreError as error:
+        if not tasks:
+            raise  # before anything was told: with a status of its own
+        yield event({"message": str(error), "type": type(error).__name__}, "error")
+    finally:
+        for _, _, running in texts:
+            if running.finish is None:
+                running.cancel()
+        for task in tasks:
+            task.cancel()
+
+
+async def _follow(
+    number: int, running: Running, heard: asyncio.Queue[tuple[int, Token | Exception | None]]
+) -> None:
+    try:
+        async for token in running:
+            heard.put_nowait((number, token))
+    except SoftloreError as error:
+        heard.put_nowait((number, error))
+    else:
+        heard.put_nowait((number, None))
+
+
+def _wish(way: Way, form: Comparing, sampling: dict[str, Any], sample: int) -> Wish:
+    rest = dict(sampling)
+    no_copy = rest.pop("no_copy", 0)
+    return Wish(
+        way.plan.context,
+        form.tokens,
+        seed=(form.seed + sample) % SEEDS,
+        no_copy=no_copy,
+        check=False,  # the shelf has
+        sampling=rest,
+    )
+
+
+def _ways(bench: Bench, form: Comparing) -> tuple[list[Way], set[str]]:
+    """What is read each way, and the lore's own words.
+
+    Raises:
+        InputError: a name that is nothing, an empty opening, or more than the context holds.
+    """
+    entries, prompts = _named(bench, form)
+    if not form.text and not bench.model.bos:
+        raise ContextError("the opening is empty; expected some words to go on from; write them")
+    if needs_vocabulary(form.sampling):
+        _ = bench.model.vocabulary
+    composer = Composer(bench.model)
+    lore = "".join(plain_text(entry) for entry in entries if entry.text)
+
+    def planned(name: str, memory: str = "", soft: list[SoftPrompt] | None = None) -> Way:
+        settings = StorySettings(memory=memory)
+        return Way(name, composer.plan(settings, [form.text], form.tokens, always=soft or []))
+
+    ways = [planned("nothing")]
+    if lore:
+        ways.append(planned("text", memory=lore))
+    if prompts:
+        ways.append(planned("soft", soft=prompts))
+    known = set(words(form.text))
+    return ways, {word for entry in entries for word in lore_keywords(entry, known)}
+
+
+def _named(bench: Bench, form: Comparing) -> tuple[list[Entry], list[SoftPrompt]]:
+    """The entries and the soft prompts that are asked for; a name may be that of both."""
+    book = bench.books.get(form.book) if form.book else None
+    shelf = bench.shelf()
+    entries, prompts = [], []
+    for name in dict.fromkeys(form.names):
+        known = book is not None and name in book
+        if book is not None and known:
+            entries.append(book[name])
+        if name in shelf:
+            prompts.append(shelf[name])
+        elif not known:
+            raise ConfigError(
+                f"{name!r:.160} is neither an entry of the lorebook nor a soft prompt; expected "
+                "one of them; name another"
+            )
+    return entries, prompts

@@ -1,0 +1,42 @@
+"""Settings of the samplers as a page or a story's file gives them, checked before they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from softlore.decode.samplers import Sampling
+from softlore.errors import ConfigError
+
+_KNOWN = frozenset(field.name for field in fields(Sampling))
+_STRINGS = ("banned_strings", "dry_multiplier")  # need the model's vocabulary as strings
+
+
+def checked_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `Sampling`, and `no_copy`. Raises ConfigError for a name or value that is none."""
+    found = dict(given)
+    no_copy = found.pop("no_copy", 0)
+    if type(no_copy) is not int or not 0 <= no_copy <= 10**6:
+        raise ConfigError(f"no_copy is {no_copy!r:.60}; expected a whole number; mend it")
+    for name in found:
+        if name not in _KNOWN:
+            raise ConfigError(
+                f"there is no sampler {name!r:.60}; expected one of {', '.join(sorted(_KNOWN))}; "
+                "take it out"
+            )
+    try:
+        Sampling(**found)
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"the samplers' settings cannot be used ({error!s:.200}); expected values such as "
+            "temperature 0.8; mend them"
+        ) from None
+    return dict(given)
+
+
+def needs_vocabulary(sampling: Mapping[str, Any]) -> bool:
+    """Whether the model's vocabulary is searched for strings, which takes a while to prepare."""
+    return any(sampling.get(name) for name in _STRINGS)

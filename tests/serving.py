@@ -1,0 +1,60 @@
+"""A server as a user starts it: a process of its own, which can be called, and told to stop."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import time
+
+from running import Running
+
+READY = "Ctrl-C stops it"
+
+
+class Served(Running):
+    """`softlore serve` in a process of its own, once it can be called.
+
+    Its folders of prompts, stories and lorebooks are in `folder`; `url` is where it is.
+    """
+
+    def __init__(self, folder, *options):
+        kept = {f"--{name}": folder / name for name in ("prompts", "stories", "lorebooks")}
+        told = [part for pair in kept.items() for part in pair]
+        super().__init__(folder, "serve", "--port", 0, *told, *options)
+        self.told = self._until_ready()
+        self.url = re.search(r"studio +(http://\S+)", self.told)[1]
+
+    def stop(self, sig=signal.SIGTERM):
+        """Tells it to stop, which takes a while."""
+        os.kill(self.pid, sig)
+
+    def said(self):
+        """All that it has said, as it stands."""
+        return self._said("err")
+
+    def logs(self):
+        """The lines of its log, as they stand."""
+        lines = self.said().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def _until_ready(self, seconds=90.0):
+        end = time.monotonic() + seconds
+        while READY not in (told := self.said()):
+            assert self.process.is_alive(), told
+            assert time.monotonic() < end, told
+            time.sleep(0.02)
+        return told
+
+
+@contextlib.contextmanager
+def serving(folder, *options):
+    """A server that is stopped in the end, and must have come to its end by itself."""
+    server = Served(folder, *options)
+    try:
+        yield server
+    finally:
+        if server.process.is_alive():
+            server.stop()
+        ended = server.end(30)
+    assert ended.code == 0, ended.err

@@ -1,0 +1,613 @@
+"""The studio's API: what a writer does, one call after another, on a real server."""
+
+import io
+import json
+import zipfile
+from urllib.parse import quote
+
+import pytest
+
+from lore_samples import SILLYTAVERN
+from softlore import Entry, Lorebook, SoftPrompt
+from softlore.lore.formats.writers import WRITERS
+from softlore.model.tiny import tiny_model
+from softlore.prompts import load_prompt
+from softlore.story import Stories
+from softlore.story.session import StorySession
+from studio_calls import MODEL, studio, until
+
+LIMIT = MODEL.context_length
+OPENING = "Down the lane came a dog."
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One server for all tests that do not stop it; each uses names of its own."""
+    with studio(tmp_path_factory.mktemp("studio")) as found:
+        yield found
+
+
+def begun(studio, name, **more):
+    return studio.post("stories", name=name, opening=OPENING, **more)
+
+
+# stories -----------------------------------------------------------------------------------------
+
+
+def test_a_story_is_written_edited_undone_and_branched(shared):
+    story = begun(shared, "lane")
+    assert [turn["by"] for turn in story["turns"]] == ["writer"]
+    assert story["undoable"] == ""
+    told, done = shared.write("lane", text=" It ran", tokens=6)
+    story = done["story"]
+    assert shared.texts("lane") == [OPENING, " It ran", told]
+    assert done["finish"] == story["turns"][-1]["finish"] == "length"
+    assert done["reading"]["read"] > 0
+    first = story["turns"][-1]["id"]
+
+    again, done = shared.write("lane", retry=True, tokens=6)
+    last = done["story"]["turns"][-1]
+    assert last["tries"] == [first, last["id"]]
+    assert shared.texts("lane") == [OPENING, " It ran", again]
+
+    story = shared.post("stories", "lane", "go", turn=first)
+    assert story["turns"][-1]["text"] == told
+    assert {branch["turn"]: branch["here"] for branch in story["branches"]} == {
+        first: True,
+        last["id"]: False,
+    }
+    assert shared.post("stories", "lane", "undo")["turns"][-1]["text"] == again
+    assert shared.post("stories", "lane", "redo")["turns"][-1]["text"] == told
+
+    edited = shared.put("stories", "lane", "turns", first, text=" home.")
+    assert shared.texts("lane") == [OPENING, " It ran", " home."]
+    assert edited["undoable"] == "edit"
+    new = edited["turns"][-1]["id"]
+    marked = shared.post("stories", "lane", "mark", turn=new, kept=True)
+    assert [turn["marked"] for turn in marked["turns"]] == [False, False, True]
+    assert len(shared.post("stories", "lane", "cut", turn=new)["turns"]) == 2
+    story = shared.put("stories", "lane", "text", text=OPENING + " It slept.")
+    assert "".join(turn["text"] for turn in story["turns"]) == OPENING + " It slept."
+    for _ in range(9):
+        story = shared.post("stories", "lane", "undo")
+    assert (shared.texts("lane"), story["undoable"]) == ([OPENING], "")
+
+
+def test_going_to_another_branch_goes_to_its_end(shared):
+    begun(shared, "fork")
+    first = shared.post("stories", "fork", "turns", text=" One.")["turns"][-1]["id"]
+    end = shared.post("stories", "fork", "turns", text=" Two.")["turns"][-1]["id"]
+    shared.post("stories", "fork", "cut", turn=first)
+    shared.post("stories", "fork", "turns", text=" Other.")
+    story = shared.post("stories", "fork", "go", turn=first)
+    assert story["turns"][-1]["id"] == end
+    assert len(shared.post("stories", "fork", "go", turn=first)["turns"]) == 2
+    assert shared.post("stories", "fork", "go", turn=0)["turns"] == []
+
+
+def test_what_was_told_is_kept_when_the_connection_drops(shared):
+    begun(shared, "dropped")
+    heard = ""
+    with shared.stream("POST", "stories", "dropped", "write", tokens=200) as events:
+        for name, data in events:
+            heard += data["text"] if name == "token" else ""
+            if len(heard) > 20:
+                break
+    texts = until(lambda: len(found := shared.texts("dropped")) == 2 and found)
+    assert texts[1].startswith(heard)
+    assert shared.get("stories", "dropped")["turns"][1]["finish"] == "cancelled"
+    until(lambda: not shared.state.engine.load().running)
+    shared.write("dropped", tokens=2)
+
+
+def test_stop_ends_the_stream_with_the_story(shared):
+    begun(shared, "stopped")
+    with shared.stream("POST", "stories", "stopped", "write", tokens=200) as events:
+        told = [next(events), next(events)]
+        shared.post("stories", "stopped", "stop")
+        told += events
+    name, data = told[-1]
+    assert name == "done"
+    assert (data["finish"], len(data["story"]["turns"])) == ("cancelled", 2)
+    assert shared.post("stories", "stopped", "stop") == {}
+
+
+def test_two_cannot_write_one_story_at_once_nor_move_it(shared):
+    begun(shared, "busy")
+    with shared.stream("POST", "stories", "busy", "write", tokens=200) as events:
+        next(events)
+        shared.refused(409, "POST", "stories", "busy", "write", json={})
+        shared.refused(409, "PATCH", "stories", "busy", json={"name": "moved"})
+        shared.refused(409, "DELETE", "stories", "busy")
+        begun(shared, "beside")
+        shared.write("beside", tokens=3)  # another story goes on meanwhile
+    until(lambda: len(shared.texts("busy")) == 2)
+
+
+def test_a_turn_that_cannot_begin_adds_nothing(shared):
+    begun(shared, "refused")
+    for wrong in (
+        {"tokens": LIMIT + 1},
+        {"sampling": {"temperature": -1}},
+        {"sampling": {"warmth": 1}},
+        {"sampling": {"tokens": 3}},
+        {"sampling": {"banned": 5}},
+        {"retry": True, "text": ""},
+    ):
+        shared.refused(400, "POST", "stories", "refused", "write", json={"text": "Then", **wrong})
+    unknown = {"text": "Then", "codes": [{"name": "nobody"}]}
+    shared.refused(404, "POST", "stories", "refused", "write", json=unknown)
+    assert shared.texts("refused") == [OPENING]
+
+
+def test_a_full_server_says_so_and_adds_nothing(tmp_path):
+    with studio(tmp_path, slots=1, queue=0) as small:
+        begun(small, "one")
+        begun(small, "two")
+        with small.stream("POST", "stories", "one", "write", tokens=200) as events:
+            next(events)
+            small.refused(503, "POST", "stories", "two", "write", json={"text": "Then"})
+            assert small.texts("two") == [OPENING]
+
+
+def test_settings_are_the_storys_and_shape_what_is_read(shared):
+    begun(shared, "set")
+    story = shared.put("stories", "set", "settings", memory="A tale.", note="Slow", seed=7)
+    assert (story["settings"]["memory"], story["settings"]["seed"]) == ("A tale.", 7)
+    plan = shared.get("stories", "set", "plan", tokens=9)
+    assert [part["kind"] for part in plan["parts"]] == ["memory", "note", "story"]
+    assert plan["tokens"] == sum(part["tokens"] for part in plan["parts"])
+    assert (plan["limit"], plan["reserved"], plan["forgotten"]) == (LIMIT, 9, 0)
+    one, _ = shared.write("set", tokens=8)
+    shared.post("stories", "set", "undo")
+    shared.post("stories", "set", "undo")  # the settings, too
+    assert shared.get("stories", "set")["settings"]["seed"] is None
+    shared.put("stories", "set", "settings", memory="A tale.", note="Slow", seed=7)
+    assert shared.put("stories", "set", "settings", sampling={"temperature": 0.5, "no_copy": 4})
+    shared.refused(400, "PUT", "stories", "set", "settings", json={"sampling": {"heat": 1}})
+    shared.refused(400, "PUT", "stories", "set", "settings", json={"seed": -1})
+    shared.refused(404, "PUT", "stories", "set", "settings", json={"book": "none"})
+    assert one
+
+
+def test_the_same_seed_writes_what_the_terminal_writes(shared, tmp_path):
+    begun(shared, "seeded")
+    shared.put("stories", "seeded", "settings", seed=3)
+    told, _ = shared.write("seeded", tokens=12)
+    with Stories(tmp_path).create("seeded") as story:
+        story.add(OPENING)
+        story.set(seed=3)
+        assert "".join(StorySession(story, MODEL).go_on(12)) == told
+
+
+def test_stories_are_listed_renamed_put_aside(shared):
+    begun(shared, "listed")
+    shared.post("stories", name="listed last", opening="Rain.")
+    rows = shared.get("stories")
+    assert rows[0]["name"] == "listed last"
+    (row,) = [row for row in rows if row["name"] == "listed"]
+    assert (row["turns"], row["words"], row["ending"]) == (1, 6, OPENING)
+    shared.post("stories", "listed", "turns", text=" And rain.")
+    (row,) = [row for row in shared.get("stories") if row["name"] == "listed"]
+    assert (row["turns"], row["words"]) == (2, 8)
+    shared.refused(409, "POST", "stories", json={"name": "Listed"})
+    shared.refused(409, "PATCH", "stories", "listed", json={"name": "listed last"})
+    story = shared.call("PATCH", "stories", "listed", json={"name": "Mary's tale"}).json()
+    assert (story["name"], len(story["turns"])) == ("Mary's tale", 2)
+    shared.refused(404, "GET", "stories", "listed")
+    shared.delete("stories", "Mary's tale")
+    shared.refused(404, "GET", "stories", "Mary's tale")
+    assert list(shared.state.stories.folder.glob("Mary's tale.story.deleted"))
+
+
+def test_another_process_may_write_the_same_story(shared):
+    begun(shared, "ours")
+    with shared.state.stories.open("ours") as theirs:
+        theirs.add(" They wrote.")
+    assert shared.texts("ours") == [OPENING, " They wrote."]
+    with shared.state.stories.create("theirs") as theirs:
+        theirs.add("Theirs.")
+    assert shared.texts("theirs") == ["Theirs."]
+    path = shared.state.stories.folder / "ours.story"
+    path.rename(path.with_name("taken.story"))
+    shared.refused(404, "GET", "stories", "ours")
+    path.write_bytes(b"no story")
+    shared.refused(400, "GET", "stories", "ours")
+    (row,) = [row for row in shared.get("stories") if row["name"] == "ours"]
+    assert row["error"]
+
+
+@pytest.mark.parametrize("format", ["md", "json"])
+def test_a_story_survives_export_and_import(shared, format):
+    name = f"out {format}"
+    begun(shared, name)
+    shared.post("stories", name, "turns", text=" It ran — home.\n\nThen it slept.")
+    shared.put("stories", name, "settings", memory="A tale.", note="Slow")
+    reply = shared.export("stories", name, format=format)
+    assert f"filename*=UTF-8''out%20{format}.{format}" in reply.headers["content-disposition"]
+    story = shared.upload("stories", reply.content, f"out {format}.{format}")
+    assert story["name"] == f"out {format} 2"  # nothing is written over
+    assert [turn["text"] for turn in story["turns"]] == shared.texts(name)
+    assert story["settings"]["memory"] == "A tale."
+
+
+def test_a_koboldai_save_brings_its_lore(shared):
+    save = {
+        "prompt": "The bell rang.",
+        "actions": [" Marta woke."],
+        "memory": "A town.",
+        "worldinfo": [{"key": "Marta", "content": "Marta mends clocks.", "comment": "Marta"}],
+    }
+    story = shared.upload("stories", json.dumps(save).encode(), "bell.json")
+    assert story["settings"]["book"] == "bell"
+    assert shared.get("books", "bell")["entries"][0]["text"] == "Marta mends clocks."
+    plan = shared.get("stories", "bell", "plan", tokens=8)
+    assert ("lore", "Marta") in [(part["kind"], part["name"]) for part in plan["parts"]]
+    out = json.loads(shared.export("stories", "bell", format="json").content)
+    assert out["worldinfo"][0]["content"] == "Marta mends clocks."
+    assert str(shared.state.books) not in json.dumps(out)
+
+
+@pytest.mark.parametrize(
+    ("content", "filename"),
+    [
+        (b"", "x.json"),
+        (b"\x89PNG", "x.png"),
+        (b'{"actions": 3, "prompt": 2}', "x.json"),
+        (b"\xff\xfe", ""),
+    ],
+)
+def test_bad_story_files_are_refused(shared, content, filename):
+    before = shared.get("stories")
+    if content:
+        error = shared.upload("stories", content, filename, status=400)["error"]
+        assert "/tmp" not in error["message"]
+        assert shared.get("stories") == before
+
+
+# lorebooks ---------------------------------------------------------------------------------------
+
+
+def test_a_lorebook_is_imported_edited_and_exported(shared):
+    book = shared.upload("books", json.dumps(SILLYTAVERN).encode(), "world.json")
+    assert book["name"] == "world"
+    names = [entry["name"] for entry in book["entries"]]
+    first = book["entries"][0] | {"keys": ["Marta"], "name": "Clockmaker"}
+    book = shared.put("books", "world", "entries", names[0], **first)
+    assert [entry["name"] for entry in book["entries"]] == ["Clockmaker", *names[1:]]
+    book = shared.post("books", "world", "entries", name="Oswin", text="He keeps the light.")
+    assert book["entries"][-1] == {"name": "Oswin", "text": "He keeps the light."}
+    assert any("'Oswin'" in warning for warning in book["warnings"])
+    book = shared.delete("books", "world", "entries", "Oswin")
+    assert len(book["entries"]) == len(names)
+    back = json.loads(shared.export("books", "world", format="sillytavern").content)
+    assert back["entries"]["0"]["from a later version"] == {"a": [1, 2.5, None, True]}
+    for format in ("yaml", "json", *WRITERS):
+        if format == "mkultra":  # it has a place for pairs only, and these have none
+            shared.refused(400, "GET", "books", "world", "export", params={"format": format})
+            continue
+        reply = shared.export("books", "world", format=format)
+        again = shared.upload("books", reply.content, "again" + _suffix(reply))
+        assert len(again["entries"]) >= len(names) - 1, format
+        shared.delete("books", again["name"])
+    shared.refused(400, "GET", "books", "world", "export", params={"format": "pickle"})
+    assert Lorebook.load(shared.state.books / "world.yaml").name == "world"
+
+
+def _suffix(reply):
+    return "." + reply.headers["content-disposition"].rpartition(".")[2].strip('"')
+
+
+def test_what_is_wrong_with_an_entry_is_told_where_it_is(shared):
+    shared.post("books", name="faults")
+    for entry, field in [
+        ({"name": "a/b", "text": "x"}, "name"),
+        ({"name": "Emma", "blocks": [{"call": "Emma wore"}]}, "blocks"),
+        (
+            {"name": "Emma", "text": "x", "held_out": [{"call": "", "responses": [" x"]}]},
+            "held_out",
+        ),
+        ({"name": "Emma", "text": "x", "depth": -1}, "depth"),
+    ]:
+        error = shared.refused(400, "POST", "books", "faults", "entries", json=entry)
+        assert (error["entry"], error["field"]) == (entry["name"], field)
+    shared.post("books", "faults", "entries", name="Emma", text="x")
+    error = shared.refused(
+        400, "POST", "books", "faults", "entries", json={"name": "emma", "text": "y"}
+    )
+    assert "two entries" in error["message"]
+    shared.refused(
+        404, "PUT", "books", "faults", "entries", "Bram", json={"name": "B", "text": "y"}
+    )
+    shared.refused(409, "POST", "books", json={"name": "Faults"})
+    assert shared.put("books", "faults", entries=[{"name": "Only", "text": "z"}])["warnings"]
+    assert shared.delete("books", "faults") == {}
+    shared.refused(404, "GET", "books", "faults")
+
+
+def test_a_change_of_the_lore_is_read_at_the_next_turn(shared):
+    shared.post("books", name="town")
+    shared.post("books", "town", "entries", name="Dog", text="It is old.", keys=["dog"])
+    begun(shared, "with lore", book="town")
+
+    def lore():
+        plan = shared.get("stories", "with lore", "plan", tokens=8)
+        return [part["name"] for part in plan["parts"] if part["kind"] == "lore"]
+
+    assert lore() == ["Dog"]
+    shared.put("books", "town", "entries", "Dog", name="Lane", text="It is long.", keys=["lane"])
+    assert lore() == ["Lane"]
+    shared.delete("books", "town")
+    assert lore() == []
+    assert "not one of the studio's" in shared.get("stories", "with lore")["notes"][0]
+
+
+def test_a_strangers_story_makes_the_server_read_nothing(shared, tmp_path):
+    secret = tmp_path / "secret.yaml"
+    Lorebook(name="secret", entries=[Entry(name="Dog", text="A secret.", constant=True)]).save(
+        secret
+    )
+    outside = [str(secret), f"{shared.state.books}/../{secret.name}", "/etc/passwd", "a\0b"]
+    for number, path in enumerate(outside):
+        with shared.state.stories.create(f"strange {number}") as story:
+            story.add(OPENING)
+            story.set(lorebook=path, model="some/model", prompts=str(tmp_path))
+        told = shared.get("stories", f"strange {number}")
+        assert (told["settings"]["book"], len(told["notes"])) == ("", 3)
+        plan = shared.get("stories", f"strange {number}", "plan", tokens=8)
+        assert [part["kind"] for part in plan["parts"]] == ["story"]
+    save = {"prompt": "A.", "actions": [], "softlore": {"settings": {"lorebook": str(secret)}}}
+    assert shared.upload("stories", json.dumps(save).encode(), "evil.json")["notes"] == []
+
+
+# soft prompts ------------------------------------------------------------------------------------
+
+
+def test_prompts_go_out_and_come_in_in_every_format(shared):
+    library = shared.state.prompts
+    rows = SoftPrompt.from_text("a black suit", MODEL, name="Emma")
+    head = SoftPrompt.from_text("an old inn", MODEL, name="Bram", kind="prefix")
+    for prompt in (rows, head):
+        library.save(prompt)
+    told = {row["name"]: row for row in shared.get("prompts")["prompts"]}
+    assert (told["Emma"]["kind"], told["Bram"]["kind"]) == ("embedding", "prefix")
+    assert told["Emma"]["fits"]
+    for prompt, format in [
+        (rows, "safetensors"), (rows, "kobold"), (rows, "mkultra"), (rows, "peft"),
+        (head, "safetensors"), (head, "peft"),
+    ]:  # fmt: skip
+        reply = shared.export("prompts", prompt.name, format=format)
+        library.remove(prompt.name)
+        back = shared.upload("prompts", reply.content, "file" + _suffix(reply), prompt.name)
+        assert (back["kind"], back["n_tokens"], back["fits"]) == (prompt.kind, len(prompt), True)
+        assert (library[back["name"]].tensor - prompt.tensor).abs().max() < 1e-2
+        library.remove(back["name"])
+        library.save(prompt)
+    assert b"embeds" in shared.export("prompts", "Emma", format="vllm").content
+    assert shared.export("prompts", "Bram", format="vllm").content
+    shared.refused(400, "GET", "prompts", "Bram", "export", params={"format": "kobold"})
+    shared.refused(400, "GET", "prompts", "Bram", "export", params={"format": "pickle"})
+    facts = shared.get("prompts", "Emma")
+    assert (facts["shape"], facts["model"]) == (list(rows.tensor.shape), MODEL.name)
+
+
+def test_an_import_never_writes_over_a_prompt(shared, tmp_path):
+    old = SoftPrompt.from_text("a red coat", MODEL, name="twice")
+    shared.state.prompts.save(old)
+    new = SoftPrompt.from_text("a blue coat", MODEL, name="twice")
+    new.save(tmp_path / "new.safetensors")
+    content = (tmp_path / "new.safetensors").read_bytes()
+    assert shared.upload("prompts", content, "new.safetensors", "new")["name"] == "twice 2"
+    old.save(tmp_path / "old.safetensors")
+    same = shared.upload("prompts", (tmp_path / "old.safetensors").read_bytes(), "x")
+    assert same["name"] == "twice"
+    assert load_prompt(shared.state.prompts.header("twice").path).digest == old.digest
+    for name in ("twice", "twice 2"):
+        shared.delete("prompts", name)
+    shared.refused(404, "DELETE", "prompts", "twice")
+
+
+def test_bad_and_foreign_prompts_are_told_of(shared, tmp_path):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("../adapter_config.json", "{}")
+        archive.writestr("/etc/adapter_model.safetensors", b"x")
+    for content in (b"", b"x", b"PK\x03\x04 no zip", b"\x80\x04 pickle", packed.getvalue(), b"{}"):
+        error = shared.upload("prompts", content, "../../evil.json", "evil", status=400)["error"]
+        assert "evil.json" in error["message"]
+    other = SoftPrompt.from_text("a dog", tiny_model("gpt2"), name="other")
+    other.save(tmp_path / "other.safetensors")
+    shared.upload("prompts", (tmp_path / "other.safetensors").read_bytes(), "other.safetensors")
+    bad = shared.state.prompts.folder / "bad.safetensors"
+    bad.write_bytes(b"nothing")
+    listed = shared.get("prompts")
+    assert [one["file"] for one in listed["bad"]] == ["bad.safetensors"]
+    assert [row["fits"] for row in listed["prompts"] if row["name"] == "other"] == [False]
+    begun(shared, "foreign")
+    assert "other" not in shared.get("stories", "foreign")["soft"]
+    bad.unlink()
+
+
+def test_a_chip_in_the_text_is_read_as_its_prompt(shared):
+    shared.state.prompts.save(SoftPrompt.from_text("a black suit", MODEL, name="Suit"))
+    shared.post("stories", name="chip", opening="She wore [[soft:Suit]] and")
+    assert "Suit" in shared.get("stories", "chip")["soft"]
+    shared.post("stories", name="spelled", opening="She wore a black suit and")
+    counts = [shared.get("stories", n, "plan", tokens=8)["tokens"] for n in ("chip", "spelled")]
+    assert abs(counts[0] - counts[1]) < 3
+    assert shared.write("chip", tokens=4)[0]
+
+
+def test_a_code_steers_by_its_strength(shared):
+    shared.state.prompts.save(SoftPrompt.from_text("Grim!", MODEL, name="Grim", kind="prefix"))
+    begun(shared, "coded")
+    shared.put("stories", "coded", "settings", sampling={"temperature": 0})
+    told = {}
+    for strength in (0, 1, -2):
+        code = {"name": "Grim", "strength": strength}
+        told[strength], _ = shared.write("coded", codes=[code], tokens=10)
+        shared.post("stories", "coded", "undo")
+    plain, _ = shared.write("coded", tokens=10)
+    assert told[0] == plain
+    assert len(set(told.values())) > 1
+
+
+# comparing, the page, the rest -------------------------------------------------------------------
+
+
+def test_compare_writes_each_way_with_one_seed(shared):
+    shared.post("books", name="contest")
+    shared.post("books", "contest", "entries", name="Coat", text="The coat is scarlet.")
+    shared.state.prompts.save(SoftPrompt.from_text("The coat is red.", MODEL, name="Coat"))
+    asked = {"text": "She put on", "names": ["Coat"], "book": "contest", "tokens": 6, "seed": 2}
+    with shared.stream("POST", "compare", **asked) as events:
+        first = list(events)
+    ways = {way["way"]: way["tokens"] for way in first[0][1]["ways"]}
+    assert list(ways) == ["nothing", "text", "soft"]
+    assert ways["text"] > ways["nothing"] < ways["soft"]
+    assert "scarlet" in first[0][1]["words"]
+    assert first[-1] == ("end", {})
+    assert {data["way"] for name, data in first if name == "done"} == set(ways)
+    with shared.stream("POST", "compare", **asked) as events:
+        assert _by_way(list(events)) == _by_way(first)
+    with shared.stream("POST", "compare", **asked, samples=2) as events:
+        assert sum(name == "done" for name, _ in events) == 6
+    shared.refused(400, "POST", "compare", json={**asked, "names": ["nobody"]})
+    shared.refused(400, "POST", "compare", json={**asked, "tokens": LIMIT})
+    shared.refused(404, "POST", "compare", json={**asked, "book": "none"})
+    with shared.stream("POST", "compare", **{**asked, "tokens": 150}) as events:
+        next(events)
+    until(lambda: not shared.state.engine.load().running)
+
+
+def _by_way(events):
+    told = {}
+    for name, data in events:
+        if name == "token":
+            told[data["way"]] = told.get(data["way"], "") + data["text"]
+    return told
+
+
+def test_info_tells_what_the_page_needs(shared):
+    info = shared.get("info")
+    assert (info["context_length"], info["load"]["running"]) == (LIMIT, 0)
+    assert {"safetensors", "peft"} <= set(info["formats"]["prompts"])
+    assert {"yaml", "sillytavern"} <= set(info["formats"]["lorebooks"])
+    assert info["formats"]["stories"] == ["md", "txt", "json"]
+    for one in info["samplers"]:
+        assert one["min"] <= one["default"] <= one["max"]
+        begun(shared, f"edge {one['name']}")
+        for edge in (one["min"], one["max"]):
+            sampling = {one["name"]: edge}
+            shared.put("stories", f"edge {one['name']}", "settings", sampling=sampling)
+
+
+def test_the_page_and_its_files_are_served_and_nothing_else(shared):
+    def fetch(path, **headers):
+        return shared.client.get(shared.url + path, headers=headers)
+
+    index = fetch("/")
+    assert index.headers["content-type"] == "text/html; charset=utf-8"
+    assert index.headers["cache-control"] == "no-cache"
+    assert fetch("/", **{"If-None-Match": index.headers["etag"]}).status_code == 304
+    assert fetch("/studio/static/main.js").headers["content-type"].startswith("text/javascript")
+    assert fetch("/studio/static/base.css").headers["content-type"].startswith("text/css")
+    assert fetch("/favicon.ico").headers["content-type"] == "image/svg+xml"
+    for path in (
+        "..%2Fpage.py",
+        "%2e%2e/page.py",
+        "..\\page.py",
+        "",
+        "no.js",
+        "%00",
+        "/etc/passwd",
+    ):
+        assert fetch(f"/studio/static/{path}").status_code == 404
+
+
+ODD_NAMES = [
+    "..", "../up", "a/b", "a\\b", "", " ", ".hidden", "con", "a\0b", "\ud800", "x" * 500, "é" * 120,
+    "\u202e", "/etc/passwd",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_no_name_leads_out_of_the_folders(shared, name):
+    before = sorted(shared.state.stories.folder.parent.rglob("*"))
+    content = json.dumps({"name": name}, ensure_ascii=True).encode()
+    headers = {"Content-Type": "application/json"}
+    for what in ("stories", "books"):
+        shared.refused(400, "POST", what, content=content, headers=headers)
+    if name not in ("", "\ud800"):
+        for what in ("stories", "books", "prompts", "trainings"):
+            path = (what, quote(name))
+            reply = shared.client.get("/".join(path))
+            assert reply.status_code in (200, 400, 404, 405), reply.text
+            for method, rest in (("DELETE", ()), ("GET", ("export",))):
+                assert shared.client.request(method, "/".join([*path, *rest])).status_code < 500
+    assert sorted(shared.state.stories.folder.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[" * 100_000,
+        '{"name": NaN}',
+        '{"name": ' + "9" * 5000 + "}",
+        '{"name": {"a": 1}}',
+        '{"name": "\\ud800", "opening": "\\udfff"}',
+        '{"name": "odd", "opening": "a\\u0000b"}',
+        "null",
+        "\x00",
+        '{"entries": [{"name": "x", "text": "\\ud800"}]}',
+        '{"entries": [{"name": "x", "text": "y", "order": ' + "9" * 30 + "}]}",
+        '{"entries": [{"name": "x", "text": "y", "odd": ' + "[" * 200 + "]" * 200 + "}]}",
+        '{"turn": 1e400, "text": 3, "sampling": {"a": {}}, "seed": 1e99}',
+        '{"sampling": {"\\ud800": NaN}, "tokens": 5}',
+        '{"sampling": {"temperature": Infinity}}',
+        '{"sampling": {"logit_bias": {"x": []}}, "tokens": 2}',
+        '{"sampling": {"order": [[]]}}',
+    ],
+)
+def test_odd_bodies_are_refused_not_failed_on(shared, body):
+    if "odd" not in [row["name"] for row in shared.get("stories")]:
+        begun(shared, "odd")
+        shared.post("books", name="odd")
+    for method, *path in [
+        ("POST", "stories"),
+        ("PUT", "stories", "odd", "settings"),
+        ("POST", "stories", "odd", "turns"),
+        ("POST", "stories", "odd", "go"),
+        ("POST", "stories", "odd", "write"),
+        ("PUT", "books", "odd"),
+        ("POST", "books", "odd", "entries"),
+        ("POST", "trainings"),
+        ("POST", "compare"),
+    ]:
+        headers = {"Content-Type": "application/json"}
+        reply = shared.client.request(
+            method, "/".join(path), content=body.encode(), headers=headers
+        )
+        assert reply.status_code < 500, (path, reply.text)
+        assert reply.status_code == 200 or reply.json()["error"]["message"]
+
+
+def test_a_turn_is_kept_when_the_server_stops(tmp_path):
+    with studio(tmp_path, close_seconds=0.2) as small:
+        begun(small, "kept")
+        with small.stream("POST", "stories", "kept", "write", tokens=200) as events:
+            assert [name for name, _ in (next(events), next(events))] == ["plan", "token"]
+            small.stop()
+            told = [data for name, data in events if name == "done"]
+    assert told
+    with Stories(tmp_path / "stories").open("kept") as story:
+        assert story.turns[-1].by == "model"
+        assert story.turns[-1].text == told[0]["story"]["turns"][-1]["text"]
+
+
+def test_many_stories_may_be_open(shared):
+    for number in range(20):
+        begun(shared, f"many {number}")
+    for number in range(20):
+        shared.post("stories", f"many {number}", "turns", text=f" {number}")
+        assert shared.texts(f"many {number}") == [OPENING, f" {number}"]

@@ -1,0 +1,416 @@
+"""The studio as a writer meets it: a real browser on a real server with the packaged model."""
+
+import contextlib
+import re
+import shutil
+import threading
+import time
+
+import pytest
+
+from softlore.model import FrozenModel
+from softlore.prompts import PromptLibrary
+from softlore.serve.app import make_app
+from softlore.serve.engines.local import LocalEngine
+from softlore.serve.settings import ServeSettings
+from softlore.serve.state import ServerState
+from softlore.story import Stories
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no Chromium here; install the package chromium"
+)
+LORE = """\
+name: harbour town
+entries:
+  - name: Marta
+    keys: [Marta, clockmaker]
+    text: Marta is the clockmaker of the town. She wears a long red coat.
+    blocks:
+      - call: Marta wore
+        responses: [" a long red coat."]
+  - name: Oswin
+    text: Captain Oswin keeps the lighthouse.
+"""
+TOO_WIDE = """
+[...document.querySelectorAll("html, .panel:not([hidden]) .body, #page")]
+  .filter((one) => one.scrollWidth > one.clientWidth)
+  .map((one) => one.id || one.className || one.tagName)
+"""
+CONTRAST = """
+(selectors) => {
+  const numbers = (colour) => {  // the browser gives oklab and the like for mixed colours
+    const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+  const over = (top, below) => below.map((part, n) => top[n] * top[3] + part * (1 - top[3]));
+  const ground = (element) => {
+    const layers = [];
+    for (let one = element; one; one = one.parentElement) {
+      layers.unshift(numbers(getComputedStyle(one).backgroundColor));
+    }
+    return layers.reduce((below, top) => over(top, below), [255, 255, 255]);
+  };
+  const light = (rgb) => {
+    const [r, g, b] = rgb.map((part) => part / 255)
+      .map((part) => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  return Object.fromEntries(selectors.map((selector) => {
+    const element = document.querySelector(selector);
+    const below = ground(element);
+    const two = [light(over(numbers(getComputedStyle(element).color), below)), light(below)];
+    return [selector, (Math.max(...two) + 0.05) / (Math.min(...two) + 0.05)];
+  }));
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return FrozenModel.from_pretrained("storyteller")
+
+
+@contextlib.contextmanager
+def serving(model, folder, **settings):
+    """A server with empty folders: its address, and its state."""
+    uvicorn = pytest.importorskip("uvicorn")
+    state = ServerState(
+        LocalEngine(model),
+        prompts=PromptLibrary(folder / "prompts"),
+        stories=Stories(folder / "stories"),
+        books=folder / "books",
+        settings=ServeSettings(**settings),
+    )
+    server = uvicorn.Server(uvicorn.Config(make_app(state), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}", state
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture
+def served(model, tmp_path):
+    with serving(model, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, served):
+    """A page on the studio; at the end, nothing may have gone wrong in it or left the server."""
+    address, _ = served
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+    faults, asked = [], []
+    page.on("console", lambda said: said.type in ("error", "warning") and faults.append(said.text))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    ready(page)
+    yield page
+    context.close()
+    assert [fault for fault in faults if "400 (Bad Request)" not in fault] == []
+    assert [url for url in asked if not url.startswith((address, "blob:"))] == []
+
+
+def until(true, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0.02)
+
+
+def ready(page):
+    page.wait_for_selector("body[data-ready]")
+
+
+def panel(page, name):
+    page.click(f"#tabs [data-panel='{name}']")
+
+
+def import_lore(page):
+    panel(page, "lore")
+    page.set_input_files(
+        "[data-name=lore] input[type=file]",
+        {"name": "harbour.yaml", "mimeType": "text/yaml", "buffer": LORE.encode()},
+    )
+    page.wait_for_selector("[data-entry=Oswin]")
+
+
+def train_marta(page, steps=4):
+    page.click("text=How to train")
+    page.fill("[data-name=lore] label:has-text('Tokens') + input", "4")
+    page.fill("[data-name=lore] label:has-text('Steps at most') + input", str(steps))
+    page.click("[aria-label='Train: Marta']")
+
+
+def write(page, text="", tokens=12):
+    """Writes, and waits until the model has."""
+    set_tokens(page, tokens)
+    page.click("#line")
+    if text:
+        page.keyboard.type(text)
+    page.keyboard.press("Control+Enter")
+    finished(page, turns=2)
+
+
+def finished(page, turns):
+    """Until the model has written, and the story has so many turns."""
+    title = "document.querySelector('#write').title"
+    until(
+        lambda: (
+            page.locator("#text .turn[role=textbox]").count() == turns
+            and page.evaluate(title).startswith("Write on")
+        )
+    )
+
+
+def set_tokens(page, tokens):
+    panel(page, "settings")
+    page.fill("[data-field=tokens] input", str(tokens))
+    panel(page, "")
+
+
+def shown(page):
+    """The turns' texts as the page shows them, less what chips show."""
+    return page.eval_on_selector_all(
+        "#text .turn",
+        """(turns) => turns.map((turn) => {
+          const copy = turn.cloneNode(true);
+          copy.querySelectorAll(".chip").forEach((chip) =>
+            chip.replaceWith(`[[soft:${chip.dataset.name}]]`));
+          return copy.textContent.replaceAll("\\u200b", "");
+        })""",
+    )
+
+
+def told(state):
+    """The turns' texts as the only story's file holds them."""
+    (name,) = state.stories.names()
+    with state.stories.open(name) as story:
+        return [turn.text for turn in story.turns]
+
+
+def trained(page, state):
+    """An entry is trained, and its curve watched."""
+    train_marta(page)
+    page.wait_for_selector("svg.plot[aria-label^='Loss'] polyline.picked", state="attached")
+    page.wait_for_selector("[data-entry=Marta]:has-text('trained, 4 tokens')", timeout=60_000)
+    assert "Marta" in state.prompts
+    summary = page.get_attribute("svg.plot[aria-label^='Loss']", "aria-label")
+    assert re.fullmatch(r"Loss.* of Marta: from [\d.]+ at step \d+ to [\d.]+ at step 4\.", summary)
+
+
+def written_with_a_chip(page, state):
+    """The chip is picked from the menu that two brackets open."""
+    set_tokens(page, 12)
+    page.click("#line")
+    page.keyboard.type("At the gate stood [[mar")
+    page.wait_for_selector(".menu [role=option]:has-text('Marta')")
+    page.keyboard.press("Enter")
+    page.keyboard.type("Marta, who wore")
+    assert page.locator("#line .chip").count() == 1
+    page.keyboard.press("Control+Enter")
+    finished(page, turns=2)
+    assert told(state)[0] == "At the gate stood [[soft:Marta]]Marta, who wore"
+    assert told(state)[1].strip()
+    assert shown(page) == told(state)
+    page.wait_for_selector(".context-bar:has-text('tokens')")
+
+
+def stopped(page, state):
+    """What was told by then is kept; gives it."""
+    set_tokens(page, 600)
+    page.click("#write")
+    length = "document.querySelector('.turn.live')?.textContent.length ?? 0"
+    until(lambda: page.evaluate(length) > 20)
+    page.keyboard.press("Escape")
+    finished(page, turns=3)
+    kept = told(state)
+    assert 20 < len(kept[2]) < 1500
+    assert shown(page) == kept
+    return kept[2]
+
+
+def edited(page, state, text):
+    """Typed into a turn, and saved when it is left; gives the new text."""
+    page.keyboard.press("Control+ArrowUp")
+    page.keyboard.type(" And so it was.")
+    page.click("#line")
+    until(lambda: told(state)[2] == text + " And so it was.")
+    return text + " And so it was."
+
+
+def tried_again(page, state, text):
+    """Another try, back to what stood there, and undone; gives the new text."""
+    set_tokens(page, 12)
+    page.click("#line")
+    page.keyboard.press("Alt+R")
+    until(lambda: told(state)[2] != text)
+    finished(page, turns=3)
+    again = told(state)[2]
+    page.click("[aria-label='Alternative before']")
+    until(lambda: told(state)[2] == text)
+    page.click("#line")
+    page.keyboard.press("Control+Z")
+    until(lambda: told(state)[2] == again)
+    return again
+
+
+def test_a_writer_goes_through_the_studio(page, served):
+    _, state = served
+    import_lore(page)
+    trained(page, state)
+    written_with_a_chip(page, state)
+    text = stopped(page, state)
+    text = edited(page, state, text)
+    text = tried_again(page, state, text)
+    page.keyboard.type("She waited")
+    panel(page, "lore")
+    page.reload()
+    ready(page)
+    assert shown(page) == told(state)
+    assert shown(page)[2] == text
+    assert page.inner_text("#line") == "She waited"
+    assert page.locator("#text .chip:not(.unknown)").count() == 1
+    assert page.is_visible("[data-entry=Marta]:has-text('trained, 4 tokens')")
+
+
+def test_it_fits_a_phone_and_is_read_in_light_and_dark(page, served):
+    import_lore(page)
+    panel(page, "")
+    write(page, "The rain had come in the night.")
+    main = [
+        "#text .turn.writer",
+        "#text .turn.model",
+        "#write",
+        ".context-bar .told",
+        "#story-title",
+        "#tabs [aria-current]",
+        "#tabs button:not([aria-current])",
+    ]
+    lore = ["[data-entry=Marta] .name", "[data-entry=Marta] .quiet", "[aria-label='Train: Marta']"]
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        for width in (1280, 360):
+            page.set_viewport_size({"width": width, "height": 740})
+            for name in ("", "memory", "lore", "compare", "prompts", "settings"):
+                panel(page, name)
+                assert page.evaluate(TOO_WIDE) == [], f"{name or 'write'} at {width}"
+                checked = {"": main, "lore": lore}.get(name, [])
+                for what, contrast in page.evaluate(CONTRAST, checked).items():
+                    assert contrast >= 4.5, f"{what} in {scheme}: {contrast:.2f}"
+
+
+def test_the_keyboard_is_enough(page, served):
+    _, state = served
+    assert page.evaluate("document.activeElement.id") == "line"
+    page.keyboard.type("A bell rang")
+    page.keyboard.press("Control+Shift+Enter")
+    until(lambda: page.locator("#text .turn").count() == 1)
+    assert told(state) == ["A bell rang"]
+    page.keyboard.press("?")  # in a field it is a letter
+    assert page.inner_text("#line") == "?"
+    page.keyboard.press("Backspace")
+    page.keyboard.press("Alt+3")
+    assert page.evaluate("document.activeElement.textContent") == "Lore"
+    page.keyboard.press("?")
+    page.wait_for_selector("dialog[open]:has-text('Stop the model')")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#panels")
+    assert page.evaluate("document.activeElement.id") == "line"
+    page.keyboard.press("Alt+K")
+    page.wait_for_selector("#text .turn.kept")
+    # No trap: from the line, Tab goes round through the tools and the tabs and comes back.
+    seen = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.id || document.activeElement.title"))
+        if seen[-1] == "line":
+            break
+    assert {"line", "story-name", "write"} <= set(seen)
+    assert any(one.startswith("Undo") for one in seen)
+    assert any(one.startswith("Lore") for one in seen)
+
+
+def test_what_the_server_refuses_is_told_and_nothing_is_lost(page, served):
+    import_lore(page)
+    page.click("[data-entry=Oswin]")
+    page.fill("[data-field=name] input", "a/b")
+    page.fill("[data-field=text] textarea", "He is late.")
+    page.keyboard.press("Control+S")
+    page.wait_for_selector("[data-field=name] .wrong:visible")
+    assert page.get_attribute("[data-field=name] input", "aria-invalid") == "true"
+    page.reload()
+    ready(page)
+    page.click("[data-entry=Oswin]")
+    assert page.input_value("[data-field=text] textarea") == "He is late."
+    page.fill("[data-field=name] input", "Oswin")
+    page.click(".entry button[type=submit]")
+    page.wait_for_selector(".message:has-text('“Oswin” is saved')")
+
+
+@pytest.mark.parametrize("text", ["<b>bold</b><img src=x onerror=alert(1)>", "a & b\n\n  c"])
+def test_text_is_shown_as_text(page, served, text):
+    _, state = served
+    state.stories.create("Marks").close()
+    with state.stories.open("Marks") as story:
+        story.add(text)
+    page.reload()
+    ready(page)
+    assert shown(page) == [text]
+    assert page.locator("#text img, #text b").count() == 0
+
+
+def test_a_lorebook_is_dropped_on_the_page(page):
+    page.evaluate(
+        """(text) => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([text], "dropped.yaml"));
+          const sent = (target, name) => target.dispatchEvent(
+            new DragEvent(name, {dataTransfer: transfer, bubbles: true, cancelable: true}));
+          sent(document.body, "dragenter");
+          sent(document.querySelector(".drop div"), "drop");
+        }""",
+        LORE,
+    )
+    page.wait_for_selector("[data-name=lore]:visible [data-entry=Oswin]")
+    assert page.locator(".drop").count() == 0
+
+
+def test_the_key_is_asked_for_once(browser, model, tmp_path):
+    with serving(model, tmp_path, api_key="open-sesame") as (address, _):
+        page = browser.new_page()
+        page.goto(address)
+        page.fill("dialog input[type=password]", "wrong")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("dialog:has-text('not right')")
+        page.fill("dialog input[type=password]", "open-sesame")
+        page.keyboard.press("Enter")
+        ready(page)
+        page.reload()
+        ready(page)
+        assert page.locator("dialog").count() == 0
+        page.close()

@@ -1,0 +1,303 @@
+"""Training in the studio: watched live, paused, resumed, beside the writing, over restarts."""
+
+import contextlib
+import json
+import math
+import shutil
+import threading
+
+import pytest
+
+from softlore import Lorebook, SoftPrompt
+from softlore.serve.studio.curves import MOST_POINTS, Curve
+from softlore.serve.studio.trainings import FOLDER
+from softlore.tune.book import plan_book
+from studio_calls import MODEL, studio, until
+
+MARTA = {
+    "name": "Marta",
+    "keys": ["Marta"],
+    "text": "Marta is the clockmaker of the town.",
+    "blocks": [{"call": "Marta wore", "responses": [" a long red coat."]}],
+}
+OSWIN = {"name": "Oswin", "blocks": [{"call": "Oswin keeps", "responses": [" the lighthouse."]}]}
+LORE = {
+    "name": "harbour",
+    "training": {"distil_passages": 8, "drift_guard": 0.5, "passage_tokens": 12},
+    "entries": [MARTA, OSWIN],
+}
+SHORT = {"n_tokens": 3, "max_steps": 6}
+LONG = {"n_tokens": 3, "max_steps": 60}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What the library makes of the lore by itself, with nothing in between: digests by name."""
+    from softlore.prompts import PromptLibrary
+
+    made = {}
+    for number, settings in enumerate((SHORT, LONG)):
+        library = PromptLibrary(tmp_path_factory.mktemp(f"alone{number}"))
+        plan = plan_book(MODEL, Lorebook.from_data(LORE), library, only=["Marta"], **settings)
+        made[settings["max_steps"]] = plan.trainer.train()["Marta"].digest
+    return made
+
+
+@contextlib.contextmanager
+def with_lore(folder, **given):
+    with studio(folder, **given) as found:
+        if "harbour" not in [row["name"] for row in found.get("books")]:
+            found.upload("books", json.dumps(LORE).encode(), "harbour.json")
+        yield found
+
+
+def start(studio, *entries, **settings):
+    return studio.post("trainings", book="harbour", entries=list(entries) or None, **settings)["id"]
+
+
+def state_of(studio, number):
+    return studio.get("trainings", number)["state"]
+
+
+def ended(studio, number, state="done"):
+    told = until(lambda: (t := studio.get("trainings", number))["state"] not in ACTIVE and t, 60)
+    assert told["state"] == state, told
+    return told
+
+
+ACTIVE = ("waiting", "preparing", "running")
+
+
+def under_way(studio, number):
+    """Once some updates have been made, and not yet all."""
+    until(lambda: studio.get("trainings", number)["step"] >= 2, 60)
+    assert state_of(studio, number) == "running"
+
+
+def test_an_entry_is_trained_and_the_curve_watched(tmp_path, alone):
+    with with_lore(tmp_path) as found:
+        number = start(found, "Marta", **SHORT)
+        with found.stream("GET", "trainings", number, "events") as events:
+            told = list(events)
+        assert (told[0][0], told[-1][0], told[-1][1]["state"]) == ("training", "training", "done")
+        training = found.get("trainings", number)
+        curve = training["curves"]["Marta"]
+        assert curve["step"] == [1, 2, 3, 4, 5, 6]
+        first = told[0][1]["curves"].get("Marta", {"step": []})["step"]
+        points = [data for name, data in told if name == "point"]
+        assert first + [point["step"] for point in points] == curve["step"]
+        assert all(map(math.isfinite, curve["loss"] + curve["drift"]))
+        assert all(0 < recall <= 1 for recall in curve["recall"] if recall is not None)
+        assert curve["recall"][-1] is not None
+        assert (training["done"], training["step"]) == (1, 6)
+
+        assert found.state.prompts["Marta"].digest == alone[6]
+        book = found.get("books", "harbour")
+        assert book["prompts"]["Oswin"] is None
+        assert book["prompts"]["Marta"]["n_tokens"] == 3
+        # Measured with the held-out calls as training did on the way.
+        assert book["prompts"]["Marta"]["recall"] == pytest.approx(curve["recall"][-1], abs=1e-3)
+        assert found.get("books")[0]["trained"] == 1
+        assert not (tmp_path / "prompts" / FOLDER).exists()  # nothing is left lying
+
+        # A story that reads with the lorebook has it, as soon as it is mentioned.
+        found.post("stories", name="quay", opening="There stood Marta.", book="harbour")
+        plan = found.get("stories", "quay", "plan", tokens=8)
+        assert {part["name"] for part in plan["parts"]} == {"Marta", "story"}
+        assert "Marta" in found.get("stories", "quay")["soft"]
+        assert found.write("quay", tokens=5)[0]
+
+
+def test_what_is_trained_is_trained_again_only_when_asked(tmp_path):
+    with with_lore(tmp_path) as found:
+        ended(found, start(found, "Marta", **SHORT))
+        asked = {"book": "harbour", "entries": ["Marta"], **SHORT}
+        assert "already" in found.refused(400, "POST", "trainings", json=asked)["message"]
+        ended(found, start(found, "Marta", **SHORT, again=True, seed=5))
+        number = start(found, **SHORT)  # the whole book: what is new of it
+        assert ended(found, number)["entries"] == ["Oswin"]
+        assert found.get("trainings")[0]["id"] == number
+        for wrong, status in [
+            ({"book": "none"}, 404),
+            ({"entries": ["Nobody"]}, 400),
+            ({"n_tokens": 0}, 400),
+            ({"n_tokens": 10**6}, 400),
+            ({"max_steps": 10**12}, 400),
+            ({"max_steps": -1}, 400),
+            ({"kind": "suffix"}, 400),
+            ({"style": "loud"}, 400),
+            ({"seed": -1}, 400),
+        ]:
+            found.refused(status, "POST", "trainings", json={**asked, "again": True, **wrong})
+        assert len(found.get("trainings")) == 3
+
+
+def test_paused_and_resumed_it_is_the_same_to_the_bit(tmp_path, alone):
+    with with_lore(tmp_path) as found:
+        number = start(found, "Marta", **LONG)
+        under_way(found, number)
+        paused = found.post("trainings", number, "pause")
+        assert (paused["state"], 0 < paused["done"] < 1) == ("paused", True)
+        # Meanwhile the lore changes and another entry is trained, which changes nothing.
+        found.put("books", "harbour", "entries", "Marta", name="Marta", text="Another.")
+        ended(found, start(found, "Oswin", **SHORT))
+        assert state_of(found, number) == "paused"
+        assert found.post("trainings", number, "pause")["state"] == "paused"
+        assert found.post("trainings", number, "resume")["state"] in ACTIVE
+        told = ended(found, number)
+        assert told["curves"]["Marta"]["step"] == list(range(1, 61))
+        assert found.state.prompts["Marta"].digest == alone[60]
+        for what in ("pause", "resume"):
+            found.refused(409, "POST", "trainings", number, what)
+
+
+@pytest.mark.parametrize("pause", [True, False])
+def test_it_goes_on_after_the_server_was_started_anew(tmp_path, alone, pause):
+    with with_lore(tmp_path) as found:
+        number = start(found, "Marta", **LONG)
+        under_way(found, number)
+        if pause:
+            found.post("trainings", number, "pause")
+    with with_lore(tmp_path) as found:
+        told = found.get("trainings", number)
+        assert (told["state"], told["entries"], told["book"]) == ("paused", ["Marta"], "harbour")
+        assert 2 <= told["step"] < 60
+        known = told["curves"]["Marta"]["step"]
+        assert known == list(range(1, told["step"] + 1))
+        with found.stream("GET", "trainings", number, "events") as events:
+            assert next(events)[1]["curves"]["Marta"]["step"] == known
+            found.post("trainings", number, "resume")
+            rest = [data["step"] for name, data in events if name == "point"]
+        assert known + rest == list(range(1, 61))
+        assert ended(found, number)["seconds"] >= told["seconds"]
+        assert found.state.prompts["Marta"].digest == alone[60]
+    with with_lore(tmp_path) as found:
+        assert found.get("trainings") == []
+
+
+def test_the_model_writes_and_learns_at_once(tmp_path, alone):
+    """Neither sees anything of the other."""
+    with with_lore(tmp_path) as found:
+        found.post("stories", name="calm", opening="Down the lane came a dog.")
+        found.put("stories", "calm", "settings", seed=4)
+        quiet = [found.write("calm", tokens=100)[0] for _ in range(1)]
+        found.post("stories", "calm", "undo")
+        # The undone try counts, so that a new one is drawn otherwise: a story of its own.
+        number = start(found, "Marta", **LONG)
+        under_way(found, number)
+        told = []
+        while state_of(found, number) == "running":
+            name = f"calm {len(told)}"
+            found.post("stories", name=name, opening="Down the lane came a dog.")
+            found.put("stories", name, "settings", seed=4)
+            told.append(found.write(name, tokens=100)[0])
+        ended(found, number)
+        assert len(told) >= 1
+        assert set(told) == set(quiet)
+        assert found.state.prompts["Marta"].digest == alone[60]
+
+
+def test_one_is_trained_at_a_time_and_others_wait(tmp_path):
+    with with_lore(tmp_path) as found:
+        first = start(found, "Marta", **LONG)
+        second = start(found, "Oswin", **SHORT)
+        assert state_of(found, second) == "waiting"
+        assert found.post("trainings", second, "pause")["state"] == "paused"
+        assert found.post("trainings", second, "resume")["state"] == "waiting"
+        twice = {"book": "harbour", "entries": ["Oswin"]}
+        found.refused(409, "POST", "trainings", json=twice)
+        under_way(found, first)
+        stopped = found.post("trainings", first, "stop")
+        assert stopped["state"] == "stopped"
+        assert "Marta" not in found.state.prompts
+        ended(found, second)
+        assert found.post("trainings", first, "stop")["state"] == "stopped"
+        third = start(found, "Marta", **LONG)
+        under_way(found, third)
+        assert found.post("trainings", third, "stop", keep=True)["state"] == "stopped"
+        assert found.state.prompts["Marta"].training["stopped"] is None
+        fourth = start(found, "Marta", **LONG)  # it had not come to its end, so it is new
+        under_way(found, fourth)
+        found.post("trainings", fourth, "pause")
+        assert found.post("trainings", fourth, "stop")["state"] == "stopped"
+        assert not (tmp_path / "prompts" / FOLDER).exists()
+
+
+def test_what_cannot_be_trained_fails_with_its_reason_and_the_next_goes_on(tmp_path):
+    with with_lore(tmp_path) as found:
+        found.post("books", "harbour", "entries", name="Long", text="A word and another. " * 200)
+        failed = start(found, "Long", **SHORT)
+        next_one = start(found, "Oswin", **SHORT)
+        told = ended(found, failed, "failed")
+        assert "'Long'" in told["message"]
+        assert "Traceback" not in told["message"]
+        ended(found, next_one)
+        assert found.refused(409, "POST", "trainings", failed, "resume")
+        with found.stream("GET", "trainings", failed, "events") as events:
+            assert [data["state"] for _, data in events] == ["failed"]
+        found.refused(404, "GET", "trainings", "nothing")
+        found.refused(404, "GET", "trainings", "..", "events")
+
+
+def test_what_a_training_left_may_be_damaged(tmp_path):
+    with with_lore(tmp_path) as found:
+        number = start(found, "Marta", **LONG)
+        under_way(found, number)
+        found.post("trainings", number, "pause")
+    folder = tmp_path / "prompts" / FOLDER
+    for name, content in [("aaaaaaaa", "{"), ("bbbbbbbb", "[]"), ("cccccccc", '{"entries": 3}')]:
+        (folder / name).mkdir()
+        (folder / name / "training.json").write_text(content)
+    (folder / "not one").mkdir()
+    with with_lore(tmp_path) as found:
+        assert [row["id"] for row in found.get("trainings")] == [number]
+        shutil.rmtree(folder / number)  # by somebody else
+        found.post("trainings", number, "resume")
+        told = until(lambda: (t := found.get("trainings", number))["message"] and t)
+        assert told["state"] == "paused"
+        assert found.post("trainings", number, "stop")["state"] == "stopped"
+
+
+def test_a_prompt_that_is_trained_in_company_keeps_it(tmp_path):
+    with with_lore(tmp_path) as found:
+        found.state.prompts.save(SoftPrompt.from_text("a dog", MODEL, name="dog", kind="prefix"))
+        ended(found, start(found, "Oswin", **SHORT))
+        before = found.state.prompts["Oswin"].digest
+        ended(found, start(found, "Marta", **SHORT))
+        assert found.state.prompts["Marta"].training["in_company"] == ["Oswin"]
+        assert found.state.prompts["Oswin"].digest == before
+
+
+def test_many_watch_one_training(tmp_path):
+    with with_lore(tmp_path) as found:
+        number = start(found, "Marta", **SHORT)
+        heard = [[] for _ in range(3)]
+
+        def watch(told):
+            with found.stream("GET", "trainings", number, "events") as events:
+                told += events
+
+        threads = [threading.Thread(target=watch, args=(told,)) for told in heard]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        for told in heard:
+            assert told[-1][1]["state"] == "done"
+            steps = told[0][1]["curves"].get("Marta", {"step": []})["step"]
+            steps += [data["step"] for name, data in told if name == "point"]
+            assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_long_curve_stays_bounded():
+    curve = Curve()
+    for step in range(1, 20 * MOST_POINTS):
+        curve.add(step, loss=1 / step, drift=math.nan, recall=0.5 if step % 5000 == 0 else None)
+    assert len(curve.step) <= MOST_POINTS
+    assert curve.step == sorted(set(curve.step))
+    assert curve.last == 20 * MOST_POINTS - 1
+    assert [s for s, r in zip(curve.step, curve.recall, strict=True) if r] == [5000, 10000, 15000]
+    assert set(curve.drift) == {None}
+    assert Curve.from_told(json.loads(json.dumps(curve.told()))) == curve
+    for odd in (None, [], {"step": [1]}, {"step": ["x"], "loss": [1], "recall": [1], "drift": [1]}):
+        assert Curve.from_told(odd).step == []
