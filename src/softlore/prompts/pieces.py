@@ -20,7 +20,8 @@ from softlore.prompts.soft_prompt import SoftPrompt
 Piece = str | SoftPrompt
 PromptSource = Mapping[str, SoftPrompt] | Iterable[SoftPrompt]
 
-_TAG = re.compile(r"\[\[soft:(?P<slashes>\\*)(?P<name>[^\[\]\\\r\n]{1,300})\]\]")
+LONGEST_TAG = 400  # characters, more than any has
+TAG = re.compile(r"\[\[soft:(?P<slashes>\\*)(?P<name>[^\[\]\\\r\n]{1,300})\]\]")
 
 
 class Encoder(Protocol):
@@ -201,9 +202,20 @@ def _by_name(prompts: PromptSource) -> Mapping[str, SoftPrompt]:
     return named
 
 
+def past_tag(text: str, start: int) -> int:
+    """A place to begin a text at: `start`, or the end of the tag that it lies in."""
+    start = max(0, start)
+    for tag in TAG.finditer(text, max(0, start - LONGEST_TAG)):
+        if tag.start() >= start:
+            break
+        if start < tag.end():
+            return tag.end()
+    return start
+
+
 def _tags(text: str) -> Iterator[tuple[re.Match[str], int, str]]:
     """Each tag of a text, with its number of backslashes and its name; no mere lookalikes."""
-    for match in _TAG.finditer(text):
+    for match in TAG.finditer(text):
         name = match["name"].strip(" ")
         if is_name(name):
             yield match, len(match["slashes"]), unicodedata.normalize("NFC", name)

@@ -151,13 +151,6 @@ class Desk:
         return found if key else found[-1:]
 
 
-def desk_of(state: ServerState) -> Desk:
-    """The desk of a server, made when it is first asked for."""
-    desk: Desk = vars(state).setdefault("_desk", None) or Desk(state)
-    vars(state)["_desk"] = desk
-    return desk
-
-
 def _copy(wish: Wish, number: int) -> Wish:
     """A wish once more: what is drawn with a seed must differ."""
     seed = wish.seed

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from softlore import __version__
 from softlore.errors import SoftloreError
 from softlore.serve import kobold, openai, studio
+from softlore.serve.answering import Desk
 from softlore.serve.metrics import CONTENT_TYPE, CountedEngine, Counting
 from softlore.serve.replies import refusal, reply_to
 from softlore.serve.safety import Guard
@@ -55,9 +56,10 @@ def make_app(state: ServerState) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.softlore = state
+    desk = Desk(state)
     for router in (
-        kobold.make_router(state),
-        openai.make_router(state),
+        kobold.make_router(desk),
+        openai.make_router(desk),
         studio.make_router(state),
         _facts(state, engine),
     ):

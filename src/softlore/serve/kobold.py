@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from softlore.decode import Token
 from softlore.errors import BusyError, InputError, SoftloreError
 from softlore.model import FrozenModel
-from softlore.serve.answering import FAILURES, Answer, Desk, answering, desk_of, reason
+from softlore.serve.answering import FAILURES, Answer, Desk, answering, reason
 from softlore.serve.engines import Running
 from softlore.serve.lenient import Flag, Strings, Text, Whole, body_of, read_object, strings
 from softlore.serve.likelihoods import as_chat, as_completion
@@ -67,10 +67,10 @@ class Chosen(BaseModel):
     value: Text = ""
 
 
-def make_router(state: ServerState) -> APIRouter:
+def make_router(desk: Desk) -> APIRouter:
     """The routes under /api."""
     router = APIRouter(route_class=answering(reply), tags=["KoboldAI"], responses=FAILURES)
-    desk = desk_of(state)
+    state = desk.state
     _add_facts(router, state, desk)
     _add_writing(router, desk)
     _add_prompts(router, state, desk)

@@ -20,13 +20,12 @@ from softlore.errors import (
     SoftloreError,
     UnknownPromptError,
 )
-from softlore.serve.answering import FAILURES, Answer, Desk, answering, desk_of
+from softlore.serve.answering import FAILURES, Answer, Desk, answering
 from softlore.serve.chat import chat_of, read_messages
 from softlore.serve.lenient import body_of, flag, read_object, strings, text, whole
 from softlore.serve.openai_forms import Chatted, Common, Completed, Replies
 from softlore.serve.samplers import NAMES, first, sampling_of
 from softlore.serve.sse import DONE, event, streamed
-from softlore.serve.state import ServerState
 from softlore.serve.texts import Ask, lines, model_name
 
 USUAL_TOKENS = 16  # of a completion, as OpenAI has it
@@ -38,10 +37,10 @@ class UnknownModelError(InputError):
     """A model is asked for that is not served."""
 
 
-def make_router(state: ServerState) -> APIRouter:
+def make_router(desk: Desk) -> APIRouter:
     """The routes under /v1."""
     router = APIRouter(route_class=answering(reply), tags=["OpenAI"], responses=FAILURES)
-    desk = desk_of(state)
+    state = desk.state
     begun = int(time.time())
 
     @router.get("/v1/models")

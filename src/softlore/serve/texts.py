@@ -14,6 +14,7 @@ from softlore.errors import ContextOverflowError, InputError, UnknownPromptError
 from softlore.lore import Lorebook
 from softlore.model import FrozenModel
 from softlore.prompts import Context, SoftPrompt
+from softlore.prompts.pieces import past_tag
 from softlore.serve.shelf import Shelf, Usable
 from softlore.story.composing import ENDLESS, Composer, Plan
 from softlore.story.frame import parsed, places_of
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 LEAST = 128  # tokens of a context: what clients ask for below it cannot be meant
 MOST = 4_000_000  # characters of one request's text
 _LINES = re.compile(r"[^\n]*\n+|[^\n]+")
-_TAG = re.compile(r"\[\[soft:\\*[^\[\]\\\r\n]{1,300}\]\]")
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Texts:
         messages: bool,
     ) -> Plan:
         """The plan of a text; its memory gives way where it leaves no room for anything else."""
-        memory = memory[_mended(memory, len(memory) - 16 * limit) :]
+        memory = memory[past_tag(memory, len(memory) - 16 * limit) :]
         while True:
             try:
                 return self._planned(memory, turns, limit, reserve, always, messages)
@@ -189,7 +189,7 @@ class Texts:
                 if reserve > limit // 8:
                     reserve = limit // 8
                 elif memory:
-                    memory = memory[_mended(memory, len(memory) // 4 + 1) :]
+                    memory = memory[past_tag(memory, len(memory) // 4 + 1) :]
                 else:
                     raise
 
@@ -202,21 +202,14 @@ class Texts:
         always: Sequence[SoftPrompt],
         messages: bool,
     ) -> Plan:
-        """The plan, no tag or message of the text cut in two."""
+        """The plan; with `messages` no turn is cut in two."""
         settings = StorySettings(memory=memory, context_tokens=limit)
         composer = self._composing()
-        kept = 2 * limit  # characters, to begin with, of a text that would be lost altogether
         while True:
             plan = composer.plan(settings, turns, reserve, always=always)
-            text = "".join(turns)
-            start = min(plan.forgotten, len(text))
+            start = plan.forgotten
             moved = _whole(turns, start) if messages else start
             if moved == start:
-                moved = _mended(text, start)
-            if moved == len(text) > 0 and kept:
-                moved, kept = len(text) - kept, kept // 2
-                moved = min(_mended(text, moved), max(0, text.rfind("[[soft:"), moved))
-            elif moved == start:
                 return plan
             turns = _after(turns, moved)
 
@@ -234,17 +227,6 @@ def _check_length(texts: Sequence[str]) -> None:
         raise InputError(
             f"the text is {total:,} characters long; expected at most {MOST:,}; send its end"
         )
-
-
-def _mended(text: str, start: int) -> int:
-    """A place to begin a text at: `start`, or the end of the tag that it lies in."""
-    start = max(0, start)
-    for tag in _TAG.finditer(text, max(0, start - 400)):
-        if tag.start() >= start:
-            break
-        if start < tag.end():
-            return tag.end()
-    return start
 
 
 def _whole(turns: Sequence[str], start: int) -> int:

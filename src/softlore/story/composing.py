@@ -23,6 +23,7 @@ from softlore.measure.evaluate import plain_text
 from softlore.measure.worth import Worth, measure_worth
 from softlore.model import FrozenModel
 from softlore.prompts import Context, SoftPrompt
+from softlore.prompts.pieces import LONGEST_TAG, past_tag
 from softlore.story.frame import Frame, Part, line, parsed, places_of, tail
 from softlore.story.settings import StorySettings
 
@@ -205,17 +206,27 @@ class Composer:
         """The character of the story that is read first: a place that changes seldom."""
         total = sum(map(len, texts))
         step = max(200, room * 4 // STEP)
-        number = max(0, -(-(total - room * WORD) // step))
-        while True:
-            start = number * step
-            left = tail(texts, start)
-            if start:
-                found = _BREAK.search(left, 0, step)
-                start += found.end() if found else 0
-                left = left[start - number * step :]
-            if len(self.model.encode(left)) <= room:
-                return start
-            number += 1
+        while step:
+            for start in range(self._first(total, room, step), total, step):
+                start = _beginning(texts, start, step)
+                if start < total and len(self.model.encode(tail(texts, start))) <= room:
+                    return start
+            step //= 2  # where nothing would be left
+        return total
+
+    def _first(self, total: int, room: int, step: int) -> int:
+        """A place before which nothing can fit, as a token has only so many characters."""
+        return max(0, -(-(total - room * WORD) // step)) * step
+
+
+def _beginning(texts: Sequence[str], start: int, step: int) -> int:
+    """The first sentence or line from a character on, and no half of a tag."""
+    if not start:
+        return 0
+    found = _BREAK.search(tail(texts, start), 0, step)
+    start += found.end() if found else 0
+    before = max(0, start - LONGEST_TAG)
+    return before + past_tag(tail(texts, before)[: 2 * LONGEST_TAG], start - before)
 
 
 def _waking(entry: Entry) -> Entry:
