@@ -265,7 +265,7 @@ def test_a_request_of_a_whole_context(here):
         (["dog.safetensors", "--to", "kobold", "--out", "no/a.zip"], "make the folder first"),
         (["emma.safetensors", "--to", "kobold"], "is of the prefix kind; KoboldAI"),
         (["emma.safetensors", "--to", "mkultra"], "is of the prefix kind; mkultra"),
-        (["emma.safetensors", "--to", "vllm"], "a KV connector, which a later softlore brings"),
+        (["emma.safetensors", "--to", "vllm"], "expected (6, 2, 2, 3, 64) for model 'storyteller'"),
         ([".", "--to", "peft"], "is a folder"),
     ],
     ids=str,
@@ -286,7 +286,7 @@ def test_contexts_that_are_refused(here):
     assert_refused(softlore(*command, "[[soft:wolv]]"), "did you mean [[soft:wolf]]?")
     assert_refused(softlore(*command, "a \udcff"), "not UTF-8")
     command[1] = "pre.safetensors"
-    assert_refused(softlore(*command, "[[soft:pre]]"), "a KV connector")
+    assert_refused(softlore(*command, "[[soft:pre]]"), "leave --text out")
 
 
 def test_damaged_files(here):

@@ -18,14 +18,38 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from softlore import SoftPrompt
 from softlore.context import Node, Tree
 from softlore.decode import Chooser, Sampling, Wish, decode, write
-from softlore.errors import BusyError, ConfigError, EngineError, PromptError
+from softlore.errors import (
+    BusyError,
+    ConfigError,
+    ContextOverflowError,
+    EngineError,
+    PromptError,
+)
 from softlore.model.tiny import tiny_model
+from softlore.prompts.formats import vllm_prefix
 from softlore.serve.engines.vllm import VLLMEngine
+from softlore.vllm_connector.files import read_folder, side_by_side
+from softlore.vllm_connector.placeholders import of_set
 
 MODEL = tiny_model("llama")
 ROW = SoftPrompt.from_text("a red coat", MODEL, name="coat", kind="embedding")
+CAT = SoftPrompt.from_text("Cat is not", MODEL, name="cat", kind="prefix")
 PREFIX = SoftPrompt.from_text("Dog is a good boy", MODEL, name="dog", kind="prefix")
 WISH = Wish("Down the " + ROW + " lane", 12, sampling={"temperature": 0})
+
+
+def tree_of(body, folder):
+    """What vLLM reads: ids or rows, keys and values in place of the first of them."""
+    names = body.get("kv_transfer_params", {}).get("softlore", [])
+    files = [file for file in read_folder(folder) if file.name in names] if names else []
+    placeholder = of_set({file.digest: file.ids for file in files}) if files else []
+    if "prompt" in body:
+        assert body["prompt"][: len(placeholder)] == placeholder
+        content = body["prompt"][len(placeholder) :]
+    else:
+        content = torch.load(io.BytesIO(base64.b64decode(body["prompt_embeds"])))
+        content = content[len(placeholder) :]
+    return Tree([Node(content)], [side_by_side(files)] if files else [])
 
 
 def serving():
@@ -38,9 +62,8 @@ def serving():
         seen["bodies"].append(body)
         if seen.get("refuses"):
             return JSONResponse({"message": "no such thing"}, 400)
-        rows = torch.load(io.BytesIO(base64.b64decode(body["prompt_embeds"])))
         chooser = Chooser(Sampling(temperature=body["temperature"]), body.get("seed"))
-        steps = decode(MODEL, [Tree([Node(rows)])], chooser, body["max_tokens"])
+        steps = decode(MODEL, [tree_of(body, seen.get("folder"))], chooser, body["max_tokens"])
 
         async def stream():
             try:
@@ -128,7 +151,7 @@ def test_a_text_that_is_cancelled_is_dropped_there(server):
     seen["pause"] = 0.01
 
     async def work(engine):
-        text = engine.start(Wish("The dog", 500))
+        text = engine.start(Wish("The dog", 500, seed=1))
         await anext(text)
         text.cancel()
         await text.drained()
@@ -142,12 +165,39 @@ def test_a_text_that_is_cancelled_is_dropped_there(server):
     assert seen["gone"] == 1
 
 
-def test_it_says_what_it_cannot_do(server):
-    url, _ = server
+@pytest.mark.parametrize(
+    "context",
+    [PREFIX + "The dog", CAT + PREFIX + "The dog ran", PREFIX + "The " + ROW + " and " + CAT],
+    ids=["alone", "in company", "beside rows"],
+)
+def test_prefixes_are_named_by_placeholders(server, tmp_path, context):
+    url, seen = server
+    seen["folder"] = tmp_path
+    for prompt in (PREFIX, CAT):
+        vllm_prefix.write(prompt, MODEL, tmp_path / f"{prompt.name}.safetensors")
 
     async def work(engine):
-        with pytest.raises(PromptError, match="prefix kind"):
-            engine.start(Wish(PREFIX + "The dog"))
+        return await engine.start(Wish(context, 12, sampling={"temperature": 0})).drained()
+
+    assert run(url, work).ids == write(MODEL, context, 12, temperature=0).drained().ids
+
+
+def test_prefixes_that_cannot_stand_side_by_side_are_refused():
+    for family in ("gpt2", "mistral"):  # no rotary positions; layers that slide
+        model = tiny_model(family)
+        two = [SoftPrompt.from_text(t, model, name=t, kind="prefix") for t in ("one", "two")]
+        assert len(vllm_prefix.company_of(two[:1], model)) == 3
+        with pytest.raises(PromptError, match="'one', 'two' cannot stand side by side"):
+            vllm_prefix.company_of(two, model)
+
+
+def test_it_says_what_it_cannot_do(server):
+    url, _ = server
+    length = MODEL.context_length
+
+    async def work(engine):
+        with pytest.raises(ContextOverflowError, match="one after the other"):
+            engine.start(Wish(PREFIX + CAT + ("The dog" + "x" * (length - len(PREFIX) - 7)), 1))
         with pytest.raises(ConfigError, match="one code of strength 1"):
             engine.start(Wish("The dog", head=[("Horror ", 2.0)]))
         with pytest.raises(ConfigError, match="no_copy"):
@@ -188,7 +238,7 @@ def test_only_so_many_at_once(server):
     seen["pause"] = 0.01
 
     async def work(engine):
-        texts = [engine.start(Wish("The dog", 20)) for _ in range(3)]
+        texts = [engine.start(Wish("The dog", 20, seed=1)) for _ in range(3)]
         with pytest.raises(BusyError):
             engine.start(Wish("The dog", 20))
         assert (engine.load().running, engine.load().waiting) == (2, 1)
@@ -202,7 +252,9 @@ def test_a_text_that_takes_too_long_keeps_what_there_is(server):
     seen["pause"] = 0.02
 
     async def work(engine):
-        return await engine.start(Wish("The dog", 500)).drained()
+        return await engine.start(
+            Wish("The dog", 500, sampling={"banned": MODEL.eos_ids})
+        ).drained()
 
     text = run(url, work, text_seconds=0.5)
     assert text.finish == "timeout"
