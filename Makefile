@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint types docs schema bench fuzz clean
+.PHONY: help test demo lint types docs schema bench soak fuzz clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -38,6 +38,10 @@ schema: $(VENV)/.ready-dev  ## Write docs/lorebook.schema.json anew
 bench: $(VENV)/.ready-dev  ## Measure speed and memory
 	$(BIN)/python tools/bench.py
 	$(BIN)/python tools/bench_decode.py
+	$(BIN)/python tools/bench_serve.py
+
+soak: $(VENV)/.ready-dev  ## Serve many writers for an hour, and see whether memory stays flat
+	$(BIN)/python tools/soak.py --minutes 60 --json runs/soak.json
 
 fuzz: $(VENV)/.ready-dev  ## Fuzz every reader of prompt files: three hours, over ten million inputs
 	$(BIN)/python tools/fuzz.py --seconds 1000 --crashes runs/fuzz-crashes

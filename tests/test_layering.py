@@ -14,6 +14,7 @@ ORDER = [
     "lore",
     "storyteller",
     "demo",
+    "vllm_connector",
     "model",
     "prompts",
     "context",

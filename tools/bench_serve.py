@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,8 +187,16 @@ async def measure(url: str, options: argparse.Namespace) -> bool:
     return all(good)
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server in a process of its own."""
+
+    url: str
+    pid: int
+
+
 @contextlib.contextmanager
-def serving(slots: int, queue: int) -> Iterator[str]:
+def serving(slots: int, queue: int, more: Sequence[str] = ()) -> Iterator[Server]:
     """`softlore serve` with the storyteller, until the block ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -197,11 +205,12 @@ def serving(slots: int, queue: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
         code = "from softlore.cli import main; main()"
         command = [sys.executable, "-c", code, "serve", "--port", str(port), "--prompts", folder]
-        command += ["--stories", folder, "--slots", str(slots), "--queue", str(queue)]
+        command += ["--stories", f"{folder}/stories", "--lorebooks", f"{folder}/books"]
+        command += ["--slots", str(slots), "--queue", str(queue), *more]
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
             _wait_for(url, server)
-            yield url
+            yield Server(url, server.pid)
         except BaseException:
             log.seek(0)
             print(log.read()[-4000:], file=sys.stderr)
@@ -229,9 +238,10 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=500, help="in the burst")
     parser.add_argument("--aborts", type=int, default=200)
     options = parser.parse_args()
-    started = serving(options.streams, 64)
-    with contextlib.nullcontext(options.url) if options.url else started as url:
-        return int(not asyncio.run(measure(url, options)))
+    if options.url:
+        return int(not asyncio.run(measure(options.url, options)))
+    with serving(options.streams, 64) as server:
+        return int(not asyncio.run(measure(server.url, options)))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from blocks import ROOT, keep
 
 PACKAGE = ROOT / "src" / "softlore"
 # In the order the data travels.
-ORDER = """__init__.py errors.py disk.py lore storyteller demo model prompts context decode measure
-tune control compare story serve mkultra cli""".split()
+ORDER = """__init__.py errors.py disk.py lore storyteller demo vllm_connector model prompts context
+decode measure tune control compare story serve mkultra cli""".split()
 OTHERS = {
     "tools": "corpus, quests, storyteller training, measures, bench, this tree",
     "examples": "four notebooks and a lorebook",
-    "docs": "the site: quickstart, lorebooks, training, evaluating, models, formats",
+    "docs": "the site: quickstart, lorebooks, training, stories, serving, models, formats",
     "tests": "what is promised here, checked",
 }
 

@@ -26,7 +26,7 @@ from softlore.serve.studio.headers import Told, fields_of, mapping, row_of
 from softlore.serve.studio.names import file_name, free_name, name_for
 
 CONNECTOR_SUFFIX = ".vllm.safetensors"  # of what vLLM's connector reads: the prefix kind
-_MOST = 2**31  # bytes of a file in an archive
+_UNPACKED = 4  # times the archive that a file in it may be: floats hardly compress
 
 
 def make_router(bench: Bench) -> APIRouter:
@@ -134,7 +134,8 @@ def _adapter(content: bytes) -> dict[str, bytes]:
     }
     if peft.CONFIG not in found:
         return {}
-    return {name: archive.read(member, _MOST) for name, member in found.items()}
+    most = 2**20 + _UNPACKED * len(content)
+    return {name: archive.read(member, most) for name, member in found.items()}
 
 
 def _written(prompt: SoftPrompt, format: str, model: FrozenModel) -> tuple[bytes, str]:

@@ -75,7 +75,7 @@ class StoryList:
             for name in self._stories.names():
                 path = self._stories.folder / f"{name}.story"
                 stamp = _stamp(path)
-                if name not in known or known[name][0] != stamp:
+                if not stamp or name not in known or known[name][0] != stamp:
                     known[name] = stamp, self._row(name)
                 changed = max((at for at, _ in stamp), default=0) / 1e9
                 time = datetime.fromtimestamp(changed, UTC).isoformat(timespec="milliseconds")

@@ -147,7 +147,8 @@ class Trainings:
     def _refuse_twice(self, book: str, names: list[str]) -> None:
         for one in self.all():
             both = [name for name in names if name in one.entries]
-            if one.book == book and one.state not in OVER and both:
+            over = one.state in OVER or one.wanted == "stop"
+            if one.book == book and both and not over:
                 raise HTTPException(
                     409,
                     f"entry {both[0]!r} is in training already, which is {one.state}; expected it "
