@@ -154,6 +154,14 @@ def test_likelihoods_have_openais_shape(client):
     assert tokens == told.tokens
 
 
+@pytest.mark.parametrize("prompt", [None, "", [], [""], [[]]], ids=str)
+def test_an_empty_prompt_begins_a_text(web, prompt):
+    body = {"model": "storyteller", "prompt": prompt, "max_tokens": 3, "seed": 1}
+    reply = web.post("/v1/completions", json=body)
+    assert reply.status_code == 200
+    assert reply.json()["usage"]["completion_tokens"] == 3
+
+
 def test_an_alias_reads_its_soft_prompt_first(client):
     told = text(client, model="storyteller:dog", temperature=0)
     assert told == text(client, prompt=f"[[soft:dog]]{PROMPT}", temperature=0)

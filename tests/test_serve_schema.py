@@ -19,7 +19,7 @@ from softlore.serve.state import ServerState
 from softlore.story import Stories
 
 BUSY = 503
-EXAMPLES = 8  # of each operation, right ones and wrong ones
+EXAMPLES = 6  # of each operation, right ones and wrong ones
 
 
 # Of what a path names; half of the requests are about what is there.

@@ -139,7 +139,7 @@ def _always(desk: Desk, model: str | None) -> list[str]:
 
 def _prompts(desk: Desk, sent: Any) -> list[str]:
     """The texts to complete; ids are turned into text."""
-    some = sent if isinstance(sent, list) else [sent]
+    some = sent if isinstance(sent, list) else [sent or ""]
     if some and isinstance(some[0], int):
         some = [some]
     model = desk.state.engine.model
