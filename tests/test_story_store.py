@@ -704,7 +704,7 @@ def refused(path, match, kind=StoryFileError):
 
 def test_files_of_other_kinds_are_refused(tmp_path):
     path = tmp_path / "a.story"
-    for content, told in [(b"", "it is empty"), (b"Once upon", "begins with b'Once upon'")]:
+    for content, told in [(b"", "it is empty"), (b"Once upon", "does not begin as one does")]:
         path.write_bytes(content)
         refused(path, told)
     path.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)

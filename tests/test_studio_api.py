@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import pytest
@@ -611,3 +612,35 @@ def test_many_stories_may_be_open(shared):
     for number in range(20):
         shared.post("stories", f"many {number}", "turns", text=f" {number}")
         assert shared.texts(f"many {number}") == [OPENING, f" {number}"]
+
+
+def test_a_turn_that_cannot_begin_takes_back_nothing_of_anothers(shared, monkeypatch):
+    begun(shared, "two hands")
+    real = StorySession.begin
+
+    def begin(session, *args, **more):
+        with shared.state.stories.open("two hands") as theirs:
+            theirs.add(" Theirs.")
+        return real(session, *args, **more)
+
+    monkeypatch.setattr(StorySession, "begin", begin)
+    asked = {"text": " Mine.", "tokens": LIMIT + 1}
+    shared.refused(400, "POST", "stories", "two hands", "write", json=asked)
+    assert shared.texts("two hands") == [OPENING, " Mine.", " Theirs."]
+
+
+def test_prompts_that_come_in_at_once_all_stay(shared):
+    library = shared.state.prompts
+    made = []
+    for number in range(4):
+        prompt = SoftPrompt.from_text(f"the {number} coats", MODEL, name="at once")
+        library.save(prompt)
+        made.append((prompt.digest, library.header("at once").path.read_bytes()))
+    library.remove("at once")
+    with ThreadPoolExecutor(4) as pool:
+        told = list(pool.map(lambda one: shared.upload("prompts", one[1], "x"), made))
+    names = [one["name"] for one in told]
+    assert sorted(names) == ["at once", "at once 2", "at once 3", "at once 4"]
+    for name, (digest, _) in zip(names, made, strict=True):
+        assert library[name].digest == digest
+        shared.delete("prompts", name)

@@ -5,12 +5,15 @@ import json
 import math
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from softlore import Lorebook, SoftPrompt
+from softlore.serve.studio import trainings
 from softlore.serve.studio.curves import MOST_POINTS, Curve
 from softlore.serve.studio.trainings import FOLDER
+from softlore.tune import WorldInfoTrainer
 from softlore.tune.book import plan_book
 from studio_calls import MODEL, studio, until
 
@@ -301,3 +304,50 @@ def test_a_long_curve_stays_bounded():
     assert Curve.from_told(json.loads(json.dumps(curve.told()))) == curve
     for odd in (None, [], {"step": [1]}, {"step": ["x"], "loss": [1], "recall": [1], "drift": [1]}):
         assert Curve.from_told(odd).step == []
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "again", "on_step", "company", "model", "self"])
+def test_a_strangers_lorebook_sets_nothing_but_settings(tmp_path, name):
+    lore = {"training": {name: str(tmp_path / "theirs")}, "entries": [OSWIN]}
+    with studio(tmp_path / "ours") as found:
+        found.upload("books", json.dumps(lore).encode(), "theirs.json")
+        asked = {"book": "theirs", **SHORT}
+        assert f"{name!r}" in found.refused(400, "POST", "trainings", json=asked)["message"]
+        assert found.get("trainings") == []
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_an_entry_that_is_asked_for_at_once_is_trained_once(tmp_path):
+    with with_lore(tmp_path) as found:
+        asked = {"book": "harbour", "entries": ["Marta"], **LONG, "max_steps": 600}
+        with ThreadPoolExecutor(6) as pool:
+            calls = [pool.submit(found.client.post, "trainings", json=asked) for _ in range(6)]
+        codes = sorted(call.result().status_code for call in calls)
+        assert codes == [200, *[409] * 5]
+        (row,) = found.get("trainings")
+        assert [one.name for one in (tmp_path / "prompts" / FOLDER).iterdir()] == [row["id"]]
+        found.post("trainings", row["id"], "stop")
+
+
+def test_what_is_being_stopped_is_not_paused_instead(tmp_path, monkeypatch):
+    held, reading = threading.Event(), threading.Event()
+    real = WorldInfoTrainer.prepare
+
+    def prepare(trainer):
+        reading.set()
+        assert held.wait(30)
+        real(trainer)
+
+    monkeypatch.setattr(WorldInfoTrainer, "prepare", prepare)
+    monkeypatch.setattr(trainings, "PATIENCE", 0.1)
+    with with_lore(tmp_path) as found:
+        number = start(found, "Marta", **SHORT)
+        assert reading.wait(30)
+        assert found.post("trainings", number, "pause")["state"] == "preparing"
+        assert found.post("trainings", number, "resume")["message"] == trainings.PREPARING
+        assert found.post("trainings", number, "stop")["state"] == "preparing"
+        told = found.refused(409, "POST", "trainings", number, "pause")["message"]
+        assert "being stopped" in told
+        held.set()
+        ended(found, number, "stopped")
+        assert "Marta" not in found.state.prompts

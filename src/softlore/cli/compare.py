@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from softlore.cli.evaluate import distances_option, measuring_bar
+from softlore.cli.numbers import Finite
 from softlore.cli.options import json_option, load_model, model_options, write_json
 
 
@@ -16,7 +17,7 @@ from softlore.cli.options import json_option, load_model, model_options, write_j
 @distances_option
 @click.option("--seeds", default=2, show_default=True, type=click.IntRange(1, 100),
               help="How often all is made and measured; intervals are over them.")  # fmt: skip
-@click.option("--time-budget", default=300.0, show_default=True, type=click.FloatRange(min=1),
+@click.option("--time-budget", default=300.0, show_default=True, type=Finite(min=1),
               help="Seconds of searching and training, in all.")  # fmt: skip
 @click.option("--stories", default=4, show_default=True, help="How many to write an entry.")
 @click.option("--story-tokens", default=60, show_default=True, help="How long they are.")

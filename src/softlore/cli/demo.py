@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from softlore.cli.numbers import Finite
 from softlore.cli.options import interactive, json_option, load_model, model_options, write_json
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"),
               show_default=True, help="Folder for the report and the prompts.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Two updates of two entries: shows that it runs.")
-@click.option("--time-budget", default=190.0, show_default=True, type=click.FloatRange(min=1),
+@click.option("--time-budget", default=190.0, show_default=True, type=Finite(min=1),
               help="Most seconds of training; fewer updates are made to keep to it.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of every draw.")
 @click.option("--open/--no-open", "show", help="Open the report in a browser.")

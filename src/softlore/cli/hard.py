@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from softlore.cli.numbers import Finite
 from softlore.cli.options import (
     code_option,
     dose,
@@ -52,7 +53,8 @@ def command() -> None:
               show_default=True)  # fmt: skip
 @click.option("--n-tokens", default=16, show_default=True, help="Length of the soft prompt.")
 @click.option("--max-steps", default=400, show_default=True, help="Most updates.")
-@click.option("--time-budget", type=float, help="Seconds; makes fewer updates to keep to it.")
+@click.option("--time-budget", type=Finite(min=0, min_open=True),
+              help="Seconds; makes fewer updates to keep to it.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of every draw.")
 @json_option
 def distil(
@@ -91,7 +93,7 @@ def distil(
         raise ConfigError("expected the FILE of a text, or one --code or more; give one of the two")
     name = clean_name(name)
     text = None if file is None else read_text(file, "the text")
-    prompts = library(folder)
+    prompts = library(folder, new=True)
     model = load_model(model_name, dtype, device)
     if text is not None:
         heads: Steering = text if text.endswith("\n") else text + "\n"
@@ -126,9 +128,11 @@ def distil(
 @click.option("--method", default="gcg", show_default=True,
               type=click.Choice(["gcg", "pez", "autoprompt", "random"]))  # fmt: skip
 @click.option("--tokens", default=16, show_default=True, help="Length of the prompt.")
-@click.option("--seconds", type=float, help="For each entry.  [default: 120]")
+@click.option("--seconds", type=Finite(min=0, min_open=True),
+              help="For each entry.  [default: 120]")  # fmt: skip
 @click.option("--passes", type=int, help="Forward passes for each entry, in place of seconds.")
-@click.option("--fluency", default=0.0, show_default=True, help="Weight of the prompt's own NLL.")
+@click.option("--fluency", default=0.0, show_default=True, type=Finite(min=0),
+              help="Weight of the prompt's own NLL.")  # fmt: skip
 @click.option("--initial", type=click.Path(path_type=Path),
               help="Start from the tokens nearest to the soft prompt in this file.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of every draw.")

@@ -195,10 +195,21 @@ def load_model(name: str | None, dtype: str | None, device: str | None) -> Froze
     )
 
 
-def library(folder: Path | None) -> PromptLibrary:
-    """The folder that was named, or the default one."""
+def library(folder: Path | None, new: bool = False) -> PromptLibrary:
+    """The folder that was named, or the default one, which need not be there yet.
+
+    Args:
+        new: prompts are to be put there: it is made if need be.
+
+    Raises:
+        ConfigError: a folder was named that is not there.
+    """
     from softlore.prompts import PromptLibrary
 
+    if folder is not None and not new and not folder.exists():
+        raise ConfigError(
+            f"there is no folder {str(folder)!r}; expected one of prompt files; check --prompts"
+        )
     return PromptLibrary(folder)
 
 

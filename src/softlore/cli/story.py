@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.options import model_options, prompts_option, sampling_options
+from softlore.cli.options import (
+    interactive,
+    library,
+    model_options,
+    prompts_option,
+    sampling_options,
+)
+
+if TYPE_CHECKING:
+    from softlore.lore import Lorebook
+    from softlore.story import Stories, Story, StoryDraft, StorySettings
+    from softlore.story.session import StorySession
 
 
 @click.command()
@@ -25,6 +36,8 @@ from softlore.cli.options import model_options, prompts_option, sampling_options
               help="Begin with a KoboldAI save, Markdown or plain text.")  # fmt: skip
 @click.option("--export", "export_file", type=click.Path(path_type=Path, dir_okay=False),
               help="Write the story to this file, and end.")  # fmt: skip
+@click.option("--delete", is_flag=True, help="Put the story aside, and end.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
 @sampling_options
 @model_options
 @prompts_option
@@ -37,6 +50,8 @@ def command(
     stories_folder: Path | None,
     import_file: Path | None,
     export_file: Path | None,
+    delete: bool,
+    yes: bool,
     model_name: str | None,
     dtype: str | None,
     device: str | None,
@@ -55,86 +70,149 @@ def command(
       softlore story harbour --lorebook lore.yaml
       softlore story harbour
     """
+    from softlore.errors import ConfigError
+    from softlore.lore import Lorebook
     from softlore.story import Stories
 
     stories = Stories(stories_folder)
     if name is None:
+        if delete or import_file or export_file:
+            raise ConfigError(
+                "which story? expected its NAME with --delete, --import and --export; name one"
+            )
         _list(stories)
         return
-    with _opened(stories, name, import_file) as story:
-        given = {
-            "lorebook": lorebook and str(lorebook.resolve()),
-            "prompts": folder and str(folder.resolve()),
-            "model": model_name,
-            "budget": budget,
-            "seed": seed,
-        }
-        story.set(**{key: value for key, value in given.items() if value is not None})
-        if export_file is not None:
-            from softlore.story.files import write_story
+    if delete:
+        _delete(stories, name, yes)
+        return
+    library(folder)  # what was named is looked at before a story is begun
+    given: dict[str, Any] = {
+        "lorebook": lorebook and str(lorebook.resolve()),
+        "prompts": folder and str(folder.resolve()),
+        "model": model_name,
+        "budget": budget,
+        "seed": seed,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    new = _Beginning(stories, name, import_file)
+    if export_file is not None:
+        from softlore.story.files import write_story
 
+        if lorebook is not None:
+            Lorebook.load(lorebook)
+        with stories.open(name) if import_file is None else new.begun() as story:
+            story.set(**given)
             write_story(story, export_file)
-            click.echo(f"wrote {export_file}", err=True)
-            return
-        _write(story, stories, tokens, sampling, dtype, device)
+        click.echo(f"wrote {export_file}", err=True)
+        return
+    from softlore.story.session import StorySession, sources
+
+    model, book, prompts = sources(new.settings().changed(**given), dtype, device)
+    with new.begun() as story:
+        story.set(**given)
+        lore = book if lorebook else new.book or book
+        _write(StorySession(story, model, lore, prompts), stories, tokens, sampling)
 
 
-def _list(stories: Any) -> None:
+def _list(stories: Stories) -> None:
+    """The stories that can be read; of the others, what is wrong with each."""
+    from softlore.errors import SoftloreError
+
+    told = 0
     for name in stories:
-        with stories.open(name) as story:
-            words = " ".join(story.text[-60:].split())
-            click.echo(f"{name:24} {len(story):4} turns  … {words}")
+        try:
+            with stories.open(name) as story:
+                words = " ".join(story.text[-60:].split())
+                noun = "turn" if len(story) == 1 else "turns"
+                click.echo(f"{name:24} {len(story):4} {noun:5}  … {words}")
+                told += 1
+        except SoftloreError as error:
+            click.echo(f"{name}: {error}", err=True)
+    noun = "story" if told == 1 else "stories"
     click.echo(
-        f"{len(stories)} stories in {stories.folder}; softlore story NAME opens one, or begins it",
-        err=True,
+        f"{told} {noun} in {stories.folder}; softlore story NAME opens one, or begins it", err=True
     )
 
 
-def _opened(stories: Any, name: str, import_file: Path | None) -> Any:
+def _delete(stories: Stories, name: str, yes: bool) -> None:
     from softlore.errors import ConfigError
 
-    if import_file is None:
-        return stories.open_or_create(name)
-    if name in stories:
-        raise ConfigError(
-            f"there is a story {name!r} already; expected a new name for what is imported; "
-            "choose another"
-        )
-    from softlore.story.files import read_story
-
-    draft = read_story(import_file)
-    story = stories.create(name, draft)
-    if draft.lorebook:
-        _take_lore(story, draft.lorebook, stories.folder / f"{name}.lorebook.yaml")
-    return story
+    if name in stories and not yes:
+        if not interactive():
+            raise ConfigError(
+                f"nobody can be asked whether to delete the story {name!r}; expected --yes; add it"
+            )
+        if not click.confirm(f"Delete the story {name!r}?", default=False, err=True):
+            click.echo("nothing was deleted", err=True)
+            return
+    aside = stories.delete(name)
+    click.echo(
+        f"put aside as {aside}; to have the story back, take .deleted off that name again", err=True
+    )
 
 
-def _take_lore(story: Any, data: Any, path: Path) -> None:
-    """Keeps the lore that came with a story as a lorebook beside it."""
-    from softlore.lore import Lorebook
+class _Beginning:
+    """A story that is there, or is to be begun, perhaps from a file; nothing is made too early.
 
-    book = Lorebook.from_data(data, name=story.name, source="the lore in the file")
-    if book.entries:
-        book.save(path)
-        story.set(lorebook=str(path.resolve()))
-        entries = "1 entry" if len(book) == 1 else f"{len(book)} entries"
-        click.echo(f"lore came along: {entries}, in {path}", err=True)
+    Attributes:
+        book: the lore that came with the file.
+    """
+
+    def __init__(self, stories: Stories, name: str, import_file: Path | None) -> None:
+        from softlore.errors import ConfigError
+
+        self._stories, self._name = stories, name
+        self._draft: StoryDraft | None = None
+        self.book: Lorebook | None = None
+        if import_file is None:
+            return
+        if name in stories:
+            raise ConfigError(
+                f"there is a story {name!r} already; expected a new name for what is imported; "
+                "choose another"
+            )
+        from softlore.story.files import read_story
+
+        self._draft = read_story(import_file)
+        if self._draft.lorebook:
+            from softlore.lore import Lorebook
+
+            source = "the lore in the file"
+            book = Lorebook.from_data(self._draft.lorebook, name=name, source=source)
+            self.book = book if book.entries else None
+
+    def settings(self) -> StorySettings:
+        """What it is written with, or will be."""
+        from softlore.errors import StoryNotFoundError
+        from softlore.story import StorySettings
+
+        if self._draft is not None:
+            return self._draft.settings
+        try:
+            with self._stories.open(self._name) as story:
+                return story.settings
+        except StoryNotFoundError:
+            return StorySettings()
+
+    def begun(self) -> Story:
+        """The story, open; lore that came along is kept as a lorebook beside it."""
+        if self._draft is None:
+            return self._stories.open_or_create(self._name)
+        story = self._stories.create(self._name, self._draft)
+        if self.book is not None:
+            path = self._stories.folder / f"{self._name}.lorebook.yaml"
+            self.book.save(path)
+            story.set(lorebook=str(path.resolve()))
+            entries = f"{len(self.book)} {'entry' if len(self.book) == 1 else 'entries'}"
+            click.echo(f"lore came along: {entries}, in {path}", err=True)
+        return story
 
 
-def _write(
-    story: Any,
-    stories: Any,
-    tokens: int,
-    sampling: dict[str, Any],
-    dtype: str | None,
-    device: str | None,
-) -> None:
+def _write(session: StorySession, stories: Stories, tokens: int, sampling: dict[str, Any]) -> None:
     import sys
 
     from softlore.cli.terminal import Terminal, comfortable_reader, line_reader
-    from softlore.story.session import StorySession
 
-    session = StorySession.open(story, dtype=dtype, device=device)
     read = line_reader()
     if sys.stdin.isatty() and sys.stdout.isatty():
         read = comfortable_reader(session, stories.folder / ".history")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from softlore.cli.numbers import Finite
 from softlore.cli.options import (
     clean,
     interactive,
@@ -68,7 +69,7 @@ def _settings(function: Any) -> Any:
 @click.option("--again", is_flag=True, help="Train anew what the folder already holds.")
 @click.option("--time-budget", type=float, help="Seconds; makes fewer updates to keep to it.")
 @click.option("--story", type=click.Path(path_type=Path), help="Your own text, for filler, guard.")
-@click.option("--checkpoint-seconds", type=click.FloatRange(min=0), default=10.0, hidden=True)
+@click.option("--checkpoint-seconds", type=Finite(min=0), default=10.0, hidden=True)
 @_settings
 @json_option
 def command(
@@ -105,7 +106,7 @@ def command(
         settings["initial"] = load_prompt(start)
     if story is not None:
         settings["story"] = read_text(story, "story")
-    prompts = library(folder)
+    prompts = library(folder, new=True)
     run = {
         "again": again,
         "time_budget": time_budget,

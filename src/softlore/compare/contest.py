@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from softlore.compare.ways import Made, make_all
-from softlore.errors import LoreError
+from softlore.errors import ConfigError, LoreError
 from softlore.lore import Lorebook
 from softlore.lore.keywords import lore_keywords, words
 from softlore.measure.evaluate import checked
@@ -177,6 +177,8 @@ def hold_contest(
     """
     if not book.entries:
         raise LoreError(f"lorebook {book.name!r} has no entries; expected at least one; add one")
+    if not 0 < time_budget < math.inf:
+        raise ConfigError(f"time_budget is {time_budget}; expected seconds above 0; give it some")
     start = time.monotonic()
     tell = on_progress or (lambda done, doing: None)
     distances = checked(stories, story_tokens, distances)

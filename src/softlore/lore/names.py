@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 MAX_NAME = 128  # characters
+MAX_BYTES = 200  # of a file's name; most systems allow 255 with all that is put after it
+_LONG = 1000  # characters; composing takes the square of the length
+_WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _PUNCTUATION = " -_.'"
 NAME_RULE = f"1 to {MAX_NAME} letters, digits, spaces and any of -_.'"
 
 
 def composed(name: str) -> str:
-    """Returns `name` in Unicode's composed form (NFC), so that one name has one spelling."""
-    return unicodedata.normalize("NFC", name)
+    """Returns `name` in Unicode's composed form (NFC), so that one name has one spelling.
+
+    One that is far too long for a name is left as it is.
+    """
+    return unicodedata.normalize("NFC", name) if len(name) <= _LONG else name
 
 
 def wrong_with_name(name: str) -> str:
@@ -31,6 +38,19 @@ def wrong_with_name(name: str) -> str:
         return "holds no letter or digit"
     if name != name.strip():
         return "begins or ends with a space"
+    return ""
+
+
+def wrong_with_file_name(name: str) -> str:
+    """What forbids a composed name that a file bears, as `wrong_with_name` does; more than that."""
+    if wrong := wrong_with_name(name[:_LONG]):
+        return wrong
+    if name.startswith("."):
+        return "begins with a dot"
+    if _WINDOWS_DEVICES.fullmatch(name):
+        return "means a device on some systems"
+    if len(name.encode()) > MAX_BYTES:
+        return f"takes {len(name.encode())} bytes, more than {MAX_BYTES}"
     return ""
 
 

@@ -119,7 +119,7 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
     def __getitem__(self, name: str) -> SoftPrompt:
         with self._lock:
             path = self.header(name).path
-            stamp = self._seen[path][0] if path in self._seen else None
+            stamp = self._seen.get(path, (None,))[0]  # another thread may be listing the folder
             known = self._read.pop(path, None)
             if known is None or stamp is None or known[0] != stamp:
                 known = stamp, native.read_prompt(path)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from softlore.disk import flush_folder, refused, user_folder
 from softlore.errors import StoryError, StoryFileError, StoryNotFoundError
-from softlore.lore.names import NAME_RULE, composed, wrong_with_name
+from softlore.lore.names import NAME_RULE, composed, wrong_with_file_name
 from softlore.story.store import StoryFile
 from softlore.story.story import Story
 from softlore.story.turns import StoryDraft
@@ -18,8 +17,6 @@ from softlore.story.turns import StoryDraft
 FOLDER_VARIABLE = "SOFTLORE_STORIES"
 SUFFIX = ".story"
 DELETED = ".deleted"  # put after the suffix
-_MAX_BYTES = 200  # of a name; most systems allow 255 with all that is put after it
-_WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def default_folder() -> Path:
@@ -109,7 +106,7 @@ class Stories(Collection[str]):
         except OSError as error:
             raise refused("list", self.folder, error) from error
         files = {composed(path.stem): path for path in found if path.suffix == SUFFIX}
-        return {name: path for name, path in files.items() if not _wrong_with(name)}
+        return {name: path for name, path in files.items() if not wrong_with_file_name(name)}
 
     def _path_of(self, name: str) -> Path:
         files = self._files()
@@ -143,26 +140,13 @@ def _legal(name: object) -> str:
     """Returns the name in Unicode's composed form, or raises StoryError."""
     if not isinstance(name, str):
         raise StoryError(f"a story's name is a string; got {type(name).__name__} {name!r:.80}")
-    wrong = _wrong_with(name[:1000]) if len(name) > 1000 else _wrong_with(composed(name))
+    wrong = wrong_with_file_name(composed(name))
     if wrong:
         raise StoryError(
             f"the story name {name!r:.160} {wrong}; expected {NAME_RULE}, such as 'The harbour'; "
             "choose another name"
         )
     return composed(name)
-
-
-def _wrong_with(name: str) -> str:
-    """What forbids a name, as words to put after it; empty if nothing does."""
-    if wrong := wrong_with_name(name):
-        return wrong
-    if name.startswith("."):
-        return "begins with a dot"
-    if _WINDOWS_DEVICES.fullmatch(name):
-        return "means a device on some systems"
-    if len(name.encode()) > _MAX_BYTES:
-        return f"takes {len(name.encode())} bytes, more than {_MAX_BYTES}"
-    return ""
 
 
 def _move(path: Path, target: Path) -> Path:

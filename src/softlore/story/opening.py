@@ -149,9 +149,9 @@ def _check_magic(path: Path) -> None:
     except ValueError:  # a name with a zero byte
         raise StoryError(f"{str(path)!r:.160} can name no file; choose another name") from None
     if start != _MAGIC:
-        what = "is empty" if not start else f"begins with {start!r}"
+        what = "is empty" if not start else "does not begin as one does"
         raise StoryFileError(
-            f"{str(path)!r} is no story: it {what}; expected SQLite's {_MAGIC!r}; a text or "
+            f"{str(path)!r} is no story: it {what}; expected a file that softlore wrote; a text or "
             "another program's save is imported, not opened; a damaged file is replaced by a copy"
         )
 

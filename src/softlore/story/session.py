@@ -18,6 +18,7 @@ from softlore.lore import Lorebook
 from softlore.model import DEFAULT_MODEL, FrozenModel
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.story.composing import Composer, Plan
+from softlore.story.settings import StorySettings
 from softlore.story.story import Story
 from softlore.story.turns import ROOT, Turn
 
@@ -94,10 +95,7 @@ class StorySession:
             SoftloreError: one of them cannot be read; the message says which.
         """
         settings = story.settings
-        book = Lorebook.load(settings.lorebook) if settings.lorebook else None
-        prompts = PromptLibrary(Path(settings.prompts) if settings.prompts else None)
-        name = model or settings.model or (book.model if book else None) or DEFAULT_MODEL
-        return cls(story, FrozenModel.from_pretrained(name, dtype, device), book, prompts)
+        return cls(story, *sources(settings.changed(model=model or settings.model), dtype, device))
 
     @property
     def reading(self) -> Reading:
@@ -216,6 +214,20 @@ class StorySession:
             return random.SystemRandom().randrange(DRAW)
         tries = len(self.story.continuations(after))
         return random.Random(repr((seed, after, tries))).randrange(DRAW)
+
+
+def sources(
+    settings: StorySettings, dtype: str | None = None, device: str | None = None
+) -> tuple[FrozenModel, Lorebook | None, PromptLibrary]:
+    """The model, the lorebook and the prompts that a story's settings name.
+
+    Raises:
+        SoftloreError: one of them cannot be read; the message says which.
+    """
+    book = Lorebook.load(settings.lorebook) if settings.lorebook else None
+    prompts = PromptLibrary(Path(settings.prompts) if settings.prompts else None)
+    name = settings.model or (book.model if book else None) or DEFAULT_MODEL
+    return FrozenModel.from_pretrained(name, dtype, device), book, prompts
 
 
 def _timers(turns: Sequence[Turn]) -> Timers | None:

@@ -18,6 +18,7 @@ from softlore.tune.objective import Pair, pairs_of
 from softlore.tune.teacher import Passage, teach
 
 CORPUS_WINDOW = 128  # tokens of a corpus that are predicted at a time
+DISTILLED = {"beside pairs": 4, "alone": 12}  # passages of an entry's teacher an update
 
 
 @dataclass(frozen=True)
@@ -158,5 +159,7 @@ def write_passages(
             f"{model.context_length - length} ({model.name!r} reads {model.context_length}, a "
             f"passage about it takes {length}); shorten the text or split the entry"
         )
-    ids = sample_passages(model, before, starts, config.distil_passages, length, config.seed)
+    seen = config.max_steps * max(DISTILLED.values())  # more than these no update comes to see
+    count = min(config.distil_passages, seen)
+    ids = sample_passages(model, before, starts, count, length, config.seed)
     return teach(model, before, [i for i in ids if len(i) > 1])

@@ -12,12 +12,11 @@ from softlore.context import ROOT, Node, Tree
 from softlore.model import FrozenModel
 from softlore.tune.config import TrainingConfig
 from softlore.tune.initial import known_ids
-from softlore.tune.lessons import Lesson
+from softlore.tune.lessons import DISTILLED, Lesson
 from softlore.tune.objective import Batch, passage_leaf, response_leaf
 from softlore.tune.teacher import Passage
 
 GUARDS = {"prefix": 2, "embedding": 4}  # unrelated passages a trunk; rows bend more
-DISTILLED = {"beside pairs": 4, "alone": 12}  # passages of an entry's teacher an update
 RESTING_PAIRS = 2  # pairs of a prompt that only keeps company
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -81,8 +82,8 @@ class Searcher:
                 f"there is no search method {method!r}; expected one of {', '.join(METHODS)}"
             )
         for name, value in (("n_tokens", n_tokens), ("seconds", seconds), ("passes", passes)):
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} is {value}; expected more than 0; give it some")
+            if value is not None and not 0 < value < math.inf:  # nan would never be spent
+                raise ConfigError(f"{name} is {value}; expected a number more than 0; give it some")
         self.scorer, self.method, self.seed = scorer, method, seed
         self.seconds = DEFAULT_SECONDS if seconds is None and passes is None else seconds
         self.passes = passes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from softlore.context import Branching, Leaf, Node, Tree, backward, hidden_states
-from softlore.errors import ContextOverflowError, LoreError
+from softlore.errors import ConfigError, ContextOverflowError, LoreError
 from softlore.lore import Block
 from softlore.measure.score import mean, nll, token_losses, trunk
 from softlore.model import FrozenModel
@@ -46,7 +47,12 @@ class Scorer:
 
         Raises:
             LoreError: no blocks.
+            ConfigError: a fluency out of range.
         """
+        if not 0 <= fluency < math.inf:
+            raise ConfigError(
+                f"fluency is {fluency}; expected a number from 0, with 0 for none; change it"
+            )
         self.model, self.fluency, self.passes = model, fluency, 0
         self.blocks = list(blocks)
         self.pairs, self.held_out = _pairs(model, blocks), _pairs(model, held_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 from softlore.model import FrozenModel
 from softlore.serve.shelf import Shelf
@@ -14,10 +15,15 @@ from softlore.serve.studio.trainings import Trainings
 
 
 class Bench:
-    """The studio of one server."""
+    """The studio of one server.
+
+    Attributes:
+        importing: held while a soft prompt is given a name that is free.
+    """
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
+        self.importing = threading.Lock()
         self.books = BookFolder(state.books)
         self.fitting = Fitting(state.prompts, state.engine.model)
         self.stories = OpenStories(state, self.books, self.fitting)

@@ -18,10 +18,10 @@ from softlore.errors import LoreError, SoftloreError
 from softlore.lore import Lorebook, files
 from softlore.lore.formats.readers import unpacked
 from softlore.lore.formats.writers import WRITERS
-from softlore.lore.names import composed
+from softlore.lore.names import composed, wrong_with_file_name
 from softlore.lore.plain import plain
 from softlore.lore.yaml_text import write_yaml
-from softlore.serve.studio.names import file_name, free_name, legal, name_for, wrong_in_file
+from softlore.serve.studio.names import file_name, free_name, legal, name_for
 
 SUFFIX = ".yaml"
 OWN_FORMATS = ("yaml", "json")
@@ -162,7 +162,7 @@ class BookFolder:
         except OSError as error:
             raise refused("list", folder, error) from error
         named = {composed(path.stem): path for path in found if path.suffix == SUFFIX}
-        return {name: path for name, path in named.items() if not wrong_in_file(name)}
+        return {name: path for name, path in named.items() if not wrong_with_file_name(name)}
 
 
 def read_book(content: bytes, label: str, name: str) -> Lorebook:

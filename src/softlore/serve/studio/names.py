@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container
 from pathlib import PurePosixPath, PureWindowsPath
 
 from softlore.errors import LoreError
-from softlore.lore.names import NAME_RULE, as_name, composed, wrong_with_name
+from softlore.lore.names import NAME_RULE, as_name, composed, wrong_with_file_name
 
-MOST_BYTES = 200  # of a name; most systems allow 255 with all that is put after it
-_LONG = 1000  # characters; composing takes the square of the length
-_WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_LONG = 1000  # characters of what a browser sends
 
 
 def legal(name: str) -> str:
@@ -19,26 +16,13 @@ def legal(name: str) -> str:
 
     The rules are those of stories' names, since its file is named by it.
     """
-    wrong = wrong_with_name(name[:_LONG]) if len(name) > _LONG else wrong_in_file(composed(name))
+    wrong = wrong_with_file_name(composed(name))
     if wrong:
         raise LoreError(
             f"the lorebook name {name!r:.160} {wrong}; expected {NAME_RULE}, such as 'The "
             "harbour'; choose another name"
         )
     return composed(name)
-
-
-def wrong_in_file(name: str) -> str:
-    """What forbids a composed name for a file, as words to put after it; empty if nothing does."""
-    if wrong := wrong_with_name(name):
-        return wrong
-    if name.startswith("."):
-        return "begins with a dot"
-    if _WINDOWS_DEVICES.fullmatch(name):
-        return "means a device on some systems"
-    if len(name.encode()) > MOST_BYTES:
-        return f"takes {len(name.encode())} bytes, more than {MOST_BYTES}"
-    return ""
 
 
 def file_name(given: str) -> str:
@@ -52,7 +36,7 @@ def name_for(given: str, filename: str, otherwise: str) -> str:
     wanted = given[:_LONG] or PurePosixPath(file_name(filename)).stem
     name = as_name(wanted.encode("utf-8", "replace").decode(), otherwise).lstrip(".").strip()[:60]
     name = name.strip()
-    return otherwise if wrong_in_file(name) else name
+    return otherwise if wrong_with_file_name(name) else name
 
 
 def free_name(wanted: str, taken: Container[str]) -> str:

@@ -94,13 +94,14 @@ def _import(bench: Bench, content: bytes, filename: str, name: str) -> SoftPromp
             prompt = prompt.made_for(bench.model)
         except PromptError:
             pass  # of another model's shape: kept, and shown as such
-    headers = library.listing().headers
-    if prompt.name in library and library[prompt.name].digest == prompt.digest:
-        return prompt  # it is there already
-    free = free_name(prompt.name, {header.name.casefold() for header in headers})
-    prompt = prompt if free == prompt.name else prompt.replace(name=free)
-    library.save(prompt)
-    return prompt
+    with bench.importing:
+        headers = library.listing().headers
+        if prompt.name in library and library[prompt.name].digest == prompt.digest:
+            return prompt  # it is there already
+        free = free_name(prompt.name, {header.name.casefold() for header in headers})
+        prompt = prompt if free == prompt.name else prompt.replace(name=free)
+        library.save(prompt)
+        return prompt
 
 
 def _parsed(content: bytes, filename: str, name: str) -> SoftPrompt:

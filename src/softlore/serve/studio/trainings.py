@@ -22,7 +22,6 @@ from softlore.serve.studio.training_files import TrainingFiles
 from softlore.serve.studio.training_state import OVER, Training
 from softlore.tune import Learner, Progress, TrainingConfig, WorldInfoTrainer
 from softlore.tune.book import plan_book, save_all
-from softlore.tune.trunks import DISTILLED
 
 FOLDER = ".trainings"  # in the library's
 MOST_OVER = 50  # that have ended and are still told of
@@ -73,7 +72,7 @@ class Trainings:
             InputError: it cannot be trained so. StorageError. 409: an entry is in training already.
         """
         self._refuse_twice(book.name, only or [entry.name for entry in book])
-        settings = {**_passages(book, settings), **settings}
+        TrainingConfig.of({**book.training, **settings})  # a stranger's book may name anything
         plan = plan_book(self.model, book, self.library, only=only, again=again, **settings)
         if plan.trainer is None:
             raise ConfigError(
@@ -81,20 +80,21 @@ class Trainings:
                 "that it is to be trained again"
             )
         names = [entry.name for entry in plan.new]
-        training = Training.new(book.name, names, settings, self._changed)
+        training = Training.new(book.name, names, dict(settings), self._changed)
         self._files.begin(training, book, plan.kept.values())
-        with self._changed:
-            if self.closing:
-                raise HTTPException(503, "the server is closing; ask again later")
-            self._all[training.id] = training
-            self._forget_some()
-            self._wake()
+        try:
+            self._add(training)
+        except HTTPException:
+            self._files.remove(training)
+            raise
         return training
 
     def pause(self, id: str) -> Training:
         """Stops a training so that it can go on later, as if it had not stopped."""
         training = self.get(id)
         with self._changed:
+            if training.wanted in ("stop", "keep"):
+                raise _not_so(training, "paused")
             if training.state == "waiting":
                 training.become("paused")
             elif training.state in ("preparing", "running"):
@@ -116,6 +116,7 @@ class Trainings:
                 raise _not_so(training, "resumed")
             elif training.wanted == "pause":
                 training.wanted = ""
+                training.message = PREPARING if training.state == "preparing" else ""
         return training
 
     def stop(self, id: str, keep: bool = False) -> Training:
@@ -143,6 +144,16 @@ class Trainings:
         await asyncio.to_thread(self._until_still)
 
     # inside ------------------------------------------------------------------------------------
+
+    def _add(self, training: Training) -> None:
+        """Raises 503 when the server stops, and 409 where another came first meanwhile."""
+        with self._changed:
+            if self.closing:
+                raise HTTPException(503, "the server is closing; ask again later")
+            self._refuse_twice(training.book, training.entries)
+            self._all[training.id] = training
+            self._forget_some()
+            self._wake()
 
     def _refuse_twice(self, book: str, names: list[str]) -> None:
         for one in self.all():
@@ -291,16 +302,8 @@ class _Watch:
         return share(recall(model, prompt, blocks))
 
 
-def _passages(book: Lorebook, settings: Mapping[str, Any]) -> dict[str, int]:
-    """Of passages to learn from no more than a short training comes to see."""
-    steps = settings.get("max_steps", 0)
-    if steps < 1 or "distil_passages" in {**book.training, **settings}:
-        return {}
-    usual = TrainingConfig().distil_passages
-    return {"distil_passages": min(usual, steps * max(DISTILLED.values()))}
-
-
 def _not_so(training: Training, what: str) -> HTTPException:
+    state = "being stopped" if training.wanted in ("stop", "keep") else training.state
     return HTTPException(
-        409, f"the training is {training.state}; expected one that can be {what}; begin another"
+        409, f"the training is {state}; expected one that can be {what}; begin another"
     )

@@ -21,6 +21,7 @@ from softlore.serve.studio.forms import MOST_TOKENS, Dose, Writing
 from softlore.serve.studio.open_stories import OpenStories, OpenStory
 from softlore.serve.studio.sampling import checked_sampling, needs_vocabulary
 from softlore.serve.studio.told import plan_told, story_told
+from softlore.story import Turn
 from softlore.story.session import Draft
 
 STREAM: dict[int | str, dict[str, Any]] = {
@@ -75,11 +76,11 @@ def make_router(bench: Bench) -> APIRouter:
 async def _events(bench: Bench, one: OpenStory, form: Writing) -> AsyncGenerator[bytes]:
     """The events of one turn; `one` is let go when it is kept, or when nothing came of it."""
     try:
-        draft = await run_in_threadpool(_begun, bench, one, form)
+        draft, said = await run_in_threadpool(_begun, bench, one, form)
         try:
             running = bench.state.engine.start(draft.wish)
         except BaseException:
-            await run_in_threadpool(_unsaid, one, form)
+            await run_in_threadpool(_unsaid, one, said)
             raise
     except BaseException:
         _let_go(bench.stories, one)
@@ -159,14 +160,13 @@ def _let_go(stories: OpenStories, one: OpenStory) -> None:
     stories.leave(one)
 
 
-def _begun(bench: Bench, one: OpenStory, form: Writing) -> Draft:
-    """The draft of a turn, the writer's own added first; nothing is added where it fails."""
+def _begun(bench: Bench, one: OpenStory, form: Writing) -> tuple[Draft, Turn | None]:
+    """The draft of a turn, and the writer's own, added first; nothing is added where it fails."""
     sampling = checked_sampling(form.sampling)
     if form.no_copy:
         sampling["no_copy"] = form.no_copy
     head = _head(bench, form.codes)
-    if form.text:
-        one.story.add(form.text)
+    said = one.story.add(form.text) if form.text else None
     try:
         with one.lock:
             session = one.session()
@@ -177,14 +177,18 @@ def _begun(bench: Bench, one: OpenStory, form: Writing) -> Draft:
         if needs_vocabulary(draft.wish.sampling):
             _ = bench.model.vocabulary  # made here, not where the engine is asked
     except BaseException:
-        _unsaid(one, form)
+        _unsaid(one, said)
         raise
-    return draft
+    return draft, said
 
 
-def _unsaid(one: OpenStory, form: Writing) -> None:
-    """Takes back the writer's turn, so that trying again does not add it twice."""
-    if form.text:
+def _unsaid(one: OpenStory, said: Turn | None) -> None:
+    """Takes back the writer's turn, so that trying again does not add it twice.
+
+    It stays where something else was done to the story since, which undo would take back instead.
+    """
+    head = one.story.head
+    if said is not None and head is not None and head.id == said.id and one.story.undoable == "add":
         one.story.undo()
 
 
