@@ -14,6 +14,7 @@ from softlore.measure.worth import METRIC, measure_worth
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.tune.checkpoint import load_checkpoint, remove_checkpoint
+from softlore.tune.config import TrainingConfig
 from softlore.tune.result import entry_hash
 from softlore.tune.trainer import WorldInfoTrainer
 
@@ -55,7 +56,7 @@ def plan_book(
     for name in only:
         book[name]  # complains of a name that is not there
     chosen = {**book.training, **settings}
-    kind = chosen.get("kind", "prefix")
+    kind = TrainingConfig.of(chosen).kind  # a stranger's book may name anything
     checkpoint = checkpoint_path(library.folder, book.name)
     begun = _in_training(checkpoint, again)
     kept = {

@@ -116,7 +116,7 @@ class VLLMEngine(Engine):
         most = wish.max_new_tokens
         if self.model.context_length is not None:
             most = min(most, self.model.context_length - context.places)
-        sampling = Sampling(**wish.sampling)
+        sampling = Sampling.of(wish.sampling)
         body = {
             **context.body,
             **({"model": self._name} if self._name else {}),

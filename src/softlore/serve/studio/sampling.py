@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from softlore.decode.samplers import Sampling
 from softlore.errors import ConfigError
 
-_KNOWN = frozenset(field.name for field in fields(Sampling))
 _STRINGS = ("banned_strings", "dry_multiplier")  # need the model's vocabulary as strings
 
 
@@ -19,14 +17,8 @@ def checked_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     no_copy = found.pop("no_copy", 0)
     if type(no_copy) is not int or not 0 <= no_copy <= 10**6:
         raise ConfigError(f"no_copy is {no_copy!r:.60}; expected a whole number; mend it")
-    for name in found:
-        if name not in _KNOWN:
-            raise ConfigError(
-                f"there is no sampler {name!r:.60}; expected one of {', '.join(sorted(_KNOWN))}; "
-                "take it out"
-            )
     try:
-        Sampling(**found)
+        Sampling.of(found)
     except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, ConfigError):
             raise

@@ -20,7 +20,7 @@ from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.serve.studio.headers import share
 from softlore.serve.studio.training_files import TrainingFiles
 from softlore.serve.studio.training_state import OVER, Training
-from softlore.tune import Learner, Progress, TrainingConfig, WorldInfoTrainer
+from softlore.tune import Learner, Progress, WorldInfoTrainer
 from softlore.tune.book import plan_book, save_all
 
 FOLDER = ".trainings"  # in the library's
@@ -72,7 +72,6 @@ class Trainings:
             InputError: it cannot be trained so. StorageError. 409: an entry is in training already.
         """
         self._refuse_twice(book.name, only or [entry.name for entry in book])
-        TrainingConfig.of({**book.training, **settings})  # a stranger's book may name anything
         plan = plan_book(self.model, book, self.library, only=only, again=again, **settings)
         if plan.trainer is None:
             raise ConfigError(
