@@ -9,7 +9,7 @@ from running import save_tiny_model, softlore
 from softlore import SoftPrompt, generate
 from softlore.errors import ConfigError, ContextError
 from softlore.model.tiny import tiny_model
-from softlore.story.chain import adding_links, chain, fill, line, read_links
+from softlore.story.chain import Link, adding_links, chain, fill, line, read_links
 
 MODEL = tiny_model("llama")
 ITEMS = ["a storm", "a lighthouse", "a letter"]
@@ -109,6 +109,21 @@ def test_a_chain_goes_on_in_its_file(model, tmp_path):
     anew = run(model, "another", "item", "--out", out, "--again")
     assert anew.code == 0
     assert len(told(out.read_text(encoding="utf-8"))) == 2
+
+
+def test_ctrl_c_says_what_is_kept(model, tmp_path, monkeypatch):
+    def links(*_, **__):
+        yield Link("a", "a", "b")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("softlore.story.chain.chain", links)
+    out = tmp_path / "out.jsonl"
+    for more, said in (((), "the same command goes on"), (("--again",), "without --again goes on")):
+        stopped = run(model, *ITEMS, "--out", out, *more)
+        assert (stopped.code, len(stopped.lines)) == (130, 1)
+        assert said in stopped.err
+        assert len(told(out.read_text(encoding="utf-8"))) == 1
+        out.unlink()
 
 
 @pytest.mark.parametrize("arguments", [("missing.txt",), ("-",), ("a b", "c", "--template", "x")])

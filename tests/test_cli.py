@@ -307,6 +307,26 @@ def test_version_and_no_command():
     assert "Usage: softlore" in ended.err + ended.out
 
 
+def test_write_without_copying(town, model):
+    def written(*more):
+        context = "[[soft:Ada]]Ada wears"
+        return softlore("write", context, "--model", model, "--prompts", town / "out", *more)
+
+    ended = written("--no-copy", 8, "--tokens", 5, "--seed", 1)
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("Ada wears")
+    assert_refused(written("--no-copy", 2), "no_copy is 2; expected 0 for none, or 4 tokens")
+    assert_refused(
+        written("--sampler", "no_copy=8"), "no_copy has an option of its own", "--no-copy"
+    )
+
+
+def test_a_code_where_there_are_none(model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    ended = softlore("write", "x", "--model", model, "--prompts", tmp_path / "empty", "--code", "a")
+    assert_refused(ended, "'a' is neither a code", "which has none", "expected a model with codes")
+
+
 # what they refuse --------------------------------------------------------------------------------
 
 
@@ -320,6 +340,18 @@ def test_version_and_no_command():
         (["train", "x.yaml", "--n-token", "3"], "No such option '--n-token'"),
         (["train", "x.yaml", "--n-tokens", "few"], "'few' is not a valid integer"),
         (["train", "x.yaml", "--checkpoint-seconds", "-1"], "-1.0 is not in the range x>=0"),
+        (["train", "x.yaml", "--checkpoint-seconds", "nan"], "'nan' is no finite number"),
+        (["compare", "x.yaml", "--time-budget", "nan"], "'nan' is no finite number"),
+        (["compare", "x.yaml", "--time-budget", "inf"], "'inf' is no finite number"),
+        (["compare", "x.yaml", "--time-budget", "-5"], "-5.0 is not in the range x>=1"),
+        (["demo", "--time-budget", "nan"], "'nan' is no finite number"),
+        (["hard", "search", "x.yaml", "--seconds", "nan"], "'nan' is no finite number"),
+        (["hard", "search", "x.yaml", "--seconds", "inf"], "'inf' is no finite number"),
+        (["hard", "search", "x.yaml", "--seconds", "-1"], "-1.0 is not in the range x>0"),
+        (["hard", "search", "x.yaml", "--fluency", "nan"], "'nan' is no finite number"),
+        (["hard", "search", "x.yaml", "--fluency", "-1"], "-1.0 is not in the range x>=0"),
+        (["hard", "distil", "x", "--name", "x", "--time-budget", "nan"], "'nan' is no finite"),
+        (["write", "x", "--no-copy", "-1"], "-1 is not in the range"),
         (["write", "x", "--tokens", "1.5"], "'1.5' is not a valid integer"),
         (["write", "x", "--seed", "-1"], "-1 is not in the range"),
         (["write", "x", "--seed", "9" * 30], "is not in the range"),
@@ -395,6 +427,7 @@ def test_bad_lore(name, model, tmp_path):
         (["--optimizer", "adamm"], "optimizer 'adamm' is not in torch.optim"),
         (["--optimizer", "muon"], "optimizer 'muon' can't train a prefix prompt"),
         (["--initial", ""], "has no text to start from"),
+        (["--style", "nuon"], "cloud, bracketed; did you mean 'noun'? (or leave it out)"),
         (["--chat"], "has no chat template"),
         (["--entry", "Eve"], "lorebook 'town' has no entry 'Eve'"),
         (["--story", "missing.txt"], "story 'missing.txt' can't be read (No such file"),
@@ -438,7 +471,11 @@ def test_what_write_refuses(town, model, tmp_path):
         ([*command, "Ada", "--top-p", 2], "top_p is 2.0"),
         ([*command, "Ada", "--top-k", -1], "top_k is -1"),
         ([*command, "Ada \udcff"], "the text", "not UTF-8"),
-        (["write", "[[soft:Ada]]", "--prompts", tmp_path / "none"], "[[soft:Ada]]"),
+        (
+            ["write", "[[soft:Ada]]", "--prompts", tmp_path / "none"],
+            "there is no folder",
+            "--prompts",
+        ),
     ]
     for arguments, *told in refused:
         assert_refused(softlore(*arguments), *told)

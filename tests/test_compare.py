@@ -1,5 +1,6 @@
 """The comparison of ways: all made, all measured alike, and shown."""
 
+import html
 import json
 import math
 import re
@@ -8,7 +9,7 @@ import pytest
 
 from running import save_tiny_model, softlore
 from softlore.compare.contest import Contest, hold_contest, interval
-from softlore.compare.contest_report import render
+from softlore.compare.contest_report import UNASKED, render
 from softlore.compare.ways import TEMPLATES, best_template
 from softlore.control.hard import Template
 from softlore.errors import ConfigError, LoreError
@@ -109,12 +110,23 @@ def test_a_contest_without_stories_or_pairs(book):
     assert "text" in contest.ways
     assert "searched, 16" not in contest.ways  # there is nothing to search on
     assert contest.total()["text"]["recall_0"] is None
-    assert "<svg" not in render(contest)  # there is no recall to plot
+    page = render(contest)
+    assert "<svg" not in page  # there is no recall to plot
+    assert UNASKED in html.unescape(page)
     assert json.dumps(contest.as_json())
 
 
 @pytest.mark.parametrize(
-    "settings", [{"distances": [-1]}, {"stories": -1}, {"story_tokens": 0}, {"distances": []}]
+    "settings",
+    [
+        {"distances": [-1]},
+        {"stories": -1},
+        {"story_tokens": 0},
+        {"distances": []},
+        {"time_budget": math.nan},
+        {"time_budget": math.inf},
+        {"time_budget": -1.0},
+    ],
 )
 def test_settings_out_of_range_are_refused(book, settings):
     with pytest.raises(ConfigError):
@@ -139,6 +151,28 @@ def test_compare_command(tmp_path):
     assert (tmp_path / "page.html").stat().st_size > 10_000
     assert len(report["results"]) == 2 * len(WAYS)
     assert {"way", "entry", "seed", "recall_0", "drift", "story"} <= set(report["results"][0])
+
+
+def test_compare_says_that_calls_are_lacking(tmp_path):
+    (tmp_path / "lore.yaml").write_text("entries: [{name: Bo, text: Bo keeps a shop.}]")
+    model = save_tiny_model(tmp_path / "model")
+    common = [
+        "compare", tmp_path / "lore.yaml", "--model", model, "--seeds", "1", "--time-budget", "1",
+        "--distances", "0", "--stories", "1", "--story-tokens", "4", "--html", tmp_path / "a.html",
+    ]  # fmt: skip
+    ended = softlore(*common)
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.out.split())
+    assert "No entry has calls with responses" in said
+    assert "in a story of 4 tokens" in said
+    assert "in a story of 4 tokens" in (tmp_path / "a.html").read_text()
+    styled = softlore(*common, "--style", "sentences")
+    assert styled.code == 0, styled.err
+    assert "searched, 16" in styled.out
+    assert "No entry has calls" not in styled.out
+    refused = softlore(*common, "--style", "nuon")
+    assert refused.code == 2
+    assert "did you mean 'noun'" in refused.err
 
 
 def test_an_empty_contest_has_no_ways():

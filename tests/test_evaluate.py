@@ -194,7 +194,9 @@ def test_a_dash_puts_nothing_but_json_on_standard_output(folder):
 
 
 def test_the_commands_errors_are_of_the_tree(folder):
-    assert isinstance(run(folder, prompts="nowhere").exception, UnknownPromptError)
+    assert isinstance(run(folder, prompts="nowhere").exception, ConfigError)
+    (folder / "empty").mkdir()
+    assert isinstance(run(folder, prompts="empty").exception, UnknownPromptError)
     assert isinstance(run(folder, "--model", "storyteller").exception, PromptMismatchError)
     assert isinstance(run(folder, "--story", "missing.txt").exception, ConfigError)
     done = CliRunner().invoke(command, ["missing.yaml"])

@@ -286,6 +286,22 @@ def test_the_page_escapes_what_it_shows(folder):
     assert "http" not in page
 
 
+def test_csv_to_standard_output(folder):
+    ended = run(folder, "--csv", "-")
+    assert ended.code == 0, ended.err
+    assert len(list(csv.DictReader(io.StringIO(ended.out)))) == 12
+    both = run(folder, "--csv", "-", "--json", "-")
+    assert (both.code, len(both.lines)) == (2, 1)
+    assert "both go to standard output" in both.err
+
+
+def test_nothing_to_distil_is_named(folder):
+    (folder / "empty.txt").write_text("\n")
+    ended = softlore("hard", "distil", folder / "empty.txt", "--name", "x")
+    assert (ended.code, len(ended.lines)) == (2, 1)
+    assert "empty.txt' is empty; expected a text" in ended.err
+
+
 def test_csv_cells_are_no_formulas(folder):
     model = tiny_model("llama")
     (folder / "experiment.yaml").write_text('prompts: {"=1+1": "@x"}\nopening: a\ntokens: 1\n')
@@ -321,7 +337,9 @@ def test_files_are_read_from_the_experiments_folder_only(folder):
         ("prompts: {a: x}\nsampling: {temperature: hot}", "temperature is 'hot'"),
         ("prompts: {a: x}\nsampling: {head: x}", "can't be used"),
         ("prompts: {a: x}\ntokens: 0", "`tokens` must be at least 1"),
-        ("prompts: {a: x}\nmodel: gpt2", "model"),
+        ("prompts: {a: x}\nsampling: {temprature: 1}", "did you mean 'temperature'"),
+        ("prompts: {a: x}\nmodel: gpt2", "`model` is not a field of an experiment; it has `name`"),
+        ("promts: {a: x}", "and `threshold`; did you mean 'prompts'"),
         ("prompts: {a: x}\nvariables: {entry: [1]}", "names a variable 'entry'"),
         ("prompts: {a: x}\nvariables: {b: []}", "has no values"),
         ("prompts: {a: '{{ b }}'}", "'b' is undefined"),

@@ -698,6 +698,7 @@ def test_samplers_from_the_command_line():
     ("given", "message"),
     [
         ("dry_multipler=1", "no sampler 'dry_multipler' .did you mean 'dry_multiplier'"),
+        ("no_copy=8", "has an option of its own; expected --no-copy"),
         ("=1", "no sampler ''"),
         ("top_k=3", "has an option of its own; expected --top-k"),
         ("mirostat=1.5", "--sampler mirostat is '1.5'; expected a value such as mirostat=0"),
@@ -709,6 +710,14 @@ def test_samplers_from_the_command_line():
 def test_samplers_that_are_none(given, message):
     with pytest.raises(ConfigError, match=message):
         sampler_settings([given])
+
+
+def test_a_sampler_that_is_none_is_told_everywhere():
+    with pytest.raises(ConfigError, match=r"no sampler 'top_kk' .did you mean 'top_k'"):
+        generate(MODEL, "a", 1, top_kk=3)
+    with pytest.raises(ConfigError, match="no sampler 'foo'; expected one of temperature"):
+        Sampling.of({"foo": 1})
+    assert Sampling.of({"top_k": 3}) == Sampling(top_k=3)
 
 
 def test_write_with_samplers():

@@ -212,7 +212,7 @@ def test_the_checkpoint_of_another_search_is_refused(model, tmp_path):
     with pytest.raises(ConfigError, match="of another search"):
         Searcher(Scorer(model, BLOCKS), "pez", 5, passes=100, checkpoint=path)
     path.write_bytes(b"broken")
-    with pytest.raises(StorageError, match="can't be read"):
+    with pytest.raises(StorageError, match=r"can't be read.*to begin anew, delete it"):
         Searcher(Scorer(model, BLOCKS), "gcg", 5, passes=100, checkpoint=path)
 
 
@@ -232,12 +232,45 @@ def test_a_soft_prompt_is_made_discrete(scorer):
         ({"method": "gc"}, "no search method 'gc'"),
         ({"n_tokens": 0}, "n_tokens is 0"),
         ({"seconds": -1.0}, "seconds is -1.0"),
+        ({"seconds": float("nan")}, "seconds is nan"),
+        ({"seconds": float("inf")}, "seconds is inf"),
         ({"passes": 0}, "passes is 0"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(scorer, settings, said):
     with pytest.raises(ConfigError, match=said):
         Searcher(scorer, **settings)
+
+
+@pytest.mark.parametrize("fluency", [float("nan"), float("inf"), -1.0])
+def test_a_fluency_that_is_none(model, fluency):
+    with pytest.raises(ConfigError, match="fluency is"):
+        Scorer(model, BLOCKS, fluency=fluency)
+
+
+def test_a_start_has_its_own_length(scorer):
+    soft = SoftPrompt.from_text("a red hat", scorer.model, name="hat", kind="embedding")
+    assert len(Searcher(scorer, initial=soft, passes=1).state.ids) == len(soft)
+    assert len(Searcher(scorer, initial=soft, n_tokens=12, passes=1).state.ids) == 12
+    assert len(Searcher(scorer, initial="a hat", passes=1).state.ids) == 5
+    assert len(Searcher(scorer, passes=1).state.ids) == 16
+
+
+def test_ctrl_c_keeps_the_progress(model, tmp_path):
+    def stop(searcher):
+        if searcher.state.step == 2:
+            raise KeyboardInterrupt
+
+    def searcher(on_step=None, name="kept"):
+        return Searcher(
+            Scorer(model, BLOCKS), "gcg", 5, passes=300, checkpoint=tmp_path / name, on_step=on_step
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        searcher(stop).search()
+    assert searcher().state.step == 2
+    again, whole = searcher().search(), searcher(name="whole").search()
+    assert (again.ids, again.steps) == (whole.ids, whole.steps)
 
 
 # the command -------------------------------------------------------------------------------------
@@ -268,9 +301,25 @@ def test_search_command(tmp_path):
         (["--entry", "Bo"], "no blocks"),
         (["--entry", "Cy"], "has no entry 'Cy'"),
         (["--initial", tmp_path / "none.safetensors"], "none.safetensors"),
-        (["--seconds", "0"], "seconds is 0"),
+        (["--seconds", "0"], "0.0 is not in the range"),
     ):
         refused = softlore(*common, *arguments)
         assert refused.code == 2, refused.out
         assert said in refused.err
         assert len(refused.lines) == 1
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "lore.yaml").write_text(LORE)
+    model = save_tiny_model(tmp_path / "model")
+
+    def stop(searcher):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Searcher, "step", stop)
+    command = ["hard", "search", tmp_path / "lore.yaml", "--model", model, "--tokens", "4"]
+    stopped = softlore(*command, "--checkpoints", tmp_path / "kept")
+    assert (stopped.code, len(stopped.lines)) == (130, 1)
+    assert "progress is kept: the same command goes on" in stopped.err
+    assert (tmp_path / "kept" / "Ada.search").exists()
+    assert "nothing is kept without --checkpoints" in softlore(*command).err

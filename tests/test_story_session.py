@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from running import save_tiny_model, softlore
 from softlore import Entry, Lorebook, PromptLibrary, SoftPrompt
+from softlore.cli.reading import Bar
 from softlore.errors import ConfigError, ContextOverflowError, StoryError
 from softlore.model.tiny import tiny_model
-from softlore.story import Stories, StorySettings
+from softlore.story import Stories, StoryDraft, StorySettings
 from softlore.story.composing import Composer
 from softlore.story.learning import learn, offers, taught
 from softlore.story.session import StorySession
@@ -353,3 +354,109 @@ def test_the_lore_of_a_save_comes_along(town):
     assert "lore came along: 1 entry" in ended.err
     assert "text" in ended.out
     assert "Ada" in ended.out
+
+
+def test_a_failed_command_leaves_no_story(town):
+    for more, said in (
+        (["--lorebook", town / "nolore.yaml"], "nolore.yaml"),
+        (["--prompts", town / "nodir"], "there is no folder"),
+        (["--model", town / "nomodel"], "nomodel"),
+        (["--export", town / "x.md"], "there is no story 'nn'"),
+    ):
+        given = ["--model", town / "model", *more]
+        refused = run(town, *given, name="nn")
+        assert (refused.code, len(refused.lines)) == (2, 1), refused.err
+        assert said in refused.err
+    assert not list(Stories(town / "stories"))
+    assert not (town / "x.md").exists()
+    begun(town)
+    refused = run(town, "--lorebook", town / "nolore.yaml", "--model", town / "nomodel")
+    assert refused.code == 2
+    with Stories(town / "stories").open("harbour") as story:
+        assert story.settings.lorebook == str(town / "lore.yaml")  # as it was
+        assert story.settings.model == str(town / "model")
+
+
+def test_a_story_is_deleted_when_it_is_said_twice(town):
+    begun(town)
+    refused = run(town, "--delete")
+    assert (refused.code, len(refused.lines)) == (2, 1)
+    assert "expected --yes" in refused.err
+    assert "harbour" in Stories(town / "stories")
+    deleted = run(town, "--delete", "--yes")
+    assert deleted.code == 0
+    assert "harbour.story.deleted" in deleted.err
+    assert "harbour" not in Stories(town / "stories")
+    assert "there is no story" in run(town, "--delete", "--yes").err
+    nameless = softlore("story", "--stories", town / "stories", "--delete")
+    assert (nameless.code, len(nameless.lines)) == (2, 1)
+
+
+def test_deleting_is_asked_for_on_a_terminal(town, monkeypatch):
+    Stories(town / "stories").create("harbour").close()
+    monkeypatch.setattr("softlore.cli.story.interactive", lambda: True)
+    assert "nothing was deleted" in run(town, "--delete", stdin="n\n").err
+    assert "harbour" in Stories(town / "stories")
+    assert run(town, "--delete", stdin="y\n").code == 0
+    assert "harbour" not in Stories(town / "stories")
+
+
+def test_damaged_stories_are_named_beside_the_others(town):
+    stories = Stories(town / "stories")
+    for name in ("one", "zoe"):
+        stories.create(name, StoryDraft(turns=(("writer", "Once."),))).close()
+    (town / "stories" / "odd.story").write_bytes(b"Once upon a time")
+    (town / "stories" / "torn.story").write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
+    listed = softlore("story", "--stories", town / "stories")
+    assert listed.code == 0
+    assert [line.split()[0] for line in listed.out.splitlines()] == ["one", "zoe"]
+    assert " 1 turn " in listed.out
+    assert "b'" not in listed.err
+    assert [line.split(":")[0] for line in listed.lines[:2]] == ["odd", "torn"]
+    assert listed.lines[2].startswith("2 stories in ")
+
+
+def test_what_is_set_and_undone_is_said(town):
+    script = (
+        "At the gate.\n/set tokens=-1\n/set tokens=nan\n/set seed=1.5\n/set foo=1\n/set top_kk=1\n"
+        "/set no_copy=2\n/set no_copy=8 tokens=3\n/memory A tale.\n/undo\n/undo\n/redo\n"
+    )
+    ended = run(town, "--model", town / "model", "--tokens", 4, stdin=script)
+    assert ended.code == 0
+    for said in (
+        "/set tokens=-1; expected a whole number from 1",
+        "/set tokens=nan; expected",
+        "seed is 1.5",
+        "there is no sampler 'foo'",
+        "did you mean 'top_k'",
+        "no_copy is 2; expected 0",
+        "(undone: a change of the settings)",
+        "(undone: a new turn)",
+        "(done again: a new turn)",
+        "harbour: 0 turns",
+    ):
+        assert said in ended.err
+    assert [line for line in ended.out.splitlines() if line.startswith("tokens=")] == [
+        next(line for line in ended.out.splitlines() if line.startswith("tokens=3"))
+    ]
+
+
+def test_the_bar_follows_the_story(story):
+    session = StorySession(story, MODEL, BOOK, PROMPTS)
+    bar = Bar(session)
+    assert bar() == " harbour · 0 turns"
+    session.say("A dog.")
+    assert bar() == " harbour · 1 turn"
+    list(session.go_on(5))
+
+    def read():
+        return f"{session.look().tokens}/{LIMIT} tokens"
+
+    first = read()
+    assert f"2 turns · {first}" in bar()
+    session.say(" And then Emma came.")
+    assert read() != first
+    assert f"3 turns · {read()}" in bar()
+    assert "Emma" in bar()
+    story.undo()
+    assert f"2 turns · {first}" in bar()

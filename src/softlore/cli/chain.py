@@ -82,10 +82,16 @@ def command(
         for link in links:
             click.echo(line(link), nl=False)
         return
-    with adding_links(out, again) as add:
-        for number, link in enumerate(watched(links, len(listed))):
-            if number >= len(done):
-                add(link)
+    try:
+        with adding_links(out, again) as add:
+            for number, link in enumerate(watched(links, len(listed))):
+                if number >= len(done):
+                    add(link)
+    except KeyboardInterrupt:
+        same = "the same command without --again" if again else "the same command"
+        raise click.exceptions.Abort(
+            f"stopped; what was written is kept in {out}: {same} goes on from there"
+        ) from None
     click.echo(f"{len(listed)} items, {len(done)} of them there already: {out}", err=True)
 
 

@@ -23,6 +23,8 @@ from softlore.cli.options import json_option, load_model, model_options, write_j
 @click.option("--story-tokens", default=60, show_default=True, help="How long they are.")
 @click.option("--html", type=click.Path(path_type=Path), default=Path("compare.html"),
               show_default=True, help="Write the page here.")  # fmt: skip
+@click.option("--style", help="Make calls and responses of the texts of entries without: "
+              "sentences, noun, pronoun, mixed, implicit, cloud or bracketed.")  # fmt: skip
 @click.option("--styles", is_flag=True, help="Compare authoring styles: ways of making calls and "
               "responses of the entries' texts.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="The first seed.")
@@ -38,6 +40,7 @@ def command(
     stories: int,
     story_tokens: int,
     html: Path,
+    style: str | None,
     styles: bool,
     seed: int,
     json_path: str | None,
@@ -55,13 +58,16 @@ def command(
     """
     from softlore import demo
     from softlore.compare.contest import hold_contest
-    from softlore.compare.contest_report import NOTE, contest_table, write_contest_page
+    from softlore.compare.contest_report import UNASKED, contest_table, note, write_contest_page
     from softlore.compare.plots import need_extra
     from softlore.compare.ways import make_all, make_styles
     from softlore.lore import Lorebook
+    from softlore.lore.styles import with_blocks
 
     need_extra()
     book = Lorebook.load(lorebook or demo.lorebook_path())
+    if style is not None:
+        book = with_blocks(book, style)
     model = load_model(model_name or book.model, dtype, device)
     with measuring_bar() as show:
         contest = hold_contest(
@@ -82,5 +88,7 @@ def command(
 
         console = Console()
         console.print(contest_table(contest))
-        console.print(NOTE, style="dim")
+        if not contest.asked:
+            console.print(UNASKED + "\n", style="bold")
+        console.print(note(contest), style="dim")
         click.echo(f"{contest.seconds:.0f} s; the page: {html.resolve()}", err=True)

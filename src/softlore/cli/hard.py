@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,11 +22,11 @@ from softlore.cli.options import (
     read_text,
     write_json,
 )
+from softlore.cli.progress import case_bar, search_bar
 from softlore.errors import CheckError, ConfigError
 
 if TYPE_CHECKING:
     from softlore.control.hard.runner import Cache, Outcome
-    from softlore.control.search import Searcher
     from softlore.decode.mixing import Steering
     from softlore.model import FrozenModel
 
@@ -93,6 +93,8 @@ def distil(
         raise ConfigError("expected the FILE of a text, or one --code or more; give one of the two")
     name = clean_name(name)
     text = None if file is None else read_text(file, "the text")
+    if text is not None and not text.strip():
+        raise ConfigError(f"{str(file)!r} is empty; expected a text to distil; write one there")
     prompts = library(folder, new=True)
     model = load_model(model_name, dtype, device)
     if text is not None:
@@ -127,7 +129,9 @@ def distil(
 @click.option("--entry", "only", multiple=True, help="Only this entry; may be given often.")
 @click.option("--method", default="gcg", show_default=True,
               type=click.Choice(["gcg", "pez", "autoprompt", "random"]))  # fmt: skip
-@click.option("--tokens", default=16, show_default=True, help="Length of the prompt.")
+@click.option(
+    "--tokens", type=int, help="Length of the prompt.  [default: that of --initial, or 16]"
+)
 @click.option("--seconds", type=Finite(min=0, min_open=True),
               help="For each entry.  [default: 120]")  # fmt: skip
 @click.option("--passes", type=int, help="Forward passes for each entry, in place of seconds.")
@@ -146,7 +150,7 @@ def search(
     device: str | None,
     only: tuple[str, ...],
     method: str,
-    tokens: int,
+    tokens: int | None,
     seconds: float | None,
     passes: int | None,
     fluency: float,
@@ -176,7 +180,7 @@ def search(
     report = {}
     for entry in entries:
         scorer = Scorer(model, entry.blocks, entry.held_out, fluency)
-        with _searching(entry.name) as show:
+        with _stopping(checkpoints), search_bar(entry.name) as show:
             found = Searcher(
                 scorer,
                 method,
@@ -209,7 +213,12 @@ def search(
 @click.option("--dtype", help="float32, bfloat16 or float16.  [default: by device]")
 @click.option("--device", help="Where to run, such as cuda.  [default: a GPU if any]")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page, side by side.")
-@click.option("--csv", "table", type=click.Path(path_type=Path), help="Write a row a case.")
+@click.option(
+    "--csv",
+    "table",
+    type=click.Path(path_type=Path),
+    help="Write a row a case to this file; - is standard output.",
+)
 @click.option("--cache/--no-cache", "cached", default=True, help="Keep answers between runs.")
 @click.option("--allow-python", is_flag=True, help="Run the file's `python` assertions. They may "
               "do anything: only for files that you trust.")  # fmt: skip
@@ -239,6 +248,9 @@ def run(
     from softlore.control.hard.runner import count_cases
     from softlore.disk import write_whole
 
+    piped = str(table) == "-"
+    if piped and json_path == "-":
+        raise ConfigError("--json - and --csv - both go to standard output; give one of them")
     experiment = Experiment.load(file)
     if model_name is not None:
         experiment = experiment.model_copy(update={"models": [model_name]})
@@ -248,16 +260,18 @@ def run(
         return load_model(name, dtype, device)
 
     outcomes: list[Outcome] = []
-    with _bar(count_cases(experiment)) as show:
+    with case_bar(count_cases(experiment)) as show:
         for one in run_experiment(experiment, load, cache, allow_python):
             outcomes.append(one)
             show(one)
     if html is not None:
         write_page(experiment, outcomes, html)
-    if table is not None:
+    if piped:
+        click.echo(as_csv(outcomes), nl=False)
+    elif table is not None:
         write_whole(table, as_csv(outcomes).encode())
     write_json(as_json(experiment, outcomes), json_path)
-    if json_path != "-":
+    if json_path != "-" and not piped:
         from rich.console import Console
 
         Console().print(summary_table(outcomes))
@@ -285,33 +299,13 @@ def _failure(failed: list[Outcome], count: int) -> str:
 
 
 @contextmanager
-def _searching(name: str) -> Iterator[Callable[[Searcher], None]]:
-    """A bar of the budget with the best loss so far on a terminal, else nothing."""
-    if not interactive():
-        yield lambda searcher: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(name, total=1.0)
-
-        def show(searcher: Searcher) -> None:
-            best = "" if searcher.best is None else f" {searcher.best[1]:.2f}"
-            progress.update(task, completed=searcher.done, description=name + best)
-
-        yield show
-
-
-@contextmanager
-def _bar(count: int) -> Iterator[Callable[[Outcome], None]]:
-    """A progress bar on a terminal's standard error, else nothing."""
-    if not interactive():
-        yield lambda one: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("trying", total=count)
-        yield lambda one: progress.update(task, advance=1, description=one.case.prompt)
+def _stopping(checkpoints: Path | None) -> Iterator[None]:
+    """Says on Ctrl-C what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.exceptions.Abort(
+            "stopped; nothing is kept without --checkpoints FOLDER"
+            if checkpoints is None
+            else "stopped; progress is kept: the same command goes on from here"
+        ) from None

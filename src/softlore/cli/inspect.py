@@ -38,7 +38,7 @@ def _is_prompt(folder: Path) -> bool:
 def _show_folder(folder: Path | None, json_path: str | None) -> None:
     from softlore.cli.options import library
 
-    prompts = library(folder)
+    prompts = library(folder, new=True)  # of one that is not there it is told how to fill it
     listing = prompts.listing()
     rows = [
         {

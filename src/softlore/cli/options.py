@@ -82,9 +82,18 @@ def sampling_options(function: Command) -> Command:
     @functools.wraps(function)
     def gathered(*args: Any, samplers: tuple[str, ...], **kwargs: Any) -> Any:
         sampling = {name: kwargs.pop(name) for name, _, _ in SAMPLERS}
+        no_copy = kwargs.pop("no_copy")
+        if no_copy is not None:  # else a story's own may stand
+            sampling["no_copy"] = no_copy
         return function(*args, sampling=sampling | sampler_settings(samplers), **kwargs)
 
     options = [
+        click.option(
+            "--no-copy",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Steer off what would repeat N tokens of the training responses word for word.",
+        ),
         click.option(
             "--sampler",
             "samplers",
@@ -92,7 +101,7 @@ def sampling_options(function: Command) -> Command:
             metavar="NAME=VALUE",
             help="Any other sampler, such as dry_multiplier=0.8; may be given often. Of "
             "banned_strings and dry_breakers one string at a time. All are in docs/sampling.md.",
-        )
+        ),
     ]
     for name, default, told in reversed(SAMPLERS):
         option = "--" + name.replace("_", "-")
@@ -122,17 +131,13 @@ def _sampler_value(name: str, value: str) -> dict[str, Any]:
     """One field with its value; a list as a tuple."""
     import dataclasses
 
-    from softlore.decode.samplers.settings import Sampling, near
+    from softlore.decode.samplers.settings import Sampling, check_sampler
 
-    defaults = {field.name: field.default for field in dataclasses.fields(Sampling)}
-    if name not in defaults:
-        raise ConfigError(
-            f"there is no sampler {name!r}{near(name, defaults)}; expected one of "
-            f"{', '.join(defaults)}; mend --sampler"
-        )
-    if name in {own for own, _, _ in SAMPLERS}:
+    if name in {"no_copy", *(own for own, _, _ in SAMPLERS)}:
         option = "--" + name.replace("_", "-")
         raise ConfigError(f"{name} has an option of its own; expected {option} VALUE; use that")
+    check_sampler(name)
+    defaults = {field.name: field.default for field in dataclasses.fields(Sampling)}
     kind: Callable[[str], Any] = _READ.get(name, type(defaults[name]))
     try:
         return {name: kind(value)}

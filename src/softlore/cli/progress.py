@@ -1,4 +1,4 @@
-"""The live view of a training: a bar, and loss and drift for each entry."""
+"""Live views: of a training a bar, and loss and drift for each entry; of other work a bar."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from softlore.cli.options import interactive
+
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from softlore.control.hard.runner import Outcome
+    from softlore.control.search import Searcher
     from softlore.tune import Learner, Progress
 
 Watcher = Callable[["Progress"], "bool | None"]
@@ -95,3 +99,36 @@ def _number(learner: Learner, *kinds: str) -> str:
         if value is not None:
             return f"{value:.2f}"
     return "–"
+
+
+@contextmanager
+def search_bar(name: str) -> Iterator[Callable[[Searcher], None]]:
+    """A bar of the budget with the best loss so far on a terminal, else nothing."""
+    if not interactive():
+        yield lambda searcher: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(name, total=1.0)
+
+        def show(searcher: Searcher) -> None:
+            best = "" if searcher.best is None else f" {searcher.best[1]:.2f}"
+            progress.update(task, completed=searcher.done, description=name + best)
+
+        yield show
+
+
+@contextmanager
+def case_bar(count: int) -> Iterator[Callable[[Outcome], None]]:
+    """A progress bar on a terminal's standard error, else nothing."""
+    if not interactive():
+        yield lambda one: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("trying", total=count)
+        yield lambda one: progress.update(task, advance=1, description=one.case.prompt)

@@ -116,6 +116,7 @@ def command(
 
 def _list(stories: Stories) -> None:
     """The stories that can be read; of the others, what is wrong with each."""
+    from softlore.cli.reading import turns
     from softlore.errors import SoftloreError
 
     told = 0
@@ -123,8 +124,7 @@ def _list(stories: Stories) -> None:
         try:
             with stories.open(name) as story:
                 words = " ".join(story.text[-60:].split())
-                noun = "turn" if len(story) == 1 else "turns"
-                click.echo(f"{name:24} {len(story):4} {noun:5}  … {words}")
+                click.echo(f"{name:24} {turns(len(story)):>10}  … {words}")
                 told += 1
         except SoftloreError as error:
             click.echo(f"{name}: {error}", err=True)
@@ -211,9 +211,10 @@ class _Beginning:
 def _write(session: StorySession, stories: Stories, tokens: int, sampling: dict[str, Any]) -> None:
     import sys
 
-    from softlore.cli.terminal import Terminal, comfortable_reader, line_reader
+    from softlore.cli.reading import comfortable_reader, line_reader
+    from softlore.cli.terminal import COMMANDS, Terminal
 
     read = line_reader()
     if sys.stdin.isatty() and sys.stdout.isatty():
-        read = comfortable_reader(session, stories.folder / ".history")
+        read = comfortable_reader(session, stories.folder / ".history", COMMANDS)
     Terminal(session, read, tokens, sampling).run()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from softlore.cli.reading import Reader, turns
 from softlore.errors import ConfigError, SoftloreError, StoryError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from softlore.story.session import StorySession
 
-Reader = Callable[[str], str]  # from what stands in the line already to what was typed
 SHOWN = 2000  # characters of a story's end that are shown when it is opened
 
 
@@ -73,10 +73,9 @@ class Terminal:
         return method(rest.strip())
 
     def _open(self) -> None:
-        turns = len(self.story)
         click.secho(
-            f"{self.story.name}: {turns} turns; an empty line lets the model go on, /help tells "
-            "of the rest",
+            f"{self.story.name}: {turns(len(self.story))}; an empty line lets the model go on, "
+            "/help tells of the rest",
             dim=True,
             err=True,
         )
@@ -114,14 +113,15 @@ class Terminal:
 
     def undo(self, _: str = "") -> None:
         """Take back the last thing that was done, whatever it was."""
-        self._moved(self.story.undo(), "nothing to undo")
+        self._moved("undone", self.story.undo(), "nothing to undo")
 
     def redo(self, _: str = "") -> None:
         """Do again what was undone."""
-        self._moved(self.story.redo(), "nothing to redo")
+        self._moved("done again", self.story.redo(), "nothing to redo")
 
-    def _moved(self, operation: str, nothing: str) -> None:
-        click.secho(f"({operation or nothing})", dim=True, err=True)
+    def _moved(self, what: str, operation: str, nothing: str) -> None:
+        told = f"{what}: {OPERATIONS.get(operation, operation)}" if operation else nothing
+        click.secho(f"({told})", dim=True, err=True)
         if operation:
             click.echo("… " + self.story.text[-300:])
 
@@ -130,7 +130,7 @@ class Terminal:
         for branch in self.story.branches():
             mark = "*" if branch.current else " "
             words = " ".join(branch.words.split())[:60]
-            click.echo(f"{mark} {branch.id:5}  {branch.turns:3} turns  {branch.created}  {words}")
+            click.echo(f"{mark} {branch.id:5}  {turns(branch.turns):>9}  {branch.created}  {words}")
 
     def go(self, number: str) -> None:
         """Go to a branch or a turn: /go NUMBER."""
@@ -173,24 +173,29 @@ class Terminal:
 
     def set(self, text: str) -> None:
         """Set how it is written: /set tokens=120 temperature=0.7 budget=200 seed=3."""
-        sampling = dict(self._sampling)
+        from softlore.decode import Sampling
+        from softlore.decode.no_copy import check_no_copy
+
+        sampling, tokens = dict(self._sampling), self._tokens
         own: dict[str, Any] = {}
         for word in shlex.split(text):
             name, _, value = word.partition("=")
             number = _number(name, value)
             if name == "tokens":
-                self._tokens = max(1, int(number))
+                if not isinstance(number, int) or number < 1:
+                    raise ConfigError(
+                        f"/set tokens={value}; expected a whole number from 1; mend it"
+                    )
+                tokens = number
             elif name in ("budget", "seed", "note_depth", "context_tokens"):
-                own[name] = int(number)
+                own[name] = number
             else:
                 sampling[name] = number
-        from softlore.decode import Sampling
-
-        known = {k: v for k, v in sampling.items() if k != "no_copy"}
-        _check(Sampling, known)
+        check_no_copy(sampling.get("no_copy", 0))
+        Sampling.of({name: value for name, value in sampling.items() if name != "no_copy"})
         if own:
             self.story.set(**own)
-        self._sampling = sampling
+        self._sampling, self._tokens = sampling, tokens
         shown = {"tokens": self._tokens, **self._sampling}
         click.echo(" ".join(f"{name}={value}" for name, value in shown.items()))
 
@@ -238,6 +243,14 @@ class Terminal:
         return "quit"
 
 
+# What can be undone, in words.
+OPERATIONS = {
+    "add": "a new turn",
+    "edit": "a change of the text",
+    "cut": "taking turns off",
+    "go to": "going to another branch",
+    "set": "a change of the settings",
+}
 COMMANDS = (
     "retry", "undo", "redo", "edit", "keep", "memory", "note", "lore", "tokens", "set", "branches",
     "go", "show", "save", "help", "quit",
@@ -272,72 +285,7 @@ def _number(name: str, value: str) -> int | float:
         ) from None
 
 
-def _check(kind: Callable[..., Any], settings: dict[str, Any]) -> None:
-    try:
-        kind(**settings)
-    except TypeError as error:
-        raise ConfigError(
-            f"{error}; expected settings of the samplers, such as temperature=0.7; see "
-            "softlore write --help"
-        ) from None
-
-
 def _is_terminal() -> bool:
     import sys
 
     return sys.stdin.isatty() and sys.stdout.isatty()
-
-
-def line_reader() -> Reader:
-    """Lines of standard input as they are: for pipes and scripts."""
-    import sys
-
-    def read(given: str) -> str:
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        return line.rstrip("\n")
-
-    return read
-
-
-def comfortable_reader(session: StorySession, history: Path) -> Reader:
-    """A line editor with history, completion and a bar; Alt-Enter begins a new line."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.history import FileHistory
-    from prompt_toolkit.key_binding import KeyBindings
-    from prompt_toolkit.patch_stdout import patch_stdout
-
-    keys = KeyBindings()
-
-    @keys.add("escape", "enter")
-    def _(event: Any) -> None:
-        event.current_buffer.insert_text("\n")
-
-    names = [f"[[soft:{name}]]" for name in session.composer.prompts]
-    words = ["/" + name for name in COMMANDS] + names
-    prompt: PromptSession[str] = PromptSession(
-        history=FileHistory(str(history)),
-        completer=WordCompleter(words, sentence=True),
-        complete_while_typing=False,
-        key_bindings=keys,
-        bottom_toolbar=lambda: _bar(session),
-    )
-
-    def read(given: str) -> str:
-        with patch_stdout():
-            return prompt.prompt("> ", default=given)
-
-    return read
-
-
-def _bar(session: StorySession) -> str:
-    plan = session.plan
-    if plan is None:
-        return f" {session.story.name} · {len(session.story)} turns"
-    lore = ", ".join(f"{name} ({form})" for name, form in plan.lore.items()) or "no lore"
-    return (
-        f" {session.story.name} · {len(session.story)} turns · {plan.tokens}/{plan.limit} tokens "
-        f"· {lore}"
-    )

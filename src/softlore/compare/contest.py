@@ -71,6 +71,7 @@ class Contest:
     Attributes:
         distances: tokens of story between head and call.
         seconds: how long all of it took.
+        story_tokens: how long stories are.
     """
 
     lorebook: str
@@ -79,6 +80,12 @@ class Contest:
     distances: list[int]
     results: list[Result]
     seconds: float
+    story_tokens: int = 60
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything has calls and responses, which recall is measured by."""
+        return any(v is not None for one in self.results for v in one.measures.recall.values())
 
     @property
     def ways(self) -> dict[str, str]:
@@ -123,6 +130,7 @@ class Contest:
             "model": self.model,
             "seeds": self.seeds,
             "seconds": round(self.seconds, 1),
+            "story_tokens": self.story_tokens,
             "total": {
                 way: {column: one and asdict(one) for column, one in columns.items()}
                 for way, columns in self.total().items()
@@ -194,7 +202,7 @@ def hold_contest(
         results += _measured(model, book, made, seed, distances, stories, story_tokens)
     tell(1.0, "done")
     seconds = time.monotonic() - start
-    return Contest(book.name, model.name, list(seeds), distances, results, seconds)
+    return Contest(book.name, model.name, list(seeds), distances, results, seconds, story_tokens)
 
 
 def _measured(

@@ -25,13 +25,24 @@ TITLES = {
     "tokens": "tokens",
     "seconds": "seconds",
 }
-NOTE = (
+_NOTE = (
     "recall (at 0, …: after so many tokens of story) and held-out calls: nats a token that the "
     "right responses cost; less is better. drift: nats a token that unrelated text is bent; less "
-    "is better. lore words: keywords of the lore in a story of 60 tokens. copy: the longest run of "
+    "is better. lore words: keywords of the lore in a story of {length}. copy: the longest run of "
     "tokens in common with the responses. perplexity: of the stories, under the bare model. "
     "tokens: of the context. seconds: to make one."
 )
+UNASKED = (
+    "No entry has calls with responses, so recall and held-out calls are not measured, and nothing "
+    "is searched. Write some (`blocks` of an entry: a call, and what should follow it), or have "
+    "them made of the texts: softlore compare LOREBOOK --style sentences."
+)
+
+
+def note(contest: Contest) -> str:
+    """What the columns mean."""
+    length = f"{contest.story_tokens} {'token' if contest.story_tokens == 1 else 'tokens'}"
+    return _NOTE.format(length=length)
 
 
 def title(column: str) -> str:
@@ -98,7 +109,8 @@ def render(contest: Contest) -> str:
         plots=[plot for plot in plots if plot[2]],
         title=title,
         shown=shown,
-        note=NOTE,
+        note=note(contest),
+        unasked="" if contest.asked else UNASKED,
         samples=_samples(contest),
     )
 

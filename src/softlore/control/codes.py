@@ -86,10 +86,16 @@ def find_codes(
         else:
             known = [*own, *prompts]
             close = difflib.get_close_matches(name, known, n=1)
+            if not known:
+                raise UnknownPromptError(
+                    f"{name!r} is neither a code of {model.name!r}, which has none, nor a soft "
+                    "prompt at hand, and there are none; expected a model with codes, or a folder "
+                    "of prompts that stand for some; name the one or the other"
+                )
             hint = f"did you mean {close[0]!r}?" if close else "see `softlore codes`"
             raise UnknownPromptError(
                 f"{name!r} is neither a code of {model.name!r} nor a soft prompt at hand; expected "
-                f"one of {', '.join(map(repr, known[:9])) or 'none, for there are none'}; {hint}"
+                f"one of {', '.join(map(repr, known[:9]))}; {hint}"
             )
     if not codes:
         raise ConfigError(

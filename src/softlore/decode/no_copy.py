@@ -21,14 +21,20 @@ def no_copy_step(prompts: Iterable[SoftPrompt], most: int) -> Step:
     Raises:
         ConfigError: fewer tokens than the hashes tell apart.
     """
-    if isinstance(most, bool) or not isinstance(most, int) or most < RUN:
-        raise ConfigError(
-            f"no_copy is {most!r}; expected 0 for none, or {RUN} tokens or more; choose another"
-        )
+    check_no_copy(most, least=RUN)
     known = HashedResponses({})
     for prompt in prompts:
         known |= HashedResponses.from_text(prompt.training.get(KEY))
     return Step("no_copy", SparingLogitsProcessor(NoCopyLogitsProcessor(known, most)), "text")
+
+
+def check_no_copy(most: object, least: int = 0) -> None:
+    """Raises ConfigError unless it is 0, for none, or so many tokens as can be told apart."""
+    whole = isinstance(most, int) and not isinstance(most, bool)
+    if not whole or not (most == least == 0 or most >= RUN):  # type: ignore[operator]
+        raise ConfigError(
+            f"no_copy is {most!r:.60}; expected 0 for none, or {RUN} tokens or more; choose another"
+        )
 
 
 class NoCopyLogitsProcessor(LogitsProcessor):

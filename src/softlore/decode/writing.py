@@ -191,7 +191,7 @@ def chooser_of(
     if any(p.training.get("style") == BRACKETED for p in prompts):
         banned += model.bracket_ids  # what was learned in brackets is told without them
     before = [no_copy_step(prompts, no_copy)] if no_copy else []
-    return Chooser(Sampling(**{**sampling, "banned": banned}), seed, model, before)
+    return Chooser(Sampling.of({**sampling, "banned": banned}), seed, model, before)
 
 
 def _headed(

@@ -19,9 +19,12 @@ _ITEMS = {
 }
 
 
-def complaint(model: str, error: ValidationError, data: Any) -> str:
+def complaint(
+    model: str, error: ValidationError, data: Any, fields: Sequence[str] = ("call", "responses")
+) -> str:
     """Returns one line for pydantic's `error` about `data`, which was to become a `model`.
 
+    `fields` are those of what refuses fields that it does not know: of lore, a block only.
     It names the entry, the block and the field, says what was found and expected, and how to
     mend it. Of several errors the first is told in full, the others are counted.
     """
@@ -29,7 +32,7 @@ def complaint(model: str, error: ValidationError, data: Any) -> str:
     # A misspelt field explains a missing one, so it is told first.
     first = min(errors, key=lambda fault: fault["type"] != "extra_forbidden")
     place = where(model, first["loc"], data)
-    reason = _reason(model, first)
+    reason = _reason(model, first, fields)
     line = f"{place}: {reason}" if place else reason
     if len(errors) > 1:
         more = len(errors) - 1
@@ -89,7 +92,7 @@ def nearest(word: str, words: Sequence[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _reason(model: str, error: Any) -> str:
+def _reason(model: str, error: Any, fields: Sequence[str]) -> str:
     loc, kind, context = error["loc"], error["type"], error.get("ctx", {})
     if loc:
         field = f"`{loc[-1]}`" if isinstance(loc[-1], str) else "it"
@@ -109,8 +112,10 @@ def _reason(model: str, error: Any) -> str:
         guess = nearest(str(error["input"]), context["expected"].replace("'", "").split(", "))
         return f"{field} must be {context['expected']}, but is {found}{guess}"
     if kind == "extra_forbidden":
-        guess = nearest(str(loc[-1]), ["call", "response", "responses"])
-        return f"{field} is not a field of a block; it has `call` and `responses`{guess}"
+        what = "an experiment" if model == "Experiment" else "a block"
+        *more, last = (f"`{name}`" for name in fields)
+        guess = nearest(str(loc[-1]), fields)
+        return f"{field} is not a field of {what}; it has {', '.join(more)} and {last}{guess}"
     expected = _EXPECTED.get(kind)
     if expected is None:
         return f"{field} cannot be used: {error['msg'].lower()}; found {found}"

@@ -16,6 +16,7 @@ from softlore.errors import ConfigError
 from softlore.lore.complaints import nearest
 from softlore.lore.entry import Block, Entry
 from softlore.lore.keywords import lore_keywords
+from softlore.lore.lorebook import Lorebook
 
 BRACKETED = "bracketed"  # its responses stand in brackets, which are banned when a story is written
 CLOUDS, CLOUD_WORDS = 6, 8  # word clouds an entry, and words in each
@@ -54,6 +55,19 @@ def style_blocks(entry: Entry, style: str) -> list[Block]:
             answers = merged.setdefault(call, [])
             answers += [response] if response not in answers else []
     return [Block(call=call, responses=answers) for call, answers in merged.items()]
+
+
+def with_blocks(book: Lorebook, style: str) -> Lorebook:
+    """A lorebook in which entries that have only a text have blocks made of it.
+
+    Raises:
+        ConfigError: there is no such style.
+    """
+    entries = [
+        entry if entry.blocks else entry.model_copy(update={"blocks": style_blocks(entry, style)})
+        for entry in book
+    ]
+    return book.model_copy(update={"entries": entries})
 
 
 def _noun(entry: Entry) -> list[tuple[str, str]]:

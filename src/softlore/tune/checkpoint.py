@@ -45,8 +45,10 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
     write_whole(path, save(kept, metadata))
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `save_checkpoint` wrote.
+def load_checkpoint(
+    path: Path, anew: str = "say so with again=True (--again), or delete it"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `save_checkpoint` wrote. `anew`: what to do where it can't be read.
 
     Raises:
         StorageError: when the file is not a whole checkpoint of this version.
@@ -63,7 +65,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise StorageError(
             f"checkpoint {str(path)!r} can't be read ({error}); expected one written by this "
-            "version of softlore; to begin anew, say so with again=True (--again), or delete it"
+            f"version of softlore; to begin anew, {anew}"
         ) from error
 
 

@@ -134,8 +134,14 @@ class TrainingConfig:
     def _among(self, name: str, choices: tuple[str | bool | None, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:
-            expected = ", ".join(map(str, choices))
-            raise ConfigError(f"{name} is {value!r:.60}; expected one of {expected}; choose one")
+            named = [str(choice) for choice in choices if choice is not None]
+            close = difflib.get_close_matches(str(value), named, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "choose one"
+            if None in choices:
+                hint += " (or leave it out)"
+            raise ConfigError(
+                f"{name} is {value!r:.60}; expected one of {', '.join(named)}; {hint}"
+            )
 
     def as_json(self) -> dict[str, Any]:
         """The settings as a prompt file carries them; factories by name, the story left out."""

@@ -73,7 +73,9 @@ class Experiment(BaseModel):
         try:
             return cls(**{**data, "folder": path.resolve().parent})
         except ValidationError as error:
-            raise ConfigError(one_line(f"{path}: {complaint('Experiment', error, data)}")) from None
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            told = complaint("Experiment", error, data, [one for one in known if one != "folder"])
+            raise ConfigError(one_line(f"{path}: {told}")) from None
 
     def templates(self) -> dict[str, Template]:
         """The prompts, parsed."""

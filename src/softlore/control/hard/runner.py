@@ -138,12 +138,9 @@ def run_experiment(
             "expected your leave; read the file, and give --allow-python if you trust it"
         )
     try:
-        Sampling(**experiment.sampling)
-    except TypeError as error:
-        raise ConfigError(
-            f"`sampling` of the experiment can't be used ({error}); expected fields such as "
-            "temperature and top_k; take the others out"
-        ) from error
+        Sampling.of(experiment.sampling)
+    except ConfigError as error:
+        raise ConfigError(f"`sampling` of the experiment can't be used: {error}") from error
     cases = list(_cases(experiment))
     cache = cache or Cache(None)
     for name in dict.fromkeys(case.model for case in cases):

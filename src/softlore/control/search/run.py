@@ -20,10 +20,11 @@ from softlore.control.search.scoring import Ids, Scorer
 from softlore.errors import ConfigError
 from softlore.measure import recall
 from softlore.prompts import SoftPrompt
-from softlore.tune.checkpoint import load_checkpoint, nested, save_checkpoint
+from softlore.tune.checkpoint import load_checkpoint, nested, save_checkpoint, uninterrupted
 
 KEEP_SECONDS = 10.0
 DEFAULT_SECONDS = 120.0
+DEFAULT_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Searcher:
     Args:
         scorer: what prompts are scored on.
         method: one of `METHODS`.
+        n_tokens: by default as many as `initial` has, and 16 where it is left out.
         initial: a text, or a soft prompt of the embedding kind to start from its nearest tokens;
             random tokens where it is left out.
         seconds, passes: the budget; the search ends when either is spent.
@@ -68,7 +70,7 @@ class Searcher:
         self,
         scorer: Scorer,
         method: str = "gcg",
-        n_tokens: int = 16,
+        n_tokens: int | None = None,
         *,
         initial: str | SoftPrompt | None = None,
         seconds: float | None = None,
@@ -108,19 +110,27 @@ class Searcher:
         return min(1.0, max(shares))
 
     def search(self) -> Found:
-        """Searches until the budget is spent, and keeps the best on the way."""
+        """Searches until the budget is spent, and keeps the best on the way, also on Ctrl-C."""
+        try:
+            self._steps()
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        self.save()
+        return self.found()
+
+    def _steps(self) -> None:
         kept = time.monotonic()
         while self.done < 1:
-            start = time.monotonic()
-            self.step()
-            self.spent += time.monotonic() - start
+            with uninterrupted():  # so that what is kept is the end of a step
+                start = time.monotonic()
+                self.step()
+                self.spent += time.monotonic() - start
             if self.checkpoint is not None and time.monotonic() - kept >= KEEP_SECONDS:
                 self.save()
                 kept = time.monotonic()
             if self.on_step and self.on_step(self):
                 break
-        self.save()
-        return self.found()
 
     def step(self) -> None:
         """One step of the method."""
@@ -182,7 +192,7 @@ class Searcher:
         save_checkpoint(self.checkpoint, tensors or {"none": torch.zeros(1)}, facts)
 
     def _resume(self, path: Path) -> None:
-        tensors, facts = load_checkpoint(path)
+        tensors, facts = load_checkpoint(path, anew="delete it")
         if facts.get("signature") != self._signature():
             raise ConfigError(
                 f"the checkpoint {str(path)!r} is of another search; expected the same model, "
@@ -221,7 +231,7 @@ def best_of_random(scorer: Scorer, n_tokens: int, count: int, seed: int = 0) -> 
 
 
 def _initial(
-    scorer: Scorer, source: str | SoftPrompt | None, n_tokens: int, seed: int
+    scorer: Scorer, source: str | SoftPrompt | None, n_tokens: int | None, seed: int
 ) -> list[int]:
     """Legal ids to start from: a text's, a soft prompt's nearest tokens, or random ones."""
     ids: Ids = []
@@ -232,7 +242,9 @@ def _initial(
                 "rows have nearest tokens; train that kind"
             )
         scorer.model.check_prompt(source)
-        ids = nearest_ids(scorer, source.embeddings.to(scorer.model.device))[:n_tokens]
+        ids = nearest_ids(scorer, source.embeddings.to(scorer.model.device))
     elif source:
-        ids = scorer.model.encode(" ".join(source.split()))[:n_tokens]
+        ids = scorer.model.encode(" ".join(source.split()))
+    if n_tokens is None:
+        n_tokens = len(ids) or DEFAULT_TOKENS
     return random_ids(scorer, n_tokens, random.Random(f"{seed}/initial"), ids)

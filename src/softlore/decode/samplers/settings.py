@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from transformers import LogitsProcessorList
@@ -155,6 +155,17 @@ class Sampling:
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         object.__setattr__(self, "order", _known(self.order))
 
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """The settings given by name, and the defaults for the rest.
+
+        Raises:
+            ConfigError: a name that is no sampler's, or a value that does not fit.
+        """
+        for name in given:
+            check_sampler(name)
+        return cls(**given)
+
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken, always."""
@@ -206,6 +217,16 @@ def kobold_order(numbers: Iterable[int]) -> tuple[str, ...]:
             f"{len(_KOBOLD) - 1}, each at most once; mend it"
         )
     return tuple(name for n in given for name in _KOBOLD[n])
+
+
+def check_sampler(name: str) -> None:
+    """Raises ConfigError unless it names a field of `Sampling`."""
+    known = [field.name for field in fields(Sampling)]
+    if name not in known:
+        raise ConfigError(
+            f"there is no sampler {name!r:.60}{near(str(name), known)}; expected one of "
+            f"{', '.join(known)}; mend the name, or take it out"
+        )
 
 
 def near(name: str, names: Iterable[str]) -> str:

@@ -1,0 +1,93 @@
+"""What is typed into a story's terminal: plain lines, or a line editor with a bar below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from softlore.errors import SoftloreError
+
+if TYPE_CHECKING:
+    from softlore.story.session import StorySession
+
+Reader = Callable[[str], str]  # from what stands in the line already to what was typed
+
+
+def line_reader() -> Reader:
+    """Lines of standard input as they are: for pipes and scripts."""
+    import sys
+
+    def read(given: str) -> str:
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.rstrip("\n")
+
+    return read
+
+
+def comfortable_reader(session: StorySession, history: Path, commands: Sequence[str]) -> Reader:
+    """A line editor with history, completion and a bar; Alt-Enter begins a new line."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.patch_stdout import patch_stdout
+
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def _(event: Any) -> None:
+        event.current_buffer.insert_text("\n")
+
+    names = [f"[[soft:{name}]]" for name in session.composer.prompts]
+    words = ["/" + name for name in commands] + names
+    prompt: PromptSession[str] = PromptSession(
+        history=FileHistory(str(history)),
+        completer=WordCompleter(words, sentence=True),
+        complete_while_typing=False,
+        key_bindings=keys,
+        bottom_toolbar=Bar(session),
+    )
+
+    def read(given: str) -> str:
+        with patch_stdout():
+            return prompt.prompt("> ", default=given)
+
+    return read
+
+
+class Bar:
+    """The line below the input: how long the story is, and what the model would read of it now.
+
+    It is drawn at every key, so it is made anew only when the story has changed.
+    """
+
+    def __init__(self, session: StorySession) -> None:
+        self._session = session
+        self._seen: tuple[Any, ...] | None = None
+        self._told = ""
+
+    def __call__(self) -> str:
+        story = self._session.story
+        seen = (len(story), story.head, story.settings, self._session.plan)
+        if seen != self._seen:
+            self._told = f" {story.name} · {turns(len(story))}{self._read()}"
+            self._seen = seen
+        return self._told
+
+    def _read(self) -> str:
+        if self._session.plan is None:  # what lore is worth is not measured before it is needed
+            return ""
+        try:
+            plan = self._session.look()
+        except SoftloreError:  # no room, say: the next turn tells of it
+            return ""
+        lore = ", ".join(f"{name} ({form})" for name, form in plan.lore.items()) or "no lore"
+        return f" · {plan.tokens}/{plan.limit} tokens · {lore}"
+
+
+def turns(count: int) -> str:
+    """So many turns, in words."""
+    return f"{count} turn" if count == 1 else f"{count} turns"
