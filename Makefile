@@ -11,13 +11,25 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint types docs schema bench soak fuzz clean
+.PHONY: help test browser demo lint types docs schema bench soak fuzz clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 
-test: lint types docs  ## Check everything: style, types, documentation, then all tests
+test: lint types docs browser  ## Check everything: style, types, documentation, then all tests
 	$(BIN)/python -m pytest
+
+# The studio is tried in a real browser. Where there is none and none can be had, those tests skip.
+browser:
+	@if ! command -v chromium chromium-browser google-chrome >/dev/null 2>&1; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+	    echo "Installing Chromium, for the tests of the studio"; \
+	    { apt-get update -q && timeout 300 apt-get install -qy chromium; } >/dev/null 2>&1 \
+	      || echo "Chromium could not be installed: the tests of the studio are skipped"; \
+	  else \
+	    echo "There is no Chromium: the tests of the studio are skipped (sudo apt install chromium)"; \
+	  fi; \
+	fi
 
 demo: $(VENV)/.ready-report  ## Train the demo lorebook and show what it does
 	$(BIN)/softlore demo

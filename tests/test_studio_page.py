@@ -2,12 +2,12 @@
 
 import contextlib
 import re
-import shutil
 import threading
 import time
 
 import pytest
 
+from browsing import launched, needs_browser
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary
 from softlore.serve.app import make_app
@@ -16,12 +16,7 @@ from softlore.serve.settings import ServeSettings
 from softlore.serve.state import ServerState
 from softlore.story import Stories
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="there is no Chromium here; install the package chromium"
-)
+pytestmark = needs_browser
 LORE = """\
 name: harbour town
 entries:
@@ -107,11 +102,8 @@ def served(model, tmp_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
