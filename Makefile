@@ -21,7 +21,7 @@ test: lint types docs browser  ## Check everything: style, types, documentation,
 
 # The studio is tried in a real browser. Where there is none and none can be had, those tests skip.
 browser:
-	@if ! command -v chromium chromium-browser google-chrome >/dev/null 2>&1; then \
+	@if ! { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null 2>&1; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
 	    echo "Installing Chromium, for the tests of the studio"; \
 	    { apt-get update -q && timeout 300 apt-get install -qy chromium; } >/dev/null 2>&1 \

@@ -1,7 +1,9 @@
 """Authoring styles, measured: characters of LIGHT as prose, and every style's blocks of it.
 
-    python tools/measure_styles.py --shared DIR --model storyteller --json styles.json
-    python tools/measure_styles.py --shared DIR --model DIR/models/tinytalk-3m
+    python tools/measure_styles.py --shared DIR --model storyteller
+    python tools/measure_styles.py --shared DIR --model DIR/models/tinytalk-3m --keep rows.jsonl
+
+A seed takes an hour of one core; with --keep a run that is cut off goes on after the last whole one.
 
 DIR holds `data/light_characters.json`: sentences in the first person, which are told here in the
 third of somebody with a name, as a lorebook has them. What is asked of every style alike stands in
@@ -17,7 +19,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import torch
 
 from softlore.compare.contest import Contest, hold_contest, interval
 from softlore.compare.ways import make_styles
+from softlore.disk import write_whole
 from softlore.lore import Block, Entry, Lorebook
 from softlore.lore.styles import sentences
 from softlore.model import FrozenModel
@@ -126,22 +129,35 @@ def _entry(name: str, pronoun: str, told: list[str]) -> Entry:
     return Entry(name=name, text=" ".join(told), blocks=asked, held_out=held_out)
 
 
-def table(contest: Contest) -> list[dict[str, Any]]:
+def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row a style: each figure's mean over characters with its 95 % interval."""
-    rows = []
-    for way in contest.ways:
+    columns = [name for name in rows[0] if name not in ("way", "entry", "seed")]
+    told = []
+    for way in dict.fromkeys(row["way"] for row in rows):
         row: dict[str, Any] = {"style": way}
-        for column in contest.columns:
+        for column in columns:
             by_entry: dict[str, list[float]] = {}
-            for one in contest.results:
-                value = one.figures()[column]
-                if one.way == way and value is not None:
-                    by_entry.setdefault(one.entry, []).append(value)
+            for one in rows:
+                if one["way"] == way and one[column] is not None:
+                    by_entry.setdefault(one["entry"], []).append(one[column])
             if by_entry:
-                found = interval([statistics.fmean(values) for values in by_entry.values()])
-                row[column] = str(found)
-        rows.append(row)
-    return rows
+                row[column] = str(interval([statistics.fmean(v) for v in by_entry.values()]))
+        told.append(row)
+    return told
+
+
+def rows_of(contest: Contest) -> list[dict[str, Any]]:
+    return [
+        {"way": one.way, "entry": one.entry, "seed": one.seed, **one.figures()}
+        for one in contest.results
+    ]
+
+
+def kept(path: Path | None) -> list[dict[str, Any]]:
+    """The rows of seeds that were measured before."""
+    if path is None or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -155,6 +171,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max-steps", type=int, default=150)
     parser.add_argument("--stories", type=int, default=4)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--keep", type=Path, help="JSON lines: seeds that stand there are not measured again"
+    )
     parser.add_argument("--show", action="store_true", help="print the lore and end")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -164,18 +183,25 @@ def main(arguments: list[str] | None = None) -> None:
     if options.show:
         print("\n".join(f"{entry.name}: {entry.text}" for entry in book))
         return
-    contest = hold_contest(
-        FrozenModel.from_pretrained(options.model),
-        book,
-        seeds=range(options.seeds),
-        distances=(0, 64),
-        stories=options.stories,
-        make=partial(make_styles, max_steps=options.max_steps),
-        time_budget=1e9,
-        on_progress=lambda done, doing: print(f"{done:.0%} {doing}", file=sys.stderr, flush=True),
-    )
-    report = {"table": table(contest), "seconds": round(contest.seconds), "entries": len(book)}
-    print(json.dumps(report, indent=1))
+    model = FrozenModel.from_pretrained(options.model)
+    rows = kept(options.keep)
+    for seed in sorted(set(range(options.seeds)) - {row["seed"] for row in rows}):
+        contest = hold_contest(
+            model,
+            book,
+            seeds=[seed],
+            distances=(0, 64),
+            stories=options.stories,
+            make=partial(make_styles, max_steps=options.max_steps),
+            time_budget=1e9,
+            on_progress=lambda _, doing: print(doing, file=sys.stderr, flush=True),
+        )
+        rows += rows_of(contest)
+        if options.keep is not None:
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            write_whole(options.keep, lines.encode())
+    seeds = sorted({row["seed"] for row in rows})
+    print(json.dumps({"table": table(rows), "seeds": seeds, "entries": len(book)}, indent=1))
 
 
 if __name__ == "__main__":
