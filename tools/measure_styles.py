@@ -3,7 +3,7 @@
     python tools/measure_styles.py --shared DIR --model storyteller
     python tools/measure_styles.py --shared DIR --model DIR/models/tinytalk-3m --keep rows.jsonl
 
-A seed takes an hour of one core; with --keep a run that is cut off goes on after the last whole one.
+A seed takes an hour of one core; with --keep a run that is cut off goes on after the last seed.
 
 DIR holds `data/light_characters.json`: sentences in the first person, which are told here in the
 third of somebody with a name, as a lorebook has them. What is asked of every style alike stands in

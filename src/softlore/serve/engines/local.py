@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import threading
 import time
@@ -16,6 +18,7 @@ from softlore.model import FrozenModel
 from softlore.serve.engines.base import End, Engine, Load, Running
 
 MEGABYTE = 2**20
+TRIM_SECONDS = 30.0  # between two times that free memory is given back
 _log = logging.getLogger(__name__)
 
 
@@ -93,7 +96,11 @@ class LocalEngine(Engine):
     # in the engine's thread --------------------------------------------------------------------
 
     def _work(self) -> None:
+        trimmed = time.monotonic()
         while self._take_in():
+            if time.monotonic() - trimmed > TRIM_SECONDS:
+                give_back_memory()
+                trimmed = time.monotonic()
             told: list[tuple[Text, Token]] = []
             try:
                 told = self._batch.step()
@@ -228,6 +235,15 @@ class _Batches:
 def _hear(heard: list[tuple[_Local, list[Token | Exception], End | None]]) -> None:
     for one, tokens, why in heard:
         one.hear(tokens, why)
+
+
+def give_back_memory() -> None:
+    """Gives memory that is free back to the system, where the C library can (glibc).
+
+    Keys and values of all lengths come and go, and what lies free between them would add up.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _waited(seconds: float) -> BusyError:
