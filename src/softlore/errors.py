@@ -9,6 +9,7 @@
     │   │   ├── PromptFileError                a prompt file; `.reason` says in which way
     │   │   └── PromptMismatchError            a prompt made for another model
     │   ├── ModelError                         a model that is unknown or does not load
+    │   │   ├── UnknownModelError              a model that a server is asked for and has not
     │   │   └── UnsupportedModelError          a model family that cannot do what was asked
     │   ├── ContextError                       the pieces of text and prompts to be read
     │   │   ├── ContextOverflowError           more tokens than the model or the budget holds
@@ -69,6 +70,10 @@ class PromptMismatchError(PromptError):
 
 class ModelError(InputError):
     """A model is unknown, or does not load."""
+
+
+class UnknownModelError(ModelError):
+    """A server is asked for a model that it does not serve."""
 
 
 class UnsupportedModelError(ModelError):

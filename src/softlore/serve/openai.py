@@ -18,6 +18,7 @@ from softlore.errors import (
     InputError,
     PromptMismatchError,
     SoftloreError,
+    UnknownModelError,
     UnknownPromptError,
 )
 from softlore.serve.answering import FAILURES, Answer, Desk, answering
@@ -31,10 +32,6 @@ from softlore.serve.texts import Ask, lines, model_name
 USUAL_TOKENS = 16  # of a completion, as OpenAI has it
 LONGEST_KEY = 200
 RETRY_SECONDS = "1"
-
-
-class UnknownModelError(InputError):
-    """A model is asked for that is not served."""
 
 
 def make_router(desk: Desk) -> APIRouter:
