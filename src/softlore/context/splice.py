@@ -50,6 +50,11 @@ class Tree:
         return max((int(p.shape[3]) for p in self.prefixes), default=0)
 
     @property
+    def length(self) -> int:
+        """Tokens of all nodes, prefixes not counted."""
+        return sum(map(len, self.nodes))
+
+    @property
     def end(self) -> int:
         """The node that what comes after everything hangs on."""
         return len(self.nodes) - 1 if self.nodes else ROOT
@@ -60,8 +65,7 @@ class Tree:
 
     def part(self, start: int, stop: int | None = None) -> Tree:
         """Tokens `start` to `stop` of a tree of one branch, standing where they stand here."""
-        length = sum(map(len, self.nodes))
-        stop = length if stop is None else min(stop, length)
+        stop = self.length if stop is None else min(stop, self.length)
         nodes: list[Node] = []
         at = 0
         for node in self.nodes:
@@ -136,8 +140,10 @@ def splice(model: FrozenModel, trees: Sequence[Tree], past: Past | None = None) 
         ContextOverflowError: when a branch reaches past the model's context length.
     """
     starts = [tree.starts() for tree in trees]
-    check_length(model, trees)  # before anything is laid out: masks grow with the square
-    width = max((sum(map(len, tree.nodes)) for tree in trees), default=0)
+    check_length(
+        model, _reach(trees, starts)
+    )  # before anything is laid out: masks grow with the square
+    width = max((tree.length for tree in trees), default=0)
     nodes = torch.full((len(trees), width), -1)
     positions = torch.zeros(len(trees), width, dtype=torch.long)
     seen = torch.zeros(len(trees), width, width, dtype=torch.bool)
@@ -185,7 +191,7 @@ def _rows(model: FrozenModel, trees: Sequence[Tree], width: int) -> Tensor:
             else:
                 parts.append(looked_up[at : at + len(node)])
                 at += len(node)
-        length = sum(map(len, tree.nodes))
+        length = tree.length
         parts.append(looked_up.new_zeros(width - length, model.width))
         batch.append(torch.cat(parts))
     return torch.stack(batch)
@@ -214,21 +220,25 @@ def stack_prefixes(model: FrozenModel, trees: Sequence[Tree]) -> Past | None:
     return Past([(layer[0], layer[1]) for layer in stacked], positions, visible)
 
 
-def check_length(model: FrozenModel, trees: Sequence[Tree]) -> None:
-    """Refuses trees of which a branch reaches past the model's context.
-
-    Raises:
-        ContextOverflowError: then.
-    """
-    length = max(
+def _reach(trees: Sequence[Tree], starts: Sequence[Sequence[int]]) -> int:
+    """The position after the last token of the longest branch."""
+    return max(
         (
             start + len(node)
-            for tree in trees
-            for node, start in zip(tree.nodes, tree.starts(), strict=True)
+            for tree, of_tree in zip(trees, starts, strict=True)
+            for node, start in zip(tree.nodes, of_tree, strict=True)
             if len(node)
         ),
         default=0,
     )
+
+
+def check_length(model: FrozenModel, length: int) -> None:
+    """Refuses what reaches past the model's context, prefixes and text together.
+
+    Raises:
+        ContextOverflowError: then.
+    """
     limit = model.context_length
     if limit is not None and length > limit:
         raise ContextOverflowError(

@@ -99,7 +99,7 @@ def _losses(model: FrozenModel, trees: list[Tree], ids: list[int], start: int) -
         hidden, _ = model.hidden(
             spliced.embeds, spliced.positions, spliced.visible, spliced.past
         )  # [B, T, hidden]; a row tells the token after it
-        firsts = [sum(map(len, tree.nodes)) + start - 1 for tree in part]
+        firsts = [tree.length + start - 1 for tree in part]
         rows = [hidden[i, first : first + len(ids) - start] for i, first in enumerate(firsts)]
         told = torch.tensor(ids[start:] * len(part), device=hidden.device)
         losses = nll(model, torch.cat(rows), told).view(len(part), -1).sum(dim=1)
@@ -110,7 +110,7 @@ def _losses(model: FrozenModel, trees: list[Tree], ids: list[int], start: int) -
 def _windows(model: FrozenModel, trees: list[Tree], ids: list[int]) -> list[list[int]]:
     if model.context_length is None:
         return [ids]
-    room = model.context_length - max(tree.start + sum(map(len, tree.nodes)) for tree in trees)
+    room = model.context_length - max(tree.start + tree.length for tree in trees)
     if room < 2:
         raise ContextOverflowError(
             f"a code leaves room for {room} tokens in the context of {model.name!r}; expected two "

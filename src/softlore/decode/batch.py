@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from softlore.context import splice
-from softlore.context.compose import Readable
 from softlore.context.splice import check_length
 from softlore.decode.kept import Kept, Read
 from softlore.decode.memory import Reading, Slot, slots_of
-from softlore.decode.mixing import Steering, dosed, mix, with_bare
+from softlore.decode.mixing import dosed, mix, with_bare
 from softlore.decode.samplers import choose_each
 from softlore.decode.sliding import Headed, fitting, slid, windows
 from softlore.decode.telling import Telling, Token, observed
-from softlore.decode.writing import Stop, checked, chooser_of, named
+from softlore.decode.wish import Wish, chooser_of, stops_of
 from softlore.model import FrozenModel, Past, Slots
 
 READ = 512  # tokens that are read at most in a step, so that texts that are written go on
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is wanted of one text of several; the fields are those of `write`."""
-
-    context: Readable
-    max_new_tokens: int = 80
-    stop: Stop = ()
-    seed: int | None = None
-    no_copy: int = 0
-    logprobs: int | None = None
-    head: Steering = ""
-    check: bool = True
-    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Text:
@@ -48,21 +30,19 @@ class Text:
     """
 
     def __init__(self, model: FrozenModel, wish: Wish) -> None:
-        stops = checked(wish.max_new_tokens, wish.stop, wish.logprobs)
-        heads = dosed(wish.head)
-        prompts = named(wish.context, heads)
-        heads = with_bare(heads) if heads else []
+        stops, heads = stops_of(wish), dosed(wish.head)
         self.telling = Telling(model, stops, wish.max_new_tokens)
         self.reading: Reading | None = None
-        self.chooser = chooser_of(model, prompts, wish.seed, wish.no_copy, wish.sampling)
+        self.chooser = chooser_of(model, wish, heads)
+        heads = with_bare(heads) if heads else []
         self._weights = [weight for _, weight in heads]
         self._logprobs = wish.logprobs
         self._slides = bool(heads)
         found = windows(model, wish.context, heads, wish.check)
         if self._slides:
             found = fitting(model, found)
-        check_length(model, [window.tree for window in found])
         self.rows = [_Row(self, window) for window in found]
+        check_length(model, max(row.end for row in self.rows))
         self._left = self._room(model)
 
     def mixed(self, logits: Tensor) -> Tensor:
@@ -248,7 +228,7 @@ class _Row:
             self._begin(kept)
         assert self._read is not None
         part = self.window.tree.part(self._read, self._read + most)
-        count = sum(map(len, part.nodes))
+        count = part.length
         spliced = splice(model, [part], self._past)
         hidden, keys_values = model.hidden(
             spliced.embeds, spliced.positions, spliced.visible, spliced.past, keep=True

@@ -36,7 +36,7 @@ def decode(
     hidden, kept = model.hidden(
         spliced.embeds, spliced.positions, spliced.visible, spliced.past, keep=True
     )
-    lengths = torch.tensor([sum(map(len, t.nodes)) for t in trees], device=model.device)
+    lengths = torch.tensor([t.length for t in trees], device=model.device)
     last = hidden[torch.arange(len(trees), device=model.device), lengths - 1]
     past = spliced.after(kept or [])
     if memory is not None:

@@ -60,7 +60,7 @@ def fitting(model: FrozenModel, rows: list[Headed]) -> list[Headed]:
         ContextOverflowError: a head that leaves no room.
     """
     limit = model.context_length
-    taken = max(row.tree.start + sum(map(len, row.tree.nodes)) for row in rows)
+    taken = max(row.tree.start + row.tree.length for row in rows)
     return rows if limit is None or taken <= limit else slid(model, rows, [[] for _ in rows])
 
 

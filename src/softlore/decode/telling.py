@@ -79,6 +79,27 @@ class Telling:
             yield Token(rest)
 
 
+class Told:
+    """A text as those see it who read it while it is told."""
+
+    def __init__(self, telling: Telling) -> None:
+        self._telling = telling
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return self._telling.text
+
+    @property
+    def ids(self) -> list[int]:
+        return self._telling.ids
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended it."""
+        return self._telling.stopped_by
+
+
 def observed(logits: Tensor, chosen: int, logprobs: int | None) -> Token:
     """A token that was chosen, with what the model thought of it: logits `[vocab]` before samplers.
 

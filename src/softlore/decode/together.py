@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 from softlore.context.compose import Readable
-from softlore.decode.batch import Batch, Wish
+from softlore.decode.batch import Batch
 from softlore.decode.telling import Telling, Token
+from softlore.decode.wish import Wish
 from softlore.errors import ConfigError
 from softlore.model import FrozenModel
 

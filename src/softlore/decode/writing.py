@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator
 from typing import Any, Literal, Self, overload
 
 from softlore.context import compose
 from softlore.context.compose import Readable
-from softlore.decode.loop import Choose, decode
+from softlore.decode.loop import decode
 from softlore.decode.memory import Memory
 from softlore.decode.mixing import Mixed, Steering, dosed, with_bare
-from softlore.decode.no_copy import no_copy_step
-from softlore.decode.samplers import Chooser, Sampling
 from softlore.decode.sliding import decode_sliding, windows
-from softlore.decode.telling import Finish, Observed, Telling, Token
-from softlore.errors import ConfigError
-from softlore.lore.styles import BRACKETED
+from softlore.decode.telling import Finish, Observed, Telling, Token, Told
+from softlore.decode.wish import Stop, Wish, chooser_of, stops_of
 from softlore.model import FrozenModel
-from softlore.prompts import Context, SoftPrompt
-
-Stop = str | Sequence[str]
-MOST_LOGPROBS = 1000
 
 
-class Writing(Iterator[Token]):
-    """The tokens of one text as they come; `close()` ends it at once.
-
-    `text`, `ids`, `finish` and `stopped_by` are those of a `Telling`.
-    """
+class Writing(Told, Iterator[Token]):
+    """The tokens of one text as they come; `close()` ends it at once."""
 
     def __init__(self, telling: Telling, steps: Iterator[Token]) -> None:
-        self._telling = telling
+        super().__init__(telling)
         self._steps = steps
         self._tokens: Generator[Token] = self._run()
 
     @property
-    def text(self) -> str:
-        return self._telling.text
-
-    @property
-    def ids(self) -> list[int]:
-        return self._telling.ids
-
-    @property
     def finish(self) -> Finish | None:
+        """How it ended; None while it goes on."""
         return self._telling.finish
-
-    @property
-    def stopped_by(self) -> str | None:
-        return self._telling.stopped_by
 
     def __next__(self) -> Token:
         return next(self._tokens)
@@ -111,16 +90,25 @@ def write(
         ContextError: nothing to go on from, or more than fits.
         PromptMismatchError: a prompt of another model.
     """
-    stops = checked(max_new_tokens, stop, logprobs)
-    heads = dosed(head)
-    prompts = named(context, heads)
-    chooser = Observed(chooser_of(model, prompts, seed, no_copy, sampling), logprobs)
+    wish = Wish(context, max_new_tokens, stop, seed, no_copy, logprobs, head, check, sampling)
+    return write_wish(model, wish, memory)
+
+
+def write_wish(model: FrozenModel, wish: Wish, memory: Memory | None = None) -> Writing:
+    """`write`, for what is wanted in one piece. Raises as it does."""
+    stops, heads = stops_of(wish), dosed(wish.head)
+    chooser = Observed(chooser_of(model, wish, heads), wish.logprobs)
+    steps: Iterator[list[int]]
     if heads:
-        steps = _headed(model, context, heads, chooser, max_new_tokens, check)
+        heads = with_bare(heads)
+        several = len(heads) > 1
+        choose = Mixed(chooser, [weight for _, weight in heads]) if several else chooser
+        rows = windows(model, wish.context, heads, wish.check)
+        steps = decode_sliding(model, rows, choose, wish.max_new_tokens)
     else:
-        tree = compose(model, context, check=check)
-        steps = decode(model, [tree], chooser, max_new_tokens, memory)
-    telling = Telling(model, stops, max_new_tokens)
+        tree = compose(model, wish.context, check=wish.check)
+        steps = decode(model, [tree], chooser, wish.max_new_tokens, memory)
+    telling = Telling(model, stops, wish.max_new_tokens)
     return Writing(telling, (chooser.token(step[0]) for step in steps))
 
 
@@ -153,56 +141,3 @@ def generate(
     writing = write(model, context, max_new_tokens, **settings)
     pieces = (token.text for token in writing if token.text)
     return pieces if stream else "".join(pieces)
-
-
-def checked(max_new_tokens: int, stop: Stop, logprobs: int | None) -> tuple[str, ...]:
-    """The stop strings.
-
-    Raises:
-        ConfigError: a setting out of range.
-    """
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens is {max_new_tokens}; expected at least 1; ask for more")
-    if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
-        raise ConfigError(
-            f"logprobs is {logprobs}; expected 0 to {MOST_LOGPROBS}, or None for none; choose "
-            "another"
-        )
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(one, str) and one for one in stops):
-        raise ConfigError(f"stop is {stop!r}; expected strings of at least one character; mend it")
-    return stops
-
-
-def named(context: Readable, heads: Sequence[tuple[Readable, float]]) -> list[SoftPrompt]:
-    """The soft prompts of a context and its heads."""
-    return [p for one in (context, *(head for head, _ in heads)) for p in Context(one).prompts]
-
-
-def chooser_of(
-    model: FrozenModel,
-    prompts: Sequence[SoftPrompt],
-    seed: int | None,
-    no_copy: int,
-    sampling: Mapping[str, Any],
-) -> Chooser:
-    """The chooser of one text: its sampling, and what is never to be written."""
-    banned = (*sampling.get("banned", ()), *model.banned_ids)
-    if any(p.training.get("style") == BRACKETED for p in prompts):
-        banned += model.bracket_ids  # what was learned in brackets is told without them
-    before = [no_copy_step(prompts, no_copy)] if no_copy else []
-    return Chooser(Sampling.of({**sampling, "banned": banned}), seed, model, before)
-
-
-def _headed(
-    model: FrozenModel,
-    context: Readable,
-    heads: Sequence[tuple[Readable, float]],
-    choose: Choose,
-    max_new_tokens: int,
-    check: bool,
-) -> Iterator[list[int]]:
-    """Steps of writing under heads, each a row, and the bare text too where it has a weight."""
-    heads = with_bare(heads)
-    mixed = choose if len(heads) == 1 else Mixed(choose, [weight for _, weight in heads])
-    return decode_sliding(model, windows(model, context, heads, check), mixed, max_new_tokens)

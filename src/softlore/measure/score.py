@@ -94,7 +94,7 @@ def fits(model: FrozenModel, head: Readable, blocks: Sequence[Block], distance: 
 def fits_after(model: FrozenModel, head: Readable, length: int) -> bool:
     """Whether so many tokens of text fit the model's context after a head."""
     tree = trunk(model, head)
-    taken = tree.start + sum(map(len, tree.nodes))
+    taken = tree.start + tree.length
     return model.context_length is None or taken + length <= model.context_length
 
 

@@ -18,6 +18,7 @@ from softlore.model.cache import KeysValues, Past, fill_cache, read_cache
 from softlore.model.families import Family, LayeredMask, describe
 from softlore.model.loading import DEFAULT_MODEL, context_length, leading_id, load
 from softlore.model.proof import prove, refusing
+from softlore.model.rotary import Rotary, rotary_of
 from softlore.model.vocabulary import Vocabulary
 
 
@@ -162,6 +163,12 @@ class FrozenModel:
         return tuple(i for i in ids if re.search(r"[\[\]]", self.decode([i])))
 
     @cached_property
+    def ordinary_ids(self) -> list[int]:
+        """Ids that the tokenizer has and ordinary text may hold, in order."""
+        barred = self.special_ids | set(self.banned_ids)
+        return [i for i in range(min(self.vocab_size, len(self.tokenizer))) if i not in barred]
+
+    @cached_property
     def vocabulary(self) -> Vocabulary:
         """What each token writes."""
         size = min(self.vocab_size, len(self.tokenizer))
@@ -279,6 +286,11 @@ class FrozenModel:
                 f"{self.layers} layers; expected a decoder with plain attention; use another model"
             )
         return kept
+
+    @cached_property
+    def rotary(self) -> Rotary | None:
+        """How keys are turned by position; None where they are not (see `model.rotary`)."""
+        return rotary_of(self)
 
     def fingerprint(self, kind: str) -> dict[str, Any]:
         """The numeric sketch that a prompt of this kind carries (see `model.fingerprint`)."""

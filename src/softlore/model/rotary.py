@@ -7,12 +7,15 @@ keys must be turned on (see `vllm_connector.files`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from softlore.model.frozen import FrozenModel
 from softlore.vllm_connector.files import rotated
+
+if TYPE_CHECKING:
+    from softlore.model.frozen import FrozenModel
 
 APART = 7  # positions between the two readings that are compared
 SAME = 0.02  # of the largest key: bfloat16 rounds to some hundredths

@@ -18,6 +18,7 @@ from softlore.serve.answering import FAILURES, Answer, Desk, answering, reason
 from softlore.serve.engines import Running
 from softlore.serve.lenient import Flag, Strings, Text, Whole, body_of, read_object, strings
 from softlore.serve.likelihoods import as_chat, as_completion
+from softlore.serve.replies import RETRY_SECONDS, as_kobold
 from softlore.serve.samplers import NAMES, sampling_of
 from softlore.serve.sse import event, streamed
 from softlore.serve.state import ServerState
@@ -80,11 +81,11 @@ def make_router(desk: Desk) -> APIRouter:
 def reply(error: Exception) -> Response:
     """An error in the API's own shape."""
     if isinstance(error, BusyError):
-        detail = {"msg": BUSY, "type": "service_unavailable"}
-        return JSONResponse({"detail": detail}, 503, headers={"Retry-After": "1"})
+        headers = {"Retry-After": RETRY_SECONDS}
+        return JSONResponse(as_kobold(BUSY, "service_unavailable"), 503, headers)
     if isinstance(error, InputError | ValidationError):
-        return JSONResponse({"detail": {"msg": str(error), "type": "bad_input"}}, 400)
-    return JSONResponse({"detail": {"msg": str(error), "type": "server_error"}}, 503)
+        return JSONResponse(as_kobold(error, "bad_input"), 400)
+    return JSONResponse(as_kobold(error, "server_error"), 503)
 
 
 def _add_facts(router: APIRouter, state: ServerState, desk: Desk) -> None:

@@ -25,13 +25,13 @@ from softlore.serve.answering import FAILURES, Answer, Desk, answering
 from softlore.serve.chat import chat_of, read_messages
 from softlore.serve.lenient import body_of, flag, read_object, strings, text, whole
 from softlore.serve.openai_forms import Chatted, Common, Completed, Replies
+from softlore.serve.replies import RETRY_SECONDS, as_openai
 from softlore.serve.samplers import NAMES, first, sampling_of
 from softlore.serve.sse import DONE, event, streamed
 from softlore.serve.texts import Ask, lines, model_name
 
 USUAL_TOKENS = 16  # of a completion, as OpenAI has it
 LONGEST_KEY = 200
-RETRY_SECONDS = "1"
 
 
 def make_router(desk: Desk) -> APIRouter:
@@ -79,29 +79,22 @@ def reply(error: Exception) -> Response:
     """An error in the API's own shape."""
     if isinstance(error, BusyError):
         headers = {"Retry-After": RETRY_SECONDS}
-        return JSONResponse(as_error(error, "service_unavailable", "busy"), 503, headers)
+        return JSONResponse(as_openai(error, "service_unavailable", "busy"), 503, headers)
     if isinstance(error, UnknownModelError):
-        what = as_error(error, "invalid_request_error", "model_not_found", "model")
+        what = as_openai(error, "invalid_request_error", "model_not_found", "model")
         return JSONResponse(what, 404)
     if isinstance(error, ValidationError):
         return JSONResponse(_wrong_field(error), 400)
     if isinstance(error, InputError):
-        return JSONResponse(as_error(error, "invalid_request_error", _code(error)), 400)
-    return JSONResponse(as_error(error, "server_error", "engine_error"), 503)
-
-
-def as_error(
-    error: Exception | str, kind: str, code: str | None, param: str | None = None
-) -> dict[str, Any]:
-    """What is told of an error."""
-    return {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
+        return JSONResponse(as_openai(error, "invalid_request_error", _code(error)), 400)
+    return JSONResponse(as_openai(error, "server_error", "engine_error"), 503)
 
 
 def _wrong_field(error: ValidationError) -> dict[str, Any]:
     wrong = error.errors(include_url=False, include_input=False)[0]
     field = str(wrong["loc"][0]) if wrong["loc"] else None
     told = f"{field or 'the body'}: {wrong['msg']}; expected what OpenAI's API takes; mend it"
-    return as_error(told, "invalid_request_error", "invalid_value", field)
+    return as_openai(told, "invalid_request_error", "invalid_value", field)
 
 
 def _code(error: InputError) -> str | None:
@@ -238,7 +231,7 @@ async def _events(answer: Answer, replies: Replies) -> AsyncGenerator[bytes]:
         except SoftloreError as error:
             if not replies.begun:
                 raise
-            yield event(as_error(error, "server_error", "engine_error"))
+            yield event(as_openai(error, "server_error", "engine_error"))
             return
     if (usage := replies.usage_chunk()) is not None:
         yield event(usage)

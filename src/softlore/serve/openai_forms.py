@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ _MESSAGE = {
 Tokens = Annotated[int | None, Field(le=2**53)]
 
 
-class Common(BaseModel):
+class Common(BaseModel, ABC):
     """What both kinds of completion take; what is not named here is taken leniently, or ignored."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
@@ -45,9 +46,9 @@ class Common(BaseModel):
     stop: str | list[str] | None = None
 
     @property
+    @abstractmethod
     def likeliest(self) -> int | None:
         """How many likely tokens are told beside each."""
-        raise NotImplementedError
 
 
 class Completed(Common):

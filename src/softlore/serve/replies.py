@@ -53,9 +53,20 @@ def refusal(
     kind = kind or HTTPStatus(status).phrase.lower().replace(" ", "_")
     body: dict[str, Any] = {"error": {"message": message, "type": kind}}
     if f"{path}/".startswith("/api/"):
-        kind = "service_unavailable" if status == 503 else kind
-        body = {"detail": {"msg": message, "type": kind}}
+        body = as_kobold(message, "service_unavailable" if status == 503 else kind)
     elif f"{path}/".startswith("/v1/"):
         usual = "invalid_request_error" if status < 500 else "server_error"
-        body = {"error": {"message": message, "type": usual, "param": None, "code": kind}}
+        body = as_openai(message, usual, kind)
     return JSONResponse(body, status, headers)
+
+
+def as_kobold(message: Exception | str, kind: str) -> dict[str, Any]:
+    """What is told of an error in the KoboldAI API."""
+    return {"detail": {"msg": str(message), "type": kind}}
+
+
+def as_openai(
+    message: Exception | str, kind: str, code: str | None, param: str | None = None
+) -> dict[str, Any]:
+    """What is told of an error in OpenAI's API."""
+    return {"error": {"message": str(message), "type": kind, "param": param, "code": code}}

@@ -140,7 +140,8 @@ class Texts:
             memory, turns = self._parsed(ask.memory).text, self._turns(ask)
             limit = min(self.longest, max(ask.limit, LEAST)) if ask.limit > 0 else self.longest
             reserve = min(ask.tokens or limit // 4, limit // 2)
-            plan = self._fitted(memory, turns, limit, reserve, always, ask.messages)
+            settings = StorySettings(memory=memory, context_tokens=limit)
+            plan = self._fitted(settings, turns, reserve, always, ask.messages)
         context = plan.context
         if not context.body.pieces and not self.model.bos:
             context += "\n"  # there must be something to go on from
@@ -173,45 +174,34 @@ class Texts:
 
     def _fitted(
         self,
-        memory: str,
+        settings: StorySettings,
         turns: Sequence[str],
-        limit: int,
         reserve: int,
         always: Sequence[SoftPrompt],
         messages: bool,
     ) -> Plan:
-        """The plan of a text; its memory gives way where it leaves no room for anything else."""
+        """The plan of a text; memory gives way where it leaves no room for anything else."""
+        limit, memory = settings.context_tokens, settings.memory
         memory = memory[past_tag(memory, len(memory) - 16 * limit) :]
+        left = turns
         while True:
             try:
-                return self._planned(memory, turns, limit, reserve, always, messages)
+                plan = self._composing().plan(
+                    settings.changed(memory=memory), left, reserve, always=always
+                )
             except ContextOverflowError:
+                left = turns
                 if reserve > limit // 8:
                     reserve = limit // 8
                 elif memory:
                     memory = memory[past_tag(memory, len(memory) // 4 + 1) :]
                 else:
                     raise
-
-    def _planned(
-        self,
-        memory: str,
-        turns: Sequence[str],
-        limit: int,
-        reserve: int,
-        always: Sequence[SoftPrompt],
-        messages: bool,
-    ) -> Plan:
-        """The plan; with `messages` no turn is cut in two."""
-        settings = StorySettings(memory=memory, context_tokens=limit)
-        composer = self._composing()
-        while True:
-            plan = composer.plan(settings, turns, reserve, always=always)
-            start = plan.forgotten
-            moved = _whole(turns, start) if messages else start
-            if moved == start:
-                return plan
-            turns = _after(turns, moved)
+            else:
+                start = _whole(left, plan.forgotten) if messages else plan.forgotten
+                if start == plan.forgotten:
+                    return plan
+                left = _after(left, start)  # no message is cut in two
 
     def _composing(self) -> Composer:
         """The composer, made anew where the server has another lorebook."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from softlore.context.timers import Timers
-from softlore.decode import Memory, Reading, Wish, write
+from softlore.decode import Memory, Reading, Wish, write_wish
 from softlore.decode.mixing import Steering
 from softlore.decode.telling import Finish
 from softlore.decode.writing import Writing
@@ -181,19 +181,7 @@ class StorySession:
         return self.composer.plan(self.story.settings, texts, tokens, _timers(turns))
 
     def _write(self, draft: Draft) -> Iterator[str]:
-        wish = draft.wish
-        writing = write(
-            self.model,
-            wish.context,
-            wish.max_new_tokens,
-            stop=wish.stop,
-            seed=wish.seed,
-            check=wish.check,
-            head=wish.head,
-            memory=self._memory,
-            no_copy=wish.no_copy,
-            **wish.sampling,
-        )
+        writing = write_wish(self.model, draft.wish, self._memory)
         self.plan, self.finish = draft.plan, None
         return self._told(writing, draft)
 

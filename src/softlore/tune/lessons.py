@@ -151,7 +151,7 @@ def write_passages(
     Raises:
         LoreError: when what it has read leaves no room for a passage.
     """
-    taken = max(tree.start + sum(map(len, tree.nodes)) for tree, _ in before)
+    taken = max(tree.start + tree.length for tree, _ in before)
     length = passage_length(model, config)
     if model.context_length is not None and taken + length > model.context_length:
         raise LoreError(

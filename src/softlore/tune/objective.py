@@ -54,8 +54,7 @@ class Batch:
     def tokens(self) -> int:
         """Tokens to run, trunks counted once."""
         return sum(
-            sum(map(len, b.trunk.nodes)) + sum(len(leaf.ids) for leaf in b.leaves)
-            for b in self.branchings
+            b.trunk.length + sum(len(leaf.ids) for leaf in b.leaves) for b in self.branchings
         )
 
 

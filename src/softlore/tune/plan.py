@@ -85,7 +85,7 @@ def choose_form(branchings: list[Branching], most: int) -> tuple[Form, int | Non
     A packed row looks at every pair of its tokens, and hides most where many branches stand side
     by side. Running the trunk apart costs a second pass, which pays from `WORTH_A_PASS` tokens on.
     """
-    trunks = [sum(map(len, b.trunk.nodes)) for b in branchings]
+    trunks = [b.trunk.length for b in branchings]
     leaves = [[len(leaf.ids) for leaf in b.leaves] for b in branchings]
     tokens = sum(trunks) + sum(map(sum, leaves))
     longest_row = max(t + sum(ls) for t, ls in zip(trunks, leaves, strict=True))

@@ -157,7 +157,7 @@ def _room(model: FrozenModel, tree: Tree, group: Sequence[str], supplies: Suppli
     lessons = [supplies.lessons[name] for name in group if name in supplies.lessons]
     lengths = [lesson.longest for lesson in lessons] + [len(p.ids) for p in supplies.guard]
     longest = max(lengths, default=0)
-    return model.context_length - tree.start - sum(map(len, tree.nodes)) - longest
+    return model.context_length - tree.start - tree.length - longest
 
 
 def draw_filler(

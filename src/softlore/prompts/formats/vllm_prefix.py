@@ -12,7 +12,6 @@ from safetensors.torch import save
 from softlore.disk import write_whole
 from softlore.errors import PromptError
 from softlore.model import FrozenModel
-from softlore.model.rotary import rotary_of
 from softlore.prompts.soft_prompt import SoftPrompt
 from softlore.vllm_connector.files import FORMAT
 from softlore.vllm_connector.placeholders import of_set, placeholder
@@ -24,7 +23,7 @@ def write(prompt: SoftPrompt, model: FrozenModel, path: str | os.PathLike[str]) 
     Raises PromptError for the embedding kind, StorageError where the disk refuses.
     """
     tensors = {"key_values": prompt.key_values}
-    rotary = rotary_of(model)
+    rotary = model.rotary
     if rotary is not None:
         tensors["inv_freq"] = rotary.inv_freq.contiguous()
     told = {
@@ -39,9 +38,7 @@ def write(prompt: SoftPrompt, model: FrozenModel, path: str | os.PathLike[str]) 
 
 def placeholder_of(prompt: SoftPrompt, model: FrozenModel) -> list[int]:
     """The ids that stand for a prefix on vLLM, one a token of it."""
-    special = model.special_ids | set(model.banned_ids)
-    ordinary = [i for i in range(min(model.vocab_size, len(model.tokenizer))) if i not in special]
-    return placeholder(prompt.digest, len(prompt), ordinary)
+    return placeholder(prompt.digest, len(prompt), model.ordinary_ids)
 
 
 def company_of(prompts: Sequence[SoftPrompt], model: FrozenModel) -> list[int]:
@@ -51,7 +48,7 @@ def company_of(prompts: Sequence[SoftPrompt], model: FrozenModel) -> list[int]:
         PromptError: several, for a model in which they cannot stand so.
     """
     unique = {prompt.digest: prompt for prompt in prompts}
-    if len(unique) > 1 and (model.family.slides or rotary_of(model) is None):
+    if len(unique) > 1 and (model.family.slides or model.rotary is None):
         names = ", ".join(repr(prompt.name) for prompt in unique.values())
         raise PromptError(
             f"{names} cannot stand side by side on vLLM with model type "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from softlore.decode import Reading, Telling, Token, Wish
-from softlore.decode.telling import Finish
+from softlore.decode.telling import Finish, Told
 from softlore.model import FrozenModel
 
 End = Finish | Literal["cancelled", "timeout"]
@@ -40,7 +40,7 @@ class Load:
     kept_bytes: int = 0
 
 
-class Running(AsyncIterator[Token]):
+class Running(Told, AsyncIterator[Token]):
     """A text that was started: its tokens as they come. Made and used within one event loop.
 
     Iteration ends when the text does; an engine that fails raises EngineError there.
@@ -52,27 +52,13 @@ class Running(AsyncIterator[Token]):
     """
 
     def __init__(self, telling: Telling) -> None:
+        super().__init__(telling)
         self.loop = asyncio.get_running_loop()
         self.finish: End | None = None
         self.first: float | None = None
         self.on_end: Callable[[Running], None] | None = None
         self._start = time.monotonic()
-        self._telling = telling
         self._heard: asyncio.Queue[Token | Exception | None] = asyncio.Queue()
-
-    @property
-    def text(self) -> str:
-        """What has come so far."""
-        return self._telling.text
-
-    @property
-    def ids(self) -> list[int]:
-        return self._telling.ids
-
-    @property
-    def stopped_by(self) -> str | None:
-        """The stop string that ended it."""
-        return self._telling.stopped_by
 
     @property
     def reading(self) -> Reading | None:

@@ -22,7 +22,7 @@ from softlore.context.splice import check_length
 from softlore.decode import Sampling, Telling, Token, Wish
 from softlore.decode.memory import slots_of
 from softlore.decode.mixing import dosed
-from softlore.decode.writing import checked, named
+from softlore.decode.wish import prompts_of, stops_of
 from softlore.errors import BusyError, ConfigError, ContextOverflowError, EngineError
 from softlore.model import FrozenModel
 from softlore.prompts.formats.vllm import request_body
@@ -100,8 +100,7 @@ class VLLMEngine(Engine):
 
     def _request(self, wish: Wish) -> tuple[dict[str, Any], Telling]:
         """The body of a request, less the rows; and what is told of the answer."""
-        stops = checked(wish.max_new_tokens, wish.stop, wish.logprobs)
-        heads = dosed(wish.head)
+        stops, heads = stops_of(wish), dosed(wish.head)
         if [strength for _, strength in heads if strength != 1] or len(heads) > 1:
             raise ConfigError(
                 "codes with a strength are mixed token by token, which a vLLM server does not do; "
@@ -222,8 +221,8 @@ def _context(model: FrozenModel, wish: Wish, head: Readable) -> _Context:
         ContextOverflowError: more than fits; PromptError: prefixes that cannot stand side by side.
     """
     tree = compose(model, wish.context, wish.check, head)
-    check_length(model, [tree])
-    prefixes = {p.name: p for p in named(wish.context, [(head, 1.0)]) if p.kind == "prefix"}
+    check_length(model, tree.start + tree.length)
+    prefixes = {p.name: p for p in prompts_of(wish, [(head, 1.0)]) if p.kind == "prefix"}
     ids = company_of(list(prefixes.values()), model) if prefixes else []
     text = slots_of(tree)
     body: dict[str, Any] = {}

@@ -1,0 +1,72 @@
+"""What is wanted of a text: a context, how long, how it ends, how its tokens are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from softlore.context.compose import Readable
+from softlore.decode.mixing import Steering
+from softlore.decode.no_copy import no_copy_step
+from softlore.decode.samplers import Chooser, Sampling
+from softlore.errors import ConfigError
+from softlore.lore.styles import BRACKETED
+from softlore.model import FrozenModel
+from softlore.prompts import Context, SoftPrompt
+
+Stop = str | Sequence[str]
+MOST_LOGPROBS = 1000
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted of one text; the fields are those of `write`."""
+
+    context: Readable
+    max_new_tokens: int = 80
+    stop: Stop = ()
+    seed: int | None = None
+    no_copy: int = 0
+    logprobs: int | None = None
+    head: Steering = ""
+    check: bool = True
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+def stops_of(wish: Wish) -> tuple[str, ...]:
+    """The stop strings.
+
+    Raises:
+        ConfigError: a setting out of range.
+    """
+    if wish.max_new_tokens < 1:
+        raise ConfigError(
+            f"max_new_tokens is {wish.max_new_tokens}; expected at least 1; ask for more"
+        )
+    if wish.logprobs is not None and not 0 <= wish.logprobs <= MOST_LOGPROBS:
+        raise ConfigError(
+            f"logprobs is {wish.logprobs}; expected 0 to {MOST_LOGPROBS}, or None for none; choose "
+            "another"
+        )
+    stop = wish.stop
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(one, str) and one for one in stops):
+        raise ConfigError(f"stop is {stop!r}; expected strings of at least one character; mend it")
+    return stops
+
+
+def prompts_of(wish: Wish, heads: Sequence[tuple[Readable, float]]) -> list[SoftPrompt]:
+    """The soft prompts of a wish's context, and of its heads as `dosed` has them."""
+    read = (wish.context, *(head for head, _ in heads))
+    return [prompt for one in read for prompt in Context(one).prompts]
+
+
+def chooser_of(model: FrozenModel, wish: Wish, heads: Sequence[tuple[Readable, float]]) -> Chooser:
+    """The chooser of one text: its sampling, and what is never to be written."""
+    prompts = prompts_of(wish, heads)
+    banned = (*wish.sampling.get("banned", ()), *model.banned_ids)
+    if any(p.training.get("style") == BRACKETED for p in prompts):
+        banned += model.bracket_ids  # what was learned in brackets is told without them
+    before = [no_copy_step(prompts, wish.no_copy)] if wish.no_copy else []
+    return Chooser(Sampling.of({**wish.sampling, "banned": banned}), wish.seed, model, before)
