@@ -2,15 +2,14 @@
 
 import contextlib
 import re
-import threading
 import time
 
 import pytest
 
+import api_server
 from browsing import launched, needs_browser
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary
-from softlore.serve.app import make_app
 from softlore.serve.engines.local import LocalEngine
 from softlore.serve.settings import ServeSettings
 from softlore.serve.state import ServerState
@@ -74,7 +73,6 @@ def model():
 @contextlib.contextmanager
 def serving(model, folder, **settings):
     """A server with empty folders: its address, and its state."""
-    uvicorn = pytest.importorskip("uvicorn")
     state = ServerState(
         LocalEngine(model),
         prompts=PromptLibrary(folder / "prompts"),
@@ -82,16 +80,8 @@ def serving(model, folder, **settings):
         books=folder / "books",
         settings=ServeSettings(**settings),
     )
-    server = uvicorn.Server(uvicorn.Config(make_app(state), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        until(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}", state
-    finally:
-        server.should_exit = True
-        thread.join(20)
+    with api_server.served(state) as url:
+        yield url, state
 
 
 @pytest.fixture

@@ -96,14 +96,11 @@ def command(
     given = {key: value for key, value in given.items() if value is not None}
     new = _Beginning(stories, name, import_file)
     if export_file is not None:
-        from softlore.story.files import write_story
-
         if lorebook is not None:
             Lorebook.load(lorebook)
         with stories.open(name) if import_file is None else new.begun() as story:
             story.set(**given)
-            write_story(story, export_file)
-        click.echo(f"wrote {export_file}", err=True)
+            _export(story, export_file)
         return
     from softlore.story.session import StorySession, sources
 
@@ -112,6 +109,13 @@ def command(
         story.set(**given)
         lore = book if lorebook else new.book or book
         _write(StorySession(story, model, lore, prompts), stories, tokens, sampling)
+
+
+def _export(story: Story, path: Path) -> None:
+    from softlore.story.files import write_story
+
+    write_story(story, path)
+    click.echo(f"wrote {path}", err=True)
 
 
 def _list(stories: Stories) -> None:

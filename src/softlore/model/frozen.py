@@ -293,7 +293,15 @@ class FrozenModel:
         return rotary_of(self)
 
     def fingerprint(self, kind: str) -> dict[str, Any]:
-        """The numeric sketch that a prompt of this kind carries (see `model.fingerprint`)."""
+        """The numeric sketch that a prompt of this kind carries (see `model.fingerprint`).
+
+        Made once, as the weights never change; not to be changed by who gets it.
+        """
+        if kind not in self._fingerprints:
+            self._fingerprints[kind] = self._sketched(kind)
+        return self._fingerprints[kind]
+
+    def _sketched(self, kind: str) -> dict[str, Any]:
         parts = {"embeddings": sketches.embedding_sketch(self._embedding)}
         if kind == "prefix":
             ids = sketches.spread(self.vocab_size, sketches.KEY_IDS)
@@ -322,9 +330,7 @@ class FrozenModel:
             )
         if any_model:
             return
-        if prompt.kind not in self._fingerprints:  # a forward pass: once, not for every context
-            self._fingerprints[prompt.kind] = self.fingerprint(prompt.kind)
-        sketches.check(self._fingerprints[prompt.kind], prompt.fingerprint, prompt.name, self.name)
+        sketches.check(self.fingerprint(prompt.kind), prompt.fingerprint, prompt.name, self.name)
 
     @cached_property
     def _fingerprints(self) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from softlore.decode import Token, Wish
 from softlore.errors import SoftloreError
 from softlore.model import FrozenModel
-from softlore.serve.engines import Running
+from softlore.serve.engines import Running, cancel_all, merged
 from softlore.serve.state import ServerState
 from softlore.serve.texts import Ask, Composed, Texts
 
@@ -47,7 +47,6 @@ class Answer:
         self.copies = copies
         self.running: list[Running] = []
         self._desk = desk
-        self._heard: asyncio.Queue[tuple[int, Token | Exception | None]] = asyncio.Queue()
         try:
             for one in composed:
                 for number in range(copies):
@@ -55,8 +54,7 @@ class Answer:
         except BaseException:
             self.cancel()
             raise
-        self._tasks = [asyncio.create_task(self._until_gone(request))]
-        self._tasks += [asyncio.create_task(self._follow(i)) for i in range(len(self.running))]
+        self._watching = asyncio.create_task(self._until_gone(request))
         desk.answers.append(self)
 
     @property
@@ -70,16 +68,12 @@ class Answer:
         Raises:
             BusyError, EngineError: as the engine does.
         """
-        left = len(self.running)
-        try:
-            while left:
-                number, heard = await self._heard.get()
-                if isinstance(heard, Exception):
-                    raise heard
-                left -= heard is None
-                yield number, heard
-        finally:
-            self.close()
+        async with aclosing(merged(self.running)) as tokens:
+            try:
+                async for one in tokens:
+                    yield one
+            finally:
+                self.close()
 
     async def whole(self) -> list[list[Token]]:
         """All tokens of each text, once the last has ended. Raises as `told` does."""
@@ -92,26 +86,14 @@ class Answer:
 
     def cancel(self) -> None:
         """Ends the texts where they are; what there is of them is the answer."""
-        for running in self.running:
-            if running.finish is None:
-                running.cancel()
+        cancel_all(self.running)
 
     def close(self) -> None:
         """Ends the texts, and lets nobody ask for them any more."""
         self.cancel()
-        for task in self._tasks:
-            task.cancel()
+        self._watching.cancel()
         if self in self._desk.answers:
             self._desk.answers.remove(self)
-
-    async def _follow(self, number: int) -> None:
-        try:
-            async for token in self.running[number]:
-                self._heard.put_nowait((number, token))
-        except Exception as error:  # noqa: BLE001 - whoever is told raises it
-            self._heard.put_nowait((number, error))
-        else:
-            self._heard.put_nowait((number, None))
 
     async def _until_gone(self, request: Request) -> None:
         """Cancels the texts when the caller has dropped the connection."""

@@ -15,6 +15,7 @@ from softlore.lore import Lorebook
 from softlore.model import FrozenModel
 from softlore.prompts import Context, SoftPrompt
 from softlore.prompts.pieces import past_tag
+from softlore.serve.engines import warm
 from softlore.serve.shelf import Shelf, Usable
 from softlore.story.composing import ENDLESS, Composer, Plan
 from softlore.story.frame import parsed, places_of
@@ -132,8 +133,7 @@ class Texts:
             ContextOverflowError: soft prompts and lore alone leave no room.
         """
         _check_length([ask.memory, *ask.turns])
-        if {"banned_strings", "dry_multiplier"} & ask.sampling.keys():
-            _ = self.model.vocabulary  # made here, not where the engine is asked
+        warm(self.model, ask.sampling)
         with self._lock:
             self.shelf.look()
             always = [self.shelf[name] for name in dict.fromkeys(ask.always)]

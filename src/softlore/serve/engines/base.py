@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from softlore.decode import Reading, Telling, Token, Wish
 from softlore.decode.telling import Finish, Told
 from softlore.model import FrozenModel
 
+STRINGS = ("banned_strings", "dry_multiplier")  # samplers that look for strings in the vocabulary
 End = Finish | Literal["cancelled", "timeout"]
 
 
@@ -122,3 +123,53 @@ class Engine(ABC):
     @abstractmethod
     async def close(self, seconds: float = 10.0) -> None:
         """Takes nothing new, lets what runs come to its end for so long, then cancels it."""
+
+
+def warm(model: FrozenModel, sampling: Mapping[str, Any]) -> None:
+    """Makes what these samplers need of the model, which takes a while: in a worker thread.
+
+    `Engine.start` would make it on the event loop.
+    """
+    if any(sampling.get(name) for name in STRINGS):
+        _ = model.vocabulary
+
+
+async def merged(texts: Sequence[Running]) -> AsyncGenerator[tuple[int, Token | None]]:
+    """Tokens of several texts as they come, each with its text's number; None when that has ended.
+
+    Closing it, and an error in one of them, ends those that still run.
+
+    Raises:
+        BusyError, EngineError: as an engine does.
+    """
+    heard: asyncio.Queue[tuple[int, Token | Exception | None]] = asyncio.Queue()
+
+    async def follow(number: int, text: Running) -> None:
+        try:
+            async for token in text:
+                heard.put_nowait((number, token))
+        except Exception as error:  # noqa: BLE001 - whoever listens raises it
+            heard.put_nowait((number, error))
+        else:
+            heard.put_nowait((number, None))
+
+    tasks = [asyncio.create_task(follow(number, text)) for number, text in enumerate(texts)]
+    left = len(texts)
+    try:
+        while left:
+            number, token = await heard.get()
+            if isinstance(token, Exception):
+                raise token
+            left -= token is None
+            yield number, token
+    finally:
+        cancel_all(texts)
+        for task in tasks:
+            task.cancel()
+
+
+def cancel_all(texts: Iterable[Running]) -> None:
+    """Ends those that still run, at the next token."""
+    for text in texts:
+        if text.finish is None:
+            text.cancel()

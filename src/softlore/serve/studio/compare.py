@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +11,17 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from softlore.decode import Token, Wish
+from softlore.decode import Wish
 from softlore.errors import ConfigError, ContextError, SoftloreError
 from softlore.lore import Entry
 from softlore.lore.keywords import lore_keywords, words
 from softlore.measure.evaluate import plain_text
 from softlore.prompts import SoftPrompt
-from softlore.serve.engines import Running
+from softlore.serve.engines import Running, cancel_all, merged, warm
 from softlore.serve.sse import event, streamed
 from softlore.serve.studio.bench import Bench
 from softlore.serve.studio.forms import Comparing
-from softlore.serve.studio.sampling import checked_sampling, needs_vocabulary
+from softlore.serve.studio.sampling import checked_sampling
 from softlore.serve.studio.writing import STREAM
 from softlore.story import StorySettings
 from softlore.story.composing import Composer, Plan
@@ -56,55 +56,31 @@ async def _events(bench: Bench, form: Comparing) -> AsyncGenerator[bytes]:
     sampling = checked_sampling(form.sampling)
     ways, keywords = await run_in_threadpool(_ways, bench, form)
     texts: list[tuple[str, int, Running]] = []
-    tasks: list[asyncio.Task[None]] = []
-    heard: asyncio.Queue[tuple[int, Token | Exception | None]] = asyncio.Queue()
+    begun = False
     try:
         for way in ways:
             for sample in range(form.samples):
                 wish = _wish(way, form, sampling, sample)
                 texts.append((way.name, sample, bench.state.engine.start(wish)))
-        begun = [{"way": way.name, "tokens": way.plan.tokens} for way in ways]
-        yield event({"ways": begun, "words": sorted(keywords)}, "begin")
-        tasks = [
-            asyncio.create_task(_follow(number, running, heard))
-            for number, (_, _, running) in enumerate(texts)
-        ]
-        left = len(texts)
-        while left:
-            number, token = await heard.get()
-            way_name, sample, running = texts[number]
-            which = {"way": way_name, "sample": sample}
-            if isinstance(token, Exception):
-                raise token
-            if token is None:
-                left -= 1
-                hits = len(keywords.intersection(words(running.text)))
-                yield event({**which, "finish": running.finish, "keywords": hits}, "done")
-            elif token.text:
-                yield event({**which, "text": token.text}, "token")
+        told = [{"way": way.name, "tokens": way.plan.tokens} for way in ways]
+        yield event({"ways": told, "words": sorted(keywords)}, "begin")
+        begun = True
+        async with aclosing(merged([running for _, _, running in texts])) as tokens:
+            async for number, token in tokens:
+                way_name, sample, running = texts[number]
+                which = {"way": way_name, "sample": sample}
+                if token is None:
+                    hits = len(keywords.intersection(words(running.text)))
+                    yield event({**which, "finish": running.finish, "keywords": hits}, "done")
+                elif token.text:
+                    yield event({**which, "text": token.text}, "token")
         yield event({}, "end")
     except SoftloreError as error:
-        if not tasks:
+        if not begun:
             raise  # before anything was told: with a status of its own
         yield event({"message": str(error), "type": type(error).__name__}, "error")
     finally:
-        for _, _, running in texts:
-            if running.finish is None:
-                running.cancel()
-        for task in tasks:
-            task.cancel()
-
-
-async def _follow(
-    number: int, running: Running, heard: asyncio.Queue[tuple[int, Token | Exception | None]]
-) -> None:
-    try:
-        async for token in running:
-            heard.put_nowait((number, token))
-    except SoftloreError as error:
-        heard.put_nowait((number, error))
-    else:
-        heard.put_nowait((number, None))
+        cancel_all(running for _, _, running in texts)
 
 
 def _wish(way: Way, form: Comparing, sampling: dict[str, Any], sample: int) -> Wish:
@@ -129,8 +105,7 @@ def _ways(bench: Bench, form: Comparing) -> tuple[list[Way], set[str]]:
     entries, prompts = _named(bench, form)
     if not form.text and not bench.model.bos:
         raise ContextError("the opening is empty; expected some words to go on from; write them")
-    if needs_vocabulary(form.sampling):
-        _ = bench.model.vocabulary
+    warm(bench.model, form.sampling)
     composer = Composer(bench.model)
     lore = "".join(plain_text(entry) for entry in entries if entry.text)
 

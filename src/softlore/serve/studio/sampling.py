@@ -8,8 +8,6 @@ from typing import Any
 from softlore.decode.samplers import Sampling
 from softlore.errors import ConfigError
 
-_STRINGS = ("banned_strings", "dry_multiplier")  # need the model's vocabulary as strings
-
 
 def checked_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `Sampling`, and `no_copy`. Raises ConfigError for a name or value that is none."""
@@ -27,8 +25,3 @@ def checked_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
             "temperature 0.8; mend them"
         ) from None
     return dict(given)
-
-
-def needs_vocabulary(sampling: Mapping[str, Any]) -> bool:
-    """Whether the model's vocabulary is searched for strings, which takes a while to prepare."""
-    return any(sampling.get(name) for name in _STRINGS)

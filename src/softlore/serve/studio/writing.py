@@ -14,12 +14,12 @@ from starlette.responses import StreamingResponse
 from softlore.control import find_codes
 from softlore.decode import Token
 from softlore.errors import SoftloreError
-from softlore.serve.engines import Running
+from softlore.serve.engines import Running, warm
 from softlore.serve.sse import event, streamed
 from softlore.serve.studio.bench import Bench
 from softlore.serve.studio.forms import MOST_TOKENS, Dose, Writing
 from softlore.serve.studio.open_stories import OpenStories, OpenStory
-from softlore.serve.studio.sampling import checked_sampling, needs_vocabulary
+from softlore.serve.studio.sampling import checked_sampling
 from softlore.serve.studio.told import plan_told, story_told
 from softlore.story import Turn
 from softlore.story.session import Draft
@@ -174,8 +174,7 @@ def _begun(bench: Bench, one: OpenStory, form: Writing) -> tuple[Draft, Turn | N
                 form.tokens, form.stop, head, form.retry and not form.text, **sampling
             )
         checked_sampling(draft.wish.sampling)  # the story's own, too
-        if needs_vocabulary(draft.wish.sampling):
-            _ = bench.model.vocabulary  # made here, not where the engine is asked
+        warm(bench.model, draft.wish.sampling)
     except BaseException:
         _unsaid(one, said)
         raise
