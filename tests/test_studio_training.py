@@ -108,6 +108,7 @@ def test_an_entry_is_trained_and_the_curve_watched(tmp_path, alone):
         plan = found.get("stories", "quay", "plan", tokens=8)
         assert {part["name"] for part in plan["parts"]} == {"Marta", "story"}
         assert "Marta" in found.get("stories", "quay")["soft"]
+        found.put("stories", "quay", "settings", seed=1)
         assert found.write("quay", tokens=20)[0]
 
 
