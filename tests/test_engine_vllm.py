@@ -62,7 +62,8 @@ def serving():
         seen["bodies"].append(body)
         if seen.get("refuses"):
             return JSONResponse({"message": "no such thing"}, 400)
-        chooser = Chooser(Sampling(temperature=body["temperature"]), body.get("seed"))
+        sampling = Sampling(body["temperature"], logit_bias=body.get("logit_bias", {}))
+        chooser = Chooser(sampling, body.get("seed"), MODEL)
         steps = decode(MODEL, [tree_of(body, seen.get("folder"))], chooser, body["max_tokens"])
 
         async def stream():
