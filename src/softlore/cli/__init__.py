@@ -21,6 +21,7 @@ from softlore.errors import SoftloreError, StorageError
 COMMANDS = {
     "demo": "Train a small lorebook and show what it does to a story.",
     "train": "Turn a lorebook into soft prompts.",
+    "sweep": "Try training settings on a lorebook, and say which are best.",
     "write": "Write on from a text, which may hold [[soft:NAME]].",
     "story": "Write a story turn by turn; lore wakes when it is mentioned.",
     "serve": "Serve stories to the writers' own programs, and a studio in the browser.",

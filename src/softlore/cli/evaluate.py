@@ -20,7 +20,8 @@ from softlore.cli.options import (
 )
 
 
-def _distances(_ctx: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
+def parse_distances(_ctx: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
+    """Numbers with commas between, as a list."""
     try:
         return [int(part) for part in value.split(",")]
     except ValueError:
@@ -31,7 +32,7 @@ distances_option = click.option(
     "--distances",
     default="0,64,256",
     show_default=True,
-    callback=_distances,
+    callback=parse_distances,
     help="Tokens of story between prompt and call.",
 )
 

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from softlore.control.hard.runner import Outcome
     from softlore.control.search import Searcher
     from softlore.tune import Learner, Progress
+    from softlore.tune.grouped import GroupNews
 
 Watcher = Callable[["Progress"], "bool | None"]
 SHOWN = 12  # entries in the table
+GROUP_NAMES = 4  # entries of a group that are named
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
 
 
@@ -72,6 +74,72 @@ def _plain() -> Watcher:
         click.echo(f"{progress.done:4.0%}  update {progress.step}  loss: {line}", err=True)
 
     return show
+
+
+@contextmanager
+def watch_groups(interactive: bool) -> Iterator[Callable[[GroupNews], None]]:
+    """A function to call with news of groups: a bar for each that trains, and lines of the rest."""
+    if not interactive:
+        yield _plain_groups()
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.TaskProgressColumn(),
+        bars.TextColumn("{task.fields[told]}"),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True)) as shown:
+        tasks: dict[int, bars.TaskID] = {}
+
+        def show(news: GroupNews) -> None:
+            number = news.report.number
+            if number not in tasks:
+                tasks[number] = shown.add_task(_of_group(news), total=1.0, told="")
+            shown.update(tasks[number], completed=news.report.done, told=_losses(news))
+            if news.event not in ("begun", "update"):
+                shown.console.print(_line(news), markup=False, highlight=False)
+            if news.event in ("done", "failed"):
+                shown.remove_task(tasks.pop(number))
+
+        yield show
+
+
+def _plain_groups() -> Callable[[GroupNews], None]:
+    last: dict[int, float] = {}
+
+    def show(news: GroupNews) -> None:
+        now, number = time.monotonic(), news.report.number
+        if news.event == "update" and now - last.get(number, 0.0) < PLAIN_SECONDS:
+            return
+        last[number] = now
+        click.echo(_line(news), err=True)
+
+    return show
+
+
+def _line(news: GroupNews) -> str:
+    said = {
+        "begun": f"begins at update {news.report.step}",
+        "update": f"{news.report.done:4.0%}  update {news.report.step}  loss: {_losses(news)}",
+        "done": f"done after {news.report.step} updates  loss: {_losses(news)}",
+        "lost": f"has lost its worker, and is taken up again from its checkpoint ({news.said})",
+        "failed": f"has failed: {news.said}",
+    }
+    return f"{_of_group(news)}: {said[news.event]}"
+
+
+def _of_group(news: GroupNews) -> str:
+    more = len(news.names) - GROUP_NAMES
+    names = ", ".join(news.names[:GROUP_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return f"group {news.report.number} ({names})"
+
+
+def _losses(news: GroupNews) -> str:
+    some = list(news.report.losses.items())[:GROUP_NAMES]
+    return "  ".join(f"{name} {value:.2f}" for name, value in some)
 
 
 def _table(progress: Progress) -> Table:

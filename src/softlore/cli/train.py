@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from softlore.cli.options import (
     library,
     load_model,
     model_options,
+    ray_options,
     read_text,
+    set_threads,
     write_json,
 )
 
@@ -55,7 +58,8 @@ _SETTINGS = (
 CODE_SETTINGS = {"company_size": 1, "max_spacing": 0, "drift_guard": 0.0}
 
 
-def _settings(function: Any) -> Any:
+def training_options(function: Any) -> Any:
+    """An option for every setting that a writer may want to change."""
     for option in reversed(_SETTINGS):
         function = option(function)
     return function
@@ -70,7 +74,11 @@ def _settings(function: Any) -> Any:
 @click.option("--time-budget", type=float, help="Seconds; makes fewer updates to keep to it.")
 @click.option("--story", type=click.Path(path_type=Path), help="Your own text, for filler, guard.")
 @click.option("--checkpoint-seconds", type=Finite(min=0), default=10.0, hidden=True)
-@_settings
+@click.option("--group-size", type=click.IntRange(min=1), metavar="N",
+              help="Train the entries N at a time, in the book's order; only those of a group keep "
+              "company.  [default: all together; with --ray, 8]")  # fmt: skip
+@ray_options
+@training_options
 @json_option
 def command(
     lorebook: Path,
@@ -83,6 +91,10 @@ def command(
     time_budget: float | None,
     story: Path | None,
     checkpoint_seconds: float,
+    group_size: int | None,
+    ray: str | None,
+    workers: int | None,
+    threads: int | None,
     json_path: str | None,
     **given: Any,
 ) -> None:
@@ -96,7 +108,64 @@ def command(
     \b
     Example:
       softlore train lore.yaml --n-tokens 10 --time-budget 120
+      softlore train lore.yaml --group-size 8 --ray --workers 2
+      softlore train lore.yaml --group-size 8 --ray 10.0.0.1:6379
+      torchrun --nproc-per-node 2 -m softlore train lore.yaml --model MODEL
     """
+    settings = chosen_settings(given, story)
+    prompts = library(folder, new=True)
+    run = {
+        "again": again,
+        "time_budget": time_budget,
+        "checkpoint_seconds": checkpoint_seconds,
+        **settings,
+    }
+    where = (model_name, dtype, device)
+    from softlore.cli.train_ranks import among_ranks
+
+    with among_ranks(device, grouped=group_size is not None or ray is not None) as ranks:
+        if group_size is not None or ray is not None:
+            from softlore.cli.train_groups import train_in_groups
+
+            crew = (ray, workers, threads)
+            told = train_in_groups(lorebook, prompts, only, run, group_size, where, crew)
+        else:
+            set_threads(workers, threads)
+            where = (model_name, dtype, device if ranks is None else ranks.device)
+            told = _train_together(lorebook, prompts, only, run | {"ranks": ranks}, where)
+        if ranks is None or ranks.first:
+            write_json(told, json_path)
+
+
+def _train_together(
+    lorebook: Path,
+    prompts: PromptLibrary,
+    only: tuple[str, ...],
+    run: dict[str, Any],
+    where: tuple[str | None, str | None, str | None],
+) -> dict[str, Any]:
+    """Trains all of a lorebook as one set, or a corpus; saves what comes of it, and reports."""
+    from softlore.lore import Lorebook
+    from softlore.lore.corpora import holds_corpora
+    from softlore.tune.book import plan_book
+
+    if lorebook.suffix == ".txt" or holds_corpora(lorebook):
+        trainer = _corpus_trainer(lorebook, prompts, run, *where)
+    else:
+        book = Lorebook.load(lorebook)
+        model = load_model(book.model if where[0] is None else where[0], *where[1:])
+        plan = plan_book(model, book, prompts, only=only, **run)
+        if plan.kept:
+            _say(f"already trained, kept beside the new ones: {', '.join(plan.kept)}")
+        if plan.trainer is None:
+            _say("nothing new to train; --again trains what is there once more")
+            return report(prompts, [], plan.kept)
+        trainer = plan.trainer
+    return report(prompts, _train(trainer, prompts), trainer.company)
+
+
+def chosen_settings(given: dict[str, Any], story: Path | None) -> dict[str, Any]:
+    """Fields of `TrainingConfig` from what `training_options` were given."""
     settings = {name: value for name, value in given.items() if value is not None}
     if "initial" in settings:
         clean(settings["initial"], "--initial")
@@ -106,33 +175,7 @@ def command(
         settings["initial"] = load_prompt(start)
     if story is not None:
         settings["story"] = read_text(story, "story")
-    prompts = library(folder, new=True)
-    run = {
-        "again": again,
-        "time_budget": time_budget,
-        "checkpoint_seconds": checkpoint_seconds,
-        **settings,
-    }
-    from softlore.lore.corpora import holds_corpora
-
-    if lorebook.suffix == ".txt" or holds_corpora(lorebook):
-        trainer = _corpus_trainer(lorebook, prompts, run, model_name, dtype, device)
-    else:
-        from softlore.lore import Lorebook
-        from softlore.tune.book import plan_book
-
-        book = Lorebook.load(lorebook)
-        model = load_model(book.model if model_name is None else model_name, dtype, device)
-        plan = plan_book(model, book, prompts, only=only, **run)
-        if plan.kept:
-            _say(f"already trained, kept beside the new ones: {', '.join(plan.kept)}")
-        if plan.trainer is None:
-            _say("nothing new to train; --again trains what is there once more")
-            write_json(_report(prompts, [], plan.kept.values()), json_path)
-            return
-        trainer = plan.trainer
-    made = _train(trainer, prompts)
-    write_json(_report(prompts, made, trainer.company.values()), json_path)
+    return settings
 
 
 def _corpus_trainer(
@@ -193,11 +236,15 @@ def _train(trainer: WorldInfoTrainer, prompts: PromptLibrary) -> list[SoftPrompt
             "stopped; progress is kept: the same command goes on from here"
         ) from None
     except DivergedError:
+        if trainer.ranks is not None and not trainer.ranks.first:
+            raise
         for prompt in trainer.prompts().values():
             if prompt.name not in prompts:
                 prompts.save(prompt)
         raise
     made = list(trainer.prompts().values())
+    if trainer.ranks is not None and not trainer.ranks.first:
+        return made
     for path in save_all(prompts, made, trainer):
         _say(f"wrote {path}")
     return made
@@ -207,7 +254,10 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
 
 
-def _report(prompts: PromptLibrary, made: Any, kept: Any) -> dict[str, Any]:
+def report(
+    prompts: PromptLibrary, made: Sequence[SoftPrompt], kept: Iterable[str]
+) -> dict[str, Any]:
+    """What was trained, and the names of what was kept beside it, as JSON."""
     return {
         "folder": str(prompts.folder),
         "trained": [
@@ -215,7 +265,7 @@ def _report(prompts: PromptLibrary, made: Any, kept: Any) -> dict[str, Any]:
             | {key: p.training.get(key) for key in ("steps", "stopped", "in_company")}
             for p in made
         ],
-        "kept": [prompt.name for prompt in kept],
+        "kept": list(kept),
     }
 
 

@@ -54,8 +54,8 @@ def codes_of(model: FrozenModel) -> dict[str, Code]:
     Raises:
         ModelError: its config names codes that its tokenizer does not know as one token each.
     """
-    ctrl = model.family.model_type == "ctrl"
-    found = getattr(model.tokenizer if ctrl else model.hf.config, "control_codes", None) or {}
+    ctrl = model.model_type == "ctrl"
+    found = model.control_codes
     if not isinstance(found, Mapping):
         raise _wrong(model, found)
     codes = {}

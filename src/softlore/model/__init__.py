@@ -2,7 +2,8 @@
 
 from softlore.model.cache import KeysValues, Past
 from softlore.model.families import PROVEN, Family
-from softlore.model.frozen import FrozenModel, prompt_shape
+from softlore.model.frozen import FrozenModel
+from softlore.model.language import LanguageModel, prompt_shape
 from softlore.model.loading import DEFAULT_MODEL
 from softlore.model.slots import Slots
 
@@ -12,6 +13,7 @@ __all__ = [
     "Family",
     "FrozenModel",
     "KeysValues",
+    "LanguageModel",
     "Past",
     "Slots",
     "prompt_shape",

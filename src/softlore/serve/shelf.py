@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from softlore.errors import InputError, UnknownPromptError, UnsupportedModelError
 from softlore.model import FrozenModel
-from softlore.model.frozen import prompt_shape
+from softlore.model import prompt_shape
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.prompts.native import PromptHeader
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.tune.checkpoint import load_checkpoint, remove_checkpoint
 from softlore.tune.config import TrainingConfig
+from softlore.tune.ranks import Ranks
 from softlore.tune.result import entry_hash
 from softlore.tune.trainer import WorldInfoTrainer
 
@@ -37,6 +38,7 @@ def plan_book(
     again: bool = False,
     time_budget: float | None = None,
     checkpoint_seconds: float = 10.0,
+    ranks: Ranks | None = None,
     **settings: Any,
 ) -> BookPlan:
     """Sees what a folder already holds, and makes a trainer for the rest.
@@ -49,6 +51,7 @@ def plan_book(
         only: names of entries to train; all when empty.
         again: train even what is there (of `only`, if given), and leave a checkpoint of another
             run aside.
+        ranks: the processes that share out each update.
         settings: fields of `TrainingConfig`; they win over the book's own `training`.
     """
     if not book.entries:
@@ -76,6 +79,7 @@ def plan_book(
         checkpoint_seconds=checkpoint_seconds,
         again=again,
         time_budget=time_budget,
+        ranks=ranks,
         **chosen,
     )
     return BookPlan(new, kept, trainer)
@@ -88,14 +92,22 @@ def save_all(
 
     Then the checkpoint is no longer needed.
     """
-    entries = {entry.name: entry for entry in trainer.entries}
-    paths = []
-    for prompt in prompts:
-        worth = measure_worth(trainer.model, entries[prompt.name], prompt).as_json()
-        paths.append(library.save(prompt.replace(metrics=prompt.metrics | {METRIC: worth})))
+    paths = [library.save(prompt) for prompt in with_worth(trainer, prompts)]
     if trainer.checkpoint is not None:
         remove_checkpoint(trainer.checkpoint)
     return paths
+
+
+def with_worth(trainer: WorldInfoTrainer, prompts: Sequence[SoftPrompt]) -> list[SoftPrompt]:
+    """The prompts, each with what it is worth beside the entry's text."""
+    entries = {entry.name: entry for entry in trainer.entries}
+    return [
+        prompt.replace(
+            metrics=prompt.metrics
+            | {METRIC: measure_worth(trainer.model, entries[prompt.name], prompt).as_json()}
+        )
+        for prompt in prompts
+    ]
 
 
 def checkpoint_path(folder: Path, book: str) -> Path:
@@ -113,14 +125,30 @@ def _in_training(checkpoint: Path, again: bool) -> set[str]:
 def _kept(
     model: FrozenModel, book: Lorebook, library: PromptLibrary, kind: str
 ) -> dict[str, SoftPrompt]:
-    kept = {}
+    return fitting(model, finished(book, library, kind))
+
+
+def finished(book: Lorebook, library: PromptLibrary, kind: str) -> dict[str, SoftPrompt]:
+    """The prompts that were trained to the end on what a book says now, whatever the model."""
+    found = {}
     for entry in book:
         try:
             prompt = library[entry.name]
-            model.check_prompt(prompt)
         except (KeyError, PromptError):
             continue
-        finished = prompt.training.get("stopped") is not None
-        if finished and prompt.kind == kind and prompt.data_hash == entry_hash(entry):
-            kept[entry.name] = prompt
-    return kept
+        ended = prompt.training.get("stopped") is not None
+        if ended and prompt.kind == kind and prompt.data_hash == entry_hash(entry):
+            found[entry.name] = prompt
+    return found
+
+
+def fitting(model: FrozenModel, prompts: Mapping[str, SoftPrompt]) -> dict[str, SoftPrompt]:
+    """Those of the prompts that were made for a model."""
+    found = {}
+    for name, prompt in prompts.items():
+        try:
+            model.check_prompt(prompt)
+        except PromptError:
+            continue
+        found[name] = prompt
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,6 +68,15 @@ class Learner:
         """The tensor as a leaf that collects this update's gradient."""
         self._live = self.value().requires_grad_()
         return self._live
+
+    def gather(self, share: Callable[[Tensor], Tensor]) -> None:
+        """Puts what `share` makes of the gradient so far in its place: the sum of several, say.
+
+        Nothing has reached a learner whose part of the batch was run elsewhere; it gives zeros.
+        """
+        assert self._live is not None
+        own = self._live.grad
+        self._live.grad = share(torch.zeros_like(self._live) if own is None else own)
 
     def sound(self, losses: dict[str, float]) -> bool:
         """Whether losses and the gradient that `live()` has collected are finite numbers."""

@@ -36,15 +36,18 @@ class Plan:
         return asdict(self)
 
 
-def make_plan(model: FrozenModel, batch: Batch) -> Plan:
+def make_plan(model: FrozenModel, batch: Batch, memory: int | None = None) -> Plan:
     """Measures a step's activations on the first trunk and sees how many tokens fit.
 
     What autograd keeps is counted exactly, so the result is the same on every run on a machine.
+
+    Args:
+        memory: bytes to share; None: all that this machine (its GPU, if the model is there) has.
     """
     first = _part(batch, 0, 1)
     kept = count_saved_bytes(lambda: run(model, first))
     each = max(1, kept // max(1, first.tokens))
-    return Plan(max(256, int(SHARE * _memory(model)) // each), each)
+    return Plan(max(256, int(SHARE * (memory or machine_memory(model))) // each), each)
 
 
 def count_saved_bytes(step: Callable[[], Any]) -> int:
@@ -61,7 +64,8 @@ def count_saved_bytes(step: Callable[[], Any]) -> int:
     return sum(seen.values())
 
 
-def _memory(model: FrozenModel) -> int:
+def machine_memory(model: FrozenModel) -> int:
+    """Bytes that the machine has, or the GPU that the model is on."""
     if model.device.type == "cuda":
         return int(torch.cuda.get_device_properties(model.device).total_memory)
     return int(psutil.virtual_memory().total)

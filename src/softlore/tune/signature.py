@@ -28,9 +28,7 @@ def make_signature(
     **more: Any,
 ) -> dict[str, Any]:
     """All that must be the same for a run to go on from a checkpoint, as JSON."""
-    told = config.as_json() | more
-    if config.story is not None:
-        told["story"] = hashlib.sha256(config.story.encode()).hexdigest()[:16]
+    told = settings_told(config) | more
     knows = {entry.name: entry_hash(entry) for entry in company_entries}
     return {
         "settings": told | {"dtype": str(model.dtype)},
@@ -38,6 +36,14 @@ def make_signature(
         "company": {n: [digest(p.tensor), knows.get(n)] for n, p in sorted(company.items())},
         "model": model.fingerprint(config.kind),
     }
+
+
+def settings_told(config: TrainingConfig) -> dict[str, Any]:
+    """The settings as JSON, the story by its hash."""
+    told = config.as_json()
+    if config.story is not None:
+        told["story"] = hashlib.sha256(config.story.encode()).hexdigest()[:16]
+    return told
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

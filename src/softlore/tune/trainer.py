@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +27,9 @@ from softlore.tune.config import TrainingConfig
 from softlore.tune.initial import initial_value, scale_of
 from softlore.tune.learner import Learner, settled
 from softlore.tune.lessons import passage_length, room_beside
-from softlore.tune.objective import Losses
+from softlore.tune.objective import Batch, Losses
 from softlore.tune.plan import Plan, make_plan, run_planned
+from softlore.tune.ranks import Ranks, share_of
 from softlore.tune.result import finished_prompt
 from softlore.tune.signature import find_checkpoint, make_signature
 from softlore.tune.sources import Blocks, source_of
@@ -88,6 +90,9 @@ class WorldInfoTrainer:
         again: begin anew where the checkpoint is of another run or can't be read.
         on_step: called after each update; return True to stop there, with a checkpoint.
         time_budget: seconds; fewer updates are made where it would not do.
+        memory: bytes that an update may count with, where it is not for this machine to say: the
+            choice of what runs at once follows from it, and rounding from that.
+        ranks: the processes that share out each update; the first of them keeps the checkpoint.
         settings: fields of `TrainingConfig`.
 
     Raises:
@@ -111,6 +116,8 @@ class WorldInfoTrainer:
         again: bool = False,
         on_step: Callable[[Progress], bool | None] | None = None,
         time_budget: float | None = None,
+        memory: int | None = None,
+        ranks: Ranks | None = None,
         **settings: Any,
     ) -> None:
         source = source_of(blocks, entries, corpus, corpora, heads, name)
@@ -128,6 +135,8 @@ class WorldInfoTrainer:
         self.again = again
         self.on_step = on_step
         self.time_budget = time_budget
+        self.memory = memory
+        self.ranks = ranks
         self.step = 0
         self.learners: dict[str, Learner] = {}
         self.supplies: Supplies | None = None
@@ -173,9 +182,11 @@ class WorldInfoTrainer:
             DivergedError: after keeping the last good state.
         """
         self.prepare()
-        with only_run(self.checkpoint):
+        ranks = self.ranks
+        with only_run(self.checkpoint if ranks is None or ranks.first else None):
             try:
-                self._run()
+                with ranks.stopping_together() if ranks else contextlib.nullcontext():
+                    self._run()
             except (KeyboardInterrupt, DivergedError):
                 self.save()
                 raise
@@ -187,11 +198,17 @@ class WorldInfoTrainer:
         saved = time.monotonic()
         while self.unfinished():
             self.update()
+            if self.ranks and self.ranks.stopping:  # all processes are at the same update
+                if self.ranks.interrupted:
+                    raise KeyboardInterrupt
+                return
             if self.checkpoint and time.monotonic() - saved >= self.checkpoint_seconds:
                 self.save()
                 saved = time.monotonic()
             if self.on_step and self.on_step(self.progress()):
-                return
+                if self.ranks is None:
+                    return
+                self.ranks.ask_to_stop()
 
     def prepare(self) -> None:
         """Makes the lessons, the passages and the learners, and reads the checkpoint if any."""
@@ -213,10 +230,12 @@ class WorldInfoTrainer:
         guard = teach(model, bare(model), passages) if config.drift_guard > 0 else []
         self.supplies = Supplies(lessons, guard, passages)
         self._admit()
+        if self.ranks:
+            self.ranks.check_alike(self.supplies)
         if found:
             self._resume(*found)
         else:
-            self.plan = self.plan or make_plan(model, self._batch())
+            self.plan = self.plan or self._agreed(make_plan(model, self._batch(), self.memory))
             self._keep_budget()
             self.save()  # a disk that refuses is better met now than at the end
         self._prepared = True
@@ -231,7 +250,11 @@ class WorldInfoTrainer:
             DivergedError: NaN or infinity; then no entry has made this update.
         """
         assert self.plan is not None
-        losses = run_planned(self.model, self._batch(), self.plan)
+        if self.ranks is None:
+            losses = run_planned(self.model, self._batch(), self.plan)
+        else:
+            batch, learning = self._batch(), self._learning().values()
+            losses = self.ranks.run(self.model, batch, self.plan, learning)
         own = {learner: _own(losses, name) for name, learner in self._learning().items()}
         with uninterrupted():
             faults = [one.step_back() for one in own if not one.sound(own[one])]
@@ -271,12 +294,13 @@ class WorldInfoTrainer:
 
     def _admit_one(self, entry: Entry) -> None:
         value = initial_value(self.model, entry, self.config)
+        value = self.ranks.of_first(value) if self.ranks else value
         scale = scale_of(self.model, value, self.config.kind)
         paired = entry.blocks or self.config.style is not None or self._source.corpus
         config = settled(self.config, text_alone=not paired)
         self.learners[entry.name] = Learner(entry.name, value, scale, config)
 
-    def _batch(self) -> Any:
+    def _batch(self) -> Batch:
         assert self.supplies is not None
         prompts: dict[str, Tensor] = {name: p.tensor for name, p in self.company.items()}
         for name, learner in self.learners.items():
@@ -287,11 +311,15 @@ class WorldInfoTrainer:
     def seconds_per_update(self, updates: int = 2) -> float:
         """Measures an update without making one."""
         assert self.plan is not None
-        run_planned(self.model, self._batch(), self.plan)
+        run_planned(self.model, self._own_share(self._batch()), self.plan)
         start = time.perf_counter()
         for _ in range(updates):
-            run_planned(self.model, self._batch(), self.plan)
+            run_planned(self.model, self._own_share(self._batch()), self.plan)
         return (time.perf_counter() - start) / updates
+
+    def _own_share(self, batch: Batch) -> Batch:
+        """What this process runs of a batch."""
+        return batch if self.ranks is None else share_of(batch, 0, self.ranks.size)
 
     def estimate(self) -> Estimate:
         """What training will come to, measured on one update; call `prepare` first."""
@@ -311,7 +339,12 @@ class WorldInfoTrainer:
         if self.time_budget is None:
             return
         affordable = int(self.time_budget / self.seconds_per_update() / self._waves())
-        self._set_max_steps(max(1, min(self.config.max_steps, affordable)))
+        steps = max(1, min(self.config.max_steps, affordable))
+        self._set_max_steps(self.ranks.agreed(steps)[0] if self.ranks else steps)
+
+    def _agreed(self, plan: Plan) -> Plan:
+        """The plan of the first process, where there are several."""
+        return Plan(*self.ranks.agreed(*plan.as_json().values())) if self.ranks else plan
 
     def _set_max_steps(self, steps: int) -> None:
         if steps == self.config.max_steps:
@@ -324,7 +357,7 @@ class WorldInfoTrainer:
 
     def save(self) -> None:
         """Writes the checkpoint, if one was asked for."""
-        if self.checkpoint is None or self.plan is None:
+        if self.checkpoint is None or self.plan is None or (self.ranks and not self.ranks.first):
             return
         states = {name: learner.state() for name, learner in self.learners.items()}
         whole = {

@@ -52,7 +52,7 @@ def company_of(prompts: Sequence[SoftPrompt], model: FrozenModel) -> list[int]:
         names = ", ".join(repr(prompt.name) for prompt in unique.values())
         raise PromptError(
             f"{names} cannot stand side by side on vLLM with model type "
-            f"{model.family.model_type!r}, as each takes positions of its own there; expected one "
+            f"{model.model_type!r}, as each takes positions of its own there; expected one "
             "prefix, or a model with rotary positions and no sliding layers; train the set as one "
             "prompt, or use --engine local"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from softlore.errors import InputError
 from softlore.model import FrozenModel
 from softlore.model.fingerprint import check
-from softlore.model.frozen import prompt_shape
+from softlore.model import prompt_shape
 from softlore.prompts import PromptHeader, PromptLibrary
 
 
