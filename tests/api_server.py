@@ -8,6 +8,7 @@ import time
 import uvicorn
 
 from softlore import FrozenModel, SoftPrompt
+from softlore.decode import Kept, TorchReader
 from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
 from softlore.serve.app import make_app
@@ -35,7 +36,7 @@ def make_state(folder, **engine):
         ("a cat", other, "cat", "embedding"),
     ]:
         library.save(SoftPrompt.from_text(text, of, name=name, kind=kind))
-    engine = LocalEngine(model, **engine)
+    engine = LocalEngine(TorchReader(model, Kept(2**24)), **engine)
     return ServerState(engine, library, Stories(folder / "stories"), folder / "books")
 
 

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import httpx
 
+from softlore.decode import Kept, TorchReader
 from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
 from softlore.serve.engines.local import LocalEngine
@@ -83,7 +84,7 @@ class Studio:
 
 def make_state(folder, close_seconds=5.0, engine=None, **more):
     return ServerState(
-        engine or LocalEngine(MODEL, **more),
+        engine or LocalEngine(TorchReader(MODEL, Kept(2**24)), **more),
         prompts=PromptLibrary(folder / "prompts"),
         stories=Stories(folder / "stories"),
         books=folder / "books",

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softlore import SoftPrompt
-from softlore.decode import Batch, Kept, Wish, write
+from softlore.decode import Batch, Kept, TorchReader, Wish, write
 from softlore.decode import batch as batches
 from softlore.errors import ConfigError, ContextOverflowError
 from softlore.model import FrozenModel, Past, Slots
@@ -62,7 +62,7 @@ COMINGS = st.lists(
 @settings(max_examples=60)
 def test_joining_and_leaving_changes_no_text(comings, keeps, read):
     kept = Kept(2**20) if keeps else None
-    batch, here, left = Batch(MODEL, kept), [], set()
+    batch, here, left = Batch(TorchReader(MODEL, kept)), [], set()
     before, batches.READ = batches.READ, read
     try:
         for coming in comings:
@@ -83,11 +83,11 @@ def test_joining_and_leaving_changes_no_text(comings, keeps, read):
         else:
             assert text.telling.ids == single.ids
             assert (text.telling.text, text.telling.finish) == (single.text, single.finish)
-    assert (len(batch), batch.bytes, batch.tokens) == (0, 0, 0)
+    assert (len(batch), batch.held().bytes, batch.held().tokens) == (0, 0, 0)
 
 
 def test_logprobs_are_those_of_the_text_alone():
-    batch = Batch(MODEL)
+    batch = Batch(TorchReader(MODEL))
     texts = [batch.join(wish) for wish in WISHES]
     told = run(batch)
     wish = WISHES[3]
@@ -103,7 +103,7 @@ def test_logprobs_are_those_of_the_text_alone():
 def test_a_text_ends_where_the_context_does_and_the_others_go_on():
     model = short_model(24)
     wishes = [Wish("x" * 20, 30, seed=1), Wish("y", 15, seed=2), Wish("z" * 24, 30, seed=3)]
-    batch = Batch(model)
+    batch = Batch(TorchReader(model))
     texts = [batch.join(wish) for wish in wishes]
     run(batch)
     for wish, text in zip(wishes, texts, strict=True):
@@ -122,7 +122,7 @@ def test_a_window_slides_under_its_head_beside_others():
         Wish("x" * 70, 20, seed=3, head="A "),
         Wish("Plain", 30, seed=4),
     ]
-    batch = Batch(model, Kept(2**20))
+    batch = Batch(TorchReader(model, Kept(2**20)))
     texts = [batch.join(wish) for wish in wishes]
     run(batch)
     for wish, text in zip(wishes, texts, strict=True):
@@ -130,7 +130,7 @@ def test_a_window_slides_under_its_head_beside_others():
 
 
 def test_what_was_read_is_not_read_again():
-    batch = Batch(MODEL, Kept(2**20))
+    batch = Batch(TorchReader(MODEL, Kept(2**20)))
     story = "The dog ran down the lane and over the hill."
     first = batch.join(Wish(DOG + story, 6, seed=1))
     run(batch)
@@ -153,30 +153,30 @@ def test_what_was_read_is_not_read_again():
 def test_what_is_kept_stays_within_its_size():
     size = 60_000
     kept = Kept(size)
-    batch = Batch(MODEL, kept)
+    batch = Batch(TorchReader(MODEL, kept))
     for number in range(12):
         batch.join(Wish(f"{number} The dog ran down the lane and over the hill.", 8, seed=number))
         run(batch)
         assert kept.bytes <= size
     assert 1 < len(kept) < 12
-    nothing = Batch(MODEL, Kept(0))
+    nothing = Batch(TorchReader(MODEL, Kept(0)))
     nothing.join(Wish("The dog", 4))
     run(nothing)
-    assert len(nothing.kept) == 0
+    assert nothing.held().kept_tokens == 0
 
 
 def test_a_longer_text_takes_the_place_of_its_beginning():
-    batch = Batch(MODEL, Kept(2**22))
+    batch = Batch(TorchReader(MODEL, Kept(2**22)))
     text = "The dog"
     for _ in range(5):
         text += " ran on and on"
         batch.join(Wish(text, 1, seed=0))
         run(batch)
-    assert len(batch.kept) == 1
+    assert len(batch.reader.kept) == 1
 
 
 def test_long_contexts_are_read_while_others_are_written():
-    batch = Batch(MODEL)
+    batch = Batch(TorchReader(MODEL))
     quick = batch.join(Wish("The dog", 40, seed=1))
     batch.step()
     before, batches.READ = batches.READ, 16
@@ -193,7 +193,7 @@ def test_long_contexts_are_read_while_others_are_written():
 
 
 def test_a_wish_that_cannot_be_is_refused_and_the_batch_goes_on():
-    batch = Batch(MODEL)
+    batch = Batch(TorchReader(MODEL))
     text = batch.join(WISHES[0])
     with pytest.raises(ConfigError, match="temperature"):
         batch.join(Wish("A", sampling={"temperature": -1}))

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from softlore.decode import Wish, write
+from softlore.decode import Kept, TorchReader, Wish, write
 from softlore.errors import BusyError, ConfigError, EngineError
 from softlore.model.tiny import tiny_model
 from softlore.serve.engines.local import LocalEngine
@@ -23,7 +23,7 @@ def running(work, **settings):
     """What a coroutine gives that is handed an engine, which is closed after it."""
 
     async def main():
-        engine = LocalEngine(MODEL, **settings)
+        engine = LocalEngine(TorchReader(MODEL, Kept(2**24)), **settings)
         try:
             return await asyncio.wait_for(work(engine), 60)
         finally:
@@ -127,7 +127,7 @@ def test_cancelling_frees_what_was_taken():
         await until(lambda: engine.load().running == 0)
         return engine.load()
 
-    load = running(work, slots=4, queue=8, keep_mb=0)
+    load = running(work, slots=4, queue=8)
     assert (load.running, load.waiting, load.tokens, load.bytes) == (0, 0, 0, 0)
 
 

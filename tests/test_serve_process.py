@@ -13,6 +13,7 @@ from api_server import wait_until
 from running import save_tiny_model, softlore
 from serving import Served, serving
 from softlore import FrozenModel
+from softlore.decode import Kept, TorchReader
 from softlore.prompts import PromptLibrary
 from softlore.serve.engines.local import LocalEngine
 from softlore.serve.listening import listen, url_of
@@ -207,7 +208,7 @@ def test_a_text_that_would_take_longer_ends_where_it_is(tmp_path):
     model, ended = FrozenModel.from_pretrained(folder), []
     settings = ServeSettings(port=0, close_seconds=0.3)
     here = PromptLibrary(tmp_path / "prompts"), Stories(tmp_path / "stories"), tmp_path / "books"
-    state = ServerState(LocalEngine(model), *here, settings=settings)
+    state = ServerState(LocalEngine(TorchReader(model, Kept(2**24))), *here, settings=settings)
 
     async def at_close():
         ended.append(state.closing)

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from softlore.decode import Kept, TorchReader
 from softlore.errors import ConfigError, EngineError, StorageError
 from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
@@ -86,7 +87,7 @@ def call(app, method, path, headers, chunks=()):
 @pytest.fixture(scope="module")
 def apps(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
-    engine = LocalEngine(tiny_model("llama"))
+    engine = LocalEngine(TorchReader(tiny_model("llama"), Kept(2**24)))
     here = PromptLibrary(folder / "prompts"), Stories(folder / "stories"), folder / "books"
     yield {
         name: make_app(ServerState(engine, *here, settings=settings))

@@ -8,6 +8,7 @@ import pytest
 
 import api_server
 from browsing import launched, needs_browser
+from softlore.decode import Kept, TorchReader
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary
 from softlore.serve.engines.local import LocalEngine
@@ -74,7 +75,7 @@ def model():
 def serving(model, folder, **settings):
     """A server with empty folders: its address, and its state."""
     state = ServerState(
-        LocalEngine(model),
+        LocalEngine(TorchReader(model, Kept(2**24))),
         prompts=PromptLibrary(folder / "prompts"),
         stories=Stories(folder / "stories"),
         books=folder / "books",

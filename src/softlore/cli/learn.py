@@ -75,10 +75,11 @@ def command(
         chosen = lines if pick_all else _picked(lines, pick)
         session = StorySession.open(story, model_name, dtype, device)
         from softlore.cli.progress import watch
+        from softlore.model import frozen
 
         with watch(interactive()) as on_step:
             found = learn(
-                session.model, book, chosen, session.composer.prompts,
+                frozen(session.model, "learning"), book, chosen, session.composer.prompts,
                 max_steps=max_steps, seed=seed, on_step=on_step,
             )  # fmt: skip
         if json_path != "-":

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from softlore.serve.settings import ServeSettings
     from softlore.serve.state import ServerState
 
+MEGABYTE = 2**20
 NEEDED = ("fastapi", "httpx", "prometheus_client", "uvicorn")  # of the extra `serve`
 
 
@@ -157,15 +158,15 @@ def _engine(
             queue=settings.queue,
             text_seconds=settings.text_seconds,
         )
+    from softlore.decode import Kept, TorchReader
     from softlore.serve.engines.local import LocalEngine
 
     return LocalEngine(
-        model,
+        TorchReader(model, Kept(settings.keep_mb * MEGABYTE)),
         slots=settings.slots,
         queue=settings.queue,
         queue_seconds=settings.queue_seconds,
         text_seconds=settings.text_seconds,
-        keep_mb=settings.keep_mb,
     )
 
 

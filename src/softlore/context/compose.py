@@ -9,14 +9,16 @@ from torch import Tensor
 
 from softlore.context.splice import ROOT, Node, Tree, splice
 from softlore.errors import ContextError
-from softlore.model import FrozenModel
+from softlore.model import FrozenModel, LanguageModel
 from softlore.prompts import Context, SoftPrompt
 
 Piece = str | SoftPrompt
 Readable = Piece | Context
 
 
-def compose(model: FrozenModel, context: Readable, check: bool = True, head: Readable = "") -> Tree:
+def compose(
+    model: LanguageModel, context: Readable, check: bool = True, head: Readable = ""
+) -> Tree:
     """Turns pieces into nodes and prefixes; BOS, where the model has one, stands once, first.
 
     Args:
@@ -44,13 +46,13 @@ def compose(model: FrozenModel, context: Readable, check: bool = True, head: Rea
     return Tree(nodes, [prompt.cast(model.device, model.dtype) for prompt in prefixes])
 
 
-def heading(model: FrozenModel, head: Readable) -> int:
+def heading(model: LanguageModel, head: Readable) -> int:
     """How many nodes, BOS among them, `compose` makes of a head."""
     contents = [model.bos, *_contents(model, Context(head).body.pieces)]
     return sum(1 for content in contents if len(content))
 
 
-def _contents(model: FrozenModel, pieces: Sequence[Piece]) -> list[list[int] | Tensor]:
+def _contents(model: LanguageModel, pieces: Sequence[Piece]) -> list[list[int] | Tensor]:
     return [
         model.encode(piece, inside=place > 0)
         if isinstance(piece, str)

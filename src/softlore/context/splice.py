@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from softlore.errors import ContextOverflowError
-from softlore.model import FrozenModel, KeysValues, Past
+from softlore.model import FrozenModel, KeysValues, LanguageModel, Past
 
 ROOT = -1  # the parent of a node that sees the prefixes and nothing else
 
@@ -233,7 +233,7 @@ def _reach(trees: Sequence[Tree], starts: Sequence[Sequence[int]]) -> int:
     )
 
 
-def check_length(model: FrozenModel, length: int) -> None:
+def check_length(model: LanguageModel, length: int) -> None:
     """Refuses what reaches past the model's context, prefixes and text together.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any
 
 from softlore.context.compose import Readable
 from softlore.errors import ConfigError, ModelError, UnknownPromptError
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 from softlore.prompts import SoftPrompt
 
 # How CTRL's codes were trained to go on; all others are of Reddit, with title and text.
@@ -48,7 +48,7 @@ class Code:
     token: int | None = None
 
 
-def codes_of(model: FrozenModel) -> dict[str, Code]:
+def codes_of(model: LanguageModel) -> dict[str, Code]:
     """The codes that a model was trained with, by name; none for most models.
 
     Raises:
@@ -69,7 +69,7 @@ def codes_of(model: FrozenModel) -> dict[str, Code]:
 
 
 def find_codes(
-    model: FrozenModel, names: Iterable[str], prompts: Mapping[str, SoftPrompt]
+    model: LanguageModel, names: Iterable[str], prompts: Mapping[str, SoftPrompt]
 ) -> dict[str, Code]:
     """Codes by name: the model's own, and soft prompts that stand for one.
 
@@ -105,7 +105,7 @@ def find_codes(
     return codes
 
 
-def _text_of(model: FrozenModel, name: Any, token: Any) -> str:
+def _text_of(model: LanguageModel, name: Any, token: Any) -> str:
     """The text that encodes to a code's token."""
     if not isinstance(name, str) or type(token) is not int or not 0 <= token < model.vocab_size:
         raise _wrong(model, {name: token})
@@ -115,7 +115,7 @@ def _text_of(model: FrozenModel, name: Any, token: Any) -> str:
     return text
 
 
-def _wrong(model: FrozenModel, found: Any) -> ModelError:
+def _wrong(model: LanguageModel, found: Any) -> ModelError:
     return ModelError(
         f"control_codes in the config of {model.name!r} holds {found!r:.80}; expected names with "
         "the id of one token of its vocabulary each; mend config.json"

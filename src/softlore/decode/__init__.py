@@ -5,6 +5,7 @@ from softlore.decode.kept import Kept
 from softlore.decode.loop import decode
 from softlore.decode.memory import Memory, Reading
 from softlore.decode.passages import OPENERS, Dosed, openers, sample_passages
+from softlore.decode.reader import Reader, TorchReader
 from softlore.decode.samplers import Chooser, Sampling
 from softlore.decode.telling import Telling, Token
 from softlore.decode.together import write_together
@@ -18,11 +19,13 @@ __all__ = [
     "Dosed",
     "Kept",
     "Memory",
+    "Reader",
     "Reading",
     "Sampling",
     "Telling",
     "Text",
     "Token",
+    "TorchReader",
     "Wish",
     "Writing",
     "decode",

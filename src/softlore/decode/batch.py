@@ -7,16 +7,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from softlore.context import splice
-from softlore.context.splice import check_length
-from softlore.decode.kept import Kept, Read
-from softlore.decode.memory import Reading, Slot, slots_of
+from softlore.decode.memory import Reading, slots_of
 from softlore.decode.mixing import dosed, mix, with_bare
+from softlore.decode.reader import Held, Lane, Reader
 from softlore.decode.samplers import choose_each
 from softlore.decode.sliding import Headed, fitting, slid, windows
 from softlore.decode.telling import Telling, Token, observed
 from softlore.decode.wish import Wish, chooser_of, stops_of
-from softlore.model import FrozenModel, Past, Slots
+from softlore.model import LanguageModel
 
 READ = 512  # tokens that are read at most in a step, so that texts that are written go on
 
@@ -29,7 +27,8 @@ class Text:
         reading: how much of its context was known, and how much was read; None until it is begun.
     """
 
-    def __init__(self, model: FrozenModel, wish: Wish) -> None:
+    def __init__(self, reader: Reader, wish: Wish) -> None:
+        model = reader.model
         stops, heads = stops_of(wish), dosed(wish.head)
         self.telling = Telling(model, stops, wish.max_new_tokens)
         self.reading: Reading | None = None
@@ -42,7 +41,7 @@ class Text:
         if self._slides:
             found = fitting(model, found)
         self.rows = [_Row(self, window) for window in found]
-        check_length(model, max(row.end for row in self.rows))
+        reader.check([window.tree for window in found])
         self._left = self._room(model)
 
     def mixed(self, logits: Tensor) -> Tensor:
@@ -66,7 +65,7 @@ class Text:
         """Whether its windows are full and must slide."""
         return self._full and self._slides and not self.telling.finish
 
-    def slide(self, model: FrozenModel) -> None:
+    def slide(self, model: LanguageModel) -> None:
         """Takes the next windows, which must be read."""
         following = slid(model, [row.window for row in self.rows], [r.written for r in self.rows])
         self.rows = [_Row(self, window) for window in following]
@@ -76,7 +75,7 @@ class Text:
     def _full(self) -> bool:
         return self._left == 0
 
-    def _room(self, model: FrozenModel) -> int | None:
+    def _room(self, model: LanguageModel) -> int | None:
         """Tokens that can be chosen in these windows; the last one is never read."""
         if model.context_length is None:
             return None
@@ -88,31 +87,20 @@ class Batch:
 
     Every text is what `write` would make of it alone with the same seed, up to rounding. What is
     to be read is read a part at a step, so that the others are not kept waiting.
-
-    Args:
-        kept: what was read of texts that have ended, for those that begin like them.
     """
 
-    def __init__(self, model: FrozenModel, kept: Kept | None = None) -> None:
-        self.model = model
-        self.kept = kept
-        self._slots = Slots()
-        self._rows: list[_Row] = []  # those that are written, by their places in the slots
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self._written: list[Text] = []
         self._reading: list[Text] = []
 
     def __len__(self) -> int:
         """Texts that are read or written."""
-        return len(self._reading) + len({id(row.text) for row in self._rows})
+        return len(self._reading) + len(self._written)
 
-    @property
-    def bytes(self) -> int:
-        """What keys and values of the running texts take."""
-        return self._slots.bytes
-
-    @property
-    def tokens(self) -> int:
-        """Keys and values of the running texts."""
-        return sum(self._slots.lengths)
+    def held(self) -> Held:
+        """Keys and values of the running texts, and of those that have ended and are kept."""
+        return self.reader.held()
 
     def join(self, wish: Wish) -> Text:
         """Takes a text in; it is told from the next step on.
@@ -120,7 +108,7 @@ class Batch:
         Raises:
             ConfigError, ContextError, PromptMismatchError: as `write` does.
         """
-        return self.enter(Text(self.model, wish))
+        return self.enter(Text(self.reader, wish))
 
     def enter(self, text: Text) -> Text:
         """Takes in a text that was made outside, and not joined before."""
@@ -140,67 +128,52 @@ class Batch:
         """
         told = self._write()
         if read := self._read():
-            texts = [text for text, _ in read]
-            told += self._choose(texts, torch.cat([last for _, last in read]))
+            told += self._choose(read, torch.cat([row.last() for one in read for row in one.rows]))
         return told
 
     # inside ------------------------------------------------------------------------------------
 
     def _write(self) -> list[tuple[Text, Token]]:
-        if not self._rows:
+        rows = [row for text in self._written for row in text.rows]
+        if not rows:
             return []
-        hidden = self._slots.run(self.model, [row.ids[-1] for row in self._rows])
-        for row in self._rows:
-            row.slots.append(row.ids[-1])
-        texts = list({id(row.text): row.text for row in self._rows}.values())
-        places = [row.place for text in texts for row in text.rows]
-        return self._choose(texts, hidden[places])
+        logits = self.reader.step([row.running() for row in rows], [row.ids[-1] for row in rows])
+        return self._choose(list(self._written), logits)
 
-    def _choose(self, texts: Sequence[Text], hidden: Tensor) -> list[tuple[Text, Token]]:
-        """Tokens of texts from the last hidden states of their rows, `[rows, hidden]`."""
+    def _choose(self, texts: Sequence[Text], logits: Tensor) -> list[tuple[Text, Token]]:
+        """Tokens of texts from the logits of their rows, `[rows, vocab]`."""
         told: list[tuple[Text, Token]] = []
-        by_text = self.model.logits(hidden).split([len(text.rows) for text in texts])
-        logits = torch.stack([text.mixed(own) for text, own in zip(texts, by_text, strict=True)])
+        by_text = logits.split([len(text.rows) for text in texts])
+        mixed = torch.stack([text.mixed(own) for text, own in zip(texts, by_text, strict=True)])
         ids = [text.rows[0].ids for text in texts]
-        tokens = choose_each([text.chooser for text in texts], logits, ids).tolist()
-        for text, own, token in zip(texts, logits, tokens, strict=True):
+        tokens = choose_each([text.chooser for text in texts], mixed, ids).tolist()
+        for text, own, token in zip(texts, mixed, tokens, strict=True):
             told += [(text, one) for one in text.tell(own, token)]
             if text.telling.finish or text.turns_over:
                 self._drop(text)
             if text.turns_over:
-                text.slide(self.model)
+                text.slide(self.reader.model)
                 self._reading.append(text)
         return told
 
-    def _read(self) -> list[tuple[Text, Tensor]]:
-        """Reads on, the first that joined first; gives those that are done, `[rows, hidden]`."""
+    def _read(self) -> list[Text]:
+        """Reads on, the first that joined first; gives those that are done."""
         left, done = READ, []
         for text in list(self._reading):
             for row in text.rows:
-                if row.last is None and left > 0:
-                    left -= row.read_on(self.model, left, self.kept)
-            if any(row.last is None for row in text.rows):
+                if not row.is_read and left > 0:
+                    left -= row.read_on(self.reader, left)
+            if not all(row.is_read for row in text.rows):
                 break
             self._reading.remove(text)
-            lasts = torch.cat([row.last for row in text.rows if row.last is not None])
-            for row in text.rows:
-                row.enter(self._slots)
-                self._rows.append(row)
-            done.append((text, lasts))
+            self._written.append(text)
+            done.append(text)
         return done
 
     def _drop(self, text: Text) -> None:
+        self._written = [one for one in self._written if one is not text]
         for row in text.rows:
-            if row.place < 0:
-                continue
-            if self.kept is not None:
-                past = self._slots.past(row.place)
-                self.kept.keep(Read(row.slots, row.window.tree.prefixes, past))
-            free = self._slots.drop(row.place)
-            moved = self._rows.pop(free)
-            if moved is not row:
-                self._rows[row.place], moved.place = moved, row.place
-            row.place = -1
+            row.leave(self.reader)
 
 
 class _Row:
@@ -209,45 +182,39 @@ class _Row:
     def __init__(self, text: Text, window: Headed) -> None:
         self.text = text
         self.window = window
-        self.slots: list[Slot] = slots_of(window.tree)  # what its keys and values are of
-        self.ids = [slot for slot in self.slots if isinstance(slot, int)]  # soft rows have none
+        slots = slots_of(window.tree)
+        self.ids = [slot for slot in slots if isinstance(slot, int)]  # soft rows have none
         self.written: list[int] = []
-        self.end = window.tree.start + len(self.slots)  # the position of the first new token
-        self.place = -1
-        self.last: Tensor | None = None  # the last hidden state `[1, hidden]`, once it is read
-        self._past: Past | None = None
-        self._read: int | None = None
+        self.end = window.tree.start + len(slots)  # the position of the first new token
+        self._lane: Lane | None = None
 
     def chosen(self, token: int) -> None:
         self.ids.append(token)
         self.written.append(token)
 
-    def read_on(self, model: FrozenModel, most: int, kept: Kept | None) -> int:
+    @property
+    def is_read(self) -> bool:
+        return self._lane is not None and self._lane.logits is not None
+
+    def running(self) -> Lane:
+        assert self._lane is not None
+        return self._lane
+
+    def last(self) -> Tensor:
+        """Logits `[1, vocab]` after the context."""
+        logits = self.running().logits
+        assert logits is not None
+        return logits
+
+    def read_on(self, reader: Reader, most: int) -> int:
         """Reads a part of the context; returns how many tokens."""
-        if self._read is None:
-            self._begin(kept)
-        assert self._read is not None
-        part = self.window.tree.part(self._read, self._read + most)
-        count = part.length
-        spliced = splice(model, [part], self._past)
-        hidden, keys_values = model.hidden(
-            spliced.embeds, spliced.positions, spliced.visible, spliced.past, keep=True
-        )
-        self._past = spliced.after(keys_values or [])
-        self._read += count
-        if self._read == len(self.slots):
-            self.last = hidden[:, count - 1]
-        return count
+        if self._lane is None:
+            self._lane = reader.begin(self.window.tree)
+            self.text.reading = self.text.reading or self._lane.reading
+        return self._lane.read_on(most)
 
-    def enter(self, slots: Slots) -> None:
-        """Moves what was read to where it is written on from."""
-        assert self._past is not None
-        self.place = slots.put(self._past, self.end)
-        self._past = None
-
-    def _begin(self, kept: Kept | None) -> None:
-        self._past, reading = None, Reading(0, len(self.slots), "nothing was read before")
-        if kept is not None:
-            self._past, reading = kept.nearest(self.window.tree)
-        self._read = reading.reused
-        self.text.reading = self.text.reading or reading
+    def leave(self, reader: Reader) -> None:
+        """Gives its lane back; harmless where it has none."""
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            reader.leave(lane)

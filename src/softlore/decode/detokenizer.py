@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 
 LONG = 64  # tokens of a line after which a new line is decoded by itself
 
@@ -16,7 +16,7 @@ class Detokenizer:
     none yet, are left out.
     """
 
-    def __init__(self, model: FrozenModel, stops: Sequence[str] = ()) -> None:
+    def __init__(self, model: LanguageModel, stops: Sequence[str] = ()) -> None:
         self.stopped_by: str | None = None
         self._model = model
         self._stops = tuple(stops)

@@ -11,7 +11,7 @@ from softlore.context import Node, Tree, compose
 from softlore.context.compose import Readable, heading
 from softlore.decode.loop import Choose, decode
 from softlore.errors import ContextOverflowError
-from softlore.model import FrozenModel
+from softlore.model import FrozenModel, LanguageModel
 
 Content = Sequence[int] | Tensor
 KEPT = 0.5  # of the room after the head: how much of the text a new window begins with
@@ -24,7 +24,7 @@ class Headed:
     tree: Tree
     head: int
 
-    def room(self, model: FrozenModel) -> int:
+    def room(self, model: LanguageModel) -> int:
         """Tokens of text that fit after the head."""
         kept = sum(map(len, self.tree.nodes[: self.head]))
         return (model.context_length or 0) - self.tree.start - kept
@@ -39,7 +39,7 @@ class Headed:
 
 
 def windows(
-    model: FrozenModel,
+    model: LanguageModel,
     context: Readable,
     heads: Sequence[tuple[Readable, float]] = (),
     check: bool = True,
@@ -53,7 +53,7 @@ def windows(
     ]
 
 
-def fitting(model: FrozenModel, rows: list[Headed]) -> list[Headed]:
+def fitting(model: LanguageModel, rows: list[Headed]) -> list[Headed]:
     """Windows that the model can read: those there are, or slid ones if one is too long.
 
     Raises:
@@ -88,7 +88,9 @@ def decode_sliding(
             rows = slid(model, rows, written)
 
 
-def slid(model: FrozenModel, rows: Sequence[Headed], written: Sequence[list[int]]) -> list[Headed]:
+def slid(
+    model: LanguageModel, rows: Sequence[Headed], written: Sequence[list[int]]
+) -> list[Headed]:
     """The windows that follow, once so much was written in those that are full.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softlore.decode.detokenizer import Detokenizer
 from softlore.decode.loop import Choose
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 
 Finish = Literal["end", "stop", "length", "context"]
 
@@ -43,7 +43,7 @@ class Telling:
             were asked for) or "context" (no room left); None while it goes on.
     """
 
-    def __init__(self, model: FrozenModel, stops: Sequence[str], most: int) -> None:
+    def __init__(self, model: LanguageModel, stops: Sequence[str], most: int) -> None:
         self.text = ""
         self.ids: list[int] = []
         self.finish: Finish | None = None

@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 
 from softlore.context.compose import Readable
 from softlore.decode.batch import Batch
+from softlore.decode.reader import Reader, TorchReader
 from softlore.decode.telling import Telling, Token
 from softlore.decode.wish import Wish
 from softlore.errors import ConfigError
@@ -13,12 +14,15 @@ from softlore.model import FrozenModel
 
 
 def write_together(
-    model: FrozenModel, wishes: Sequence[Wish | Readable]
+    model: FrozenModel | Reader, wishes: Sequence[Wish | Readable]
 ) -> tuple[list[Telling], Generator[tuple[int, Token]]]:
     """Writes on from several contexts at once, a token each in turn.
 
     Every text is what `write` would make of it alone with the same seed, up to rounding; one that
     has ended makes room for the others.
+
+    Args:
+        model: or what reads one; a reader may have room for so many texts only.
 
     Returns:
         What each text has come to (filled as it is written), and the tokens as they come, each
@@ -31,7 +35,7 @@ def write_together(
     asked = [one if isinstance(one, Wish) else Wish(one) for one in wishes]
     if not asked:
         raise ConfigError("nothing was asked for; expected one context at least; give some")
-    batch = Batch(model)
+    batch = Batch(model if isinstance(model, Reader) else TorchReader(model))
     texts = [batch.join(one) for one in asked]
     numbers = {text: number for number, text in enumerate(texts)}
 

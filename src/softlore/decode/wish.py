@@ -12,7 +12,7 @@ from softlore.decode.no_copy import no_copy_step
 from softlore.decode.samplers import Chooser, Sampling
 from softlore.errors import ConfigError
 from softlore.lore.styles import BRACKETED
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
 
 Stop = str | Sequence[str]
@@ -62,7 +62,9 @@ def prompts_of(wish: Wish, heads: Sequence[tuple[Readable, float]]) -> list[Soft
     return [prompt for one in read for prompt in Context(one).prompts]
 
 
-def chooser_of(model: FrozenModel, wish: Wish, heads: Sequence[tuple[Readable, float]]) -> Chooser:
+def chooser_of(
+    model: LanguageModel, wish: Wish, heads: Sequence[tuple[Readable, float]]
+) -> Chooser:
     """The chooser of one text: its sampling, and what is never to be written."""
     prompts = prompts_of(wish, heads)
     banned = (*wish.sampling.get("banned", ()), *model.banned_ids)

@@ -11,7 +11,7 @@ from softlore.lore import Block, Entry
 from softlore.lore.styles import style_blocks
 from softlore.measure.evaluate import plain_text
 from softlore.measure.score import fits, recall
-from softlore.model import FrozenModel
+from softlore.model import FrozenModel, LanguageModel
 from softlore.prompts import SoftPrompt
 
 LONGEST = 20_000  # characters; a longer text is a corpus
@@ -41,6 +41,11 @@ class Worth:
         return {name: round(value, 4) for name, value in asdict(self).items() if value is not None}
 
     @classmethod
+    def supposed(cls, entry: Entry, prompt: SoftPrompt | None) -> Self:
+        """Where nothing can be measured: each form that there is gains a nat a token."""
+        return cls(1.0, 0.0 if entry.text else None, 0.0 if prompt is not None else None)
+
+    @classmethod
     def of_prompt(cls, prompt: SoftPrompt) -> Self | None:
         """What was measured when the prompt was trained, if its file says."""
         told = prompt.metrics.get(METRIC)
@@ -56,12 +61,16 @@ def asked_of(entry: Entry) -> list[Block]:
     return own or (style_blocks(entry, "noun") if len(entry.text) <= LONGEST else [])
 
 
-def measure_worth(model: FrozenModel, entry: Entry, prompt: SoftPrompt | None = None) -> Worth:
+def measure_worth(model: LanguageModel, entry: Entry, prompt: SoftPrompt | None = None) -> Worth:
     """Measures an entry's forms; held-out calls count with the others.
+
+    A model that another program runs is not asked: see `Worth.supposed`.
 
     Raises:
         PromptMismatchError: a prompt of another model.
     """
+    if not isinstance(model, FrozenModel):
+        return Worth.supposed(entry, prompt)
     blocks = asked_of(entry)
     if not blocks or not fits(model, "", blocks):
         return Worth(0.0)

@@ -2,7 +2,7 @@
 
 from softlore.model.cache import KeysValues, Past
 from softlore.model.families import PROVEN, Family
-from softlore.model.frozen import FrozenModel
+from softlore.model.frozen import FrozenModel, frozen
 from softlore.model.language import LanguageModel, prompt_shape
 from softlore.model.loading import DEFAULT_MODEL
 from softlore.model.slots import Slots
@@ -16,5 +16,6 @@ __all__ = [
     "LanguageModel",
     "Past",
     "Slots",
+    "frozen",
     "prompt_shape",
 ]

@@ -213,3 +213,20 @@ class FrozenModel(LanguageModel):
             keys = self.keys_values(ids)[-1, 0]  # [kv_heads, 16, head_dim]
             parts["keys"] = sketches.sketch(keys.transpose(0, 1).flatten(1))
         return parts
+
+
+def frozen(model: LanguageModel, what: str) -> FrozenModel:
+    """The same model, where it can do what only a transformers model can.
+
+    Args:
+        what: that needs it, as a message begins: "training", say.
+
+    Raises:
+        UnsupportedModelError: it is run by another program.
+    """
+    if isinstance(model, FrozenModel):
+        return model
+    raise UnsupportedModelError(
+        f"{what} needs weights that softlore can run itself, and {model.name!r} is run by another "
+        "program; expected a transformers model; do it with --model and without --gguf"
+    )

@@ -63,7 +63,8 @@ class LanguageModel(ABC):
         """The sketch of `fingerprint`, made anew."""
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {self.model_type}, {self.dtype}, {self.device})"
+        own = type(self).__name__
+        return f"{own}({self.name!r}, {self.model_type}, {self.dtype}, {self.device})"
 
     # text and ids ------------------------------------------------------------------------------
 

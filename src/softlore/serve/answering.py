@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from softlore.decode import Token, Wish
 from softlore.errors import SoftloreError
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 from softlore.serve.engines import Running, cancel_all, merged
 from softlore.serve.state import ServerState
 from softlore.serve.texts import Ask, Composed, Texts
@@ -58,7 +58,7 @@ class Answer:
         desk.answers.append(self)
 
     @property
-    def model(self) -> FrozenModel:
+    def model(self) -> LanguageModel:
         """Whose texts they are."""
         return self._desk.state.engine.model
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from softlore.errors import InputError
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 from softlore.serve.texts import lines
 
 MOST_MESSAGES = 10_000
@@ -55,7 +55,7 @@ def read_messages(sent: object) -> list[Message]:
     return [_read_message(number, one) for number, one in enumerate(sent)]
 
 
-def chat_of(model: FrozenModel, messages: Sequence[Message]) -> Chat:
+def chat_of(model: LanguageModel, messages: Sequence[Message]) -> Chat:
     """A chat rendered for a model. Raises InputError where its template refuses the messages."""
     if getattr(model.tokenizer, "chat_template", None):
         return _rendered(model, messages)
@@ -113,7 +113,7 @@ def _leading(messages: Sequence[Message]) -> int:
     return next((i for i, one in enumerate(messages) if one.role not in _SYSTEM), len(messages))
 
 
-def _rendered(model: FrozenModel, messages: Sequence[Message]) -> Chat:
+def _rendered(model: LanguageModel, messages: Sequence[Message]) -> Chat:
     """By the template; what it makes of the messages is cut where one of them begins."""
     goes_on = messages[-1].role == "assistant"
     start = "" if model.bos_id is None else str(model.tokenizer.bos_token or "")
@@ -141,7 +141,7 @@ def _rendered(model: FrozenModel, messages: Sequence[Message]) -> Chat:
 
 
 def _render(
-    model: FrozenModel,
+    model: LanguageModel,
     messages: Sequence[Message],
     add_generation_prompt: bool = False,
     continue_final: bool = False,

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from softlore.decode import Token
 from softlore.errors import BusyError, InputError, SoftloreError
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 from softlore.serve.answering import FAILURES, Answer, Desk, answering, reason
 from softlore.serve.engines import Running
 from softlore.serve.lenient import Flag, Strings, Text, Whole, body_of, read_object, strings
@@ -204,7 +204,7 @@ async def _begin(desk: Desk, request: Request, most: int = MOST_COPIES) -> tuple
 
 
 def _result(
-    model: FrozenModel, running: Running, tokens: Sequence[Token], sent: Generate
+    model: LanguageModel, running: Running, tokens: Sequence[Token], sent: Generate
 ) -> dict[str, Any]:
     """A text as /generate tells of it."""
     text = running.text + _stop_shown(running, sent)

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from softlore.decode import Token
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 
 UNLIKELY = -9999.0  # what OpenAI says for what can never come; JSON has no infinity
 
 
 def as_completion(
-    model: FrozenModel, tokens: Sequence[Token], length: int, start: int = 0
+    model: LanguageModel, tokens: Sequence[Token], length: int, start: int = 0
 ) -> dict[str, Any]:
     """The shape of /v1/completions, of the tokens that make the first `length` characters.
 
@@ -30,7 +30,7 @@ def as_completion(
     }
 
 
-def as_chat(model: FrozenModel, tokens: Sequence[Token], length: int) -> dict[str, Any]:
+def as_chat(model: LanguageModel, tokens: Sequence[Token], length: int) -> dict[str, Any]:
     """The shape of /v1/chat/completions."""
     return {
         "content": [
@@ -49,7 +49,7 @@ def as_chat(model: FrozenModel, tokens: Sequence[Token], length: int) -> dict[st
 
 
 def _told(
-    model: FrozenModel, tokens: Sequence[Token], length: int
+    model: LanguageModel, tokens: Sequence[Token], length: int
 ) -> Iterator[tuple[Token, str, int]]:
     """Tokens with their texts and places; those of a stop string or of the end are none."""
     at = 0
@@ -63,7 +63,7 @@ def _told(
         at += len(text)
 
 
-def _likeliest(model: FrozenModel, token: Token) -> list[tuple[int, str, float]]:
+def _likeliest(model: LanguageModel, token: Token) -> list[tuple[int, str, float]]:
     return [(i, model.decode([i], inside=True), _sane(logprob)) for i, logprob in token.top.items()]
 
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from softlore.decode import Wish
 from softlore.errors import BusyError
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 from softlore.serve.engines import Engine, Load, Running
 from softlore.serve.logs import request_id, requests_log
 
@@ -104,7 +104,7 @@ class CountedEngine(Engine):
     """An engine whose texts are counted, for the server and for the request that started them."""
 
     def __init__(self, engine: Engine) -> None:
-        self.model: FrozenModel = engine.model
+        self.model: LanguageModel = engine.model
         self.metrics = Metrics(engine)
         self._engine = engine
 

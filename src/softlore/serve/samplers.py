@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from softlore.decode.samplers import Sampling, kobold_order
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 from softlore.serve.lenient import flag, number, strings, whole
 
 MOST_BIASES = 1024
@@ -108,7 +108,7 @@ def first(sent: Mapping[str, Any], *names: str) -> Any:
     return next((sent[name] for name in names if sent.get(name) is not None), None)
 
 
-def sampling_of(sent: Mapping[str, Any], model: FrozenModel) -> dict[str, Any]:
+def sampling_of(sent: Mapping[str, Any], model: LanguageModel) -> dict[str, Any]:
     """Fields of `Sampling` from a client's; what it leaves out, or garbles, has its default."""
     found: dict[str, Any] = {}
     for name, (names, read) in NAMES.items():

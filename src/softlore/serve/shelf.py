@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from softlore.errors import InputError, UnknownPromptError, UnsupportedModelError
-from softlore.model import FrozenModel
-from softlore.model import prompt_shape
+from softlore.model import LanguageModel, prompt_shape
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.prompts.native import PromptHeader
 
@@ -20,7 +19,7 @@ class Shelf(Mapping[str, SoftPrompt]):
     PromptFileError or StorageError for a file that has become unreadable.
     """
 
-    def __init__(self, library: PromptLibrary, model: FrozenModel) -> None:
+    def __init__(self, library: PromptLibrary, model: LanguageModel) -> None:
         self.library = library
         self.model = model
         self._headers: dict[str, PromptHeader] = {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from softlore.decode import Wish
 from softlore.errors import ContextOverflowError, InputError, UnknownPromptError
 from softlore.lore import Lorebook
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
 from softlore.prompts.pieces import past_tag
 from softlore.serve.engines import warm
@@ -66,7 +66,7 @@ class Composed:
     plan: Plan
 
 
-def model_name(model: FrozenModel) -> str:
+def model_name(model: LanguageModel) -> str:
     """A model's name for others: of one in a folder the folder's name, not where it lies."""
     path = Path(model.name)
     return path.resolve().name if path.exists() else model.name

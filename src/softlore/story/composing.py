@@ -21,7 +21,7 @@ from softlore.errors import ContextOverflowError
 from softlore.lore import Entry
 from softlore.measure.evaluate import plain_text
 from softlore.measure.worth import Worth, measure_worth
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
 from softlore.prompts.pieces import LONGEST_TAG, past_tag
 from softlore.story.frame import Frame, Part, line, parsed, places_of, tail
@@ -76,7 +76,7 @@ class Composer:
 
     def __init__(
         self,
-        model: FrozenModel,
+        model: LanguageModel,
         entries: Sequence[Entry] = (),
         prompts: Mapping[str, SoftPrompt] | None = None,
         scanning: Scanning | None = None,

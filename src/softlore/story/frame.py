@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from softlore.errors import UnknownPromptError
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
 
 Kind = Literal["memory", "lore", "soft", "note", "story"]
@@ -26,7 +26,7 @@ class Part:
 class Frame:
     """What stands around the story: pieces before it, and some among its last turns."""
 
-    def __init__(self, model: FrozenModel) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         self.parts: list[Part] = []
         self._model = model
         self._before: list[Context] = []
@@ -82,7 +82,7 @@ class Frame:
         return self._at.get(depth, [])
 
 
-def places_of(model: FrozenModel, context: Context) -> int:
+def places_of(model: LanguageModel, context: Context) -> int:
     """Places that a context takes: its text after the longest prefix."""
     longest = max(map(len, context.prefixes), default=0)
     return len(model.bos) + context.token_count(model).context + longest

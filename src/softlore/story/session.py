@@ -15,7 +15,7 @@ from softlore.decode.telling import Finish
 from softlore.decode.writing import Writing
 from softlore.errors import ContextError, StoryError
 from softlore.lore import Lorebook
-from softlore.model import DEFAULT_MODEL, FrozenModel
+from softlore.model import DEFAULT_MODEL, FrozenModel, LanguageModel, frozen
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.story.composing import Composer, Plan
 from softlore.story.settings import StorySettings
@@ -69,7 +69,7 @@ class StorySession:
     def __init__(
         self,
         story: Story,
-        model: FrozenModel,
+        model: LanguageModel,
         book: Lorebook | None = None,
         prompts: Mapping[str, SoftPrompt] | None = None,
     ) -> None:
@@ -181,7 +181,7 @@ class StorySession:
         return self.composer.plan(self.story.settings, texts, tokens, _timers(turns))
 
     def _write(self, draft: Draft) -> Iterator[str]:
-        writing = write_wish(self.model, draft.wish, self._memory)
+        writing = write_wish(frozen(self.model, "writing here"), draft.wish, self._memory)
         self.plan, self.finish = draft.plan, None
         return self._told(writing, draft)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softlore.decode.samplers.settings import Sampling
 from softlore.decode.samplers.steps import Step
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 
 
 class Chooser:
@@ -23,7 +23,7 @@ class Chooser:
         self,
         sampling: Sampling,
         seed: int | None = None,
-        model: FrozenModel | None = None,
+        model: LanguageModel | None = None,
         before: Sequence[Step] = (),
     ) -> None:
         """A seed makes all draws repeatable; samplers that know strings need the model.

@@ -15,7 +15,7 @@ from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
     from softlore.decode.samplers.steps import Step
-    from softlore.model import FrozenModel
+    from softlore.model import LanguageModel
 
 COLDEST = 1e-4  # below this temperature logits would overflow, and the draw is sure anyway
 
@@ -178,7 +178,7 @@ class Sampling:
         return tuple(next(named) if step in self.order else step for step in STEPS)
 
     def steps(
-        self, model: FrozenModel | None = None, generator: torch.Generator | None = None
+        self, model: LanguageModel | None = None, generator: torch.Generator | None = None
     ) -> list[Step]:
         """What the logits go through before the draw, in order, and which ids each step reads.
 
@@ -194,7 +194,7 @@ class Sampling:
         return build(self, model, generator)
 
     def processors(
-        self, model: FrozenModel | None = None, generator: torch.Generator | None = None
+        self, model: LanguageModel | None = None, generator: torch.Generator | None = None
     ) -> LogitsProcessorList:
         """The same as transformers' processors, which are all handed the whole text there."""
         return LogitsProcessorList([step.processor for step in self.steps(model, generator)])

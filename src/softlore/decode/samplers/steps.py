@@ -42,7 +42,7 @@ from softlore.decode.samplers.truncation import (
     XTCLogitsProcessor,
 )
 from softlore.errors import ConfigError
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 from softlore.model.vocabulary import Vocabulary
 
 
@@ -61,7 +61,7 @@ class Step(NamedTuple):
 
 
 def build(
-    sampling: Sampling, model: FrozenModel | None, generator: torch.Generator | None
+    sampling: Sampling, model: LanguageModel | None, generator: torch.Generator | None
 ) -> list[Step]:
     """The steps of a sampling, in order; see `Sampling.steps`."""
     if model is not None:
@@ -73,7 +73,7 @@ def build(
     return sorted(made, key=lambda step: sampling.places.index(step.name))
 
 
-def _bans(sampling: Sampling, model: FrozenModel | None) -> Iterator[Step]:
+def _bans(sampling: Sampling, model: LanguageModel | None) -> Iterator[Step]:
     if sampling.logit_bias:
         biases = [[[i], bias] for i, bias in dict(sampling.logit_bias).items()]
         yield Step("logit_bias", SequenceBiasLogitsProcessor(biases))
@@ -89,7 +89,7 @@ def _bans(sampling: Sampling, model: FrozenModel | None) -> Iterator[Step]:
         yield Step("no_repeat_ngram", SparingLogitsProcessor(once), "text")
 
 
-def _penalties(sampling: Sampling, model: FrozenModel | None) -> Iterator[Step]:
+def _penalties(sampling: Sampling, model: LanguageModel | None) -> Iterator[Step]:
     if sampling.penalized != 1.0:
         yield Step("penalized", PenalizedLogitsProcessor(sampling.penalized), "text")
     penalty, last = float(sampling.repetition_penalty), sampling.repetition_range
@@ -151,7 +151,7 @@ def _cuts(sampling: Sampling, generator: torch.Generator | None) -> Iterator[Ste
         yield Step("xtc", excluding, draws=True)
 
 
-def _check_ids(sampling: Sampling, model: FrozenModel) -> None:
+def _check_ids(sampling: Sampling, model: LanguageModel) -> None:
     for name, ids in (("banned", sampling.banned), ("logit_bias", dict(sampling.logit_bias))):
         over = [i for i in ids if i >= model.vocab_size]
         if over:
@@ -161,7 +161,7 @@ def _check_ids(sampling: Sampling, model: FrozenModel) -> None:
             )
 
 
-def _vocabulary(name: str, strings: Sequence[str], model: FrozenModel | None) -> Vocabulary:
+def _vocabulary(name: str, strings: Sequence[str], model: LanguageModel | None) -> Vocabulary:
     if model is None:
         raise ConfigError(
             f"{name} is {tuple(strings)!r}, and there is no model whose tokens write it; expected "
@@ -170,7 +170,7 @@ def _vocabulary(name: str, strings: Sequence[str], model: FrozenModel | None) ->
     return model.vocabulary
 
 
-def _breakers(strings: Sequence[str], model: FrozenModel | None) -> set[int]:
+def _breakers(strings: Sequence[str], model: LanguageModel | None) -> set[int]:
     """Ids of tokens that hold a breaker, and the last one of a breaker that takes several."""
     found: set[int] = set()
     for one in strings:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from softlore.decode import Reading, Telling, Token, Wish
 from softlore.decode.telling import Finish, Told
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 
 STRINGS = ("banned_strings", "dry_multiplier")  # samplers that look for strings in the vocabulary
 End = Finish | Literal["cancelled", "timeout"]
@@ -105,7 +105,7 @@ class Engine(ABC):
         model: whose tokenizer, embeddings and context length count.
     """
 
-    model: FrozenModel
+    model: LanguageModel
 
     @abstractmethod
     def start(self, wish: Wish) -> Running:
@@ -125,7 +125,7 @@ class Engine(ABC):
         """Takes nothing new, lets what runs come to its end for so long, then cancels it."""
 
 
-def warm(model: FrozenModel, sampling: Mapping[str, Any]) -> None:
+def warm(model: LanguageModel, sampling: Mapping[str, Any]) -> None:
     """Makes what these samplers need of the model, which takes a while: in a worker thread.
 
     `Engine.start` would make it on the event loop.

@@ -11,13 +11,11 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from softlore.decode import Batch, Kept, Reading, Token, Wish
+from softlore.decode import Batch, Reader, Reading, Token, Wish
 from softlore.decode.batch import Text
 from softlore.errors import BusyError, EngineError
-from softlore.model import FrozenModel
 from softlore.serve.engines.base import End, Engine, Load, Running
 
-MEGABYTE = 2**20
 TRIM_SECONDS = 30.0  # between two times that free memory is given back
 _log = logging.getLogger(__name__)
 
@@ -26,26 +24,25 @@ class LocalEngine(Engine):
     """Writes texts by continuous batching: they join and leave between tokens.
 
     Args:
+        reader: what runs the model, used by nothing else.
         slots: rows of the batch; a text takes one, or one a head.
         queue: texts that may wait for one.
         queue_seconds: how long; then BusyError is raised in their iteration.
         text_seconds: how long a text may be read and written; then it ends with "timeout".
-        keep_mb: keys and values that are kept of texts that have ended, in megabytes.
     """
 
     def __init__(
         self,
-        model: FrozenModel,
+        reader: Reader,
         slots: int = 64,
         queue: int = 64,
         queue_seconds: float = 120.0,
         text_seconds: float = 600.0,
-        keep_mb: float = 512,
     ) -> None:
-        self.model = model
+        self.model = reader.model
         self._slots, self._queue = slots, queue
         self._queue_seconds, self._text_seconds = queue_seconds, text_seconds
-        self._batch = Batch(model, Kept(int(keep_mb * MEGABYTE)))
+        self._batch = Batch(reader)
         self._wake = threading.Condition()
         self._waiting: deque[_Local] = deque()
         self._running: list[_Local] = []
@@ -56,7 +53,7 @@ class LocalEngine(Engine):
 
     def start(self, wish: Wish) -> Running:
         self._refuse_if_busy()  # before the text is made, which takes longer
-        running = _Local(self, Text(self.model, wish))
+        running = _Local(self, Text(self._batch.reader, wish))
         with self._wake:
             self._refuse_if_busy()
             self._waiting.append(running)
@@ -64,17 +61,16 @@ class LocalEngine(Engine):
         return running
 
     def load(self) -> Load:
-        kept = self._batch.kept
-        assert kept is not None
+        held = self._batch.held()
         return Load(
             running=len(self._running),
             waiting=len(self._waiting),
             slots=self._slots,
             queue=self._queue,
-            tokens=self._batch.tokens,
-            bytes=self._batch.bytes,
-            kept_tokens=kept.tokens,
-            kept_bytes=kept.bytes,
+            tokens=held.tokens,
+            bytes=held.bytes,
+            kept_tokens=held.kept_tokens,
+            kept_bytes=held.kept_bytes,
         )
 
     async def close(self, seconds: float = 10.0) -> None:
@@ -160,7 +156,8 @@ class LocalEngine(Engine):
     def _fail(self, error: Exception) -> None:
         """A step that failed leaves nothing to go on from: all that ran have failed."""
         _log.error("the engine failed", exc_info=error)
-        self._batch = Batch(self.model, Kept(self._batch.kept.most if self._batch.kept else 0))
+        self._batch.reader.clear()
+        self._batch = Batch(self._batch.reader)
         running, self._running = self._running, []
         for one in running:
             one.fail(

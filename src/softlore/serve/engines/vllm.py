@@ -51,6 +51,8 @@ class VLLMEngine(Engine):
         text_seconds: how long a text may take; then it ends with "timeout".
     """
 
+    model: FrozenModel
+
     def __init__(
         self,
         model: FrozenModel,

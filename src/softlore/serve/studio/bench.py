@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 from softlore.serve.shelf import Shelf
 from softlore.serve.state import ServerState
 from softlore.serve.studio.book_folder import BookFolder
@@ -30,7 +30,7 @@ class Bench:
         self.trainings = Trainings(state.engine.model, state.prompts)
 
     @property
-    def model(self) -> FrozenModel:
+    def model(self) -> LanguageModel:
         """The server's model, which writes every story."""
         return self.state.engine.model
 

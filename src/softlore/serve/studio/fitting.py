@@ -6,16 +6,15 @@ import threading
 from pathlib import Path
 
 from softlore.errors import InputError
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel, prompt_shape
 from softlore.model.fingerprint import check
-from softlore.model import prompt_shape
 from softlore.prompts import PromptHeader, PromptLibrary
 
 
 class Fitting:
     """Looks at the library's headers; each is judged once, until its file changes."""
 
-    def __init__(self, library: PromptLibrary, model: FrozenModel) -> None:
+    def __init__(self, library: PromptLibrary, model: LanguageModel) -> None:
         self.library, self.model = library, model
         self._lock = threading.Lock()
         self._judged: dict[Path, tuple[PromptHeader, bool]] = {}

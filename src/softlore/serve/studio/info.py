@@ -10,7 +10,7 @@ from softlore.control import codes_of
 from softlore.decode.samplers import Sampling
 from softlore.errors import ModelError
 from softlore.lore.formats.writers import WRITERS as BOOK_WRITERS
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel
 from softlore.prompts import PromptLibrary
 from softlore.prompts.writers import WRITERS as PROMPT_WRITERS
 from softlore.serve.studio.bench import Bench
@@ -73,7 +73,7 @@ def _samplers() -> list[dict[str, Any]]:
     ]
 
 
-def _codes(model: FrozenModel) -> list[dict[str, Any]]:
+def _codes(model: LanguageModel) -> list[dict[str, Any]]:
     try:
         found = codes_of(model)
     except ModelError:  # its config names codes that it does not have

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from softlore.errors import PromptError, PromptFileError
-from softlore.model import FrozenModel
+from softlore.errors import PromptError, PromptFileError, UnsupportedModelError
+from softlore.model import LanguageModel, frozen
 from softlore.prompts import SoftPrompt
 from softlore.prompts.formats import peft, vllm_prefix
 from softlore.prompts.formats.zips import Archive
@@ -91,8 +91,8 @@ def _import(bench: Bench, content: bytes, filename: str, name: str) -> SoftPromp
     if not prompt.fingerprint:
         try:  # other programs' files do not say for which model they are
             bench.model.check_prompt(prompt, any_model=True)
-            prompt = prompt.made_for(bench.model)
-        except PromptError:
+            prompt = prompt.made_for(frozen(bench.model, "knowing for which model a prompt is"))
+        except (PromptError, UnsupportedModelError):
             pass  # of another model's shape: kept, and shown as such
     with bench.importing:
         headers = library.listing().headers
@@ -139,7 +139,7 @@ def _adapter(content: bytes) -> dict[str, bytes]:
     return {name: archive.read(member, most) for name, member in found.items()}
 
 
-def _written(prompt: SoftPrompt, format: str, model: FrozenModel) -> tuple[bytes, str]:
+def _written(prompt: SoftPrompt, format: str, model: LanguageModel) -> tuple[bytes, str]:
     """A prompt in a format, and what the file's name ends in.
 
     Raises:
@@ -153,7 +153,7 @@ def _written(prompt: SoftPrompt, format: str, model: FrozenModel) -> tuple[bytes
         path = Path(folder) / "prompt"
         if format == "vllm" and prompt.kind == "prefix":
             model.check_prompt(prompt)
-            vllm_prefix.write(prompt, model, path)
+            vllm_prefix.write(prompt, frozen(model, "writing for vLLM"), path)
             return path.read_bytes(), CONNECTOR_SUFFIX
         writer = WRITERS[format]
         writer.write(prompt, path)

@@ -15,7 +15,7 @@ from softlore.errors import ConfigError, SoftloreError, StorageError
 from softlore.lore import Entry, Lorebook
 from softlore.measure.score import fits, recall
 from softlore.measure.worth import asked_of
-from softlore.model import FrozenModel
+from softlore.model import LanguageModel, frozen
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.serve.studio.headers import share
 from softlore.serve.studio.training_files import TrainingFiles
@@ -39,7 +39,7 @@ class Trainings:
         closing: whether the server stops.
     """
 
-    def __init__(self, model: FrozenModel, library: PromptLibrary) -> None:
+    def __init__(self, model: LanguageModel, library: PromptLibrary) -> None:
         self.model, self.library = model, library
         self.closing = False
         self._changed = threading.Condition()
@@ -72,7 +72,9 @@ class Trainings:
             InputError: it cannot be trained so. StorageError. 409: an entry is in training already.
         """
         self._refuse_twice(book.name, only or [entry.name for entry in book])
-        plan = plan_book(self.model, book, self.library, only=only, again=again, **settings)
+        plan = plan_book(
+            frozen(self.model, "training"), book, self.library, only=only, again=again, **settings
+        )
         if plan.trainer is None:
             raise ConfigError(
                 "all of that is trained already; expected something new; change an entry, or say "
@@ -246,7 +248,7 @@ class Trainings:
         """The same trainer as when it began: of the lore and the company as they were then."""
         book, company = self._files.lore(training), self._files.company(training)
         return WorldInfoTrainer(
-            self.model,
+            frozen(self.model, "training"),
             entries=[book[name] for name in training.entries],
             company=company,
             company_entries=[entry for entry in book if entry.name in company],

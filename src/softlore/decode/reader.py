@@ -1,0 +1,193 @@
+"""Readers: what runs the sequences of a batch, by transformers or by another program.
+
+A sequence is read a part at a time, so that others are not kept waiting, and then a token at a
+time together with all that are written. What was read of one that has ended is kept, for others
+that begin like it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softlore.context import Tree, splice
+from softlore.context.splice import check_length
+from softlore.decode.kept import Kept, Read
+from softlore.decode.memory import Reading, Slot, slots_of
+from softlore.model import FrozenModel, LanguageModel, Past, Slots
+
+
+@dataclass(frozen=True)
+class Held:
+    """Keys and values that a reader holds: of what is written, and of what has ended."""
+
+    tokens: int = 0
+    bytes: int = 0
+    kept_tokens: int = 0
+    kept_bytes: int = 0
+
+
+class Lane(ABC):
+    """One sequence of a batch: first read, then stepped.
+
+    Attributes:
+        tree: its context, of one branch.
+        reading: how much of that was known, and how much has to be read.
+        slots: what its keys and values are of.
+        logits: `[1, vocab]` after the context's last token; None until that is read.
+    """
+
+    def __init__(self, tree: Tree, reading: Reading, slots: list[Slot]) -> None:
+        self.tree = tree
+        self.reading = reading
+        self.slots = slots
+        self.logits: Tensor | None = None
+
+    @abstractmethod
+    def read_on(self, most: int) -> int:
+        """Reads so many tokens of the context at most; returns how many."""
+
+
+class Reader(ABC):
+    """Holds the lanes of a batch and runs them.
+
+    Attributes:
+        model: whose words and sizes count.
+    """
+
+    model: LanguageModel
+
+    def check(self, trees: Sequence[Tree]) -> None:
+        """Refuses a text, whose rows these are, that can never be read.
+
+        Raises:
+            ContextOverflowError: one that is too long. ConfigError: too many.
+        """
+        check_length(self.model, max(tree.start + tree.length for tree in trees))
+
+    @abstractmethod
+    def begin(self, tree: Tree) -> Lane:
+        """A lane for a context that `check` has let pass."""
+
+    @abstractmethod
+    def step(self, lanes: Sequence[Lane], ids: Sequence[int]) -> Tensor:
+        """Reads a token more in every lane that was read whole: logits `[lanes, vocab]`."""
+
+    @abstractmethod
+    def leave(self, lane: Lane) -> None:
+        """Lets a lane go, at whatever point, once; what was read may be kept."""
+
+    @abstractmethod
+    def held(self) -> Held:
+        """What it holds now."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Lets all lanes go, and whatever was kept: after an error nothing is sure."""
+
+
+class TorchReader(Reader):
+    """Runs the lanes with transformers: rows of keys and values, side by side.
+
+    Args:
+        kept: what was read of texts that have ended, for those that begin like them.
+    """
+
+    model: FrozenModel
+
+    def __init__(self, model: FrozenModel, kept: Kept | None = None) -> None:
+        self.model = model
+        self.kept = kept
+        self._slots = Slots()
+        self._lanes: list[_Row] = []  # those that are written, by their rows in the slots
+
+    def begin(self, tree: Tree) -> Lane:
+        past, reading = None, Reading(0, tree.length, "nothing was read before")
+        if self.kept is not None:
+            past, reading = self.kept.nearest(tree)
+        return _Row(self, tree, reading, past)
+
+    def step(self, lanes: Sequence[Lane], ids: Sequence[int]) -> Tensor:
+        for lane in lanes:
+            assert isinstance(lane, _Row)
+            if lane.past is not None:
+                self._enter(lane, lane.past)
+        rows = [self._row(lane) for lane in lanes]
+        in_order = [0] * len(rows)
+        for row, i in zip(rows, ids, strict=True):
+            in_order[row] = i
+        hidden = self._slots.run(self.model, in_order)
+        for lane, i in zip(lanes, ids, strict=True):
+            lane.slots.append(i)
+        return self.model.logits(hidden[rows])
+
+    def leave(self, lane: Lane) -> None:
+        assert isinstance(lane, _Row)
+        if lane.past is not None:  # it was never stepped
+            if lane.logits is not None:
+                self._keep(lane, lane.past)
+            return
+        if not any(one is lane for one in self._lanes):
+            return
+        row = self._row(lane)
+        if self.kept is not None:
+            self._keep(lane, self._slots.past(row))
+        free = self._slots.drop(row)
+        self._lanes[row] = self._lanes[free]
+        del self._lanes[free]
+
+    def held(self) -> Held:
+        kept = self.kept
+        return Held(
+            sum(self._slots.lengths),
+            self._slots.bytes,
+            kept.tokens if kept else 0,
+            kept.bytes if kept else 0,
+        )
+
+    def clear(self) -> None:
+        self._slots, self._lanes = Slots(), []
+        if self.kept is not None:
+            self.kept.clear()
+
+    def _enter(self, lane: _Row, past: Past) -> None:
+        """Moves what was read to where it is written on from: all that stands there is stepped."""
+        self._slots.put(past, lane.tree.start + lane.tree.length)
+        self._lanes.append(lane)
+        lane.past = None
+
+    def _keep(self, lane: Lane, past: Past) -> None:
+        if self.kept is not None:
+            self.kept.keep(Read(lane.slots, lane.tree.prefixes, past))
+
+    def _row(self, lane: Lane) -> int:
+        return next(row for row, one in enumerate(self._lanes) if one is lane)
+
+
+class _Row(Lane):
+    def __init__(
+        self, reader: TorchReader, tree: Tree, reading: Reading, past: Past | None
+    ) -> None:
+        super().__init__(tree, reading, slots_of(tree))
+        self._model = reader.model
+        self.past = past  # what was read, until it is stepped
+        self._read = reading.reused
+
+    @torch.no_grad()
+    def read_on(self, most: int) -> int:
+        model = self._model
+        part = self.tree.part(self._read, self._read + most)
+        count = part.length
+        spliced = splice(model, [part], self.past)
+        hidden, keys_values = model.hidden(
+            spliced.embeds, spliced.positions, spliced.visible, spliced.past, keep=True
+        )
+        self.past = spliced.after(keys_values or [])
+        self._read += count
+        if self._read == len(self.slots):
+            self.logits = model.logits(hidden[0, count - 1 : count])
+        return count
