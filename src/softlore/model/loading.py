@@ -41,6 +41,23 @@ def load(
     return hf.to(device), tokenizer
 
 
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model, without its weights.
+
+    Raises:
+        ModelError: when there is no such model.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(locate(name))
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of {name!r} could not be loaded ({first_line(error)}); expected a "
+            "folder or a hub id that can be reached; check the name, or download the model first"
+        ) from error
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No bar of transformers' own while a model loads."""

@@ -1,0 +1,63 @@
+"""Options of the commands that run a model in a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from softlore.cli.options import wanting
+
+if TYPE_CHECKING:
+    from softlore.model.gguf import Cache, GGUFModel
+
+Command = Callable[..., Any]
+TYPES = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+gguf_option = click.option(
+    "--gguf", type=click.Path(path_type=Path, dir_okay=False),
+    help="A model that llama.cpp runs; --model may name what it was made from.",
+)  # fmt: skip
+
+
+def cache_options(function: Command) -> Command:
+    """`--cache-type` and `--flash-attn`, handed on as `cache`."""
+
+    @click.option("--cache-type", default="f16", show_default=True, type=click.Choice(TYPES),
+                  help="gguf: what keys and values are held as.")  # fmt: skip
+    @click.option("--flash-attn/--no-flash-attn", default=True, show_default=True,
+                  help="gguf: flash attention.")  # fmt: skip
+    def gathered(*args: Any, cache_type: str, flash_attn: bool, **kwargs: Any) -> Any:
+        return function(*args, cache=(cache_type, flash_attn), **kwargs)
+
+    gathered.__name__, gathered.__doc__ = function.__name__, function.__doc__
+    gathered.__click_params__ = [  # type: ignore[attr-defined]
+        *getattr(function, "__click_params__", []),
+        *getattr(gathered, "__click_params__", []),
+    ]
+    return gathered
+
+
+def cache_of(given: tuple[str, bool]) -> Cache:
+    """What `cache_options` gathered.
+
+    Raises:
+        ConfigError: a type that needs flash attention without it.
+    """
+    with wanting("llamacpp"):
+        from softlore.model.gguf import Cache
+
+    kind, flash = given
+    return Cache(kind, kind, flash)
+
+
+def load_gguf(path: Path, model_name: str | None, context: int | None = None) -> GGUFModel:
+    """The model in a file, with the tokenizer of the model named, or its own."""
+    with wanting("llamacpp"):
+        import gguf as _gguf  # noqa: F401
+        import llama_cpp as _llama  # noqa: F401
+
+        from softlore.model.gguf import GGUFModel
+
+    return GGUFModel(path, model_name, context)

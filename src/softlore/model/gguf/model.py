@@ -1,0 +1,255 @@
+"""GGUFModel: a model in a GGUF file, by its words, its sizes and its fingerprint."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softlore.errors import ModelError, PromptMismatchError, UnsupportedModelError
+from softlore.model import fingerprint as sketches
+from softlore.model.gguf.layout import Layout
+from softlore.model.gguf.library import llama
+from softlore.model.gguf.runner import Runner
+from softlore.model.gguf.state import Held
+from softlore.model.language import LanguageModel
+from softlore.model.loading import leading_id, load_tokenizer
+from softlore.model.proof import first_line
+
+CONTEXT = 8192  # tokens at most, unless more is asked for: memory for them is taken at once
+CODES = "softlore.control_codes"  # in a file's metadata: the model's control codes, as JSON
+# Families whose graph scales rows as it scales tokens, which softlore's rows are already.
+_SCALES_ROWS = ("gemma", "gemma2")
+_SCALED = ("gemma",)  # families, by the beginnings of their names, that scale embeddings
+# Of llama.cpp's families that mix sliding and full layers without saying which: every n-th is full.
+_PATTERNS = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "olmo2": 4}
+
+
+class GGUFModel(LanguageModel):
+    """A model that llama.cpp runs: for writing, not for training or measuring.
+
+    Attributes:
+        handle: llama.cpp's model.
+        row_scale: what softlore's rows are divided by before llama.cpp reads them.
+        layout: how prefixes stand in its cache; found out by the first prefix that is checked.
+        filler: an id of ordinary text.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        tokenizer: str | None = None,
+        context_length: int | None = None,
+    ) -> None:
+        """Loads a file.
+
+        Args:
+            tokenizer: hub id or folder of the transformers model that it was made from, for its
+                tokenizer and control codes; without one the file's own are used.
+            context_length: tokens it may read; None: what it was trained for, `CONTEXT` at most.
+
+        Raises:
+            ModelError: it can't be read, or has another tokenizer.
+            UnsupportedModelError: it keeps no plain keys and values.
+        """
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ModelError(
+                f"there is no GGUF file {str(path)!r}; expected a model that llama.cpp runs; mend "
+                "--gguf"
+            )
+        self.name = tokenizer or self.path.stem
+        self._lib = llama()
+        given = self._lib.llama_model_default_params()
+        self.handle = self._lib.llama_model_load_from_file(str(self.path).encode(), given)
+        if not self.handle:
+            raise ModelError(
+                f"llama.cpp cannot load {str(path)!r}; expected a GGUF file of a family that it "
+                "knows; see that it is whole, and made for this version"
+            )
+        self._read_sizes(context_length)
+        self._named = tokenizer
+        self.tokenizer = self._own_tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
+        self.bos_id = leading_id(self.tokenizer)
+        self._check_tokenizer()
+
+    def _read_sizes(self, context_length: int | None) -> None:
+        lib, handle = self._lib, self.handle
+        self.model_type = self._meta("general.architecture") or "unknown"
+        if lib.llama_model_is_recurrent(handle) or lib.llama_model_is_hybrid(handle):
+            raise UnsupportedModelError(
+                f"{self.name!r} ({self.model_type}) keeps no keys and values in all layers; "
+                "expected a decoder with plain attention; use another model"
+            )
+        self.width = int(lib.llama_model_n_embd(handle))
+        self.layers = int(lib.llama_model_n_layer(handle))
+        self.kv_heads = int(lib.llama_model_n_head_kv(handle))
+        heads = int(lib.llama_model_n_head(handle))
+        own = self.model_type + ".attention."
+        self.head_dim = int(self._meta(own + "key_length") or self.width // heads)
+        self.takes_prefix = int(self._meta(own + "value_length") or self.head_dim) == self.head_dim
+        self.vocab_size = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(handle)))
+        trained = int(lib.llama_model_n_ctx_train(handle))
+        self.context_length = min(trained, context_length or CONTEXT)
+        self.row_scale = self.width**0.5 if self.model_type in _SCALES_ROWS else 1.0
+        turned = int(lib.llama_model_rope_type(handle)) == lib.LLAMA_ROPE_TYPE_NORM
+        self.layout = Layout(self.kv_heads, self.head_dim, neighbours=turned)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @cached_property
+    def control_codes(self) -> Any:
+        if self._named is not None:
+            from transformers import AutoConfig
+
+            from softlore.model.loading import locate
+
+            found = getattr(AutoConfig.from_pretrained(locate(self._named)), "control_codes", None)
+            return found or {}
+        try:
+            return json.loads(self._meta(CODES) or "{}")
+        except ValueError:
+            return {}
+
+    @cached_property
+    def filler(self) -> int:
+        return self.ordinary_ids[0]
+
+    def check_prompt(self, prompt: Any, any_model: bool = False) -> None:
+        """As every model does; a prefix also shows whether heads are laid out in halves."""
+        if prompt.kind == "embedding" or any_model:
+            return super().check_prompt(prompt, any_model)
+        try:
+            return super().check_prompt(prompt)
+        except PromptMismatchError:
+            told, other = self.layout, replace(self.layout, neighbours=not self.layout.neighbours)
+            super().check_prompt(prompt, any_model=True)
+            self.layout = other
+            self._fingerprints.pop("prefix", None)
+            try:
+                super().check_prompt(prompt)
+            except PromptMismatchError:
+                self.layout = told
+                self._fingerprints.pop("prefix", None)
+                raise
+
+    def layer_places(self, caches: Sequence[Held]) -> list[tuple[Held, int]]:
+        """For each layer the cache that holds it, and its place there.
+
+        Raises:
+            UnsupportedModelError: which layers slide is not known.
+        """
+        if len(caches) == 1 and len(caches[0].keys) == self.layers:
+            return [(caches[0], layer) for layer in range(self.layers)]
+        slides = self._sliding()
+        counts = [slides.count(False), slides.count(True)]
+        if len(caches) != 2 or [len(held.keys) for held in caches] != counts:
+            raise UnsupportedModelError(
+                f"which layers of {self.name!r} ({self.model_type}) slide is not known; expected a "
+                "family without sliding layers, or one of "
+                f"{', '.join(_PATTERNS)}; use embedding prompts"
+            )
+        taken = [0, 0]
+        places = []
+        for slide in slides:
+            places.append((caches[slide], taken[slide]))
+            taken[slide] += 1
+        return places
+
+    def _sliding(self) -> list[bool]:
+        every = _PATTERNS.get(self.model_type, 0)
+        if not every:
+            return [False] * self.layers
+        return [layer % every < every - 1 for layer in range(self.layers)]
+
+    # inside ------------------------------------------------------------------------------------
+
+    def _meta(self, key: str) -> str | None:
+        import ctypes
+
+        buffer = ctypes.create_string_buffer(65536)
+        size = self._lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, 65536)
+        return buffer.value.decode("utf-8", "replace") if size >= 0 else None
+
+    def _configured_eos(self) -> Sequence[int | None]:
+        vocab = self._lib.llama_model_get_vocab(self.handle)
+        found = (self._lib.llama_vocab_eos(vocab), self._lib.llama_vocab_eot(vocab))
+        return [int(i) for i in found if i >= 0]
+
+    def _own_tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(
+                str(self.path.resolve().parent), gguf_file=self.path.name
+            )
+        except Exception as error:
+            raise ModelError(
+                f"the tokenizer in {str(self.path)!r} could not be read ({first_line(error)}); "
+                "expected one that transformers makes of a GGUF file; name the model that it was "
+                "made from with --model"
+            ) from error
+
+    def _check_tokenizer(self) -> None:
+        """Compares the tokenizer with llama.cpp's own on a text of many kinds.
+
+        Raises:
+            ModelError: they differ.
+        """
+        text = "The dog's 12 bones — “yes”, she said:\n\n  Émile ran (home).\tIt was 1999."
+        ours, theirs = self.encode(text), self._tokenized(text)
+        if ours != theirs:
+            whose = "the file" if self._named is None else repr(self._named)
+            raise ModelError(
+                f"the tokenizer of {whose} makes other tokens than llama.cpp does of "
+                f"{str(self.path)!r}; expected the same; name the model that it was made from with "
+                "--model"
+            )
+
+    def _tokenized(self, text: str) -> list[int]:
+        lib, raw = self._lib, text.encode()
+        ids = (lib.llama_token * (len(raw) + 8))()
+        vocab = lib.llama_model_get_vocab(self.handle)
+        count = lib.llama_tokenize(vocab, raw, len(raw), ids, len(ids), False, False)
+        return [int(i) for i in ids[: max(count, 0)]]
+
+    def _sketched(self, kind: str) -> dict[str, Any]:
+        parts = {"embeddings": sketches.sketch(self._rows()) | {"rows": self.vocab_size}}
+        if kind == "prefix":
+            parts["keys"] = sketches.sketch(self._last_keys().transpose(0, 1).flatten(1))
+        return parts
+
+    def _rows(self) -> Tensor:
+        """The rows of the embedding table that are compared, as transformers scales them."""
+        import gguf
+
+        table = next(
+            one for one in gguf.GGUFReader(self.path).tensors if one.name == "token_embd.weight"
+        )
+        at = sketches.spread(self.vocab_size, sketches.ROWS)
+        rows = gguf.quants.dequantize(np.asarray(table.data)[at], table.tensor_type)
+        scale = self.width**0.5 if self.model_type.startswith(_SCALED) else 1.0
+        return torch.from_numpy(np.array(rows, np.float32)) * scale
+
+    def _last_keys(self) -> Tensor:
+        """The last layer's keys of the ids that are compared, `[kv_heads, 16, head_dim]`."""
+        from softlore.model.gguf.runner import Tokens
+
+        ids = sketches.spread(self.vocab_size, sketches.KEY_IDS)
+        runner = Runner(self, 1, len(ids))
+        runner.decode([Tokens(0, 0, ids)])
+        return runner.keys(0)

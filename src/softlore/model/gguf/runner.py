@@ -1,0 +1,248 @@
+"""One context of llama.cpp: sequences of their own, read as ids or rows, with prefixes put in."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softlore.errors import ConfigError, EngineError
+from softlore.model.gguf.library import llama
+from softlore.model.gguf.state import Held, parse
+
+if TYPE_CHECKING:
+    from softlore.model.gguf.model import GGUFModel
+
+STEP = 512  # tokens that are decoded at once
+PADDED = 256  # llama.cpp gives every sequence a multiple of so many cells
+_QUANTIZED = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0"})
+CACHE_TYPES = ("f16", "f32", "bf16", *sorted(_QUANTIZED, reverse=True))
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What keys and values are held as.
+
+    Attributes:
+        keys, values: of `CACHE_TYPES`.
+        flash: whether attention is "flash"; quantized values need it.
+    """
+
+    keys: str = "f16"
+    values: str = "f16"
+    flash: bool = True
+
+    def __post_init__(self) -> None:
+        for name in (self.keys, self.values):
+            if name not in CACHE_TYPES:
+                raise ConfigError(
+                    f"the cache type is {name!r}; expected one of {', '.join(CACHE_TYPES)}; choose "
+                    "one"
+                )
+        if self.values in _QUANTIZED and not self.flash:
+            raise ConfigError(
+                f"values of type {self.values} need flash attention, which is off; expected f16, "
+                "f32 or bf16; choose one, or turn it on"
+            )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A run of ids, or of rows `[n, width]`, of one sequence, from a position on.
+
+    Attributes:
+        last: whether logits after its last token are wanted.
+    """
+
+    sequence: int
+    start: int
+    content: Sequence[int] | Tensor
+    last: bool = False
+
+
+class Runner:
+    """A context of llama.cpp with room for sequences.
+
+    Args:
+        sequences: how many.
+        cells: keys and values that each of them has room for.
+    """
+
+    def __init__(
+        self, model: GGUFModel, sequences: int, cells: int, cache: Cache | None = None
+    ) -> None:
+        self._llama = lib = llama()
+        self.model = model
+        self.cache = cache or Cache()
+        self.sequences = sequences
+        self.cells = -(-cells // PADDED) * PADDED
+        types = {"f32": lib.GGML_TYPE_F32, "f16": lib.GGML_TYPE_F16, "bf16": 30, "q8_0": 8,
+                 "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}  # fmt: skip
+        given = lib.llama_context_default_params()
+        given.n_ctx = self.cells * sequences
+        given.n_batch = given.n_ubatch = STEP
+        given.n_seq_max = sequences
+        given.n_threads = given.n_threads_batch = torch.get_num_threads()
+        given.flash_attn_type = int(self.cache.flash)
+        given.type_k, given.type_v = types[self.cache.keys], types[self.cache.values]
+        given.kv_unified = False  # each attends to its own cells only
+        given.swa_full = True  # so that a text may go on from any place
+        self._context = lib.llama_init_from_model(model.handle, given)
+        if not self._context:
+            raise EngineError(
+                f"llama.cpp made no context of {sequences} texts of {self.cells} tokens with cache "
+                f"types {self.cache.keys} and {self.cache.values}; expected room for it; ask for "
+                "fewer or shorter texts (--slots, --context), or another --cache-type"
+            )
+        self._memory = lib.llama_get_memory(self._context)
+        self._states: list[tuple[tuple[Tensor, ...], bytes]] = []
+
+    def close(self) -> None:
+        """Gives its memory back."""
+        if self._context:
+            self._llama.llama_free(self._context)
+            self._context = None
+
+    def __del__(self) -> None:
+        self.close()
+
+    # reading -----------------------------------------------------------------------------------
+
+    def decode(self, runs: Sequence[Tokens]) -> Tensor:
+        """Reads runs, all of ids or all of rows, `STEP` tokens at most.
+
+        Returns:
+            Logits `[wanted, vocab]`.
+        """
+        lib = self._llama
+        rows = [run.content for run in runs if isinstance(run.content, Tensor)]
+        count = sum(len(run.content) for run in runs)
+        batch = lib.llama_batch_init(count, self.model.width if rows else 0, 1)
+        try:
+            wanted = self._fill(batch, runs)
+            batch.n_tokens = count
+            if rows:
+                given = torch.cat(rows).float() / self.model.row_scale
+                packed = np.ascontiguousarray(given.cpu().numpy())
+                ctypes.memmove(batch.embd, packed.ctypes.data, packed.nbytes)
+            failed = lib.llama_decode(self._context, batch)
+        finally:
+            lib.llama_batch_free(batch)
+        if failed:
+            raise EngineError(
+                f"llama.cpp could not read {count} tokens (code {failed}); expected room for them; "
+                "ask for fewer or shorter texts"
+            )
+        return torch.stack([self._logits(at) for at in wanted]) if wanted else torch.empty(0)
+
+    def _fill(self, batch: Any, runs: Sequence[Tokens]) -> list[int]:
+        at, wanted = 0, []
+        for run in runs:
+            ids = None if isinstance(run.content, Tensor) else run.content
+            for place in range(len(run.content)):
+                if ids is not None:
+                    batch.token[at] = ids[place]
+                batch.pos[at] = run.start + place
+                batch.n_seq_id[at] = 1
+                batch.seq_id[at][0] = run.sequence
+                batch.logits[at] = 0
+                at += 1
+            if run.last:
+                batch.logits[at - 1] = 1
+                wanted.append(at - 1)
+        return wanted
+
+    def _logits(self, at: int) -> Tensor:
+        pointer = self._llama.llama_get_logits_ith(self._context, at)
+        view = np.ctypeslib.as_array(pointer, shape=(self.model.vocab_size,))
+        return torch.from_numpy(view.copy())
+
+    def forget(self, sequence: int, start: int = 0) -> None:
+        """Drops what a sequence holds from a position on."""
+        if not self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1):
+            raise EngineError(
+                f"llama.cpp could not forget a text from token {start} on; expected a plain cache; "
+                "use a model with attention in all layers"
+            )
+
+    # prefixes ----------------------------------------------------------------------------------
+
+    def put(self, sequence: int, prefixes: Sequence[Tensor]) -> None:
+        """Begins a sequence with prefixes `[layers, 2, kv_heads, n, head_dim]`, side by side.
+
+        As many ordinary tokens are read, and their keys and values written over.
+        """
+        self.forget(sequence)
+        count = sum(int(prefix.shape[3]) for prefix in prefixes)
+        if not count:
+            return
+        state = self._known(prefixes)
+        if state is None:
+            self.decode([Tokens(sequence, 0, [self.model.filler] * count)])
+            changed = bytearray(self.state(sequence))
+            self._overwrite(changed, prefixes)
+            state = bytes(changed)
+            self._states = [*self._states[-15:], (tuple(prefixes), state)]
+        self.restore(sequence, state)
+
+    def state(self, sequence: int) -> bytes:
+        """What a sequence holds, as llama.cpp writes it."""
+        size = self._llama.llama_state_seq_get_size(self._context, sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        got = self._llama.llama_state_seq_get_data(self._context, buffer, size, sequence)
+        return bytes(buffer)[:got]
+
+    def restore(self, sequence: int, state: bytes) -> None:
+        """Gives a sequence what `state` gave."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        done = self._llama.llama_state_seq_set_data(self._context, buffer, len(state), sequence)
+        if done != len(state):
+            raise EngineError(
+                "llama.cpp did not take a prefix's keys and values back; expected it to; install "
+                "llama-cpp-python 0.3.36"
+            )
+
+    def save(self, sequence: int, ids: Sequence[int], path: str) -> None:
+        """Writes a sequence to a file that llama-server restores, with the ids it stands for."""
+        tokens = (self._llama.llama_token * len(ids))(*ids)
+        self._llama.llama_state_seq_save_file(
+            self._context, path.encode(), sequence, tokens, len(ids)
+        )
+
+    def keys(self, sequence: int) -> Tensor:
+        """The last layer's keys of a sequence as transformers has them: `[kv_heads, n, head_dim]`."""
+        state = self.state(sequence)
+        held, place = self.model.layer_places(parse(state))[-1]
+        rows = torch.from_numpy(held.keys[place].read(state).copy())
+        return self.model.layout.tensor(rows, True, self.cache.keys in _QUANTIZED)
+
+    def _known(self, prefixes: Sequence[Tensor]) -> bytes | None:
+        for tensors, state in self._states:
+            same = len(tensors) == len(prefixes)
+            if same and all(a is b for a, b in zip(tensors, prefixes, strict=True)):
+                return state
+        return None
+
+    def _overwrite(self, state: bytearray, prefixes: Sequence[Tensor]) -> None:
+        caches = parse(state)
+        whole = torch.cat([prefix.float().cpu() for prefix in prefixes], dim=3)
+        standing = [place for prefix in prefixes for place in range(int(prefix.shape[3]))]
+        for layer, (held, place) in enumerate(self.model.layer_places(caches)):
+            cells = held.positions(state)  # of the tokens that were read, one after the other
+            for keys, block in ((True, held.keys[place]), (False, held.values[place])):
+                quantized = (self.cache.keys if keys else self.cache.values) in _QUANTIZED
+                tensor = whole[layer, 0 if keys else 1][:, cells]
+                block.write(state, self.model.layout.rows(tensor, keys, quantized).numpy())
+        for held in caches:
+            _stand(state, held, standing)
+
+
+def _stand(state: bytearray, held: Held, standing: Sequence[int]) -> None:
+    """Gives cells the positions that their keys were made for."""
+    for place, position in zip(held.places, held.positions(state), strict=True):
+        state[place : place + 4] = standing[position].to_bytes(4, "little", signed=True)

@@ -1,0 +1,196 @@
+"""llama.cpp's state of one sequence: where each layer's keys and values lie in its bytes.
+
+Source of the layout: llama.cpp's `llama_kv_cache::state_write`. Nothing is taken for granted: types
+and row sizes are read and must fit each other, up to the last byte, or the state is refused.
+
+    magic, sequence                                    u32 each, where there are any
+    for each cache (one; or that of full layers, then that of sliding ones):
+        streams                                        u32
+        for each stream: cells                         u32, and where there are some
+            for each cell: position, sequences, …      i32, u32, what this build adds, i32 each
+            transposed, layers                         u32 each
+            for each layer: type, row size             i32, u64, then keys, a row a cell
+            for each layer: type, row size             the same of values; if they are transposed:
+                            type, element size, width  i32, u32, u32, then a row a column
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from softlore.errors import EngineError
+
+_EXTRAS = (0, 8, 12, 16)  # bytes that a build may add to a cell
+_MOST_LAYERS = 1024
+
+
+@dataclass(frozen=True)
+class Block:
+    """Keys or values of one layer: `cells` rows of `width` numbers of a ggml type.
+
+    They are `length` bytes from `start` on; transposed, a row is a column.
+    """
+
+    start: int
+    type: int
+    cells: int
+    width: int
+    length: int
+    transposed: bool = False
+
+    def read(self, state: bytes | bytearray) -> np.ndarray[Any, Any]:
+        """The numbers `[cells, width]`, float32."""
+        quants, kind = _quants(self.type)
+        raw = np.frombuffer(state, np.uint8, self.length, self.start)
+        rows = self.width if self.transposed else self.cells
+        numbers = quants.dequantize(_viewed(raw.reshape(rows, -1), kind), kind)
+        found = np.asarray(numbers, np.float32)
+        return found.T if self.transposed else found
+
+    def write(self, state: bytearray, numbers: np.ndarray[Any, Any]) -> None:
+        """Puts numbers `[cells, width]` in their place."""
+        quants, kind = _quants(self.type)
+        rows = np.ascontiguousarray(numbers.T if self.transposed else numbers, np.float32)
+        try:
+            raw = np.ascontiguousarray(quants.quantize(rows, kind)).tobytes()
+        except NotImplementedError:
+            raise EngineError(
+                f"nothing here writes a cache of type {kind.name}; expected f32, f16, bf16, q8_0, "
+                "q5_1, q5_0, q4_1 or q4_0; choose another --cache-type"
+            ) from None
+        if len(raw) != self.length:
+            raise _strange(f"{len(raw)} bytes where {self.length} are expected")
+        state[self.start : self.start + self.length] = raw
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a cache holds of the sequence.
+
+    Attributes:
+        places: where each cell's position lies in the state.
+        keys, values: a block a layer of this cache, in order.
+    """
+
+    places: tuple[int, ...]
+    keys: tuple[Block, ...]
+    values: tuple[Block, ...]
+
+    def positions(self, state: bytes | bytearray) -> list[int]:
+        return [struct.unpack_from("<i", state, place)[0] for place in self.places]
+
+
+def parse(state: bytes | bytearray) -> list[Held]:
+    """The caches of a sequence's state that hold cells.
+
+    Raises:
+        EngineError: the state is laid out in another way.
+    """
+    for header in (8, 0, 4):
+        for extra in _EXTRAS:
+            try:
+                return _caches(state, header, extra)
+            except (struct.error, ValueError):
+                continue
+    raise _strange("no layout that is known")
+
+
+def _caches(state: bytes | bytearray, at: int, extra: int) -> list[Held]:
+    found = []
+    while at < len(state):
+        (streams,) = struct.unpack_from("<I", state, at)
+        at += 4
+        if not 1 <= streams <= 256:
+            raise ValueError(streams)
+        for _ in range(streams):
+            (cells,) = struct.unpack_from("<I", state, at)
+            at += 4
+            if cells:
+                held, at = _cells(state, at, cells, extra)
+                found.append(held)
+    if at != len(state) or not found:
+        raise ValueError(at)
+    return found
+
+
+def _cells(state: bytes | bytearray, at: int, cells: int, extra: int) -> tuple[Held, int]:
+    places = []
+    for _ in range(cells):
+        places.append(at)
+        position, sequences = struct.unpack_from("<iI", state, at)
+        if sequences != 1 or position < 0:
+            raise ValueError(sequences)
+        at += 8 + extra + 4
+    transposed, layers = struct.unpack_from("<II", state, at)
+    at += 8
+    if transposed > 1 or not 1 <= layers <= _MOST_LAYERS:
+        raise ValueError(layers)
+    keys = tuple(_blocks(state, at, cells, layers, False))
+    at = keys[-1].start + keys[-1].length
+    values = tuple(_blocks(state, at, cells, layers, bool(transposed)))
+    return Held(tuple(places), keys, values), values[-1].start + values[-1].length
+
+
+def _blocks(
+    state: bytes | bytearray, at: int, cells: int, layers: int, transposed: bool
+) -> Iterator[Block]:
+    for _ in range(layers):
+        if transposed:
+            kind, size, width = struct.unpack_from("<iII", state, at)
+            at += 12
+            if _row_bytes(kind, 1) != size:
+                raise ValueError(size)
+            length = size * width * cells
+        else:
+            kind, row = struct.unpack_from("<iQ", state, at)
+            at += 12
+            width = _width(kind, row)
+            length = row * cells
+        if at + length > len(state):
+            raise ValueError(length)
+        yield Block(at, kind, cells, width, length, transposed)
+        at += length
+
+
+def _sizes(kind: int) -> tuple[int, int]:
+    """Numbers a block of a ggml type, and its bytes."""
+    import gguf
+
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]  # ValueError: no type
+    return int(block), int(size)
+
+
+def _width(kind: int, row: int) -> int:
+    block, size = _sizes(kind)
+    if not 0 < row < 2**24 or row % size:
+        raise ValueError(row)
+    return row // size * block
+
+
+def _row_bytes(kind: int, width: int) -> int:
+    block, size = _sizes(kind)
+    return width * size // block
+
+
+def _quants(kind: int) -> tuple[Any, Any]:
+    import gguf
+
+    return gguf.quants, gguf.GGMLQuantizationType(kind)
+
+
+def _viewed(raw: np.ndarray[Any, Any], kind: Any) -> np.ndarray[Any, Any]:
+    """Bytes as what `dequantize` takes: numbers where the type is one of numpy's."""
+    numpy_types = {"F32": np.float32, "F16": np.float16}
+    return raw.view(numpy_types[kind.name]) if kind.name in numpy_types else raw
+
+
+def _strange(what: str) -> EngineError:
+    return EngineError(
+        f"llama.cpp's state of a sequence has {what}; expected the layout of llama-cpp-python "
+        "0.3.36; install that version"
+    )
