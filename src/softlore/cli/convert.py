@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from softlore.cli.gguf import cache_of, cache_options, gguf_option, load_gguf
 from softlore.cli.options import (
     check_free,
     clean,
@@ -20,11 +22,12 @@ from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
     from softlore.model import FrozenModel
+    from softlore.model.gguf import Cache, GGUFModel
     from softlore.prompts import SoftPrompt
 
 CONNECTOR_SUFFIX = ".vllm.safetensors"  # of what vLLM's connector reads
 # The names in softlore.prompts.writers, which takes seconds to import.
-FORMATS = ("safetensors", "kobold", "peft", "mkultra", "vllm")
+FORMATS = ("safetensors", "kobold", "peft", "mkultra", "vllm", "llamacpp")
 
 
 @click.command()
@@ -35,6 +38,10 @@ FORMATS = ("safetensors", "kobold", "peft", "mkultra", "vllm")
 @click.option("--task", type=click.IntRange(min=0), help="Which prompt of a multitask adapter.")
 @model_options
 @click.option("--text", help="vllm: a whole context, which names the prompt [[soft:NAME]].")
+@gguf_option
+@cache_options
+@click.option("--streams", default=1, show_default=True, type=click.IntRange(1, 256),
+              help="llamacpp: N where llama-server is started with --parallel N.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Write over what is there.")
 @json_option
 def command(
@@ -47,6 +54,9 @@ def command(
     dtype: str | None,
     device: str | None,
     text: str | None,
+    gguf: Path | None,
+    cache: tuple[str, bool],
+    streams: int,
     force: bool,
     json_path: str | None,
 ) -> None:
@@ -61,15 +71,25 @@ def command(
       softlore convert emma.safetensors --to peft --out emma-adapter
       softlore convert emma.safetensors --to vllm --text "At the gate stood [[soft:Emma]]Emma"
       softlore convert emma.safetensors --to vllm --out prompts-for-vllm/   (a prefix)
+      softlore convert emma.safetensors --to llamacpp --gguf my-model-Q4_K.gguf
     """
     if text is not None and to != "vllm":
         raise ConfigError(f"--text goes with --to vllm, not --to {to}; leave it out")
+    if (to == "llamacpp") != (gguf is not None):
+        raise ConfigError(
+            f"--to is {to} and --gguf {str(gguf) if gguf else None!r}; expected a file with "
+            "llamacpp and none with others; mend one of them"
+        )
     from softlore.prompts import load_prompt
 
     prompt = load_prompt(file, task)
     if name is not None:
         prompt = prompt.replace(name=clean(name, "--name"))
     model = None
+    if gguf is not None:
+        _write_slot(prompt, load_gguf(gguf, model_name), out, cache_of(cache), streams, force,
+                    json_path)  # fmt: skip
+        return
     for_connector = to == "vllm" and prompt.kind == "prefix"
     if for_connector and text is not None:
         raise ConfigError(
@@ -139,6 +159,37 @@ def _write(
     else:
         writer.write(prompt, path)
     return path
+
+
+def _write_slot(
+    prompt: SoftPrompt,
+    model: GGUFModel,
+    out: str | None,
+    cache: Cache,
+    streams: int,
+    force: bool,
+    json_path: str | None,
+) -> None:
+    """Writes a slot file for llama-server, and says how a text begins that is to find it."""
+    from softlore.prompts.formats import llamacpp
+    from softlore.prompts.library import slug_of
+
+    path = Path(out or "")
+    if out is None or out.endswith(("/", os.sep)) or path.is_dir():
+        path = path / (slug_of(prompt.name) + llamacpp.SUFFIX)
+    check_free(path, force)
+    stands = llamacpp.write(prompt, model, path, cache, streams)
+    report = {"name": prompt.name, "to": "llamacpp", "written": str(path), "ids": stands.ids,
+              "text": stands.text, "bytes": path.stat().st_size}  # fmt: skip
+    write_json(report, json_path)
+    if json_path == "-":
+        return
+    click.echo(f"wrote {path} ({path.stat().st_size / 1024:.0f} KB), for cache type {cache.keys}")
+    click.echo("restore it:  POST /slots/0?action=restore  " + json.dumps({"filename": path.name}))
+    bos = [*stands.ids, *model.bos]
+    click.echo('then send    "prompt": ' + json.dumps([*bos, "your text"]) + ', "id_slot": 0')
+    if stands.text is not None:
+        click.echo("or begin the text with: " + stands.text)
 
 
 def _goes_into(out: str | None, to: str) -> bool:

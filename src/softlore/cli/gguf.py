@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,32 +12,58 @@ import click
 from softlore.cli.options import wanting
 
 if TYPE_CHECKING:
+    from softlore.decode.llamacpp import LlamaReader
     from softlore.model.gguf import Cache, GGUFModel
 
 Command = Callable[..., Any]
 TYPES = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 gguf_option = click.option(
-    "--gguf", type=click.Path(path_type=Path, dir_okay=False),
+    "--gguf",
+    type=click.Path(path_type=Path, dir_okay=False),
     help="A model that llama.cpp runs; --model may name what it was made from.",
-)  # fmt: skip
+)
 
 
 def cache_options(function: Command) -> Command:
     """`--cache-type` and `--flash-attn`, handed on as `cache`."""
 
-    @click.option("--cache-type", default="f16", show_default=True, type=click.Choice(TYPES),
-                  help="gguf: what keys and values are held as.")  # fmt: skip
-    @click.option("--flash-attn/--no-flash-attn", default=True, show_default=True,
-                  help="gguf: flash attention.")  # fmt: skip
+    @functools.wraps(function)
     def gathered(*args: Any, cache_type: str, flash_attn: bool, **kwargs: Any) -> Any:
         return function(*args, cache=(cache_type, flash_attn), **kwargs)
 
-    gathered.__name__, gathered.__doc__ = function.__name__, function.__doc__
-    gathered.__click_params__ = [  # type: ignore[attr-defined]
-        *getattr(function, "__click_params__", []),
-        *getattr(gathered, "__click_params__", []),
-    ]
-    return gathered
+    command: Any = gathered
+    for one in (
+        click.option(
+            "--flash-attn/--no-flash-attn",
+            default=True,
+            show_default=True,
+            help="gguf: flash attention.",
+        ),
+        click.option(
+            "--cache-type",
+            default="f16",
+            show_default=True,
+            type=click.Choice(TYPES),
+            help="gguf: what keys and values are held as.",
+        ),
+    ):
+        command = one(command)
+    return command
+
+
+def gguf_reader(
+    path: Path,
+    model_name: str | None,
+    context: int | None,
+    cache: tuple[str, bool],
+    lanes: int = 1,
+    most_mb: float = 2048,
+) -> LlamaReader:
+    """What runs the model in a file. Raises ModelError, ConfigError."""
+    model = load_gguf(path, model_name, context)
+    from softlore.decode.llamacpp import LlamaReader
+
+    return LlamaReader(model, lanes, cache_of(cache), most_mb)
 
 
 def cache_of(given: tuple[str, bool]) -> Cache:

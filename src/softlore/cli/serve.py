@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from softlore.cli.gguf import cache_options, gguf_option, gguf_reader
 from softlore.cli.options import load_model, model_options, prompts_option, read_text, wanting
 from softlore.errors import ConfigError
 
@@ -52,7 +53,16 @@ NEEDED = ("fastapi", "httpx", "prometheus_client", "uvicorn")  # of the extra `s
 @click.option("--lorebooks", "books_folder", type=click.Path(path_type=Path, file_okay=False),
               help="Folder of the studio's lorebooks.  [default: softlore's own]")  # fmt: skip
 @click.option("--engine", "engine_name", default="local", show_default=True,
-              type=click.Choice(["local", "vllm"]), help="What writes the texts.")  # fmt: skip
+              type=click.Choice(["local", "vllm", "llamacpp"]),
+              help="What writes the texts.")  # fmt: skip
+@gguf_option
+@click.option("--context", type=click.IntRange(64),
+              help="gguf: tokens a text may have.  [default: the model's, 8192 at most]",
+              )  # fmt: skip
+@click.option("--cache-mb", default=2048, show_default=True, type=click.IntRange(1),
+              help="gguf: memory for keys and values; with less, fewer texts at once.",
+              )  # fmt: skip
+@cache_options
 @click.option("--engine-url", help="vllm: its address, such as http://127.0.0.1:8000.")
 @click.option("--engine-key", envvar="SOFTLORE_ENGINE_KEY", help="vllm: its API key.")
 @click.option("--open", "opens", is_flag=True, help="Open the studio in the browser.")
@@ -71,6 +81,10 @@ def command(
     engine_name: str,
     engine_url: str | None,
     engine_key: str | None,
+    gguf: Path | None,
+    context: int | None,
+    cache_mb: int,
+    cache: tuple[str, bool],
     opens: bool,
     log_level: str,
     **given: Any,
@@ -85,20 +99,17 @@ def command(
     Example:
       softlore serve --lorebook lore.yaml --open
       softlore serve --origin https://lite.koboldai.net
+      softlore serve --engine llamacpp --gguf my-model-Q4_K.gguf
       softlore serve --host 0.0.0.0 --api-key-file key.txt --allow-host story.example.net
     """
-    if (engine_name == "vllm") != (engine_url is not None):
-        raise ConfigError(
-            f"--engine is {engine_name} and --engine-url {engine_url!r}; expected a URL with vllm "
-            "and none with local; mend one of them"
-        )
+    _check_engine(engine_name, engine_url, gguf)
     settings = _settings(given)
     with wanting("serve"):
         _check_extra()
     from softlore.serve.listening import listen, url_of
 
     listening = listen(settings)
-    click.echo(f"loading {model_name or 'the storyteller'} …", err=True)
+    click.echo(f"loading {gguf or model_name or 'the storyteller'} …", err=True)
     from softlore.lore import Lorebook
     from softlore.prompts import PromptLibrary
     from softlore.serve import logs
@@ -108,9 +119,17 @@ def command(
 
     logs.set_up(log_level)
     book = Lorebook.load(lorebook) if lorebook is not None else None
-    model = load_model(model_name or (book.model if book else None), dtype, device)
+    engine: Engine
+    if gguf is not None:
+        from softlore.serve.engines.local import LocalEngine
+
+        reader = gguf_reader(gguf, model_name, context, cache, settings.slots, cache_mb)
+        engine = LocalEngine(reader, **_limits(settings) | {"slots": reader.lanes})
+    else:
+        model = load_model(model_name or (book.model if book else None), dtype, device)
+        engine = _engine(model, settings, engine_url, engine_key)
     state = ServerState(
-        engine=_engine(engine_name, model, settings, engine_url or "", engine_key),
+        engine=engine,
         prompts=PromptLibrary(folder),
         stories=Stories(stories_folder),
         books=books_folder or default_books(),
@@ -144,30 +163,41 @@ def _check_extra() -> None:
             raise ModuleNotFoundError(name=name)
 
 
+def _check_engine(name: str, url: str | None, gguf: Path | None) -> None:
+    if (name == "vllm") != (url is not None):
+        raise ConfigError(
+            f"--engine is {name} and --engine-url {url!r}; expected a URL with vllm and none with "
+            "others; mend one of them"
+        )
+    if (name == "llamacpp") != (gguf is not None):
+        raise ConfigError(
+            f"--engine is {name} and --gguf {str(gguf) if gguf else None!r}; expected a file with "
+            "llamacpp and none with others; mend one of them"
+        )
+
+
+def _limits(settings: ServeSettings) -> dict[str, Any]:
+    return {
+        "slots": settings.slots,
+        "queue": settings.queue,
+        "queue_seconds": settings.queue_seconds,
+        "text_seconds": settings.text_seconds,
+    }
+
+
 def _engine(
-    name: str, model: FrozenModel, settings: ServeSettings, url: str, key: str | None
+    model: FrozenModel, settings: ServeSettings, url: str | None, key: str | None
 ) -> Engine:
-    if name == "vllm":
+    limits = _limits(settings)
+    if url is not None:
         from softlore.serve.engines.vllm import VLLMEngine
 
-        return VLLMEngine(
-            model,
-            url,
-            api_key=key,
-            slots=settings.slots,
-            queue=settings.queue,
-            text_seconds=settings.text_seconds,
-        )
+        limits.pop("queue_seconds")
+        return VLLMEngine(model, url, api_key=key, **limits)
     from softlore.decode import Kept, TorchReader
     from softlore.serve.engines.local import LocalEngine
 
-    return LocalEngine(
-        TorchReader(model, Kept(settings.keep_mb * MEGABYTE)),
-        slots=settings.slots,
-        queue=settings.queue,
-        queue_seconds=settings.queue_seconds,
-        text_seconds=settings.text_seconds,
-    )
+    return LocalEngine(TorchReader(model, Kept(settings.keep_mb * MEGABYTE)), **limits)
 
 
 def _tell(url: str, state: ServerState, engine_url: str | None) -> None:

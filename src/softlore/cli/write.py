@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from softlore.cli.gguf import cache_options, gguf_option, gguf_reader
 from softlore.cli.options import (
     clean,
     code_option,
@@ -29,6 +31,8 @@ from softlore.cli.options import (
 @code_option
 @click.option("--stop", multiple=True, help="End before this string; may be given often.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Repeat the same draws.")
+@gguf_option
+@cache_options
 @click.option("--any-model", is_flag=True, help="Use prompts that were made for another model.")
 def command(
     text: str,
@@ -41,6 +45,8 @@ def command(
     stop: tuple[str, ...],
     seed: int | None,
     any_model: bool,
+    gguf: Path | None,
+    cache: tuple[str, bool],
     sampling: dict[str, Any],
 ) -> None:
     """Write on from TEXT, which may hold [[soft:NAME]]; "-" reads it from standard input.
@@ -49,31 +55,34 @@ def command(
     Example:
       softlore write "At the gate stood [[soft:Emma]]Emma, who wore" --tokens 60 --seed 1
       softlore write "The old house" --code Horror
+      softlore write "The old house" --gguf storyteller-Q4_K.gguf
       softlore write "The old house" --code Horror=2 --code Humor=-1
       softlore write "The old house" --sampler dry_multiplier=0.8 --sampler banned_strings=suddenly
     """
     from softlore.control import find_codes
-    from softlore.decode import generate
+    from softlore.decode import Token, Wish, write_together, write_wish
+    from softlore.model import LanguageModel, frozen
     from softlore.prompts import Context
 
     text = given_text(text)
     prompts = library(folder)
     context = Context.parse(text, prompts)
-    model = load_model(model_name, dtype, device)
+    if gguf is None:
+        model: LanguageModel = load_model(model_name, dtype, device)
+    else:
+        reader = gguf_reader(gguf, model_name, None, cache, max(1, len(codes) + 1))
+        model = reader.model
     doses = dict(map(dose, codes))
     found = find_codes(model, doses, prompts) if doses else {}
     head = [(found[name].head, strength) for name, strength in doses.items()]
-    pieces = generate(
-        model,
-        context,
-        tokens,
-        stream=True,
-        stop=[clean(one, "--stop") for one in stop],
-        seed=seed,
-        check=not any_model,
-        head=head,
-        **sampling,
-    )
+    no_copy = sampling.pop("no_copy", 0)
+    stops = [clean(one, "--stop") for one in stop]
+    wish = Wish(context, tokens, stops, seed, no_copy, None, head, not any_model, sampling)
+    if gguf is None:
+        told: Iterator[Token] = write_wish(frozen(model, "writing"), wish)
+    else:
+        told = (token for _, token in write_together(reader, [wish])[1])
+    pieces = (token.text for token in told if token.text)
     first = next(pieces, "")  # what can't be written on is refused before anything is shown
     plain = "".join(piece for piece in context.pieces if isinstance(piece, str))
     click.echo(plain + first, nl=False)

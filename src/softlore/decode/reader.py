@@ -89,6 +89,9 @@ class Reader(ABC):
     def clear(self) -> None:
         """Lets all lanes go, and whatever was kept: after an error nothing is sure."""
 
+    def close(self) -> None:  # noqa: B027 - most have nothing to give back
+        """Gives back what it holds for good; it is not used any more."""
+
 
 class TorchReader(Reader):
     """Runs the lanes with transformers: rows of keys and values, side by side.

@@ -21,7 +21,10 @@ def llama() -> Any:
     import llama_cpp
 
     def tell(level: int, text: bytes, _: ctypes.c_void_p) -> None:
-        _log.log(logging.WARNING if level == _ERROR else logging.DEBUG, text.decode("utf-8", "replace").rstrip())
+        _log.log(
+            logging.WARNING if level == _ERROR else logging.DEBUG,
+            text.decode("utf-8", "replace").rstrip(),
+        )
 
     kept = llama_cpp.softlore_log = llama_cpp.llama_log_callback(tell)  # C holds no reference
     llama_cpp.llama_log_set(kept, ctypes.c_void_p(0))

@@ -215,7 +215,7 @@ class Runner:
         )
 
     def keys(self, sequence: int) -> Tensor:
-        """The last layer's keys of a sequence as transformers has them: `[kv_heads, n, head_dim]`."""
+        """The last layer's keys of a sequence, `[kv_heads, n, head_dim]`, as in transformers."""
         state = self.state(sequence)
         held, place = self.model.layer_places(parse(state))[-1]
         rows = torch.from_numpy(held.keys[place].read(state).copy())

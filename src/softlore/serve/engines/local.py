@@ -83,6 +83,7 @@ class LocalEngine(Engine):
         for running in [*self._waiting, *self._running]:
             running.cancel()
         await asyncio.to_thread(self._thread.join)
+        self._batch.reader.close()
 
     def wake(self) -> None:
         """Lets the thread look at what has changed."""
