@@ -16,7 +16,7 @@ from softlore.context import Branching, Leaf, Tree, hidden_states
 from softlore.context.compose import Readable, compose
 from softlore.errors import ContextError
 from softlore.lore import Block
-from softlore.model import FrozenModel
+from softlore.model import FrozenModel, LanguageModel
 from softlore.prompts import Context
 
 LEAVES_AT_ONCE = 32
@@ -24,7 +24,7 @@ LOGITS_AT_ONCE = 1 << 25  # float32 logits held at a time: 128 MB
 Ids = Sequence[int]
 
 
-def trunk(model: FrozenModel, head: Readable, filler: Ids = ()) -> Tree:
+def trunk(model: LanguageModel, head: Readable, filler: Ids = ()) -> Tree:
     """A head (which may be empty), and filler after it, as something that leaves hang on."""
     head = Context(head)
     if head.body.pieces or model.bos:

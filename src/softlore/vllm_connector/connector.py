@@ -13,10 +13,7 @@ vLLM's own prefix cache shares them between requests.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,22 +29,27 @@ from vllm.distributed.parallel_state import (
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
-from softlore.vllm_connector.files import SUFFIX, PrefixFile, read, read_folder, side_by_side
+from softlore.vllm_connector.folder import Folder
 from softlore.vllm_connector.placeholders import of_set
+from softlore.vllm_connector.ready import Key, Ready, key_of, slots
 
-ANOTHER = ""  # in place of a name: the ids are not those of the prompts that were named
-MOST_SETS = 256  # prompts and sets that are kept once they were read
 PARAMETER = "softlore"  # of a request's kv_transfer_params: names of the prompts in company
 logger = init_logger(__name__)
 
 
 @dataclass
 class Load:
-    """Keys and values to be written: of these prompts, from a token on, into these blocks."""
+    """Keys and values to be written: of these prompts, from a token on, into these blocks.
+
+    Attributes:
+        key: digests of the prompts; () where a request names one that is not there, or does not
+            begin with them: the worker then says that it can't fill the blocks.
+    """
 
     names: tuple[str, ...]
+    key: Key
     start: int
-    blocks: list[int]
+    blocks: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -55,49 +57,6 @@ class Loads(KVConnectorMetadata):
     """What the worker is to write before the next forward."""
 
     loads: list[Load] = field(default_factory=list)
-
-
-class Folder:
-    """The prompts in a folder, read again when it has changed."""
-
-    def __init__(self, path: str, block_size: int) -> None:
-        self.path = path
-        self._block_size = block_size
-        self._changed = 0
-        self._files: dict[str, PrefixFile] = {}
-        for file in read_folder(path):  # at the start a bad one is an error; later it is left out
-            self._check(file)
-
-    def files(self) -> dict[str, PrefixFile]:
-        """By name."""
-        changed = os.stat(self.path).st_mtime_ns
-        if changed != self._changed:
-            self._files = {file.name: file for file in self._usable()}
-            self._changed = changed
-        return self._files
-
-    def named(self, names: Sequence[str]) -> list[PrefixFile]:
-        """Those of these names that there are."""
-        files = self.files()
-        return [files[name] for name in names if name in files]
-
-    def _usable(self) -> Iterator[PrefixFile]:
-        for path in sorted(Path(self.path).glob("*" + SUFFIX)):
-            try:
-                file = read(path)
-                self._check(file)
-            except ValueError as error:
-                logger.error("softlore: %s", error)
-            else:
-                yield file
-
-    def _check(self, file: PrefixFile) -> None:
-        if len(file.ids) % self._block_size:
-            raise ValueError(
-                f"prompt {file.name!r} has {len(file.ids)} tokens; expected a multiple of vLLM's "
-                f"block size, {self._block_size}; train it with as many, or start vLLM with "
-                "another --block-size"
-            )
 
 
 class SoftloreConnector(KVConnectorBase_V1):
@@ -114,9 +73,8 @@ class SoftloreConnector(KVConnectorBase_V1):
         self._block_size = int(vllm_config.cache_config.block_size)
         self._dtype = vllm_config.model_config.dtype
         self._folder = Folder(path, self._block_size)
-        self._matched: dict[str, tuple[str, ...]] = {}  # request -> prompts, until it is loaded
-        self._starts: dict[str, int] = {}
-        self._tensors: dict[tuple[str, ...], Tensor] = {}
+        self._matched: dict[str, Load] = {}  # by request, until it has its blocks
+        self._ready: Ready | None = None
         self._failed: set[int] = set()
         logger.info("softlore: %d prompts in %s", len(self._folder.files()), path)
 
@@ -125,17 +83,16 @@ class SoftloreConnector(KVConnectorBase_V1):
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
-        names, count = self._match(request)
+        names, key, count = self._match(request)
         new = count - num_computed_tokens
         if not names or new <= 0 or request.num_tokens <= count:
             return 0, False
-        self._matched[request.request_id] = names
-        self._starts[request.request_id] = num_computed_tokens
+        self._matched[request.request_id] = Load(names, key, num_computed_tokens)
         return new, False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if num_external_tokens == 0:
-            self._forget(request.request_id)
+            self._matched.pop(request.request_id, None)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         meta = Loads()
@@ -150,39 +107,35 @@ class SoftloreConnector(KVConnectorBase_V1):
     def request_finished(
         self, request: Any, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
-        self._forget(request.request_id)
+        self._matched.pop(request.request_id, None)
         return False, None
 
-    def _match(self, request: Any) -> tuple[tuple[str, ...], int]:
-        """The prompts that a request begins with, and their tokens in all.
+    def _match(self, request: Any) -> tuple[tuple[str, ...], Key, int]:
+        """The prompts that a request begins with, by name and digest, and their tokens in all.
 
         Of a request that names prompts and does not begin with them a block is taken, which the
         worker then says that it can't fill: so that it fails, and nothing is read in their place.
         """
-        ids = list(request.prompt_token_ids or ())
+        ids = request.prompt_token_ids or ()
         asked = (request.kv_transfer_params or {}).get(PARAMETER)
         if not asked:
-            files = self._folder.files().values()
-            begun = [file for file in files if ids and ids[: len(file.ids)] == file.ids]
-            return ((begun[0].name,), len(begun[0].ids)) if begun else ((), 0)
+            begun = self._folder.begun(ids)
+            return ((begun.name,), (begun.digest,), len(begun.ids)) if begun else ((), (), 0)
         names = tuple(str(name) for name in asked)
-        files_of_set = self._folder.named(names)
-        if len(files_of_set) < len(names):
-            return names, self._block_size
-        placeholder = of_set({file.digest: file.ids for file in files_of_set})
+        files = self._folder.named(names)
+        placeholder = of_set({file.digest: file.ids for file in files}) if files else []
         # A context of embeddings has no ids: there the request's word is taken.
-        if not ids or ids[: len(placeholder)] == placeholder:
-            return names, len(placeholder)
-        return (ANOTHER, *names), self._block_size
+        if {*names} <= {*self._folder.files()} and (
+            not ids or list(ids[: len(placeholder)]) == placeholder
+        ):
+            return names, key_of(files), len(placeholder)
+        return names, (), self._block_size
 
     def _add(self, meta: Loads, request: str, blocks: list[int]) -> None:
-        names = self._matched.pop(request, None)
-        if names is not None:
-            meta.loads.append(Load(names, self._starts.pop(request), list(blocks)))
-
-    def _forget(self, request: str) -> None:
-        self._matched.pop(request, None)
-        self._starts.pop(request, None)
+        load = self._matched.pop(request, None)
+        if load is not None:
+            load.blocks = list(blocks)
+            meta.loads.append(load)
 
     # worker ------------------------------------------------------------------------------------
 
@@ -190,53 +143,62 @@ class SoftloreConnector(KVConnectorBase_V1):
         metadata = self._get_connector_metadata()
         assert isinstance(metadata, Loads)
         self._failed = set()
+        if not metadata.loads:
+            return
+        named = forward_context.no_compile_layers.items()
+        layers = {name: one for name, one in named if getattr(one, "kv_cache", None) is not None}
+        rows, places = [], []
         for load in metadata.loads:
             try:
-                tensor = self._tensor(load.names)
+                whole = self._rows(load, layers)
             except (ValueError, OSError) as error:
                 logger.error("softlore: %s", error)
-                self._failed |= set(load.blocks)
+                self._failed |= set(load.blocks[load.start // self._block_size :])
                 continue
-            for name, layer in forward_context.no_compile_layers.items():
-                if getattr(layer, "kv_cache", None) is not None:
-                    self._write(layer, tensor[extract_layer_index(name)], load)
+            rows.append(whole[:, :, load.start :])
+            places.append(slots(load.blocks, load.start, whole.shape[2], self._block_size))
+        if rows:
+            self._write(layers, torch.cat(rows, dim=2), torch.cat(places))
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         failed, self._failed = self._failed, set()
         return failed
 
-    def _write(self, layer: Any, pair: Tensor, load: Load) -> None:
-        """Writes keys and values `[2, kv_heads, n, head_dim]` of an attention layer.
+    def _write(self, layers: dict[str, Any], rows: Tensor, places: Tensor) -> None:
+        """Writes keys and values `[layers, 2, n, heads, head_dim]`, one kernel a layer.
 
         By the backend's own kernel, the one that writes what was computed: how a block is laid out,
         packed and quantized is its own affair.
         """
-        heads, cache = layer.num_kv_heads, layer.kv_cache
-        rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
-        split = heads * ranks == pair.shape[1]  # else ranks share heads
-        first = rank * heads if split else rank * pair.shape[1] // ranks
-        own = pair[:, first : first + heads, load.start :].transpose(1, 2)  # [2, n, heads, dim]
-        own = own.to(device=cache.device, dtype=self._dtype).contiguous()
-        places = torch.arange(load.start, pair.shape[2])
-        blocks = torch.tensor(load.blocks)[places // self._block_size]
-        slots = (blocks * self._block_size + places % self._block_size).to(cache.device)
-        layer.impl.do_kv_cache_update(layer, own[0], own[1], cache, slots)
+        device = next(iter(layers.values())).kv_cache.device
+        rows, places = rows.to(device), places.to(device)  # at once: a copy has a price of its own
+        for name, layer in layers.items():
+            keys, values = rows[extract_layer_index(name)]
+            layer.impl.do_kv_cache_update(layer, keys, values, layer.kv_cache, places)
 
-    def _tensor(self, names: tuple[str, ...]) -> Tensor:
-        """`[layers, 2, kv_heads, N, head_dim]` of a set, as it is now in the folder."""
-        files = self._folder.named(names)
-        if len(files) < len(names):
-            missing = sorted(set(names) - {file.name for file in files})
-            raise ValueError(
-                f"a request names the prompt {missing[-1]!r}, of which {self._folder.path!r} has "
-                "not this version; expected the one that the request begins with; convert it again"
+    def _rows(self, load: Load, layers: dict[str, Any]) -> Tensor:
+        """`[layers, 2, N, heads, head_dim]` of a set. Raises ValueError, OSError."""
+        if self._ready is None:
+            one = next(iter(layers.values()))
+            self._ready = Ready(
+                1 + max(map(extract_layer_index, layers)),
+                one.num_kv_heads,
+                one.head_size,
+                self._dtype,
+                get_tensor_model_parallel_rank(),
+                get_tensor_model_parallel_world_size(),
             )
-        key = tuple(sorted(file.digest for file in files))
-        if key not in self._tensors:
-            if len(self._tensors) >= MOST_SETS:
-                self._tensors.pop(next(iter(self._tensors)))
-            self._tensors[key] = side_by_side(files)
-        return self._tensors[key]
+        kept = self._ready.kept(load.key)
+        if kept is not None:
+            return kept
+        files = self._folder.named(load.names)
+        if not load.key or key_of(files) != load.key:
+            raise ValueError(
+                f"a request names {', '.join(map(repr, load.names))}, of which "
+                f"{self._folder.path!r} has not all in the version that the request begins with; "
+                "expected them there; convert them again"
+            )
+        return self._ready.prepare(files)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         return  # all is there before the forward begins

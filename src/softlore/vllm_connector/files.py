@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ class PrefixFile:
         ids: its placeholder.
         layout: which columns of a key rotate together: "halves", "neighbours", or "" where the
             positions are not rotary.
+        shape: of the tensor, `[layers, 2, kv_heads, n, head_dim]`.
     """
 
     path: Path
@@ -36,33 +36,43 @@ class PrefixFile:
     digest: str
     ids: list[int]
     layout: str
+    shape: tuple[int, ...]
 
-    @cached_property
+    @property
     def key_values(self) -> Tensor:
-        """`[layers, 2, kv_heads, n, head_dim]`, float32."""
+        """`[layers, 2, kv_heads, n, head_dim]`, float32, read each time."""
         return self._tensor("key_values")
 
-    @cached_property
+    @property
     def inv_freq(self) -> Tensor:
         """`[layers, pairs]`: radians a position that each pair of columns turns."""
         return self._tensor("inv_freq")
 
     def shifted(self, by: int) -> Tensor:
         """`key_values` as they would be `by` positions further on."""
+        key_values = self.key_values
         if by == 0:
-            return self.key_values
+            return key_values
         if not self.layout:
             raise ValueError(
                 f"prompt {self.name!r} is for a model without rotary positions, so that it can't "
                 "stand beside others here; expected one prompt; train the set as one"
             )
-        moved = self.key_values.clone()
+        moved = key_values.clone()
         moved[:, 0] = rotated(moved[:, 0], self.inv_freq * by, self.layout)
         return moved
 
     def _tensor(self, name: str) -> Tensor:
-        with safe_open(self.path, framework="pt") as file:
-            return file.get_tensor(name).float()
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                if (file.metadata() or {}).get("digest") != self.digest:
+                    raise OSError("it is another version now")
+                return file.get_tensor(name).float()
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"{str(self.path)!r} can't be read any more ({error}); expected the prompt "
+                f"{self.name!r}; convert it again"
+            ) from error
 
 
 def rotated(keys: Tensor, angles: Tensor, layout: str) -> Tensor:
@@ -97,7 +107,7 @@ def read(path: Path) -> PrefixFile:
         whole = isinstance(ids, list) and all(type(i) is int for i in ids)
         if not whole or len(shape) != 5 or len(ids) != shape[3]:
             raise ValueError("its placeholder does not fit its keys and values")
-        return PrefixFile(path, told["name"], told["digest"], ids, told["layout"])
+        return PrefixFile(path, told["name"], told["digest"], ids, told["layout"], tuple(shape))
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{str(path)!r} is no prefix for the connector ({error}); expected a file that "

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 
 def placeholder(digest: str, count: int, vocabulary: Sequence[int]) -> list[int]:
     """`count` ids for a prompt, of the ids that ordinary text has."""
-    return [vocabulary[_number(digest, place) % len(vocabulary)] for place in range(count)]
+    return [vocabulary[number % len(vocabulary)] for number in _numbers(digest, count)]
 
 
 def of_set(members: Mapping[str, Sequence[int]]) -> list[int]:
@@ -24,9 +25,11 @@ def of_set(members: Mapping[str, Sequence[int]]) -> list[int]:
     digests = sorted(members)
     whole = "+".join(digests)
     ids = [i for digest in digests for i in members[digest]]
-    order = sorted(range(len(ids)), key=lambda place: _number(whole, place))
+    order = sorted(range(len(ids)), key=_numbers(whole, len(ids)).__getitem__)
     return [ids[place] for place in order]
 
 
-def _number(text: str, place: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{text}:{place}".encode()).digest()[:8], "big")
+@lru_cache(maxsize=1024)  # every request asks for some
+def _numbers(text: str, count: int) -> tuple[int, ...]:
+    hashes = (hashlib.sha256(f"{text}:{place}".encode()).digest() for place in range(count))
+    return tuple(int.from_bytes(one[:8], "big") for one in hashes)

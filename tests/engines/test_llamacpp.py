@@ -1,0 +1,234 @@
+import json
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+pytest.importorskip("llama_cpp", reason="make engines installs it")
+
+import to_gguf
+from engines.gguf_files import folder_of, gguf_file, transformers_model
+
+from softlore import Context, SoftPrompt, logits
+from softlore.context import compose
+from softlore.decode import Wish, write_together, write_wish
+from softlore.decode.llamacpp import LlamaReader
+from softlore.errors import ConfigError, ContextOverflowError, ModelError, PromptMismatchError
+from softlore.model.gguf import Cache, GGUFModel
+from softlore.prompts.formats import llamacpp
+
+pytestmark = [pytest.mark.engines, pytest.mark.filterwarnings("default")]
+FAMILIES = ("storyteller", "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2")
+TEXT = "The dog ran down the lane and"
+
+
+def prompt(family, text, kind, name="Dog"):
+    return SoftPrompt.from_text(text, transformers_model(family), name=name, kind=kind)
+
+
+def contexts(family):
+    prefix = prompt(family, "A big brown dog, he", "prefix")
+    other = prompt(family, "The rain on the sea", "prefix", "Rain")
+    rows = prompt(family, "the old fox", "embedding", "Fox")
+    return {
+        "plain": Context([TEXT]),
+        "rows": Context([TEXT, rows, " and then the"]),
+        "prefix": Context([prefix, TEXT]),
+        "two": Context([prefix, other, TEXT]),
+        "all": Context([other, prefix, TEXT, rows, " ran"]),
+    }
+
+
+def read(reader, context, at_once=5):
+    lane = reader.begin(compose(reader.model, context))
+    while lane.logits is None:
+        lane.read_on(at_once)
+    reader.leave(lane)
+    return lane.logits[0]
+
+
+def off(ours, theirs):
+    """The largest difference of log-probabilities."""
+    return float((ours.log_softmax(0) - theirs.log_softmax(0)).abs().max())
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_err_no_more_than_plain_text_does(family, flash):
+    model = transformers_model(family)
+    reader = LlamaReader(GGUFModel(gguf_file(family)), 2, Cache("f32", "f32", flash))
+    errors, far = {}, {}
+    for name, context in contexts(family).items():
+        want = logits(model, context)[-1]
+        errors[name] = off(read(reader, context), want)
+        far[name] = off(logits(model, TEXT)[-1], want)
+    reader.close()
+    assert errors.pop("plain") < 0.05
+    assert max(errors.values()) < 0.05
+    assert min(far[name] for name in errors) > 0.3  # the prompts do change something
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+def test_a_cache_of_any_type_holds_prefixes(kind):
+    model = transformers_model("storyteller")
+    reader = LlamaReader(GGUFModel(gguf_file("storyteller")), 2, Cache(kind, kind))
+    found = contexts("storyteller")
+    errors = {n: off(read(reader, c), logits(model, c)[-1]) for n, c in found.items()}
+    reader.close()
+    plain = errors.pop("plain")
+    assert max(errors.values()) < 4 * plain + 0.01, (plain, errors)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
+def test_a_quantized_file_knows_its_prompts_and_no_others(kind):
+    gguf = GGUFModel(gguf_file("storyteller", kind))
+    ours = prompt("storyteller", "A big brown dog", "prefix")
+    gguf.check_prompt(ours)
+    gguf.check_prompt(prompt("storyteller", "A big brown dog", "embedding"))
+    strange = ours.replace(fingerprint=transformers_model("llama").fingerprint("prefix"))
+    with pytest.raises(PromptMismatchError):
+        gguf.check_prompt(strange)
+
+
+@pytest.mark.parametrize("context", ["plain", "prefix", "two", "all"])
+def test_greedy_texts_are_softlores_own(context):
+    model = transformers_model("storyteller")
+    wish = Wish(contexts("storyteller")[context], 24, sampling={"temperature": 0})
+    alone = write_wish(model, wish).drained()
+    reader = LlamaReader(GGUFModel(gguf_file("storyteller")), 4, Cache("f32", "f32"))
+    for _ in range(2):  # the second time most of it is known
+        tellings, tokens = write_together(reader, [wish, wish, wish])
+        assert len(list(tokens)) >= 3
+        assert [one.ids for one in tellings] == [alone.ids] * 3
+    reader.close()
+
+
+def test_texts_at_once_are_each_what_they_are_alone():
+    gguf = GGUFModel(gguf_file("storyteller"))
+    cast = list(contexts("storyteller").values())
+    wishes = [Wish(cast[i % 5], 6 + i, seed=i) for i in range(12)]
+    reader = LlamaReader(gguf, 12, Cache("f32", "f32"))
+    together, tokens = write_together(reader, wishes)
+    list(tokens)
+    for wish, one in zip(wishes, together, strict=True):
+        single = LlamaReader(gguf, 1, Cache("f32", "f32"))
+        (alone,), tokens = write_together(single, [wish])
+        list(tokens)
+        single.close()
+        assert one.ids == alone.ids
+    held = reader.held()
+    assert held.tokens == 0
+    assert held.kept_tokens > 0
+    reader.clear()
+    assert reader.held().kept_tokens == 0
+    reader.close()
+
+
+def test_a_text_that_goes_on_reads_only_what_is_new():
+    reader = LlamaReader(GGUFModel(gguf_file("storyteller")), 2, Cache("f32", "f32"))
+    prefix = contexts("storyteller")["prefix"]
+    first = read(reader, prefix)
+    lane = reader.begin(compose(reader.model, prefix + " then the"))
+    assert lane.reading.reused == len(reader.model.encode(TEXT))
+    reader.leave(lane)
+    assert off(read(reader, prefix), first) < 1e-3
+    reader.close()
+
+
+def test_codes_are_known_and_mixed():
+    model, gguf = transformers_model("storyteller"), GGUFModel(gguf_file("storyteller"))
+    assert gguf.control_codes == model.control_codes
+    head = [("<|Horror|>", 1.5), ("<|Humor|>", -0.5)]
+    wish = Wish(TEXT, 16, head=head, sampling={"temperature": 0})
+    reader = LlamaReader(gguf, 3, Cache("f32", "f32"))
+    (telling,), tokens = write_together(reader, [wish])
+    list(tokens)
+    assert telling.ids == write_wish(model, wish).drained().ids
+    reader.close()
+    small = LlamaReader(gguf, 1)
+    with pytest.raises(ConfigError, match="has room for 1"):
+        write_together(small, [wish])
+    small.close()
+
+
+def test_what_is_too_long_or_no_model_is_refused(tmp_path):
+    gguf = GGUFModel(gguf_file("storyteller"), context_length=64)
+    reader = LlamaReader(gguf, 1)
+    with pytest.raises(ContextOverflowError):
+        write_together(reader, [Wish("dog " * 200)])
+    reader.close()
+    with pytest.raises(ModelError, match="there is no GGUF file"):
+        GGUFModel(tmp_path / "none.gguf")
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ModelError, match="cannot load"):
+        GGUFModel(tmp_path / "bad.gguf")
+    with pytest.raises(ConfigError, match="need flash attention"):
+        Cache("q8_0", "q8_0", flash=False)
+
+
+def test_another_models_tokenizer_is_refused():
+    with pytest.raises(ModelError, match="other tokens"):
+        from transformers import AutoTokenizer
+
+        from softlore.model.tiny import byte_tokenizer
+
+        folder = folder_of("llama").parent / "bytes"
+        byte_tokenizer().save_pretrained(folder)
+        assert AutoTokenizer.from_pretrained(folder)
+        GGUFModel(gguf_file("storyteller"), str(folder))
+
+
+# a real llama-server ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slots")
+    command = [str(to_gguf.server()), "-m", str(gguf_file("storyteller")), "--port", "8093"]
+    more = ["--slot-save-path", f"{folder}/", "--ctx-size", "1024", "-ctk", "f32", "-ctv", "f32"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([*command, *more, "--no-webui"], stdout=log, stderr=log)
+        try:
+            for _ in range(120):
+                time.sleep(0.5)
+                try:
+                    if httpx.get("http://127.0.0.1:8093/health").status_code == 200:
+                        break
+                except httpx.HTTPError:
+                    assert process.poll() is None, (folder / "log").read_text()[-2000:]
+            yield httpx.Client(base_url="http://127.0.0.1:8093", timeout=60), folder
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.mark.parametrize("by", ["ids", "text"])
+def test_llama_server_restores_a_slot_file_and_writes_the_same(server, by):
+    client, folder = server
+    prefix = prompt("storyteller", "A big brown dog, he", "prefix")
+    saved, file = folder / "dog.safetensors", folder / "dog.bin"
+    prefix.save(saved)
+    done = subprocess.run(
+        [sys.executable, "-m", "softlore", "convert", saved, "--to", "llamacpp", "--gguf",
+         gguf_file("storyteller"), "--cache-type", "f32", "--out", file, "--force", "--json", "-"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    told = json.loads(done.stdout)
+    restored = client.post("/slots/0?action=restore", json={"filename": file.name}).json()
+    assert restored["n_restored"] == len(prefix)
+    begin = [*told["ids"], TEXT] if by == "ids" else told["text"] + TEXT
+    body = {"prompt": begin, "n_predict": 24, "temperature": 0, "id_slot": 0, "cache_prompt": True}
+    answer = client.post("/completion", json=body).json()
+    wish = Wish(Context([prefix, TEXT]), 24, sampling={"temperature": 0})
+    alone = write_wish(transformers_model("storyteller"), wish).drained()
+    assert answer["content"] == alone.text
+    without = Wish(TEXT, 24, sampling={"temperature": 0})
+    assert write_wish(transformers_model("storyteller"), without).drained().text != alone.text
+
+
+def test_placeholders_are_words_that_encode_to_themselves():
+    gguf = GGUFModel(gguf_file("storyteller"))
+    stands = llamacpp.placeholder_of(prompt("storyteller", "A big brown dog", "prefix"), gguf)
+    assert gguf.encode(stands.text) == stands.ids
