@@ -123,7 +123,7 @@ def test_other_files_are_refused(tmp_path):
 def test_a_worker_keeps_its_heads_as_the_kernel_takes_them(tmp_path):
     model = tiny_model("llama")
     dog, cat, _ = files = written(tmp_path, prefixes(model), model)
-    layers, _, heads, count, head_dim = dog.shape
+    layers, _, heads, _, head_dim = dog.shape
     assert heads == 2
     ready = Ready(layers, heads, head_dim, torch.float32)
     whole = ready.prepare([dog])
@@ -182,10 +182,12 @@ def test_a_folder_is_read_again_where_it_changed(tmp_path, monkeypatch, caplog):
     assert folder.begun(ids[:-1]) is None
     assert folder.begun(()) is None
     opened = []
-    monkeypatch.setattr(
-        "softlore.vllm_connector.folder.read",
-        lambda path: (opened.append(path.name), read(path))[1],
-    )
+
+    def noted(path):
+        opened.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr("softlore.vllm_connector.folder.read", noted)
     written(tmp_path, [owl.replace(name="again", tensor=cat.tensor)], model)
     (tmp_path / "bad.safetensors").write_bytes(b"none")
     Path(tmp_path, "dog.safetensors").unlink()

