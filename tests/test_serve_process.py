@@ -108,7 +108,9 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded():
         (["--origin", "https://a.example/page"], "without a path"),
         (["--allow-host", "a.example:80"], "without a port"),
         (["--engine", "vllm"], "expected a URL with vllm"),
-        (["--engine-url", "http://127.0.0.1:8000"], "none with local"),
+        (["--engine-url", "http://127.0.0.1:8000"], "none with others"),
+        (["--engine", "llamacpp"], "expected a file with llamacpp"),
+        (["--gguf", "model.gguf"], "none with others"),
         (["--port", "70000"], "--port"),
     ],
 )

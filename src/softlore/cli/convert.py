@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 
 CONNECTOR_SUFFIX = ".vllm.safetensors"  # of what vLLM's connector reads
 # The names in softlore.prompts.writers, which takes seconds to import.
-FORMATS = ("safetensors", "kobold", "peft", "mkultra", "vllm", "llamacpp")
+FORMATS = ("safetensors", "kobold", "peft", "mkultra", "vllm")
+SLOT = "llamacpp"  # made with a GGUF file, not of the prompt alone
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--to", "to", required=True, type=click.Choice(FORMATS), help="The format to write.")
+@click.option(
+    "--to", "to", required=True, type=click.Choice([*FORMATS, SLOT]), help="The format to write."
+)
 @click.option("--out", help="File or folder to write.  [default: here, by the prompt's name]")
 @click.option("--name", help="Give the prompt this name.")
 @click.option("--task", type=click.IntRange(min=0), help="Which prompt of a multitask adapter.")
@@ -75,7 +78,7 @@ def command(
     """
     if text is not None and to != "vllm":
         raise ConfigError(f"--text goes with --to vllm, not --to {to}; leave it out")
-    if (to == "llamacpp") != (gguf is not None):
+    if (to == SLOT) != (gguf is not None):
         raise ConfigError(
             f"--to is {to} and --gguf {str(gguf) if gguf else None!r}; expected a file with "
             "llamacpp and none with others; mend one of them"
