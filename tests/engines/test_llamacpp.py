@@ -10,7 +10,7 @@ pytest.importorskip("llama_cpp", reason="make engines installs it")
 
 import to_gguf
 from engines.gguf_files import gguf_file, gguf_model, transformers_model
-from softlore import Context, SoftPrompt, logits
+from softlore import Context, Entry, Lorebook, SoftPrompt, logits
 from softlore.context import compose
 from softlore.decode import Wish, write_together, write_wish
 from softlore.decode.llamacpp import LlamaReader
@@ -18,6 +18,8 @@ from softlore.errors import ConfigError, ContextOverflowError, ModelError, Promp
 from softlore.model.gguf import Cache, GGUFModel
 from softlore.model.tiny import byte_tokenizer
 from softlore.prompts.formats import llamacpp
+from softlore.serve.engines.local import LocalEngine
+from studio_calls import studio
 
 pytestmark = [pytest.mark.engines, pytest.mark.filterwarnings("default")]
 FAMILIES = ("storyteller", "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2")
@@ -226,3 +228,42 @@ def test_placeholders_are_words_that_encode_to_themselves():
     gguf = GGUFModel(gguf_file("storyteller"))
     stands = llamacpp.placeholder_of(prompt("storyteller", "A big brown dog", "prefix"), gguf)
     assert gguf.encode(stands.text) == stands.ids
+
+
+# the server and the commands --------------------------------------------------------------------
+
+
+def test_the_studio_writes_with_it_and_says_that_it_cannot_train(tmp_path):
+    gguf = GGUFModel(gguf_file("storyteller"))
+    engine = LocalEngine(LlamaReader(gguf, 4), slots=4)
+    with studio(tmp_path, engine=engine) as calls:
+        saved = prompt("storyteller", "Emma wore a red coat.", "prefix", "Emma")
+        calls.state.prompts.save(saved)
+        (tmp_path / "books").mkdir(exist_ok=True)
+        book = Lorebook(
+            name="lore", entries=[Entry(name="Emma", keys=["Emma"], text="Emma wore a red coat.")]
+        )
+        book.save(tmp_path / "books" / "lore.yaml")
+        calls.call("POST", "stories", json={"name": "one", "book": "lore", "text": "Emma wore"})
+        text, _ = calls.write("one", tokens=12)
+        assert text
+        assert calls.texts("one")[-1] == text
+        told = calls.refused(400, "POST", "trainings", json={"book": "lore", "again": True})
+        assert "training needs weights that softlore can run itself" in str(told)
+    assert engine.load().running == 0
+
+
+def test_write_runs_a_file_with_both_kinds(tmp_path):
+    for kind, name in (("prefix", "Dog"), ("embedding", "Fox")):
+        one = prompt("storyteller", "the big brown animal", kind, name)
+        one.save(tmp_path / f"{name}.safetensors")
+    command = [sys.executable, "-m", "softlore", "write", "[[soft:Dog]]The [[soft:Fox]] ran"]
+    more = ["--prompts", tmp_path, "--tokens", "12", "--temperature", "0"]
+    here = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
+    file = ["--gguf", gguf_file("storyteller"), "--cache-type", "f32"]
+    there = subprocess.run([*command, *more, *file], capture_output=True, text=True, check=True)
+    assert here.stdout == there.stdout
+    bad = [*command, *more, "--gguf", tmp_path / "Dog.safetensors"]
+    ended = subprocess.run(bad, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1

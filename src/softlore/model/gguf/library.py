@@ -8,7 +8,7 @@ import logging
 from typing import Any
 
 _log = logging.getLogger("softlore.llamacpp")
-_ERROR = 4  # ggml's level; what is below is of interest to nobody
+_ERROR = 4  # ggml's level; each error is raised by whoever called, too
 
 
 @functools.cache
@@ -22,7 +22,7 @@ def llama() -> Any:
 
     def tell(level: int, text: bytes, _: ctypes.c_void_p) -> None:
         _log.log(
-            logging.WARNING if level == _ERROR else logging.DEBUG,
+            logging.INFO if level == _ERROR else logging.DEBUG,
             text.decode("utf-8", "replace").rstrip(),
         )
 
