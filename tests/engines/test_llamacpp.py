@@ -244,7 +244,8 @@ def test_the_studio_writes_with_it_and_says_that_it_cannot_train(tmp_path):
             name="lore", entries=[Entry(name="Emma", keys=["Emma"], text="Emma wore a red coat.")]
         )
         book.save(tmp_path / "books" / "lore.yaml")
-        calls.call("POST", "stories", json={"name": "one", "book": "lore", "text": "Emma wore"})
+        calls.call("POST", "stories", json={"name": "one", "book": "lore"})
+        calls.post("stories", "one", "turns", text="At the gate stood Emma, who wore")
         text, _ = calls.write("one", tokens=12)
         assert text
         assert calls.texts("one")[-1] == text
