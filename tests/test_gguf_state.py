@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import engine_matrix
+from softlore.cli.gguf import TYPES
 from softlore.errors import EngineError
 from softlore.model.gguf.layout import Layout
+from softlore.model.gguf.runner import CACHE_TYPES
 from softlore.model.gguf.state import joined, parse
 
 gguf = pytest.importorskip("gguf")
@@ -164,6 +166,13 @@ def test_a_quantized_caches_rows_are_turned_by_a_hadamard_matrix():
     torch.testing.assert_close(
         Layout(1, 64).rows(third, True, True)[0] * 8, torch.tensor(signs) * 1.0
     )
+
+
+def test_the_commands_take_every_type_of_cache():
+    assert list(TYPES) == list(CACHE_TYPES)
+    for number, size in CACHE_TYPES.values():
+        block, length = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(number)]
+        assert size == length / block
 
 
 def test_the_matrix_of_engines_is_current():

@@ -14,8 +14,6 @@ from softlore.model.gguf import Cache, GGUFModel, Runner
 from softlore.model.gguf.runner import PADDED, STEP, Tokens
 
 MEGABYTE = 2**20
-_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.0625, "q5_1": 0.75, "q5_0": 0.6875,
-          "q4_1": 0.625, "q4_0": 0.5625}  # fmt: skip
 
 
 class LlamaReader(Reader):
@@ -40,7 +38,7 @@ class LlamaReader(Reader):
         # Prefixes side by side take a cell each, and share positions.
         cells = -(-((model.context_length or 0) + PADDED) // PADDED) * PADDED
         each = model.layers * model.kv_heads * model.head_dim
-        self._cell_bytes = each * (_BYTES[cache.keys] + _BYTES[cache.values])
+        self._cell_bytes = each * cache.bytes
         room = int(most_mb * MEGABYTE // (cells * self._cell_bytes))
         self.lanes = max(1, min(lanes, room))
         self._runner = Runner(model, self.lanes, cells, cache)

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 STEP = 512  # tokens that are decoded at once
 MOST_KNOWN = 32  # prefixes whose states are kept
 PADDED = 256  # llama.cpp gives every sequence a multiple of so many cells
-_QUANTIZED = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0"})
-CACHE_TYPES = ("f16", "f32", "bf16", *sorted(_QUANTIZED, reverse=True))
+# ggml's number of a type, and the bytes a number takes.
+CACHE_TYPES = {"f16": (1, 2.0), "f32": (0, 4.0), "bf16": (30, 2.0), "q8_0": (8, 34 / 32),
+               "q5_1": (7, 24 / 32), "q5_0": (6, 22 / 32), "q4_1": (3, 20 / 32),
+               "q4_0": (2, 18 / 32)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,21 @@ class Cache:
                     f"the cache type is {name!r}; expected one of {', '.join(CACHE_TYPES)}; choose "
                     "one"
                 )
-        if self.values in _QUANTIZED and not self.flash:
+        if quantized(self.values) and not self.flash:
             raise ConfigError(
                 f"values of type {self.values} need flash attention, which is off; expected f16, "
                 "f32 or bf16; choose one, or turn it on"
             )
+
+    @property
+    def bytes(self) -> float:
+        """Of a key and a value."""
+        return CACHE_TYPES[self.keys][1] + CACHE_TYPES[self.values][1]
+
+
+def quantized(kind: str) -> bool:
+    """Whether a cache type shares scales between numbers."""
+    return kind.startswith("q")
 
 
 @dataclass(frozen=True)
@@ -82,15 +94,14 @@ class Runner:
         self.cache = cache or Cache()
         self.sequences = sequences
         self.cells = -(-cells // PADDED) * PADDED
-        types = {"f32": lib.GGML_TYPE_F32, "f16": lib.GGML_TYPE_F16, "bf16": 30, "q8_0": 8,
-                 "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}  # fmt: skip
         given = lib.llama_context_default_params()
         given.n_ctx = self.cells * sequences
         given.n_batch = given.n_ubatch = STEP
         given.n_seq_max = sequences
         given.n_threads = given.n_threads_batch = torch.get_num_threads()
         given.flash_attn_type = int(self.cache.flash)
-        given.type_k, given.type_v = types[self.cache.keys], types[self.cache.values]
+        given.type_k = CACHE_TYPES[self.cache.keys][0]
+        given.type_v = CACHE_TYPES[self.cache.values][0]
         given.kv_unified = False  # each attends to its own cells only
         given.swa_full = True  # so that a text may go on from any place
         self._context = lib.llama_init_from_model(model.handle, given)
@@ -212,7 +223,7 @@ class Runner:
         state = self.state(sequence)
         held, place = self.model.layer_places(parse(state))[-1]
         rows = torch.from_numpy(held.keys[place].read(state).copy())
-        return self.model.layout.tensor(rows, True, self.cache.keys in _QUANTIZED)
+        return self.model.layout.tensor(rows, True, quantized(self.cache.keys))
 
     def _state_of(self, sequence: int, prefix: Tensor) -> bytes:
         """The state of a sequence that holds a prefix and nothing else."""
@@ -233,6 +244,6 @@ class Runner:
         for layer, (held, place) in enumerate(self.model.layer_places(parse(state))):
             at = held.positions(state)  # a sliding layer holds those that are in sight
             for keys, block in ((True, held.keys[place]), (False, held.values[place])):
-                quantized = (self.cache.keys if keys else self.cache.values) in _QUANTIZED
+                turned = quantized(self.cache.keys if keys else self.cache.values)
                 tensor = prefix[layer, 0 if keys else 1][:, at]
-                block.write(state, self.model.layout.rows(tensor, keys, quantized).numpy())
+                block.write(state, self.model.layout.rows(tensor, keys, turned).numpy())
