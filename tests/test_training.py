@@ -18,7 +18,7 @@ from softlore.context import ROOT, Node, Tree
 from softlore.errors import ConfigError, DivergedError, LoreError, TrainingError
 from softlore.lore import Lorebook
 from softlore.model.tiny import byte_tokenizer, tiny_hf, tiny_model
-from softlore.tune import Batch, TrainingConfig, run, trainer
+from softlore.tune import Batch, TrainingConfig, ranks, run
 from softlore.tune.book import plan_book
 from softlore.tune.checkpoint import load_checkpoint
 from softlore.tune.initial import initial_value
@@ -748,7 +748,7 @@ def test_the_same_seed_gives_the_same_bits(kind):
 
 def test_a_loss_that_is_not_a_number_keeps_the_last_good_state(monkeypatch, tmp_path):
     """No entry makes the update in which one diverged, and what is kept is finite."""
-    real, calls = trainer.run_planned, []
+    real, calls = ranks.run_planned, []
     path = tmp_path / "a.checkpoint"
     training = small(entries=entries(2), checkpoint=path, max_steps=20)
     training.prepare()
@@ -758,7 +758,7 @@ def test_a_loss_that_is_not_a_number_keeps_the_last_good_state(monkeypatch, tmp_
         calls.append(losses)
         return losses | {("Bo", "response"): math.nan} if len(calls) == 5 else losses
 
-    monkeypatch.setattr(trainer, "run_planned", sometimes)
+    monkeypatch.setattr(ranks, "run_planned", sometimes)
     with pytest.raises(DivergedError) as caught:
         training.train()
     assert isinstance(caught.value, TrainingError)

@@ -236,14 +236,14 @@ def _train(trainer: WorldInfoTrainer, prompts: PromptLibrary) -> list[SoftPrompt
             "stopped; progress is kept: the same command goes on from here"
         ) from None
     except DivergedError:
-        if trainer.ranks is not None and not trainer.ranks.first:
+        if not trainer.ranks.first:
             raise
         for prompt in trainer.prompts().values():
             if prompt.name not in prompts:
                 prompts.save(prompt)
         raise
     made = list(trainer.prompts().values())
-    if trainer.ranks is not None and not trainer.ranks.first:
+    if not trainer.ranks.first:
         return made
     for path in save_all(prompts, made, trainer):
         _say(f"wrote {path}")

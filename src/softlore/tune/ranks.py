@@ -67,6 +67,43 @@ def joined(device: str) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+class Alone:
+    """Training in one process: what `Ranks` is where there are several."""
+
+    first = True
+    size = 1
+    stopping = interrupted = False
+
+    def ask_to_stop(self) -> bool:
+        """Whether it is time to stop at once: there is nobody to wait for."""
+        return True
+
+    def run(
+        self, model: FrozenModel, batch: Batch, plan: Plan, learners: Iterable[Learner]
+    ) -> Losses:
+        """Runs a batch; the gradients are in `learners` by themselves."""
+        return run_planned(model, batch, plan)
+
+    def part(self, batch: Batch) -> Batch:
+        """What the first process runs of a batch."""
+        return batch
+
+    def of_first(self, tensor: Tensor) -> Tensor:
+        """The tensor as the first process has it."""
+        return tensor
+
+    def agreed(self, *numbers: int) -> list[int]:
+        """The first process's numbers."""
+        return list(numbers)
+
+    def check_alike(self, supplies: Supplies) -> None:
+        """Sees that all processes draw from the same."""
+
+    def stopping_together(self) -> contextlib.AbstractContextManager[None]:
+        """Signals do what they do."""
+        return contextlib.nullcontext()
+
+
 class Ranks:
     """The processes that train together, seen from this one.
 
@@ -90,9 +127,10 @@ class Ranks:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def ask_to_stop(self) -> None:
+    def ask_to_stop(self) -> bool:
         """All processes stop after the next update, when the others have heard of it."""
         self._asked = True
+        return False
 
     # an update ---------------------------------------------------------------------------------
 
@@ -122,6 +160,10 @@ class Ranks:
         *sums, (stopping, interrupted) = whole.tolist()
         self.stopping, self.interrupted = stopping > 0, interrupted > 0
         return {key: total / count for key, (total, count) in zip(keys, sums, strict=True)}
+
+    def part(self, batch: Batch) -> Batch:
+        """What the first process runs of a batch."""
+        return share_of(batch, 0, self.size)
 
     def _sum(self, mine: Tensor) -> Tensor:
         """The sum over all processes, added in order of their ranks: the same bits for all."""

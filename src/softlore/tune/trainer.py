@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,7 @@ from softlore.tune.learner import Learner, settled
 from softlore.tune.lessons import passage_length, room_beside
 from softlore.tune.objective import Batch, Losses
 from softlore.tune.plan import Plan, make_plan, run_planned
-from softlore.tune.ranks import Ranks, share_of
+from softlore.tune.ranks import Alone, Ranks
 from softlore.tune.result import finished_prompt
 from softlore.tune.signature import find_checkpoint, make_signature
 from softlore.tune.sources import Blocks, source_of
@@ -136,7 +135,7 @@ class WorldInfoTrainer:
         self.on_step = on_step
         self.time_budget = time_budget
         self.memory = memory
-        self.ranks = ranks
+        self.ranks = ranks or Alone()
         self.step = 0
         self.learners: dict[str, Learner] = {}
         self.supplies: Supplies | None = None
@@ -182,10 +181,9 @@ class WorldInfoTrainer:
             DivergedError: after keeping the last good state.
         """
         self.prepare()
-        ranks = self.ranks
-        with only_run(self.checkpoint if ranks is None or ranks.first else None):
+        with only_run(self.checkpoint if self.ranks.first else None):
             try:
-                with ranks.stopping_together() if ranks else contextlib.nullcontext():
+                with self.ranks.stopping_together():
                     self._run()
             except (KeyboardInterrupt, DivergedError):
                 self.save()
@@ -198,17 +196,15 @@ class WorldInfoTrainer:
         saved = time.monotonic()
         while self.unfinished():
             self.update()
-            if self.ranks and self.ranks.stopping:  # all processes are at the same update
+            if self.ranks.stopping:  # all processes are at the same update
                 if self.ranks.interrupted:
                     raise KeyboardInterrupt
                 return
             if self.checkpoint and time.monotonic() - saved >= self.checkpoint_seconds:
                 self.save()
                 saved = time.monotonic()
-            if self.on_step and self.on_step(self.progress()):
-                if self.ranks is None:
-                    return
-                self.ranks.ask_to_stop()
+            if self.on_step and self.on_step(self.progress()) and self.ranks.ask_to_stop():
+                return
 
     def prepare(self) -> None:
         """Makes the lessons, the passages and the learners, and reads the checkpoint if any."""
@@ -230,8 +226,7 @@ class WorldInfoTrainer:
         guard = teach(model, bare(model), passages) if config.drift_guard > 0 else []
         self.supplies = Supplies(lessons, guard, passages)
         self._admit()
-        if self.ranks:
-            self.ranks.check_alike(self.supplies)
+        self.ranks.check_alike(self.supplies)
         if found:
             self._resume(*found)
         else:
@@ -250,11 +245,8 @@ class WorldInfoTrainer:
             DivergedError: NaN or infinity; then no entry has made this update.
         """
         assert self.plan is not None
-        if self.ranks is None:
-            losses = run_planned(self.model, self._batch(), self.plan)
-        else:
-            batch, learning = self._batch(), self._learning().values()
-            losses = self.ranks.run(self.model, batch, self.plan, learning)
+        batch, learning = self._batch(), self._learning().values()
+        losses = self.ranks.run(self.model, batch, self.plan, learning)
         own = {learner: _own(losses, name) for name, learner in self._learning().items()}
         with uninterrupted():
             faults = [one.step_back() for one in own if not one.sound(own[one])]
@@ -294,7 +286,7 @@ class WorldInfoTrainer:
 
     def _admit_one(self, entry: Entry) -> None:
         value = initial_value(self.model, entry, self.config)
-        value = self.ranks.of_first(value) if self.ranks else value
+        value = self.ranks.of_first(value)
         scale = scale_of(self.model, value, self.config.kind)
         paired = entry.blocks or self.config.style is not None or self._source.corpus
         config = settled(self.config, text_alone=not paired)
@@ -311,15 +303,11 @@ class WorldInfoTrainer:
     def seconds_per_update(self, updates: int = 2) -> float:
         """Measures an update without making one."""
         assert self.plan is not None
-        run_planned(self.model, self._own_share(self._batch()), self.plan)
+        run_planned(self.model, self.ranks.part(self._batch()), self.plan)
         start = time.perf_counter()
         for _ in range(updates):
-            run_planned(self.model, self._own_share(self._batch()), self.plan)
+            run_planned(self.model, self.ranks.part(self._batch()), self.plan)
         return (time.perf_counter() - start) / updates
-
-    def _own_share(self, batch: Batch) -> Batch:
-        """What this process runs of a batch."""
-        return batch if self.ranks is None else share_of(batch, 0, self.ranks.size)
 
     def estimate(self) -> Estimate:
         """What training will come to, measured on one update; call `prepare` first."""
@@ -340,11 +328,11 @@ class WorldInfoTrainer:
             return
         affordable = int(self.time_budget / self.seconds_per_update() / self._waves())
         steps = max(1, min(self.config.max_steps, affordable))
-        self._set_max_steps(self.ranks.agreed(steps)[0] if self.ranks else steps)
+        self._set_max_steps(self.ranks.agreed(steps)[0])
 
     def _agreed(self, plan: Plan) -> Plan:
         """The plan of the first process, where there are several."""
-        return Plan(*self.ranks.agreed(*plan.as_json().values())) if self.ranks else plan
+        return Plan(*self.ranks.agreed(*plan.as_json().values()))
 
     def _set_max_steps(self, steps: int) -> None:
         if steps == self.config.max_steps:
@@ -357,7 +345,7 @@ class WorldInfoTrainer:
 
     def save(self) -> None:
         """Writes the checkpoint, if one was asked for."""
-        if self.checkpoint is None or self.plan is None or (self.ranks and not self.ranks.first):
+        if self.checkpoint is None or self.plan is None or not self.ranks.first:
             return
         states = {name: learner.state() for name, learner in self.learners.items()}
         whole = {
