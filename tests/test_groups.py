@@ -22,6 +22,7 @@ from softlore.tune.grouped import GroupRun
 from softlore.tune.groups import GroupRecord, group_name, record_path, split_book
 from softlore.tune.learner import Learner
 from softlore.tune.worker import Worker
+from trained import assert_same, leftovers, prompts_in
 
 SETTINGS = {
     "n_tokens": 3,
@@ -75,11 +76,10 @@ class Town:
             crew.close()
 
     def prompts(self):
-        return {name: prompt.replace(created="") for name, prompt in self.library.items()}
+        return prompts_in(self.library.folder)
 
     def leftovers(self):
-        files = self.library.folder.rglob("*")
-        return sorted(path.name for path in files if path.suffix != ".safetensors")
+        return leftovers(self.library.folder)
 
 
 @pytest.fixture
@@ -94,13 +94,6 @@ def unbroken(model, tmp_path_factory):
     town.train(lorebook())
     assert town.leftovers() == []
     return town.prompts()
-
-
-def assert_same(found, expected):
-    assert list(found) == list(expected)
-    for name, prompt in found.items():
-        assert torch.equal(prompt.tensor, expected[name].tensor), name
-    assert found == expected
 
 
 # groups ------------------------------------------------------------------------------------------

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from running import Running, save_tiny_model, softlore
-from softlore import Entry, PromptLibrary, WorldInfoTrainer, disk
+from softlore import Entry, WorldInfoTrainer, disk
 from softlore.errors import ConfigError, StorageError
 from softlore.model.tiny import tiny_model
 from softlore.tune.book import checkpoint_path
 from softlore.tune.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 from softlore.tune.learner import Learner
+from trained import assert_same, leftovers, prompts_in
 
 KILLS = int(os.environ.get("SOFTLORE_KILLS", "6"))
 LORE = """
@@ -52,29 +53,12 @@ def unbroken(model, lore, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     ended = Running(folder, *train(lore, model, folder)).end()
     assert ended.code == 0, ended.err
-    return prompts_in(folder)
+    return prompts_in(folder / "out")
 
 
 def train(lore, model, folder, *more):
     where = ["--model", model, "--out", folder / "out", "--checkpoint-seconds", 0]
     return ["train", lore, *where, *more]
-
-
-def prompts_in(folder):
-    """All that the prompts hold, but for when they were written."""
-    return {name: p.replace(created="") for name, p in PromptLibrary(folder / "out").items()}
-
-
-def assert_same(found, expected):
-    assert list(found) == list(expected)
-    for name, prompt in found.items():
-        assert torch.equal(prompt.tensor, expected[name].tensor), name
-    assert found == expected
-
-
-def leftovers(folder):
-    files = (folder / "out").rglob("*")
-    return sorted(path.name for path in files if path.suffix != ".safetensors")
 
 
 # killed ------------------------------------------------------------------------------------------
@@ -93,7 +77,7 @@ def test_killed_at_a_random_moment(number, model, lore, unbroken, tmp_path):
     assert ended.code in (0, -signal.SIGKILL)
     ended = Running(tmp_path, *command).end()
     assert ended.code == 0, ended.err
-    assert_same(prompts_in(tmp_path), unbroken)
+    assert_same(prompts_in(tmp_path / "out"), unbroken)
 
 
 def kill_at(call, after):
@@ -122,13 +106,13 @@ def test_killed_while_a_file_is_written(call, after, model, lore, unbroken, tmp_
     command = train(lore, model, tmp_path)
     ended = Running(tmp_path, *command, at_start=partial(kill_at, call, after)).end()
     assert ended.code == -signal.SIGKILL, ended.err
-    assert len(prompts_in(tmp_path)) == max(0, call - 27 + after)
+    assert len(prompts_in(tmp_path / "out")) == max(0, call - 27 + after)
     ended = Running(tmp_path, *command).end()
     assert ended.code == 0, ended.err
     assert ("going on from update" in ended.err) == (call > 2 or (call, after) == (2, True))
-    assert_same(prompts_in(tmp_path), unbroken)
+    assert_same(prompts_in(tmp_path / "out"), unbroken)
     if after:
-        assert leftovers(tmp_path) == []
+        assert leftovers(tmp_path / "out") == []
 
 
 @pytest.mark.slow
@@ -142,7 +126,7 @@ def test_killed_again_and_again(model, lore, unbroken, tmp_path):
         updates.append(load_checkpoint(checkpoint)[1]["step"])
     assert updates == [5, 11, 17]  # a resumed run need not write what it has just read
     assert Running(tmp_path, *command).end().code == 0
-    assert_same(prompts_in(tmp_path), unbroken)
+    assert_same(prompts_in(tmp_path / "out"), unbroken)
 
 
 @pytest.mark.slow
@@ -159,13 +143,13 @@ def test_ctrl_c(model, lore, unbroken, tmp_path):
     assert said == ["softlore: stopped; progress is kept: the same command goes on from here"]
     assert ended.lines[-1] == said[0]
     assert "" not in ended.lines
-    assert not prompts_in(tmp_path)
+    assert not prompts_in(tmp_path / "out")
 
     ended = Running(tmp_path, *command).end()
     assert ended.code == 0
     assert "going on from update" in ended.err
-    assert_same(prompts_in(tmp_path), unbroken)
-    assert leftovers(tmp_path) == []
+    assert_same(prompts_in(tmp_path / "out"), unbroken)
+    assert leftovers(tmp_path / "out") == []
 
 
 def slowly():
@@ -480,7 +464,7 @@ def test_the_command_says_in_what_a_run_differs(begun, unbroken, tmp_path):
     assert "--again" in line
     assert checkpoint.read_bytes() == before
     assert softlore(*command).code == 0
-    assert_same(prompts_in(tmp_path), unbroken)
+    assert_same(prompts_in(tmp_path / "out"), unbroken)
 
 
 @pytest.mark.slow
@@ -488,7 +472,7 @@ def test_the_command_begins_anew_when_told_so(begun, tmp_path):
     command, checkpoint = begun
     ended = softlore(*command, "--n-tokens", 5, "--again")
     assert ended.code == 0, ended.err
-    assert {len(prompt) for prompt in prompts_in(tmp_path).values()} == {5}
+    assert {len(prompt) for prompt in prompts_in(tmp_path / "out").values()} == {5}
     assert not checkpoint.exists()
 
 
@@ -503,7 +487,7 @@ def test_the_command_refuses_a_damaged_checkpoint(begun, unbroken, tmp_path):
     assert "harbour-town.checkpoint' can't be read" in line
     assert "or delete it" in line
     assert checkpoint.read_bytes() == content[:-1]
-    assert not prompts_in(tmp_path)
+    assert not prompts_in(tmp_path / "out")
     shutil.copy(checkpoint, tmp_path / "aside")
     assert softlore(*command, "--again").code == 0
-    assert_same(prompts_in(tmp_path), unbroken)
+    assert_same(prompts_in(tmp_path / "out"), unbroken)

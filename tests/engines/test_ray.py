@@ -12,7 +12,6 @@ import time
 
 import psutil
 import pytest
-import torch
 
 ray = pytest.importorskip("ray")
 
@@ -23,6 +22,7 @@ from softlore.tune.crew import LocalCrew  # noqa: E402
 from softlore.tune.crew_ray import RayCrew  # noqa: E402
 from softlore.tune.grouped import GroupRun  # noqa: E402
 from softlore.tune.worker import ModelName  # noqa: E402
+from trained import assert_same, leftovers, prompts_in  # noqa: E402
 
 pytestmark = [
     pytest.mark.engines,
@@ -84,21 +84,6 @@ def train(crew, folder, on_news=None, **options):
         return GroupRun(crew, BOOK, PromptLibrary(folder), on_news=on_news, **options).run()
     finally:
         crew.close()
-
-
-def prompts_in(folder):
-    return {name: p.replace(created="") for name, p in PromptLibrary(folder).items()}
-
-
-def assert_same(found, expected):
-    assert list(found) == list(expected)
-    for name, prompt in found.items():
-        assert torch.equal(prompt.tensor, expected[name].tensor), name
-    assert found == expected
-
-
-def leftovers(folder):
-    return sorted(p.name for p in folder.rglob("*") if p.suffix != ".safetensors")
 
 
 def processes_of_workers(root=None):

@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 from running import save_tiny_model
-from softlore import PromptLibrary
+from trained import prompts_in
 
 pytestmark = [
     pytest.mark.engines,
@@ -84,10 +84,6 @@ def wait_for_checkpoint(running, folder):
     assert kept.exists(), running.communicate()
     time.sleep(0.5)
     return kept
-
-
-def prompts_in(folder):
-    return {name: p.replace(created="") for name, p in PromptLibrary(folder).items()}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from softlore.cli.gguf import cache_of, cache_options, gguf_option, load_gguf
+from softlore.cli.gguf import LLAMACPP, cache_of, cache_options, check_gguf, gguf_option, load_gguf
 from softlore.cli.options import (
     check_free,
     clean,
@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 CONNECTOR_SUFFIX = ".vllm.safetensors"  # of what vLLM's connector reads
 # The names in softlore.prompts.writers, which takes seconds to import.
 FORMATS = ("safetensors", "kobold", "peft", "mkultra", "vllm")
-SLOT = "llamacpp"  # made with a GGUF file, not of the prompt alone
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--to", "to", required=True, type=click.Choice([*FORMATS, SLOT]), help="The format to write."
+    "--to",
+    "to",
+    required=True,
+    type=click.Choice([*FORMATS, LLAMACPP]),
+    help="The format to write.",
 )
 @click.option("--out", help="File or folder to write.  [default: here, by the prompt's name]")
 @click.option("--name", help="Give the prompt this name.")
@@ -78,11 +81,7 @@ def command(
     """
     if text is not None and to != "vllm":
         raise ConfigError(f"--text goes with --to vllm, not --to {to}; leave it out")
-    if (to == SLOT) != (gguf is not None):
-        raise ConfigError(
-            f"--to is {to} and --gguf {str(gguf) if gguf else None!r}; expected a file with "
-            "llamacpp and none with others; mend one of them"
-        )
+    check_gguf("--to", to, gguf)
     from softlore.prompts import load_prompt
 
     prompt = load_prompt(file, task)
@@ -178,7 +177,7 @@ def _write_slot(
     from softlore.prompts.library import slug_of
 
     path = Path(out or "")
-    if out is None or out.endswith(("/", os.sep)) or path.is_dir():
+    if _goes_into(out, LLAMACPP):
         path = path / (slug_of(prompt.name) + llamacpp.SUFFIX)
     check_free(path, force)
     stands = llamacpp.write(prompt, model, path, cache, streams)

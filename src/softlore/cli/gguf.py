@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlore.cli.options import wanting
+from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
     from softlore.decode.llamacpp import LlamaReader
     from softlore.model.gguf import Cache, GGUFModel
 
 Command = Callable[..., Any]
+LLAMACPP = "llamacpp"  # what options call it that choose between it and others
 TYPES = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 gguf_option = click.option(
     "--gguf",
@@ -49,6 +51,15 @@ def cache_options(function: Command) -> Command:
     ):
         command = one(command)
     return command
+
+
+def check_gguf(option: str, value: str, gguf: Path | None) -> None:
+    """Refuses a file where the option does not say llamacpp, and llamacpp without one."""
+    if (value == LLAMACPP) != (gguf is not None):
+        raise ConfigError(
+            f"{option} is {value} and --gguf {str(gguf) if gguf else None!r}; expected a file with "
+            f"{LLAMACPP} and none with others; mend one of them"
+        )
 
 
 def gguf_reader(

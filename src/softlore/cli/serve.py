@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.gguf import cache_options, gguf_option, gguf_reader
+from softlore.cli.gguf import LLAMACPP, cache_options, check_gguf, gguf_option, gguf_reader
 from softlore.cli.options import load_model, model_options, prompts_option, read_text, wanting
 from softlore.errors import ConfigError
 
@@ -53,7 +53,7 @@ NEEDED = ("fastapi", "httpx", "prometheus_client", "uvicorn")  # of the extra `s
 @click.option("--lorebooks", "books_folder", type=click.Path(path_type=Path, file_okay=False),
               help="Folder of the studio's lorebooks.  [default: softlore's own]")  # fmt: skip
 @click.option("--engine", "engine_name", default="local", show_default=True,
-              type=click.Choice(["local", "vllm", "llamacpp"]),
+              type=click.Choice(["local", "vllm", LLAMACPP]),
               help="What writes the texts.")  # fmt: skip
 @gguf_option
 @click.option("--context", type=click.IntRange(64),
@@ -169,11 +169,7 @@ def _check_engine(name: str, url: str | None, gguf: Path | None) -> None:
             f"--engine is {name} and --engine-url {url!r}; expected a URL with vllm and none with "
             "others; mend one of them"
         )
-    if (name == "llamacpp") != (gguf is not None):
-        raise ConfigError(
-            f"--engine is {name} and --gguf {str(gguf) if gguf else None!r}; expected a file with "
-            "llamacpp and none with others; mend one of them"
-        )
+    check_gguf("--engine", name, gguf)
 
 
 def _limits(settings: ServeSettings) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from softlore.cli.options import (
     interactive,
     json_option,
     model_options,
-    ray_options,
     wanting,
     write_json,
 )
 from softlore.cli.train import chosen_settings, training_options
+from softlore.cli.workers import ray_options
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -16,11 +16,10 @@ from softlore.cli.options import (
     library,
     load_model,
     model_options,
-    ray_options,
     read_text,
-    set_threads,
     write_json,
 )
+from softlore.cli.workers import ray_options, set_threads
 
 if TYPE_CHECKING:
     from softlore.prompts import PromptLibrary, SoftPrompt

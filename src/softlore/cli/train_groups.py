@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.options import interactive, load_model, set_threads, wanting
+from softlore.cli.options import interactive, load_model, wanting
+from softlore.cli.workers import set_threads
 from softlore.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,29 +59,24 @@ def command(
       softlore write "The old house" --sampler dry_multiplier=0.8 --sampler banned_strings=suddenly
     """
     from softlore.control import find_codes
-    from softlore.decode import Token, Wish, write_together, write_wish
-    from softlore.model import LanguageModel, frozen
+    from softlore.decode import Reader, TorchReader, Wish, write_together
     from softlore.prompts import Context
 
     text = given_text(text)
     prompts = library(folder)
     context = Context.parse(text, prompts)
     if gguf is None:
-        model: LanguageModel = load_model(model_name, dtype, device)
+        reader: Reader = TorchReader(load_model(model_name, dtype, device))
     else:
-        reader = gguf_reader(gguf, model_name, None, cache, max(1, len(codes) + 1))
-        model = reader.model
+        reader = gguf_reader(gguf, model_name, None, cache, len(codes) + 1)
     doses = dict(map(dose, codes))
-    found = find_codes(model, doses, prompts) if doses else {}
+    found = find_codes(reader.model, doses, prompts) if doses else {}
     head = [(found[name].head, strength) for name, strength in doses.items()]
     no_copy = sampling.pop("no_copy", 0)
     stops = [clean(one, "--stop") for one in stop]
     wish = Wish(context, tokens, stops, seed, no_copy, None, head, not any_model, sampling)
-    if gguf is None:
-        told: Iterator[Token] = write_wish(frozen(model, "writing"), wish)
-    else:
-        told = (token for _, token in write_together(reader, [wish])[1])
-    pieces = (token.text for token in told if token.text)
+    _, told = write_together(reader, [wish])
+    pieces = (token.text for _, token in told if token.text)
     first = next(pieces, "")  # what can't be written on is refused before anything is shown
     plain = "".join(piece for piece in context.pieces if isinstance(piece, str))
     click.echo(plain + first, nl=False)

@@ -115,11 +115,7 @@ class TorchReader(Reader):
         return _Row(self, tree, reading, past)
 
     def step(self, lanes: Sequence[Lane], ids: Sequence[int]) -> Tensor:
-        for lane in lanes:
-            assert isinstance(lane, _Row)
-            if lane.past is not None:
-                self._enter(lane, lane.past)
-        rows = [self._row(lane) for lane in lanes]
+        rows = [self._placed(lane) for lane in lanes]
         in_order = [0] * len(rows)
         for row, i in zip(rows, ids, strict=True):
             in_order[row] = i
@@ -134,14 +130,15 @@ class TorchReader(Reader):
             if lane.logits is not None:
                 self._keep(lane, lane.past)
             return
-        if not any(one is lane for one in self._lanes):
+        if lane.row is None:
             return
-        row = self._row(lane)
         if self.kept is not None:
-            self._keep(lane, self._slots.past(row))
-        free = self._slots.drop(row)
-        self._lanes[row] = self._lanes[free]
-        del self._lanes[free]
+            self._keep(lane, self._slots.past(lane.row))
+        free = self._slots.drop(lane.row)
+        moved = self._lanes.pop(free)
+        if moved is not lane:
+            self._lanes[lane.row], moved.row = moved, lane.row
+        lane.row = None
 
     def held(self) -> Held:
         kept = self.kept
@@ -157,18 +154,19 @@ class TorchReader(Reader):
         if self.kept is not None:
             self.kept.clear()
 
-    def _enter(self, lane: _Row, past: Past) -> None:
-        """Moves what was read to where it is written on from: all that stands there is stepped."""
-        self._slots.put(past, lane.tree.start + lane.tree.length)
-        self._lanes.append(lane)
-        lane.past = None
+    def _placed(self, lane: Lane) -> int:
+        """Its row, where what was read is moved to: all that stands there is stepped."""
+        assert isinstance(lane, _Row)
+        if lane.row is None:
+            assert lane.past is not None
+            lane.row = self._slots.put(lane.past, lane.tree.start + lane.tree.length)
+            lane.past = None
+            self._lanes.append(lane)
+        return lane.row
 
     def _keep(self, lane: Lane, past: Past) -> None:
         if self.kept is not None:
             self.kept.keep(Read(lane.slots, lane.tree.prefixes, past))
-
-    def _row(self, lane: Lane) -> int:
-        return next(row for row, one in enumerate(self._lanes) if one is lane)
 
 
 class _Row(Lane):
@@ -178,6 +176,7 @@ class _Row(Lane):
         super().__init__(tree, reading, slots_of(tree))
         self._model = reader.model
         self.past = past  # what was read, until it is stepped
+        self.row: int | None = None  # where it is from then on
         self._read = reading.reused
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from softlore.errors import ModelError, PromptMismatchError, UnsupportedModelErr
 from softlore.model import fingerprint as sketches
 from softlore.model.gguf.layout import Layout
 from softlore.model.gguf.library import llama
-from softlore.model.gguf.runner import Runner
+from softlore.model.gguf.runner import Runner, Tokens
 from softlore.model.gguf.state import Held
 from softlore.model.language import LanguageModel
 from softlore.model.loading import leading_id, load_tokenizer
@@ -179,8 +180,6 @@ class GGUFModel(LanguageModel):
     # inside ------------------------------------------------------------------------------------
 
     def _meta(self, key: str) -> str | None:
-        import ctypes
-
         buffer = ctypes.create_string_buffer(65536)
         size = self._lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, 65536)
         return buffer.value.decode("utf-8", "replace") if size >= 0 else None
@@ -228,13 +227,15 @@ class GGUFModel(LanguageModel):
         return [int(i) for i in ids[: max(count, 0)]]
 
     def _sketched(self, kind: str) -> dict[str, Any]:
-        parts = {"embeddings": sketches.sketch(self._rows()) | {"rows": self.vocab_size}}
+        parts = {"embeddings": self._rows_sketch}
         if kind == "prefix":
-            parts["keys"] = sketches.sketch(self._last_keys().transpose(0, 1).flatten(1))
+            keys = self.layout.tensor(self._last_rows, True, False)
+            parts["keys"] = sketches.sketch(keys.transpose(0, 1).flatten(1))
         return parts
 
-    def _rows(self) -> Tensor:
-        """The rows of the embedding table that are compared, as transformers scales them."""
+    @cached_property
+    def _rows_sketch(self) -> dict[str, Any]:
+        """Of the rows of the embedding table that are compared, as transformers scales them."""
         import gguf
 
         table = next(
@@ -243,13 +244,15 @@ class GGUFModel(LanguageModel):
         at = sketches.spread(self.vocab_size, sketches.ROWS)
         rows = gguf.quants.dequantize(np.asarray(table.data)[at], table.tensor_type)
         scale = self.width**0.5 if self.model_type.startswith(_SCALED) else 1.0
-        return torch.from_numpy(np.array(rows, np.float32)) * scale
+        sketched = sketches.sketch(torch.from_numpy(np.array(rows, np.float32)) * scale)
+        return sketched | {"rows": self.vocab_size}
 
-    def _last_keys(self) -> Tensor:
-        """The last layer's keys of the ids that are compared, `[kv_heads, 16, head_dim]`."""
-        from softlore.model.gguf.runner import Tokens
-
+    @cached_property
+    def _last_rows(self) -> Tensor:
+        """The last layer's keys of the ids that are compared, as they lie: `[16, width]`."""
         ids = sketches.spread(self.vocab_size, sketches.KEY_IDS)
         runner = Runner(self, 1, len(ids))
         runner.decode([Tokens(0, 0, ids)])
-        return runner.keys(0)
+        rows = runner.last_keys(0)
+        runner.close()
+        return rows

@@ -218,12 +218,11 @@ class Runner:
             self._context, path.encode(), sequence, tokens, len(ids)
         )
 
-    def keys(self, sequence: int) -> Tensor:
-        """The last layer's keys of a sequence, `[kv_heads, n, head_dim]`, as in transformers."""
+    def last_keys(self, sequence: int) -> Tensor:
+        """The last layer's keys of a sequence as they lie in the cache, `[n, width]`."""
         state = self.state(sequence)
         held, place = self.model.layer_places(parse(state))[-1]
-        rows = torch.from_numpy(held.keys[place].read(state).copy())
-        return self.model.layout.tensor(rows, True, quantized(self.cache.keys))
+        return torch.from_numpy(held.keys[place].read(state).copy())
 
     def _state_of(self, sequence: int, prefix: Tensor) -> bytes:
         """The state of a sequence that holds a prefix and nothing else."""
