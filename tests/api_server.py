@@ -8,13 +8,13 @@ import time
 import uvicorn
 
 from softlore import FrozenModel, SoftPrompt
-from softlore.decode import Kept, TorchReader
+from softlore.decode import PrefixCache, TorchModelRunner
 from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
 from softlore.serve.app import make_app
 from softlore.serve.engines.local import LocalEngine
 from softlore.serve.state import ServerState
-from softlore.story import Stories
+from softlore.story import StoryLibrary
 
 
 @functools.cache
@@ -36,8 +36,8 @@ def make_state(folder, **engine):
         ("a cat", other, "cat", "embedding"),
     ]:
         library.save(SoftPrompt.from_text(text, of, name=name, kind=kind))
-    engine = LocalEngine(TorchReader(model, Kept(2**24)), **engine)
-    return ServerState(engine, library, Stories(folder / "stories"), folder / "books")
+    engine = LocalEngine(TorchModelRunner(model, PrefixCache(2**24)), **engine)
+    return ServerState(engine, library, StoryLibrary(folder / "stories"), folder / "books")
 
 
 @contextlib.contextmanager

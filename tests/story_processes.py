@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 
-from softlore.story import ROOT, Stories, Story
+from softlore.story import ROOT, Story, StoryLibrary
 
 
 class Model:
@@ -144,7 +144,7 @@ def differs(story, model):
 
 def write_until_killed(folder, name, told):
     draw, model = random.Random(name), Model()
-    with Stories(folder).open_or_create(name) as story:
+    with StoryLibrary(folder).open_or_create(name) as story:
         while True:
             operation, arguments, more = draw_operation(model, draw)
             getattr(model, operation)(*arguments, **more)

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import httpx
 
-from softlore.decode import Kept, TorchReader
+from softlore.decode import PrefixCache, TorchModelRunner
 from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
 from softlore.serve.engines.local import LocalEngine
@@ -16,7 +16,7 @@ from softlore.serve.listening import listen, url_of
 from softlore.serve.running import Server
 from softlore.serve.settings import ServeSettings
 from softlore.serve.state import ServerState
-from softlore.story import Stories
+from softlore.story import StoryLibrary
 
 MODEL = tiny_model("llama")
 
@@ -84,9 +84,9 @@ class Studio:
 
 def make_state(folder, close_seconds=5.0, engine=None, **more):
     return ServerState(
-        engine or LocalEngine(TorchReader(MODEL, Kept(2**24)), **more),
+        engine or LocalEngine(TorchModelRunner(MODEL, PrefixCache(2**24)), **more),
         prompts=PromptLibrary(folder / "prompts"),
-        stories=Stories(folder / "stories"),
+        stories=StoryLibrary(folder / "stories"),
         books=folder / "books",
         settings=ServeSettings(port=0, close_seconds=close_seconds),
     )

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from softlore.context import Scanning, Timers, activate, placed
-from softlore.context.keys import Texts, Watch, read_keys
+from softlore.context import ScanSettings, Timers, activate, place_entries
+from softlore.context.keys import ScannedTexts, Watch, read_keys
 from softlore.context.patterns import MAX_COPIES, compiled, split_pattern
 from softlore.context.scan import draw
 from softlore.errors import ConfigError, ContextError
@@ -36,7 +36,7 @@ def why(activation, name):
 
 
 def finds(key, text, case_sensitive=False, whole_words=True):
-    return bool(read_keys((key,), case_sensitive, whole_words).find(Texts([text]), Watch()))
+    return bool(read_keys((key,), case_sensitive, whole_words).find(ScannedTexts([text]), Watch()))
 
 
 # Keys
@@ -170,7 +170,7 @@ def test_only_the_last_messages_are_searched():
     assert reason(emma, "No one.", "Emma came.") == "key 'Emma' in the last message"
     assert reason(emma, "Emma came.", "No one.") == "key 'Emma' 1 message back"
     assert not called(emma, "Emma came.", "No one.", "No one.")
-    assert called(emma, "Emma came.", "No one.", "No one.", scanning=Scanning(scan_depth=3))
+    assert called(emma, "Emma came.", "No one.", "No one.", scanning=ScanSettings(scan_depth=3))
     assert called(emma.model_copy(update={"scan_depth": 3}), "Emma came.", "No one.", "No one.")
     assert not called(emma.model_copy(update={"scan_depth": 0}), "Emma came.")
     assert not called(emma)
@@ -183,7 +183,7 @@ def test_the_nearest_text_and_the_first_key_are_named():
 
 
 def test_the_entry_overrides_the_settings():
-    loose = Scanning(match_whole_words=False, case_sensitive=True)
+    loose = ScanSettings(match_whole_words=False, case_sensitive=True)
     assert called(entry("AI", "ai"), "ain't", scanning=loose)
     assert not called(entry("AI", "ai", match_whole_words=True), "ain't", scanning=loose)
     assert not called(entry("AI", "AI"), "ain't", scanning=loose)
@@ -327,9 +327,9 @@ def test_the_text_of_an_entry_calls_up_others():
     assert [active.round for active in found.active] == [3, 1, 2]
     lane = found.active[2]
     assert lane.reason == "called up by entry 'Emma': key 'Rook Lane' in its text"
-    assert names(activate(book, ["Emma"], Scanning(recursive=False))) == ["Emma"]
-    assert names(activate(book, ["Emma"], Scanning(max_rounds=1))) == ["Emma"]
-    assert names(activate(book, ["Emma"], Scanning(max_rounds=2))) == ["Emma", "Lane"]
+    assert names(activate(book, ["Emma"], ScanSettings(recursive=False))) == ["Emma"]
+    assert names(activate(book, ["Emma"], ScanSettings(max_rounds=1))) == ["Emma"]
+    assert names(activate(book, ["Emma"], ScanSettings(max_rounds=2))) == ["Emma", "Lane"]
 
 
 def test_entries_that_call_up_one_another_end():
@@ -507,7 +507,7 @@ def test_placed():
         entry("h", constant=True, position="outlet"),
         entry("i", constant=True, position="note_top"),
     ]
-    places = placed(activate(book, []).active)
+    places = place_entries(activate(book, []).active)
     listed = {at: [one.entry.name for one in ones] for at, ones in places.at_depth.items()}
     assert list(listed.items()) == [
         ((4, "system"), ["g", "f"]),
@@ -538,7 +538,7 @@ def test_placed():
 )
 def test_settings_that_do_not_fit(fields):
     with pytest.raises(ConfigError, match=next(iter(fields))):
-        Scanning(**fields)
+        ScanSettings(**fields)
 
 
 @pytest.mark.parametrize("fields", [{"budget": 1}, {"cost": len}, {"cost": len, "budget": -1}])

@@ -7,8 +7,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softlore.context import Scanning, Timers, activate, placed
-from softlore.context.keys import Texts, Watch, grams, read_keys
+from softlore.context import ScanSettings, Timers, activate, place_entries
+from softlore.context.keys import ScannedTexts, Watch, grams, read_keys
 from softlore.context.scan import draw
 from softlore.lore import Entry
 
@@ -63,7 +63,7 @@ def a_book(rng):
 
 
 def some_settings(rng):
-    return Scanning(
+    return ScanSettings(
         scan_depth=rng.randint(0, 3),
         case_sensitive=rng.random() < 0.5,
         match_whole_words=rng.random() < 0.5,
@@ -303,7 +303,7 @@ def test_every_active_entry_has_one_place_in_order(number):
     rng = random.Random(number)
     book, scanning, messages = a_book(rng), some_settings(rng), list(a_story(rng))[-1]
     active = activate(book, messages, scanning).active
-    places = placed(active)
+    places = place_entries(active)
     lists = [ones for ones in vars(places).values() if isinstance(ones, list)]
     lists += places.at_depth.values()
     assert sorted(one.entry.name for ones in lists for one in ones) == sorted(
@@ -327,19 +327,19 @@ def test_a_key_that_is_cut_out_of_a_text_is_found_in_it(before, key, case):
     for text in (f"{before} {key} {before}", key):
         keys = read_keys((key,), case, False)
         expected = {0: 0} if key.strip() else {}
-        assert keys.find(Texts([text]), Watch()) == expected
-        whole = read_keys((key.strip(),), case, True).find(Texts([text]), Watch())
+        assert keys.find(ScannedTexts([text]), Watch()) == expected
+        whole = read_keys((key.strip(),), case, True).find(ScannedTexts([text]), Watch())
         assert whole == expected
 
 
 @given(st.lists(letters, max_size=3), st.lists(letters, max_size=3), st.booleans())
 def test_the_short_cuts_change_nothing(keys, texts, whole):
     """Keys found together are those found one by one, in the nearest text that holds them."""
-    together = read_keys(tuple(keys), False, whole).find(Texts(texts), Watch())
+    together = read_keys(tuple(keys), False, whole).find(ScannedTexts(texts), Watch())
     apart = {}
     for place, key in enumerate(keys):
         for i, text in enumerate(texts):
-            if read_keys((key,), False, whole).find(Texts([text]), Watch()):
+            if read_keys((key,), False, whole).find(ScannedTexts([text]), Watch()):
                 apart.setdefault(place, i)
     assert together == apart
 

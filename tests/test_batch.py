@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softlore import SoftPrompt
-from softlore.decode import Batch, Kept, TorchReader, Wish, write
+from softlore.decode import GenerationRequest, PrefixCache, RunningBatch, TorchModelRunner, write
 from softlore.decode import batch as batches
 from softlore.errors import ConfigError, ContextOverflowError
-from softlore.model import FrozenModel, Past, Slots
+from softlore.model import FrozenModel, KVCache, KVSlots
 from softlore.model.tiny import byte_tokenizer, tiny_hf, tiny_model
 
 MODEL = tiny_model("llama")
@@ -17,20 +17,26 @@ DOG = SoftPrompt.from_text("Dog is a good boy", MODEL, name="dog", kind="prefix"
 CAT = SoftPrompt.from_text("Cat is not", MODEL, name="cat", kind="prefix")
 ROW = SoftPrompt.from_text("a red coat", MODEL, name="coat", kind="embedding")
 WISHES = [
-    Wish(DOG + "The dog", 12, seed=1, sampling={"temperature": 1.0}),
-    Wish(DOG + "The dog ran " + CAT, 5, seed=9, sampling={"temperature": 1.0, "min_p": 0.1}),
-    Wish("Down the " + ROW + " lane", 9, seed=2, sampling={"top_k": 5, "dry_multiplier": 0.8}),
-    Wish("A", 14, seed=3, stop=["e"], sampling={"repetition_penalty": 1.3}, logprobs=2),
-    Wish("The sea " * 9, 3, sampling={"temperature": 0}),
-    Wish("The sea", 20, seed=4, head=[(DOG, 1.5), ("Horror ", -0.5)]),
-    Wish("By night", 11, seed=5, head="Horror "),
+    GenerationRequest(DOG + "The dog", 12, seed=1, sampling={"temperature": 1.0}),
+    GenerationRequest(
+        DOG + "The dog ran " + CAT, 5, seed=9, sampling={"temperature": 1.0, "min_p": 0.1}
+    ),
+    GenerationRequest(
+        "Down the " + ROW + " lane", 9, seed=2, sampling={"top_k": 5, "dry_multiplier": 0.8}
+    ),
+    GenerationRequest(
+        "A", 14, seed=3, stop=["e"], sampling={"repetition_penalty": 1.3}, logprobs=2
+    ),
+    GenerationRequest("The sea " * 9, 3, sampling={"temperature": 0}),
+    GenerationRequest("The sea", 20, seed=4, conditioning=[(DOG, 1.5), ("Horror ", -0.5)]),
+    GenerationRequest("By night", 11, seed=5, conditioning="Horror "),
 ]
 
 
 def alone(wish, model=MODEL):
     return write(
-        model, wish.context, wish.max_new_tokens, stop=wish.stop, seed=wish.seed, head=wish.head,
-        logprobs=wish.logprobs, **wish.sampling,
+        model, wish.context, wish.max_new_tokens, stop=wish.stop, seed=wish.seed,
+        conditioning=wish.conditioning, logprobs=wish.logprobs, **wish.sampling,
     ).drained()  # fmt: skip
 
 
@@ -61,8 +67,8 @@ COMINGS = st.lists(
 @given(COMINGS, st.booleans(), st.sampled_from([1, 7, 512]))
 @settings(max_examples=60)
 def test_joining_and_leaving_changes_no_text(comings, keeps, read):
-    kept = Kept(2**20) if keeps else None
-    batch, here, left = Batch(TorchReader(MODEL, kept)), [], set()
+    kept = PrefixCache(2**20) if keeps else None
+    batch, here, left = RunningBatch(TorchModelRunner(MODEL, kept)), [], set()
     before, batches.READ = batches.READ, read
     try:
         for coming in comings:
@@ -87,7 +93,7 @@ def test_joining_and_leaving_changes_no_text(comings, keeps, read):
 
 
 def test_logprobs_are_those_of_the_text_alone():
-    batch = Batch(TorchReader(MODEL))
+    batch = RunningBatch(TorchModelRunner(MODEL))
     texts = [batch.join(wish) for wish in WISHES]
     told = run(batch)
     wish = WISHES[3]
@@ -102,8 +108,12 @@ def test_logprobs_are_those_of_the_text_alone():
 
 def test_a_text_ends_where_the_context_does_and_the_others_go_on():
     model = short_model(24)
-    wishes = [Wish("x" * 20, 30, seed=1), Wish("y", 15, seed=2), Wish("z" * 24, 30, seed=3)]
-    batch = Batch(TorchReader(model))
+    wishes = [
+        GenerationRequest("x" * 20, 30, seed=1),
+        GenerationRequest("y", 15, seed=2),
+        GenerationRequest("z" * 24, 30, seed=3),
+    ]
+    batch = RunningBatch(TorchModelRunner(model))
     texts = [batch.join(wish) for wish in wishes]
     run(batch)
     for wish, text in zip(wishes, texts, strict=True):
@@ -111,18 +121,18 @@ def test_a_text_ends_where_the_context_does_and_the_others_go_on():
         assert (text.telling.ids, text.telling.finish) == (single.ids, single.finish)
     assert [text.telling.finish for text in texts] == ["context", "length", "context"]
     with pytest.raises(ContextOverflowError, match="expected at most 24"):
-        batch.join(Wish("x" * 25))
+        batch.join(GenerationRequest("x" * 25))
 
 
 def test_a_window_slides_under_its_head_beside_others():
     model = short_model(40)
     wishes = [
-        Wish("By night", 90, seed=1, head="Horror "),
-        Wish("By day", 80, seed=2, head=[("Humor ", 2.0), ("Horror ", -1.0)]),
-        Wish("x" * 70, 20, seed=3, head="A "),
-        Wish("Plain", 30, seed=4),
+        GenerationRequest("By night", 90, seed=1, conditioning="Horror "),
+        GenerationRequest("By day", 80, seed=2, conditioning=[("Humor ", 2.0), ("Horror ", -1.0)]),
+        GenerationRequest("x" * 70, 20, seed=3, conditioning="A "),
+        GenerationRequest("Plain", 30, seed=4),
     ]
-    batch = Batch(TorchReader(model, Kept(2**20)))
+    batch = RunningBatch(TorchModelRunner(model, PrefixCache(2**20)))
     texts = [batch.join(wish) for wish in wishes]
     run(batch)
     for wish, text in zip(wishes, texts, strict=True):
@@ -130,58 +140,62 @@ def test_a_window_slides_under_its_head_beside_others():
 
 
 def test_what_was_read_is_not_read_again():
-    batch = Batch(TorchReader(MODEL, Kept(2**20)))
+    batch = RunningBatch(TorchModelRunner(MODEL, PrefixCache(2**20)))
     story = "The dog ran down the lane and over the hill."
-    first = batch.join(Wish(DOG + story, 6, seed=1))
+    first = batch.join(GenerationRequest(DOG + story, 6, seed=1))
     run(batch)
     assert first.reading.reused == 0
-    second = batch.join(Wish(DOG + (story + first.telling.text + " Then"), 6, seed=2))
-    third = batch.join(Wish(DOG + (story[:20] + "!"), 6, seed=3))
-    other = batch.join(Wish(CAT + story, 6, seed=4))
+    second = batch.join(GenerationRequest(DOG + (story + first.telling.text + " Then"), 6, seed=2))
+    third = batch.join(GenerationRequest(DOG + (story[:20] + "!"), 6, seed=3))
+    other = batch.join(GenerationRequest(CAT + story, 6, seed=4))
     run(batch)
     assert second.reading.reused >= len(MODEL.encode(story))
     assert (third.reading.reused, third.reading.read) == (20, 1)
     assert other.reading.reused == 0
     for text, wish in (
-        (second, Wish(DOG + (story + first.telling.text + " Then"), 6, seed=2)),
-        (third, Wish(DOG + (story[:20] + "!"), 6, seed=3)),
-        (other, Wish(CAT + story, 6, seed=4)),
+        (second, GenerationRequest(DOG + (story + first.telling.text + " Then"), 6, seed=2)),
+        (third, GenerationRequest(DOG + (story[:20] + "!"), 6, seed=3)),
+        (other, GenerationRequest(CAT + story, 6, seed=4)),
     ):
         assert text.telling.ids == alone(wish).ids
 
 
 def test_what_is_kept_stays_within_its_size():
     size = 60_000
-    kept = Kept(size)
-    batch = Batch(TorchReader(MODEL, kept))
+    kept = PrefixCache(size)
+    batch = RunningBatch(TorchModelRunner(MODEL, kept))
     for number in range(12):
-        batch.join(Wish(f"{number} The dog ran down the lane and over the hill.", 8, seed=number))
+        batch.join(
+            GenerationRequest(
+                f"{number} The dog ran down the lane and over the hill.", 8, seed=number
+            )
+        )
         run(batch)
         assert kept.bytes <= size
     assert 1 < len(kept) < 12
-    nothing = Batch(TorchReader(MODEL, Kept(0)))
-    nothing.join(Wish("The dog", 4))
+    nothing = RunningBatch(TorchModelRunner(MODEL, PrefixCache(0)))
+    nothing.join(GenerationRequest("The dog", 4))
     run(nothing)
     assert nothing.held().kept_tokens == 0
 
 
 def test_a_longer_text_takes_the_place_of_its_beginning():
-    batch = Batch(TorchReader(MODEL, Kept(2**22)))
+    batch = RunningBatch(TorchModelRunner(MODEL, PrefixCache(2**22)))
     text = "The dog"
     for _ in range(5):
         text += " ran on and on"
-        batch.join(Wish(text, 1, seed=0))
+        batch.join(GenerationRequest(text, 1, seed=0))
         run(batch)
     assert len(batch.reader.kept) == 1
 
 
 def test_long_contexts_are_read_while_others_are_written():
-    batch = Batch(TorchReader(MODEL))
-    quick = batch.join(Wish("The dog", 40, seed=1))
+    batch = RunningBatch(TorchModelRunner(MODEL))
+    quick = batch.join(GenerationRequest("The dog", 40, seed=1))
     batch.step()
     before, batches.READ = batches.READ, 16
     try:
-        slow = batch.join(Wish("The sea was wide. " * 5, 5, seed=2))
+        slow = batch.join(GenerationRequest("The sea was wide. " * 5, 5, seed=2))
         batch.step()
         batch.step()
         assert not slow.telling.ids
@@ -189,22 +203,22 @@ def test_long_contexts_are_read_while_others_are_written():
     finally:
         batches.READ = before
     run(batch)
-    assert slow.telling.ids == alone(Wish("The sea was wide. " * 5, 5, seed=2)).ids
+    assert slow.telling.ids == alone(GenerationRequest("The sea was wide. " * 5, 5, seed=2)).ids
 
 
 def test_a_wish_that_cannot_be_is_refused_and_the_batch_goes_on():
-    batch = Batch(TorchReader(MODEL))
+    batch = RunningBatch(TorchModelRunner(MODEL))
     text = batch.join(WISHES[0])
     with pytest.raises(ConfigError, match="temperature"):
-        batch.join(Wish("A", sampling={"temperature": -1}))
+        batch.join(GenerationRequest("A", sampling={"temperature": -1}))
     with pytest.raises(ConfigError, match="max_new_tokens"):
-        batch.join(Wish("A", 0))
+        batch.join(GenerationRequest("A", 0))
     run(batch)
     assert text.telling.ids == ALONE[0].ids
 
 
 def test_slots_hold_what_was_put_there():
-    slots, made = Slots(), {}
+    slots, made = KVSlots(), {}
     generator = torch.Generator().manual_seed(0)
     for step in range(60):
         if len(slots) and float(torch.rand(1, generator=generator)) < 0.4:
@@ -234,7 +248,7 @@ def _past(length, generator):
     def tensor():
         return torch.randn(1, 2, length, 4, generator=generator)
 
-    return Past(
+    return KVCache(
         [(tensor(), tensor()) for _ in range(2)],
         torch.arange(length)[None],
         torch.ones(1, length, dtype=torch.bool),

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softlore.context.budget import LEAST, Offer, choose
+from softlore.context.budget import LEAST, LoreOption, choose_within_budget
 
 
 @st.composite
@@ -15,7 +15,7 @@ def offered(draw):
         outside = draw(st.booleans()) and draw(st.booleans())
         for form in draw(st.sampled_from([("soft",), ("text",), ("soft", "text")])):
             gain = draw(st.integers(-2, 12)) / 4
-            offers.append(Offer(name, form, draw(st.integers(0, 12)), gain, outside))
+            offers.append(LoreOption(name, form, draw(st.integers(0, 12)), gain, outside))
     return offers
 
 
@@ -35,7 +35,7 @@ def worth(mix):
 @given(offered(), st.integers(-2, 40))
 @settings(max_examples=300)
 def test_no_other_mix_gains_more(offers, budget):
-    mix = choose(offers, budget)
+    mix = choose_within_budget(offers, budget)
     inside = [offer for offer in mix.chosen if not offer.outside]
     assert sum(offer.tokens for offer in inside) <= max(0, budget)
     names = [offer.entry for offer in mix.chosen]
@@ -54,20 +54,20 @@ def test_no_other_mix_gains_more(offers, budget):
 
 def test_a_short_soft_prompt_stands_in_for_a_long_text():
     offers = [
-        Offer("Emma", "soft", 16, 2.0), Offer("Emma", "text", 60, 2.5),
-        Offer("Bram", "soft", 16, 1.5), Offer("Bram", "text", 50, 1.6),
+        LoreOption("Emma", "soft", 16, 2.0), LoreOption("Emma", "text", 60, 2.5),
+        LoreOption("Bram", "soft", 16, 1.5), LoreOption("Bram", "text", 50, 1.6),
     ]  # fmt: skip
-    assert [o.form for o in choose(offers, 32).chosen] == ["soft", "soft"]
-    assert [o.form for o in choose(offers, 76).chosen] == ["text", "soft"]
-    assert [o.form for o in choose(offers, 110).chosen] == ["text", "text"]
-    only = choose(offers, 16)
+    assert [o.form for o in choose_within_budget(offers, 32).chosen] == ["soft", "soft"]
+    assert [o.form for o in choose_within_budget(offers, 76).chosen] == ["text", "soft"]
+    assert [o.form for o in choose_within_budget(offers, 110).chosen] == ["text", "text"]
+    only = choose_within_budget(offers, 16)
     assert [(o.entry, o.form) for o in only.chosen] == [("Emma", "soft")]
     assert "16 tokens as a soft prompt or 50 tokens as text" in only.cut[0].why
     assert "0 of 16 tokens are left" in only.cut[0].why
-    assert "would not fit the budget of 4 by itself" in choose(offers, 4).cut[0].why
+    assert "would not fit the budget of 4 by itself" in choose_within_budget(offers, 4).cut[0].why
 
 
 def test_a_thousand_entries_are_chosen_from_at_once():
-    offers = [Offer(str(i), "soft", 8 + i % 9, 1 + i % 7) for i in range(1000)]
-    mix = choose(offers, 2000)
+    offers = [LoreOption(str(i), "soft", 8 + i % 9, 1 + i % 7) for i in range(1000)]
+    mix = choose_within_budget(offers, 2000)
     assert 1980 < mix.tokens <= 2000

@@ -8,9 +8,9 @@ import re
 import pytest
 
 from running import save_tiny_model, softlore
-from softlore.compare.contest import Contest, hold_contest, interval
-from softlore.compare.contest_report import UNASKED, render
-from softlore.compare.ways import TEMPLATES, best_template
+from softlore.compare.comparison import Comparison, interval, run_comparison
+from softlore.compare.comparison_report import UNASKED, render
+from softlore.compare.methods import TEMPLATES, best_template
 from softlore.control.hard import Template
 from softlore.errors import ConfigError, LoreError
 from softlore.lore import Lorebook
@@ -42,7 +42,7 @@ def book(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def contest(book):
-    return hold_contest(tiny_model("llama"), book, seeds=(0, 1), **SMALL)
+    return run_comparison(tiny_model("llama"), book, seeds=(0, 1), **SMALL)
 
 
 def test_every_way_is_measured_for_every_entry_and_seed(contest):
@@ -104,7 +104,7 @@ def test_a_contest_without_stories_or_pairs(book):
     bare = book.model_copy(
         update={"entries": [e.model_copy(update={"blocks": [], "held_out": []}) for e in book]}
     )
-    contest = hold_contest(
+    contest = run_comparison(
         tiny_model("gpt2"), bare, seeds=[3], time_budget=1.0, distances=[0], stories=0
     )
     assert "text" in contest.ways
@@ -113,7 +113,7 @@ def test_a_contest_without_stories_or_pairs(book):
     page = render(contest)
     assert "<svg" not in page  # there is no recall to plot
     assert UNASKED in html.unescape(page)
-    assert json.dumps(contest.as_json())
+    assert json.dumps(contest.to_dict())
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_a_contest_without_stories_or_pairs(book):
 )
 def test_settings_out_of_range_are_refused(book, settings):
     with pytest.raises(ConfigError):
-        hold_contest(tiny_model("llama"), book, **settings)
+        run_comparison(tiny_model("llama"), book, **settings)
     with pytest.raises(LoreError):
-        hold_contest(tiny_model("llama"), book.model_copy(update={"entries": []}))
+        run_comparison(tiny_model("llama"), book.model_copy(update={"entries": []}))
 
 
 def test_compare_command(tmp_path):
@@ -176,4 +176,4 @@ def test_compare_says_that_calls_are_lacking(tmp_path):
 
 
 def test_an_empty_contest_has_no_ways():
-    assert Contest("x", "y", [0], [0], [], 0.0).total() == {}
+    assert Comparison("x", "y", [0], [0], [], 0.0).total() == {}

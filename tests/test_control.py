@@ -74,8 +74,8 @@ def test_storyteller_names_its_codes(storyteller):
         "Adventure Detective Fairytale Horror Humor Quest Romance SciFi".split()
     )
     for name, code in codes.items():
-        assert code.head == f"<|{name}|>"
-        assert storyteller.encode(code.head) == [code.token]
+        assert code.conditioning == f"<|{name}|>"
+        assert storyteller.encode(code.conditioning) == [code.token]
 
 
 def test_ctrl_has_its_fifty_five(real_ctrl):
@@ -84,7 +84,7 @@ def test_ctrl_has_its_fifty_five(real_ctrl):
     assert codes["Horror"] == Code("Horror", "Horror", "{code} Title: {title} Text: {text}", 37793)
     assert codes["Questions"].template == "{code} Q: {question} A: {answer}"
     for code in codes.values():
-        assert real_ctrl.encode(code.head) == [code.token]
+        assert real_ctrl.encode(code.conditioning) == [code.token]
 
 
 def test_a_model_without_codes():
@@ -107,7 +107,7 @@ def test_a_config_that_names_wrong_codes_is_refused(wrong):
 def test_codes_are_found_by_name(storyteller):
     ghost = SoftPrompt.from_text("a ghost", storyteller, name="ghost")
     found = find_codes(storyteller, ["Horror", "ghost"], {"ghost": ghost})
-    assert found["ghost"].head is ghost
+    assert found["ghost"].conditioning is ghost
     with pytest.raises(UnknownPromptError, match=r"'Horor' is neither .* did you mean 'Horror'"):
         find_codes(storyteller, ["Horor"], {})
 
@@ -120,23 +120,33 @@ def test_codes_are_found_by_name(storyteller):
 @pytest.mark.parametrize("bos", [False, True])
 def test_attribution_is_bayes_rule_over_plain_logits(family, kind, bos):
     model = tiny_model(family, bos=bos)
-    text, heads = "The house was old.", ["A tale: ", "News"]
+    text, conditionings = "The house was old.", ["A tale: ", "News"]
     codes = {}
-    for head in heads:
+    for conditioning in conditionings:
         soft = kind != "text"
-        made = SoftPrompt.from_text(head, model, name=head[0], kind=kind) if soft else head
-        codes[head] = Code(head, made)
+        made = (
+            SoftPrompt.from_text(conditioning, model, name=conditioning[0], kind=kind)
+            if soft
+            else conditioning
+        )
+        codes[conditioning] = Code(conditioning, made)
     ids = model.encode(text, inside=True)
     skipped = 1 if kind == "prefix" and not bos else 0
     expected = {}
-    for head, code in codes.items():
-        logp = logits(model, "" + code.head + text if kind != "text" else head + text)
+    for conditioning, code in codes.items():
+        logp = logits(
+            model, "" + code.conditioning + text if kind != "text" else conditioning + text
+        )
         logp = logp.log_softmax(-1)
         rows = logp[len(logp) - len(ids) - 1 + skipped : -1]
-        expected[head] = -float(rows[range(len(rows)), ids[skipped:]].sum())
+        expected[conditioning] = -float(rows[range(len(rows)), ids[skipped:]].sum())
     found = attribute(model, text, codes, {"A tale: ": 3, "News": 1})
-    weights = {h: math.exp(-expected[h]) * {"A tale: ": 0.75, "News": 0.25}[h] for h in heads}
-    assert [one.code for one in found] == sorted(heads, key=lambda head: -weights[head])
+    weights = {
+        h: math.exp(-expected[h]) * {"A tale: ": 0.75, "News": 0.25}[h] for h in conditionings
+    }
+    assert [one.code for one in found] == sorted(
+        conditionings, key=lambda conditioning: -weights[conditioning]
+    )
     for one in found:
         assert one.nll == pytest.approx(expected[one.code], abs=1e-3)
         assert one.perplexity == pytest.approx(math.exp(one.nll / (len(ids) - skipped)), rel=1e-5)
@@ -229,16 +239,18 @@ def test_transformers_penalty_is_another():
 
 
 def test_a_head_stands_before_the_text(storyteller):
-    head = codes_of(storyteller)["Horror"].head
-    told = generate(storyteller, "The house", 12, head=head, temperature=0)
-    assert told == generate(storyteller, head + "The house", 12, temperature=0)
-    assert told != generate(storyteller, "The house", 12, head="<|Quest|>", temperature=0)
+    conditioning = codes_of(storyteller)["Horror"].conditioning
+    told = generate(storyteller, "The house", 12, conditioning=conditioning, temperature=0)
+    assert told == generate(storyteller, conditioning + "The house", 12, temperature=0)
+    assert told != generate(storyteller, "The house", 12, conditioning="<|Quest|>", temperature=0)
 
 
 def test_ctrl_writes_under_a_code_and_never_links_or_unknown_words(ctrl):
     assert ctrl.banned_ids == (0, 8)
     code = codes_of(ctrl)["Horror"]
-    text = generate(ctrl, "the old house", 100, head=code.head, penalized=1.2, top_k=0, seed=1)
+    text = generate(
+        ctrl, "the old house", 100, conditioning=code.conditioning, penalized=1.2, top_k=0, seed=1
+    )
     assert "http" not in text
     assert "<unk>" not in text
     assert list(codes_of(ctrl)) == ["Horror", "Links", "Wikipedia"]  # no Books in its vocabulary
@@ -251,14 +263,14 @@ def test_bans_hold_for_what_is_likeliest(ctrl):
     assert ctrl.encode(banned)[0] != first
 
 
-def window_by_hand(model, head, text, count):
+def window_by_hand(model, conditioning, text, count):
     """Greedy tokens, the window slid as the plain way would: read anew for each token."""
     length, kept = model.context_length, []
     start = 0
     for _ in range(count):
-        if len(head) + len(text) - start > length:
-            start = len(text) - (length - len(head)) // 2
-        ids = torch.tensor([[*head, *text[start:]]])
+        if len(conditioning) + len(text) - start > length:
+            start = len(text) - (length - len(conditioning)) // 2
+        ids = torch.tensor([[*conditioning, *text[start:]]])
         with torch.no_grad():
             row = model.hf(input_ids=ids, use_cache=False).logits[0, -1].clone()
         row[list(model.banned_ids)] = -math.inf
@@ -270,14 +282,16 @@ def window_by_hand(model, head, text, count):
 @pytest.mark.parametrize("family", ["ctrl", "llama"])
 def test_the_window_slides_and_keeps_the_code(ctrl, family):
     if family == "ctrl":
-        model, head, text = ctrl, "Horror", "the old house was"
+        model, conditioning, text = ctrl, "Horror", "the old house was"
     else:
         hf = tiny_hf("llama", max_position_embeddings=32)
-        model, head, text = FrozenModel(hf, byte_tokenizer(), "short"), "#", "an old house"
-    told = generate(model, text, 90, head=head, temperature=0)
-    expected = window_by_hand(model, model.encode(head), model.encode(text), 90)
+        model, conditioning, text = FrozenModel(hf, byte_tokenizer(), "short"), "#", "an old house"
+    told = generate(model, text, 90, conditioning=conditioning, temperature=0)
+    expected = window_by_hand(model, model.encode(conditioning), model.encode(text), 90)
     assert told == model.decode(expected, inside=True).replace("\ufffd", "")
-    longer = generate(model, text * 20, 5, head=head, temperature=0)  # too long to begin with
+    longer = generate(
+        model, text * 20, 5, conditioning=conditioning, temperature=0
+    )  # too long to begin with
     assert len(longer) >= 1
 
 
@@ -285,9 +299,9 @@ def test_a_prefix_as_head_stays_while_the_window_slides():
     hf = tiny_hf("llama", max_position_embeddings=32)
     model = FrozenModel(hf, byte_tokenizer(), "short")
     dog = SoftPrompt.from_text("a dog", model, name="dog", kind="prefix")
-    assert len(generate(model, "an old house", 90, head=dog, top_k=0, seed=1)) > 40
+    assert len(generate(model, "an old house", 90, conditioning=dog, top_k=0, seed=1)) > 40
     with pytest.raises(ContextOverflowError, match="leaves room for 0 tokens"):
-        generate(model, "x" * 40, 90, head="y" * 32)
+        generate(model, "x" * 40, 90, conditioning="y" * 32)
 
 
 def test_soft_prompts_train_on_ctrl(ctrl):
@@ -312,7 +326,7 @@ def test_the_real_tokenizer_all_the_way(real_ctrl):
     banned = {real_ctrl.tokenizer.convert_ids_to_tokens(i) for i in real_ctrl.banned_ids}
     assert "<unk>" in banned
     assert all("http" in token or token == "<unk>" for token in banned)
-    text = generate(real_ctrl, "The house", 60, head="Horror", penalized=1.2, seed=0)
+    text = generate(real_ctrl, "The house", 60, conditioning="Horror", penalized=1.2, seed=0)
     assert len(text.split()) > 20
 
 
@@ -375,13 +389,13 @@ def test_write_under_a_code():
 
 
 def test_a_mixture_is_the_formula():
-    from softlore.decode.mixing import mix
+    from softlore.decode.conditioning import mix_logits
 
     logits_of = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
     p, q, bare = logits_of.softmax(-1)
     weights = torch.tensor([0.5, 0.7, -0.2])  # bare: 1 - 0.5 - 0.7
     expected = bare * (p / bare) ** 0.5 * (q / bare) ** 0.7
-    found = mix(logits_of, weights).exp()
+    found = mix_logits(logits_of, weights).exp()
     kept = found > 0
     ratio = found[kept] / expected[kept]
     assert kept.sum() > 3
@@ -396,20 +410,26 @@ def test_a_mixture_is_the_formula():
 def test_strength_goes_from_the_bare_model_to_the_head_and_on(kind):
     model = tiny_model("llama", bos=True)
     dog = SoftPrompt.from_text("a dog ran", model, name="dog", kind=kind)
-    told = {s: generate(model, "And", 20, head=[(dog, s)], temperature=0) for s in (0.0, 1.0, 3.0)}
+    told = {
+        s: generate(model, "And", 20, conditioning=[(dog, s)], temperature=0)
+        for s in (0.0, 1.0, 3.0)
+    }
     assert told[0.0] == generate(model, "And", 20, temperature=0)
-    assert told[1.0] == generate(model, "And", 20, head=dog, temperature=0)
+    assert told[1.0] == generate(model, "And", 20, conditioning=dog, temperature=0)
     assert len(set(told.values())) == 3
 
 
 def test_two_heads_of_half_a_strength_leave_no_weight_to_the_bare_model():
     model = tiny_model("llama")
-    heads = [("Cats. ", 0.5), ("Dogs. ", 0.5)]
+    conditionings = [("Cats. ", 0.5), ("Dogs. ", 0.5)]
     shown = 0
     for text in ("And", "The", "Of", "Why", "No", "So", "A man", "Rain"):
-        rows = [logits(model, head + text)[-1].log_softmax(-1) for head, _ in heads]
+        rows = [
+            logits(model, conditioning + text)[-1].log_softmax(-1)
+            for conditioning, _ in conditionings
+        ]
         expected = model.decode([int(sum(rows).argmax())], inside=True).replace("\ufffd", "")
-        assert generate(model, text, 1, head=heads, temperature=0) == expected
+        assert generate(model, text, 1, conditioning=conditionings, temperature=0) == expected
         shown += bool(expected)
     assert shown
 
@@ -417,21 +437,21 @@ def test_two_heads_of_half_a_strength_leave_no_weight_to_the_bare_model():
 def test_a_mixture_slides_all_its_windows_together():
     hf = tiny_hf("llama", max_position_embeddings=32)
     model = FrozenModel(hf, byte_tokenizer(), "short")
-    heads = [("Cats. ", 1.5), ("Dog ", -0.5)]
-    once = generate(model, "an old house", 90, head=heads, top_k=0, seed=3)
-    assert once == generate(model, "an old house", 90, head=heads, top_k=0, seed=3)
+    conditionings = [("Cats. ", 1.5), ("Dog ", -0.5)]
+    once = generate(model, "an old house", 90, conditioning=conditionings, top_k=0, seed=3)
+    assert once == generate(model, "an old house", 90, conditioning=conditionings, top_k=0, seed=3)
     assert len(once) > 40
 
 
 @pytest.mark.parametrize("strength", ["1", math.nan, math.inf, True, None, 1e9])
 def test_a_strength_that_is_no_number_is_refused(strength):
     with pytest.raises(ConfigError, match="expected a number from -100 to 100"):
-        generate(tiny_model(), "x", 2, head=[("a", strength)])
+        generate(tiny_model(), "x", 2, conditioning=[("a", strength)])
 
 
 def test_too_many_heads_are_refused():
     with pytest.raises(ConfigError, match="17 heads were given"):
-        generate(tiny_model(), "x", 2, head=[("a", 0.1)] * 17)
+        generate(tiny_model(), "x", 2, conditioning=[("a", 0.1)] * 17)
 
 
 def test_write_with_strengths():

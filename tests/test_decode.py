@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from softlore import FrozenModel, SoftPrompt, generate
 from softlore.context import compose
-from softlore.decode import Chooser, Sampling, decode, writing
+from softlore.decode import Sampler, SamplingParams, decode, writing
 from softlore.errors import ConfigError
 from softlore.model.tiny import byte_tokenizer, tiny_hf, tiny_model
 
@@ -38,7 +38,7 @@ def written(model, ids, **settings):
 
 def draws(count=4000, **settings):
     """The share of each of six tokens in many draws."""
-    chosen = Chooser(Sampling(**settings), seed=0)(LOGITS.expand(count, -1), [[]] * count)
+    chosen = Sampler(SamplingParams(**settings), seed=0)(LOGITS.expand(count, -1), [[]] * count)
     return torch.bincount(chosen, minlength=len(LOGITS)) / count
 
 
@@ -87,7 +87,7 @@ def test_greedy_in_every_way(settings):
 
 
 def test_the_penalty_falls_on_what_stands_in_the_rows_own_text():
-    chooser = Chooser(Sampling(temperature=0, repetition_penalty=1.5))
+    chooser = Sampler(SamplingParams(temperature=0, repetition_penalty=1.5))
     logits = torch.tensor([[1.0, 0.9, -1.0]] * 4)
     assert chooser(logits, [[], [0], [0, 1], [1, 2]]).tolist() == [0, 1, 0, 0]
     assert logits.tolist() == torch.tensor([[1.0, 0.9, -1.0]] * 4).tolist()
@@ -206,14 +206,14 @@ def test_the_contexts_end(kind):
     limit = MODEL.context_length
     for left in (0, 1, 5):
         context = prompt + "x" * (limit - len(prompt) - left)
-        steps = list(decode(MODEL, [compose(MODEL, context)], Chooser(Sampling()), 80))
+        steps = list(decode(MODEL, [compose(MODEL, context)], Sampler(SamplingParams()), 80))
         assert len(steps) == left + 1  # the last one is never read
     assert isinstance(generate(MODEL, context, 80), str)
 
 
 def test_the_end_of_a_batch_is_that_of_its_longest():
     rows = [compose(MODEL, text) for text in ("x" * (MODEL.context_length - 3), "x")]
-    assert len(list(decode(MODEL, rows, Chooser(Sampling()), 80))) == 4
+    assert len(list(decode(MODEL, rows, Sampler(SamplingParams()), 80))) == 4
 
 
 # streams -----------------------------------------------------------------------------------------

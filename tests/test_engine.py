@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from softlore.decode import Kept, TorchReader, Wish, write
+from softlore.decode import GenerationRequest, PrefixCache, TorchModelRunner, write
 from softlore.errors import BusyError, ConfigError, EngineError
 from softlore.model.tiny import tiny_model
 from softlore.serve.engines.local import LocalEngine
@@ -16,14 +16,14 @@ LONG = 300  # tokens, of a model that reads 1024 at least
 
 
 def wish(number, tokens=12, **rest):
-    return Wish(f"The dog {number} ran", tokens, seed=number, **rest)
+    return GenerationRequest(f"The dog {number} ran", tokens, seed=number, **rest)
 
 
 def running(work, **settings):
     """What a coroutine gives that is handed an engine, which is closed after it."""
 
     async def main():
-        engine = LocalEngine(TorchReader(MODEL, Kept(2**24)), **settings)
+        engine = LocalEngine(TorchModelRunner(MODEL, PrefixCache(2**24)), **settings)
         try:
             return await asyncio.wait_for(work(engine), 60)
         finally:
@@ -173,7 +173,7 @@ def test_a_story_goes_on_from_what_was_read():
     async def work(engine):
         first = await engine.start(wish(0)).drained()
         await until(lambda: engine.load().running == 0)
-        second = engine.start(Wish("The dog 0 ran" + first.text + " on", 5, seed=1))
+        second = engine.start(GenerationRequest("The dog 0 ran" + first.text + " on", 5, seed=1))
         await second.drained()
         return second.reading
 

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from softlore import SoftPrompt
 from softlore.context import Node, Tree
-from softlore.decode import Chooser, Sampling, Wish, decode, write
+from softlore.decode import GenerationRequest, Sampler, SamplingParams, decode, write
 from softlore.errors import (
     BusyError,
     ConfigError,
@@ -35,7 +35,7 @@ MODEL = tiny_model("llama")
 ROW = SoftPrompt.from_text("a red coat", MODEL, name="coat", kind="embedding")
 CAT = SoftPrompt.from_text("Cat is not", MODEL, name="cat", kind="prefix")
 PREFIX = SoftPrompt.from_text("Dog is a good boy", MODEL, name="dog", kind="prefix")
-WISH = Wish("Down the " + ROW + " lane", 12, sampling={"temperature": 0})
+WISH = GenerationRequest("Down the " + ROW + " lane", 12, sampling={"temperature": 0})
 
 
 def tree_of(body, folder):
@@ -62,8 +62,8 @@ def serving():
         seen["bodies"].append(body)
         if seen.get("refuses"):
             return JSONResponse({"message": "no such thing"}, 400)
-        sampling = Sampling(body["temperature"], logit_bias=body.get("logit_bias", {}))
-        chooser = Chooser(sampling, body.get("seed"), MODEL)
+        sampling = SamplingParams(body["temperature"], logit_bias=body.get("logit_bias", {}))
+        chooser = Sampler(sampling, body.get("seed"), MODEL)
         steps = decode(MODEL, [tree_of(body, seen.get("folder"))], chooser, body["max_tokens"])
 
         async def stream():
@@ -116,7 +116,9 @@ def test_what_is_written_there_equals_what_is_written_here(server):
     async def work(engine):
         first = await engine.start(WISH).drained()
         ended = await engine.start(
-            Wish(WISH.context, 12, stop=(first.text[3:5],), sampling={"temperature": 0})
+            GenerationRequest(
+                WISH.context, 12, stop=(first.text[3:5],), sampling={"temperature": 0}
+            )
         ).drained()
         return first, ended, engine.load().running
 
@@ -134,7 +136,7 @@ def test_samplers_go_under_its_names(server):
     sampling = {"top_k": 0, "temperature": 0.5, "banned": (3,), "logit_bias": {7: 2.0}}
 
     async def work(engine):
-        await engine.start(Wish("The dog", 3, seed=5, sampling=sampling)).drained()
+        await engine.start(GenerationRequest("The dog", 3, seed=5, sampling=sampling)).drained()
 
     run(url, work, name="served")
     body = seen["bodies"][0]
@@ -152,7 +154,7 @@ def test_a_text_that_is_cancelled_is_dropped_there(server):
     seen["pause"] = 0.01
 
     async def work(engine):
-        text = engine.start(Wish("The dog", 500, seed=1))
+        text = engine.start(GenerationRequest("The dog", 500, seed=1))
         await anext(text)
         text.cancel()
         await text.drained()
@@ -178,7 +180,9 @@ def test_prefixes_are_named_by_placeholders(server, tmp_path, context):
         vllm_prefix.write(prompt, MODEL, tmp_path / f"{prompt.name}.safetensors")
 
     async def work(engine):
-        return await engine.start(Wish(context, 12, sampling={"temperature": 0})).drained()
+        return await engine.start(
+            GenerationRequest(context, 12, sampling={"temperature": 0})
+        ).drained()
 
     assert run(url, work).ids == write(MODEL, context, 12, temperature=0).drained().ids
 
@@ -198,17 +202,19 @@ def test_it_says_what_it_cannot_do(server):
 
     async def work(engine):
         with pytest.raises(ContextOverflowError, match="one after the other"):
-            engine.start(Wish(PREFIX + CAT + ("The dog" + "x" * (length - len(PREFIX) - 7)), 1))
+            engine.start(
+                GenerationRequest(PREFIX + CAT + ("The dog" + "x" * (length - len(PREFIX) - 7)), 1)
+            )
         with pytest.raises(ConfigError, match="one code of strength 1"):
-            engine.start(Wish("The dog", head=[("Horror ", 2.0)]))
+            engine.start(GenerationRequest("The dog", conditioning=[("Horror ", 2.0)]))
         with pytest.raises(ConfigError, match="no_copy"):
-            engine.start(Wish("The dog", no_copy=8))
-        head = await engine.start(
-            Wish("The dog", 5, head="A ", sampling={"temperature": 0})
+            engine.start(GenerationRequest("The dog", no_copy=8))
+        conditioning = await engine.start(
+            GenerationRequest("The dog", 5, conditioning="A ", sampling={"temperature": 0})
         ).drained()
-        return head.ids
+        return conditioning.ids
 
-    single = write(MODEL, "The dog", 5, head="A ", temperature=0).drained()
+    single = write(MODEL, "The dog", 5, conditioning="A ", temperature=0).drained()
     assert run(url, work) == single.ids
 
 
@@ -239,9 +245,9 @@ def test_only_so_many_at_once(server):
     seen["pause"] = 0.01
 
     async def work(engine):
-        texts = [engine.start(Wish("The dog", 20, seed=1)) for _ in range(3)]
+        texts = [engine.start(GenerationRequest("The dog", 20, seed=1)) for _ in range(3)]
         with pytest.raises(BusyError):
-            engine.start(Wish("The dog", 20))
+            engine.start(GenerationRequest("The dog", 20))
         assert (engine.load().running, engine.load().waiting) == (2, 1)
         return [(await text.drained()).finish for text in texts]
 
@@ -254,7 +260,7 @@ def test_a_text_that_takes_too_long_keeps_what_there_is(server):
 
     async def work(engine):
         return await engine.start(
-            Wish("The dog", 500, sampling={"banned": MODEL.eos_ids})
+            GenerationRequest("The dog", 500, sampling={"banned": MODEL.eos_ids})
         ).drained()
 
     text = run(url, work, text_seconds=0.5)

@@ -62,33 +62,33 @@ def test_every_measure_is_there(evaluation):
     assert evaluation.missing == ["Ghost"]
     assert (marta.kind, tobias.kind) == ("prefix", "embedding")
     assert marta.company == ["Marta", "Tobias"]
-    for head in ("none", "text", "soft", "company"):
-        one = marta.heads[head]
+    for conditioning in ("none", "text", "soft", "company"):
+        one = marta.conditionings[conditioning]
         assert one.recall[0] > 0
         assert one.recall[64] > 0
         assert one.recall[256] is None  # the tiny context holds 256 tokens
         assert one.held_out > 0
-        assert (one.stories is None) == (head == "company")
-    assert marta.heads["none"].drift == 0
-    assert marta.heads["none"].fidelity == 0
-    assert marta.heads["text"].fidelity == 1
-    assert marta.heads["soft"].fidelity < 1
-    assert marta.heads["soft"].drift > 0
-    assert marta.heads["soft"].tokens == len("Marta: red coat")
-    assert marta.heads["soft"].stories.first.startswith("Marta")
+        assert (one.stories is None) == (conditioning == "company")
+    assert marta.conditionings["none"].drift == 0
+    assert marta.conditionings["none"].fidelity == 0
+    assert marta.conditionings["text"].fidelity == 1
+    assert marta.conditionings["soft"].fidelity < 1
+    assert marta.conditionings["soft"].drift > 0
+    assert marta.conditionings["soft"].tokens == len("Marta: red coat")
+    assert marta.conditionings["soft"].stories.first.startswith("Marta")
     assert "coat" in marta.keywords
-    assert tobias.heads["text"] is None
-    assert tobias.heads["soft"].fidelity is None
-    assert tobias.heads["soft"].held_out is None
+    assert tobias.conditionings["text"] is None
+    assert tobias.conditionings["soft"].fidelity is None
+    assert tobias.conditionings["soft"].held_out is None
     both = evaluation.total()["soft"]
     assert both.recall[0] == pytest.approx(
-        (marta.heads["soft"].recall[0] + tobias.heads["soft"].recall[0]) / 2
+        (marta.conditionings["soft"].recall[0] + tobias.conditionings["soft"].recall[0]) / 2
     )
-    assert both.held_out == marta.heads["soft"].held_out
+    assert both.held_out == marta.conditionings["soft"].held_out
 
 
 def test_the_json_is_plain_and_whole(evaluation):
-    report = json.loads(json.dumps(evaluation.as_json(), allow_nan=False))
+    report = json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))
     assert set(report) == {
         "lorebook", "model", "settings", "total", "entries", "missing", "seconds",
     }  # fmt: skip
@@ -118,11 +118,11 @@ def test_the_table_fits_a_terminal_and_says_where_there_is_nothing(evaluation):
 def test_a_text_too_long_for_the_context_is_a_dash(model):
     long = Lorebook.from_data([{"name": "Marta", "text": "long " * 60}])
     found = evaluate(model, long, prompts_for(model), stories=1, story_tokens=4, distances=[0])
-    heads = found.entries[0].heads
-    assert heads["text"] is None
-    assert heads["soft"].stories is not None
-    assert heads["soft"].recall == {0: None}
-    assert heads["company"] is None
+    conditionings = found.entries[0].conditionings
+    assert conditionings["text"] is None
+    assert conditionings["soft"].stories is not None
+    assert conditionings["soft"].recall == {0: None}
+    assert conditionings["company"] is None
 
 
 def test_the_same_seed_finds_the_same(model, evaluation):
@@ -135,8 +135,8 @@ def test_a_story_of_the_writers_own(model):
     story = "The wind blew and the ship went down. " * 20
     found = evaluate(model, BOOK, prompts, stories=0, distances=[0, 9], story=story)
     assert found.settings["story"] == "given"
-    assert found.entries[0].heads["soft"].recall[9] > 0
-    assert found.entries[0].heads["soft"].stories is None
+    assert found.entries[0].conditionings["soft"].recall[9] > 0
+    assert found.entries[0].conditionings["soft"].stories is None
     with pytest.raises(ConfigError, match="story has 4 tokens"):
         evaluate(model, BOOK, prompts, story="Once")
 

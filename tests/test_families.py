@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from softlore import Context, FrozenModel, SoftPrompt, generate, logits
 from softlore.context import compose, embed, splice
-from softlore.decode import Chooser, Sampling, decode
+from softlore.decode import Sampler, SamplingParams, decode
 from softlore.errors import UnsupportedModelError
 from softlore.model import PROVEN
 from softlore.model.tiny import CONFIGS, WINDOW, byte_tokenizer, tiny_hf, tiny_model
 
 BEFORE, SOFT, AFTER = "Down the lane there came ", "a dog who loved all pets", ", and he barked."
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 every_family = pytest.mark.parametrize("family", sorted(CONFIGS))
 
 
@@ -133,7 +133,7 @@ def test_greedy_generation_is_that_of_the_text(family):
         soft(family, BEFORE + SOFT, "prefix") + AFTER,
         soft(family, BEFORE, "prefix") + soft(family, SOFT, name="two") + AFTER,
     ):
-        steps = decode(model, [compose(model, context)], Chooser(GREEDY), count)
+        steps = decode(model, [compose(model, context)], Sampler(GREEDY), count)
         assert [step[0] for step in steps] == expected
         end = expected.index(0) if 0 in expected else count
         written = generate(model, context, count, temperature=0)
@@ -165,10 +165,10 @@ def test_each_step_of_a_padded_batch_has_the_logits_of_its_text(family):
     chooser = Dictated()
     steps = list(decode(model, [compose(model, c) for c in contexts], chooser, 12))
     for row, text in enumerate(texts):
-        head = model.encode(text)
-        ids = torch.tensor([[*head, *(step[row] for step in steps[:-1])]])
+        conditioning = model.encode(text)
+        ids = torch.tensor([[*conditioning, *(step[row] for step in steps[:-1])]])
         with torch.no_grad():
-            expected = plain(family)(input_ids=ids).logits[0, len(head) - 1 :]
+            expected = plain(family)(input_ids=ids).logits[0, len(conditioning) - 1 :]
         assert_same(torch.stack([logits[row] for logits in chooser.seen]), expected)
 
 
@@ -194,8 +194,10 @@ def test_prefixes_in_a_padded_batch(family):
     contexts = [long + AFTER, short + BEFORE, Context(AFTER)]
     batch = splice(model, [compose(model, context) for context in contexts])
     hidden, _ = model.hidden(batch.embeds, batch.positions, batch.visible, batch.past)
-    for row, head, text in zip(hidden, (SOFT, "a cat", ""), (AFTER, BEFORE, AFTER), strict=True):
-        expected = said(family, head + text)[len(head) :]
+    for row, conditioning, text in zip(
+        hidden, (SOFT, "a cat", ""), (AFTER, BEFORE, AFTER), strict=True
+    ):
+        expected = said(family, conditioning + text)[len(conditioning) :]
         assert_same(model.logits(row[: len(expected)]), expected)
 
 

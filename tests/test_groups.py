@@ -17,11 +17,11 @@ from softlore.errors import (
 )
 from softlore.model.tiny import tiny_model
 from softlore.tune.book import checkpoint_path
-from softlore.tune.crew import Answer, LocalCrew, Lost
-from softlore.tune.grouped import GroupRun
+from softlore.tune.group_run import GroupRun
 from softlore.tune.groups import GroupRecord, group_name, record_path, split_book
-from softlore.tune.learner import Learner
+from softlore.tune.trainable_prompt import TrainablePrompt
 from softlore.tune.worker import Worker
+from softlore.tune.worker_pool import LocalWorkerPool, WorkerLost, WorkerReply
 from trained import assert_same, leftovers, prompts_in
 
 SETTINGS = {
@@ -69,7 +69,7 @@ class Town:
                 raise KeyboardInterrupt
 
         options = {"group_size": 2, "checkpoint_seconds": 0.0} | options
-        crew = crew or LocalCrew(self.model)
+        crew = crew or LocalWorkerPool(self.model)
         try:
             return GroupRun(crew, book, self.library, on_news=hear, **options).run()
         finally:
@@ -127,7 +127,7 @@ def turn(call):
     return (0, worker) if method == "load" else (1, -worker)
 
 
-class Backwards(LocalCrew):
+class Backwards(LocalWorkerPool):
     """Two workers of one process, of which the second always answers before the first."""
 
     size = 2
@@ -146,9 +146,9 @@ class Backwards(LocalCrew):
         self.called.sort(key=turn)
         worker, method, arguments = self.called.pop(0)
         try:
-            return Answer(worker, method, getattr(self.workers[worker], method)(*arguments))
+            return WorkerReply(worker, method, getattr(self.workers[worker], method)(*arguments))
         except SoftloreError as error:
-            return Answer(worker, method, error)
+            return WorkerReply(worker, method, error)
 
 
 def test_neither_order_nor_number_of_workers_matters(town, unbroken):
@@ -242,7 +242,7 @@ class Mortal(Backwards):
             self.counts[method] = self.counts.get(method, 0) + 1
             if (method, self.counts[method]) in self.deaths:
                 self.called.pop(0)
-                return Answer(worker, method, Lost("it was killed"))
+                return WorkerReply(worker, method, WorkerLost("it was killed"))
         return super().wait(seconds)
 
     def replace(self, worker):
@@ -286,9 +286,9 @@ def test_a_group_that_kills_its_workers_is_given_up(town):
 
 
 def test_a_group_that_fails_does_not_stop_the_others(town, unbroken, monkeypatch):
-    sound = Learner.sound
+    sound = TrainablePrompt.sound
     monkeypatch.setattr(
-        Learner, "sound", lambda self, losses: self.name != "Bo" and sound(self, losses)
+        TrainablePrompt, "sound", lambda self, losses: self.name != "Bo" and sound(self, losses)
     )
     with pytest.raises(DivergedError, match="'Bo' met a loss"):
         town.train(lorebook())
@@ -309,7 +309,7 @@ def test_another_run_is_refused_and_again_begins_anew(town, unbroken):
     with pytest.raises(ConfigError, match="the entries fall into other groups"):
         town.train(lorebook(), group_size=3)
     with pytest.raises(ConfigError, match="threads were"):
-        town.train(lorebook(), crew=LocalCrew(town.model, 1 + torch.get_num_threads()))
+        town.train(lorebook(), crew=LocalWorkerPool(town.model, 1 + torch.get_num_threads()))
     town.train(lorebook(), n_tokens=2, again=True)
     assert {len(prompt) for prompt in town.prompts().values()} == {2}
     town.train(lorebook(), again=True)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from running import save_tiny_model, softlore
-from softlore.compare.experiments import as_csv
+from softlore.compare.experiments import to_csv
 from softlore.control.hard import Experiment, Template, run_experiment, templates
-from softlore.control.hard.assertions import KINDS, Assertion, Found
-from softlore.control.hard.runner import Cache
+from softlore.control.hard.assertions import KINDS, Assertion, PatternMatch
+from softlore.control.hard.runner import OutputCache
 from softlore.errors import ConfigError
 from softlore.lore import Block
 from softlore.measure import recall
@@ -127,7 +127,7 @@ def test_values_are_not_templates(folder):
 
 
 def check(data, output="The old house", variables=None, **measures):
-    found = Found(output, variables or {}, lambda name: measures.get(name))
+    found = PatternMatch(output, variables or {}, lambda name: measures.get(name))
     return Assertion.of(data, 1).check(found)
 
 
@@ -306,7 +306,7 @@ def test_csv_cells_are_no_formulas(folder):
     model = tiny_model("llama")
     (folder / "experiment.yaml").write_text('prompts: {"=1+1": "@x"}\nopening: a\ntokens: 1\n')
     outcomes = list(run_experiment(Experiment.load(folder / "experiment.yaml"), lambda _: model))
-    assert as_csv(outcomes).splitlines()[1].startswith("'=1+1,")
+    assert to_csv(outcomes).splitlines()[1].startswith("'=1+1,")
 
 
 def test_files_are_read_from_the_experiments_folder_only(folder):
@@ -367,7 +367,7 @@ def test_a_template_without_an_end_is_cut_off(monkeypatch):
 
 def test_cache_without_a_folder_always_asks():
     asked = []
-    cache = Cache(None)
+    cache = OutputCache(None)
     for _ in range(2):
         cache.get({"a": 1}, lambda: asked.append(1))
     assert len(asked) == 2

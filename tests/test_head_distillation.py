@@ -9,10 +9,10 @@ from running import save_tiny_model, softlore
 from softlore import PromptLibrary, SoftPrompt, WorldInfoTrainer
 from softlore.decode import sample_passages
 from softlore.errors import ConfigError, LoreError, UnsupportedModelError
-from softlore.measure.score import thoughts, trunk
+from softlore.measure.score import passage_hidden_states, trunk
 from softlore.model.tiny import tiny_model
-from softlore.tune.heads import head_fidelity, head_trees
-from softlore.tune.teacher import teach
+from softlore.tune.conditioning import conditioning_fidelity, conditioning_trees
+from softlore.tune.teacher import run_teacher
 
 SMALL = {"n_tokens": 6, "max_steps": 60, "passage_tokens": 10, "distil_passages": 24}
 
@@ -28,11 +28,13 @@ def log_softmax(model, hidden):
 
 def test_a_mixed_teacher_thinks_the_mixture(model):
     """The weighted sum of hidden states has the logits of the mixed log-probabilities."""
-    heads = [("A cold wind. ", 1.5), ("A joke. ", -0.4)]
+    conditionings = [("A cold wind. ", 1.5), ("A joke. ", -0.4)]
     passages = [model.encode("the old house was dark"), model.encode("she ran")]
-    found = teach(model, head_trees(model, heads), passages)
-    alone = [thoughts(model, head, passages) for head, _ in heads]
-    bare = thoughts(model, "", passages)
+    found = run_teacher(model, conditioning_trees(model, conditionings), passages)
+    alone = [
+        passage_hidden_states(model, conditioning, passages) for conditioning, _ in conditionings
+    ]
+    bare = passage_hidden_states(model, "", passages)
     for i, passage in enumerate(found):
         expected = 1.5 * log_softmax(model, alone[0][i]) - 0.4 * log_softmax(model, alone[1][i])
         expected = (expected - 0.1 * log_softmax(model, bare[i])).log_softmax(-1)
@@ -49,48 +51,58 @@ def test_passages_of_a_mixture_of_one_are_those_of_the_head(model):
 
 @pytest.mark.parametrize("kind", ["prefix", "embedding"])
 def test_distilling_keeps_much_of_what_a_head_does(model, kind):
-    heads = {
+    conditionings = {
         "wind": "A cold wind blew. ",
         "mixed": [("A cold wind blew. ", 0.7), ("A joke. ", 0.3)],
     }
-    made = WorldInfoTrainer(model, heads=heads, kind=kind, **SMALL).train()
-    assert set(made) == set(heads)
+    made = WorldInfoTrainer(model, conditionings=conditionings, kind=kind, **SMALL).train()
+    assert set(made) == set(conditionings)
     start = SoftPrompt.from_text("x", model, name="x", kind=kind)
     for name, prompt in made.items():
-        assert head_fidelity(model, heads[name], prompt) > head_fidelity(model, heads[name], start)
-    assert head_fidelity(model, heads["wind"], heads["wind"]) == pytest.approx(1, abs=1e-4)
-    assert head_fidelity(model, heads["wind"], "") == pytest.approx(0, abs=1e-6)
+        assert conditioning_fidelity(model, conditionings[name], prompt) > conditioning_fidelity(
+            model, conditionings[name], start
+        )
+    assert conditioning_fidelity(
+        model, conditionings["wind"], conditionings["wind"]
+    ) == pytest.approx(1, abs=1e-4)
+    assert conditioning_fidelity(model, conditionings["wind"], "") == pytest.approx(0, abs=1e-6)
 
 
 def test_what_cannot_be_distilled_is_refused(model):
     with pytest.raises(ConfigError, match="is empty"):
-        WorldInfoTrainer(model, heads={"x": ""}, **SMALL).train()
+        WorldInfoTrainer(model, conditionings={"x": ""}, **SMALL).train()
     with pytest.raises(ConfigError, match="is empty"):
-        WorldInfoTrainer(model, heads={"x": [("a", 0.0)]}, **SMALL).train()
+        WorldInfoTrainer(model, conditionings={"x": [("a", 0.0)]}, **SMALL).train()
     with pytest.raises(LoreError, match="expected at most"):
-        WorldInfoTrainer(model, heads={"x": "word " * 60}, **SMALL).train()
+        WorldInfoTrainer(model, conditionings={"x": "word " * 60}, **SMALL).train()
     with pytest.raises(ConfigError, match="give just one"):
-        WorldInfoTrainer(model, heads={"x": "a"}, corpus="b")
+        WorldInfoTrainer(model, conditionings={"x": "a"}, corpus="b")
     capped = tiny_model("gemma2")
     with pytest.raises(UnsupportedModelError, match="caps its logits"):
-        WorldInfoTrainer(capped, heads={"x": [("a", 0.5)]}, **SMALL).train()
-    WorldInfoTrainer(capped, heads={"x": "a cat"}, **(SMALL | {"max_steps": 1})).train()
+        WorldInfoTrainer(capped, conditionings={"x": [("a", 0.5)]}, **SMALL).train()
+    WorldInfoTrainer(capped, conditionings={"x": "a cat"}, **(SMALL | {"max_steps": 1})).train()
 
 
 def test_a_stopped_run_goes_on_and_one_of_another_head_is_refused(model, tmp_path):
     path = tmp_path / "kept"
-    heads = {"x": [("A cold wind. ", 1.5)]}
+    conditionings = {"x": [("A cold wind. ", 1.5)]}
 
-    def train(heads, on_step=None):
+    def train(conditionings, on_step=None):
         return WorldInfoTrainer(
-            model, heads=heads, checkpoint=path, on_step=on_step, **(SMALL | {"max_steps": 6})
+            model,
+            conditionings=conditionings,
+            checkpoint=path,
+            on_step=on_step,
+            **(SMALL | {"max_steps": 6}),
         )
 
-    whole = WorldInfoTrainer(model, heads=heads, **(SMALL | {"max_steps": 6})).train()["x"]
-    train(heads, lambda progress: progress.step == 2).train()
+    whole = WorldInfoTrainer(
+        model, conditionings=conditionings, **(SMALL | {"max_steps": 6})
+    ).train()["x"]
+    train(conditionings, lambda progress: progress.step == 2).train()
     with pytest.raises(ConfigError, match="another run"):
         train({"x": [("A cold wind. ", 1.6)]}).train()
-    assert torch.equal(train(heads).train()["x"].tensor, whole.tensor)
+    assert torch.equal(train(conditionings).train()["x"].tensor, whole.tensor)
 
 
 def test_distil_command(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from softlore import Entry, SoftPrompt
 from softlore.measure import score
-from softlore.measure.heads import HeadBench
+from softlore.measure.conditioning import ConditioningEvaluator
 from softlore.measure.material import gather
 from softlore.model.tiny import tiny_model
 
@@ -14,7 +14,7 @@ ENTRY = Entry(name="Emma", blocks=[("Emma wore", [" black."])])
 
 def test_two_prompts_of_one_name_have_a_drift_each():
     material = gather(MODEL, 0, 0)
-    bench = HeadBench(MODEL, material, [0])
+    bench = ConditioningEvaluator(MODEL, material, [0])
     prompts = [
         SoftPrompt.from_text(text, MODEL, name="Emma", kind=kind)
         for text, kind in (

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softlore import SoftPrompt, generate, logits
-from softlore.decode import Memory, write
+from softlore.decode import TextCache, write
 from softlore.errors import ConfigError, ContextOverflowError
 from softlore.model.families import PROVEN
 from softlore.model.tiny import tiny_model
@@ -36,7 +36,7 @@ def context_of(pieces):
 @given(st.lists(st.lists(PIECES, max_size=6), min_size=1, max_size=5), st.integers(0, 99))
 @settings(max_examples=60)
 def test_turns_with_a_memory_equal_turns_without(turns, seed):
-    memory = Memory()
+    memory = TextCache()
     for pieces in turns:
         context = context_of(pieces)
         wanted = written(context, seed=seed, temperature=1.0)
@@ -46,7 +46,7 @@ def test_turns_with_a_memory_equal_turns_without(turns, seed):
 @pytest.mark.parametrize("family", sorted(PROVEN))
 def test_every_family_goes_on_from_what_it_has_read(family):
     model = tiny_model(family)
-    memory = Memory()
+    memory = TextCache()
     text = "The old dog "
     for addition in ("ran", " to the sea", " and"):
         text += addition
@@ -56,7 +56,7 @@ def test_every_family_goes_on_from_what_it_has_read(family):
 
 
 def test_only_the_tail_is_read():
-    memory = Memory()
+    memory = TextCache()
     text = "The dog ran down the lane."
     told = generate(MODEL, text, 8, temperature=0, memory=memory)
     assert memory.reading.reused == 0
@@ -71,7 +71,7 @@ def test_only_the_tail_is_read():
 
 
 def test_what_was_written_need_not_be_read_when_it_is_kept():
-    memory = Memory()
+    memory = TextCache()
     text = "The dog"
     writing = write(MODEL, text, 8, temperature=0, memory=memory)
     tokens = [token.id for token in writing]
@@ -83,7 +83,7 @@ def test_what_was_written_need_not_be_read_when_it_is_kept():
 
 
 def test_other_prefixes_void_it_and_it_says_so():
-    memory = Memory()
+    memory = TextCache()
     generate(MODEL, DOG + "The dog ran", 4, memory=memory)
     generate(MODEL, DOG + "The dog ran far", 4, memory=memory)
     assert memory.reading.reused
@@ -97,7 +97,7 @@ def test_other_prefixes_void_it_and_it_says_so():
 
 
 def test_a_prompt_read_again_from_its_file_is_the_same(tmp_path):
-    memory = Memory()
+    memory = TextCache()
     generate(MODEL, DOG + "The " + ROW + " dog", 4, memory=memory)
     again = []
     for prompt in (DOG, ROW):
@@ -109,7 +109,7 @@ def test_a_prompt_read_again_from_its_file_is_the_same(tmp_path):
 
 
 def test_a_closed_writing_leaves_a_sound_memory():
-    memory = Memory()
+    memory = TextCache()
     for closed_after in (0, 1, 3):
         writing = write(MODEL, "The dog ran", 20, temperature=0, memory=memory)
         for _ in range(closed_after):
@@ -120,7 +120,7 @@ def test_a_closed_writing_leaves_a_sound_memory():
 
 
 def test_a_refused_turn_leaves_a_sound_memory():
-    memory = Memory()
+    memory = TextCache()
     generate(MODEL, "The dog ran", 4, memory=memory)
     with pytest.raises(ContextOverflowError):
         generate(MODEL, "The dog ran" + "x" * 5000, 4, memory=memory)

@@ -9,7 +9,7 @@ import torch
 
 from softlore import FrozenModel, SoftPrompt, logits
 from softlore.errors import ContextError, ModelError, SoftloreError, UnsupportedModelError
-from softlore.model import DEFAULT_MODEL, prompt_shape, proof
+from softlore.model import DEFAULT_MODEL, prompt_shape, verify
 from softlore.model.fingerprint import COLUMNS, ROWS, difference
 from softlore.model.tiny import CONFIGS, byte_tokenizer, tiny_hf, tiny_model
 
@@ -171,7 +171,7 @@ def test_the_whole_tree_of_errors_is_one():
     "error", [TypeError("two\nlines"), KeyError("k"), RuntimeError()], ids=repr
 )
 def test_whatever_a_strange_model_raises_is_one_refusal(error):
-    with pytest.raises(UnsupportedModelError) as caught, proof.refusing("odd"):
+    with pytest.raises(UnsupportedModelError) as caught, verify.refusing("odd"):
         raise error
     told = str(caught.value)
     assert told.startswith("model type 'odd' cannot be driven by embeddings, positions and masks")
@@ -183,7 +183,7 @@ def test_whatever_a_strange_model_raises_is_one_refusal(error):
 def test_spent_memory_is_no_fault_of_the_family():
     with (
         pytest.raises(ModelError, match="does not fit the memory") as caught,
-        proof.refusing("big"),
+        verify.refusing("big"),
     ):
         raise torch.OutOfMemoryError("tried to allocate 9 GiB")
     assert not isinstance(caught.value, UnsupportedModelError)

@@ -11,11 +11,11 @@ from transformers.cache_utils import DynamicCache
 from softlore.context import ROOT, Node, Tree
 from softlore.lore import Entry
 from softlore.model.tiny import tiny_model
-from softlore.tune import Batch, TrainingConfig, make_lesson, objective, plan, run
+from softlore.tune import TrainingBatch, TrainingConfig, make_examples, memory_plan, objective, run
 from softlore.tune.initial import initial_value
-from softlore.tune.objective import passage_leaf, response_leaf
-from softlore.tune.teacher import bare, teach, unrelated_passages
-from softlore.tune.trunks import Supplies, draw_batch
+from softlore.tune.objective import passage_branch, response_branch
+from softlore.tune.teacher import bare_tree, run_teacher, unrelated_passages
+from softlore.tune.training_data import TrainingData, draw_batch
 
 FAMILIES = ("gpt2", "llama", "gemma2")  # learned places; rotary ones; every other layer slides
 DOG = Entry(
@@ -40,9 +40,9 @@ def drawn(model, kind, together=False, **settings):
         passage_tokens=10,
         **settings,
     )
-    lessons = {entry.name: make_lesson(model, entry, config) for entry in (DOG, CAT)}
+    lessons = {entry.name: make_examples(model, entry, config) for entry in (DOG, CAT)}
     passages = unrelated_passages(model, None, 4, 10, 0)
-    supplies = Supplies(lessons, teach(model, bare(model), passages), passages)
+    supplies = TrainingData(lessons, run_teacher(model, bare_tree(model), passages), passages)
     prompts = {e.name: initial_value(model, e, config).requires_grad_() for e in (DOG, CAT)}
     learning = list(prompts)
     draws = (draw_batch(model, config, supplies, prompts, learning, step) for step in count())
@@ -132,14 +132,14 @@ def test_only_responses_count():
     """What stands in a call has no label: other calls of the same length may be read unlearned."""
     model = tiny_model("llama")
     config = TrainingConfig(n_tokens=4, distil_weight=0)
-    pair = make_lesson(model, DOG, config).pairs[0]
+    pair = make_examples(model, DOG, config).pairs[0]
     assert model.decode(pair.ids[: pair.answer]) == "Description of dog:"
-    leaf, term = response_leaf(pair, ROOT, "dog", 1.0)
+    leaf, term = response_branch(pair, ROOT, "dog", 1.0)
     assert model.decode(term.target) == " Dog is a good boy"
     assert leaf.wanted == len(term.target)  # the head sees no other row
     assert leaf.ids[leaf.start + 1 :] == term.target
 
-    batch = Batch()
+    batch = TrainingBatch()
     batch.add(Tree([]), [(leaf, term)])
     row = torch.tensor([pair.ids])
     labels = row.clone()
@@ -156,10 +156,10 @@ def test_the_guard_is_the_divergence_from_the_bare_model():
     """KL(bare ‖ with the prompt), mean over tokens; nothing where the prompt changes nothing."""
     model = tiny_model("gpt2")
     ids = model.encode("Rain fell on the harbour.")
-    (passage,) = teach(model, bare(model), [ids])
+    (passage,) = run_teacher(model, bare_tree(model), [ids])
     prompt = model.embed_ids(model.encode("wolf")).detach().requires_grad_()
-    batch = Batch()
-    batch.add(Tree([Node(prompt)]), [passage_leaf(passage, 0, "dog", "guard", 1.0)])
+    batch = TrainingBatch()
+    batch.add(Tree([Node(prompt)]), [passage_branch(passage, 0, "dog", "guard", 1.0)])
     found = run(model, batch)["dog", "guard"]
 
     with torch.no_grad():
@@ -169,8 +169,8 @@ def test_the_guard_is_the_divergence_from_the_bare_model():
     p, q = bare_logits.softmax(-1), soft_logits.softmax(-1)
     assert found == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
 
-    bare_batch = Batch()
-    bare_batch.add(Tree([]), [passage_leaf(passage, ROOT, "dog", "guard", 1.0)])
+    bare_batch = TrainingBatch()
+    bare_batch.add(Tree([]), [passage_branch(passage, ROOT, "dog", "guard", 1.0)])
     with torch.no_grad():
         hidden = model.hf.get_decoder()(torch.tensor([ids]))[0][0]
         assert objective.row_losses(model, hidden, [passage.hidden]).abs().max() < 1e-5
@@ -195,15 +195,15 @@ def test_in_parts_as_in_one_go(kind, most):
     assert batch.tokens > 150
     whole = run(model, batch)
     expected = taken(prompts)
-    parts = plan.run_planned(model, batch, plan.Plan(most, 1))
+    parts = memory_plan.run_in_parts(model, batch, memory_plan.MemoryPlan(most, 1))
     assert_same(parts, whole, taken(prompts), expected)
 
 
 def test_a_long_trunk_runs_expanded_and_a_short_one_packed():
     model = tiny_model("llama")
     batch, _ = drawn(model, "prefix")
-    assert plan.choose_form(batch.branchings, 10_000) == ("packed", None)
-    form, micro_batch = plan.choose_form(batch.branchings, 100)
+    assert memory_plan.choose_layout(batch.branchings, 10_000) == ("packed", None)
+    form, micro_batch = memory_plan.choose_layout(batch.branchings, 100)
     assert form == "expanded"
     assert micro_batch is not None
     assert micro_batch >= 1
@@ -212,8 +212,12 @@ def test_a_long_trunk_runs_expanded_and_a_short_one_packed():
 def test_the_plan_is_the_same_every_time():
     model = tiny_model("llama")
     batch, _ = drawn(model, "prefix")
-    first = plan.make_plan(model, batch)
-    assert first == plan.make_plan(model, batch) == plan.Plan(**first.as_json())
+    first = memory_plan.measure_memory_plan(model, batch)
+    assert (
+        first
+        == memory_plan.measure_memory_plan(model, batch)
+        == memory_plan.MemoryPlan(**first.to_dict())
+    )
     assert first.bytes_per_token > 100
     assert math.log2(first.tokens_at_once) > 8
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from softlore import SoftPrompt, load_prompt
-from softlore.disk import write_whole, writing
+from softlore.disk import atomic_file, write_atomically
 from softlore.errors import PromptError, StorageError
 from softlore.prompts import Reason, read_header
 from softlore.prompts.names import is_name
@@ -213,10 +213,10 @@ def test_a_failing_disk_leaves_the_old_file(
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_whole(path, b"old")
+    write_atomically(path, b"old")
 
     def interrupted() -> None:
-        with writing(path) as file:
+        with atomic_file(path) as file:
             file.write(b"new")
             raise KeyboardInterrupt
 

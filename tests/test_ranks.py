@@ -5,7 +5,7 @@ import torch
 
 from softlore import Entry, WorldInfoTrainer
 from softlore.model.tiny import tiny_model
-from softlore.tune.plan import run_planned
+from softlore.tune.memory_plan import run_in_parts
 from softlore.tune.ranks import of_torchrun, share_of
 
 ENTRIES = [
@@ -32,16 +32,16 @@ def batch_of(kind, company_size):
 
 
 def gradients(trainer):
-    return {name: one._live.grad.clone() for name, one in trainer.learners.items()}
+    return {name: one._live.grad.clone() for name, one in trainer.trainables.items()}
 
 
 @pytest.mark.parametrize("kind", ["prefix", "embedding"])
 @pytest.mark.parametrize(("size", "company_size"), [(2, 1), (3, 1), (2, 3), (5, 3), (99, 3)])
 def test_the_parts_are_the_whole(size, company_size, kind):
     trainer, batch = batch_of(kind, company_size)
-    run_planned(trainer.model, batch, trainer.plan)
+    run_in_parts(trainer.model, batch, trainer.plan)
     whole = gradients(trainer)
-    for learner in trainer.learners.values():
+    for learner in trainer.trainables.values():
         learner._live.grad = None
 
     parts = [share_of(batch, rank, size) for rank in range(size)]
@@ -52,7 +52,7 @@ def test_the_parts_are_the_whole(size, company_size, kind):
     for part in parts:
         assert len(part.terms) == sum(len(b.leaves) for b in part.branchings)
         if part.branchings:
-            run_planned(trainer.model, part, trainer.plan)
+            run_in_parts(trainer.model, part, trainer.plan)
     for name, gradient in gradients(trainer).items():
         scale = float(whole[name].abs().max())
         torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-5 * scale)

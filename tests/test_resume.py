@@ -20,7 +20,7 @@ from softlore.errors import ConfigError, StorageError
 from softlore.model.tiny import tiny_model
 from softlore.tune.book import checkpoint_path
 from softlore.tune.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
-from softlore.tune.learner import Learner
+from softlore.tune.trainable_prompt import TrainablePrompt
 from trained import assert_same, leftovers, prompts_in
 
 KILLS = int(os.environ.get("SOFTLORE_KILLS", "6"))
@@ -234,7 +234,7 @@ def test_stopped_and_resumed(settings, tmp_path):
             assert torch.equal(found[name].tensor, prompt.tensor), (stop, name)
             assert found[name].uuid == prompt.uuid
             assert found[name].training == prompt.training
-        assert vars(resumed.learners["Bo"].history) == vars(whole.learners["Bo"].history)
+        assert vars(resumed.trainables["Bo"].history) == vars(whole.trainables["Bo"].history)
     again = small(path, **settings)  # what is finished stays so
     assert again.train()["Bo"].uuid == expected["Bo"].uuid
     assert again.step == whole.step
@@ -254,7 +254,7 @@ def test_a_budget_is_not_measured_anew(tmp_path):
 def test_an_interrupt_finds_every_entry_at_the_same_update(tmp_path, monkeypatch):
     """Ctrl-C while optimizers step: all of them do, then it stops."""
     expected = small().train()
-    update, calls = Learner.update, []
+    update, calls = TrainablePrompt.update, []
 
     def interrupted(self, losses):
         update(self, losses)
@@ -264,13 +264,13 @@ def test_an_interrupt_finds_every_entry_at_the_same_update(tmp_path, monkeypatch
 
     path = tmp_path / "a.checkpoint"
     with monkeypatch.context() as patched:
-        patched.setattr(Learner, "update", interrupted)
+        patched.setattr(TrainablePrompt, "update", interrupted)
         training = small(path)
         with pytest.raises(KeyboardInterrupt):
             training.train()
     assert len(calls) == 6
     assert training.step == 2
-    assert {learner.steps for learner in training.learners.values()} == {2}
+    assert {learner.steps for learner in training.trainables.values()} == {2}
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     found = small(path).train()
     assert all(torch.equal(found[name].tensor, p.tensor) for name, p in expected.items())

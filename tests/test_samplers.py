@@ -15,7 +15,7 @@ from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsPr
 from softlore import FrozenModel, generate
 from softlore.cli.options import SAMPLERS, sampler_settings
 from softlore.cli.write import command
-from softlore.decode import Chooser, Sampling
+from softlore.decode import Sampler, SamplingParams
 from softlore.decode.samplers import (
     STEPS,
     BannedLogitsProcessor,
@@ -31,8 +31,8 @@ from softlore.decode.samplers import (
     TopALogitsProcessor,
     TopNSigmaLogitsProcessor,
     XTCLogitsProcessor,
-    choose_each,
     kobold_order,
+    sample_each,
 )
 from softlore.errors import ConfigError
 from softlore.model.tiny import tiny_hf, tiny_model
@@ -285,8 +285,8 @@ def test_mirostat_learns_from_what_was_chosen_a_row():
 @pytest.mark.parametrize("tau", [3.5, 5.0, 6.5])
 def test_mirostat_steers_the_surprise_to_tau(version, tau):
     law = -1.05 * torch.arange(1, 4001).double().log()[None]
-    sampling = Sampling(**OFF, mirostat=version, mirostat_tau=tau, mirostat_eta=0.2)
-    chooser, text, surprise = Chooser(sampling, seed=1), [], -law.log_softmax(-1)[0] / math.log(2)
+    sampling = SamplingParams(**OFF, mirostat=version, mirostat_tau=tau, mirostat_eta=0.2)
+    chooser, text, surprise = Sampler(sampling, seed=1), [], -law.log_softmax(-1)[0] / math.log(2)
     for _ in range(800):
         text.append(int(chooser(law, [text])))
     told = surprise[text][100:]
@@ -311,13 +311,13 @@ def test_something_is_always_left(mirostat, size):
     """All at their strongest, over one to five tokens, some cut off, some alike."""
     for x in (torch.zeros(1, size), torch.tensor([[0.0] + [-INF] * (size - 1)]), logits(1, size)):
         strongest = CUTS | {"mirostat": mirostat, "banned": tuple(range(size))}
-        chooser, text = Chooser(Sampling(**strongest), seed=0), [0]
+        chooser, text = Sampler(SamplingParams(**strongest), seed=0), [0]
         for _ in range(6):
             text.append(int(chooser(x, [text])))
         alone = [name for name in STEPS if name != "mirostat"]
         for name in alone:
             fields = {n: v for n, v in strongest.items() if n.startswith(name.split("_")[0])}
-            for step in Sampling(**(OFF | fields)).steps():
+            for step in SamplingParams(**(OFF | fields)).steps():
                 after = step.processor(ids(*text), x)
                 assert not after.isnan().any()
                 assert after.isfinite().any()
@@ -347,7 +347,7 @@ def test_a_ban_of_everything_is_none():
 
 
 def test_steps_act_in_the_order_asked_for():
-    everything = Sampling(
+    everything = SamplingParams(
         **{n: v for n, v in CUTS.items() if not n.startswith("mirostat")},
         logit_bias={1: 2.0}, banned_strings=("a",), penalized=1.2, repetition_penalty=1.1,
     )  # fmt: skip
@@ -366,7 +366,7 @@ def test_order_makes_a_difference():
     x = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
 
     def left(*order):
-        sampling = Sampling(temperature=3.0, top_k=0, top_p=0.7, order=order)
+        sampling = SamplingParams(temperature=3.0, top_k=0, top_p=0.7, order=order)
         return kept(sampling.processors()(NONE, x))
 
     assert left() == left("temperature", "top_p") == {0, 1, 2}
@@ -374,7 +374,7 @@ def test_order_makes_a_difference():
 
 
 def test_kobold_orders():
-    own = Sampling(order=kobold_order([6, 0, 1, 3, 4, 2, 5]))
+    own = SamplingParams(order=kobold_order([6, 0, 1, 3, 4, 2, 5]))
     numbered = [name for name in own.places if name in own.order]
     assert numbered == [
         "repetition_penalty", "top_k", "top_a", "tfs", "typical", "top_p", "min_p",
@@ -423,36 +423,36 @@ def test_kobold_orders():
 )
 def test_settings_out_of_range(wrong, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
-        Sampling(**wrong)
+        SamplingParams(**wrong)
 
 
 def test_settings_are_hashable_whatever_they_were_given_as():
-    given = Sampling(
+    given = SamplingParams(
         banned=[3, 1], banned_strings="so", logit_bias={"7": 1, 2: -5}, order=["top_p", "top_k"]
     )
-    assert given == Sampling(
+    assert given == SamplingParams(
         banned=(3, 1), banned_strings=("so",), logit_bias=((2, -5.0), (7, 1.0)),
         order=("top_p", "top_k"),
     )  # fmt: skip
-    assert len({given, dataclasses.replace(given), Sampling()}) == 2
+    assert len({given, dataclasses.replace(given), SamplingParams()}) == 2
 
 
 def test_what_needs_a_model_says_so():
     for needy in ({"banned_strings": ("x",)}, {"dry_multiplier": 0.8}):
         with pytest.raises(ConfigError, match="expected a model beside strings"):
-            Chooser(Sampling(**needy))
-        Chooser(Sampling(**needy), model=MODEL)
-    Chooser(Sampling(dry_multiplier=0.8, dry_breakers=()))
+            Sampler(SamplingParams(**needy))
+        Sampler(SamplingParams(**needy), model=MODEL)
+    Sampler(SamplingParams(dry_multiplier=0.8, dry_breakers=()))
     for over in ({"banned": (5, 264)}, {"logit_bias": {264: 1.0}}):
         with pytest.raises(ConfigError, match="the id 264, which 'tiny-llama' does not have"):
-            Chooser(Sampling(**over), model=MODEL)
+            Sampler(SamplingParams(**over), model=MODEL)
 
 
 def test_the_defaults_do_what_they_did():
-    names = [step.name for step in Sampling(top_p=0.9, min_p=0.1).steps()]
+    names = [step.name for step in SamplingParams(top_p=0.9, min_p=0.1).steps()]
     assert names == ["temperature", "top_k", "top_p", "min_p"]
-    assert [step.name for step in Sampling().steps()] == ["temperature", "top_k"]
-    assert Sampling(temperature=0).steps() == []
+    assert [step.name for step in SamplingParams().steps()] == ["temperature", "top_k"]
+    assert SamplingParams(temperature=0).steps() == []
 
 
 # choosing ----------------------------------------------------------------------------------------
@@ -492,33 +492,33 @@ def test_rows_with_a_chooser_each_are_as_they_are_alone():
     texts = [[i + 1, *range(3 * i)] for i in range(len(settings))]
 
     def choosers():
-        return [Chooser(Sampling(**one), seed, MODEL) for seed, one in enumerate(settings)]
+        return [Sampler(SamplingParams(**one), seed, MODEL) for seed, one in enumerate(settings)]
 
-    together = run(partial(choose_each, choosers()), texts)
+    together = run(partial(sample_each, choosers()), texts)
     for choose, text, expected in zip(choosers(), texts, together, strict=True):
         assert run(choose, [text]) == [expected]
 
 
 def test_one_chooser_for_rows_looks_at_each_rows_own_text():
     penalties = {"presence_penalty": 1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.3}
-    greedy = Sampling(temperature=0, dry_multiplier=1.0, banned_strings=("a",), **penalties)
+    greedy = SamplingParams(temperature=0, dry_multiplier=1.0, banned_strings=("a",), **penalties)
     texts = [[1, 2, 3], [4], [5, 6]]
-    together = run(Chooser(greedy, model=MODEL), texts)
+    together = run(Sampler(greedy, model=MODEL), texts)
     for text, expected in zip(texts, together, strict=True):
-        assert run(Chooser(greedy, model=MODEL), [text]) == [expected]
+        assert run(Sampler(greedy, model=MODEL), [text]) == [expected]
 
 
 def test_the_prompt_is_not_new_text():
     x = torch.tensor([[1.0, 0.9, -5.0]])
     for penalty in ("presence_penalty", "frequency_penalty"):
-        chooser = Chooser(Sampling(temperature=0, **{penalty: 0.3}))
+        chooser = Sampler(SamplingParams(temperature=0, **{penalty: 0.3}))
         assert [int(chooser(x, [[0, 0, 0]])) for _ in range(2)] == [0, 1]
         # the window may have slid, so that what was written is no longer in the text
         assert int(chooser(x.expand(1, 3) - torch.tensor([0.0, 5.0, 0.0]), [[2]])) == 0
 
 
 def test_a_text_that_was_changed_is_read_anew():
-    chooser = Chooser(Sampling(temperature=0, repetition_penalty=2.0))
+    chooser = Sampler(SamplingParams(temperature=0, repetition_penalty=2.0))
     x = torch.tensor([[1.0, 0.9, 0.8, 0.1]])
     text = [0]
     assert int(chooser(x, [text])) == 1
@@ -533,7 +533,9 @@ def test_a_text_that_was_changed_is_read_anew():
 
 def test_a_bias_of_one_id():
     x = torch.zeros(1, MODEL.vocab_size)
-    assert int(Chooser(Sampling(temperature=0, logit_bias={"7": 1}), model=MODEL)(x, [[]])) == 7
+    assert (
+        int(Sampler(SamplingParams(temperature=0, logit_bias={"7": 1}), model=MODEL)(x, [[]])) == 7
+    )
 
 
 # loops -------------------------------------------------------------------------------------------
@@ -541,7 +543,7 @@ def test_a_bias_of_one_id():
 
 def loops(**sampling):
     """A writer that says the last five tokens again and again, unless it is kept from it."""
-    chooser = Chooser(Sampling(temperature=0, dry_breakers=(), **sampling))
+    chooser = Sampler(SamplingParams(temperature=0, dry_breakers=(), **sampling))
     text = [1, 2, 3, 4, 5]
     for _ in range(40):
         x = torch.zeros(1, 9)
@@ -570,7 +572,7 @@ def test_dry_stops_a_model_that_loops(storyteller):
 
 def test_breakers_break_where_they_stand_in_a_token():
     colon, space = MODEL.encode(": ")
-    sampling = Sampling(dry_multiplier=1.0, dry_breakers=(":", " a"))
+    sampling = SamplingParams(dry_multiplier=1.0, dry_breakers=(":", " a"))
     dry = sampling.steps(MODEL)[0].processor
     assert {colon, *MODEL.encode("a")} <= dry.breakers
     assert space not in dry.breakers
@@ -665,9 +667,9 @@ def test_what_stands_in_the_prompt_does_not_complete_a_string():
     prompt, rest = MODEL.encode("ab"), MODEL.encode("c")[0]
     x = torch.zeros(1, MODEL.vocab_size)
     x[0, rest] = 1.0
-    chooser = Chooser(Sampling(temperature=0, banned_strings=("abc",)), model=MODEL)
+    chooser = Sampler(SamplingParams(temperature=0, banned_strings=("abc",)), model=MODEL)
     assert int(chooser(x, [prompt])) == rest
-    chooser = Chooser(Sampling(temperature=0, banned_strings=("C",)), model=MODEL)
+    chooser = Sampler(SamplingParams(temperature=0, banned_strings=("C",)), model=MODEL)
     assert int(chooser(x, [prompt])) != rest
 
 
@@ -676,7 +678,7 @@ def test_what_stands_in_the_prompt_does_not_complete_a_string():
 
 def test_options_have_the_defaults_of_the_settings():
     assert {name: default for name, default, _ in SAMPLERS} == {
-        name: getattr(Sampling(), name) for name, _, _ in SAMPLERS
+        name: getattr(SamplingParams(), name) for name, _, _ in SAMPLERS
     }
 
 
@@ -691,7 +693,7 @@ def test_samplers_from_the_command_line():
         "dry_breakers": ("\n",), "logit_bias": ((5, -1.5), (6, 2.0), (7, 1.0)),
         "order": ("top_k", "min_p"), "banned": (1, 2),
     }  # fmt: skip
-    Sampling(**found)
+    SamplingParams(**found)
 
 
 @pytest.mark.parametrize(
@@ -716,8 +718,8 @@ def test_a_sampler_that_is_none_is_told_everywhere():
     with pytest.raises(ConfigError, match=r"no sampler 'top_kk' .did you mean 'top_k'"):
         generate(MODEL, "a", 1, top_kk=3)
     with pytest.raises(ConfigError, match="no sampler 'foo'; expected one of temperature"):
-        Sampling.of({"foo": 1})
-    assert Sampling.of({"top_k": 3}) == Sampling(top_k=3)
+        SamplingParams.of({"foo": 1})
+    assert SamplingParams.of({"top_k": 3}) == SamplingParams(top_k=3)
 
 
 def test_write_with_samplers():

@@ -11,7 +11,7 @@ from running import save_tiny_model, softlore
 from softlore import SoftPrompt, logits
 from softlore.control.search import METHODS, Scorer, Searcher, best_of_random, nearest_ids
 from softlore.control.search.methods import (
-    State,
+    SearchState,
     autoprompt_step,
     gcg_step,
     pez_optimizer,
@@ -125,7 +125,7 @@ def test_gcg_takes_the_best_of_single_swaps_from_the_top_k(scorer):
     for place, tokens in enumerate(top):
         order = expected[place].masked_fill(~scorer.allowed, torch.inf).argsort().tolist()
         assert tokens == order[: len(tokens)]
-    state = State(list(ids))
+    state = SearchState(list(ids))
     scored = gcg_step(scorer, state, random.Random(0))
     for candidate, loss in scored:
         changed = [i for i, (a, b) in enumerate(zip(ids, candidate, strict=True)) if a != b]
@@ -137,7 +137,7 @@ def test_gcg_takes_the_best_of_single_swaps_from_the_top_k(scorer):
 
 
 def test_autoprompt_swaps_one_place_and_never_gets_worse(scorer):
-    state = State(ids_of(scorer, "abc def"))
+    state = SearchState(ids_of(scorer, "abc def"))
     last = scorer.losses([state.ids])[0]
     for seed in range(4):
         before = list(state.ids)
@@ -155,7 +155,7 @@ def test_autoprompt_swaps_one_place_and_never_gets_worse(scorer):
 
 def test_pez_moves_rows_by_the_gradient_at_their_nearest_tokens(scorer):
     ids = ids_of(scorer, "abc def")
-    state = State(list(ids))
+    state = SearchState(list(ids))
     rows = scorer.table[ids].clone()
     optimizer = pez_optimizer(rows)
     for _ in range(5):

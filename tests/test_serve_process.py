@@ -13,14 +13,14 @@ from api_server import wait_until
 from running import save_tiny_model, softlore
 from serving import Served, serving
 from softlore import FrozenModel
-from softlore.decode import Kept, TorchReader
+from softlore.decode import PrefixCache, TorchModelRunner
 from softlore.prompts import PromptLibrary
 from softlore.serve.engines.local import LocalEngine
 from softlore.serve.listening import listen, url_of
 from softlore.serve.running import Server
 from softlore.serve.settings import ServeSettings
 from softlore.serve.state import ServerState
-from softlore.story import Stories
+from softlore.story import StoryLibrary
 
 SECRET = "Xanthippe"
 LONG = {"prompt": "Once upon a time", "max_length": 150, "bypass_eos": True}
@@ -209,8 +209,14 @@ def test_a_text_that_would_take_longer_ends_where_it_is(tmp_path):
     folder = save_tiny_model(tmp_path / "tiny", max_position_embeddings=100_000)
     model, ended = FrozenModel.from_pretrained(folder), []
     settings = ServeSettings(port=0, close_seconds=0.3)
-    here = PromptLibrary(tmp_path / "prompts"), Stories(tmp_path / "stories"), tmp_path / "books"
-    state = ServerState(LocalEngine(TorchReader(model, Kept(2**24))), *here, settings=settings)
+    here = (
+        PromptLibrary(tmp_path / "prompts"),
+        StoryLibrary(tmp_path / "stories"),
+        tmp_path / "books",
+    )
+    state = ServerState(
+        LocalEngine(TorchModelRunner(model, PrefixCache(2**24))), *here, settings=settings
+    )
 
     async def at_close():
         ended.append(state.closing)

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from softlore.decode import Kept, TorchReader
+from softlore.decode import PrefixCache, TorchModelRunner
 from softlore.errors import ConfigError, EngineError, StorageError
 from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
@@ -15,7 +15,7 @@ from softlore.serve.engines.local import LocalEngine
 from softlore.serve.logs import _Json, _Plain
 from softlore.serve.settings import ServeSettings
 from softlore.serve.state import ServerState
-from softlore.story import Stories
+from softlore.story import StoryLibrary
 
 LITE = "https://lite.koboldai.net"
 KEY = "open-sesame"
@@ -87,8 +87,8 @@ def call(app, method, path, headers, chunks=()):
 @pytest.fixture(scope="module")
 def apps(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
-    engine = LocalEngine(TorchReader(tiny_model("llama"), Kept(2**24)))
-    here = PromptLibrary(folder / "prompts"), Stories(folder / "stories"), folder / "books"
+    engine = LocalEngine(TorchModelRunner(tiny_model("llama"), PrefixCache(2**24)))
+    here = PromptLibrary(folder / "prompts"), StoryLibrary(folder / "stories"), folder / "books"
     yield {
         name: make_app(ServerState(engine, *here, settings=settings))
         for name, settings in SERVERS.items()

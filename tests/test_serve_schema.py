@@ -12,12 +12,12 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 
 from api_server import served
-from softlore.decode import Kept, TorchReader
+from softlore.decode import PrefixCache, TorchModelRunner
 from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.serve.engines.local import LocalEngine
 from softlore.serve.state import ServerState
-from softlore.story import Stories
+from softlore.story import StoryLibrary
 
 BUSY = 503
 EXAMPLES = 6  # of each operation, right ones and wrong ones
@@ -34,8 +34,8 @@ def description(tmp_path_factory):
     model = tiny_model("llama")
     library = PromptLibrary(folder / "prompts")
     library.save(SoftPrompt.from_text("a dog", model, name="dog"))
-    engine = LocalEngine(TorchReader(model, Kept(2**24)), text_seconds=1.0)
-    state = ServerState(engine, library, Stories(folder / "stories"), folder / "books")
+    engine = LocalEngine(TorchModelRunner(model, PrefixCache(2**24)), text_seconds=1.0)
+    state = ServerState(engine, library, StoryLibrary(folder / "stories"), folder / "books")
     with served(state) as url:
         yield schemathesis.openapi.from_url(f"{url}/openapi.json")
 

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softlore import Entry, Lorebook, SoftPrompt
-from softlore.decode.samplers import Sampling
+from softlore.decode.samplers import SamplingParams
 from softlore.errors import InputError, PromptMismatchError, UnknownPromptError
 from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
 from softlore.serve.chat import chat_of, read_messages
+from softlore.serve.request_composer import ClientRequest, RequestComposer
 from softlore.serve.samplers import sampling_of
 from softlore.serve.sse import event
-from softlore.serve.texts import Ask, Texts
-from softlore.story.frame import places_of
+from softlore.story.frame import count_positions
 
 MODEL = tiny_model("llama")
 LIMIT = MODEL.context_length
@@ -43,7 +43,7 @@ def made(folder, book=None):
     for prompt in (EMMA, DOG, OTHER):
         library.save(prompt)
     engine = SimpleNamespace(model=MODEL)
-    return Texts(SimpleNamespace(engine=engine, prompts=library, book=book))
+    return RequestComposer(SimpleNamespace(engine=engine, prompts=library, book=book))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def texts(tmp_path_factory):
 
 def read(texts, text, **asked):
     """The context of a client's text."""
-    return texts.composed(Ask([text], **asked)).wish.context
+    return texts.composed(ClientRequest([text], **asked)).wish.context
 
 
 # tags --------------------------------------------------------------------------------------------
@@ -120,13 +120,13 @@ def test_tokens_are_counted_with_those_of_prompts(texts):
 
 def test_a_long_text_loses_its_beginning_and_never_its_memory(texts):
     story = "".join(f"Line {n}.\n" for n in range(500))
-    composed = texts.composed(Ask([story], memory="A tale of [[soft:Emma]].", tokens=30))
+    composed = texts.composed(ClientRequest([story], memory="A tale of [[soft:Emma]].", tokens=30))
     context = composed.wish.context
     assert "A tale of ." in context.body.text
     assert context.body.text.endswith("Line 499.\n")
     assert context.prompts == (EMMA,)
     assert composed.wish.max_new_tokens == 30
-    assert places_of(MODEL, context) + 30 <= LIMIT
+    assert count_positions(MODEL, context) + 30 <= LIMIT
 
 
 @given(
@@ -141,12 +141,14 @@ def test_a_long_text_loses_its_beginning_and_never_its_memory(texts):
 def test_whatever_is_asked_for_fits(texts, text, memory, limit, tokens, messages, always):
     text = "".join(text)
     turns = re.findall(r"[^\n]*\n|[^\n]+", text)
-    ask = Ask(turns, memory=memory, limit=limit, tokens=tokens, messages=messages, always=always)
+    ask = ClientRequest(
+        turns, memory=memory, limit=limit, tokens=tokens, messages=messages, always=always
+    )
     composed = texts.composed(ask)
     wish = composed.wish
     assert 1 <= wish.max_new_tokens <= (tokens or LIMIT)
     most = min(LIMIT, max(limit, 128)) if limit > 0 else LIMIT
-    assert places_of(MODEL, wish.context) + wish.max_new_tokens <= most
+    assert count_positions(MODEL, wish.context) + wish.max_new_tokens <= most
     assert wish.context.text.endswith(text[-12:])
 
 
@@ -157,9 +159,9 @@ def test_no_tag_is_cut_in_two(texts):
 
 
 def test_asking_for_more_than_the_context_gives_half_of_it_at_least(texts):
-    composed = texts.composed(Ask(["Once"], tokens=5000))
+    composed = texts.composed(ClientRequest(["Once"], tokens=5000))
     assert composed.wish.max_new_tokens == LIMIT - 4
-    long = texts.composed(Ask(["word " * 500], tokens=5000)).wish
+    long = texts.composed(ClientRequest(["word " * 500], tokens=5000)).wish
     assert long.max_new_tokens >= LIMIT // 2
 
 
@@ -177,24 +179,24 @@ def test_a_monstrous_text_is_refused(texts):
 
 def test_the_servers_lore_reaches_a_client_that_knows_nothing_of_it(tmp_path):
     texts = made(tmp_path, BOOK)
-    composed = texts.composed(Ask(["A dog ran.\nEmma came to the gate.\nIt rained."]))
+    composed = texts.composed(ClientRequest(["A dog ran.\nEmma came to the gate.\nIt rained."]))
     assert composed.plan.lore == {"Emma": "soft", "Gate": "text"}
     assert composed.wish.context.prefixes == (EMMA,)
     assert "gate.\nThe gate is shut.\nIt rained." in composed.wish.context.text
     far = "Emma came.\n" + "A dog ran.\n" * 8
-    assert not texts.composed(Ask([far])).plan.lore
+    assert not texts.composed(ClientRequest([far])).plan.lore
     texts.state.book = None
-    assert not texts.composed(Ask(["Emma came."])).plan.lore
+    assert not texts.composed(ClientRequest(["Emma came."])).plan.lore
 
 
 def test_lore_whose_prompt_is_of_another_model_enters_as_text(tmp_path):
     texts = made(tmp_path, BOOK)
-    assert texts.composed(Ask(["The cat sat."])).plan.lore == {"cat": "text"}
+    assert texts.composed(ClientRequest(["The cat sat."])).plan.lore == {"cat": "text"}
 
 
 def test_many_threads_compose_at_once(tmp_path):
     texts = made(tmp_path, BOOK)
-    asked = [Ask([f"Emma and [[soft:dog]] {n}."]) for n in range(24)]
+    asked = [ClientRequest([f"Emma and [[soft:dog]] {n}."]) for n in range(24)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda ask: texts.composed(ask).wish.context.text, asked))
     assert found == [texts.composed(ask).wish.context.text for ask in asked]
@@ -214,7 +216,7 @@ def test_fields_of_koboldai_are_samplers():
         "banned_tokens": ["suddenly"], "logit_bias": {"7": -2},
         "sampler_order": [6, 5, 0, 1, 3, 4, 2],
     }  # fmt: skip
-    found = Sampling(**sampling_of(sent, MODEL))
+    found = SamplingParams(**sampling_of(sent, MODEL))
     assert (found.repetition_penalty, found.repetition_range, found.repetition_slope) == (
         1.1, 320, 0.7,
     )  # fmt: skip
@@ -254,18 +256,18 @@ def test_fields_of_koboldai_are_samplers():
     ],
 )
 def test_what_clients_send_for_off_or_by_mistake_changes_nothing(sent):
-    assert Sampling(**sampling_of(sent, MODEL)) in (Sampling(), Sampling(top_k=0))
+    assert SamplingParams(**sampling_of(sent, MODEL)) in (SamplingParams(), SamplingParams(top_k=0))
 
 
 def test_what_is_out_of_range_is_brought_back():
     sent = {"temperature": 1e9, "top_p": 3, "rep_pen": "1.2", "rep_pen_range": 10**9}
     sent |= {"logit_bias": {"3": 1e200}, "typical_p": 0.5, "sampler_order": [6, 0, 1, 3, 4, 2]}
-    found = Sampling(**sampling_of(sent, MODEL))
+    found = SamplingParams(**sampling_of(sent, MODEL))
     assert (found.temperature, found.top_p, found.repetition_penalty) == (100, 1, 1.2)
     assert found.repetition_range < 10**6
     assert found.logit_bias == ((3, 100.0),)
     assert found.typical == 0.5
-    assert Sampling(**sampling_of({"bypass_eos": True}, MODEL)).banned == tuple(MODEL.eos_ids)
+    assert SamplingParams(**sampling_of({"bypass_eos": True}, MODEL)).banned == tuple(MODEL.eos_ids)
 
 
 # events and chats --------------------------------------------------------------------------------
@@ -315,7 +317,7 @@ def test_old_messages_give_way_whole(texts):
     said = [("system", "Be kind."), *[("user", f"Question {n}?") for n in range(60)]]
     chat = chat_of(MODEL, messages(*said))
     wish = texts.composed(
-        Ask(chat.turns, memory=chat.memory, tokens=None, messages=True, stop=chat.stop)
+        ClientRequest(chat.turns, memory=chat.memory, tokens=None, messages=True, stop=chat.stop)
     ).wish
     text = wish.context.text
     assert text.startswith("Be kind.\nUser: Question ")

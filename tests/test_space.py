@@ -4,7 +4,7 @@ import pytest
 
 from running import save_tiny_model, softlore
 from softlore.errors import ConfigError
-from softlore.tune.space import DEFAULT, Swept, options_for, parse_space
+from softlore.tune.search_space import DEFAULT, SearchSpace, options_for, parse_space
 
 
 class Middle:
@@ -23,14 +23,14 @@ class Middle:
 @pytest.mark.parametrize(
     ("text", "swept", "value"),
     [
-        ("n_tokens=4..32", Swept("n_tokens", 4, 32), 4),
-        ("n-tokens=4..32:log", Swept("n_tokens", 4, 32, True), 4),
-        ("learning_rate=0.03..1:log", Swept("learning_rate", 0.03, 1.0, True), 0.03),
-        ("drift_guard=0..4", Swept("drift_guard", 0.0, 4.0), 0.0),
-        ("kind=prefix,embedding", Swept("kind", choices=("prefix", "embedding")), "prefix"),
-        ("company_size=1, 4", Swept("company_size", choices=(1, 4)), 1),
-        ("min_loss=none,0.4", Swept("min_loss", choices=(None, 0.4)), None),
-        ("initial=text,none", Swept("initial", choices=("text", "none")), "text"),
+        ("n_tokens=4..32", SearchSpace("n_tokens", 4, 32), 4),
+        ("n-tokens=4..32:log", SearchSpace("n_tokens", 4, 32, True), 4),
+        ("learning_rate=0.03..1:log", SearchSpace("learning_rate", 0.03, 1.0, True), 0.03),
+        ("drift_guard=0..4", SearchSpace("drift_guard", 0.0, 4.0), 0.0),
+        ("kind=prefix,embedding", SearchSpace("kind", choices=("prefix", "embedding")), "prefix"),
+        ("company_size=1, 4", SearchSpace("company_size", choices=(1, 4)), 1),
+        ("min_loss=none,0.4", SearchSpace("min_loss", choices=(None, 0.4)), None),
+        ("initial=text,none", SearchSpace("initial", choices=("text", "none")), "text"),
     ],
 )
 def test_what_is_written(text, swept, value):
@@ -83,7 +83,7 @@ def test_settings_as_options():
 @pytest.mark.parametrize(
     ("command", "module", "users", "extra"),
     [
-        (["train", "--ray", "local"], "ray", "softlore.tune.crew_ray", "ray"),
+        (["train", "--ray", "local"], "ray", "softlore.tune.worker_pool_ray", "ray"),
         (["sweep"], "optuna", "softlore.tune.sweep", "sweep"),
     ],
 )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softlore.errors import SoftloreError, StorageError, StoryError, StoryFileError
-from softlore.story import Stories, Story, StoryDraft, StorySettings, files
+from softlore.story import Story, StoryDraft, StoryLibrary, StorySettings, files
 from softlore.story.files import koboldai, markdown, read_story, write_story
 
 WORLD = [
@@ -140,7 +140,7 @@ def test_a_story_goes_out_and_comes_back(name, tmp_path):
     assert found.turns == DRAFT.turns
     kept = {name: found.settings.extra[name] for name in DRAFT.settings.extra}
     assert found.settings.changed(extra=kept) == DRAFT.settings
-    with Stories(tmp_path).create("back", found) as story:
+    with StoryLibrary(tmp_path).create("back", found) as story:
         assert story.draft().turns == DRAFT.turns
 
 
@@ -193,7 +193,7 @@ def test_a_save_of_kobold_lite(save, tmp_path):
         ("writer", "\n\n> Go\n\n"),
     )
     assert draft.lorebook == WORLD
-    with Stories(tmp_path).create("lite", draft) as story:
+    with StoryLibrary(tmp_path).create("lite", draft) as story:
         write_story(story, tmp_path / "back.json")
     found = json.loads((tmp_path / "back.json").read_text(encoding="utf-8"))
     ours = found.pop("softlore")

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from running import Running, save_tiny_model
-from softlore.story import Stories
+from softlore.story import StoryLibrary
 
 KILLS = int(os.environ.get("SOFTLORE_KILLS", "50"))
 TOKENS = 6
@@ -36,7 +36,7 @@ def test_killed_at_random_moments(tmp_path):
         run.wait_for(tmp_path / "stories" / "tale.story")
         ended = run.end(after=draw.uniform(0.0, 0.8))
         assert ended.code < 0, ended.err
-        with Stories(tmp_path / "stories").open("tale") as story:
+        with StoryLibrary(tmp_path / "stories").open("tale") as story:
             turns = [(turn.id, turn.by, turn.text) for turn in story.turns]
         assert turns[: len(before)] == before  # nothing that was kept is ever lost
         saved = plain("".join(text for _, by, text in turns[len(before) :] if by == "model"))[-40:]

@@ -11,8 +11,8 @@ from softlore import Entry, Lorebook, PromptLibrary, SoftPrompt
 from softlore.cli.reading import Bar
 from softlore.errors import ConfigError, ContextOverflowError, StoryError
 from softlore.model.tiny import tiny_model
-from softlore.story import Stories, StoryDraft, StorySettings
-from softlore.story.composing import Composer
+from softlore.story import StoryDraft, StoryLibrary, StorySettings
+from softlore.story.composing import ContextComposer
 from softlore.story.learning import learn, offers, taught
 from softlore.story.session import StorySession
 
@@ -29,12 +29,12 @@ BOOK = Lorebook(
     ],
 )
 PROMPTS = {"Emma": EMMA, "Bram": BRAM}
-COMPOSER = Composer(MODEL, BOOK.entries, PROMPTS)
+COMPOSER = ContextComposer(MODEL, BOOK.entries, PROMPTS)
 
 
 @pytest.fixture
 def story(tmp_path):
-    with Stories(tmp_path).create("harbour") as story:
+    with StoryLibrary(tmp_path).create("harbour") as story:
         story.set(seed=1)
         yield story
 
@@ -55,7 +55,7 @@ def test_lore_wakes_when_it_is_mentioned():
 
 
 def test_everything_stands_in_its_place():
-    only_text = Composer(MODEL, BOOK.entries)
+    only_text = ContextComposer(MODEL, BOOK.entries)
     texts = ["Emma and Bram.\n", "They met at the gate.\n", "It rained."]
     plan = planned(
         texts, composer=only_text, memory="A tale.", note="Slowly", note_depth=2, budget=199
@@ -83,9 +83,9 @@ def test_an_entry_says_which_forms_it_may_take():
     texts = ["Emma came."]
     for use, form in (("text", "text"), ("soft", "soft")):
         entry = BOOK["Emma"].model_copy(update={"use": use})
-        plan = planned(texts, composer=Composer(MODEL, [entry], PROMPTS), budget=99)
+        plan = planned(texts, composer=ContextComposer(MODEL, [entry], PROMPTS), budget=99)
         assert plan.lore == {"Emma": form}
-    bare = Composer(MODEL, [BOOK["Emma"].model_copy(update={"use": "soft"})], {})
+    bare = ContextComposer(MODEL, [BOOK["Emma"].model_copy(update={"use": "soft"})], {})
     assert "has no soft prompt" in planned(texts, composer=bare).not_used["Emma"]
 
 
@@ -125,7 +125,7 @@ def test_no_room_is_said():
 
 
 def test_tags_in_the_story_are_prompts_and_what_names_none_is_text():
-    composer = Composer(MODEL, [], PROMPTS)
+    composer = ContextComposer(MODEL, [], PROMPTS)
     plan = planned(["Here is [[soft:Bram]]."], composer=composer)
     assert plan.context.prompts == (BRAM,)
     plan = planned(["Here is [[soft:Nobody]]."], composer=composer)
@@ -141,13 +141,13 @@ def test_a_session_turn_by_turn(story):
     session.say("Emma came in.")
     told = "".join(session.go_on(12))
     assert story.text == "Emma came in." + told
-    head = story.head
-    assert head.by == "model"
-    assert head.data["lore"] == session.plan.lore
+    conditioning = story.conditioning
+    assert conditioning.by == "model"
+    assert conditioning.data["lore"] == session.plan.lore
     assert session.finish in ("length", "end")
     again = "".join(session.retry(12))
     assert story.text == "Emma came in." + again
-    assert [turn.text for turn in story.alternatives(story.head)] == [told, again]
+    assert [turn.text for turn in story.alternatives(story.conditioning)] == [told, again]
     story.undo()
     assert story.text == "Emma came in." + told
 
@@ -155,7 +155,7 @@ def test_a_session_turn_by_turn(story):
 def test_the_same_seed_writes_the_same_story(tmp_path):
     texts = []
     for name in ("a", "b"):
-        with Stories(tmp_path).create(name) as story:
+        with StoryLibrary(tmp_path).create(name) as story:
             story.set(seed=7)
             session = StorySession(story, MODEL, BOOK, PROMPTS)
             session.say("Emma came in.")
@@ -203,10 +203,10 @@ def kept_story(story):
     session = StorySession(story, MODEL, BOOK, PROMPTS)
     session.say("Down the lane came Emma. She took off her")
     list(session.go_on(6))
-    story.edit(story.head, " long black gloves.")
+    story.edit(story.conditioning, " long black gloves.")
     session.say(" It rained.")
     list(session.go_on(6))
-    story.mark(story.head)
+    story.mark(story.conditioning)
     return session
 
 
@@ -234,7 +234,7 @@ def test_a_line_is_not_about_whom_the_lore_of_another_names(story):
     session = StorySession(story, MODEL, book)
     session.say("At the forge stood Ada.")
     list(session.go_on(6))
-    story.mark(story.head)
+    story.mark(story.conditioning)
     assert session.plan.lore.keys() == {"Ada", "Rook"}
     assert offers(story, book)[0].entries == ("Ada",)
 
@@ -322,7 +322,7 @@ def test_learning_from_a_story(town):
     learned = Lorebook.load(town / "lore.learned.yaml")
     told = [response for block in learned["Emma"].blocks for response in block.responses]
     assert any("long black gloves." in response for response in told)
-    with Stories(town / "stories").open("harbour") as story:
+    with StoryLibrary(town / "stories").open("harbour") as story:
         assert story.settings.lorebook.endswith("lore.learned.yaml")
 
 
@@ -367,12 +367,12 @@ def test_a_failed_command_leaves_no_story(town):
         refused = run(town, *given, name="nn")
         assert (refused.code, len(refused.lines)) == (2, 1), refused.err
         assert said in refused.err
-    assert not list(Stories(town / "stories"))
+    assert not list(StoryLibrary(town / "stories"))
     assert not (town / "x.md").exists()
     begun(town)
     refused = run(town, "--lorebook", town / "nolore.yaml", "--model", town / "nomodel")
     assert refused.code == 2
-    with Stories(town / "stories").open("harbour") as story:
+    with StoryLibrary(town / "stories").open("harbour") as story:
         assert story.settings.lorebook == str(town / "lore.yaml")  # as it was
         assert story.settings.model == str(town / "model")
 
@@ -382,27 +382,27 @@ def test_a_story_is_deleted_when_it_is_said_twice(town):
     refused = run(town, "--delete")
     assert (refused.code, len(refused.lines)) == (2, 1)
     assert "expected --yes" in refused.err
-    assert "harbour" in Stories(town / "stories")
+    assert "harbour" in StoryLibrary(town / "stories")
     deleted = run(town, "--delete", "--yes")
     assert deleted.code == 0
     assert "harbour.story.deleted" in deleted.err
-    assert "harbour" not in Stories(town / "stories")
+    assert "harbour" not in StoryLibrary(town / "stories")
     assert "there is no story" in run(town, "--delete", "--yes").err
     nameless = softlore("story", "--stories", town / "stories", "--delete")
     assert (nameless.code, len(nameless.lines)) == (2, 1)
 
 
 def test_deleting_is_asked_for_on_a_terminal(town, monkeypatch):
-    Stories(town / "stories").create("harbour").close()
+    StoryLibrary(town / "stories").create("harbour").close()
     monkeypatch.setattr("softlore.cli.story.interactive", lambda: True)
     assert "nothing was deleted" in run(town, "--delete", stdin="n\n").err
-    assert "harbour" in Stories(town / "stories")
+    assert "harbour" in StoryLibrary(town / "stories")
     assert run(town, "--delete", stdin="y\n").code == 0
-    assert "harbour" not in Stories(town / "stories")
+    assert "harbour" not in StoryLibrary(town / "stories")
 
 
 def test_damaged_stories_are_named_beside_the_others(town):
-    stories = Stories(town / "stories")
+    stories = StoryLibrary(town / "stories")
     for name in ("one", "zoe"):
         stories.create(name, StoryDraft(turns=(("writer", "Once."),))).close()
     (town / "stories" / "odd.story").write_bytes(b"Once upon a time")

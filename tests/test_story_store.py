@@ -30,7 +30,16 @@ from softlore.errors import (
     StoryFileError,
     StoryNotFoundError,
 )
-from softlore.story import ROOT, Stories, Story, StoryDraft, StorySettings, Turn, library, opening
+from softlore.story import (
+    ROOT,
+    Story,
+    StoryDraft,
+    StoryLibrary,
+    StorySettings,
+    Turn,
+    library,
+    opening,
+)
 from softlore.story.rewriting import pieces_of
 from story_processes import Model, differs, draw_operation
 
@@ -556,7 +565,7 @@ def killed_in(tmp_path):
     for line in lines:
         name, told = line.split("\t")
         done += int(told)
-        if name not in Stories(tmp_path):
+        if name not in StoryLibrary(tmp_path):
             assert told == "0"
             continue
         with contextlib.closing(sqlite3.connect(tmp_path / f"{name}.story")) as db:
@@ -566,7 +575,7 @@ def killed_in(tmp_path):
         for _ in range(int(told)):
             operation, arguments, more = draw_operation(model, draw)
             getattr(model, operation)(*arguments, **more)
-        with Stories(tmp_path).open(name) as story:
+        with StoryLibrary(tmp_path).open(name) as story:
             if differs(story, model):
                 operation, arguments, more = draw_operation(model, draw)
                 getattr(model, operation)(*arguments, **more)
@@ -854,7 +863,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path):
 
 
 def test_a_folder_of_stories(tmp_path):
-    stories = Stories(tmp_path / "new" / "stories")
+    stories = StoryLibrary(tmp_path / "new" / "stories")
     assert (stories.names(), len(stories), "b" in stories) == ([], 0, False)
     draft = StoryDraft(StorySettings(memory="m"), (("writer", "One. "), ("model", "Two.")))
     with stories.create("b", draft) as story:
@@ -877,7 +886,7 @@ def test_a_folder_of_stories(tmp_path):
 
 
 def test_a_name_in_either_form_is_one_name(tmp_path):
-    stories = Stories(tmp_path)
+    stories = StoryLibrary(tmp_path)
     stories.create("Zoe\u0308").close()
     assert stories.names() == ["Zo\u00eb"]
     stories.open("Zo\u00eb").close()
@@ -892,7 +901,7 @@ def test_a_name_in_either_form_is_one_name(tmp_path):
     ids=lambda name: repr(name)[:20],
 )  # fmt: skip
 def test_names_that_are_not_legal(name, tmp_path):
-    stories = Stories(tmp_path / "in")
+    stories = StoryLibrary(tmp_path / "in")
     for use in (stories.open, stories.create, stories.open_or_create, stories.delete):
         with pytest.raises(StoryError, match="name"):
             use(name)
@@ -900,7 +909,7 @@ def test_names_that_are_not_legal(name, tmp_path):
 
 
 def test_names_that_differ_in_capitals_only(tmp_path):
-    stories = Stories(tmp_path)
+    stories = StoryLibrary(tmp_path)
     stories.create("Harbour").close()
     for name in ("Harbour", "harbour"):
         with pytest.raises(StoryError, match=r"there is a story 'Harbour' in .* already"):
@@ -910,7 +919,7 @@ def test_names_that_differ_in_capitals_only(tmp_path):
 
 
 def test_a_story_that_is_not_there(tmp_path):
-    stories = Stories(tmp_path)
+    stories = StoryLibrary(tmp_path)
     stories.create("harbour").close()
     with pytest.raises(
         StoryNotFoundError, match="expected one of its 1 stories; did you mean 'harbour'"
@@ -921,7 +930,7 @@ def test_a_story_that_is_not_there(tmp_path):
 
 
 def test_a_deleted_story_is_put_aside(tmp_path):
-    stories = Stories(tmp_path)
+    stories = StoryLibrary(tmp_path)
     for text in ("one", "two", "three"):
         with stories.create("a") as story:
             story.add(text)
@@ -938,7 +947,7 @@ def test_a_deleted_story_is_put_aside(tmp_path):
 
 
 def test_a_story_in_use_is_neither_deleted_nor_renamed(tmp_path):
-    stories = Stories(tmp_path)
+    stories = StoryLibrary(tmp_path)
     with stories.create("a") as story:
         story.add("x")
         for use in (lambda: stories.delete("a"), lambda: stories.rename("a", "b")):
@@ -956,16 +965,16 @@ def test_a_story_in_use_is_neither_deleted_nor_renamed(tmp_path):
 
 def test_a_damaged_story_can_be_deleted(tmp_path):
     (tmp_path / "a.story").write_bytes(b"what is this")
-    stories = Stories(tmp_path)
+    stories = StoryLibrary(tmp_path)
     assert stories.delete("a").read_bytes() == b"what is this"
 
 
 def test_two_who_make_the_same_story_get_the_same(tmp_path, monkeypatch):
-    stories = Stories(tmp_path)
+    stories = StoryLibrary(tmp_path)
     first = stories.create("a")
     first.add("x")
     with monkeypatch.context() as patched:  # as if it had come between the two looks
-        patched.setattr(library.Stories, "open", once_not_found(Stories.open))
+        patched.setattr(library.StoryLibrary, "open", once_not_found(StoryLibrary.open))
         with stories.open_or_create("a") as second:
             assert second.text == "x"
     with pytest.raises(StoryError, match="something is at"):
@@ -989,9 +998,9 @@ def once_not_found(open_it):
 
 def test_where_stories_are_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("SOFTLORE_STORIES", str(tmp_path / "here"))
-    assert Stories().folder == tmp_path / "here"
+    assert StoryLibrary().folder == tmp_path / "here"
     monkeypatch.delenv("SOFTLORE_STORIES")
-    assert Stories().folder.name == "stories"
+    assert StoryLibrary().folder.name == "stories"
 
 
 # size and speed ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from softlore import Entry, Lorebook, SoftPrompt
 from softlore.lore.formats.writers import WRITERS
 from softlore.model.tiny import tiny_model
 from softlore.prompts import load_prompt
-from softlore.story import Stories
+from softlore.story import StoryLibrary
 from softlore.story.session import StorySession
 from studio_calls import MODEL, studio, until
 
@@ -176,7 +176,7 @@ def test_the_same_seed_writes_what_the_terminal_writes(shared, tmp_path):
     begun(shared, "seeded")
     shared.put("stories", "seeded", "settings", seed=3)
     told, _ = shared.write("seeded", tokens=12)
-    with Stories(tmp_path).create("seeded") as story:
+    with StoryLibrary(tmp_path).create("seeded") as story:
         story.add(OPENING)
         story.set(seed=3)
         assert "".join(StorySession(story, MODEL).go_on(12)) == told
@@ -368,15 +368,15 @@ def test_a_strangers_story_makes_the_server_read_nothing(shared, tmp_path):
 def test_prompts_go_out_and_come_in_in_every_format(shared):
     library = shared.state.prompts
     rows = SoftPrompt.from_text("a black suit", MODEL, name="Emma")
-    head = SoftPrompt.from_text("an old inn", MODEL, name="Bram", kind="prefix")
-    for prompt in (rows, head):
+    conditioning = SoftPrompt.from_text("an old inn", MODEL, name="Bram", kind="prefix")
+    for prompt in (rows, conditioning):
         library.save(prompt)
     told = {row["name"]: row for row in shared.get("prompts")["prompts"]}
     assert (told["Emma"]["kind"], told["Bram"]["kind"]) == ("embedding", "prefix")
     assert told["Emma"]["fits"]
     for prompt, format in [
         (rows, "safetensors"), (rows, "kobold"), (rows, "mkultra"), (rows, "peft"),
-        (head, "safetensors"), (head, "peft"),
+        (conditioning, "safetensors"), (conditioning, "peft"),
     ]:  # fmt: skip
         reply = shared.export("prompts", prompt.name, format=format)
         library.remove(prompt.name)
@@ -603,7 +603,7 @@ def test_a_turn_is_kept_when_the_server_stops(tmp_path):
             small.stop()
             told = [data for name, data in events if name == "done"]
     assert told
-    with Stories(tmp_path / "stories").open("kept") as story:
+    with StoryLibrary(tmp_path / "stories").open("kept") as story:
         assert story.turns[-1].by == "model"
         assert story.turns[-1].text == told[0]["story"]["turns"][-1]["text"]
 

@@ -8,13 +8,13 @@ import pytest
 
 import api_server
 from browsing import launched, needs_browser
-from softlore.decode import Kept, TorchReader
+from softlore.decode import PrefixCache, TorchModelRunner
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary
 from softlore.serve.engines.local import LocalEngine
 from softlore.serve.settings import ServeSettings
 from softlore.serve.state import ServerState
-from softlore.story import Stories
+from softlore.story import StoryLibrary
 
 pytestmark = needs_browser
 LORE = """\
@@ -75,9 +75,9 @@ def model():
 def serving(model, folder, **settings):
     """A server with empty folders: its address, and its state."""
     state = ServerState(
-        LocalEngine(TorchReader(model, Kept(2**24))),
+        LocalEngine(TorchModelRunner(model, PrefixCache(2**24))),
         prompts=PromptLibrary(folder / "prompts"),
-        stories=Stories(folder / "stories"),
+        stories=StoryLibrary(folder / "stories"),
         books=folder / "books",
         settings=ServeSettings(**settings),
     )

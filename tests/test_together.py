@@ -3,7 +3,7 @@
 import pytest
 
 from softlore import SoftPrompt
-from softlore.decode import Wish, write, write_together
+from softlore.decode import GenerationRequest, write, write_batch
 from softlore.errors import ConfigError
 from softlore.model.families import PROVEN
 from softlore.model.tiny import tiny_model
@@ -12,10 +12,14 @@ MODEL = tiny_model("llama")
 DOG = SoftPrompt.from_text("Dog is a good boy", MODEL, name="dog", kind="prefix")
 ROW = SoftPrompt.from_text("a red coat", MODEL, name="coat", kind="embedding")
 WISHES = [
-    Wish(DOG + "The dog", 20, seed=1, sampling={"temperature": 1.0}),
-    Wish("Down the " + ROW + " lane", 9, seed=2, sampling={"top_k": 5, "dry_multiplier": 0.8}),
-    Wish("A", 14, seed=3, stop=["e"], sampling={"repetition_penalty": 1.3}, logprobs=2),
-    Wish("The sea " * 9, 3, sampling={"temperature": 0}),
+    GenerationRequest(DOG + "The dog", 20, seed=1, sampling={"temperature": 1.0}),
+    GenerationRequest(
+        "Down the " + ROW + " lane", 9, seed=2, sampling={"top_k": 5, "dry_multiplier": 0.8}
+    ),
+    GenerationRequest(
+        "A", 14, seed=3, stop=["e"], sampling={"repetition_penalty": 1.3}, logprobs=2
+    ),
+    GenerationRequest("The sea " * 9, 3, sampling={"temperature": 0}),
 ]
 
 
@@ -27,7 +31,7 @@ def alone(model, wish):
 
 
 def test_each_is_what_it_would_be_alone():
-    tellings, tokens = write_together(MODEL, WISHES)
+    tellings, tokens = write_batch(MODEL, WISHES)
     told = list(tokens)
     for row, (wish, telling) in enumerate(zip(WISHES, tellings, strict=True)):
         single = alone(MODEL, wish)
@@ -41,17 +45,20 @@ def test_each_is_what_it_would_be_alone():
 @pytest.mark.parametrize("family", sorted(PROVEN))
 def test_in_every_family(family):
     model = tiny_model(family)
-    wishes = [Wish(text, 6, sampling={"temperature": 0}) for text in ("The dog ran", "A", "So it")]
-    tellings, tokens = write_together(model, wishes)
+    wishes = [
+        GenerationRequest(text, 6, sampling={"temperature": 0})
+        for text in ("The dog ran", "A", "So it")
+    ]
+    tellings, tokens = write_batch(model, wishes)
     list(tokens)
     assert [telling.ids for telling in tellings] == [alone(model, wish).ids for wish in wishes]
 
 
 def test_it_may_be_left_at_any_time():
-    tellings, tokens = write_together(MODEL, WISHES)
+    tellings, tokens = write_batch(MODEL, WISHES)
     for _ in range(6):
         next(tokens)
     tokens.close()
     assert all(len(telling.ids) <= 2 for telling in tellings)
     with pytest.raises(ConfigError, match="nothing was asked for"):
-        write_together(MODEL, [])
+        write_batch(MODEL, [])

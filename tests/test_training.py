@@ -18,15 +18,15 @@ from softlore.context import ROOT, Node, Tree
 from softlore.errors import ConfigError, DivergedError, LoreError, TrainingError
 from softlore.lore import Lorebook
 from softlore.model.tiny import byte_tokenizer, tiny_hf, tiny_model
-from softlore.tune import Batch, TrainingConfig, ranks, run
+from softlore.tune import TrainingBatch, TrainingConfig, ranks, run
 from softlore.tune.book import plan_book
 from softlore.tune.checkpoint import load_checkpoint
+from softlore.tune.examples import lore_tree, write_passages
 from softlore.tune.initial import initial_value
-from softlore.tune.lessons import lore_tree, write_passages
-from softlore.tune.objective import pairs_of, passage_leaf
+from softlore.tune.objective import pairs_of, passage_branch
 from softlore.tune.result import entry_hash
-from softlore.tune.teacher import bare, teach, unrelated_passages
-from softlore.tune.trunks import Supplies, draw_filler, draw_groups
+from softlore.tune.teacher import bare_tree, run_teacher, unrelated_passages
+from softlore.tune.training_data import TrainingData, draw_filler, draw_groups
 
 KINDS = pytest.mark.parametrize("kind", ["prefix", "embedding"])
 DOG = [("Description of dog:", [" Dog is a good boy", " Dog loves pets"])]
@@ -61,9 +61,9 @@ def divergence(model, prompt, before, passages):
         trunk, soft = Tree([], [prompt.tensor.clone().requires_grad_()]), ROOT
     else:
         trunk, soft = Tree([Node(prompt.tensor.clone().requires_grad_())]), 0
-    batch = Batch()
-    taught = teach(model, before, passages)
-    batch.add(trunk, [passage_leaf(one, soft, "it", "guard", 1.0) for one in taught])
+    batch = TrainingBatch()
+    taught = run_teacher(model, before, passages)
+    batch.add(trunk, [passage_branch(one, soft, "it", "guard", 1.0) for one in taught])
     return run(model, batch)["it", "guard"]
 
 
@@ -76,7 +76,7 @@ def test_the_loss_falls(family, kind):
     settings = {"n_tokens": 12, "max_spacing": 0, "max_steps": 50, "drift_guard": 0.2}
     training = small(DOG, model_of(family), kind=kind, **settings)
     prompt = training.train()
-    history = training.learners["prompt"].history
+    history = training.trainables["prompt"].history
     assert history.response[-1] < 0.9 * history.response[0]
     assert len(history.response) == len(history.guard) == 50
     assert history.distil == []
@@ -104,9 +104,9 @@ def test_the_drift_guard_lowers_drift(kind):
     drifts, recalls = [], []
     for weight in (0, 3.0):
         training = small(DOG, kind=kind, drift_guard=weight, max_steps=60)
-        drifts.append(divergence(model, training.train(), bare(model), passages))
-        recalls.append(training.learners["prompt"].history.recent("response"))
-        assert bool(training.learners["prompt"].history.guard) == (weight > 0)
+        drifts.append(divergence(model, training.train(), bare_tree(model), passages))
+        recalls.append(training.trainables["prompt"].history.recent("response"))
+        assert bool(training.trainables["prompt"].history.guard) == (weight > 0)
     assert drifts[1] < 0.7 * drifts[0]
     assert recalls[1] < 5.6  # it learns all the same; at random it is log(264) = 5.6
 
@@ -121,7 +121,7 @@ def test_a_text_is_distilled(kind):
     training.prepare()
     at_first = training.prompts()["dog"]
     prompt = training.train()["dog"]
-    history = training.learners["dog"].history
+    history = training.trainables["dog"].history
     assert history.response == history.guard == []  # the teacher says how far to bend
     assert sum(history.distil[-5:]) < 0.9 * sum(history.distil[:5])
 
@@ -136,12 +136,12 @@ def test_text_and_blocks_are_both_used():
     entry = Entry(name="dog", text="Dog is a good boy.", blocks=DOG)
     training = small(entries=[entry], max_steps=3)
     training.train()
-    history = training.learners["dog"].history
+    history = training.trainables["dog"].history
     assert len(history.response) == len(history.distil) == len(history.guard) == 3
 
     training = small(entries=[entry], max_steps=3, distil_weight=0)
     training.train()
-    assert training.learners["dog"].history.distil == []
+    assert training.trainables["dog"].history.distil == []
 
 
 def test_a_text_that_is_not_to_be_distilled_leaves_nothing_to_learn():
@@ -155,10 +155,10 @@ def test_a_corpus_is_learned_whole(kind):
     training = small(corpus=corpus, kind=kind, name="storm", max_steps=40, drift_guard=0.2)
     prompt = training.train()
     assert prompt.name == "storm"
-    history = training.learners["storm"].history
+    history = training.trainables["storm"].history
     assert sum(history.response[-5:]) < 0.95 * sum(history.response[:5])
     assert history.distil == []
-    lesson = training.supplies.lessons["storm"]
+    lesson = training.data.lessons["storm"]
     assert sum(len(pair.ids) for pair in lesson.pairs) == len(corpus)
     assert {pair.answer for pair in lesson.pairs} == {1}
 
@@ -175,7 +175,7 @@ def test_responses_of_a_few_paragraphs(kind):
     assert len(model.encode(story)) >= 300
     training = small([("Marta", [story, story[::-1]])], model, kind=kind, max_steps=6)
     training.train()
-    history = training.learners["prompt"].history
+    history = training.trainables["prompt"].history
     assert history.response[-1] < history.response[0]
 
 
@@ -349,9 +349,9 @@ def test_optimizers_by_name(name):
         DOG, optimizer=name, learning_rate=0.02, max_steps=15, drift_guard=0, max_spacing=0
     )
     prompt = training.train()
-    losses = training.learners["prompt"].history.response
+    losses = training.trainables["prompt"].history.response
     assert losses[-1] < losses[0]
-    optimizer = training.learners["prompt"].optimizer
+    optimizer = training.trainables["prompt"].optimizer
     assert type(optimizer).__name__.lower() == name.lower()
     assert prompt.training["optimizer"] == name
 
@@ -366,7 +366,7 @@ def test_optimizer_and_schedule_by_factory():
     schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.1)
     training = small(DOG, optimizer=slow, schedule=schedule, learning_rate=0.5, max_steps=5)
     prompt = training.train()
-    assert training.learners["prompt"].optimizer is made[0]
+    assert training.trainables["prompt"].optimizer is made[0]
     assert made[0].param_groups[0]["lr"] == pytest.approx(0.25 * 0.1**2)
     assert prompt.training["optimizer"] == "slow"
     assert prompt.training["schedule"] == "StepLR"
@@ -376,7 +376,7 @@ def rates_of(schedule, max_steps=50):
     rates = []
     training = small(DOG, schedule=schedule, learning_rate=0.4, max_steps=max_steps)
     training.prepare()
-    learner = training.learners["prompt"]
+    learner = training.trainables["prompt"]
     for _ in range(max_steps):
         rates.append(learner.optimizer.param_groups[0]["lr"])
         learner.optimizer.step()
@@ -458,7 +458,7 @@ def test_each_entry_stops_by_itself():
     tried = small(entries=entries(2), **alone)
     tried.train()
     lowest = {}
-    for name, learner in tried.learners.items():
+    for name, learner in tried.trainables.items():
         losses = learner.history.response
         lowest[name] = min(sum(losses[i : i + 5]) / 5 for i in range(len(losses) - 4))
     quick, slow = sorted(lowest, key=lowest.get)
@@ -470,13 +470,13 @@ def test_each_entry_stops_by_itself():
     assert prompts[quick].metrics["last_response"] <= target
     assert prompts[slow].training["stopped"] == "max_steps"
     assert prompts[slow].training["steps"] == 25
-    assert len(training.learners[quick].history.response) == prompts[quick].training["steps"]
+    assert len(training.trainables[quick].history.response) == prompts[quick].training["steps"]
 
 
 def test_the_guard_does_not_count_for_min_loss():
     training = small(DOG, min_loss=5.0, max_steps=60, drift_guard=5.0, max_spacing=0)
     training.train()
-    learner = training.learners["prompt"]
+    learner = training.trainables["prompt"]
     assert learner.stopped == "min_loss"
     assert learner.history.recent("response") <= 5.0
     assert learner.history.recent("response") + 5 * learner.history.recent("guard") > 5.0
@@ -506,9 +506,9 @@ def test_an_estimate_and_a_budget():
     training.prepare()
     ahead = training.estimate()
     assert 1 <= ahead.updates < 10_000
-    assert ahead.prompt_bytes == 4 * training.learners["prompt"].parameter.numel()
+    assert ahead.prompt_bytes == 4 * training.trainables["prompt"].parameter.numel()
     assert ahead.seconds < 60
-    assert training.learners["prompt"].steps == 0
+    assert training.trainables["prompt"].steps == 0
     training = small(DOG, max_steps=2)
     training.train()
     assert training.estimate().seconds == training.estimate().updates == 0
@@ -556,7 +556,7 @@ def test_filler(seed, max_spacing, room, from_story):
     """As long as asked at most, within the room, and never a special token."""
     model = model_of(bos=True)
     config = TrainingConfig(max_spacing=max_spacing, filler="story" if from_story else "random")
-    supplies = Supplies({}, [], [[1, 2, 3], [4, 5, 6, 7]])
+    supplies = TrainingData({}, [], [[1, 2, 3], [4, 5, 6, 7]])
     filler = draw_filler(model, config, supplies, room, random.Random(seed))
     assert len(filler) <= (max_spacing if room is None else max(0, min(max_spacing, room)))
     assert model.special_ids.isdisjoint(filler)
@@ -568,7 +568,7 @@ def test_filler(seed, max_spacing, room, from_story):
 def test_filler_is_drawn_anew_each_step():
     config = TrainingConfig(max_spacing=20, filler="random")
     draw = random.Random(0)
-    nothing = Supplies({}, [], [])
+    nothing = TrainingData({}, [], [])
     drawn = [draw_filler(model_of(), config, nothing, None, draw) for _ in range(400)]
     assert {len(filler) for filler in drawn} == set(range(21))  # both bounds too
     assert small(DOG, max_spacing=0, filler="random", max_steps=2).train()
@@ -581,7 +581,7 @@ def test_filler_and_guard_of_ones_own_story(filler, story):
     prompt = training.train()
     assert prompt.training["story"] is (story is not None)  # the story itself is not given away
     if story is not None:
-        for ids in training.supplies.filler:
+        for ids in training.data.filler:
             assert model_of().decode(ids) in story
 
 
@@ -640,7 +640,7 @@ def test_entries_are_trained_together(kind):
         assert prompt.name == name
         assert prompt.training["in_company"] == [n for n in ("Ada", "Bo", "Cid") if n != name]
         assert prompt.training["alone"] is False
-        losses = training.learners[name].history.response
+        losses = training.trainables[name].history.response
         assert losses[-1] < losses[0]
     assert len({prompt.uuid for prompt in prompts.values()}) == 3
     hashes = [prompt.data_hash for prompt in prompts.values()]
@@ -705,7 +705,7 @@ def test_finished_entries_leave_and_waiting_ones_enter():
     active, stopped = [], []
 
     def watch(progress):
-        active.append([name for name, one in progress.learners.items() if not one.stopped])
+        active.append([name for name, one in progress.trainables.items() if not one.stopped])
         stopped.append(progress.waiting)
 
     training = small(entries=entries(5), max_active=2, max_steps=3, on_step=watch)
@@ -748,7 +748,7 @@ def test_the_same_seed_gives_the_same_bits(kind):
 
 def test_a_loss_that_is_not_a_number_keeps_the_last_good_state(monkeypatch, tmp_path):
     """No entry makes the update in which one diverged, and what is kept is finite."""
-    real, calls = ranks.run_planned, []
+    real, calls = ranks.run_in_parts, []
     path = tmp_path / "a.checkpoint"
     training = small(entries=entries(2), checkpoint=path, max_steps=20)
     training.prepare()
@@ -764,7 +764,7 @@ def test_a_loss_that_is_not_a_number_keeps_the_last_good_state(monkeypatch, tmp_
     assert isinstance(caught.value, TrainingError)
     assert "entry 'Bo' met a loss or gradient that is not a number at update 5" in str(caught.value)
     assert "last good state is kept; lower learning_rate" in str(caught.value)
-    assert [one.steps for one in training.learners.values()] == [4, 4]
+    assert [one.steps for one in training.trainables.values()] == [4, 4]
     assert training.step == 4
     prompts = training.prompts()  # refuses what is not finite
     assert all(prompt.training["stopped"] is None for prompt in prompts.values())

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from softlore.context import ROOT, Branching, Leaf, Node, Tree, backward, hidden_states
+from softlore.context import ROOT, Branch, Node, Tree, TreeBatch, backward, hidden_states
 from softlore.model import prompt_shape
 from softlore.model.tiny import CONFIGS, tiny_hf, tiny_model
 
@@ -56,7 +56,7 @@ def leaves(family, pairs, filler):
         call, response = ours(family).encode(call), ours(family).encode(response)
         guard = i == len(pairs) - 1
         start = 0 if guard else len(call) - 1
-        made.append(Leaf(call + response, filler - 1 if guard else filler, start, -1))
+        made.append(Branch(call + response, filler - 1 if guard else filler, start, -1))
     return made
 
 
@@ -67,11 +67,11 @@ def trees(family, kind, prompts, company=True):
     for group, filler, pairs in zip(sets, FILLERS, PAIRS, strict=True):
         text = ours(family).encode(filler)
         if kind == "prefix":
-            batch.append(Branching(Tree([Node(text)], group), leaves(family, pairs, 0)))
+            batch.append(TreeBatch(Tree([Node(text)], group), leaves(family, pairs, 0)))
             continue
         nodes = [Node(rows, i - 1) for i, rows in enumerate(group)]
         trunk = Tree([*nodes, Node(text, len(nodes) - 1)])
-        batch.append(Branching(trunk, leaves(family, pairs, len(nodes))))
+        batch.append(TreeBatch(trunk, leaves(family, pairs, len(nodes))))
     return batch
 
 
@@ -177,7 +177,7 @@ def test_prefixes_and_rows_in_one_trunk(family):
     rows, head = new_prompts(family, "embedding")[0], new_prompts(family, "prefix")[1]
     text = ours(family).encode(FILLERS[0])
     trunk = Tree([Node(rows), Node(text, 0)], [head])
-    batch = [Branching(trunk, leaves(family, PAIRS[0], 1))]
+    batch = [TreeBatch(trunk, leaves(family, PAIRS[0], 1))]
     expected = gradients([rows, head], lambda: in_a_tree(family, batch, "rows", None))
     for form in FORMS[:3]:
         got = gradients([rows, head], lambda form=form: in_a_tree(family, batch, *form))
@@ -212,7 +212,7 @@ def test_a_trunk_without_filler(kind):
     ids = ours("llama").encode("Dog is a good boy")
     trunk = Tree([], prompts[:1]) if kind == "prefix" else Tree([Node(prompts[0])])
     parent = ROOT if kind == "prefix" else 0
-    batch = [Branching(trunk, [Leaf(ids, parent, 2, -1), Leaf(ids[4:], parent, 0, -1)])]
+    batch = [TreeBatch(trunk, [Branch(ids, parent, 2, -1), Branch(ids[4:], parent, 0, -1)])]
     expected = gradients(prompts[:1], lambda: plainly("llama", kind, batch))
     for form in FORMS:
         assert_equal(

@@ -60,8 +60,8 @@ def main() -> None:
     for dtype in options.dtypes:
         peak = _apart(matmul_peak, dtype)
         print(f"\n{dtype}: matmul peak here {peak / 1e12:.2f} TFLOP/s")
-        head = f"{'filler':>6}  {'way':<20}{'seconds':>9}{'times ours':>11}{'peak MB':>9}"
-        print(f"{head}{'times ours':>11}{'of peak':>9}{'loss':>9}")
+        conditioning = f"{'filler':>6}  {'way':<20}{'seconds':>9}{'times ours':>11}{'peak MB':>9}"
+        print(f"{conditioning}{'times ours':>11}{'of peak':>9}{'loss':>9}")
         for filler in fillers:
             report["updates"] += _compare(filler, dtype, options, peak)
     counts = options.entries or ([1, 2] if options.quick else [1, 8, 64])
@@ -192,14 +192,16 @@ def _ours(model: Any, filler: list[int], pairs: list[list[int]]) -> tuple[Any, A
     from softlore.context import Node, Tree
     from softlore.model import FrozenModel
     from softlore.model.tiny import byte_tokenizer
-    from softlore.tune.objective import Batch, Pair, response_leaf, run
+    from softlore.tune.objective import CallResponse, TrainingBatch, response_branch, run
 
     frozen, soft = FrozenModel(model, byte_tokenizer()), _soft(model)
 
     def update() -> float:
         nodes = [Node(soft)] + ([Node(filler, 0)] if filler else [])
-        batch = Batch()
-        leaves = [response_leaf(Pair(p, CALL), len(nodes) - 1, "", 1 / PAIRS) for p in pairs]
+        batch = TrainingBatch()
+        leaves = [
+            response_branch(CallResponse(p, CALL), len(nodes) - 1, "", 1 / PAIRS) for p in pairs
+        ]
         batch.add(Tree(nodes), leaves)
         return run(frozen, batch)["", "response"]
 

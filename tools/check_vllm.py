@@ -33,7 +33,7 @@ import torch
 import softlore
 from softlore import Context, FrozenModel, SoftPrompt, storyteller
 from softlore.context import compose
-from softlore.decode import Chooser, Sampling, Wish, decode
+from softlore.decode import GenerationRequest, Sampler, SamplingParams, decode
 from softlore.errors import EngineError
 from softlore.prompts.shapes import Kind
 from softlore.serve.engines.vllm import VLLMEngine
@@ -160,7 +160,9 @@ async def check_engine(
 
 
 async def all_of(engine: VLLMEngine, contexts: Sequence[Any], tokens: int) -> list[list[int]]:
-    wishes = [Wish(context, tokens, sampling={"temperature": 0}) for context in contexts]
+    wishes = [
+        GenerationRequest(context, tokens, sampling={"temperature": 0}) for context in contexts
+    ]
     done = await asyncio.gather(*(engine.start(wish).drained() for wish in wishes))
     return [one.ids for one in done]
 
@@ -175,8 +177,14 @@ async def check_speed(
     """
     ways = {
         "prefixes": [many[i % len(many)] + text for i, text in enumerate(NIGHTS)],
-        "plain": [head + text for head, text in zip(heads(model, 0), NIGHTS, strict=True)],
-        "plain again": [head + text for head, text in zip(heads(model, 1), NIGHTS, strict=True)],
+        "plain": [
+            conditioning + text
+            for conditioning, text in zip(conditionings(model, 0), NIGHTS, strict=True)
+        ],
+        "plain again": [
+            conditioning + text
+            for conditioning, text in zip(conditionings(model, 1), NIGHTS, strict=True)
+        ],
     }
     lengths = {name: prompt_tokens(engine, contexts) for name, contexts in ways.items()}
     assert len(set(lengths.values())) == 1, f"not the same length: {lengths}"
@@ -199,7 +207,7 @@ async def check_speed(
         print(f"  {name} / plain: {median(ratios):.2f}× (half of them {low:.2f} to {high:.2f})")
 
 
-def heads(model: FrozenModel, by: int) -> list[str]:
+def conditionings(model: FrozenModel, by: int) -> list[str]:
     """Text as long as a prefix, for each of the texts, as many of them as there are prefixes."""
     lore = f" {LORE['Ada']} {LORE['Bo']}"
     kinds = [f"{(i + by) % 8}.{lore}" for i in range(8)]
@@ -209,7 +217,7 @@ def heads(model: FrozenModel, by: int) -> list[str]:
 
 def prompt_tokens(engine: VLLMEngine, contexts: Sequence[Any]) -> tuple[int, ...]:
     """How many tokens the server is sent of each."""
-    bodies = [engine._request(Wish(context, 1))[0] for context in contexts]
+    bodies = [engine._request(GenerationRequest(context, 1))[0] for context in contexts]
     return tuple(len(body["prompt"]) for body in bodies)
 
 
@@ -219,12 +227,12 @@ async def check_failures(engine: VLLMEngine, model: FrozenModel, known: SoftProm
     stale = known.replace(tensor=known.tensor * 1.5)
     for prompt in (other, stale):
         try:
-            text = await engine.start(Wish(prompt + "The house", 5)).drained()
+            text = await engine.start(GenerationRequest(prompt + "The house", 5)).drained()
             print(f"{prompt.name!r}, which is not there: {text.finish}, {text.text!r}")
         except EngineError as error:
             print(f"{prompt.name!r}, which is not there: {error}")
-    after = await engine.start(Wish(known + "The house", 5)).drained()
-    cancelled = engine.start(Wish(known + "The house", 500))
+    after = await engine.start(GenerationRequest(known + "The house", 5)).drained()
+    cancelled = engine.start(GenerationRequest(known + "The house", 500))
     await anext(cancelled)
     cancelled.cancel()
     await cancelled.drained()
@@ -233,7 +241,9 @@ async def check_failures(engine: VLLMEngine, model: FrozenModel, known: SoftProm
 
 def greedy(model: FrozenModel, context: Any, tokens: int) -> list[int]:
     """Token ids that softlore writes, up to the model's own end."""
-    steps = decode(model, [compose(model, context)], Chooser(Sampling(temperature=0), None), tokens)
+    steps = decode(
+        model, [compose(model, context)], Sampler(SamplingParams(temperature=0), None), tokens
+    )
     return until_end(model, [step[0] for step in steps])
 
 

@@ -157,8 +157,8 @@ def worth_of_context(scorer: Scorer, data: Path) -> dict[int, float]:
         for code, texts in read_passages(data, 14, LONG).items():
             for text in texts:
                 context, last = text[-PASSAGE - before : -PASSAGE], text[-PASSAGE:]
-                head = scorer.tokenizer.encode(f"<|{code}|>{context}")
-                bits += scorer.bits([head], last)[0]
+                conditioning = scorer.tokenizer.encode(f"<|{code}|>{context}")
+                bits += scorer.bits([conditioning], last)[0]
                 characters += len(last)
         result[before] = bits / characters
     return result

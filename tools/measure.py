@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from softlore.context import Node, Tree
-from softlore.decode import Chooser, Sampling, decode
+from softlore.decode import Sampler, SamplingParams, decode
 from softlore.lore import Block, Entry, Lorebook
 from softlore.measure.copying import copied
 from softlore.measure.score import divergence, drift, recall
@@ -72,14 +72,14 @@ class Bench:
         pairs = [(pair["call"], pair["response"]) for pair in self.texts["second_character"]]
         self.bram = Entry(name="Bram", blocks=_merged(pairs))
 
-    def recalls(self, head: Any, entry: Entry, distances: tuple[int, ...]) -> list[float]:
+    def recalls(self, conditioning: Any, entry: Entry, distances: tuple[int, ...]) -> list[float]:
         return [
-            round(recall(self.model, head, entry.blocks, d, self.unrelated[:5]), 3)
+            round(recall(self.model, conditioning, entry.blocks, d, self.unrelated[:5]), 3)
             for d in distances
         ]
 
-    def drift(self, head: Any) -> float:
-        return round(drift(self.model, head, self.unrelated), 3)
+    def drift(self, conditioning: Any) -> float:
+        return round(drift(self.model, conditioning, self.unrelated), 3)
 
 
 def _merged(pairs: list[tuple[str, str]]) -> list[Block]:
@@ -102,20 +102,20 @@ def emma(bench: Bench, options: Any) -> dict[str, Any]:
     """One entry: embedding kind, 50 tokens; prefix kind, 10 tokens."""
     held_out = _merged(HELD_OUT)
     report: dict[str, Any] = {}
-    heads: dict[str, tuple[Any, float]] = {"bare": ("", 0.0)}
+    conditionings: dict[str, tuple[Any, float]] = {"bare": ("", 0.0)}
     for name, settings in (
         ("prefix, 10", {"n_tokens": 10, "max_spacing": 100}),
         ("embedding, 50", EMBEDDING),
     ):
         made, seconds = _trained(bench.model, [bench.emma], seed=options.seed, **settings)
-        heads[name] = (made["Emma"], seconds)
-    for name, (head, seconds) in heads.items():
-        at_0, at_80 = bench.recalls(head, bench.emma, (0, 80))
+        conditionings[name] = (made["Emma"], seconds)
+    for name, (conditioning, seconds) in conditionings.items():
+        at_0, at_80 = bench.recalls(conditioning, bench.emma, (0, 80))
         report[name] = {
             "recall at 0": at_0,
             "recall at 80": at_80,
-            "held-out calls": round(recall(bench.model, head, held_out), 3),
-            "drift": bench.drift(head) if head else 0.0,
+            "held-out calls": round(recall(bench.model, conditioning, held_out), 3),
+            "drift": bench.drift(conditioning) if conditioning else 0.0,
             "seconds": round(seconds, 1),
         }
     return report
@@ -129,12 +129,16 @@ def company(bench: Bench, options: Any) -> dict[str, Any]:
             bench.model, [bench.emma, bench.bram], kind=kind, n_tokens=n_tokens, seed=options.seed
         )
         a, b = made["Emma"], made["Bram"]
-        heads = {"alone": None, "Emma, Bram": Context([a, b]), "Bram, Emma": Context([b, a])}
-        for name, head in heads.items():
+        conditionings = {
+            "alone": None,
+            "Emma, Bram": Context([a, b]),
+            "Bram, Emma": Context([b, a]),
+        }
+        for name, conditioning in conditionings.items():
             report[f"{kind}, {n_tokens}: {name}"] = {
-                "Emma": bench.recalls(head or a, bench.emma, (40,))[0],
-                "Bram": bench.recalls(head or b, bench.bram, (40,))[0],
-                "drift": bench.drift(head or a),
+                "Emma": bench.recalls(conditioning or a, bench.emma, (40,))[0],
+                "Bram": bench.recalls(conditioning or b, bench.bram, (40,))[0],
+                "drift": bench.drift(conditioning or a),
                 "seconds": round(seconds, 1),
             }
     return report
@@ -225,33 +229,33 @@ def distil(bench: Bench, options: Any) -> dict[str, Any]:
 def _fidelity(
     model: FrozenModel,
     text: str,
-    head: Any,
+    conditioning: Any,
     passages: list[list[int]],
     bare: float,
     words: list[str],
     seconds: float,
 ) -> dict[str, Any]:
-    left = divergence(model, text, head, passages)
+    left = divergence(model, text, conditioning, passages)
     found = {"KL": round(left, 3), "fidelity": round(1 - left / bare, 3)}
-    return found | _keywords(model, head, words) | {"seconds": round(seconds, 1)}
+    return found | _keywords(model, conditioning, words) | {"seconds": round(seconds, 1)}
 
 
 def _passages(
-    model: FrozenModel, head: Any, openers: list[str], count: int, length: int, seed: int
+    model: FrozenModel, conditioning: Any, openers: list[str], count: int, length: int, seed: int
 ) -> list[list[int]]:
     """Held-out passages: what the model writes after the head, by other seeds than training's."""
     starts = [openers[i % len(openers)] for i in range(count)]
     return [
         model.encode(start) + ids
         for start, ids in zip(
-            starts, _stories(model, head, starts, length, seed, 1.0, 0), strict=True
+            starts, _stories(model, conditioning, starts, length, seed, 1.0, 0), strict=True
         )
     ]
 
 
 def _stories(
     model: FrozenModel,
-    head: Any,
+    conditioning: Any,
     starts: list[str],
     length: int,
     seed: int,
@@ -260,12 +264,12 @@ def _stories(
 ) -> list[list[int]]:
     from softlore.measure.score import trunk
 
-    base = trunk(model, head)
+    base = trunk(model, conditioning)
     trees = [
         Tree([*base.nodes, Node(model.encode(start), len(base.nodes) - 1)], base.prefixes)
         for start in starts
     ]
-    chooser = Chooser(Sampling(temperature=temperature, top_k=top_k), seed)
+    chooser = Sampler(SamplingParams(temperature=temperature, top_k=top_k), seed)
     rows: list[list[int]] = [[] for _ in starts]
     for step in decode(model, trees, chooser, length):
         for row, token in zip(rows, step, strict=True):
@@ -273,10 +277,12 @@ def _stories(
     return rows
 
 
-def _keywords(model: FrozenModel, head: Any, words: list[str]) -> dict[str, float]:
+def _keywords(model: FrozenModel, conditioning: Any, words: list[str]) -> dict[str, float]:
     """Lore words in 48 stories of 60 tokens after "One day, Bram" (temperature 0.8, top-k 40)."""
     starts = ["One day, Bram"] * 48
-    texts = [model.decode(ids).lower() for ids in _stories(model, head, starts, 60, 7, 0.8, 40)]
+    texts = [
+        model.decode(ids).lower() for ids in _stories(model, conditioning, starts, 60, 7, 0.8, 40)
+    ]
     hits = [sum(word.lower() in text for word in words) for text in texts]
     return {
         "lore words a story": round(statistics.mean(hits), 2),

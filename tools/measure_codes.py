@@ -88,7 +88,12 @@ def strength(model: FrozenModel, options: Any) -> list[dict[str, Any]]:
             for seed in range(options.texts):
                 opening = OPENINGS[seed % len(OPENINGS)]
                 told = generate(
-                    model, opening, 80, head=[(code.head, dose)], seed=seed, temperature=0.8
+                    model,
+                    opening,
+                    80,
+                    conditioning=[(code.conditioning, dose)],
+                    seed=seed,
+                    temperature=0.8,
                 )
                 right.append(bayes.name(opening + told) == name)
                 pairs.append((model.encode(opening), model.encode(told, inside=True)))

@@ -23,20 +23,20 @@ from rich.table import Table
 from torch import Tensor
 
 from softlore import FrozenModel, Lorebook, SoftPrompt, demo
-from softlore.decode import OPENERS, Reader, TorchReader, sample_passages
-from softlore.decode.llamacpp import LlamaReader
+from softlore.decode import OPENERS, ModelRunner, TorchModelRunner, sample_passages
+from softlore.decode.llamacpp import LlamaCppModelRunner
 from softlore.lore import Block
 from softlore.measure.score import trunk
-from softlore.model.gguf import Cache, GGUFModel
+from softlore.model.gguf import CacheTypes, GGUFModel
 from softlore.prompts import PromptLibrary
 
 Head = SoftPrompt | str
 SEED = 7_000_000
 
 
-def logprobs(reader: Reader, head: Head, text: Sequence[int]) -> Tensor:
+def logprobs(reader: ModelRunner, conditioning: Head, text: Sequence[int]) -> Tensor:
     """`[len(text), vocab]`: after a head and each token of a text but the last, what comes next."""
-    tree = trunk(reader.model, head).then(list(text[:1]))
+    tree = trunk(reader.model, conditioning).then(list(text[:1]))
     lane = reader.begin(tree)
     while lane.logits is None:
         lane.read_on(512)
@@ -46,19 +46,19 @@ def logprobs(reader: Reader, head: Head, text: Sequence[int]) -> Tensor:
     return torch.cat(rows).log_softmax(1)
 
 
-def recall(reader: Reader, head: Head, blocks: Sequence[Block]) -> float:
+def recall(reader: ModelRunner, conditioning: Head, blocks: Sequence[Block]) -> float:
     losses = []
     for block in blocks:
         call = reader.model.encode(block.call)
         for response in block.responses:
             ids = reader.model.encode(response, inside=True)
-            told = logprobs(reader, head, [*call, *ids])[len(call) - 1 :]
+            told = logprobs(reader, conditioning, [*call, *ids])[len(call) - 1 :]
             losses.append(float(-told.gather(1, torch.tensor(ids)[:, None]).mean()))
     return mean(losses)
 
 
-def drift(reader: Reader, head: Head, passages: Sequence[Sequence[int]]) -> float:
-    return mean(_kl(logprobs(reader, "", p), logprobs(reader, head, p)) for p in passages)
+def drift(reader: ModelRunner, conditioning: Head, passages: Sequence[Sequence[int]]) -> float:
+    return mean(_kl(logprobs(reader, "", p), logprobs(reader, conditioning, p)) for p in passages)
 
 
 def _kl(teacher: Tensor, student: Tensor) -> float:
@@ -66,7 +66,7 @@ def _kl(teacher: Tensor, student: Tensor) -> float:
 
 
 def measure(
-    reader: Reader,
+    reader: ModelRunner,
     book: Lorebook,
     prompts: dict[str, dict[str, SoftPrompt]],
     passages: Sequence[list[int]],
@@ -75,11 +75,11 @@ def measure(
     """A row a kind of prompt; `whole` takes, or gives, what transformers says of each passage."""
     rows = []
     for kind, of_kind in {"none": {}, **prompts}.items():
-        heads = [(entry, of_kind.get(entry.name, "")) for entry in book]
+        conditionings = [(entry, of_kind.get(entry.name, "")) for entry in book]
         errors = []
-        for entry, head in heads:
+        for entry, conditioning in conditionings:
             for number, passage in enumerate(passages[:6]):
-                told = logprobs(reader, head, passage)
+                told = logprobs(reader, conditioning, passage)
                 known = whole.setdefault((kind, entry.name, number), told)
                 errors.append((float((told - known).abs().mean()), _kl(known, told)))
         rows.append(
@@ -87,9 +87,9 @@ def measure(
                 "prompt": kind,
                 "error": round(mean(one for one, _ in errors), 4),
                 "kl": round(mean(two for _, two in errors), 5),
-                "recall": round(mean(recall(reader, h, e.blocks) for e, h in heads), 3),
-                "held_out": round(mean(recall(reader, h, e.held_out) for e, h in heads), 3),
-                "drift": round(mean(drift(reader, h, passages) for _, h in heads), 3),
+                "recall": round(mean(recall(reader, h, e.blocks) for e, h in conditionings), 3),
+                "held_out": round(mean(recall(reader, h, e.held_out) for e, h in conditionings), 3),
+                "drift": round(mean(drift(reader, h, passages) for _, h in conditionings), 3),
             }
         )
     return rows
@@ -112,7 +112,9 @@ def main() -> None:
         kind = next(iter(library.values())).kind
         prompts[kind] = {entry.name: library[entry.name] for entry in book}
     passages = sample_passages(model, trunk(model, ""), OPENERS, 12, 48, SEED)
-    readers: dict[str, Callable[[], Reader]] = {"transformers, float32": lambda: TorchReader(model)}
+    readers: dict[str, Callable[[], ModelRunner]] = {
+        "transformers, float32": lambda: TorchModelRunner(model)
+    }
     for file in given.files:
         for kind in given.cache_type or ["f16"]:
             readers[f"{file.stem}, cache {kind}"] = _llama(file, kind)
@@ -132,8 +134,8 @@ def main() -> None:
         given.json.write_text(json.dumps(found, indent=1))
 
 
-def _llama(file: Path, kind: str) -> Callable[[], Reader]:
-    return lambda: LlamaReader(GGUFModel(file), 1, Cache(kind, kind))
+def _llama(file: Path, kind: str) -> Callable[[], ModelRunner]:
+    return lambda: LlamaCppModelRunner(GGUFModel(file), 1, CacheTypes(kind, kind))
 
 
 if __name__ == "__main__":

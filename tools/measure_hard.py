@@ -22,11 +22,11 @@ import torch
 from evaluate_storyteller import ATTRIBUTED, read_passages
 from measure import HELD_OUT, Bench, _merged, light_entries
 from softlore import FrozenModel, WorldInfoTrainer
-from softlore.compare.contest import interval
+from softlore.compare.comparison import interval
 from softlore.control import Code, attribute, codes_of
 from softlore.control.search import METHODS, Scorer, Searcher, best_of_random
 from softlore.measure import recall
-from softlore.tune.heads import head_fidelity
+from softlore.tune.conditioning import conditioning_fidelity
 
 HAND_WRITTEN = " Emma is a cold, classy British cyborg assassin in a black pantsuit.\n"
 
@@ -76,7 +76,7 @@ def fidelity(options: Any) -> list[dict[str, Any]]:
             start = time.perf_counter()
             trainer = WorldInfoTrainer(
                 bench.model,
-                heads=texts,
+                conditionings=texts,
                 kind=kind,
                 n_tokens=n_tokens,
                 max_steps=options.max_steps,
@@ -85,7 +85,7 @@ def fidelity(options: Any) -> list[dict[str, Any]]:
                 seed=options.seed,
             )
             made = trainer.train()
-            found = [head_fidelity(bench.model, texts[name], made[name]) for name in texts]
+            found = [conditioning_fidelity(bench.model, texts[name], made[name]) for name in texts]
             rows.append(
                 told(
                     {
@@ -114,7 +114,7 @@ def codes(options: Any) -> list[dict[str, Any]]:
         for n_tokens in options.n_tokens:
             trainer = WorldInfoTrainer(
                 model,
-                heads={name: code.head for name, code in own.items()},
+                conditionings={name: code.conditioning for name, code in own.items()},
                 kind=kind,
                 n_tokens=n_tokens,
                 max_steps=options.max_steps,

@@ -28,16 +28,16 @@ import torch
 
 from measure_styles import characters
 from softlore import Entry, FrozenModel, PromptLibrary, WorldInfoTrainer
-from softlore.compare.contest import interval
-from softlore.context import Tree, activate, compose, placed
-from softlore.decode import Chooser, Sampling, decode
+from softlore.compare.comparison import interval
+from softlore.context import Tree, activate, compose, place_entries
+from softlore.decode import Sampler, SamplingParams, decode
 from softlore.lore import Lorebook
 from softlore.lore.keywords import count_hits, lore_keywords
 from softlore.measure.evaluate import plain_text
 from softlore.measure.material import gather
 from softlore.prompts import Context
-from softlore.story import Stories, StorySettings
-from softlore.story.composing import Composer
+from softlore.story import StoryLibrary, StorySettings
+from softlore.story.composing import ContextComposer
 from softlore.story.session import StorySession
 
 BUDGETS = (64, 128, 256, 512)
@@ -54,7 +54,7 @@ def turns(options: Any) -> list[dict[str, Any]]:
     """A long story, a turn of the writer's before each of the model's."""
     model = FrozenModel.from_pretrained("storyteller")
     rows = []
-    with Stories(tempfile.mkdtemp()).create("long") as story:
+    with StoryLibrary(tempfile.mkdtemp()).create("long") as story:
         story.set(seed=options.seed, memory="A tale of a house by the sea.", note="Keep it quiet.")
         session = StorySession(story, model)
         seconds: list[float] = []
@@ -96,7 +96,7 @@ def lore(options: Any) -> list[dict[str, Any]]:
         ],
     )
     prompts = trained(model, book, options)
-    composer = Composer(model, book.entries, prompts)
+    composer = ContextComposer(model, book.entries, prompts)
     stories = begun(model, book, options)
     keywords = {entry.name: lore_keywords(entry) for entry in book}
     rows = []
@@ -166,7 +166,7 @@ def begun(model: FrozenModel, book: Lorebook, options: Any) -> list[tuple[list[s
 
 
 def as_text(
-    model: FrozenModel, composer: Composer, texts: Sequence[str], budget: int
+    model: FrozenModel, composer: ContextComposer, texts: Sequence[str], budget: int
 ) -> tuple[Tree, int]:
     """The context with World Info as plain text, by SillyTavern's rules, and its tokens."""
 
@@ -174,11 +174,11 @@ def as_text(
         return len(model.encode(plain_text(entry)))
 
     found = activate(composer.entries, texts, composer.scanning, cost=cost, budget=budget)
-    head = "".join(plain_text(one.entry) for one in placed(found.active).before_char)
-    return compose(model, Context(head + "".join(texts))), found.cost
+    conditioning = "".join(plain_text(one.entry) for one in place_entries(found.active).before_char)
+    return compose(model, Context(conditioning + "".join(texts))), found.cost
 
 
-def as_chosen(composer: Composer, texts: Sequence[str], budget: int) -> tuple[Tree, int]:
+def as_chosen(composer: ContextComposer, texts: Sequence[str], budget: int) -> tuple[Tree, int]:
     plan = composer.plan(StorySettings(budget=budget), texts, 80)
     return compose(composer.model, plan.context), plan.mix.tokens
 
@@ -187,7 +187,7 @@ def written(model: FrozenModel, trees: Sequence[Tree], options: Any) -> list[str
     found = []
     for start in range(0, len(trees), ROWS):
         part = trees[start : start + ROWS]
-        chooser = Chooser(Sampling(temperature=0.8, top_k=40), options.seed + start)
+        chooser = Sampler(SamplingParams(temperature=0.8, top_k=40), options.seed + start)
         ids: list[list[int]] = [[] for _ in part]
         for step in decode(model, part, chooser, options.tokens):
             for row, token in zip(ids, step, strict=True):

@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 
-from softlore.compare.contest import Contest, hold_contest, interval
-from softlore.compare.ways import make_styles
-from softlore.disk import write_whole
+from softlore.compare.comparison import Comparison, interval, run_comparison
+from softlore.compare.methods import make_styles
+from softlore.disk import write_atomically
 from softlore.lore import Block, Entry, Lorebook
 from softlore.lore.styles import sentences
 from softlore.model import FrozenModel
@@ -146,7 +146,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return told
 
 
-def rows_of(contest: Contest) -> list[dict[str, Any]]:
+def rows_of(contest: Comparison) -> list[dict[str, Any]]:
     return [
         {"way": one.way, "entry": one.entry, "seed": one.seed, **one.figures()}
         for one in contest.results
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = FrozenModel.from_pretrained(options.model)
     rows = kept(options.keep)
     for seed in sorted(set(range(options.seeds)) - {row["seed"] for row in rows}):
-        contest = hold_contest(
+        contest = run_comparison(
             model,
             book,
             seeds=[seed],
@@ -199,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows += rows_of(contest)
         if options.keep is not None:
             lines = "".join(json.dumps(row) + "\n" for row in rows)
-            write_whole(options.keep, lines.encode())
+            write_atomically(options.keep, lines.encode())
     seeds = sorted({row["seed"] for row in rows})
     print(json.dumps({"table": table(rows), "seeds": seeds, "entries": len(book)}, indent=1))
 

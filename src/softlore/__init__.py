@@ -24,7 +24,7 @@ _WHERE = {
     "logits": "softlore.context",
     "generate": "softlore.decode",
     "write": "softlore.decode",
-    "Memory": "softlore.decode",
+    "TextCache": "softlore.decode",
     "SoftloreError": "softlore.errors",
 }
 __all__ = ["__version__", *_WHERE]

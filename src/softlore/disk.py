@@ -32,7 +32,7 @@ _MENDS = {
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Gives a file to write into, which becomes `path` when the block ends without an error.
 
     It lies in the same folder under a temporary name, is flushed to the disk, then renamed, and
@@ -57,14 +57,14 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         _remove(temporary)
         if isinstance(error, StorageError):
             raise
-        raise refused("write", target, error) from error
+        raise storage_error("write", target, error) from error
     except BaseException:
         _remove(temporary)
         raise
 
 
 @contextlib.contextmanager
-def writing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives an empty folder to fill, which becomes `path` when the block ends without an error.
 
     It lies beside `path` under a temporary name and is renamed once it is full, so that a reader
@@ -91,16 +91,16 @@ def writing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, StorageError):
             raise
-        raise refused("write", target, error) from error
+        raise storage_error("write", target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
 
 
-def write_whole(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
+def write_atomically(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
     """Writes `parts` one after another as the file `path`, whole or not at all."""
-    with writing(path) as file:
+    with atomic_file(path) as file:
         for part in parts:
             file.write(part)
 
@@ -116,7 +116,7 @@ def user_folder(name: str, variable: str) -> Path:
     return Path(platformdirs.user_data_dir("softlore", appauthor=False)) / name
 
 
-def refused(verb: str, path: Path, error: OSError) -> StorageError:
+def storage_error(verb: str, path: Path, error: OSError) -> StorageError:
     """The StorageError that says what the system would not do, and how to mend it."""
     why = error.strerror or str(error)
     mend = _MENDS.get(error.errno or 0, "check the disk, and that you may write there")

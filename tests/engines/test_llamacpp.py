@@ -12,10 +12,10 @@ import to_gguf
 from engines.gguf_files import gguf_file, gguf_model, transformers_model
 from softlore import Context, Entry, Lorebook, SoftPrompt, logits
 from softlore.context import compose
-from softlore.decode import Wish, write_together, write_wish
-from softlore.decode.llamacpp import LlamaReader
+from softlore.decode import GenerationRequest, write_batch, write_request
+from softlore.decode.llamacpp import LlamaCppModelRunner
 from softlore.errors import ConfigError, ContextOverflowError, ModelError, PromptMismatchError
-from softlore.model.gguf import Cache, GGUFModel
+from softlore.model.gguf import CacheTypes, GGUFModel
 from softlore.model.tiny import byte_tokenizer
 from softlore.prompts.formats import llamacpp
 from softlore.serve.engines.local import LocalEngine
@@ -60,7 +60,7 @@ def off(ours, theirs):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_err_no_more_than_plain_text_does(family, flash):
     model = transformers_model(family)
-    reader = LlamaReader(gguf_model(family), 2, Cache("f32", "f32", flash))
+    reader = LlamaCppModelRunner(gguf_model(family), 2, CacheTypes("f32", "f32", flash))
     errors, far = {}, {}
     for name, context in contexts(family).items():
         want = logits(model, context)[-1]
@@ -75,7 +75,7 @@ def test_prompts_err_no_more_than_plain_text_does(family, flash):
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
 def test_a_cache_of_any_type_holds_prefixes(kind):
     model = transformers_model("storyteller")
-    reader = LlamaReader(GGUFModel(gguf_file("storyteller")), 2, Cache(kind, kind))
+    reader = LlamaCppModelRunner(GGUFModel(gguf_file("storyteller")), 2, CacheTypes(kind, kind))
     found = contexts("storyteller")
     errors = {n: off(read(reader, c), logits(model, c)[-1]) for n, c in found.items()}
     reader.close()
@@ -97,11 +97,11 @@ def test_a_quantized_file_knows_its_prompts_and_no_others(kind):
 @pytest.mark.parametrize("context", ["plain", "prefix", "two", "all"])
 def test_greedy_texts_are_softlores_own(context):
     model = transformers_model("storyteller")
-    wish = Wish(contexts("storyteller")[context], 24, sampling={"temperature": 0})
-    alone = write_wish(model, wish).drained()
-    reader = LlamaReader(GGUFModel(gguf_file("storyteller")), 4, Cache("f32", "f32"))
+    wish = GenerationRequest(contexts("storyteller")[context], 24, sampling={"temperature": 0})
+    alone = write_request(model, wish).drained()
+    reader = LlamaCppModelRunner(GGUFModel(gguf_file("storyteller")), 4, CacheTypes("f32", "f32"))
     for _ in range(2):  # the second time most of it is known
-        tellings, tokens = write_together(reader, [wish, wish, wish])
+        tellings, tokens = write_batch(reader, [wish, wish, wish])
         assert len(list(tokens)) >= 3
         assert [one.ids for one in tellings] == [alone.ids] * 3
     reader.close()
@@ -110,13 +110,13 @@ def test_greedy_texts_are_softlores_own(context):
 def test_texts_at_once_are_each_what_they_are_alone():
     gguf = GGUFModel(gguf_file("storyteller"))
     cast = list(contexts("storyteller").values())
-    wishes = [Wish(cast[i % 5], 6 + i, seed=i) for i in range(12)]
-    reader = LlamaReader(gguf, 12, Cache("f32", "f32"))
-    together, tokens = write_together(reader, wishes)
+    wishes = [GenerationRequest(cast[i % 5], 6 + i, seed=i) for i in range(12)]
+    reader = LlamaCppModelRunner(gguf, 12, CacheTypes("f32", "f32"))
+    together, tokens = write_batch(reader, wishes)
     list(tokens)
     for wish, one in zip(wishes, together, strict=True):
-        single = LlamaReader(gguf, 1, Cache("f32", "f32"))
-        (alone,), tokens = write_together(single, [wish])
+        single = LlamaCppModelRunner(gguf, 1, CacheTypes("f32", "f32"))
+        (alone,), tokens = write_batch(single, [wish])
         list(tokens)
         single.close()
         assert one.ids == alone.ids
@@ -129,7 +129,7 @@ def test_texts_at_once_are_each_what_they_are_alone():
 
 
 def test_a_text_that_goes_on_reads_only_what_is_new():
-    reader = LlamaReader(GGUFModel(gguf_file("storyteller")), 2, Cache("f32", "f32"))
+    reader = LlamaCppModelRunner(GGUFModel(gguf_file("storyteller")), 2, CacheTypes("f32", "f32"))
     prefix = contexts("storyteller")["prefix"]
     first = read(reader, prefix)
     lane = reader.begin(compose(reader.model, prefix + " then the"))
@@ -142,24 +142,24 @@ def test_a_text_that_goes_on_reads_only_what_is_new():
 def test_codes_are_known_and_mixed():
     model, gguf = transformers_model("storyteller"), GGUFModel(gguf_file("storyteller"))
     assert gguf.control_codes == model.control_codes
-    head = [("<|Horror|>", 1.5), ("<|Humor|>", -0.5)]
-    wish = Wish(TEXT, 16, head=head, sampling={"temperature": 0})
-    reader = LlamaReader(gguf, 3, Cache("f32", "f32"))
-    (telling,), tokens = write_together(reader, [wish])
+    conditioning = [("<|Horror|>", 1.5), ("<|Humor|>", -0.5)]
+    wish = GenerationRequest(TEXT, 16, conditioning=conditioning, sampling={"temperature": 0})
+    reader = LlamaCppModelRunner(gguf, 3, CacheTypes("f32", "f32"))
+    (telling,), tokens = write_batch(reader, [wish])
     list(tokens)
-    assert telling.ids == write_wish(model, wish).drained().ids
+    assert telling.ids == write_request(model, wish).drained().ids
     reader.close()
-    small = LlamaReader(gguf, 1)
+    small = LlamaCppModelRunner(gguf, 1)
     with pytest.raises(ConfigError, match="has room for 1"):
-        write_together(small, [wish])
+        write_batch(small, [wish])
     small.close()
 
 
 def test_what_is_too_long_or_no_model_is_refused(tmp_path):
     gguf = GGUFModel(gguf_file("storyteller"), context_length=64)
-    reader = LlamaReader(gguf, 1)
+    reader = LlamaCppModelRunner(gguf, 1)
     with pytest.raises(ContextOverflowError):
-        write_together(reader, [Wish("dog " * 200)])
+        write_batch(reader, [GenerationRequest("dog " * 200)])
     reader.close()
     with pytest.raises(ModelError, match="there is no GGUF file"):
         GGUFModel(tmp_path / "none.gguf")
@@ -167,7 +167,7 @@ def test_what_is_too_long_or_no_model_is_refused(tmp_path):
     with pytest.raises(ModelError, match="cannot load"):
         GGUFModel(tmp_path / "bad.gguf")
     with pytest.raises(ConfigError, match="need flash attention"):
-        Cache("q8_0", "q8_0", flash=False)
+        CacheTypes("q8_0", "q8_0", flash=False)
 
 
 def test_another_models_tokenizer_is_refused(tmp_path):
@@ -217,11 +217,11 @@ def test_llama_server_restores_a_slot_file_and_writes_the_same(server, by):
     begin = [*told["ids"], TEXT] if by == "ids" else told["text"] + TEXT
     body = {"prompt": begin, "n_predict": 24, "temperature": 0, "id_slot": 0, "cache_prompt": True}
     answer = client.post("/completion", json=body).json()
-    wish = Wish(Context([prefix, TEXT]), 24, sampling={"temperature": 0})
-    alone = write_wish(transformers_model("storyteller"), wish).drained()
+    wish = GenerationRequest(Context([prefix, TEXT]), 24, sampling={"temperature": 0})
+    alone = write_request(transformers_model("storyteller"), wish).drained()
     assert answer["content"] == alone.text
-    without = Wish(TEXT, 24, sampling={"temperature": 0})
-    assert write_wish(transformers_model("storyteller"), without).drained().text != alone.text
+    without = GenerationRequest(TEXT, 24, sampling={"temperature": 0})
+    assert write_request(transformers_model("storyteller"), without).drained().text != alone.text
 
 
 def test_placeholders_are_words_that_encode_to_themselves():
@@ -235,7 +235,7 @@ def test_placeholders_are_words_that_encode_to_themselves():
 
 def test_the_studio_writes_with_it_and_says_that_it_cannot_train(tmp_path):
     gguf = GGUFModel(gguf_file("storyteller"))
-    engine = LocalEngine(LlamaReader(gguf, 4), slots=4)
+    engine = LocalEngine(LlamaCppModelRunner(gguf, 4), slots=4)
     with studio(tmp_path, engine=engine) as calls:
         saved = prompt("storyteller", "Emma wore a red coat.", "prefix", "Emma")
         calls.state.prompts.save(saved)

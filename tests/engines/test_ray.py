@@ -18,10 +18,10 @@ ray = pytest.importorskip("ray")
 from running import save_tiny_model  # noqa: E402
 from softlore import FrozenModel, Lorebook, PromptLibrary  # noqa: E402
 from softlore.errors import LoreError, ModelError, TrainingError  # noqa: E402
-from softlore.tune.crew import LocalCrew  # noqa: E402
-from softlore.tune.crew_ray import RayCrew  # noqa: E402
-from softlore.tune.grouped import GroupRun  # noqa: E402
-from softlore.tune.worker import ModelName  # noqa: E402
+from softlore.tune.group_run import GroupRun  # noqa: E402
+from softlore.tune.worker import ModelSpec  # noqa: E402
+from softlore.tune.worker_pool import LocalWorkerPool  # noqa: E402
+from softlore.tune.worker_pool_ray import RayWorkerPool  # noqa: E402
 from trained import assert_same, leftovers, prompts_in  # noqa: E402
 
 pytestmark = [
@@ -57,7 +57,7 @@ THREADS = 1
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return ModelName(str(save_tiny_model(tmp_path_factory.mktemp("model"))), device="cpu")
+    return ModelSpec(str(save_tiny_model(tmp_path_factory.mktemp("model"))), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def unbroken(model, tmp_path_factory):
     """What the groups come to in one process, without Ray."""
     folder = tmp_path_factory.mktemp("unbroken")
     loaded = FrozenModel.from_pretrained(model.name, device="cpu")
-    train(LocalCrew(loaded, THREADS), folder)
+    train(LocalWorkerPool(loaded, THREADS), folder)
     return prompts_in(folder)
 
 
@@ -119,7 +119,7 @@ class Killer:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_does_not_matter(workers, cluster, model, unbroken, tmp_path):
-    done = train(RayCrew(model, workers=workers, threads=THREADS), tmp_path)
+    done = train(RayWorkerPool(model, workers=workers, threads=THREADS), tmp_path)
     assert ([prompt.name for prompt in done.made], done.lost) == (NAMES, 0)
     assert_same(prompts_in(tmp_path), unbroken)
     assert leftovers(tmp_path) == []
@@ -127,7 +127,7 @@ def test_the_number_of_workers_does_not_matter(workers, cluster, model, unbroken
 
 def test_workers_killed_in_the_middle_lose_nothing(cluster, model, unbroken, tmp_path):
     killer = Killer(number=1, step=STEPS // 2)
-    done = train(RayCrew(model, workers=2, threads=THREADS), tmp_path, killer)
+    done = train(RayWorkerPool(model, workers=2, threads=THREADS), tmp_path, killer)
     assert done.lost >= 1
     lost = killer.heard.index(next(h for h in killer.heard if h[0] == "lost" and h[1] == 1))
     taken_up = next(h for h in killer.heard[lost:] if h[:2] == ("begun", 1))
@@ -140,7 +140,7 @@ def test_killed_between_checkpoints(cluster, model, unbroken, tmp_path):
     """There was none yet: the group begins anew, and comes to the same."""
     killer = Killer(number=1, step=1)
     done = train(
-        RayCrew(model, workers=1, threads=THREADS), tmp_path, killer, checkpoint_seconds=2.0
+        RayWorkerPool(model, workers=1, threads=THREADS), tmp_path, killer, checkpoint_seconds=2.0
     )
     assert done.lost == 1
     assert_same(prompts_in(tmp_path), unbroken)
@@ -149,14 +149,14 @@ def test_killed_between_checkpoints(cluster, model, unbroken, tmp_path):
 def test_a_group_whose_workers_always_die(cluster, model, tmp_path):
     killer = Killer(number=1, step=0, times=3)
     with pytest.raises(TrainingError, match="lost its worker 3 times in a row"):
-        train(RayCrew(model, workers=1, threads=THREADS), tmp_path, killer)
+        train(RayWorkerPool(model, workers=1, threads=THREADS), tmp_path, killer)
 
 
 def test_errors_come_back_as_they_are(cluster, model, tmp_path):
     with pytest.raises(ModelError, match="no-such-model"):
-        train(RayCrew(ModelName(str(tmp_path / "no-such-model"))), tmp_path / "out")
+        train(RayWorkerPool(ModelSpec(str(tmp_path / "no-such-model"))), tmp_path / "out")
     long = BOOK.model_copy(update={"entries": [BOOK["Ada"].model_copy(update={"text": "a" * 999})]})
-    crew = RayCrew(model, workers=1)
+    crew = RayWorkerPool(model, workers=1)
     try:
         with pytest.raises(LoreError, match="'Ada' has a text of"):
             GroupRun(crew, long, PromptLibrary(tmp_path / "out"), group_size=1).run()

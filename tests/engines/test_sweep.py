@@ -18,10 +18,10 @@ from running import save_tiny_model, softlore  # noqa: E402
 from softlore import Lorebook  # noqa: E402
 from softlore.errors import ConfigError, DivergedError, StorageError, TrainingError  # noqa: E402
 from softlore.model.tiny import tiny_model  # noqa: E402
-from softlore.tune.crew import Answer, LocalCrew, Lost  # noqa: E402
-from softlore.tune.space import parse_space  # noqa: E402
+from softlore.tune.search_space import parse_space  # noqa: E402
 from softlore.tune.sweep import Sweep  # noqa: E402
 from softlore.tune.worker import Worker  # noqa: E402
+from softlore.tune.worker_pool import LocalWorkerPool, WorkerLost, WorkerReply  # noqa: E402
 
 pytestmark = [
     pytest.mark.engines,
@@ -64,7 +64,7 @@ def quick(monkeypatch):
 @pytest.fixture
 def sweep(model, tmp_path):
     def run(*, trials=4, space=SPACE, crew=None, study="study.db", **options):
-        crew = crew or LocalCrew(model)
+        crew = crew or LocalWorkerPool(model)
         options = {"distances": (0, 4)} | options
         try:
             return Sweep(
@@ -87,7 +87,7 @@ def told(tried):
     return sorted((one.number, str(one.settings), one.score) for one in tried)
 
 
-class Stopping(LocalCrew):
+class Stopping(LocalWorkerPool):
     """Ctrl-C comes before a given trial is answered."""
 
     def __init__(self, model, at):
@@ -153,7 +153,7 @@ def test_a_trial_that_fails_is_one_among_others(quick, sweep, monkeypatch):
     assert "not a number" in tried[-1].why
 
 
-class Mortal(LocalCrew):
+class Mortal(LocalWorkerPool):
     """The worker dies at given calls."""
 
     def __init__(self, model, *deaths):
@@ -164,7 +164,7 @@ class Mortal(LocalCrew):
         self.count += 1
         if self._calls and self.count in self.deaths:
             method, _ = self._calls.popleft()
-            return Answer(0, method, Lost("it was killed"))
+            return WorkerReply(0, method, WorkerLost("it was killed"))
         return super().wait(seconds)
 
     def replace(self, worker):

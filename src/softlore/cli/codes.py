@@ -28,7 +28,7 @@ def command(
     model = load_model(model_name, dtype, device)
     codes = codes_of(model)
     rows = [
-        {"code": c.name, "token": c.token, "head": c.head, "template": c.template}
+        {"code": c.name, "token": c.token, "head": c.conditioning, "template": c.template}
         for c in codes.values()
     ]
     write_json(rows, json_path)
@@ -45,6 +45,6 @@ def command(
 
     table = Table("code", "token", "a text under it", box=None)
     for code in codes.values():
-        shown = code.template.replace("{code}", str(code.head))
+        shown = code.template.replace("{code}", str(code.conditioning))
         table.add_row(code.name, str(code.token), shown.replace("[", r"\["))
     Console().print(table)

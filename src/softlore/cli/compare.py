@@ -57,10 +57,15 @@ def command(
       softlore compare lore.yaml --styles
     """
     from softlore import demo
-    from softlore.compare.contest import hold_contest
-    from softlore.compare.contest_report import UNASKED, contest_table, note, write_contest_page
+    from softlore.compare.comparison import run_comparison
+    from softlore.compare.comparison_report import (
+        UNASKED,
+        comparison_table,
+        note,
+        write_comparison_page,
+    )
+    from softlore.compare.methods import make_all, make_styles
     from softlore.compare.plots import need_extra
-    from softlore.compare.ways import make_all, make_styles
     from softlore.lore import Lorebook
     from softlore.lore.styles import with_blocks
 
@@ -70,7 +75,7 @@ def command(
         book = with_blocks(book, style)
     model = load_model(model_name or book.model, dtype, device)
     with measuring_bar() as show:
-        contest = hold_contest(
+        contest = run_comparison(
             model,
             book,
             seeds=range(seed, seed + seeds),
@@ -81,13 +86,13 @@ def command(
             make=make_styles if styles else make_all,
             on_progress=show,
         )
-    write_contest_page(contest, html)
-    write_json(contest.as_json(), json_path)
+    write_comparison_page(contest, html)
+    write_json(contest.to_dict(), json_path)
     if json_path != "-":
         from rich.console import Console
 
         console = Console()
-        console.print(contest_table(contest))
+        console.print(comparison_table(contest))
         if not contest.asked:
             console.print(UNASKED + "\n", style="bold")
         console.print(note(contest), style="dim")

@@ -22,7 +22,7 @@ from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
     from softlore.model import FrozenModel
-    from softlore.model.gguf import Cache, GGUFModel
+    from softlore.model.gguf import CacheTypes, GGUFModel
     from softlore.prompts import SoftPrompt
 
 CONNECTOR_SUFFIX = ".vllm.safetensors"  # of what vLLM's connector reads
@@ -167,7 +167,7 @@ def _write_slot(
     prompt: SoftPrompt,
     model: GGUFModel,
     out: str | None,
-    cache: Cache,
+    cache: CacheTypes,
     streams: int,
     force: bool,
     json_path: str | None,

@@ -50,16 +50,16 @@ def command(
     from softlore.compare.plots import need_extra
 
     need_extra()
-    from softlore.compare.demo import Onlooker, run_demo
+    from softlore.compare.demo import DemoObserver, run_demo
     from softlore.compare.report import write_report
 
     model = load_model(model_name, dtype, device)
-    told = Onlooker(_say, _training, _measuring)
+    told = DemoObserver(_say, _training, _measuring)
     demo = run_demo(model, out, seed=seed, quick=quick, time_budget=time_budget, onlooker=told)
     demo = write_report(demo, out)
     if json_path != "-":
         _show(demo)
-    write_json(demo.as_json(), json_path)
+    write_json(demo.to_dict(), json_path)
     report = demo.files["report.html"].resolve()
     _say(f"{demo.seconds:.0f} s; the report: {report}")
     if show:

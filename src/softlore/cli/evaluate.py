@@ -101,7 +101,7 @@ def command(
         console = Console()
         console.print(evaluation_table(result))
         console.print(LEGEND, style="dim")
-    write_json(result.as_json(), json_path)
+    write_json(result.to_dict(), json_path)
 
 
 @contextmanager

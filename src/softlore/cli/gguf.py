@@ -13,8 +13,8 @@ from softlore.cli.options import wanting
 from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
-    from softlore.decode.llamacpp import LlamaReader
-    from softlore.model.gguf import Cache, GGUFModel
+    from softlore.decode.llamacpp import LlamaCppModelRunner
+    from softlore.model.gguf import CacheTypes, GGUFModel
 
 Command = Callable[..., Any]
 LLAMACPP = "llamacpp"  # what options call it that choose between it and others
@@ -69,25 +69,25 @@ def gguf_reader(
     cache: tuple[str, bool],
     lanes: int = 1,
     most_mb: float = 2048,
-) -> LlamaReader:
+) -> LlamaCppModelRunner:
     """What runs the model in a file. Raises ModelError, ConfigError."""
     model = load_gguf(path, model_name, context)
-    from softlore.decode.llamacpp import LlamaReader
+    from softlore.decode.llamacpp import LlamaCppModelRunner
 
-    return LlamaReader(model, lanes, cache_of(cache), most_mb)
+    return LlamaCppModelRunner(model, lanes, cache_of(cache), most_mb)
 
 
-def cache_of(given: tuple[str, bool]) -> Cache:
+def cache_of(given: tuple[str, bool]) -> CacheTypes:
     """What `cache_options` gathered.
 
     Raises:
         ConfigError: a type that needs flash attention without it.
     """
     with wanting("llamacpp"):
-        from softlore.model.gguf import Cache
+        from softlore.model.gguf import CacheTypes
 
     kind, flash = given
-    return Cache(kind, kind, flash)
+    return CacheTypes(kind, kind, flash)
 
 
 def load_gguf(path: Path, model_name: str | None, context: int | None = None) -> GGUFModel:

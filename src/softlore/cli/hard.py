@@ -26,8 +26,8 @@ from softlore.cli.progress import case_bar, search_bar
 from softlore.errors import CheckError, ConfigError
 
 if TYPE_CHECKING:
-    from softlore.control.hard.runner import Cache, Outcome
-    from softlore.decode.mixing import Steering
+    from softlore.control.hard.runner import Outcome, OutputCache
+    from softlore.decode.conditioning import Conditioning
     from softlore.model import FrozenModel
 
 
@@ -87,7 +87,7 @@ def distil(
     from softlore.control import find_codes
     from softlore.prompts.names import clean_name
     from softlore.tune import WorldInfoTrainer
-    from softlore.tune.heads import head_fidelity
+    from softlore.tune.conditioning import conditioning_fidelity
 
     if (file is None) == (not codes):
         raise ConfigError("expected the FILE of a text, or one --code or more; give one of the two")
@@ -98,14 +98,14 @@ def distil(
     prompts = library(folder, new=True)
     model = load_model(model_name, dtype, device)
     if text is not None:
-        heads: Steering = text if text.endswith("\n") else text + "\n"
+        conditionings: Conditioning = text if text.endswith("\n") else text + "\n"
     else:
         doses = dict(map(dose, codes))
         found = find_codes(model, doses, prompts)
-        heads = [(found[code].head, strength) for code, strength in doses.items()]
+        conditionings = [(found[code].conditioning, strength) for code, strength in doses.items()]
     trainer = WorldInfoTrainer(
         model,
-        heads={name: heads},
+        conditionings={name: conditionings},
         kind=kind,
         n_tokens=n_tokens,
         max_steps=max_steps,
@@ -116,7 +116,7 @@ def distil(
         trainer.prepare()
     with watch(interactive()) as trainer.on_step:
         prompt = trainer.train()[name]
-    fidelity = head_fidelity(model, heads, prompt, seed)
+    fidelity = conditioning_fidelity(model, conditionings, prompt, seed)
     path = prompts.save(prompt)
     report = {"name": name, "kind": kind, "n_tokens": n_tokens, "fidelity": round(fidelity, 4)}
     write_json(report | {"file": str(path)}, json_path)
@@ -192,7 +192,7 @@ def search(
                 checkpoint=checkpoints and checkpoints / f"{entry.name}.search",
                 on_step=show,
             ).search()
-        report[entry.name] = found.as_json() | {"bare": recall(model, "", entry.blocks)}
+        report[entry.name] = found.to_dict() | {"bare": recall(model, "", entry.blocks)}
         if json_path != "-":
             click.echo(f"{entry.name}: {found.text}")
             click.echo(
@@ -243,10 +243,10 @@ def run(
     Example:
       softlore hard run experiment.yaml
     """
-    from softlore.compare.experiments import as_csv, as_json, summary_table, write_page
+    from softlore.compare.experiments import summary_table, to_csv, to_dict, write_page
     from softlore.control.hard import Experiment, run_experiment
     from softlore.control.hard.runner import count_cases
-    from softlore.disk import write_whole
+    from softlore.disk import write_atomically
 
     piped = str(table) == "-"
     if piped and json_path == "-":
@@ -267,10 +267,10 @@ def run(
     if html is not None:
         write_page(experiment, outcomes, html)
     if piped:
-        click.echo(as_csv(outcomes), nl=False)
+        click.echo(to_csv(outcomes), nl=False)
     elif table is not None:
-        write_whole(table, as_csv(outcomes).encode())
-    write_json(as_json(experiment, outcomes), json_path)
+        write_atomically(table, to_csv(outcomes).encode())
+    write_json(to_dict(experiment, outcomes), json_path)
     if json_path != "-" and not piped:
         from rich.console import Console
 
@@ -280,12 +280,12 @@ def run(
         raise CheckError(_failure(failed, len(outcomes)))
 
 
-def _cache(wanted: bool) -> Cache:
+def _cache(wanted: bool) -> OutputCache:
     from platformdirs import user_cache_path
 
-    from softlore.control.hard.runner import Cache
+    from softlore.control.hard.runner import OutputCache
 
-    return Cache(user_cache_path("softlore") / "hard" if wanted else None)
+    return OutputCache(user_cache_path("softlore") / "hard" if wanted else None)
 
 
 def _failure(failed: list[Outcome], count: int) -> str:

@@ -10,7 +10,7 @@ import click
 from softlore.cli.options import interactive, json_option, model_options, write_json
 
 if TYPE_CHECKING:
-    from softlore.story.learning import Learned, Line
+    from softlore.story.learning import KeptLine, Learned
 
 
 @click.command()
@@ -53,11 +53,11 @@ def command(
       softlore learn harbour --all --yes
     """
     from softlore.errors import StoryError
-    from softlore.story import Stories
+    from softlore.story import StoryLibrary
     from softlore.story.learning import learn, offers
     from softlore.story.session import StorySession
 
-    with Stories(stories_folder).open(name) as story:
+    with StoryLibrary(stories_folder).open(name) as story:
         if not story.settings.lorebook:
             raise StoryError(
                 f"the story {name!r} has no lorebook; expected one whose entries can learn; open "
@@ -75,23 +75,23 @@ def command(
         chosen = lines if pick_all else _picked(lines, pick)
         session = StorySession.open(story, model_name, dtype, device)
         from softlore.cli.progress import watch
-        from softlore.model import frozen
+        from softlore.model import require_frozen_model
 
         with watch(interactive()) as on_step:
             found = learn(
-                frozen(session.model, "learning"), book, chosen, session.composer.prompts,
-                max_steps=max_steps, seed=seed, on_step=on_step,
+                require_frozen_model(session.model, "learning"), book, chosen,
+                session.composer.prompts, max_steps=max_steps, seed=seed, on_step=on_step,
             )  # fmt: skip
         if json_path != "-":
             _tell(found)
-        write_json([_as_json(one) for one in found], json_path)
+        write_json([_to_dict(one) for one in found], json_path)
         if yes or _asked("Save these prompts?"):
             _save(found, book, story, session.composer.prompts)
         else:
             click.echo("nothing was saved", err=True)
 
 
-def _show(lines: list[Line]) -> None:
+def _show(lines: list[KeptLine]) -> None:
     if not lines:
         click.echo("no lines to learn: /keep marks the last turn of a story, /edit changes it")
     for number, line in enumerate(lines, start=1):
@@ -101,7 +101,7 @@ def _show(lines: list[Line]) -> None:
         click.secho(line.response, fg="green")
 
 
-def _picked(lines: list[Line], pick: str | None) -> list[Line]:
+def _picked(lines: list[KeptLine], pick: str | None) -> list[KeptLine]:
     from softlore.errors import ConfigError
 
     if pick is None:
@@ -148,7 +148,7 @@ def _tell(found: list[Learned]) -> None:
     )
 
 
-def _as_json(one: Learned) -> dict[str, Any]:
+def _to_dict(one: Learned) -> dict[str, Any]:
     return {
         "entry": one.entry.name,
         "before": vars(one.before),

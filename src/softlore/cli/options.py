@@ -131,13 +131,13 @@ def _sampler_value(name: str, value: str) -> dict[str, Any]:
     """One field with its value; a list as a tuple."""
     import dataclasses
 
-    from softlore.decode.samplers.settings import Sampling, check_sampler
+    from softlore.decode.samplers.params import SamplingParams, check_sampler
 
     if name in {"no_copy", *(own for own, _, _ in SAMPLERS)}:
         option = "--" + name.replace("_", "-")
         raise ConfigError(f"{name} has an option of its own; expected {option} VALUE; use that")
     check_sampler(name)
-    defaults = {field.name: field.default for field in dataclasses.fields(Sampling)}
+    defaults = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
     kind: Callable[[str], Any] = _READ.get(name, type(defaults[name]))
     try:
         return {name: kind(value)}
@@ -226,9 +226,9 @@ def write_json(report: Any, path: str | None) -> None:
     if path == "-":
         click.echo(text)
         return
-    from softlore.disk import write_whole
+    from softlore.disk import write_atomically
 
-    write_whole(path, (text + "\n").encode())
+    write_atomically(path, (text + "\n").encode())
 
 
 def read_text(path: Path, what: str) -> str:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from softlore.control.hard.runner import Outcome
     from softlore.control.search import Searcher
-    from softlore.tune import Learner, Progress
-    from softlore.tune.grouped import GroupNews
+    from softlore.tune import TrainablePrompt, TrainingProgress
+    from softlore.tune.group_run import GroupEvent
 
-Watcher = Callable[["Progress"], "bool | None"]
+Watcher = Callable[["TrainingProgress"], "bool | None"]
 SHOWN = 12  # entries in the table
 GROUP_NAMES = 4  # entries of a group that are named
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
@@ -41,7 +41,7 @@ def watch(interactive: bool) -> Iterator[Watcher]:
     task = bar.add_task("training", total=1.0)
     with Live(bar, console=Console(stderr=True), refresh_per_second=4) as live:
 
-        def show(progress: Progress) -> None:
+        def show(progress: TrainingProgress) -> None:
             bar.update(task, completed=progress.done)
             live.update(Group(bar, _table(progress)))
 
@@ -63,7 +63,7 @@ def working(on: str, interactive: bool) -> Iterator[None]:
 def _plain() -> Watcher:
     last = [0.0]
 
-    def show(progress: Progress) -> None:
+    def show(progress: TrainingProgress) -> None:
         now = time.monotonic()
         if now - last[0] < PLAIN_SECONDS and progress.done < 1:
             return
@@ -77,7 +77,7 @@ def _plain() -> Watcher:
 
 
 @contextmanager
-def watch_groups(interactive: bool) -> Iterator[Callable[[GroupNews], None]]:
+def watch_groups(interactive: bool) -> Iterator[Callable[[GroupEvent], None]]:
     """A function to call with news of groups: a bar for each that trains, and lines of the rest."""
     if not interactive:
         yield _plain_groups()
@@ -94,7 +94,7 @@ def watch_groups(interactive: bool) -> Iterator[Callable[[GroupNews], None]]:
     with bars.Progress(*columns, console=Console(stderr=True)) as shown:
         tasks: dict[int, bars.TaskID] = {}
 
-        def show(news: GroupNews) -> None:
+        def show(news: GroupEvent) -> None:
             number = news.report.number
             if number not in tasks:
                 tasks[number] = shown.add_task(_of_group(news), total=1.0, told="")
@@ -107,10 +107,10 @@ def watch_groups(interactive: bool) -> Iterator[Callable[[GroupNews], None]]:
         yield show
 
 
-def _plain_groups() -> Callable[[GroupNews], None]:
+def _plain_groups() -> Callable[[GroupEvent], None]:
     last: dict[int, float] = {}
 
-    def show(news: GroupNews) -> None:
+    def show(news: GroupEvent) -> None:
         now, number = time.monotonic(), news.report.number
         if news.event == "update" and now - last.get(number, 0.0) < PLAIN_SECONDS:
             return
@@ -120,7 +120,7 @@ def _plain_groups() -> Callable[[GroupNews], None]:
     return show
 
 
-def _line(news: GroupNews) -> str:
+def _line(news: GroupEvent) -> str:
     said = {
         "begun": f"begins at update {news.report.step}",
         "update": f"{news.report.done:4.0%}  update {news.report.step}  loss: {_losses(news)}",
@@ -131,39 +131,39 @@ def _line(news: GroupNews) -> str:
     return f"{_of_group(news)}: {said[news.event]}"
 
 
-def _of_group(news: GroupNews) -> str:
+def _of_group(news: GroupEvent) -> str:
     more = len(news.names) - GROUP_NAMES
     names = ", ".join(news.names[:GROUP_NAMES]) + (f" and {more} more" if more > 0 else "")
     return f"group {news.report.number} ({names})"
 
 
-def _losses(news: GroupNews) -> str:
+def _losses(news: GroupEvent) -> str:
     some = list(news.report.losses.items())[:GROUP_NAMES]
     return "  ".join(f"{name} {value:.2f}" for name, value in some)
 
 
-def _table(progress: Progress) -> Table:
+def _table(progress: TrainingProgress) -> Table:
     from rich.table import Table
 
     table = Table("entry", "update", "recall", "drift", "distilled", "", box=None)
     for name, one in _some(progress):
         numbers = [_number(one, kind) for kind in ("response", "guard", "distil")]
         table.add_row(name, str(one.steps), *numbers, one.stopped or "")
-    hidden = len(progress.learners) - SHOWN
+    hidden = len(progress.trainables) - SHOWN
     if hidden > 0 or progress.waiting:
         table.add_row(f"and {max(0, hidden)} more, {progress.waiting} waiting", "", "", "", "", "")
     return table
 
 
-def _some(progress: Progress) -> list[tuple[str, Learner]]:
+def _some(progress: TrainingProgress) -> list[tuple[str, TrainablePrompt]]:
     """The entries still learning first, as many as the table shows."""
-    ordered = sorted(progress.learners.items(), key=lambda item: item[1].stopped is not None)
+    ordered = sorted(progress.trainables.items(), key=lambda item: item[1].stopped is not None)
     return ordered[:SHOWN]
 
 
-def _number(learner: Learner, *kinds: str) -> str:
+def _number(trainable: TrainablePrompt, *kinds: str) -> str:
     for kind in kinds:
-        value = learner.history.recent(kind)
+        value = trainable.history.recent(kind)
         if value is not None:
             return f"{value:.2f}"
     return "–"

@@ -115,7 +115,7 @@ def command(
     from softlore.serve import logs
     from softlore.serve.running import Server
     from softlore.serve.state import ServerState, default_books
-    from softlore.story import Stories
+    from softlore.story import StoryLibrary
 
     logs.set_up(log_level)
     book = Lorebook.load(lorebook) if lorebook is not None else None
@@ -131,7 +131,7 @@ def command(
     state = ServerState(
         engine=engine,
         prompts=PromptLibrary(folder),
-        stories=Stories(stories_folder),
+        stories=StoryLibrary(stories_folder),
         books=books_folder or default_books(),
         settings=settings,
         book=book,
@@ -190,10 +190,10 @@ def _engine(
 
         limits.pop("queue_seconds")
         return VLLMEngine(model, url, api_key=key, **limits)
-    from softlore.decode import Kept, TorchReader
+    from softlore.decode import PrefixCache, TorchModelRunner
     from softlore.serve.engines.local import LocalEngine
 
-    return LocalEngine(TorchReader(model, Kept(settings.keep_mb * MEGABYTE)), **limits)
+    return LocalEngine(TorchModelRunner(model, PrefixCache(settings.keep_mb * MEGABYTE)), **limits)
 
 
 def _tell(url: str, state: ServerState, engine_url: str | None) -> None:

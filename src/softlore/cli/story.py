@@ -17,7 +17,7 @@ from softlore.cli.options import (
 
 if TYPE_CHECKING:
     from softlore.lore import Lorebook
-    from softlore.story import Stories, Story, StoryDraft, StorySettings
+    from softlore.story import Story, StoryDraft, StoryLibrary, StorySettings
     from softlore.story.session import StorySession
 
 
@@ -72,9 +72,9 @@ def command(
     """
     from softlore.errors import ConfigError
     from softlore.lore import Lorebook
-    from softlore.story import Stories
+    from softlore.story import StoryLibrary
 
-    stories = Stories(stories_folder)
+    stories = StoryLibrary(stories_folder)
     if name is None:
         if delete or import_file or export_file:
             raise ConfigError(
@@ -118,7 +118,7 @@ def _export(story: Story, path: Path) -> None:
     click.echo(f"wrote {path}", err=True)
 
 
-def _list(stories: Stories) -> None:
+def _list(stories: StoryLibrary) -> None:
     """The stories that can be read; of the others, what is wrong with each."""
     from softlore.cli.reading import turns
     from softlore.errors import SoftloreError
@@ -138,7 +138,7 @@ def _list(stories: Stories) -> None:
     )
 
 
-def _delete(stories: Stories, name: str, yes: bool) -> None:
+def _delete(stories: StoryLibrary, name: str, yes: bool) -> None:
     from softlore.errors import ConfigError
 
     if name in stories and not yes:
@@ -162,7 +162,7 @@ class _Beginning:
         book: the lore that came with the file.
     """
 
-    def __init__(self, stories: Stories, name: str, import_file: Path | None) -> None:
+    def __init__(self, stories: StoryLibrary, name: str, import_file: Path | None) -> None:
         from softlore.errors import ConfigError
 
         self._stories, self._name = stories, name
@@ -212,7 +212,9 @@ class _Beginning:
         return story
 
 
-def _write(session: StorySession, stories: Stories, tokens: int, sampling: dict[str, Any]) -> None:
+def _write(
+    session: StorySession, stories: StoryLibrary, tokens: int, sampling: dict[str, Any]
+) -> None:
     import sys
 
     from softlore.cli.reading import comfortable_reader, line_reader

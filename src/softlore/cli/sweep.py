@@ -25,7 +25,7 @@ from softlore.cli.workers import ray_options
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from softlore.tune.sweep import Tried
+    from softlore.tune.sweep import FinishedTrial
 
 
 @click.command()
@@ -84,7 +84,7 @@ def command(
     from softlore.cli.train_groups import hired
     from softlore.lore import Lorebook
     from softlore.model import DEFAULT_MODEL
-    from softlore.tune.space import DEFAULT, parse_space
+    from softlore.tune.search_space import DEFAULT, parse_space
 
     with wanting("sweep"):
         from softlore.tune.sweep import Sweep
@@ -128,7 +128,7 @@ def command(
         else:
             click.echo(f"train with the best: {line}")
     report = {"lorebook": book.name, "model": name, "drift_weight": drift_weight}
-    trials_told = {"trials": [one.as_json() for one in tried], "command": line}
+    trials_told = {"trials": [one.to_dict() for one in tried], "command": line}
     write_json(report | trials_told, json_path)
 
 
@@ -136,9 +136,11 @@ def _free(param: str, settings: dict[str, Any]) -> bool:
     return param.partition("=")[0] not in settings
 
 
-def _command(lorebook: Path, model_name: str | None, given: dict[str, Any], best: Tried) -> str:
+def _command(
+    lorebook: Path, model_name: str | None, given: dict[str, Any], best: FinishedTrial
+) -> str:
     """What trains the lorebook with the best settings and those that were given for all."""
-    from softlore.tune.space import options_for
+    from softlore.tune.search_space import options_for
 
     fixed = {name: value for name, value in given.items() if name != "chat"}
     model = [] if model_name is None else ["--model", model_name]
@@ -147,7 +149,7 @@ def _command(lorebook: Path, model_name: str | None, given: dict[str, Any], best
     return shlex.join(["softlore", "train", str(lorebook), *options])
 
 
-def _table(tried: Sequence[Tried], names: Sequence[str]) -> Table:
+def _table(tried: Sequence[FinishedTrial], names: Sequence[str]) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -170,7 +172,7 @@ def _shown(value: Any) -> str:
 
 
 @contextmanager
-def _trial_bar(trials: int) -> Iterator[Callable[[Tried], None]]:
+def _trial_bar(trials: int) -> Iterator[Callable[[FinishedTrial], None]]:
     """A bar on a terminal, with the best score so far; elsewhere a line a trial."""
     if not interactive():
         yield lambda one: click.echo(f"trial {one.number}: {_outcome(one)}", err=True)
@@ -182,7 +184,7 @@ def _trial_bar(trials: int) -> Iterator[Callable[[Tried], None]]:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("trying", total=trials)
 
-        def show(one: Tried) -> None:
+        def show(one: FinishedTrial) -> None:
             if one.score is not None:
                 scores.append(one.score)
             best = f"trying, best {min(scores):.3f}" if scores else "trying"
@@ -191,6 +193,6 @@ def _trial_bar(trials: int) -> Iterator[Callable[[Tried], None]]:
         yield show
 
 
-def _outcome(one: Tried) -> str:
+def _outcome(one: FinishedTrial) -> str:
     told = " ".join(f"{name}={_shown(value)}" for name, value in one.settings.items())
     return f"{told}: " + (f"score {one.score:.3f}" if one.score is not None else one.why)

@@ -173,7 +173,7 @@ class Terminal:
 
     def set(self, text: str) -> None:
         """Set how it is written: /set tokens=120 temperature=0.7 budget=200 seed=3."""
-        from softlore.decode import Sampling
+        from softlore.decode import SamplingParams
         from softlore.decode.no_copy import check_no_copy
 
         sampling, tokens = dict(self._sampling), self._tokens
@@ -192,7 +192,7 @@ class Terminal:
             else:
                 sampling[name] = number
         check_no_copy(sampling.get("no_copy", 0))
-        Sampling.of({name: value for name, value in sampling.items() if name != "no_copy"})
+        SamplingParams.of({name: value for name, value in sampling.items() if name != "no_copy"})
         if own:
             self.story.set(**own)
         self._sampling, self._tokens = sampling, tokens

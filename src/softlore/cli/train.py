@@ -209,7 +209,7 @@ def _train(trainer: WorldInfoTrainer, prompts: PromptLibrary) -> list[SoftPrompt
     """
     from softlore.cli.progress import watch, working
     from softlore.errors import DivergedError
-    from softlore.tune.book import save_all
+    from softlore.tune.book import save_prompts
 
     with working("reading the lore, and what the bare model writes by itself", interactive()):
         trainer.prepare()
@@ -244,7 +244,7 @@ def _train(trainer: WorldInfoTrainer, prompts: PromptLibrary) -> list[SoftPrompt
     made = list(trainer.prompts().values())
     if not trainer.ranks.first:
         return made
-    for path in save_all(prompts, made, trainer):
+    for path in save_prompts(prompts, made, trainer):
         _say(f"wrote {path}")
     return made
 

@@ -15,7 +15,7 @@ from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
     from softlore.prompts import PromptLibrary
-    from softlore.tune.crew import Crew
+    from softlore.tune.worker_pool import WorkerPool
 
 GROUP_SIZE = 8  # with --ray, where nothing is said
 
@@ -40,7 +40,7 @@ def train_in_groups(
     from softlore.cli.progress import watch_groups
     from softlore.lore import Lorebook
     from softlore.lore.corpora import holds_corpora
-    from softlore.tune.grouped import GroupRun
+    from softlore.tune.group_run import GroupRun
 
     if lorebook.suffix == ".txt" or holds_corpora(lorebook):
         raise ConfigError(
@@ -76,29 +76,29 @@ def train_in_groups(
 
 
 @contextmanager
-def hired(where: Where, asked: Asked, most: int | None = None) -> Iterator[Crew]:
+def hired(where: Where, asked: Asked, most: int | None = None) -> Iterator[WorkerPool]:
     """The workers that the options of `ray_options` ask for; they are let go in the end.
 
     Args:
         most: more than these would have nothing to do.
     """
-    from softlore.tune.crew import LocalCrew
+    from softlore.tune.worker_pool import LocalWorkerPool
 
     address, workers, threads = asked
-    crew: Crew
+    crew: WorkerPool
     if address is None:
         set_threads(workers, None)
-        crew = LocalCrew(load_model(*where), threads)
+        crew = LocalWorkerPool(load_model(*where), threads)
     else:
         from softlore.cli.progress import working
         from softlore.model import DEFAULT_MODEL
-        from softlore.tune.worker import ModelName
+        from softlore.tune.worker import ModelSpec
 
         with wanting("ray"):
-            from softlore.tune.crew_ray import RayCrew
-        named = ModelName(where[0] or DEFAULT_MODEL, *where[1:])
+            from softlore.tune.worker_pool_ray import RayWorkerPool
+        named = ModelSpec(where[0] or DEFAULT_MODEL, *where[1:])
         with working("starting workers", interactive()):
-            crew = RayCrew(named, address, workers, threads, most)
+            crew = RayWorkerPool(named, address, workers, threads, most)
         say(f"{crew.size} {'worker' if crew.size == 1 else 'workers'} of {crew.threads} "
             f"{'thread' if crew.threads == 1 else 'threads'}")  # fmt: skip
     try:

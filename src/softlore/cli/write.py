@@ -59,23 +59,25 @@ def command(
       softlore write "The old house" --sampler dry_multiplier=0.8 --sampler banned_strings=suddenly
     """
     from softlore.control import find_codes
-    from softlore.decode import Reader, TorchReader, Wish, write_together
+    from softlore.decode import GenerationRequest, ModelRunner, TorchModelRunner, write_batch
     from softlore.prompts import Context
 
     text = given_text(text)
     prompts = library(folder)
     context = Context.parse(text, prompts)
     if gguf is None:
-        reader: Reader = TorchReader(load_model(model_name, dtype, device))
+        reader: ModelRunner = TorchModelRunner(load_model(model_name, dtype, device))
     else:
         reader = gguf_reader(gguf, model_name, None, cache, len(codes) + 1)
     doses = dict(map(dose, codes))
     found = find_codes(reader.model, doses, prompts) if doses else {}
-    head = [(found[name].head, strength) for name, strength in doses.items()]
+    conditioning = [(found[name].conditioning, strength) for name, strength in doses.items()]
     no_copy = sampling.pop("no_copy", 0)
     stops = [clean(one, "--stop") for one in stop]
-    wish = Wish(context, tokens, stops, seed, no_copy, None, head, not any_model, sampling)
-    _, told = write_together(reader, [wish])
+    wish = GenerationRequest(
+        context, tokens, stops, seed, no_copy, None, conditioning, not any_model, sampling
+    )
+    _, told = write_batch(reader, [wish])
     pieces = (token.text for _, token in told if token.text)
     first = next(pieces, "")  # what can't be written on is refused before anything is shown
     plain = "".join(piece for piece in context.pieces if isinstance(piece, str))

@@ -11,12 +11,12 @@ from typing import Any
 
 from softlore import demo as data
 from softlore.compare.samples import Sample, write_samples
-from softlore.disk import refused
+from softlore.disk import storage_error
 from softlore.lore import Entry, Lorebook
 from softlore.measure import Evaluation, evaluate
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary, SoftPrompt
-from softlore.tune import Progress, WorldInfoTrainer
+from softlore.tune import TrainingProgress, WorldInfoTrainer
 
 TIME_BUDGET = 190.0  # seconds of updates
 SAMPLE_TOKENS = 40
@@ -24,12 +24,12 @@ SAMPLE_TOKENS = 40
 SIZES: dict[str, Any] = {"stories": 6}
 QUICK_SIZES: dict[str, Any] = {"stories": 1, "story_tokens": 8, "distances": (0, 8)}
 
-OnStep = Callable[[Progress], "bool | None"]
+OnStep = Callable[[TrainingProgress], "bool | None"]
 OnProgress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
-class Onlooker:
+class DemoObserver:
     """Who is told how far the demo is.
 
     Attributes:
@@ -44,7 +44,7 @@ class Onlooker:
 
 
 @dataclass(frozen=True)
-class Way:
+class DemoMethod:
     """One way of training, and on what.
 
     Attributes:
@@ -70,14 +70,14 @@ class Trained:
         seconds: of training, the reading of the lore included.
     """
 
-    way: Way
+    way: DemoMethod
     prompts: dict[str, SoftPrompt]
     curves: dict[str, dict[str, list[float]]]
     evaluation: Evaluation
     updates: int
     seconds: float
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         rounded = {
             name: {kind: [round(loss, 4) for loss in losses] for kind, losses in kinds.items()}
             for name, kinds in self.curves.items()
@@ -93,7 +93,7 @@ class Trained:
             "updates": self.updates,
             "seconds": round(self.seconds, 1),
             "curves": rounded,
-            "evaluation": self.evaluation.as_json(),
+            "evaluation": self.evaluation.to_dict(),
         }
 
 
@@ -115,7 +115,7 @@ class Demo:
     seconds: float
     files: dict[str, Path] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         return {
             "lorebook": self.book.name,
@@ -123,12 +123,12 @@ class Demo:
             "parameters": self.parameters,
             "seed": self.seed,
             "seconds": round(self.seconds, 1),
-            "trained": [one.as_json() for one in self.trained],
-            "samples": [sample.as_json() for sample in self.samples],
+            "trained": [one.to_dict() for one in self.trained],
+            "samples": [sample.to_dict() for sample in self.samples],
         }
 
 
-def ways(book: Lorebook, quick: bool = False) -> list[Way]:
+def demo_methods(book: Lorebook, quick: bool = False) -> list[DemoMethod]:
     """The three ways of the demo: in company, from the text alone, and as embedding rows."""
     rook, marta = book["Captain Rook"], book["Marta"]
     entries = [marta, rook] if quick else list(book)
@@ -144,8 +144,10 @@ def ways(book: Lorebook, quick: bool = False) -> list[Way]:
     distilled = {"kind": "prefix", "n_tokens": 16, "max_steps": 150, "distil_passages": 128}
     rows = {"kind": "embedding", "n_tokens": 24, "max_steps": 150, "distil_weight": 0.0}
     return [
-        Way("company", "all entries as prefixes, in company", entries, in_company | small, 0.68),
-        Way(
+        DemoMethod(
+            "company", "all entries as prefixes, in company", entries, in_company | small, 0.68
+        ),
+        DemoMethod(
             "distilled",
             f"{rook.name} as a prefix, from the text alone",
             [rook.model_copy(update={"blocks": []})],
@@ -153,7 +155,7 @@ def ways(book: Lorebook, quick: bool = False) -> list[Way]:
             0.16,
             " from text",
         ),
-        Way(
+        DemoMethod(
             "embedding",
             f"{marta.name} as embedding rows",
             [marta],
@@ -171,7 +173,7 @@ def run_demo(
     seed: int = 0,
     quick: bool = False,
     time_budget: float = TIME_BUDGET,
-    onlooker: Onlooker | None = None,
+    onlooker: DemoObserver | None = None,
 ) -> Demo:
     """Trains, measures, writes; saves the prompts under `out`.
 
@@ -182,12 +184,12 @@ def run_demo(
     Raises:
         StorageError: the disk refuses.
     """
-    told = onlooker or Onlooker()
+    told = onlooker or DemoObserver()
     book = Lorebook.load(data.lorebook_path())
     start = time.monotonic()
     library = PromptLibrary(_made(out / "prompts"))
     trained = []
-    for way in ways(book, quick):
+    for way in demo_methods(book, quick):
         told.say(f"training {way.title}")
         found = _train(model, book, way, seed, quick, time_budget * way.share, told)
         for prompt in found.prompts.values():
@@ -205,18 +207,18 @@ def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise refused("make the folder", folder, error) from error
+        raise storage_error("make the folder", folder, error) from error
     return folder
 
 
 def _train(
     model: FrozenModel,
     book: Lorebook,
-    way: Way,
+    way: DemoMethod,
     seed: int,
     quick: bool,
     time_budget: float,
-    told: Onlooker,
+    told: DemoObserver,
 ) -> Trained:
     start = time.monotonic()
     trainer = WorldInfoTrainer(
@@ -231,7 +233,7 @@ def _train(
     with told.measuring() as show:
         sizes = QUICK_SIZES if quick else SIZES
         evaluation = evaluate(model, of_these, made, seed=seed, on_progress=show, **sizes)
-    curves = {name: vars(one.history) for name, one in trainer.learners.items()}
+    curves = {name: vars(one.history) for name, one in trainer.trainables.items()}
     return Trained(way, prompts, curves, evaluation, trainer.step, seconds)
 
 

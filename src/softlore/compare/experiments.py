@@ -14,7 +14,7 @@ from rich.table import Table
 from softlore.compare.plots import need_extra
 from softlore.control.hard import Experiment, Outcome
 from softlore.control.hard.assertions import Verdict
-from softlore.disk import write_whole
+from softlore.disk import write_atomically
 
 TEMPLATE = "experiment.html.j2"
 
@@ -84,17 +84,17 @@ def _cell(share: float, value: float | None) -> str:
     return f"{value:.3g}" if share == 1 else f"{value:.3g} ({held})"
 
 
-def as_json(experiment: Experiment, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def to_dict(experiment: Experiment, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """All cases, and the summary, as plain data."""
     return {
         "experiment": experiment.name,
         "passed": all(one.passed for one in outcomes),
         "summary": summary(outcomes),
-        "cases": [one.as_json() for one in outcomes],
+        "cases": [one.to_dict() for one in outcomes],
     }
 
 
-def as_csv(outcomes: Sequence[Outcome]) -> str:
+def to_csv(outcomes: Sequence[Outcome]) -> str:
     """A row a case; an assertion a column."""
     names = list(dict.fromkeys(name for one in outcomes for name in one.case.shown))
     kinds = list(dict.fromkeys(name for one in outcomes for name, _ in one.verdicts))
@@ -140,4 +140,4 @@ def write_page(experiment: Experiment, outcomes: Sequence[Outcome], path: Path) 
         passed=sum(one.passed for one in outcomes),
         count=len(outcomes),
     )
-    write_whole(path, html.encode())
+    write_atomically(path, html.encode())

@@ -26,7 +26,9 @@ COLOURS = {"none": "#020202", "text": "#030303", "soft": "#040404", "company": "
 # Ways by their kind: a colour and a marker each.
 KINDS = {"none": ("none", "o"), "hard": ("text", "s"), "code": ("company", "^"),
          "embedding": ("soft", "v"), "prefix": ("soft", "D")}  # fmt: skip
-_ON_THE_PAGE = {INK: "currentColor"} | {c: f"var(--{head})" for head, c in COLOURS.items()}
+_ON_THE_PAGE = {INK: "currentColor"} | {
+    c: f"var(--{conditioning})" for conditioning, c in COLOURS.items()
+}
 MARKERS = {"none": "o", "text": "s", "soft": "D", "company": "^"}
 SMOOTH = 0.7  # how much of each loss curve's last value is kept at the next
 _STYLE: dict[str, Any] = {
@@ -76,16 +78,16 @@ def recall_by_distance(evaluation: Evaluation, title: str) -> str:
     """Recall of all entries after none and more of the story, for each head."""
     figure, axes = _figure()
     distances = evaluation.distances
-    for head, one in evaluation.total().items():
+    for conditioning, one in evaluation.total().items():
         if one is None or all(one.recall[d] is None for d in distances):
             continue
         losses = [one.recall[d] for d in distances]
         axes.plot(
             range(len(distances)),
             [float("nan") if loss is None else loss for loss in losses],
-            color=COLOURS[head],
-            marker=MARKERS[head],
-            label=HEAD_NAMES[head],
+            color=COLOURS[conditioning],
+            marker=MARKERS[conditioning],
+            label=HEAD_NAMES[conditioning],
         )
     axes.set_xticks(range(len(distances)), [str(d) for d in distances])
     axes.set_xlabel("tokens of story between prompt and call")
@@ -128,15 +130,15 @@ def drift_bars(evaluation: Evaluation, title: str) -> str:
     """How far each entry's text and soft prompt bend unrelated text."""
     names = [entry.name for entry in evaluation.entries]
     figure, axes = _figure(height=0.8 + 0.42 * len(names))
-    for offset, head in ((-0.2, "text"), (0.2, "soft")):
-        found = [entry.heads.get(head) for entry in evaluation.entries]
+    for offset, conditioning in ((-0.2, "text"), (0.2, "soft")):
+        found = [entry.conditionings.get(conditioning) for entry in evaluation.entries]
         drifts = [(one.drift if one else None) or 0.0 for one in found]
         axes.barh(
             [i + offset for i in range(len(names))],
             drifts,
             height=0.36,
-            color=COLOURS[head],
-            label=HEAD_NAMES[head],
+            color=COLOURS[conditioning],
+            label=HEAD_NAMES[conditioning],
         )
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()

@@ -11,7 +11,7 @@ from softlore.compare.demo import Demo, Trained
 from softlore.compare.plots import drift_bars, loss_curves, need_extra, recall_by_distance
 from softlore.compare.samples import first_of_each, marked
 from softlore.compare.tables import HEAD_NAMES, number
-from softlore.disk import write_whole
+from softlore.disk import write_atomically
 
 TEMPLATE = "report.html.j2"
 PICTURED = 4  # samples in the picture
@@ -28,9 +28,9 @@ def write_report(demo: Demo, out: Path) -> Demo:
     from softlore.compare.panel import panel_png
 
     files = {name: out / name for name in ("report.html", "demo.json", "demo.png")}
-    write_whole(files["report.html"], render(demo).encode())
-    write_whole(files["demo.json"], json.dumps(demo.as_json(), ensure_ascii=False).encode())
-    write_whole(files["demo.png"], panel_png(first_of_each(demo.samples)[:PICTURED]))
+    write_atomically(files["report.html"], render(demo).encode())
+    write_atomically(files["demo.json"], json.dumps(demo.to_dict(), ensure_ascii=False).encode())
+    write_atomically(files["demo.png"], panel_png(first_of_each(demo.samples)[:PICTURED]))
     return replace(demo, files=files)
 
 
@@ -95,8 +95,8 @@ def _costs(demo: Demo) -> list[dict[str, Any]]:
     for one in demo.trained:
         entries = {entry.name: entry for entry in one.evaluation.entries}
         for name, prompt in one.prompts.items():
-            heads = entries[name].heads
-            text = heads["text"]
+            conditionings = entries[name].conditionings
+            text = conditionings["text"]
             rows.append(
                 {
                     "name": prompt.name,
@@ -105,7 +105,7 @@ def _costs(demo: Demo) -> list[dict[str, Any]]:
                     "text_tokens": text.tokens if text else None,
                     "kilobytes": prompt.tensor.numel() * 4 / 1024,
                     "seconds": one.seconds / len(one.prompts),
-                    "heads": heads,
+                    "heads": conditionings,
                 }
             )
     return rows

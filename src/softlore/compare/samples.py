@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from softlore.context.compose import Readable
+from softlore.context.compose import ContextLike
 from softlore.measure.stories import write_stories
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
@@ -37,7 +37,7 @@ class Sample:
     soft: str
     lore_words: list[str]
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -56,8 +56,10 @@ def write_samples(
     ids = [model.encode(opening) for _, opening in openings]
     told: list[list[str]] = []
     for soft in (False, True):
-        heads: list[Readable] = [prompt if soft else "" for prompt, _ in openings]
-        jobs = [(head, [begun]) for head, begun in zip(heads, ids, strict=True)]
+        conditionings: list[ContextLike] = [prompt if soft else "" for prompt, _ in openings]
+        jobs = [
+            (conditioning, [begun]) for conditioning, begun in zip(conditionings, ids, strict=True)
+        ]
         written = write_stories(model, jobs, tokens, seed)
         told.append([_readable(model.decode(texts[0])) if texts else "" for texts in written])
     return [

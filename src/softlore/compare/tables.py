@@ -39,7 +39,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for entry in evaluation.entries:
-        _add_rows(table, _label(entry), entry.heads, distances)
+        _add_rows(table, _label(entry), entry.conditionings, distances)
         table.add_section()
     _add_rows(table, "all entries", evaluation.total(), distances, style="bold")
     return table
@@ -52,15 +52,17 @@ def _label(entry: EntryResult) -> str:
 def _add_rows(
     table: Table,
     label: str,
-    heads: Mapping[str, Measures | None],
+    conditionings: Mapping[str, Measures | None],
     distances: list[int],
     style: str = "",
 ) -> None:
-    for head, name in HEAD_NAMES.items():
-        if head not in heads or (head == "company" and heads[head] is None):
+    for conditioning, name in HEAD_NAMES.items():
+        if conditioning not in conditionings or (
+            conditioning == "company" and conditionings[conditioning] is None
+        ):
             continue
-        cells = _cells(heads[head], distances)
-        table.add_row(label, name, *cells, style=style or ("dim" if head == "none" else ""))
+        cells = _cells(conditionings[conditioning], distances)
+        table.add_row(label, name, *cells, style=style or ("dim" if conditioning == "none" else ""))
         label = ""
 
 

@@ -2,40 +2,40 @@
 
 from softlore.context.activation import (
     Activation,
-    Active,
+    ActiveEntry,
     BadKey,
-    Passed,
-    Places,
+    EntryPlacement,
+    SkippedEntry,
     activate,
-    placed,
+    place_entries,
 )
 from softlore.context.compose import compose, embed, logits
-from softlore.context.forms import Branching, Form, Leaf, backward, hidden_states
-from softlore.context.scan import Scanning
+from softlore.context.scan import ScanSettings
 from softlore.context.splice import ROOT, Node, Spliced, Tree, splice
 from softlore.context.timers import Timers
+from softlore.context.tree_batch import Branch, TreeBatch, TreeLayout, backward, hidden_states
 
 __all__ = [
     "ROOT",
     "Activation",
-    "Active",
+    "ActiveEntry",
     "BadKey",
-    "Branching",
-    "Form",
-    "Leaf",
+    "Branch",
+    "EntryPlacement",
     "Node",
-    "Passed",
-    "Places",
-    "Scanning",
+    "ScanSettings",
+    "SkippedEntry",
     "Spliced",
     "Timers",
     "Tree",
+    "TreeBatch",
+    "TreeLayout",
     "activate",
     "backward",
     "compose",
     "embed",
     "hidden_states",
     "logits",
-    "placed",
+    "place_entries",
     "splice",
 ]

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
-from softlore.context.scan import Candidate, Scan, Scanning
+from softlore.context.scan import Candidate, Scan, ScanSettings
 from softlore.context.timers import Timers
 from softlore.errors import ConfigError, ContextError
 from softlore.lore import Entry
@@ -30,7 +30,7 @@ from softlore.lore.entry import Role
 
 
 @dataclass(frozen=True)
-class Active:
+class ActiveEntry:
     """An entry that is used, the reason in plain words, the key that called it, and the round."""
 
     entry: Entry
@@ -40,7 +40,7 @@ class Active:
 
 
 @dataclass(frozen=True)
-class Passed:
+class SkippedEntry:
     """An entry that was called up and is not used, and why, in plain words."""
 
     entry: Entry
@@ -68,15 +68,15 @@ class Activation:
         cost: what the active entries cost together; 0 without a budget.
     """
 
-    active: list[Active]
-    passed: list[Passed]
+    active: list[ActiveEntry]
+    passed: list[SkippedEntry]
     bad_keys: list[BadKey]
     timers: Timers
     cost: int
 
 
 @dataclass
-class Places:
+class EntryPlacement:
     """Active entries by where they go, each list in the order of insertion.
 
     Attributes:
@@ -84,20 +84,20 @@ class Places:
             of the text, the deepest first.
     """
 
-    before_char: list[Active] = field(default_factory=list)
-    after_char: list[Active] = field(default_factory=list)
-    note_top: list[Active] = field(default_factory=list)
-    note_bottom: list[Active] = field(default_factory=list)
-    examples_top: list[Active] = field(default_factory=list)
-    examples_bottom: list[Active] = field(default_factory=list)
-    outlet: list[Active] = field(default_factory=list)
-    at_depth: dict[tuple[int, Role], list[Active]] = field(default_factory=dict)
+    before_char: list[ActiveEntry] = field(default_factory=list)
+    after_char: list[ActiveEntry] = field(default_factory=list)
+    note_top: list[ActiveEntry] = field(default_factory=list)
+    note_bottom: list[ActiveEntry] = field(default_factory=list)
+    examples_top: list[ActiveEntry] = field(default_factory=list)
+    examples_bottom: list[ActiveEntry] = field(default_factory=list)
+    outlet: list[ActiveEntry] = field(default_factory=list)
+    at_depth: dict[tuple[int, Role], list[ActiveEntry]] = field(default_factory=dict)
 
 
 def activate(
     entries: Iterable[Entry],
     messages: Sequence[str],
-    scanning: Scanning | None = None,
+    scanning: ScanSettings | None = None,
     timers: Timers | None = None,
     *,
     seed: int = 0,
@@ -130,7 +130,7 @@ def activate(
     scan = Scan(
         list(entries),
         messages,
-        scanning or Scanning(),
+        scanning or ScanSettings(),
         timers or Timers(),
         seed,
         cost or (lambda entry: 0),
@@ -140,8 +140,8 @@ def activate(
     inserted = sorted(scan.everyone, key=lambda c: (c.entry.order, c.place))
     used = set(scan.active)
     return Activation(
-        [Active(c.entry, c.reason, c.key, c.round) for c in inserted if c in used],
-        [Passed(c.entry, c.why_not) for c in inserted if c not in used and c.why_not],
+        [ActiveEntry(c.entry, c.reason, c.key, c.round) for c in inserted if c in used],
+        [SkippedEntry(c.entry, c.why_not) for c in inserted if c not in used and c.why_not],
         [BadKey(c.entry, *bad) for c in scan.everyone for bad in _bad_keys(c, scan.watch.slow)],
         scan.timers.after(scan.entries, (c.entry for c in scan.active), len(messages)),
         scan.spent,
@@ -157,16 +157,16 @@ def _bad_keys(candidate: Candidate, slow: dict[str, str]) -> list[tuple[str, str
     return found
 
 
-def placed(active: Iterable[Active]) -> Places:
+def place_entries(active: Iterable[ActiveEntry]) -> EntryPlacement:
     """Sorts active entries by where they go."""
-    places = Places()
-    depths: dict[tuple[int, Role], list[Active]] = {}
+    places = EntryPlacement()
+    depths: dict[tuple[int, Role], list[ActiveEntry]] = {}
     for one in sorted(active, key=lambda one: one.entry.order):
         entry = one.entry
         if entry.position == "at_depth":
             depths.setdefault((entry.depth, entry.role), []).append(one)
         else:
-            listed: list[Active] = getattr(places, entry.position)
+            listed: list[ActiveEntry] = getattr(places, entry.position)
             listed.append(one)
     roles = get_args(Role)
     for depth, role in sorted(depths, key=lambda at: (-at[0], roles.index(at[1]))):

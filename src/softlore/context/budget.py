@@ -13,12 +13,12 @@ from typing import Literal
 
 import numpy as np
 
-Form = Literal["soft", "text"]
+LoreForm = Literal["soft", "text"]
 LEAST = 0.01  # nats a token: an entry is called up for a reason, even if no gain was measured
 
 
 @dataclass(frozen=True)
-class Offer:
+class LoreOption:
     """An entry in a form.
 
     Attributes:
@@ -27,23 +27,23 @@ class Offer:
     """
 
     entry: str
-    form: Form
+    form: LoreForm
     tokens: int
     gain: float
     outside: bool = False  # of the budget: it enters in any case
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutEntry:
     """An entry that was called up and does not stand in the context, and why."""
 
     entry: str
     why: str
-    offers: tuple[Offer, ...]
+    offers: tuple[LoreOption, ...]
 
 
 @dataclass(frozen=True)
-class Mix:
+class BudgetChoice:
     """What was chosen.
 
     Attributes:
@@ -52,8 +52,8 @@ class Mix:
         budget: tokens there were for those that count.
     """
 
-    chosen: tuple[Offer, ...]
-    cut: tuple[Cut, ...]
+    chosen: tuple[LoreOption, ...]
+    cut: tuple[CutEntry, ...]
     budget: int
 
     @property
@@ -66,12 +66,12 @@ class Mix:
         return sum(offer.gain for offer in self.chosen)
 
 
-def choose(offers: Sequence[Offer], budget: int) -> Mix:
+def choose_within_budget(offers: Sequence[LoreOption], budget: int) -> BudgetChoice:
     """The mix of offers within a budget that gains most; of equals, the one of fewest tokens.
 
     Entries that were offered first win ties. An entry without offers cannot be chosen.
     """
-    by_entry: dict[str, list[Offer]] = {}
+    by_entry: dict[str, list[LoreOption]] = {}
     for offer in offers:
         by_entry.setdefault(offer.entry, []).append(offer)
     outside = {
@@ -85,14 +85,14 @@ def choose(offers: Sequence[Offer], budget: int) -> Mix:
     chosen = tuple(picked[name] for name in by_entry if name in picked)
     left = budget - sum(offer.tokens for offer in chosen if not offer.outside)
     cut = tuple(
-        Cut(name, _why(mine, left, budget), tuple(mine))
+        CutEntry(name, _why(mine, left, budget), tuple(mine))
         for name, mine in by_entry.items()
         if name not in picked
     )
-    return Mix(chosen, cut, budget)
+    return BudgetChoice(chosen, cut, budget)
 
 
-def _knapsack(groups: Sequence[Sequence[Offer]], budget: int) -> list[Offer]:
+def _knapsack(groups: Sequence[Sequence[LoreOption]], budget: int) -> list[LoreOption]:
     """At most one offer of each group, of the highest value in all.
 
     `best[t]` is the highest value in at most `t` tokens; exact, in time groups × budget.
@@ -122,7 +122,7 @@ def _knapsack(groups: Sequence[Sequence[Offer]], budget: int) -> list[Offer]:
     return found[::-1]
 
 
-def _why(offers: Sequence[Offer], left: int, budget: int) -> str:
+def _why(offers: Sequence[LoreOption], left: int, budget: int) -> str:
     forms = " or ".join(f"{offer.tokens} tokens as {_called(offer.form)}" for offer in offers)
     if min(offer.tokens for offer in offers) > budget:
         return f"{forms} would not fit the budget of {budget} by itself"
@@ -133,5 +133,5 @@ def _why(offers: Sequence[Offer], left: int, budget: int) -> str:
     )
 
 
-def _called(form: Form) -> str:
+def _called(form: LoreForm) -> str:
     return "a soft prompt" if form == "soft" else "text"

@@ -13,11 +13,11 @@ from softlore.model import FrozenModel, LanguageModel
 from softlore.prompts import Context, SoftPrompt
 
 Piece = str | SoftPrompt
-Readable = Piece | Context
+ContextLike = Piece | Context
 
 
 def compose(
-    model: LanguageModel, context: Readable, check: bool = True, head: Readable = ""
+    model: LanguageModel, context: ContextLike, check: bool = True, conditioning: ContextLike = ""
 ) -> Tree:
     """Turns pieces into nodes and prefixes; BOS, where the model has one, stands once, first.
 
@@ -29,7 +29,7 @@ def compose(
         PromptMismatchError: a prompt of another model.
         ContextError: nothing to read.
     """
-    parts = [Context(head), Context(context)]
+    parts = [Context(conditioning), Context(context)]
     for prompt in (prompt for part in parts for prompt in part.prompts):
         model.check_prompt(prompt, any_model=not check)
     contents = [model.bos, *_contents(model, [p for part in parts for p in part.body.pieces])]
@@ -46,9 +46,9 @@ def compose(
     return Tree(nodes, [prompt.cast(model.device, model.dtype) for prompt in prefixes])
 
 
-def heading(model: LanguageModel, head: Readable) -> int:
+def count_conditioning_nodes(model: LanguageModel, conditioning: ContextLike) -> int:
     """How many nodes, BOS among them, `compose` makes of a head."""
-    contents = [model.bos, *_contents(model, Context(head).body.pieces)]
+    contents = [model.bos, *_contents(model, Context(conditioning).body.pieces)]
     return sum(1 for content in contents if len(content))
 
 
@@ -61,7 +61,7 @@ def _contents(model: LanguageModel, pieces: Sequence[Piece]) -> list[list[int] |
     ]
 
 
-def embed(model: FrozenModel, context: Readable) -> Tensor:
+def embed(model: FrozenModel, context: ContextLike) -> Tensor:
     """Embedding rows of a context, as the model's forward takes them: `[tokens, width]`.
 
     Raises:
@@ -78,7 +78,7 @@ def embed(model: FrozenModel, context: Readable) -> Tensor:
 
 
 @torch.no_grad()
-def logits(model: FrozenModel, context: Readable) -> Tensor:
+def logits(model: FrozenModel, context: ContextLike) -> Tensor:
     """Logits `[tokens, vocab]`, float32: a row a token, embedding rows too, prefix tokens not."""
     spliced = splice(model, [compose(model, context)])
     hidden, _ = model.hidden(spliced.embeds, spliced.positions, spliced.visible, spliced.past)

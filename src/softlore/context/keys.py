@@ -58,7 +58,7 @@ class Watch:
             self._left -= time.perf_counter() - began
 
 
-class Texts:
+class ScannedTexts:
     """Texts to search, the nearest first. What is made of them is made once, when first needed."""
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -130,7 +130,7 @@ class Keys:
     patterns: tuple[tuple[str, Any, int], ...]
     wrong: tuple[tuple[str, str], ...]
 
-    def find(self, texts: Texts, watch: Watch) -> dict[int, int]:
+    def find(self, texts: ScannedTexts, watch: Watch) -> dict[int, int]:
         """The places of the keys that are found, each with the place of the nearest text."""
         found: dict[int, int] = {}
         if self.word_set or self.pieces:

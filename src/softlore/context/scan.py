@@ -7,14 +7,14 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from softlore.context.keys import Keys, Texts, Watch, read_keys
+from softlore.context.keys import Keys, ScannedTexts, Watch, read_keys
 from softlore.context.timers import Timers
 from softlore.errors import ConfigError
 from softlore.lore import Entry
 
 
 @dataclass(frozen=True)
-class Scanning:
+class ScanSettings:
     """How stories are searched, where an entry does not say it itself.
 
     Attributes:
@@ -83,7 +83,7 @@ class Candidate:
 class _Batch:
     """Texts that were new in one round: messages, the last first, or what entries say."""
 
-    texts: Texts
+    texts: ScannedTexts
     speakers: Sequence[str] | None = None
 
     def reason(self, key: str, place: int) -> str:
@@ -105,7 +105,7 @@ class Scan:
 
     entries: Sequence[Entry]
     messages: Sequence[str]
-    scanning: Scanning
+    scanning: ScanSettings
     timers: Timers
     seed: int
     cost: Callable[[Entry], int]
@@ -162,7 +162,7 @@ class Scan:
                 return
             if levels and (not speakers or not self._level):
                 self._level = levels.pop(0)
-            texts = Texts([entry.text for entry in speakers])
+            texts = ScannedTexts([entry.text for entry in speakers])
             self._spoken.append(_Batch(texts, [entry.name for entry in speakers]))
 
     def _call(self) -> list[Candidate]:
@@ -205,7 +205,7 @@ class Scan:
         depth = candidate.depth
         if depth not in self._windows:
             window = self.messages[-depth:] if depth else []
-            self._windows[depth] = _Batch(Texts(window[::-1]))
+            self._windows[depth] = _Batch(ScannedTexts(window[::-1]))
         return [self._windows[depth], *self._spoken]
 
     def _refused(self, candidate: Candidate) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from softlore.errors import ContextOverflowError
-from softlore.model import FrozenModel, KeysValues, LanguageModel, Past
+from softlore.model import FrozenModel, KeysValues, KVCache, LanguageModel
 
 ROOT = -1  # the parent of a node that sees the prefixes and nothing else
 
@@ -117,19 +117,19 @@ class Spliced:
     embeds: Tensor
     positions: Tensor
     visible: Tensor
-    past: Past | None
+    past: KVCache | None
     nodes: Tensor
     spans: list[list[tuple[int, int]]]
 
-    def after(self, kept: KeysValues) -> Past:
+    def after(self, kept: KeysValues) -> KVCache:
         """The past of what comes next, once the rows were run; `kept` holds past and rows."""
         own = self.nodes >= 0
         if self.past is None:
-            return Past(kept, self.positions, own)
+            return KVCache(kept, self.positions, own)
         return self.past.extend(kept, self.positions, own)
 
 
-def splice(model: FrozenModel, trees: Sequence[Tree], past: Past | None = None) -> Spliced:
+def splice(model: FrozenModel, trees: Sequence[Tree], past: KVCache | None = None) -> Spliced:
     """Lays trees out as one padded batch, a tree a row.
 
     Args:
@@ -197,7 +197,7 @@ def _rows(model: FrozenModel, trees: Sequence[Tree], width: int) -> Tensor:
     return torch.stack(batch)
 
 
-def stack_prefixes(model: FrozenModel, trees: Sequence[Tree]) -> Past | None:
+def stack_prefixes(model: FrozenModel, trees: Sequence[Tree]) -> KVCache | None:
     """The prefixes of each tree side by side, padded to the longest: a Past of `B` rows."""
     totals = [sum(int(p.shape[3]) for p in tree.prefixes) for tree in trees]
     longest = max(totals, default=0)
@@ -217,7 +217,7 @@ def stack_prefixes(model: FrozenModel, trees: Sequence[Tree]) -> Past | None:
         padding = torch.zeros(shape, dtype=model.dtype, device=device)
         rows.append(torch.cat([*parts, padding], dim=3))
     stacked = torch.stack(rows, dim=2)  # [layers, 2, B, kv_heads, P, head_dim]
-    return Past([(layer[0], layer[1]) for layer in stacked], positions, visible)
+    return KVCache([(layer[0], layer[1]) for layer in stacked], positions, visible)
 
 
 def _reach(trees: Sequence[Tree], starts: Sequence[Sequence[int]]) -> int:

@@ -59,8 +59,8 @@ def attribute(
         ConfigError: a prior that lacks a code, or is no positive number.
     """
     before = _log_prior(codes, prior)
-    trees = [trunk(model, code.head) for code in codes.values()]
-    inside = all(Context(code.head).body.pieces for code in codes.values())
+    trees = [trunk(model, code.conditioning) for code in codes.values()]
+    inside = all(Context(code.conditioning).body.pieces for code in codes.values())
     ids = model.encode(text, inside=inside)
     start = 0 if all(tree.nodes for tree in trees) else 1
     if len(ids) <= start:

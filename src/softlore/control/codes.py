@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from softlore.context.compose import Readable
+from softlore.context.compose import ContextLike
 from softlore.errors import ConfigError, ModelError, UnknownPromptError
 from softlore.model import LanguageModel
 from softlore.prompts import SoftPrompt
@@ -43,7 +43,7 @@ class Code:
     """
 
     name: str
-    head: Readable
+    conditioning: ContextLike
     template: str = "{code}{text}"
     token: int | None = None
 
@@ -62,9 +62,9 @@ def codes_of(model: LanguageModel) -> dict[str, Code]:
     for name, token in sorted(found.items(), key=lambda item: str(item[0])):
         if ctrl and model.tokenizer.convert_ids_to_tokens(token) != name:
             continue  # a small vocabulary, as of a test model, without this one
-        head = name if ctrl else _text_of(model, name, token)
+        conditioning = name if ctrl else _text_of(model, name, token)
         template = _CTRL_TEMPLATES.get(name, _REDDIT) if ctrl else "{code}{text}"
-        codes[name] = Code(name, head, template, token)
+        codes[name] = Code(name, conditioning, template, token)
     return codes
 
 

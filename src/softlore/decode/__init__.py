@@ -1,38 +1,38 @@
 """The decoding loop, samplers and text generation."""
 
-from softlore.decode.batch import Batch, Text
-from softlore.decode.kept import Kept
+from softlore.decode.batch import RunningBatch, SequenceGroup
 from softlore.decode.loop import decode
-from softlore.decode.memory import Memory, Reading
-from softlore.decode.passages import OPENERS, Dosed, openers, sample_passages
-from softlore.decode.reader import Reader, TorchReader
-from softlore.decode.samplers import Chooser, Sampling
-from softlore.decode.telling import Telling, Token
-from softlore.decode.together import write_together
-from softlore.decode.wish import Wish
-from softlore.decode.writing import Writing, generate, write, write_wish
+from softlore.decode.memory import CacheUsage, TextCache
+from softlore.decode.model_runner import ModelRunner, TorchModelRunner
+from softlore.decode.output import OutputStream, Token
+from softlore.decode.passages import OPENERS, WeightedTrees, openers, sample_passages
+from softlore.decode.prefix_cache import PrefixCache
+from softlore.decode.request import GenerationRequest
+from softlore.decode.samplers import Sampler, SamplingParams
+from softlore.decode.together import write_batch
+from softlore.decode.writing import TextStream, generate, write, write_request
 
 __all__ = [
     "OPENERS",
-    "Batch",
-    "Chooser",
-    "Dosed",
-    "Kept",
-    "Memory",
-    "Reader",
-    "Reading",
-    "Sampling",
-    "Telling",
-    "Text",
+    "CacheUsage",
+    "GenerationRequest",
+    "ModelRunner",
+    "OutputStream",
+    "PrefixCache",
+    "RunningBatch",
+    "Sampler",
+    "SamplingParams",
+    "SequenceGroup",
+    "TextCache",
+    "TextStream",
     "Token",
-    "TorchReader",
-    "Wish",
-    "Writing",
+    "TorchModelRunner",
+    "WeightedTrees",
     "decode",
     "generate",
     "openers",
     "sample_passages",
     "write",
-    "write_together",
-    "write_wish",
+    "write_batch",
+    "write_request",
 ]

@@ -7,19 +7,19 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from softlore.decode.memory import Reading, slots_of
-from softlore.decode.mixing import dosed, mix, with_bare
-from softlore.decode.reader import Held, Lane, Reader
-from softlore.decode.samplers import choose_each
-from softlore.decode.sliding import Headed, fitting, slid, windows
-from softlore.decode.telling import Telling, Token, observed
-from softlore.decode.wish import Wish, chooser_of, stops_of
+from softlore.decode.conditioning import mix_logits, weighted, with_bare_model
+from softlore.decode.memory import CacheUsage, cache_keys
+from softlore.decode.model_runner import CacheMemory, ModelRunner, RunningSequence
+from softlore.decode.output import OutputStream, Token, token_with_logprobs
+from softlore.decode.request import GenerationRequest, make_sampler, stop_strings
+from softlore.decode.samplers import sample_each
+from softlore.decode.sliding import Window, fitting, slide, windows
 from softlore.model import LanguageModel
 
 READ = 512  # tokens that are read at most in a step, so that texts that are written go on
 
 
-class Text:
+class SequenceGroup:
     """A text of a batch.
 
     Attributes:
@@ -27,20 +27,20 @@ class Text:
         reading: how much of its context was known, and how much was read; None until it is begun.
     """
 
-    def __init__(self, reader: Reader, wish: Wish) -> None:
+    def __init__(self, reader: ModelRunner, wish: GenerationRequest) -> None:
         model = reader.model
-        stops, heads = stops_of(wish), dosed(wish.head)
-        self.telling = Telling(model, stops, wish.max_new_tokens)
-        self.reading: Reading | None = None
-        self.chooser = chooser_of(model, wish, heads)
-        heads = with_bare(heads) if heads else []
-        self._weights = [weight for _, weight in heads]
+        stops, conditionings = stop_strings(wish), weighted(wish.conditioning)
+        self.telling = OutputStream(model, stops, wish.max_new_tokens)
+        self.reading: CacheUsage | None = None
+        self.chooser = make_sampler(model, wish, conditionings)
+        conditionings = with_bare_model(conditionings) if conditionings else []
+        self._weights = [weight for _, weight in conditionings]
         self._logprobs = wish.logprobs
-        self._slides = bool(heads)
-        found = windows(model, wish.context, heads, wish.check)
+        self._slides = bool(conditionings)
+        found = windows(model, wish.context, conditionings, wish.check)
         if self._slides:
             found = fitting(model, found)
-        self.rows = [_Row(self, window) for window in found]
+        self.rows = [_GroupRow(self, window) for window in found]
         reader.check([window.tree for window in found])
         self._left = self._room(model)
 
@@ -48,7 +48,7 @@ class Text:
         """What its next token is chosen from, `[vocab]`, given logits `[rows, vocab]`."""
         if len(self.rows) == 1:
             return logits[0]
-        return mix(logits, torch.tensor(self._weights, device=logits.device))
+        return mix_logits(logits, torch.tensor(self._weights, device=logits.device))
 
     def tell(self, logits: Tensor, chosen: int) -> Iterator[Token]:
         """The token that was chosen from logits `[vocab]`, with its text; the rest if it ends."""
@@ -56,7 +56,7 @@ class Text:
             row.chosen(chosen)
         if self._left is not None:
             self._left -= 1
-        yield self.telling.tell(observed(logits, chosen, self._logprobs))
+        yield self.telling.tell(token_with_logprobs(logits, chosen, self._logprobs))
         if self.telling.finish or (self._full and not self._slides):
             yield from self.telling.rest()
 
@@ -67,8 +67,8 @@ class Text:
 
     def slide(self, model: LanguageModel) -> None:
         """Takes the next windows, which must be read."""
-        following = slid(model, [row.window for row in self.rows], [r.written for r in self.rows])
-        self.rows = [_Row(self, window) for window in following]
+        following = slide(model, [row.window for row in self.rows], [r.written for r in self.rows])
+        self.rows = [_GroupRow(self, window) for window in following]
         self._left = self._room(model)
 
     @property
@@ -82,46 +82,46 @@ class Text:
         return model.context_length + 1 - max(row.end for row in self.rows)
 
 
-class Batch:
+class RunningBatch:
     """Texts written side by side over one model. A step tells each of them a token at most.
 
     Every text is what `write` would make of it alone with the same seed, up to rounding. What is
     to be read is read a part at a step, so that the others are not kept waiting.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: ModelRunner) -> None:
         self.reader = reader
-        self._written: list[Text] = []
-        self._reading: list[Text] = []
+        self._written: list[SequenceGroup] = []
+        self._reading: list[SequenceGroup] = []
 
     def __len__(self) -> int:
         """Texts that are read or written."""
         return len(self._reading) + len(self._written)
 
-    def held(self) -> Held:
+    def held(self) -> CacheMemory:
         """Keys and values of the running texts, and of those that have ended and are kept."""
         return self.reader.held()
 
-    def join(self, wish: Wish) -> Text:
+    def join(self, wish: GenerationRequest) -> SequenceGroup:
         """Takes a text in; it is told from the next step on.
 
         Raises:
             ConfigError, ContextError, PromptMismatchError: as `write` does.
         """
-        return self.enter(Text(self.reader, wish))
+        return self.enter(SequenceGroup(self.reader, wish))
 
-    def enter(self, text: Text) -> Text:
+    def enter(self, text: SequenceGroup) -> SequenceGroup:
         """Takes in a text that was made outside, and not joined before."""
         self._reading.append(text)
         return text
 
-    def leave(self, text: Text) -> None:
+    def leave(self, text: SequenceGroup) -> None:
         """Lets a text go, at once; harmless if it has gone."""
         self._reading = [one for one in self._reading if one is not text]
         self._drop(text)
 
     @torch.no_grad()
-    def step(self) -> list[tuple[Text, Token]]:
+    def step(self) -> list[tuple[SequenceGroup, Token]]:
         """One token in each text that was read, and a part of what is to be read.
 
         Texts whose `telling.finish` is set have left.
@@ -133,20 +133,22 @@ class Batch:
 
     # inside ------------------------------------------------------------------------------------
 
-    def _write(self) -> list[tuple[Text, Token]]:
+    def _write(self) -> list[tuple[SequenceGroup, Token]]:
         rows = [row for text in self._written for row in text.rows]
         if not rows:
             return []
         logits = self.reader.step([row.running() for row in rows], [row.ids[-1] for row in rows])
         return self._choose(list(self._written), logits)
 
-    def _choose(self, texts: Sequence[Text], logits: Tensor) -> list[tuple[Text, Token]]:
+    def _choose(
+        self, texts: Sequence[SequenceGroup], logits: Tensor
+    ) -> list[tuple[SequenceGroup, Token]]:
         """Tokens of texts from the logits of their rows, `[rows, vocab]`."""
-        told: list[tuple[Text, Token]] = []
+        told: list[tuple[SequenceGroup, Token]] = []
         by_text = logits.split([len(text.rows) for text in texts])
         mixed = torch.stack([text.mixed(own) for text, own in zip(texts, by_text, strict=True)])
         ids = [text.rows[0].ids for text in texts]
-        tokens = choose_each([text.chooser for text in texts], mixed, ids).tolist()
+        tokens = sample_each([text.chooser for text in texts], mixed, ids).tolist()
         for text, own, token in zip(texts, mixed, tokens, strict=True):
             told += [(text, one) for one in text.tell(own, token)]
             if text.telling.finish or text.turns_over:
@@ -156,7 +158,7 @@ class Batch:
                 self._reading.append(text)
         return told
 
-    def _read(self) -> list[Text]:
+    def _read(self) -> list[SequenceGroup]:
         """Reads on, the first that joined first; gives those that are done."""
         left, done = READ, []
         for text in list(self._reading):
@@ -170,23 +172,23 @@ class Batch:
             done.append(text)
         return done
 
-    def _drop(self, text: Text) -> None:
+    def _drop(self, text: SequenceGroup) -> None:
         self._written = [one for one in self._written if one is not text]
         for row in text.rows:
             row.leave(self.reader)
 
 
-class _Row:
+class _GroupRow:
     """One sequence of a text: its context, or its context under one of several heads."""
 
-    def __init__(self, text: Text, window: Headed) -> None:
+    def __init__(self, text: SequenceGroup, window: Window) -> None:
         self.text = text
         self.window = window
-        slots = slots_of(window.tree)
+        slots = cache_keys(window.tree)
         self.ids = [slot for slot in slots if isinstance(slot, int)]  # soft rows have none
         self.written: list[int] = []
         self.end = window.tree.start + len(slots)  # the position of the first new token
-        self._lane: Lane | None = None
+        self._lane: RunningSequence | None = None
 
     def chosen(self, token: int) -> None:
         self.ids.append(token)
@@ -196,7 +198,7 @@ class _Row:
     def is_read(self) -> bool:
         return self._lane is not None and self._lane.logits is not None
 
-    def running(self) -> Lane:
+    def running(self) -> RunningSequence:
         assert self._lane is not None
         return self._lane
 
@@ -206,14 +208,14 @@ class _Row:
         assert logits is not None
         return logits
 
-    def read_on(self, reader: Reader, most: int) -> int:
+    def read_on(self, reader: ModelRunner, most: int) -> int:
         """Reads a part of the context; returns how many tokens."""
         if self._lane is None:
             self._lane = reader.begin(self.window.tree)
             self.text.reading = self.text.reading or self._lane.reading
         return self._lane.read_on(most)
 
-    def leave(self, reader: Reader) -> None:
+    def leave(self, reader: ModelRunner) -> None:
         """Gives its lane back; harmless where it has none."""
         lane, self._lane = self._lane, None
         if lane is not None:

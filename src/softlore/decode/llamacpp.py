@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from softlore.context import Tree
-from softlore.decode.memory import Reading, Slot, common, same_prefixes, slots_of
-from softlore.decode.reader import Held, Lane, Reader
+from softlore.decode.memory import CacheKey, CacheUsage, cache_keys, common_length, same_prefixes
+from softlore.decode.model_runner import CacheMemory, ModelRunner, RunningSequence
 from softlore.errors import BusyError, ConfigError, ContextOverflowError
-from softlore.model.gguf import Cache, GGUFModel, Runner
+from softlore.model.gguf import CacheTypes, GGUFModel, LlamaCppContext
 from softlore.model.gguf.runner import PADDED, STEP, Tokens
 
 MEGABYTE = 2**20
 
 
-class LlamaReader(Reader):
+class LlamaCppModelRunner(ModelRunner):
     """Runs lanes with llama.cpp, each in a sequence of its own.
 
     What a text has read stays in its sequence when it ends, until another text needs the place; one
@@ -31,18 +31,22 @@ class LlamaReader(Reader):
     model: GGUFModel
 
     def __init__(
-        self, model: GGUFModel, lanes: int = 8, cache: Cache | None = None, most_mb: float = 2048
+        self,
+        model: GGUFModel,
+        lanes: int = 8,
+        cache: CacheTypes | None = None,
+        most_mb: float = 2048,
     ) -> None:
         self.model = model
-        self._cache = cache = cache or Cache()
+        self._cache = cache = cache or CacheTypes()
         # Prefixes side by side take a cell each, and share positions.
         cells = -(-((model.context_length or 0) + PADDED) // PADDED) * PADDED
         each = model.layers * model.kv_heads * model.head_dim
         self._cell_bytes = each * cache.bytes
         room = int(most_mb * MEGABYTE // (cells * self._cell_bytes))
         self.lanes = max(1, min(lanes, room))
-        self._runner = Runner(model, self.lanes, cells, cache)
-        self._seats = [_Seat() for _ in range(self.lanes)]
+        self._runner = LlamaCppContext(model, self.lanes, cells, cache)
+        self._seats = [_SequenceSlot() for _ in range(self.lanes)]
         self._clock = 0
 
     def check(self, trees: Sequence[Tree]) -> None:
@@ -60,8 +64,8 @@ class LlamaReader(Reader):
                     "of a text; expected fewer; shorten the text, or use fewer soft prompts"
                 )
 
-    def begin(self, tree: Tree) -> Lane:
-        slots = slots_of(tree)
+    def begin(self, tree: Tree) -> RunningSequence:
+        slots = cache_keys(tree)
         number, known = self._nearest(tree, slots)
         seat = self._seats[number]
         why = "" if known else "nothing like it was read before"
@@ -71,44 +75,46 @@ class LlamaReader(Reader):
             seat.prefixes = None
             self._runner.put(number, tree.prefixes)
             seat.prefixes = list(tree.prefixes)
-        lane = _Sequence(self._runner, number, tree, Reading(known, len(slots) - known, why), slots)
+        lane = LlamaCppSequence(
+            self._runner, number, tree, CacheUsage(known, len(slots) - known, why), slots
+        )
         seat.lane, seat.slots = lane, slots[:known]
         return lane
 
-    def step(self, lanes: Sequence[Lane], ids: Sequence[int]) -> Tensor:
+    def step(self, lanes: Sequence[RunningSequence], ids: Sequence[int]) -> Tensor:
         runs = []
         for lane, i in zip(lanes, ids, strict=True):
-            assert isinstance(lane, _Sequence)
+            assert isinstance(lane, LlamaCppSequence)
             runs.append(Tokens(lane.number, lane.tree.start + len(lane.slots), [i], last=True))
         logits = self._runner.decode(runs)
         for lane, i in zip(lanes, ids, strict=True):
             lane.slots.append(i)
         return logits
 
-    def leave(self, lane: Lane) -> None:
-        assert isinstance(lane, _Sequence)
+    def leave(self, lane: RunningSequence) -> None:
+        assert isinstance(lane, LlamaCppSequence)
         seat = self._seats[lane.number]
         if seat.lane is lane:
             self._clock += 1
             read = lane.slots if lane.logits is not None else lane.slots[: lane.read]
             seat.lane, seat.slots, seat.used = None, read, self._clock
 
-    def held(self) -> Held:
+    def held(self) -> CacheMemory:
         busy = sum(len(seat.lane.slots) for seat in self._seats if seat.lane is not None)
         kept = sum(len(seat.slots) for seat in self._seats if seat.lane is None)
         size = self._cell_bytes
-        return Held(busy, int(busy * size), kept, int(kept * size))
+        return CacheMemory(busy, int(busy * size), kept, int(kept * size))
 
     def clear(self) -> None:
         for number in range(self.lanes):
             self._runner.forget(number)
-        self._seats = [_Seat() for _ in range(self.lanes)]
+        self._seats = [_SequenceSlot() for _ in range(self.lanes)]
 
     def close(self) -> None:
         """Gives the memory back."""
         self._runner.close()
 
-    def _nearest(self, tree: Tree, slots: list[Slot]) -> tuple[int, int]:
+    def _nearest(self, tree: Tree, slots: list[CacheKey]) -> tuple[int, int]:
         """The free sequence that holds most of a context's beginning, and how much.
 
         Raises:
@@ -124,25 +130,32 @@ class LlamaReader(Reader):
             seat = self._seats[number]
             if seat.prefixes is None or not same_prefixes(tree.prefixes, seat.prefixes):
                 return 0
-            return min(common(slots, seat.slots), len(slots) - 1)
+            return min(common_length(slots, seat.slots), len(slots) - 1)
 
         best = max(free, key=lambda number: (known(number), -self._seats[number].used))
         return best, known(best)
 
 
-class _Seat:
+class _SequenceSlot:
     """A sequence of llama.cpp: who uses it, and what it holds."""
 
     def __init__(self) -> None:
-        self.lane: _Sequence | None = None
+        self.lane: LlamaCppSequence | None = None
         self.prefixes: list[Tensor] | None = None
-        self.slots: list[Slot] = []
+        self.slots: list[CacheKey] = []
         self.used = 0
 
 
-class _Sequence(Lane):
+class LlamaCppSequence(RunningSequence):
+    """A sequence that llama.cpp runs."""
+
     def __init__(
-        self, runner: Runner, number: int, tree: Tree, reading: Reading, slots: list[Slot]
+        self,
+        runner: LlamaCppContext,
+        number: int,
+        tree: Tree,
+        reading: CacheUsage,
+        slots: list[CacheKey],
     ) -> None:
         super().__init__(tree, reading, slots)
         self.number = number

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from softlore.context import Tree, splice
-from softlore.decode.memory import Memory
+from softlore.decode.memory import TextCache
 from softlore.model import FrozenModel
 
 # From logits `[B, vocab]` and the ids of each text so far to token ids `[B]`.
-Choose = Callable[[Tensor, Sequence[Sequence[int]]], Tensor]
+SampleFunction = Callable[[Tensor, Sequence[Sequence[int]]], Tensor]
 
 
 @torch.no_grad()
 def decode(
     model: FrozenModel,
     trees: Sequence[Tree],
-    choose: Choose,
+    choose: SampleFunction,
     max_new_tokens: int,
-    memory: Memory | None = None,
+    memory: TextCache | None = None,
 ) -> Iterator[list[int]]:
     """Yields one token id a tree, step by step, until `max_new_tokens` or the context's end.
 

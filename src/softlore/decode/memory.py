@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from softlore.context import Tree
-from softlore.model import Past
+from softlore.model import KVCache
 
-Slot = int | tuple[Tensor, int]  # a token's id, or soft rows and which of them
+CacheKey = int | tuple[Tensor, int]  # a token's id, or soft rows and which of them
 
 
 @dataclass(frozen=True)
-class Reading:
+class CacheUsage:
     """How much of a context was known, and how much had to be read.
 
     Attributes:
@@ -28,7 +28,7 @@ class Reading:
     why: str = ""
 
 
-class Memory:
+class TextCache:
     """Keys and values of the last text that was written on, one text at a time.
 
     Handed to `decode` or `write` turn after turn, it saves reading again what two turns have in
@@ -37,10 +37,10 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self.reading = Reading(0, 0)
-        self.past: Past | None = None
-        self._slots: list[Slot] = []  # what `past` holds, less the prefixes
-        self._asked: list[Slot] = []  # what is being read
+        self.reading = CacheUsage(0, 0)
+        self.past: KVCache | None = None
+        self._slots: list[CacheKey] = []  # what `past` holds, less the prefixes
+        self._asked: list[CacheKey] = []  # what is being read
         self._prefixes: list[Tensor] = []
 
     def recall(self, tree: Tree) -> Tree:
@@ -48,11 +48,11 @@ class Memory:
 
         At least one token is: the next one's probabilities come from there.
         """
-        slots = slots_of(tree)
+        slots = cache_keys(tree)
         same = self.past is not None and same_prefixes(tree.prefixes, self._prefixes)
-        known = min(common(slots, self._slots), len(slots) - 1) if same else 0
+        known = min(common_length(slots, self._slots), len(slots) - 1) if same else 0
         why = self._why(same, known)
-        self.reading = Reading(known, len(slots) - known, why)
+        self.reading = CacheUsage(known, len(slots) - known, why)
         self._slots, self._asked = slots[:known], slots[known:]
         self._prefixes = list(tree.prefixes)
         if not known or self.past is None:
@@ -62,7 +62,7 @@ class Memory:
         self.past = self.past.cut(head + known)
         return tree.part(known)
 
-    def keep(self, past: Past, written: list[int]) -> None:
+    def keep(self, past: KVCache, written: list[int]) -> None:
         """Keeps what was run: what was asked for, then ids that were written."""
         self.past = past
         self._slots += [*self._asked, *written]
@@ -76,9 +76,9 @@ class Memory:
         return "" if known else "its beginning has changed"
 
 
-def slots_of(tree: Tree) -> list[Slot]:
+def cache_keys(tree: Tree) -> list[CacheKey]:
     """The text of a tree of one branch, a slot a token."""
-    slots: list[Slot] = []
+    slots: list[CacheKey] = []
     for node in tree.nodes:
         content = node.content
         if isinstance(content, Tensor):
@@ -88,7 +88,7 @@ def slots_of(tree: Tree) -> list[Slot]:
     return slots
 
 
-def common(ours: list[Slot], theirs: list[Slot]) -> int:
+def common_length(ours: list[CacheKey], theirs: list[CacheKey]) -> int:
     """How many slots at the beginning are the same."""
     for place, (a, b) in enumerate(zip(ours, theirs, strict=False)):
         if isinstance(a, int) or isinstance(b, int):

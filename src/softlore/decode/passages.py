@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from softlore.context import Tree
-from softlore.decode.loop import Choose, decode
-from softlore.decode.mixing import Mixed
-from softlore.decode.samplers import Chooser, Sampling
+from softlore.decode.conditioning import MixedSampler
+from softlore.decode.loop import SampleFunction, decode
+from softlore.decode.samplers import Sampler, SamplingParams
 from softlore.lore import Entry
 from softlore.model import FrozenModel
 
@@ -29,12 +29,14 @@ def openers(entry: Entry) -> list[str]:
     return [*about, *_ASIDE]
 
 
-Dosed = Sequence[tuple[Tree, float]]  # what stands before a text, mixed by weights that sum to 1
+WeightedTrees = Sequence[
+    tuple[Tree, float]
+]  # what stands before a text, mixed by weights that sum to 1
 
 
 def sample_passages(
     model: FrozenModel,
-    before: Tree | Dosed,
+    before: Tree | WeightedTrees,
     openers: Sequence[str],
     count: int,
     length: int,
@@ -46,14 +48,14 @@ def sample_passages(
     the model ends itself is shorter.
     """
     encoded = [ids for ids in (model.encode(opener)[: length - 1] for opener in openers) if ids]
-    doses: Dosed = [(before, 1.0)] if isinstance(before, Tree) else before
+    doses: WeightedTrees = [(before, 1.0)] if isinstance(before, Tree) else before
     passages: list[list[int]] = []
     for start in range(0, count, ROWS_AT_ONCE):
         heads = [encoded[i % len(encoded)] for i in range(start, min(count, start + ROWS_AT_ONCE))]
         trees = [tree.then(head) for head in heads for tree, _ in doses]
-        chooser = Chooser(Sampling(temperature=1.0, top_k=0), seed=seed * 1_000_003 + start)
-        mixed = Mixed(chooser, [weight for _, weight in doses])
-        choose: Choose = chooser if len(doses) == 1 else mixed
+        chooser = Sampler(SamplingParams(temperature=1.0, top_k=0), seed=seed * 1_000_003 + start)
+        mixed = MixedSampler(chooser, [weight for _, weight in doses])
+        choose: SampleFunction = chooser if len(doses) == 1 else mixed
         rows = [list(head) for head in heads]
         for step in decode(model, trees, choose, length - min(map(len, heads))):
             for row, token in zip(rows, step[:: len(doses)], strict=True):

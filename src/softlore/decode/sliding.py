@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from softlore.context import Node, Tree, compose
-from softlore.context.compose import Readable, heading
-from softlore.decode.loop import Choose, decode
+from softlore.context.compose import ContextLike, count_conditioning_nodes
+from softlore.decode.loop import SampleFunction, decode
 from softlore.errors import ContextOverflowError
 from softlore.model import FrozenModel, LanguageModel
 
@@ -18,42 +18,47 @@ KEPT = 0.5  # of the room after the head: how much of the text a new window begi
 
 
 @dataclass(frozen=True)
-class Headed:
+class Window:
     """A tree whose first `head` nodes stand in every window; its prefixes always do."""
 
     tree: Tree
-    head: int
+    conditioning: int
 
     def room(self, model: LanguageModel) -> int:
         """Tokens of text that fit after the head."""
-        kept = sum(map(len, self.tree.nodes[: self.head]))
+        kept = sum(map(len, self.tree.nodes[: self.conditioning]))
         return (model.context_length or 0) - self.tree.start - kept
 
-    def slid(self, tail: int, written: list[int]) -> Headed:
+    def slide(self, tail: int, written: list[int]) -> Window:
         """The head, and the last `tail` tokens of the text and of what was written."""
-        nodes = [Node(node.content, i - 1) for i, node in enumerate(self.tree.nodes[: self.head])]
-        contents = [*(node.content for node in self.tree.nodes[self.head :]), written]
+        nodes = [
+            Node(node.content, i - 1) for i, node in enumerate(self.tree.nodes[: self.conditioning])
+        ]
+        contents = [*(node.content for node in self.tree.nodes[self.conditioning :]), written]
         for content in _newest(contents, tail):
             nodes.append(Node(content, len(nodes) - 1))
-        return Headed(Tree(nodes, self.tree.prefixes, self.tree.at), self.head)
+        return Window(Tree(nodes, self.tree.prefixes, self.tree.at), self.conditioning)
 
 
 def windows(
     model: LanguageModel,
-    context: Readable,
-    heads: Sequence[tuple[Readable, float]] = (),
+    context: ContextLike,
+    conditionings: Sequence[tuple[ContextLike, float]] = (),
     check: bool = True,
-) -> list[Headed]:
+) -> list[Window]:
     """What a context is first read as: once, or under each of several heads."""
-    if not heads:
-        return [Headed(compose(model, context, check=check), 0)]
+    if not conditionings:
+        return [Window(compose(model, context, check=check), 0)]
     return [
-        Headed(compose(model, context, check=check, head=head), heading(model, head))
-        for head, _ in heads
+        Window(
+            compose(model, context, check=check, conditioning=conditioning),
+            count_conditioning_nodes(model, conditioning),
+        )
+        for conditioning, _ in conditionings
     ]
 
 
-def fitting(model: LanguageModel, rows: list[Headed]) -> list[Headed]:
+def fitting(model: LanguageModel, rows: list[Window]) -> list[Window]:
     """Windows that the model can read: those there are, or slid ones if one is too long.
 
     Raises:
@@ -61,11 +66,11 @@ def fitting(model: LanguageModel, rows: list[Headed]) -> list[Headed]:
     """
     limit = model.context_length
     taken = max(row.tree.start + row.tree.length for row in rows)
-    return rows if limit is None or taken <= limit else slid(model, rows, [[] for _ in rows])
+    return rows if limit is None or taken <= limit else slide(model, rows, [[] for _ in rows])
 
 
 def decode_sliding(
-    model: FrozenModel, rows: list[Headed], choose: Choose, max_new_tokens: int
+    model: FrozenModel, rows: list[Window], choose: SampleFunction, max_new_tokens: int
 ) -> Iterator[list[int]]:
     """Yields a token a row, `max_new_tokens` times, or until the caller leaves the loop.
 
@@ -85,12 +90,12 @@ def decode_sliding(
             yield tokens
         left -= len(written[0])
         if left:
-            rows = slid(model, rows, written)
+            rows = slide(model, rows, written)
 
 
-def slid(
-    model: LanguageModel, rows: Sequence[Headed], written: Sequence[list[int]]
-) -> list[Headed]:
+def slide(
+    model: LanguageModel, rows: Sequence[Window], written: Sequence[list[int]]
+) -> list[Window]:
     """The windows that follow, once so much was written in those that are full.
 
     Raises:
@@ -104,7 +109,7 @@ def slid(
             f"{model.name!r}, {model.context_length}; expected two or more; use shorter or fewer "
             "soft prompts"
         )
-    return [row.slid(tail, ids) for row, ids in zip(rows, written, strict=True)]
+    return [row.slide(tail, ids) for row, ids in zip(rows, written, strict=True)]
 
 
 def _newest(contents: Sequence[Content], tail: int) -> list[Content]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from softlore.context.compose import Readable
-from softlore.decode.batch import Batch
-from softlore.decode.reader import Reader, TorchReader
-from softlore.decode.telling import Telling, Token
-from softlore.decode.wish import Wish
+from softlore.context.compose import ContextLike
+from softlore.decode.batch import RunningBatch
+from softlore.decode.model_runner import ModelRunner, TorchModelRunner
+from softlore.decode.output import OutputStream, Token
+from softlore.decode.request import GenerationRequest
 from softlore.errors import ConfigError
 from softlore.model import FrozenModel
 
 
-def write_together(
-    model: FrozenModel | Reader, wishes: Sequence[Wish | Readable]
-) -> tuple[list[Telling], Generator[tuple[int, Token]]]:
+def write_batch(
+    model: FrozenModel | ModelRunner, wishes: Sequence[GenerationRequest | ContextLike]
+) -> tuple[list[OutputStream], Generator[tuple[int, Token]]]:
     """Writes on from several contexts at once, a token each in turn.
 
     Every text is what `write` would make of it alone with the same seed, up to rounding; one that
@@ -32,10 +32,12 @@ def write_together(
         ConfigError: no wishes, or a setting out of range.
         ContextError, PromptMismatchError: as `write` does.
     """
-    asked = [one if isinstance(one, Wish) else Wish(one) for one in wishes]
+    asked = [
+        one if isinstance(one, GenerationRequest) else GenerationRequest(one) for one in wishes
+    ]
     if not asked:
         raise ConfigError("nothing was asked for; expected one context at least; give some")
-    batch = Batch(model if isinstance(model, Reader) else TorchReader(model))
+    batch = RunningBatch(model if isinstance(model, ModelRunner) else TorchModelRunner(model))
     texts = [batch.join(one) for one in asked]
     numbers = {text: number for number, text in enumerate(texts)}
 

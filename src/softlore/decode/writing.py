@@ -6,26 +6,26 @@ from collections.abc import Generator, Iterator
 from typing import Any, Literal, Self, overload
 
 from softlore.context import compose
-from softlore.context.compose import Readable
+from softlore.context.compose import ContextLike
+from softlore.decode.conditioning import Conditioning, MixedSampler, weighted, with_bare_model
 from softlore.decode.loop import decode
-from softlore.decode.memory import Memory
-from softlore.decode.mixing import Mixed, Steering, dosed, with_bare
+from softlore.decode.memory import TextCache
+from softlore.decode.output import FinishReason, ObservedSampler, OutputStream, OutputView, Token
+from softlore.decode.request import GenerationRequest, Stop, make_sampler, stop_strings
 from softlore.decode.sliding import decode_sliding, windows
-from softlore.decode.telling import Finish, Observed, Telling, Token, Told
-from softlore.decode.wish import Stop, Wish, chooser_of, stops_of
 from softlore.model import FrozenModel
 
 
-class Writing(Told, Iterator[Token]):
+class TextStream(OutputView, Iterator[Token]):
     """The tokens of one text as they come; `close()` ends it at once."""
 
-    def __init__(self, telling: Telling, steps: Iterator[Token]) -> None:
+    def __init__(self, telling: OutputStream, steps: Iterator[Token]) -> None:
         super().__init__(telling)
         self._steps = steps
         self._tokens: Generator[Token] = self._run()
 
     @property
-    def finish(self) -> Finish | None:
+    def finish(self) -> FinishReason | None:
         """How it ended; None while it goes on."""
         return self._telling.finish
 
@@ -52,18 +52,18 @@ class Writing(Told, Iterator[Token]):
 
 def write(
     model: FrozenModel,
-    context: Readable,
+    context: ContextLike,
     max_new_tokens: int = 80,
     *,
     stop: Stop = (),
     seed: int | None = None,
     check: bool = True,
-    head: Steering = "",
-    memory: Memory | None = None,
+    conditioning: Conditioning = "",
+    memory: TextCache | None = None,
     logprobs: int | None = None,
     no_copy: int = 0,
     **sampling: Any,
-) -> Writing:
+) -> TextStream:
     """Writes on from a context, a token at a time.
 
     Args:
@@ -90,43 +90,49 @@ def write(
         ContextError: nothing to go on from, or more than fits.
         PromptMismatchError: a prompt of another model.
     """
-    wish = Wish(context, max_new_tokens, stop, seed, no_copy, logprobs, head, check, sampling)
-    return write_wish(model, wish, memory)
+    wish = GenerationRequest(
+        context, max_new_tokens, stop, seed, no_copy, logprobs, conditioning, check, sampling
+    )
+    return write_request(model, wish, memory)
 
 
-def write_wish(model: FrozenModel, wish: Wish, memory: Memory | None = None) -> Writing:
+def write_request(
+    model: FrozenModel, wish: GenerationRequest, memory: TextCache | None = None
+) -> TextStream:
     """`write`, for what is wanted in one piece. Raises as it does."""
-    stops, heads = stops_of(wish), dosed(wish.head)
-    chooser = Observed(chooser_of(model, wish, heads), wish.logprobs)
+    stops, conditionings = stop_strings(wish), weighted(wish.conditioning)
+    chooser = ObservedSampler(make_sampler(model, wish, conditionings), wish.logprobs)
     steps: Iterator[list[int]]
-    if heads:
-        heads = with_bare(heads)
-        several = len(heads) > 1
-        choose = Mixed(chooser, [weight for _, weight in heads]) if several else chooser
-        rows = windows(model, wish.context, heads, wish.check)
+    if conditionings:
+        conditionings = with_bare_model(conditionings)
+        several = len(conditionings) > 1
+        choose = (
+            MixedSampler(chooser, [weight for _, weight in conditionings]) if several else chooser
+        )
+        rows = windows(model, wish.context, conditionings, wish.check)
         steps = decode_sliding(model, rows, choose, wish.max_new_tokens)
     else:
         tree = compose(model, wish.context, check=wish.check)
         steps = decode(model, [tree], chooser, wish.max_new_tokens, memory)
-    telling = Telling(model, stops, wish.max_new_tokens)
-    return Writing(telling, (chooser.token(step[0]) for step in steps))
+    telling = OutputStream(model, stops, wish.max_new_tokens)
+    return TextStream(telling, (chooser.token(step[0]) for step in steps))
 
 
 @overload
 def generate(
-    model: FrozenModel, context: Readable, max_new_tokens: int = ..., *, stream: Literal[True],
-    stop: Stop = ..., seed: int | None = ..., check: bool = ..., head: Steering = ...,
+    model: FrozenModel, context: ContextLike, max_new_tokens: int = ..., *, stream: Literal[True],
+    stop: Stop = ..., seed: int | None = ..., check: bool = ..., conditioning: Conditioning = ...,
     **sampling: Any,
 ) -> Iterator[str]: ...  # fmt: skip
 @overload
 def generate(
-    model: FrozenModel, context: Readable, max_new_tokens: int = ..., *,
+    model: FrozenModel, context: ContextLike, max_new_tokens: int = ..., *,
     stream: Literal[False] = ..., stop: Stop = ..., seed: int | None = ..., check: bool = ...,
-    head: Steering = ..., **sampling: Any,
+    conditioning: Conditioning = ..., **sampling: Any,
 ) -> str: ...  # fmt: skip
 def generate(
     model: FrozenModel,
-    context: Readable,
+    context: ContextLike,
     max_new_tokens: int = 80,
     *,
     stream: bool = False,

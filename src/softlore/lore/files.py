@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from softlore.disk import write_whole
+from softlore.disk import write_atomically
 from softlore.errors import LoreError
 from softlore.lore.complaints import one_line
 from softlore.lore.plain import plain
@@ -99,7 +99,7 @@ def write(data: Any, path: Path) -> None:
         raise LoreError(
             f"{path}: lorebooks are saved as .yaml or .json; end the name in one of them"
         )
-    write_whole(path, text.encode("utf-8"))
+    write_atomically(path, text.encode("utf-8"))
 
 
 def _decoded(content: bytes, source: str) -> str:

@@ -4,7 +4,7 @@ from softlore.lore.keywords import Hits, count_hits, lore_keywords
 from softlore.measure.copying import Copy, copied, longest_run
 from softlore.measure.evaluate import evaluate
 from softlore.measure.fluency import distinct, perplexity
-from softlore.measure.results import EntryResult, Evaluation, Measures, Stories
+from softlore.measure.results import EntryResult, Evaluation, Measures, StoryMeasures
 from softlore.measure.score import divergence, drift, fidelity, recall
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "Evaluation",
     "Hits",
     "Measures",
-    "Stories",
+    "StoryMeasures",
     "copied",
     "count_hits",
     "distinct",

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from softlore.context.compose import Readable
+from softlore.context.compose import ContextLike
 from softlore.errors import ConfigError, UnknownPromptError
 from softlore.lore import Entry, Lorebook
 from softlore.lore.keywords import lore_keywords, words
 from softlore.measure import score
-from softlore.measure.heads import HeadBench
+from softlore.measure.conditioning import ConditioningEvaluator
 from softlore.measure.material import Ids, Material, gather, lore_passages, passage_tokens
 from softlore.measure.results import EntryResult, Evaluation, Measures
 from softlore.measure.stories import judge, story_openings, write_stories
@@ -22,7 +22,7 @@ from softlore.prompts import Context, SoftPrompt
 COMPANY = 4  # most prompts that stand together
 TELLERS = ("none", "text", "soft")  # heads that write stories
 OnProgress = Callable[[float, str], None]  # share done, and what is being done
-Heads = dict[str, Readable | None]
+Heads = dict[str, ContextLike | None]
 
 
 def evaluate(
@@ -53,7 +53,7 @@ def evaluate(
         PromptMismatchError: a prompt of another model.
         ConfigError: a setting out of range.
     """
-    distances = checked(stories, story_tokens, distances)
+    distances = check_settings(stories, story_tokens, distances)
     start = time.monotonic()
     entries = [entry for entry in book if entry.name in prompts]
     missing = [entry.name for entry in book if entry.name not in prompts]
@@ -89,7 +89,7 @@ def evaluate(
     return Evaluation(book.name, model.name, settings, results, missing, seconds)
 
 
-def checked(stories: int, story_tokens: int, distances: Sequence[int]) -> list[int]:
+def check_settings(stories: int, story_tokens: int, distances: Sequence[int]) -> list[int]:
     """The distances in order.
 
     Raises:
@@ -110,7 +110,7 @@ def plain_text(entry: Entry) -> str:
     return entry.text + ("" if entry.text[-1:].isspace() else "\n")
 
 
-def heads_of(entry: Entry, prompts: Mapping[str, SoftPrompt]) -> Heads:
+def conditionings_of(entry: Entry, prompts: Mapping[str, SoftPrompt]) -> Heads:
     """What may stand before an entry's calls: nothing, its text if it has one, its soft prompt."""
     text = plain_text(entry) if entry.text else None
     return {"none": "", "text": text, "soft": prompts[entry.name]}
@@ -128,7 +128,7 @@ class _Work:
         prompts: Mapping[str, SoftPrompt],
     ) -> None:
         self.model = model
-        self.bench = HeadBench(model, material, distances)
+        self.bench = ConditioningEvaluator(model, material, distances)
         self.seed = seed
         self.prompts = prompts
         self.company = _companies(list(prompts))
@@ -136,28 +136,34 @@ class _Work:
     def measure(self, entry: Entry) -> EntryResult:
         """All but the stories."""
         company = self.company[entry.name]
-        heads = heads_of(entry, self.prompts)
-        heads["company"] = Context(self.prompts[name] for name in company) if company else None
-        faithful = self._fidelities(entry, heads)
+        conditionings = conditionings_of(entry, self.prompts)
+        conditionings["company"] = (
+            Context(self.prompts[name] for name in company) if company else None
+        )
+        faithful = self._fidelities(entry, conditionings)
         measured: dict[str, Measures | None] = {}
-        for name, head in heads.items():
-            found = None if head is None else self.bench.measure(entry, head)
+        for name, conditioning in conditionings.items():
+            found = None if conditioning is None else self.bench.measure(entry, conditioning)
             measured[name] = found and replace(found, fidelity=faithful.get(name))
         kind = self.prompts[entry.name].kind
         return EntryResult(entry.name, kind, company, [], measured)
 
-    def _fidelities(self, entry: Entry, heads: Heads) -> dict[str, float]:
+    def _fidelities(self, entry: Entry, conditionings: Heads) -> dict[str, float]:
         """Of each head, how much of what the text does it does."""
-        model, text = self.model, heads["text"]
+        model, text = self.model, conditionings["text"]
         if text is None or not score.fits_after(model, text, passage_tokens(model)):
             return {}
         passages = lore_passages(model, entry, text, self.seed)
-        theirs = score.thoughts(model, text, passages)
+        theirs = score.passage_hidden_states(model, text, passages)
         apart = {"text": 0.0}
         for name in ("none", "soft", "company"):
-            head = heads[name]
-            if head is not None and score.fits_after(model, head, passage_tokens(model)):
-                apart[name] = score.kl(model, theirs, score.thoughts(model, head, passages))
+            conditioning = conditionings[name]
+            if conditioning is not None and score.fits_after(
+                model, conditioning, passage_tokens(model)
+            ):
+                apart[name] = score.kl(
+                    model, theirs, score.passage_hidden_states(model, conditioning, passages)
+                )
         whole = apart["none"]
         return {name: 1 - kl / whole for name, kl in apart.items()} if whole > 0 else {}
 
@@ -194,19 +200,19 @@ def _with_stories(
         lore_keywords(entry, material.known.union(*(words(one) for one in begun)))
         for entry, begun in zip(entries, openings, strict=True)
     ]
-    found: list[dict[str, Measures | None]] = [dict(result.heads) for result in results]
+    found: list[dict[str, Measures | None]] = [dict(result.conditionings) for result in results]
     for name in TELLERS:
-        there = [i for i, heads in enumerate(found) if heads[name] is not None]
-        jobs: list[tuple[Readable, list[Ids]]] = []
+        there = [i for i, conditionings in enumerate(found) if conditionings[name] is not None]
+        jobs: list[tuple[ContextLike, list[Ids]]] = []
         for i in there:
-            head = heads_of(entries[i], prompts)[name]
-            jobs.append((head or "", [model.encode(opening) for opening in openings[i]]))
+            conditioning = conditionings_of(entries[i], prompts)[name]
+            jobs.append((conditioning or "", [model.encode(opening) for opening in openings[i]]))
         for i, written in zip(there, write_stories(model, jobs, tokens, seed), strict=True):
             before = found[i][name]
             if before is not None and written is not None:
                 told = judge(model, entries[i], openings[i], written, keywords[i])
                 found[i][name] = replace(before, stories=told)
     return [
-        replace(result, keywords=mine, heads=heads)
-        for result, mine, heads in zip(results, keywords, found, strict=True)
+        replace(result, keywords=mine, conditionings=conditionings)
+        for result, mine, conditionings in zip(results, keywords, found, strict=True)
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 
-from softlore.context.compose import Readable
+from softlore.context.compose import ContextLike
 from softlore.decode import OPENERS, openers, sample_passages
 from softlore.errors import ConfigError
 from softlore.lore import Entry
@@ -75,7 +75,7 @@ def _cut(ids: Ids, count: int, length: int) -> list[Ids]:
     return [ids[place : place + length] for place in places]
 
 
-def lore_passages(model: FrozenModel, entry: Entry, text: Readable, seed: int) -> list[Ids]:
+def lore_passages(model: FrozenModel, entry: Entry, text: ContextLike, seed: int) -> list[Ids]:
     """Passages that the model writes after an entry's text: what fidelity is measured on."""
     before = trunk(model, text)
     length = passage_tokens(model)

@@ -16,7 +16,7 @@ HEADS = ("none", "text", "soft", "company")
 
 
 @dataclass(frozen=True)
-class Stories:
+class StoryMeasures:
     """What stories came to that a head began.
 
     Attributes:
@@ -52,9 +52,9 @@ class Measures:
     held_out: float | None = None
     drift: float | None = None
     fidelity: float | None = None
-    stories: Stories | None = None
+    stories: StoryMeasures | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "tokens": self.tokens,
             "recall": {str(distance): value for distance, value in self.recall.items()},
@@ -78,16 +78,16 @@ class EntryResult:
     kind: str
     company: list[str]
     keywords: list[str]
-    heads: dict[str, Measures | None]
+    conditionings: dict[str, Measures | None]
 
-    def as_json(self) -> dict[str, Any]:
-        heads = {name: one and one.as_json() for name, one in self.heads.items()}
+    def to_dict(self) -> dict[str, Any]:
+        conditionings = {name: one and one.to_dict() for name, one in self.conditionings.items()}
         return {
             "name": self.name,
             "kind": self.kind,
             "company": self.company,
             "keywords": self.keywords,
-            "heads": heads,
+            "heads": conditionings,
         }
 
 
@@ -114,20 +114,25 @@ class Evaluation:
 
     def total(self) -> dict[str, Measures | None]:
         """The mean over the entries, by head; each figure over those that have it."""
-        by_head = {head: [entry.heads.get(head) for entry in self.entries] for head in HEADS}
+        by_head = {
+            conditioning: [entry.conditionings.get(conditioning) for entry in self.entries]
+            for conditioning in HEADS
+        }
         return {
-            head: _average([one for one in all_of if one], self.distances)
-            for head, all_of in by_head.items()
+            conditioning: _average([one for one in all_of if one], self.distances)
+            for conditioning, all_of in by_head.items()
         }
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data for `json.dumps`; figures rounded, and null where there is none."""
         whole = {
             "lorebook": self.lorebook,
             "model": self.model,
             "settings": self.settings,
-            "total": {head: one and one.as_json() for head, one in self.total().items()},
-            "entries": [entry.as_json() for entry in self.entries],
+            "total": {
+                conditioning: one and one.to_dict() for conditioning, one in self.total().items()
+            },
+            "entries": [entry.to_dict() for entry in self.entries],
             "missing": self.missing,
             "seconds": self.seconds,
         }
@@ -148,12 +153,12 @@ def _average(all_of: Sequence[Measures], distances: Iterable[int]) -> Measures |
     )
 
 
-def _average_stories(all_of: Sequence[Stories]) -> Stories | None:
+def _average_stories(all_of: Sequence[StoryMeasures]) -> StoryMeasures | None:
     if not all_of:
         return None
     share = _mean(one.copy.share for one in all_of)
     hits = [one.lore_words for one in all_of]
-    return Stories(
+    return StoryMeasures(
         copy=Copy(max(one.copy.run for one in all_of), share),
         lore_words=Hits(
             sum(one.a_story for one in hits) / len(hits), sum(one.share for one in hits) / len(hits)

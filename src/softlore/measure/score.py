@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from softlore.context import Branching, Leaf, Tree, hidden_states
-from softlore.context.compose import Readable, compose
+from softlore.context import Branch, Tree, TreeBatch, hidden_states
+from softlore.context.compose import ContextLike, compose
 from softlore.errors import ContextError
 from softlore.lore import Block
 from softlore.model import FrozenModel, LanguageModel
@@ -24,27 +24,27 @@ LOGITS_AT_ONCE = 1 << 25  # float32 logits held at a time: 128 MB
 Ids = Sequence[int]
 
 
-def trunk(model: LanguageModel, head: Readable, filler: Ids = ()) -> Tree:
+def trunk(model: LanguageModel, conditioning: ContextLike, filler: Ids = ()) -> Tree:
     """A head (which may be empty), and filler after it, as something that leaves hang on."""
-    head = Context(head)
-    if head.body.pieces or model.bos:
-        tree = compose(model, head)
+    conditioning = Context(conditioning)
+    if conditioning.body.pieces or model.bos:
+        tree = compose(model, conditioning)
     else:  # prefixes alone, or nothing: no text yet
-        for prompt in head.prompts:
+        for prompt in conditioning.prompts:
             model.check_prompt(prompt)
-        tree = Tree([], [prompt.key_values for prompt in head.prefixes])
+        tree = Tree([], [prompt.key_values for prompt in conditioning.prefixes])
     if filler:
         tree = tree.then(list(filler))
     return tree
 
 
 @torch.no_grad()
-def leaf_hidden(model: FrozenModel, tree: Tree, leaves: Sequence[Leaf]) -> list[Tensor]:
+def branch_hidden_states(model: FrozenModel, tree: Tree, leaves: Sequence[Branch]) -> list[Tensor]:
     """Hidden states `[wanted, hidden]` of each leaf."""
     found: list[Tensor] = []
     for start in range(0, len(leaves), LEAVES_AT_ONCE):
         part = leaves[start : start + LEAVES_AT_ONCE]
-        rows = hidden_states(model, [Branching(tree, part)], "expanded")
+        rows = hidden_states(model, [TreeBatch(tree, part)], "expanded")
         found.extend(rows.split([leaf.wanted for leaf in part]))
     return found
 
@@ -54,7 +54,7 @@ def leaf_hidden(model: FrozenModel, tree: Tree, leaves: Sequence[Leaf]) -> list[
 
 def recall(
     model: FrozenModel,
-    head: Readable,
+    conditioning: ContextLike,
     blocks: Sequence[Block],
     distance: int = 0,
     story: Sequence[Ids] = (),
@@ -66,12 +66,12 @@ def recall(
         distance: tokens of story between head and call.
         story: token ids to take them from; the mean over all of these is reported.
     """
-    return mean(response_losses(model, head, blocks, distance, story))
+    return mean(response_losses(model, conditioning, blocks, distance, story))
 
 
 def response_losses(
     model: FrozenModel,
-    head: Readable,
+    conditioning: ContextLike,
     blocks: Sequence[Block],
     distance: int = 0,
     story: Sequence[Ids] = (),
@@ -81,19 +81,21 @@ def response_losses(
         raise ContextError(f"no story text for a distance of {distance}; expected some; give it")
     fillers = [_stretched(text, distance) for text in story if text] if distance else [[]]
     pairs = _pairs(model, blocks)
-    runs = [token_losses(model, trunk(model, head, filler), pairs) for filler in fillers]
+    runs = [token_losses(model, trunk(model, conditioning, filler), pairs) for filler in fillers]
     return [mean([float(one.mean()) for one in of_one]) for of_one in zip(*runs, strict=True)]
 
 
-def fits(model: FrozenModel, head: Readable, blocks: Sequence[Block], distance: int = 0) -> bool:
+def fits(
+    model: FrozenModel, conditioning: ContextLike, blocks: Sequence[Block], distance: int = 0
+) -> bool:
     """Whether the model reads far enough for every response at this distance."""
     longest = max((len(call) + len(answer) for call, answer in _pairs(model, blocks)), default=0)
-    return fits_after(model, head, distance + longest)
+    return fits_after(model, conditioning, distance + longest)
 
 
-def fits_after(model: FrozenModel, head: Readable, length: int) -> bool:
+def fits_after(model: FrozenModel, conditioning: ContextLike, length: int) -> bool:
     """Whether so many tokens of text fit the model's context after a head."""
-    tree = trunk(model, head)
+    tree = trunk(model, conditioning)
     taken = tree.start + tree.length
     return model.context_length is None or taken + length <= model.context_length
 
@@ -102,9 +104,10 @@ def token_losses(model: FrozenModel, tree: Tree, pairs: Sequence[tuple[Ids, Ids]
     """NLL `[len(told)]` of the tokens told in each pair (read, told), by itself after the tree."""
     end = tree.end
     leaves = [
-        Leaf([*read, *told], end, len(read) - 1, len(read) + len(told) - 1) for read, told in pairs
+        Branch([*read, *told], end, len(read) - 1, len(read) + len(told) - 1)
+        for read, told in pairs
     ]
-    hidden = leaf_hidden(model, tree, leaves)
+    hidden = branch_hidden_states(model, tree, leaves)
     return [
         nll(model, rows, torch.tensor(list(told), device=rows.device))
         for rows, (_, told) in zip(hidden, pairs, strict=True)
@@ -144,10 +147,12 @@ def _stretched(ids: Ids, length: int) -> list[int]:
 # drift -----------------------------------------------------------------------------------------
 
 
-def thoughts(model: FrozenModel, head: Readable, passages: Sequence[Ids]) -> list[Tensor]:
+def passage_hidden_states(
+    model: FrozenModel, conditioning: ContextLike, passages: Sequence[Ids]
+) -> list[Tensor]:
     """Hidden states `[len, hidden]` of each passage after a head."""
-    tree = trunk(model, head)
-    return leaf_hidden(model, tree, [Leaf(list(ids), tree.end) for ids in passages])
+    tree = trunk(model, conditioning)
+    return branch_hidden_states(model, tree, [Branch(list(ids), tree.end) for ids in passages])
 
 
 def kl(model: FrozenModel, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> float:
@@ -161,24 +166,32 @@ def kl(model: FrozenModel, teacher: Sequence[Tensor], student: Sequence[Tensor])
 
 
 def divergence(
-    model: FrozenModel, teacher: Readable, student: Readable, passages: Sequence[Ids]
+    model: FrozenModel, teacher: ContextLike, student: ContextLike, passages: Sequence[Ids]
 ) -> float:
     """Mean KL(teacher ‖ student) over the passages' tokens, nats a token."""
-    return kl(model, thoughts(model, teacher, passages), thoughts(model, student, passages))
+    return kl(
+        model,
+        passage_hidden_states(model, teacher, passages),
+        passage_hidden_states(model, student, passages),
+    )
 
 
-def drift(model: FrozenModel, head: Readable, passages: Sequence[Ids]) -> float:
+def drift(model: FrozenModel, conditioning: ContextLike, passages: Sequence[Ids]) -> float:
     """How far unrelated text is bent: mean KL(bare ‖ with head), nats a token."""
-    return divergence(model, "", head, passages)
+    return divergence(model, "", conditioning, passages)
 
 
-def fidelity(model: FrozenModel, text: Readable, soft: Readable, passages: Sequence[Ids]) -> float:
+def fidelity(
+    model: FrozenModel, text: ContextLike, soft: ContextLike, passages: Sequence[Ids]
+) -> float:
     """How much of what a text does a soft prompt does: 1 − KL(text ‖ soft) / KL(text ‖ bare).
 
     1 is all of it, 0 no more than the bare model, below 0 less than that; not a number where the
     text does nothing. The passages are ones that the model wrote after the text
     (`decode.sample_passages`), not those it was trained on.
     """
-    teacher, bare, ours = (thoughts(model, head, passages) for head in (text, "", soft))
+    teacher, bare, ours = (
+        passage_hidden_states(model, conditioning, passages) for conditioning in (text, "", soft)
+    )
     whole = kl(model, teacher, bare)
     return 1 - kl(model, teacher, ours) / whole if whole > 0 else math.nan

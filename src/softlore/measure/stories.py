@@ -6,14 +6,14 @@ import re
 from collections.abc import Sequence
 
 from softlore.context import Tree
-from softlore.context.compose import Readable
-from softlore.decode import Chooser, Sampling, decode
+from softlore.context.compose import ContextLike
+from softlore.decode import Sampler, SamplingParams, decode
 from softlore.lore import Entry
 from softlore.lore.keywords import count_hits
 from softlore.measure.copying import copied
 from softlore.measure.fluency import distinct, perplexity
 from softlore.measure.material import HELD_OUT, Ids
-from softlore.measure.results import Stories
+from softlore.measure.results import StoryMeasures
 from softlore.measure.score import fits_after, trunk
 from softlore.model import FrozenModel
 
@@ -37,7 +37,7 @@ def story_openings(entry: Entry) -> list[str]:
 
 def write_stories(
     model: FrozenModel,
-    jobs: Sequence[tuple[Readable, Sequence[Ids]]],
+    jobs: Sequence[tuple[ContextLike, Sequence[Ids]]],
     tokens: int,
     seed: int,
 ) -> list[list[Ids] | None]:
@@ -46,16 +46,16 @@ def write_stories(
     None for a head after which openings and stories do not fit the context. Draws depend on the
     seed and on the place among the jobs, so that heads can be compared story by story.
     """
-    sampling = Sampling(temperature=0.8, top_k=40)
+    sampling = SamplingParams(temperature=0.8, top_k=40)
     rows: list[tuple[int, Tree]] = []
-    for job, (head, openings) in enumerate(jobs):
-        if fits_after(model, head, max(map(len, openings), default=0) + tokens):
-            before = trunk(model, head)
+    for job, (conditioning, openings) in enumerate(jobs):
+        if fits_after(model, conditioning, max(map(len, openings), default=0) + tokens):
+            before = trunk(model, conditioning)
             rows += [(job, before.then(ids)) for ids in openings]
     written: list[list[Ids]] = [[] for _ in jobs]
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
-        chooser = Chooser(sampling, HELD_OUT + seed + start)
+        chooser = Sampler(sampling, HELD_OUT + seed + start)
         texts: list[Ids] = [[] for _ in part]
         for step in decode(model, [tree for _, tree in part], chooser, tokens):
             for text, token in zip(texts, step, strict=True):
@@ -71,13 +71,13 @@ def judge(
     openings: Sequence[str],
     written: Sequence[Ids],
     keywords: Sequence[str],
-) -> Stories:
+) -> StoryMeasures:
     """What stories came to: `written[i]` is what follows `openings[i]`."""
     texts = [model.decode(ids) for ids in written]
     responses = [response for block in entry.blocks for response in block.responses]
     sources = [model.encode(source) for source in responses or [entry.text]]
     pairs = [(model.encode(opening), ids) for opening, ids in zip(openings, written, strict=True)]
-    return Stories(
+    return StoryMeasures(
         copy=copied(written, sources),
         lore_words=count_hits(texts, keywords),
         perplexity=perplexity(model, pairs),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from softlore import tune
 from softlore.prompts import SoftPrompt
-from softlore.tune import Progress
+from softlore.tune import TrainingProgress
 from softlore.tune.initial import scale_of
 
 
@@ -34,7 +34,7 @@ CLASSIC: dict[str, Any] = {
 def make_trainer(
     model: Any,
     optimizer: Any,
-    note: Callable[[Progress], bool | None],
+    note: Callable[[TrainingProgress], bool | None],
     settings: Mapping[str, Any],
     **taught: Any,
 ) -> tune.WorldInfoTrainer:

@@ -10,13 +10,13 @@ from torch import Tensor
 from softlore.context import ROOT, Node, Tree, splice
 from softlore.errors import ContextError, PromptMismatchError
 from softlore.mkultra.loading import Named, banned, by_name
-from softlore.mkultra.registry import Vocabulary, vocabulary_of
+from softlore.mkultra.registry import PromptVocabulary, vocabulary_of
 
 
 class GPTSoftPromptMixin(Named):
     """A language model that reads tags as the soft prompts they stand for, and writes none."""
 
-    vocabulary: Vocabulary
+    vocabulary: PromptVocabulary
 
     def _begin(self) -> None:
         self.vocabulary = vocabulary_of(self.frozen.tokenizer)

@@ -29,7 +29,7 @@ class Tagged(Protocol):
     def _unique_token_str(self) -> str: ...
 
 
-class Vocabulary:
+class PromptVocabulary:
     """The placeholder tokens that tokenizers of one vocabulary, and models that read it, share.
 
     A placeholder has one id in all of them, past the tokens of each, so that an id says which
@@ -97,11 +97,11 @@ def _add_token(tokenizer: Any, token: str) -> None:
     tokenizer.add_tokens([AddedToken(token, normalized=False)])
 
 
-_VOCABULARIES: WeakValueDictionary[str, Vocabulary] = WeakValueDictionary()
+_VOCABULARIES: WeakValueDictionary[str, PromptVocabulary] = WeakValueDictionary()
 _PROMPTS: WeakSet[Any] = WeakSet()
 
 
-def vocabulary_of(tokenizer: Any) -> Vocabulary:
+def vocabulary_of(tokenizer: Any) -> PromptVocabulary:
     """What all tokenizers that were loaded with the same tokens share."""
     if hasattr(tokenizer, "softlore_vocabulary"):
         return tokenizer.softlore_vocabulary
@@ -109,7 +109,7 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
     key = hashlib.sha256(repr(tokens).encode("utf-8", "surrogatepass")).hexdigest()
     vocabulary = _VOCABULARIES.get(key)
     if vocabulary is None:
-        vocabulary = Vocabulary()
+        vocabulary = PromptVocabulary()
         for prompt in list(_PROMPTS):
             vocabulary.add(prompt)
         _VOCABULARIES[key] = vocabulary
@@ -117,7 +117,7 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
     return vocabulary
 
 
-def vocabularies() -> Iterator[Vocabulary]:
+def vocabularies() -> Iterator[PromptVocabulary]:
     """Those that a tokenizer or a model still holds."""
     return iter(list(_VOCABULARIES.values()))
 

@@ -14,7 +14,7 @@ from softlore.errors import LoreError
 from softlore.lore import Block
 from softlore.mkultra.classic import CLASSIC, make_trainer
 from softlore.mkultra.soft_prompt import SoftPrompt
-from softlore.tune import Progress
+from softlore.tune import TrainingProgress
 
 NAME = "prompt"  # of the only entry
 
@@ -87,8 +87,8 @@ class WorldInfoTrainer:
         )
         self.model.set_soft_prompt_embeds(trainer.train().embeddings)
 
-    def _note(self, progress: Progress) -> None:
-        self.losses.append(progress.learners[NAME].history.response[-1])
+    def _note(self, progress: TrainingProgress) -> None:
+        self.losses.append(progress.trainables[NAME].history.response[-1])
 
 
 class SoftPromptTrainer:
@@ -192,9 +192,9 @@ class SoftPromptTrainer:
         self.model.set_soft_prompt(start)
         return int(start.get_metadata()["step"])
 
-    def _note(self, progress: Progress) -> bool:
+    def _note(self, progress: TrainingProgress) -> bool:
         """Logs an update; says whether it was the last one asked for."""
-        loss = progress.learners[NAME].history.response[-1]
+        loss = progress.trainables[NAME].history.response[-1]
         last = self.ema_loss
         self.ema_loss = loss if last is None else last + self.ema_alpha * (loss - last)
         with (self.folder / "loss_log.csv").open("a", encoding="utf-8") as log:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from softlore.errors import ContextError, UnsupportedModelError
 from softlore.model import fingerprint as sketches
-from softlore.model.cache import KeysValues, Past, fill_cache, read_cache
 from softlore.model.families import Family, LayeredMask, describe
+from softlore.model.kv_cache import KeysValues, KVCache, fill_cache, read_cache
 from softlore.model.language import LanguageModel
 from softlore.model.loading import DEFAULT_MODEL, context_length, leading_id, load
-from softlore.model.proof import prove, refusing
 from softlore.model.rotary import Rotary, rotary_of
+from softlore.model.verify import refusing, verify_forward
 
 
 class FrozenModel(LanguageModel):
@@ -50,7 +50,7 @@ class FrozenModel(LanguageModel):
         kept = self._native_keys_values([0], [0])
         self.kv_heads, self.head_dim = int(kept[0][0].shape[1]), int(kept[0][0].shape[3])
         self.takes_prefix = len({tuple(t.shape) for pair in kept for t in pair}) == 1
-        prove(self)
+        verify_forward(self)
 
     @classmethod
     def from_pretrained(
@@ -96,7 +96,7 @@ class FrozenModel(LanguageModel):
         embeds: Tensor,
         positions: Tensor,
         visible: Tensor,
-        past: Past | None = None,
+        past: KVCache | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, KeysValues | None]:
         """Last hidden states of rows that stand at given places and see given keys.
@@ -215,7 +215,7 @@ class FrozenModel(LanguageModel):
         return parts
 
 
-def frozen(model: LanguageModel, what: str) -> FrozenModel:
+def require_frozen_model(model: LanguageModel, what: str) -> FrozenModel:
     """The same model, where it can do what only a transformers model can.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from softlore.errors import ModelError
-from softlore.model.proof import first_line
+from softlore.model.verify import first_line
 
 DEFAULT_MODEL = "storyteller"
 

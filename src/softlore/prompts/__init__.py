@@ -3,7 +3,7 @@
 from softlore.prompts.library import BadFile, Listing, PromptLibrary, default_folder
 from softlore.prompts.native import PromptHeader, read_header
 from softlore.prompts.pieces import Context, TokenCount
-from softlore.prompts.readers import READERS, Reader, load_prompt
+from softlore.prompts.readers import READERS, PromptReader, load_prompt
 from softlore.prompts.reasons import Reason
 from softlore.prompts.shapes import Kind
 from softlore.prompts.soft_prompt import PromptModel, SoftPrompt
@@ -17,7 +17,7 @@ __all__ = [
     "PromptHeader",
     "PromptLibrary",
     "PromptModel",
-    "Reader",
+    "PromptReader",
     "Reason",
     "SoftPrompt",
     "TokenCount",

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from softlore.disk import refused, user_folder
+from softlore.disk import storage_error, user_folder
 from softlore.errors import PromptFileError, SoftloreError, StorageError, UnknownPromptError
 from softlore.prompts import native
 from softlore.prompts.native import SUFFIX, PromptHeader
@@ -103,7 +103,7 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise refused("make the folder", self.folder, error) from error
+            raise storage_error("make the folder", self.folder, error) from error
         path = self._path_for(prompt.name)
         prompt.save(path)
         return path
@@ -114,7 +114,7 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
         try:
             path.unlink()
         except OSError as error:
-            raise refused("remove", path, error) from error
+            raise storage_error("remove", path, error) from error
 
     def __getitem__(self, name: str) -> SoftPrompt:
         with self._lock:
@@ -159,7 +159,7 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
         except FileNotFoundError:
             files = []
         except OSError as error:
-            raise refused("list", self.folder, error) from error
+            raise storage_error("list", self.folder, error) from error
         seen, self._seen = self._seen, {}
         for entry in files:
             path = self.folder / entry.name

@@ -18,7 +18,7 @@ from softlore.prompts.soft_prompt import SoftPrompt
 
 
 @dataclass(frozen=True)
-class Reader:
+class PromptReader:
     """One format that prompts are read from.
 
     Attributes:
@@ -41,13 +41,13 @@ def _is_native(path: Path, head: bytes) -> bool:
 
 
 # In order; the first one that takes a file reads it. An importer adds itself here.
-READERS: list[Reader] = [
-    Reader("softlore", _is_native, parse=native.parse),
-    Reader("KoboldAI's zip or .mtjsp", archives.takes, parse=archives.parse),
-    Reader("mtj-softtuner's .mtjsp by torch.save", mtj.takes_legacy, parse=mtj.parse_legacy),
-    Reader("google-research's .npy", numpy_array.takes, parse=numpy_array.parse),
-    Reader("mkultra's JSON", mkultra.takes, parse=mkultra.parse),
-    Reader("PEFT's adapter folder", peft.takes, peft.read_adapter),
+READERS: list[PromptReader] = [
+    PromptReader("softlore", _is_native, parse=native.parse),
+    PromptReader("KoboldAI's zip or .mtjsp", archives.takes, parse=archives.parse),
+    PromptReader("mtj-softtuner's .mtjsp by torch.save", mtj.takes_legacy, parse=mtj.parse_legacy),
+    PromptReader("google-research's .npy", numpy_array.takes, parse=numpy_array.parse),
+    PromptReader("mkultra's JSON", mkultra.takes, parse=mkultra.parse),
+    PromptReader("PEFT's adapter folder", peft.takes, peft.read_adapter),
 ]
 
 

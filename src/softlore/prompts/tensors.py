@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from softlore.disk import write_whole
+from softlore.disk import write_atomically
 from softlore.errors import PromptError, PromptFileError
 from softlore.prompts.header import TENSOR, RawHeader
 from softlore.prompts.opening import changed
@@ -61,7 +61,7 @@ def write_tensor(
     values = tensor.contiguous().numpy()
     if sys.byteorder == "big":
         values = values.byteswap()
-    write_whole(path, struct.pack("<Q", len(text)), text, values.data.cast("B"))
+    write_atomically(path, struct.pack("<Q", len(text)), text, values.data.cast("B"))
 
 
 def check_finite(name: str, tensor: Tensor) -> Tensor:

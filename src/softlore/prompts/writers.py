@@ -13,7 +13,7 @@ from softlore.prompts.soft_prompt import SoftPrompt
 
 
 @dataclass(frozen=True)
-class Writer:
+class PromptExporter:
     """One format that prompts are written in.
 
     Attributes:
@@ -30,12 +30,12 @@ class Writer:
 
 
 # By the name that `softlore convert --to` takes. An exporter adds itself here.
-WRITERS: dict[str, Writer] = {
-    "safetensors": Writer(
+WRITERS: dict[str, PromptExporter] = {
+    "safetensors": PromptExporter(
         "softlore's own file", native.SUFFIX, ("embedding", "prefix"), native.write_prompt
     ),
-    "kobold": Writer("KoboldAI's zip", ".zip", ("embedding",), kobold.write),
-    "peft": Writer("PEFT's adapter folder", "-peft", ("embedding", "prefix"), peft.write),
-    "mkultra": Writer("mkultra's JSON", ".json", ("embedding",), mkultra.write),
-    "vllm": Writer("vLLM's request body", ".vllm.json", ("embedding",), vllm.write),
+    "kobold": PromptExporter("KoboldAI's zip", ".zip", ("embedding",), kobold.write),
+    "peft": PromptExporter("PEFT's adapter folder", "-peft", ("embedding", "prefix"), peft.write),
+    "mkultra": PromptExporter("mkultra's JSON", ".json", ("embedding",), mkultra.write),
+    "vllm": PromptExporter("vLLM's request body", ".vllm.json", ("embedding",), vllm.write),
 }

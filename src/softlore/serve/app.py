@@ -18,12 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from softlore import __version__
 from softlore.errors import SoftloreError
 from softlore.serve import kobold, openai, studio
-from softlore.serve.answering import Desk
+from softlore.serve.generation_service import GenerationService
 from softlore.serve.metrics import CONTENT_TYPE, CountedEngine, Counting
 from softlore.serve.replies import refusal, reply_to
+from softlore.serve.request_composer import model_name
 from softlore.serve.safety import Guard
 from softlore.serve.state import ServerState
-from softlore.serve.texts import model_name
 
 USUAL = {
     404: "there is nothing at this path; expected one of the API's; see /openapi.json",
@@ -56,7 +56,7 @@ def make_app(state: ServerState) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.softlore = state
-    desk = Desk(state)
+    desk = GenerationService(state)
     for router in (
         kobold.make_router(desk),
         openai.make_router(desk),

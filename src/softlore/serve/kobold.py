@@ -14,15 +14,21 @@ from starlette.responses import JSONResponse, Response
 from softlore.decode import Token
 from softlore.errors import BusyError, InputError, SoftloreError
 from softlore.model import LanguageModel
-from softlore.serve.answering import FAILURES, Answer, Desk, answering, reason
-from softlore.serve.engines import Running
+from softlore.serve.engines import AsyncOutputStream
+from softlore.serve.generation_service import (
+    FAILURES,
+    ActiveResponse,
+    GenerationService,
+    answering,
+    reason,
+)
 from softlore.serve.lenient import Flag, Strings, Text, Whole, body_of, read_object, strings
 from softlore.serve.likelihoods import as_chat, as_completion
 from softlore.serve.replies import RETRY_SECONDS, as_kobold
+from softlore.serve.request_composer import ClientRequest, model_name
 from softlore.serve.samplers import NAMES, sampling_of
 from softlore.serve.sse import event, streamed
 from softlore.serve.state import ServerState
-from softlore.serve.texts import Ask, model_name
 
 PROGRAM = {"result": "KoboldCpp", "version": "1.87"}  # from 1.88 on Lite makes templates otherwise
 PROTOCOL = "1.2.5"
@@ -68,7 +74,7 @@ class Chosen(BaseModel):
     value: Text = ""
 
 
-def make_router(desk: Desk) -> APIRouter:
+def make_router(desk: GenerationService) -> APIRouter:
     """The routes under /api."""
     router = APIRouter(route_class=answering(reply), tags=["KoboldAI"], responses=FAILURES)
     state = desk.state
@@ -88,7 +94,7 @@ def reply(error: Exception) -> Response:
     return JSONResponse(as_kobold(error, "server_error"), 503)
 
 
-def _add_facts(router: APIRouter, state: ServerState, desk: Desk) -> None:
+def _add_facts(router: APIRouter, state: ServerState, desk: GenerationService) -> None:
     """What clients ask when they connect."""
     settings, model = state.settings, state.engine.model
 
@@ -124,7 +130,7 @@ def _add_facts(router: APIRouter, state: ServerState, desk: Desk) -> None:
         return {"value": value, "ids": ids}
 
 
-def _add_writing(router: APIRouter, desk: Desk) -> None:
+def _add_writing(router: APIRouter, desk: GenerationService) -> None:
     @_both(router, "POST", "generate", openapi_extra=body_of(Generate, NAMES))
     async def generate(request: Request) -> dict[str, Any]:
         sent, answer = await _begin(desk, request)
@@ -159,7 +165,7 @@ def _add_writing(router: APIRouter, desk: Desk) -> None:
         return {"success": "true" if found else "false", "done": "true" if found else "false"}
 
 
-def _add_prompts(router: APIRouter, state: ServerState, desk: Desk) -> None:
+def _add_prompts(router: APIRouter, state: ServerState, desk: GenerationService) -> None:
     """KoboldAI's own choice of a soft prompt, which stands before every text."""
 
     @_both(router, "GET", "config/soft_prompts_list")
@@ -180,7 +186,9 @@ def _add_prompts(router: APIRouter, state: ServerState, desk: Desk) -> None:
         return {}
 
 
-async def _begin(desk: Desk, request: Request, most: int = MOST_COPIES) -> tuple[Generate, Answer]:
+async def _begin(
+    desk: GenerationService, request: Request, most: int = MOST_COPIES
+) -> tuple[Generate, ActiveResponse]:
     """Starts the texts that a request asks for, at most so many."""
     fields = await read_object(request)
     sent = Generate.model_validate(fields)
@@ -188,7 +196,7 @@ async def _begin(desk: Desk, request: Request, most: int = MOST_COPIES) -> tuple
     if chosen and chosen not in await run_in_threadpool(desk.texts.names):
         chosen = desk.state.chosen = ""  # its file is gone, and Lite has no way to say so
     seed = sent.sampler_seed
-    ask = Ask(
+    ask = ClientRequest(
         [sent.prompt],
         memory=sent.memory,
         limit=sent.max_context_length or 0,
@@ -204,7 +212,7 @@ async def _begin(desk: Desk, request: Request, most: int = MOST_COPIES) -> tuple
 
 
 def _result(
-    model: LanguageModel, running: Running, tokens: Sequence[Token], sent: Generate
+    model: LanguageModel, running: AsyncOutputStream, tokens: Sequence[Token], sent: Generate
 ) -> dict[str, Any]:
     """A text as /generate tells of it."""
     text = running.text + _stop_shown(running, sent)
@@ -215,7 +223,7 @@ def _result(
     return result
 
 
-async def _events(answer: Answer, sent: Generate) -> AsyncGenerator[bytes]:
+async def _events(answer: ActiveResponse, sent: Generate) -> AsyncGenerator[bytes]:
     """The tokens of a text, and a last event that says why it ended."""
     async with aclosing(answer.told()) as told:
         try:
@@ -232,12 +240,12 @@ async def _events(answer: Answer, sent: Generate) -> AsyncGenerator[bytes]:
             yield event({"token": "", "finish_reason": "error"}, "message")
 
 
-def _stop_shown(running: Running, sent: Generate) -> str:
+def _stop_shown(running: AsyncOutputStream, sent: Generate) -> str:
     """The stop string that ended a text, where the client wants to see it."""
     return running.stopped_by or "" if sent.trim_stop is False else ""
 
 
-def _so_far(desk: Desk, key: str) -> dict[str, Any]:
+def _so_far(desk: GenerationService, key: str) -> dict[str, Any]:
     texts = [running.text for answer in desk.find(key) for running in answer.running]
     return {"results": [{"text": text} for text in texts or [""]]}
 

@@ -13,10 +13,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from softlore.decode import Wish
+from softlore.decode import GenerationRequest
 from softlore.errors import BusyError
 from softlore.model import LanguageModel
-from softlore.serve.engines import Engine, Load, Running
+from softlore.serve.engines import AsyncOutputStream, Engine, EngineLoad
 from softlore.serve.logs import request_id, requests_log
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -35,7 +35,9 @@ STATIC = "/studio/static/"
 QUIET = frozenset({"/health", "/metrics", STATIC})  # logged only when debugging, if all is well
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 GONE = 499
-_texts: contextvars.ContextVar[list[Running] | None] = contextvars.ContextVar("texts", default=None)
+_texts: contextvars.ContextVar[list[AsyncOutputStream] | None] = contextvars.ContextVar(
+    "texts", default=None
+)
 
 
 class Metrics:
@@ -81,7 +83,7 @@ class Metrics:
         """All of it, as Prometheus reads it."""
         return generate_latest(self.registry)
 
-    def ended(self, text: Running) -> None:
+    def ended(self, text: AsyncOutputStream) -> None:
         self.texts.labels(text.finish).inc()
         self.tokens.inc(len(text.ids))
         if text.first is not None:
@@ -108,7 +110,7 @@ class CountedEngine(Engine):
         self.metrics = Metrics(engine)
         self._engine = engine
 
-    def start(self, wish: Wish) -> Running:
+    def start(self, wish: GenerationRequest) -> AsyncOutputStream:
         try:
             running = self._engine.start(wish)
         except BusyError:
@@ -120,7 +122,7 @@ class CountedEngine(Engine):
             texts.append(running)
         return running
 
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         return self._engine.load()
 
     async def close(self, seconds: float = 10.0) -> None:
@@ -174,7 +176,7 @@ class _Request:
     def __init__(self, receive: Receive, send: Send) -> None:
         self.id = secrets.token_hex(4)
         self.since = time.perf_counter()
-        self.texts: list[Running] = []
+        self.texts: list[AsyncOutputStream] = []
         self.status = 500
         self.gone = False
         self._receive, self._send = receive, send

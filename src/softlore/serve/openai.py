@@ -21,20 +21,20 @@ from softlore.errors import (
     UnknownModelError,
     UnknownPromptError,
 )
-from softlore.serve.answering import FAILURES, Answer, Desk, answering
 from softlore.serve.chat import chat_of, read_messages
+from softlore.serve.generation_service import FAILURES, ActiveResponse, GenerationService, answering
 from softlore.serve.lenient import body_of, flag, read_object, strings, text, whole
 from softlore.serve.openai_forms import Chatted, Common, Completed, Replies
 from softlore.serve.replies import RETRY_SECONDS, as_openai
+from softlore.serve.request_composer import ClientRequest, lines, model_name
 from softlore.serve.samplers import NAMES, first, sampling_of
 from softlore.serve.sse import DONE, event, streamed
-from softlore.serve.texts import Ask, lines, model_name
 
 USUAL_TOKENS = 16  # of a completion, as OpenAI has it
 LONGEST_KEY = 200
 
 
-def make_router(desk: Desk) -> APIRouter:
+def make_router(desk: GenerationService) -> APIRouter:
     """The routes under /v1."""
     router = APIRouter(route_class=answering(reply), tags=["OpenAI"], responses=FAILURES)
     state = desk.state
@@ -107,7 +107,7 @@ def _model(name: str, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "softlore"}
 
 
-def _always(desk: Desk, model: str | None) -> list[str]:
+def _always(desk: GenerationService, model: str | None) -> list[str]:
     """The soft prompts that a model's name stands for: MODEL, or MODEL:NAME.
 
     Raises:
@@ -127,7 +127,7 @@ def _always(desk: Desk, model: str | None) -> list[str]:
     return [name]
 
 
-def _prompts(desk: Desk, sent: Any) -> list[str]:
+def _prompts(desk: GenerationService, sent: Any) -> list[str]:
     """The texts to complete; ids are turned into text."""
     some = sent if isinstance(sent, list) else [sent or ""]
     if some and isinstance(some[0], int):
@@ -144,10 +144,14 @@ def _prompts(desk: Desk, sent: Any) -> list[str]:
 
 
 def _ask_to_complete(
-    desk: Desk, sent: Completed, fields: dict[str, Any], prompt: str, always: Sequence[str]
-) -> Ask:
+    desk: GenerationService,
+    sent: Completed,
+    fields: dict[str, Any],
+    prompt: str,
+    always: Sequence[str],
+) -> ClientRequest:
     limit = whole(first(fields, "max_context_length", "truncation_length"))
-    return Ask(
+    return ClientRequest(
         lines(prompt),
         memory=text(fields.get("memory")),
         limit=max(0, limit or 0),
@@ -161,11 +165,11 @@ def _ask_to_complete(
 
 
 def _ask_to_chat(
-    desk: Desk, sent: Chatted, fields: dict[str, Any], always: Sequence[str]
-) -> tuple[Ask, bool]:
+    desk: GenerationService, sent: Chatted, fields: dict[str, Any], always: Sequence[str]
+) -> tuple[ClientRequest, bool]:
     model = desk.state.engine.model
     chat = chat_of(model, read_messages(sent.messages))
-    ask = Ask(
+    ask = ClientRequest(
         chat.turns,
         memory=chat.memory,
         limit=max(0, whole(first(fields, "max_context_length", "truncation_length")) or 0),
@@ -203,8 +207,12 @@ def _seed(sent: Common, fields: dict[str, Any]) -> int | None:
 
 
 async def _begin(
-    desk: Desk, request: Request, sent: Common, fields: dict[str, Any], asks: Sequence[Ask]
-) -> Answer:
+    desk: GenerationService,
+    request: Request,
+    sent: Common,
+    fields: dict[str, Any],
+    asks: Sequence[ClientRequest],
+) -> ActiveResponse:
     load = desk.state.engine.load()
     copies = sent.n or 1
     if copies * len(asks) > load.slots + load.queue:
@@ -215,13 +223,13 @@ async def _begin(
     return await desk.answer(request, asks, copies, text(fields.get("genkey"))[:LONGEST_KEY])
 
 
-async def _told(answer: Answer, sent: Common, replies: Replies) -> Response:
+async def _told(answer: ActiveResponse, sent: Common, replies: Replies) -> Response:
     if flag(sent.stream):
         return await streamed(_events(answer, replies))
     return JSONResponse(replies.whole(await answer.whole()))
 
 
-async def _events(answer: Answer, replies: Replies) -> AsyncGenerator[bytes]:
+async def _events(answer: ActiveResponse, replies: Replies) -> AsyncGenerator[bytes]:
     """The chunks of a stream; an error among them is told as OpenAI does."""
     async with aclosing(answer.told()) as told:
         try:

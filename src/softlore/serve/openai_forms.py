@@ -11,10 +11,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from softlore.decode import Token
-from softlore.serve.answering import Answer, reason
+from softlore.serve.generation_service import ActiveResponse, reason
 from softlore.serve.lenient import Flag, flag
 from softlore.serve.likelihoods import as_chat, as_completion
-from softlore.serve.texts import model_name
+from softlore.serve.request_composer import model_name
 
 LIKELIEST = 20  # tokens told beside each, at most
 MOST_COPIES = 128
@@ -89,7 +89,7 @@ class Replies:
 
     def __init__(
         self,
-        answer: Answer,
+        answer: ActiveResponse,
         sent: Common,
         before: Sequence[str],
         chat: bool = False,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from softlore.decode.samplers import Sampling, kobold_order
+from softlore.decode.samplers import SamplingParams, kobold_order
 from softlore.model import LanguageModel
 from softlore.serve.lenient import flag, number, strings, whole
 
@@ -126,7 +126,7 @@ def sampling_of(sent: Mapping[str, Any], model: LanguageModel) -> dict[str, Any]
         "order": _order(sent.get("sampler_order")),
     }
     found |= {name: value for name, value in listed.items() if value}
-    usual = Sampling()
+    usual = SamplingParams()
     return {name: value for name, value in found.items() if value != getattr(usual, name)}
 
 

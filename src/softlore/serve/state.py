@@ -12,7 +12,7 @@ from softlore.lore import Lorebook
 from softlore.prompts import PromptLibrary
 from softlore.serve.engines import Engine
 from softlore.serve.settings import ServeSettings
-from softlore.story import Stories
+from softlore.story import StoryLibrary
 
 FOLDER_VARIABLE = "SOFTLORE_LOREBOOKS"
 
@@ -41,7 +41,7 @@ class ServerState:
 
     engine: Engine
     prompts: PromptLibrary
-    stories: Stories
+    stories: StoryLibrary
     books: Path
     settings: ServeSettings = field(default_factory=ServeSettings)
     book: Lorebook | None = None

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from softlore.decode import Memory, generate
-from softlore.disk import refused
+from softlore.decode import TextCache, generate
+from softlore.disk import storage_error
 from softlore.errors import ConfigError, ContextError, SoftloreError
 from softlore.model import FrozenModel
 from softlore.prompts import Context
@@ -73,7 +73,7 @@ def _links(
     seed: int,
     settings: dict[str, Any],
 ) -> Iterator[Link]:
-    previous, memory = "", Memory()
+    previous, memory = "", TextCache()
     for place, item in enumerate(items):
         prompt = fill(template, previous, item)
         if place < len(done):
@@ -155,4 +155,4 @@ def adding_links(
 
             yield add
     except OSError as error:
-        raise refused("write", path, error) from error
+        raise storage_error("write", path, error) from error

@@ -13,18 +13,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from softlore.context.activation import Activation, Active, activate, placed
-from softlore.context.budget import Form, Mix, Offer, choose
-from softlore.context.scan import Scanning
+from softlore.context.activation import Activation, ActiveEntry, activate, place_entries
+from softlore.context.budget import BudgetChoice, LoreForm, LoreOption, choose_within_budget
+from softlore.context.scan import ScanSettings
 from softlore.context.timers import Timers
 from softlore.errors import ContextOverflowError
 from softlore.lore import Entry
 from softlore.measure.evaluate import plain_text
-from softlore.measure.worth import Worth, measure_worth
+from softlore.measure.gain import EntryGain, measure_gain
 from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
 from softlore.prompts.pieces import LONGEST_TAG, past_tag
-from softlore.story.frame import Frame, Part, line, parsed, places_of, tail
+from softlore.story.frame import Frame, Part, count_positions, line, parse_context, tail
 from softlore.story.settings import StorySettings
 
 ENDLESS = 8192  # tokens, for models whose context has no end
@@ -38,7 +38,7 @@ _BREAK = re.compile(r"(?<=[\n.!?])[\"'”’]*\s+|\n")
 
 
 @dataclass(frozen=True)
-class Plan:
+class ContextPlan:
     """What the model reads next, and the report of what went where.
 
     Attributes:
@@ -55,7 +55,7 @@ class Plan:
     parts: list[Part]
     forgotten: int
     activation: Activation
-    mix: Mix
+    mix: BudgetChoice
     not_used: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -68,7 +68,7 @@ class Plan:
         return sum(part.tokens for part in self.parts)
 
 
-class Composer:
+class ContextComposer:
     """Composes contexts for one model, lorebook and set of prompts; knows no story.
 
     What entries are worth is taken from the prompts' files, or measured when it is first needed.
@@ -79,13 +79,13 @@ class Composer:
         model: LanguageModel,
         entries: Sequence[Entry] = (),
         prompts: Mapping[str, SoftPrompt] | None = None,
-        scanning: Scanning | None = None,
+        scanning: ScanSettings | None = None,
     ) -> None:
         self.model = model
         self.entries = [_waking(entry) for entry in entries]
         self.prompts = prompts if prompts is not None else {}
-        self.scanning = scanning or Scanning(scan_depth=SCANNED)
-        self._worths: dict[str, Worth] = {}
+        self.scanning = scanning or ScanSettings(scan_depth=SCANNED)
+        self._worths: dict[str, EntryGain] = {}
         self._usable: dict[str, SoftPrompt] = {}
 
     def plan(
@@ -95,7 +95,7 @@ class Composer:
         reserve: int = 80,
         timers: Timers | None = None,
         always: Sequence[SoftPrompt] = (),
-    ) -> Plan:
+    ) -> ContextPlan:
         """What is read after `texts`, the turns of a story, with room for `reserve` more tokens.
 
         `always`: soft prompts that stand before everything, whatever the story mentions.
@@ -106,7 +106,7 @@ class Composer:
         limit = self._limit(settings, reserve)
         found = activate(self.entries, texts, self.scanning, timers, seed=settings.seed or 0)
         offers, without = self._offers(found)
-        mix = choose(offers, settings.budget or limit // LORE)
+        mix = choose_within_budget(offers, settings.budget or limit // LORE)
         frame = Frame(self.model)
         for prompt in always:
             self.model.check_prompt(prompt)
@@ -118,21 +118,21 @@ class Composer:
                 raise _no_room(frame.taken(), limit, reserve)
             start = self._start(texts, room)
             context = frame.context(texts, start, self.prompts)
-            over = places_of(self.model, context) + reserve - limit
+            over = count_positions(self.model, context) + reserve - limit
             if over <= 0:
                 break
             room -= over  # prompts that the story itself names take room as well
         parts = [*frame.parts, frame.story_part(texts, start, self.prompts)]
         not_used = {cut.entry: cut.why for cut in mix.cut} | without
         not_used |= {passed.entry.name: passed.why for passed in found.passed}
-        return Plan(context, limit, reserve, parts, start, found, mix, not_used)
+        return ContextPlan(context, limit, reserve, parts, start, found, mix, not_used)
 
-    def worth(self, entry: Entry) -> Worth:
+    def worth(self, entry: Entry) -> EntryGain:
         """What an entry's forms were measured to gain."""
         if entry.name not in self._worths:
             prompt = self._prompt(entry)
-            told = Worth.of_prompt(prompt) if prompt is not None else None
-            self._worths[entry.name] = told or measure_worth(self.model, entry, prompt)
+            told = EntryGain.of_prompt(prompt) if prompt is not None else None
+            self._worths[entry.name] = told or measure_gain(self.model, entry, prompt)
         return self._worths[entry.name]
 
     # inside ------------------------------------------------------------------------------------
@@ -156,32 +156,36 @@ class Composer:
             self._worths.pop(entry.name, None)
         return prompt
 
-    def _offers(self, found: Activation) -> tuple[list[Offer], dict[str, str]]:
+    def _offers(self, found: Activation) -> tuple[list[LoreOption], dict[str, str]]:
         """The forms that active entries can take, the highest order first; and who has none."""
-        offers: list[Offer] = []
+        offers: list[LoreOption] = []
         without: dict[str, str] = {}
         for one in sorted(found.active, key=lambda one: -one.entry.order):
             entry = one.entry
-            mine: list[tuple[Form, int]] = []
+            mine: list[tuple[LoreForm, int]] = []
             prompt = self._prompt(entry) if entry.use != "text" else None
             if prompt is not None:
                 mine.append(("soft", len(prompt)))
             if entry.text and entry.use != "soft":
                 mine.append(("text", len(self.model.encode(plain_text(entry)))))
             offers += [
-                Offer(entry.name, form, tokens, self.worth(entry).gain(form), entry.ignore_budget)
+                LoreOption(
+                    entry.name, form, tokens, self.worth(entry).gain(form), entry.ignore_budget
+                )
                 for form, tokens in mine
             ]
             if not mine:
                 without[entry.name] = "it has no soft prompt; train it, or let it enter as text"
         return offers, without
 
-    def _lay(self, frame: Frame, settings: StorySettings, found: Activation, mix: Mix) -> None:
+    def _lay(
+        self, frame: Frame, settings: StorySettings, found: Activation, mix: BudgetChoice
+    ) -> None:
         """Puts everything but the story where it goes."""
         forms = {offer.entry: offer.form for offer in mix.chosen}
-        places = placed(one for one in found.active if one.entry.name in forms)
+        places = place_entries(one for one in found.active if one.entry.name in forms)
 
-        def lay(actives: Sequence[Active], depth: int | None = None) -> None:
+        def lay(actives: Sequence[ActiveEntry], depth: int | None = None) -> None:
             for one in actives:
                 entry = one.entry
                 if forms[entry.name] == "soft":
@@ -191,7 +195,7 @@ class Composer:
 
         lay([*places.before_char, *places.outlet])
         if settings.memory:
-            frame.put("memory", "memory", parsed(line(settings.memory), self.prompts))
+            frame.put("memory", "memory", parse_context(line(settings.memory), self.prompts))
         lay([*places.after_char, *places.examples_top, *places.examples_bottom])
         for (depth, _), some in places.at_depth.items():
             lay(some, depth)
@@ -199,7 +203,7 @@ class Composer:
         lay(places.note_top, note)
         if settings.note:
             text = settings.note_template.replace("<|>", settings.note)
-            frame.put("note", "author's note", parsed(line(text), self.prompts), note)
+            frame.put("note", "author's note", parse_context(line(text), self.prompts), note)
         lay(places.note_bottom, note)
 
     def _start(self, texts: Sequence[str], room: int) -> int:

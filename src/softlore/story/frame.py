@@ -65,14 +65,14 @@ class Frame:
             shown = text[max(0, start - at) :]
             at += len(text)
             if shown:
-                pieces.append(parsed(shown, prompts))
+                pieces.append(parse_context(shown, prompts))
                 told = shown
         return Context(piece for some in pieces for piece in Context(some))
 
     def story_part(
         self, texts: Sequence[str], start: int, prompts: Mapping[str, SoftPrompt]
     ) -> Part:
-        count = parsed(tail(texts, start), prompts).token_count(self._model)
+        count = parse_context(tail(texts, start), prompts).token_count(self._model)
         return Part("story", "story", count.total)
 
     def _among(self, depth: int, place: int) -> list[Context]:
@@ -82,7 +82,7 @@ class Frame:
         return self._at.get(depth, [])
 
 
-def places_of(model: LanguageModel, context: Context) -> int:
+def count_positions(model: LanguageModel, context: Context) -> int:
     """Places that a context takes: its text after the longest prefix."""
     longest = max(map(len, context.prefixes), default=0)
     return len(model.bos) + context.token_count(model).context + longest
@@ -105,7 +105,7 @@ def tail(texts: Sequence[str], start: int) -> str:
     return "".join(reversed(kept))
 
 
-def parsed(text: str, prompts: Mapping[str, SoftPrompt]) -> Context:
+def parse_context(text: str, prompts: Mapping[str, SoftPrompt]) -> Context:
     """A part of the story with its tags resolved; one that names no prompt stays text."""
     try:
         return Context.parse(text, prompts)

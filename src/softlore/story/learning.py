@@ -12,30 +12,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from softlore.context.activation import activate
-from softlore.context.scan import Scanning
+from softlore.context.scan import ScanSettings
 from softlore.errors import ConfigError
 from softlore.lore import Block, Entry, Lorebook
+from softlore.measure.gain import METRIC, measure_gain
 from softlore.measure.material import Material, gather
 from softlore.measure.score import drift, fits, recall
-from softlore.measure.worth import METRIC, measure_worth
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.story.story import Story
 from softlore.story.turns import Turn
 from softlore.tune import WorldInfoTrainer
-from softlore.tune.trainer import Progress
+from softlore.tune.trainer import TrainingProgress
 
 CALL = 160  # characters of story before a line: what it is to be called by
 LINE = 280  # characters of a line that are learned
 STEPS = 120  # updates, where the caller does not say
 COMPANY = 3  # other prompts that stand beside it; each brings its own lessons
 PASSAGES = 128  # that teachers write; the prompts know their lore already
-SCANNING = Scanning(recursive=False)  # whom a line names, not whom that one's lore names
+SCANNING = ScanSettings(recursive=False)  # whom a line names, not whom that one's lore names
 _BREAK = re.compile(r"(?<=[.!?\n])[\"'”’]*\s+|\n+")
 
 
 @dataclass(frozen=True)
-class Line:
+class KeptLine:
     """A line that may be learned: what led to it, what it says, and whom it is about.
 
     Attributes:
@@ -80,7 +80,7 @@ class Learned:
         )
 
 
-def offers(story: Story, book: Lorebook) -> list[Line]:
+def offers(story: Story, book: Lorebook) -> list[KeptLine]:
     """The lines of a story that may be learned, oldest first.
 
     A line is a turn that the writer marked, or one of the model's that the writer changed. It is
@@ -98,20 +98,20 @@ def offers(story: Story, book: Lorebook) -> list[Line]:
             continue
         entries = _about(turn, book, call + response)
         if entries:
-            found.append(Line(turn.id, why, call, response, entries))
+            found.append(KeptLine(turn.id, why, call, response, entries))
     return found
 
 
 def learn(
     model: FrozenModel,
     book: Lorebook,
-    lines: Sequence[Line],
+    lines: Sequence[KeptLine],
     prompts: Mapping[str, SoftPrompt],
     *,
     max_steps: int = STEPS,
     seed: int = 0,
     on_entry: Callable[[str], None] = lambda name: None,
-    on_step: Callable[[Progress], bool | None] | None = None,
+    on_step: Callable[[TrainingProgress], bool | None] | None = None,
 ) -> list[Learned]:
     """Trains the prompts that lines are for, from where they are, beside the others.
 
@@ -154,7 +154,7 @@ def learn(
     return found
 
 
-def taught(entry: Entry, lines: Sequence[Line]) -> Entry:
+def taught(entry: Entry, lines: Sequence[KeptLine]) -> Entry:
     """An entry with lines among its blocks."""
     calls = {block.call: list(block.responses) for block in entry.blocks}
     for line in lines:
@@ -179,7 +179,7 @@ def _company(book: Lorebook, name: str, prompts: Mapping[str, SoftPrompt]) -> di
 def _learned(
     model: FrozenModel,
     entry: Entry,
-    lines: Sequence[Line],
+    lines: Sequence[KeptLine],
     old: SoftPrompt,
     new: SoftPrompt,
     material: Material,
@@ -193,7 +193,7 @@ def _learned(
         return Measured(recall(model, prompt, blocks), known, bent)
 
     mine = taught(entry, lines)
-    worth = measure_worth(model, mine, new).as_json()
+    worth = measure_gain(model, mine, new).to_dict()
     kept = new.replace(metrics=new.metrics | {METRIC: worth})
     return Learned(mine, kept, measured(old), measured(new))
 

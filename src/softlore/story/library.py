@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from softlore.disk import flush_folder, refused, user_folder
+from softlore.disk import flush_folder, storage_error, user_folder
 from softlore.errors import StoryError, StoryFileError, StoryNotFoundError
 from softlore.lore.names import NAME_RULE, composed, wrong_with_file_name
 from softlore.story.store import StoryFile
@@ -28,7 +28,7 @@ def default_folder() -> Path:
     return user_folder("stories", FOLDER_VARIABLE)
 
 
-class Stories(Collection[str]):
+class StoryLibrary(Collection[str]):
     """The stories in a folder's `*.story` files. Iterating, `in` and `len` are over their names.
 
     A story's name is its file's, less the suffix, so a name is one that every system allows: as
@@ -104,7 +104,7 @@ class Stories(Collection[str]):
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise refused("list", self.folder, error) from error
+            raise storage_error("list", self.folder, error) from error
         files = {composed(path.stem): path for path in found if path.suffix == SUFFIX}
         return {name: path for name, path in files.items() if not wrong_with_file_name(name)}
 
@@ -132,7 +132,7 @@ class Stories(Collection[str]):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise refused("make the folder", self.folder, error) from error
+            raise storage_error("make the folder", self.folder, error) from error
         return self.folder / (name + SUFFIX)
 
 
@@ -167,5 +167,5 @@ def _move(path: Path, target: Path) -> Path:
                 os.rename(f"{path}{rest}", f"{target}{rest}")
         flush_folder(path.parent)
     except OSError as error:
-        raise refused("move", path, error) from error
+        raise storage_error("move", path, error) from error
     return target

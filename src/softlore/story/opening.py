@@ -20,7 +20,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from softlore.disk import TEMPORARY_PREFIX, flush_folder, refused
+from softlore.disk import TEMPORARY_PREFIX, flush_folder, storage_error
 from softlore.errors import StorageError, StoryError, StoryFileError, StoryNotFoundError
 from softlore.story.settings import MAX_SETTINGS
 from softlore.story.turns import MAX_DATA, MAX_TEXT
@@ -132,7 +132,7 @@ def _place(temporary: Path, path: Path) -> None:
             "another name, or open that one"
         ) from None
     except OSError as error:
-        raise refused("write", path, error) from error
+        raise storage_error("write", path, error) from error
 
 
 def _check_magic(path: Path) -> None:
@@ -145,7 +145,7 @@ def _check_magic(path: Path) -> None:
             "create it"
         ) from None
     except OSError as error:
-        raise refused("read", path, error) from error
+        raise storage_error("read", path, error) from error
     except ValueError:  # a name with a zero byte
         raise StoryError(f"{str(path)!r:.160} can name no file; choose another name") from None
     if start != _MAGIC:

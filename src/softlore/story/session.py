@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from softlore.context.timers import Timers
-from softlore.decode import Memory, Reading, Wish, write_wish
-from softlore.decode.mixing import Steering
-from softlore.decode.telling import Finish
-from softlore.decode.writing import Writing
+from softlore.decode import CacheUsage, GenerationRequest, TextCache, write_request
+from softlore.decode.conditioning import Conditioning
+from softlore.decode.output import FinishReason
+from softlore.decode.writing import TextStream
 from softlore.errors import ContextError, StoryError
 from softlore.lore import Lorebook
-from softlore.model import DEFAULT_MODEL, FrozenModel, LanguageModel, frozen
+from softlore.model import DEFAULT_MODEL, FrozenModel, LanguageModel, require_frozen_model
 from softlore.prompts import PromptLibrary, SoftPrompt
-from softlore.story.composing import Composer, Plan
+from softlore.story.composing import ContextComposer, ContextPlan
 from softlore.story.settings import StorySettings
 from softlore.story.story import Story
 from softlore.story.turns import ROOT, Turn
@@ -26,7 +26,7 @@ DRAW = 2**31
 
 
 @dataclass(frozen=True)
-class Draft:
+class TurnDraft:
     """A turn of the model's that is not written yet.
 
     Attributes:
@@ -36,8 +36,8 @@ class Draft:
     """
 
     story: Story
-    plan: Plan
-    wish: Wish
+    plan: ContextPlan
+    wish: GenerationRequest
     after: int
 
     def keep(self, text: str, tokens: int, finish: str | None) -> Turn | None:
@@ -76,10 +76,10 @@ class StorySession:
         self.story = story
         self.model = model
         self.book = book
-        self.composer = Composer(model, book.entries if book else (), prompts)
-        self.plan: Plan | None = None
-        self.finish: Finish | None = None
-        self._memory = Memory()
+        self.composer = ContextComposer(model, book.entries if book else (), prompts)
+        self.plan: ContextPlan | None = None
+        self.finish: FinishReason | None = None
+        self._memory = TextCache()
 
     @classmethod
     def open(
@@ -98,14 +98,14 @@ class StorySession:
         return cls(story, *sources(settings.changed(model=model or settings.model), dtype, device))
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> CacheUsage:
         return self._memory.reading
 
     def say(self, text: str) -> Turn:
         """Adds a turn of the writer's."""
         return self.story.add(text, by="writer")
 
-    def look(self, tokens: int = 80) -> Plan:
+    def look(self, tokens: int = 80) -> ContextPlan:
         """What would be read for a turn of `tokens`, and what went where.
 
         Raises:
@@ -117,10 +117,10 @@ class StorySession:
         self,
         tokens: int = 80,
         stop: str | Sequence[str] = (),
-        head: Steering = "",
+        conditioning: Conditioning = "",
         retry: bool = False,
         **sampling: Any,
-    ) -> Draft:
+    ) -> TurnDraft:
         """What the model's next turn is to be written from, by whatever writes it; see `go_on`.
 
         Raises:
@@ -140,17 +140,17 @@ class StorySession:
         after = turns[-1].id if turns else ROOT
         sampling = {**self.story.settings.sampling, **sampling}
         no_copy = sampling.pop("no_copy", 0)
-        wish = Wish(
+        wish = GenerationRequest(
             plan.context,
             tokens,
             stop=tuple([stop] if isinstance(stop, str) else stop),
             seed=self._seed(after),
             no_copy=no_copy,
-            head=head,
+            conditioning=conditioning,
             check=False,  # the composer has
             sampling=sampling,
         )
-        return Draft(self.story, plan, wish, after)
+        return TurnDraft(self.story, plan, wish, after)
 
     def go_on(self, tokens: int = 80, stop: str | Sequence[str] = (), **rest: Any) -> Iterator[str]:
         """Writes a turn of the model's, piece by piece; it is in the story when the loop is left.
@@ -176,16 +176,18 @@ class StorySession:
         """
         return self._write(self.begin(tokens, stop, retry=True, **rest))
 
-    def _planned(self, turns: Sequence[Turn], tokens: int) -> Plan:
+    def _planned(self, turns: Sequence[Turn], tokens: int) -> ContextPlan:
         texts = [turn.text for turn in turns]
         return self.composer.plan(self.story.settings, texts, tokens, _timers(turns))
 
-    def _write(self, draft: Draft) -> Iterator[str]:
-        writing = write_wish(frozen(self.model, "writing here"), draft.wish, self._memory)
+    def _write(self, draft: TurnDraft) -> Iterator[str]:
+        writing = write_request(
+            require_frozen_model(self.model, "writing here"), draft.wish, self._memory
+        )
         self.plan, self.finish = draft.plan, None
         return self._told(writing, draft)
 
-    def _told(self, writing: Writing, draft: Draft) -> Iterator[str]:
+    def _told(self, writing: TextStream, draft: TurnDraft) -> Iterator[str]:
         try:
             for token in writing:
                 if token.text:

@@ -26,7 +26,7 @@ _FIRST_TURNS = 8  # read at once; then eight times as many, and so on
 
 
 @dataclass(frozen=True)
-class State:
+class StoryState:
     """What the story was after an operation: the turn it ended with, and a row of settings."""
 
     id: int
@@ -126,18 +126,18 @@ class StoryFile:
 
     # states --------------------------------------------------------------------------------------
 
-    def state(self) -> State:
+    def state(self) -> StoryState:
         """The state that the story is in."""
         found = self._state("id = (SELECT state FROM now WHERE id = 1)")
         if found is None:
             raise self._damaged("it does not say where it stands")
         return found
 
-    def state_before(self, state: State) -> State | None:
+    def state_before(self, state: StoryState) -> StoryState | None:
         """The state that undo goes to."""
         return self._state(f"id < {state.id:d} ORDER BY id DESC LIMIT 1")
 
-    def state_after(self, state: State) -> State | None:
+    def state_after(self, state: StoryState) -> StoryState | None:
         """The state that redo goes to."""
         return self._state(f"id > {state.id:d} ORDER BY id LIMIT 1")
 
@@ -177,7 +177,7 @@ class StoryFile:
         if mode == "wal":
             raise held(self.path)
 
-    def _state(self, where: str) -> State | None:
+    def _state(self, where: str) -> StoryState | None:
         row = self._one(f"SELECT id, operation, head, settings FROM states WHERE {where}")
         if row is None:
             return None
@@ -185,7 +185,7 @@ class StoryFile:
         head = ROOT if head is None else head
         if type(operation) is not str or type(head) is not int or type(settings) is not int:
             raise self._damaged(f"state {number} of its journal cannot be read")
-        return State(number, operation, head, settings)
+        return StoryState(number, operation, head, settings)
 
     def _one(self, query: str, *values: Any) -> tuple[Any, ...] | None:
         found: tuple[Any, ...] | None = self._db.execute(query, values).fetchone()

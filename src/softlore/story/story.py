@@ -15,7 +15,7 @@ from softlore.story.branches import branches_of
 from softlore.story.opening import making
 from softlore.story.rewriting import Piece, pieces_of
 from softlore.story.settings import StorySettings
-from softlore.story.store import State, StoryFile
+from softlore.story.store import StoryFile, StoryState
 from softlore.story.turns import (
     ROOT,
     Branch,
@@ -58,7 +58,7 @@ class Story:
         """Whether the last operation found that another process had moved the head meanwhile."""
         self._lock = threading.RLock()
         self._file = StoryFile(self.path)
-        self._seen = _Seen(_UNKNOWN, State(0, "", ROOT, 0), [], StorySettings())
+        self._seen = _Seen(_UNKNOWN, StoryState(0, "", ROOT, 0), [], StorySettings())
         try:
             self._look()
         except BaseException:
@@ -317,7 +317,7 @@ class Story:
         return self._seen
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[State]:
+    def _changing(self) -> Iterator[StoryState]:
         """One operation: gives the state it goes on from, and sees the one it leaves."""
         with self._lock:
             before = self._seen
@@ -331,7 +331,7 @@ class Story:
                 raise
             self.moved_by_other = now.head != before.head
 
-    def _rewrite(self, now: State, start: int, pieces: Sequence[Piece]) -> int:
+    def _rewrite(self, now: StoryState, start: int, pieces: Sequence[Piece]) -> int:
         """Puts the pieces in place of all turns from `start` on; returns the first one's number."""
         parent = self._seen.turns[start - 1].id if start else ROOT
         marked = self._file.marked()
@@ -350,7 +350,7 @@ class Story:
         self._file.add_state(now.id, "edit", parent, now.settings)
         return numbers[0] if numbers else ROOT
 
-    def _stand_at(self, state: State | None) -> bool:
+    def _stand_at(self, state: StoryState | None) -> bool:
         """Goes to a state of the journal, if there is one."""
         if state is not None:
             self._file.stand_at(state.id)
@@ -382,7 +382,7 @@ class _Seen:
     """
 
     version: int
-    state: State
+    state: StoryState
     turns: list[Turn]
     settings: StorySettings
 

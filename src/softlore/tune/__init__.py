@@ -1,19 +1,19 @@
-"""Training: lessons, tree batches, losses, learners, checkpoints."""
+"""Training: examples, tree batches, losses, trainables, checkpoints."""
 
 from softlore.tune.config import TrainingConfig
-from softlore.tune.learner import Learner
-from softlore.tune.lessons import Lesson, make_lesson
-from softlore.tune.objective import Batch, run
-from softlore.tune.trainer import Estimate, Progress, WorldInfoTrainer
+from softlore.tune.examples import EntryExamples, make_examples
+from softlore.tune.objective import TrainingBatch, run
+from softlore.tune.trainable_prompt import TrainablePrompt
+from softlore.tune.trainer import TrainingEstimate, TrainingProgress, WorldInfoTrainer
 
 __all__ = [
-    "Batch",
-    "Estimate",
-    "Learner",
-    "Lesson",
-    "Progress",
+    "EntryExamples",
+    "TrainablePrompt",
+    "TrainingBatch",
     "TrainingConfig",
+    "TrainingEstimate",
+    "TrainingProgress",
     "WorldInfoTrainer",
-    "make_lesson",
+    "make_examples",
     "run",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from softlore.errors import LoreError, PromptError
 from softlore.lore import Entry, Lorebook
-from softlore.measure.worth import METRIC, measure_worth
+from softlore.measure.gain import METRIC, measure_gain
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.tune.checkpoint import load_checkpoint, remove_checkpoint
@@ -85,26 +85,26 @@ def plan_book(
     return BookPlan(new, kept, trainer)
 
 
-def save_all(
+def save_prompts(
     library: PromptLibrary, prompts: Sequence[SoftPrompt], trainer: WorldInfoTrainer
 ) -> list[Path]:
     """Writes prompts to their folder, each with what it is worth beside the entry's text.
 
     Then the checkpoint is no longer needed.
     """
-    paths = [library.save(prompt) for prompt in with_worth(trainer, prompts)]
+    paths = [library.save(prompt) for prompt in with_gain(trainer, prompts)]
     if trainer.checkpoint is not None:
         remove_checkpoint(trainer.checkpoint)
     return paths
 
 
-def with_worth(trainer: WorldInfoTrainer, prompts: Sequence[SoftPrompt]) -> list[SoftPrompt]:
+def with_gain(trainer: WorldInfoTrainer, prompts: Sequence[SoftPrompt]) -> list[SoftPrompt]:
     """The prompts, each with what it is worth beside the entry's text."""
     entries = {entry.name: entry for entry in trainer.entries}
     return [
         prompt.replace(
             metrics=prompt.metrics
-            | {METRIC: measure_worth(trainer.model, entries[prompt.name], prompt).as_json()}
+            | {METRIC: measure_gain(trainer.model, entries[prompt.name], prompt).to_dict()}
         )
         for prompt in prompts
     ]
@@ -125,7 +125,7 @@ def _in_training(checkpoint: Path, again: bool) -> set[str]:
 def _kept(
     model: FrozenModel, book: Lorebook, library: PromptLibrary, kind: str
 ) -> dict[str, SoftPrompt]:
-    return fitting(model, finished(book, library, kind))
+    return prompts_for_model(model, finished(book, library, kind))
 
 
 def finished(book: Lorebook, library: PromptLibrary, kind: str) -> dict[str, SoftPrompt]:
@@ -142,7 +142,9 @@ def finished(book: Lorebook, library: PromptLibrary, kind: str) -> dict[str, Sof
     return found
 
 
-def fitting(model: FrozenModel, prompts: Mapping[str, SoftPrompt]) -> dict[str, SoftPrompt]:
+def prompts_for_model(
+    model: FrozenModel, prompts: Mapping[str, SoftPrompt]
+) -> dict[str, SoftPrompt]:
     """Those of the prompts that were made for a model."""
     found = {}
     for name, prompt in prompts.items():

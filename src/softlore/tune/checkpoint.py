@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from softlore.disk import TEMPORARY_PREFIX, refused, write_whole
+from softlore.disk import TEMPORARY_PREFIX, storage_error, write_atomically
 from softlore.errors import ConfigError, StorageError
 
 VERSION = 1
@@ -38,11 +38,11 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise refused("make the folder", path.parent, error) from error
+        raise storage_error("make the folder", path.parent, error) from error
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     told = json.dumps(facts)
     metadata = {"softlore_checkpoint": str(VERSION), "facts": told, "hash": _hash(kept, told)}
-    write_whole(path, save(kept, metadata))
+    write_atomically(path, save(kept, metadata))
 
 
 def load_checkpoint(
@@ -89,7 +89,7 @@ def only_run(path: Path | None) -> Iterator[None]:
             "wait for it, stop it, or name another folder"
         ) from None
     except OSError as error:
-        raise refused("lock", path, error) from error
+        raise storage_error("lock", path, error) from error
     try:
         yield
     finally:

@@ -143,7 +143,7 @@ class TrainingConfig:
                 f"{name} is {value!r:.60}; expected one of {', '.join(named)}; {hint}"
             )
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The settings as a prompt file carries them; factories by name, the story left out."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         settings["story"] = self.story is not None

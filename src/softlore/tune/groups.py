@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from softlore.disk import refused, write_whole
+from softlore.disk import storage_error, write_atomically
 from softlore.errors import ConfigError, StorageError
 from softlore.lore import Entry, Lorebook
 from softlore.prompts import SoftPrompt
@@ -103,9 +103,9 @@ class GroupRecord:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise refused("make the folder", path.parent, error) from error
+            raise storage_error("make the folder", path.parent, error) from error
         told = {"softlore_groups": VERSION, **asdict(self)}
-        write_whole(path, json.dumps(told, indent=1, ensure_ascii=False).encode())
+        write_atomically(path, json.dumps(told, indent=1, ensure_ascii=False).encode())
 
     @classmethod
     def load(cls, path: Path) -> GroupRecord | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 from torch.utils.checkpoint import checkpoint
 
-from softlore.context import Branching, Form, Leaf, Tree, backward
+from softlore.context import Branch, Tree, TreeBatch, TreeLayout, backward
 from softlore.errors import ConfigError
 from softlore.measure.score import LOGITS_AT_ONCE
 from softlore.model import FrozenModel
@@ -22,7 +22,7 @@ TermKind = Literal["response", "guard", "distil"]
 
 
 @dataclass(frozen=True)
-class Pair:
+class CallResponse:
     """A call and a response: `ids[:answer]` and `ids[answer:]`; the loss is on the response."""
 
     ids: list[int]
@@ -30,7 +30,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Term:
+class LossTerm:
     """One leaf's share of the loss: whose it is, and what each of its rows should say."""
 
     owner: str
@@ -40,14 +40,14 @@ class Term:
 
 
 @dataclass
-class Batch:
+class TrainingBatch:
     """Branchings, and a term for each of their leaves in order."""
 
-    branchings: list[Branching] = field(default_factory=list)
-    terms: list[Term] = field(default_factory=list)
+    branchings: list[TreeBatch] = field(default_factory=list)
+    terms: list[LossTerm] = field(default_factory=list)
 
-    def add(self, trunk: Tree, grown: Sequence[tuple[Leaf, Term]]) -> None:
-        self.branchings.append(Branching(trunk, [leaf for leaf, _ in grown]))
+    def add(self, trunk: Tree, grown: Sequence[tuple[Branch, LossTerm]]) -> None:
+        self.branchings.append(TreeBatch(trunk, [leaf for leaf, _ in grown]))
         self.terms.extend(term for _, term in grown)
 
     @property
@@ -58,17 +58,19 @@ class Batch:
         )
 
 
-def response_leaf(pair: Pair, parent: int, owner: str, weight: float) -> tuple[Leaf, Term]:
+def response_branch(
+    pair: CallResponse, parent: int, owner: str, weight: float
+) -> tuple[Branch, LossTerm]:
     """Row i predicts token i + 1: the response is predicted from the call's last token on."""
-    leaf = Leaf(pair.ids, parent, pair.answer - 1, len(pair.ids) - 1)
-    return leaf, Term(owner, "response", weight, pair.ids[pair.answer :])
+    leaf = Branch(pair.ids, parent, pair.answer - 1, len(pair.ids) - 1)
+    return leaf, LossTerm(owner, "response", weight, pair.ids[pair.answer :])
 
 
-def passage_leaf(
+def passage_branch(
     passage: Passage, parent: int, owner: str, kind: TermKind, weight: float
-) -> tuple[Leaf, Term]:
+) -> tuple[Branch, LossTerm]:
     """Every row from `start` on is compared with the teacher's."""
-    return Leaf(passage.ids, parent, passage.start), Term(owner, kind, weight, passage.hidden)
+    return Branch(passage.ids, parent, passage.start), LossTerm(owner, kind, weight, passage.hidden)
 
 
 def row_losses(model: FrozenModel, hidden: Tensor, targets: Sequence[list[int] | Tensor]) -> Tensor:
@@ -123,7 +125,10 @@ Losses = dict[tuple[str, TermKind], float]
 
 
 def run(
-    model: FrozenModel, batch: Batch, form: Form = "packed", micro_batch: int | None = None
+    model: FrozenModel,
+    batch: TrainingBatch,
+    form: TreeLayout = "packed",
+    micro_batch: int | None = None,
 ) -> Losses:
     """Adds a batch's gradient to its soft prompts; mean losses by owner and kind, nats a token."""
     kept: dict[int, Tensor] = {}
@@ -149,7 +154,7 @@ def run(
 
 def pairs_of(
     model: FrozenModel, call: str, responses: Sequence[str], chat: bool = False
-) -> list[Pair]:
+) -> list[CallResponse]:
     """Token ids of one block; with `chat`, as turns of the model's chat template.
 
     Raises:
@@ -161,7 +166,7 @@ def pairs_of(
         head = model.encode(before)
         if chat and model.bos and head[:1] == model.bos:
             head = head[1:]  # the trunk has it already
-        pairs.append(Pair(head + model.encode(after, inside=True), len(head)))
+        pairs.append(CallResponse(head + model.encode(after, inside=True), len(head)))
     return pairs
 
 

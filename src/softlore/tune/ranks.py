@@ -19,13 +19,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from softlore.context import Branching
+from softlore.context import TreeBatch
 from softlore.errors import ConfigError, TrainingError
 from softlore.model import FrozenModel
-from softlore.tune.learner import Learner
-from softlore.tune.objective import Batch, Losses
-from softlore.tune.plan import Plan, run_planned
-from softlore.tune.trunks import Supplies
+from softlore.tune.memory_plan import MemoryPlan, run_in_parts
+from softlore.tune.objective import Losses, TrainingBatch
+from softlore.tune.trainable_prompt import TrainablePrompt
+from softlore.tune.training_data import TrainingData
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # what torchrun tells a process
 
@@ -79,12 +79,16 @@ class Alone:
         return True
 
     def run(
-        self, model: FrozenModel, batch: Batch, plan: Plan, learners: Iterable[Learner]
+        self,
+        model: FrozenModel,
+        batch: TrainingBatch,
+        plan: MemoryPlan,
+        trainables: Iterable[TrainablePrompt],
     ) -> Losses:
-        """Runs a batch; the gradients are in `learners` by themselves."""
-        return run_planned(model, batch, plan)
+        """Runs a batch; the gradients are in `trainables` by themselves."""
+        return run_in_parts(model, batch, plan)
 
-    def part(self, batch: Batch) -> Batch:
+    def part(self, batch: TrainingBatch) -> TrainingBatch:
         """What the first process runs of a batch."""
         return batch
 
@@ -96,7 +100,7 @@ class Alone:
         """The first process's numbers."""
         return list(numbers)
 
-    def check_alike(self, supplies: Supplies) -> None:
+    def check_alike(self, data: TrainingData) -> None:
         """Sees that all processes draw from the same."""
 
     def stopping_together(self) -> contextlib.AbstractContextManager[None]:
@@ -135,9 +139,13 @@ class Ranks:
     # an update ---------------------------------------------------------------------------------
 
     def run(
-        self, model: FrozenModel, batch: Batch, plan: Plan, learners: Iterable[Learner]
+        self,
+        model: FrozenModel,
+        batch: TrainingBatch,
+        plan: MemoryPlan,
+        trainables: Iterable[TrainablePrompt],
     ) -> Losses:
-        """Runs a batch between all processes; every learner then has the whole gradient.
+        """Runs a batch between all processes; every trainable then has the whole gradient.
 
         Any process that is to stop is heard by all.
 
@@ -148,20 +156,20 @@ class Ranks:
             TrainingError: another process has ended.
         """
         own = share_of(batch, self.rank, self.size)
-        found = run_planned(model, own, plan) if own.branchings else {}
+        found = run_in_parts(model, own, plan) if own.branchings else {}
         counts = _counts(own)
         keys = sorted(_counts(batch))
         # Losses are added up as sums with counts: one entry's leaves may be with several processes.
         told = [[found.get(key, 0.0) * counts.get(key, 0), counts.get(key, 0)] for key in keys]
         told.append([float(self._asked), float(self._signalled)])
         whole = self._sum(torch.tensor(told, dtype=torch.float64, device=self.device)).cpu()
-        for learner in learners:
-            learner.gather(self._sum)
+        for trainable in trainables:
+            trainable.gather(self._sum)
         *sums, (stopping, interrupted) = whole.tolist()
         self.stopping, self.interrupted = stopping > 0, interrupted > 0
         return {key: total / count for key, (total, count) in zip(keys, sums, strict=True)}
 
-    def part(self, batch: Batch) -> Batch:
+    def part(self, batch: TrainingBatch) -> TrainingBatch:
         """What the first process runs of a batch."""
         return share_of(batch, 0, self.size)
 
@@ -194,13 +202,13 @@ class Ranks:
         told = self.of_first(torch.tensor(numbers, dtype=torch.int64, device=self.device))
         return [int(number) for number in told.tolist()]
 
-    def check_alike(self, supplies: Supplies) -> None:
+    def check_alike(self, data: TrainingData) -> None:
         """Sees that all processes draw from the same.
 
         Raises:
             TrainingError: the processes would learn different things.
         """
-        digest = int(_digest(supplies)[:15], 16)
+        digest = int(_digest(data)[:15], 16)
         found = self._gathered(torch.tensor([digest], dtype=torch.int64, device=self.device))
         odd = [rank for rank, one in enumerate(found) if int(one) != int(found[0])]
         if odd:
@@ -244,7 +252,7 @@ def _of_others() -> Iterator[None]:
         ) from error
 
 
-def share_of(batch: Batch, rank: int, size: int) -> Batch:
+def share_of(batch: TrainingBatch, rank: int, size: int) -> TrainingBatch:
     """The part of a batch that one of several processes runs.
 
     Whole trunks, where there are enough for all, the largest dealt out first; else every trunk
@@ -253,7 +261,7 @@ def share_of(batch: Batch, rank: int, size: int) -> Batch:
     starts = [0]
     for branching in batch.branchings:
         starts.append(starts[-1] + len(branching.leaves))
-    own = Batch()
+    own = TrainingBatch()
     if len(batch.branchings) >= size:
         for i in _dealt([_tokens(b) for b in batch.branchings], size)[rank]:
             own.branchings.append(batch.branchings[i])
@@ -278,11 +286,11 @@ def _dealt(weights: list[int], size: int) -> list[list[int]]:
     return [sorted(hand) for hand in hands]
 
 
-def _tokens(branching: Branching) -> int:
+def _tokens(branching: TreeBatch) -> int:
     return branching.trunk.length + sum(len(leaf.ids) for leaf in branching.leaves)
 
 
-def _counts(batch: Batch) -> dict[Any, int]:
+def _counts(batch: TrainingBatch) -> dict[Any, int]:
     """How many leaves there are by owner and kind."""
     counts: dict[Any, int] = {}
     for term in batch.terms:
@@ -290,9 +298,9 @@ def _counts(batch: Batch) -> dict[Any, int]:
     return counts
 
 
-def _digest(supplies: Supplies) -> str:
+def _digest(data: TrainingData) -> str:
     """A hash of the token ids that updates draw from."""
-    drawn: list[Any] = [supplies.filler, [p.ids for p in supplies.guard]]
-    for name, lesson in sorted(supplies.lessons.items()):
-        drawn.append([name, [p.ids for p in lesson.pairs], [p.ids for p in lesson.passages]])
+    drawn: list[Any] = [data.filler, [p.ids for p in data.guard]]
+    for name, examples in sorted(data.examples.items()):
+        drawn.append([name, [p.ids for p in examples.pairs], [p.ids for p in examples.passages]])
     return hashlib.sha256(repr(drawn).encode()).hexdigest()

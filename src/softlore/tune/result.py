@@ -1,4 +1,4 @@
-"""What a finished learner leaves: a SoftPrompt that says how it came to be."""
+"""What a finished trainable leaves: a SoftPrompt that says how it came to be."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from softlore.lore.styles import style_blocks
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.prompts.responses import KEY, HashedResponses
-from softlore.tune.learner import Learner
+from softlore.tune.trainable_prompt import TrainablePrompt
 
 LONGEST = 20_000  # characters
 
@@ -24,20 +24,20 @@ def entry_hash(entry: Entry) -> str:
 
 
 def finished_prompt(
-    model: FrozenModel, entry: Entry, learner: Learner, company: Sequence[str]
+    model: FrozenModel, entry: Entry, trainable: TrainablePrompt, company: Sequence[str]
 ) -> SoftPrompt:
-    """The learner's tensor with its settings, company and last losses.
+    """The trainable's tensor with its settings, company and last losses.
 
     The uuid follows from lore, settings and tensor, so that the same training gives the same one.
     """
-    config = learner.config
-    value = learner.value()
+    config = trainable.config
+    value = trainable.value()
     others = [name for name in company if name != entry.name] if config.company_size > 1 else []
-    history = {kind: learner.history.recent(kind) for kind in ("response", "guard", "distil")}
+    history = {kind: trainable.history.recent(kind) for kind in ("response", "guard", "distil")}
     data_hash = entry_hash(entry)
-    training = config.as_json() | {
-        "steps": learner.steps,
-        "stopped": learner.stopped,
+    training = config.to_dict() | {
+        "steps": trainable.steps,
+        "stopped": trainable.stopped,
         "in_company": others,
         "alone": not others,
     }

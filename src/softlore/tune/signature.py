@@ -40,7 +40,7 @@ def make_signature(
 
 def settings_told(config: TrainingConfig) -> dict[str, Any]:
     """The settings as JSON, the story by its hash."""
-    told = config.as_json()
+    told = config.to_dict()
     if config.story is not None:
         told["story"] = hashlib.sha256(config.story.encode()).hexdigest()[:16]
     return told

@@ -1,4 +1,4 @@
-"""What a trainer is given to teach, in whichever form: as entries, and the lesson of each."""
+"""What a trainer is given to teach, in whichever form: as entries, and the examples of each."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from softlore.decode.mixing import Steering, dosed
+from softlore.decode.conditioning import Conditioning, weighted
 from softlore.errors import ConfigError
 from softlore.lore import Block, Entry
 from softlore.model import FrozenModel
 from softlore.prompts import Context
 from softlore.tune.config import TrainingConfig
-from softlore.tune.lessons import Lesson, make_corpus_lesson, make_head_lesson, make_lesson
+from softlore.tune.examples import (
+    EntryExamples,
+    make_conditioning_examples,
+    make_corpus_examples,
+    make_examples,
+)
 
 Blocks = Sequence[Block | tuple[str, Sequence[str]]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Entries to train, and how their lessons are made.
+    """Entries to train, and how their examples are made.
 
     Attributes:
         single: one prompt was asked for, not a set.
@@ -28,10 +33,10 @@ class Source:
     """
 
     entries: list[Entry]
-    make_lesson: Callable[[FrozenModel, Entry, TrainingConfig], Lesson] = make_lesson
+    make_examples: Callable[[FrozenModel, Entry, TrainingConfig], EntryExamples] = make_examples
     single: bool = False
     corpus: bool = False
-    heads: dict[str, str] | None = field(default=None)
+    conditionings: dict[str, str] | None = field(default=None)
 
 
 def source_of(
@@ -39,7 +44,7 @@ def source_of(
     entries: Sequence[Entry] | None,
     corpus: str | None,
     corpora: Mapping[str, str] | None,
-    heads: Mapping[str, Steering] | None,
+    conditionings: Mapping[str, Conditioning] | None,
     name: str,
 ) -> Source:
     """The one of them that is given; `name` is that of the prompt of blocks or of a corpus.
@@ -47,7 +52,7 @@ def source_of(
     Raises:
         ConfigError: none of them is given, or several.
     """
-    given = [blocks, entries, corpus, corpora, heads]
+    given = [blocks, entries, corpus, corpora, conditionings]
     if given.count(None) != len(given) - 1:
         raise ConfigError(
             "expected one of blocks, entries (a set), corpus, corpora (a set) and heads (a set); "
@@ -57,25 +62,38 @@ def source_of(
         return Source([Entry(name=name, blocks=list(blocks))], single=True)
     if corpus is not None:
         only = Entry(name=name, text=corpus)
-        return Source([only], make_corpus_lesson, single=True, corpus=True)
+        return Source([only], make_corpus_examples, single=True, corpus=True)
     if corpora is not None:
         texts = [Entry(name=code, text=text) for code, text in corpora.items()]
-        return Source(texts, make_corpus_lesson, corpus=True)
-    if heads is not None:
-        make = partial(make_head_lesson, heads=heads)
-        whole = [Entry(name=head, text=_strongest(head, of)) for head, of in heads.items()]
-        return Source(whole, make, heads={head: _told(of) for head, of in heads.items()})
+        return Source(texts, make_corpus_examples, corpus=True)
+    if conditionings is not None:
+        make = partial(make_conditioning_examples, conditionings=conditionings)
+        whole = [
+            Entry(name=conditioning, text=_strongest(conditioning, of))
+            for conditioning, of in conditionings.items()
+        ]
+        return Source(
+            whole,
+            make,
+            conditionings={conditioning: _told(of) for conditioning, of in conditionings.items()},
+        )
     return Source(list(entries or ()))
 
 
-def _strongest(name: str, steering: Steering) -> str:
+def _strongest(name: str, steering: Conditioning) -> str:
     """The text of the head with the greatest strength: what its prompt starts from."""
-    heads = [(Context(head).text, weight) for head, weight in dosed(steering) if weight]
-    text = max(heads, key=lambda one: one[1])[0] if heads else ""
+    conditionings = [
+        (Context(conditioning).text, weight)
+        for conditioning, weight in weighted(steering)
+        if weight
+    ]
+    text = max(conditionings, key=lambda one: one[1])[0] if conditionings else ""
     if not text.strip():
         raise ConfigError(f"head {name!r} is empty; expected something to distil; give it")
     return text
 
 
-def _told(steering: Steering) -> str:
-    return " ".join(f"{Context(head).text}={weight:g}" for head, weight in dosed(steering))
+def _told(steering: Conditioning) -> str:
+    return " ".join(
+        f"{Context(conditioning).text}={weight:g}" for conditioning, weight in weighted(steering)
+    )

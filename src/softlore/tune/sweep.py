@@ -17,15 +17,15 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from softlore.disk import refused
+from softlore.disk import storage_error
 from softlore.errors import ConfigError, SoftloreError, StorageError, TrainingError
 from softlore.lore import Lorebook
 from softlore.tune.checkpoint import only_run
 from softlore.tune.config import TrainingConfig
-from softlore.tune.crew import Answer, Crew, Lost
 from softlore.tune.result import entry_hash
-from softlore.tune.space import Swept
+from softlore.tune.search_space import SearchSpace
 from softlore.tune.trial import Scores
+from softlore.tune.worker_pool import WorkerLost, WorkerPool, WorkerReply
 
 STUDY = "softlore"
 DEATHS = 3  # of workers over one trial, before it counts as failed
@@ -33,7 +33,7 @@ SQLITE = b"SQLite format 3\0"
 
 
 @dataclass(frozen=True)
-class Tried:
+class FinishedTrial:
     """One trial: its number from 0, what was tried, and what it came to, unless it failed."""
 
     number: int
@@ -42,7 +42,7 @@ class Tried:
     score: float | None
     why: str = ""
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -71,9 +71,9 @@ class Sweep:
 
     def __init__(
         self,
-        crew: Crew,
+        crew: WorkerPool,
         book: Lorebook,
-        space: Sequence[Swept],
+        space: Sequence[SearchSpace],
         study: Path,
         *,
         model: str,
@@ -83,7 +83,7 @@ class Sweep:
         distances: Sequence[int] = (0, 64),
         seed: int = 0,
         again: bool = False,
-        on_trial: Callable[[Tried], None] | None = None,
+        on_trial: Callable[[FinishedTrial], None] | None = None,
         **settings: Any,
     ) -> None:
         self.crew, self.book, self.space = crew, book, list(space)
@@ -100,7 +100,7 @@ class Sweep:
         self.on_trial = on_trial or (lambda tried: None)
         self._deaths: dict[int, int] = {}
 
-    def run(self) -> list[Tried]:
+    def run(self) -> list[FinishedTrial]:
         """Tries settings until there are enough, or the time is over; all trials, the best first.
 
         Raises:
@@ -132,7 +132,7 @@ class Sweep:
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
-            raise refused("open", self.path, error) from error
+            raise storage_error("open", self.path, error) from error
         self.study = self._load()
         told = self.study.user_attrs.get("softlore")
         if told is None:
@@ -168,16 +168,16 @@ class Sweep:
                 if path.name in {self.path.name + end for end in ("", "-journal", "-wal", "-shm")}:
                     path.unlink()
         except OSError as error:
-            raise refused("remove", self.path, error) from error
+            raise storage_error("remove", self.path, error) from error
 
     def _signature(self) -> str:
         """What must be the same for a sweep to go on, as JSON."""
         config = TrainingConfig.of(self.settings)
         told = {
-            "settings": config.as_json() | {"given": sorted(self.settings)},
+            "settings": config.to_dict() | {"given": sorted(self.settings)},
             "entries": {entry.name: entry_hash(entry) for entry in self.book},
             "model": self.model,
-            "param": [one.as_json() for one in self.space],
+            "param": [one.to_dict() for one in self.space],
             "drift-weight": self.drift_weight,
             "distances": self.distances,
             "seed": self.seed,
@@ -225,9 +225,9 @@ class Sweep:
         whole = self.settings | chosen
         self.crew.call(worker, "trial", self.book, whole, self.distances, self.seed)
 
-    def _heard(self, answer: Answer) -> None:
+    def _heard(self, answer: WorkerReply) -> None:
         worker, busy = answer.worker, self._busy.get(answer.worker)
-        if isinstance(answer.value, Lost):
+        if isinstance(answer.value, WorkerLost):
             self._bury(worker, busy, answer.value)
             return
         if answer.method == "load":
@@ -239,7 +239,7 @@ class Sweep:
             self._tell(busy[0], answer)
         self._next(worker)
 
-    def _tell(self, trial: optuna.Trial, answer: Answer) -> None:
+    def _tell(self, trial: optuna.Trial, answer: WorkerReply) -> None:
         if isinstance(answer.value, SoftloreError):
             self._failed(trial, str(answer.value))
             return
@@ -258,7 +258,7 @@ class Sweep:
         self.on_trial(_as_tried(self.study.trials[trial.number]))
 
     def _bury(
-        self, worker: int, busy: tuple[optuna.Trial, dict[str, Any]] | None, lost: Lost
+        self, worker: int, busy: tuple[optuna.Trial, dict[str, Any]] | None, lost: WorkerLost
     ) -> None:
         """A new worker for one that died, which tries the same once more."""
         number = -1 if busy is None else busy[0].number
@@ -276,7 +276,7 @@ class Sweep:
 
     # results -----------------------------------------------------------------------------------
 
-    def tried(self) -> list[Tried]:
+    def tried(self) -> list[FinishedTrial]:
         """All trials that have come to an end, the best first, those that failed last."""
         ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
         stopped = {key for key in self.study.user_attrs if key.startswith("stopped ")}
@@ -284,10 +284,10 @@ class Sweep:
         return sorted(found, key=lambda one: (one.score is None, one.score or 0.0, one.number))
 
 
-def _as_tried(trial: FrozenTrial) -> Tried:
+def _as_tried(trial: FrozenTrial) -> FinishedTrial:
     told = trial.user_attrs
     scores = Scores(**told["scores"]) if "scores" in told else None
-    return Tried(trial.number, dict(trial.params), scores, trial.value, told.get("why", ""))
+    return FinishedTrial(trial.number, dict(trial.params), scores, trial.value, told.get("why", ""))
 
 
 def _first_line(error: Exception) -> str:

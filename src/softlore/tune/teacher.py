@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from softlore.context import Branching, Leaf, Node, Tree, hidden_states
-from softlore.decode import OPENERS, Dosed, sample_passages
+from softlore.context import Branch, Node, Tree, TreeBatch, hidden_states
+from softlore.decode import OPENERS, WeightedTrees, sample_passages
 from softlore.model import FrozenModel
 
 ROWS_AT_ONCE = 32
@@ -29,8 +29,8 @@ class Passage:
     hidden: Tensor
 
 
-def teach(
-    model: FrozenModel, before: Tree | Dosed, passages: Sequence[list[int]], start: int = 0
+def run_teacher(
+    model: FrozenModel, before: Tree | WeightedTrees, passages: Sequence[list[int]], start: int = 0
 ) -> list[Passage]:
     """Reads passages after `before` and keeps what the model thinks at each token.
 
@@ -59,8 +59,8 @@ def _taught(
     taught: list[Passage] = []
     for at in range(0, len(passages), ROWS_AT_ONCE):
         part = passages[at : at + ROWS_AT_ONCE]
-        leaves = [Leaf(ids, before.end, start) for ids in part]
-        hidden = hidden_states(model, [Branching(before, leaves)], "expanded")
+        leaves = [Branch(ids, before.end, start) for ids in part]
+        hidden = hidden_states(model, [TreeBatch(before, leaves)], "expanded")
         rows = hidden.split([leaf.wanted for leaf in leaves])
         taught.extend(
             Passage(list(ids), start, row.clone()) for ids, row in zip(part, rows, strict=True)
@@ -68,7 +68,7 @@ def _taught(
     return taught
 
 
-def bare(model: FrozenModel) -> Tree:
+def bare_tree(model: FrozenModel) -> Tree:
     """What stands before a text when nothing does: BOS, where the model has one."""
     return Tree([Node(model.bos)] if model.bos else [])
 
@@ -78,7 +78,7 @@ def unrelated_passages(
 ) -> list[list[int]]:
     """Passages for filler and drift guard: cut from the writer's story, or the model's own."""
     if story is None:
-        return sample_passages(model, bare(model), OPENERS, count, length, seed)
+        return sample_passages(model, bare_tree(model), OPENERS, count, length, seed)
     ids = model.encode(story)
     if len(ids) <= length:
         return [ids] if len(ids) > 1 else []

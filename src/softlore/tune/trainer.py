@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from softlore.decode.mixing import Steering
+from softlore.decode.conditioning import Conditioning
 from softlore.errors import ConfigError, DivergedError, LoreError
 from softlore.lore import Entry
 from softlore.model import FrozenModel, prompt_shape
@@ -23,27 +23,27 @@ from softlore.tune.checkpoint import (
     uninterrupted,
 )
 from softlore.tune.config import TrainingConfig
+from softlore.tune.examples import passage_length, room_beside
 from softlore.tune.initial import initial_value, scale_of
-from softlore.tune.learner import Learner, settled
-from softlore.tune.lessons import passage_length, room_beside
-from softlore.tune.objective import Batch, Losses
-from softlore.tune.plan import Plan, make_plan, run_planned
+from softlore.tune.memory_plan import MemoryPlan, measure_memory_plan, run_in_parts
+from softlore.tune.objective import Losses, TrainingBatch
 from softlore.tune.ranks import Alone, Ranks
 from softlore.tune.result import finished_prompt
 from softlore.tune.signature import find_checkpoint, make_signature
 from softlore.tune.sources import Blocks, source_of
-from softlore.tune.teacher import bare, teach, unrelated_passages
-from softlore.tune.trunks import Supplies, draw_batch
+from softlore.tune.teacher import bare_tree, run_teacher, unrelated_passages
+from softlore.tune.trainable_prompt import TrainablePrompt, resolved
+from softlore.tune.training_data import TrainingData, draw_batch
 
 UNRELATED = 64  # passages for filler and guard
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where training is, after an update."""
 
     step: int
-    learners: Mapping[str, Learner]
+    trainables: Mapping[str, TrainablePrompt]
     waiting: int
 
     @property
@@ -51,13 +51,13 @@ class Progress:
         """Share of all updates that are behind, 0 to 1."""
         shares = [
             1.0 if one.stopped else one.steps / one.config.max_steps
-            for one in self.learners.values()
+            for one in self.trainables.values()
         ]
         return sum(shares) / (len(shares) + self.waiting)
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TrainingEstimate:
     """What is ahead: updates, seconds if none stops early, and bytes of each prompt.
 
     `sight`: tokens of text after which a prefix is out of sight, where every layer of the model
@@ -106,20 +106,20 @@ class WorldInfoTrainer:
         entries: Sequence[Entry] | None = None,
         corpus: str | None = None,
         corpora: Mapping[str, str] | None = None,
-        heads: Mapping[str, Steering] | None = None,
+        conditionings: Mapping[str, Conditioning] | None = None,
         name: str = "prompt",
         company: Mapping[str, SoftPrompt] | None = None,
         company_entries: Sequence[Entry] = (),
         checkpoint: str | Path | None = None,
         checkpoint_seconds: float = 10.0,
         again: bool = False,
-        on_step: Callable[[Progress], bool | None] | None = None,
+        on_step: Callable[[TrainingProgress], bool | None] | None = None,
         time_budget: float | None = None,
         memory: int | None = None,
         ranks: Ranks | None = None,
         **settings: Any,
     ) -> None:
-        source = source_of(blocks, entries, corpus, corpora, heads, name)
+        source = source_of(blocks, entries, corpus, corpora, conditionings, name)
         self.model = model
         self.config = TrainingConfig.of(settings)
         self._asked_steps = self.config.max_steps
@@ -137,9 +137,9 @@ class WorldInfoTrainer:
         self.memory = memory
         self.ranks = ranks or Alone()
         self.step = 0
-        self.learners: dict[str, Learner] = {}
-        self.supplies: Supplies | None = None
-        self.plan: Plan | None = None
+        self.trainables: dict[str, TrainablePrompt] = {}
+        self.data: TrainingData | None = None
+        self.plan: MemoryPlan | None = None
         self._prepared = False
         self._check()
 
@@ -207,14 +207,14 @@ class WorldInfoTrainer:
                 return
 
     def prepare(self) -> None:
-        """Makes the lessons, the passages and the learners, and reads the checkpoint if any."""
+        """Makes the examples, the passages and the trainables, and reads the checkpoint if any."""
         if self._prepared:
             return
         config, model = self.config, self.model
         # A checkpoint that does not fit is better met now than later.
         found = self.checkpoint and find_checkpoint(self.checkpoint, self._signature(), self.again)
-        lessons = {
-            entry.name: self._source.make_lesson(model, entry, config)
+        examples = {
+            entry.name: self._source.make_examples(model, entry, config)
             for entry in [*self.entries, *self.company_entries]
         }
         passages: list[list[int]] = []
@@ -223,23 +223,25 @@ class WorldInfoTrainer:
                 model, config.story, UNRELATED, passage_length(model, config), config.seed
             )
             passages = [ids for ids in drawn if len(ids) > 1]
-        guard = teach(model, bare(model), passages) if config.drift_guard > 0 else []
-        self.supplies = Supplies(lessons, guard, passages)
+        guard = run_teacher(model, bare_tree(model), passages) if config.drift_guard > 0 else []
+        self.data = TrainingData(examples, guard, passages)
         self._admit()
-        self.ranks.check_alike(self.supplies)
+        self.ranks.check_alike(self.data)
         if found:
             self._resume(*found)
         else:
-            self.plan = self.plan or self._agreed(make_plan(model, self._batch(), self.memory))
+            self.plan = self.plan or self._agreed(
+                measure_memory_plan(model, self._batch(), self.memory)
+            )
             self._keep_budget()
             self.save()  # a disk that refuses is better met now than at the end
         self._prepared = True
 
     def unfinished(self) -> bool:
-        return self._waiting() > 0 or any(not one.stopped for one in self.learners.values())
+        return self._waiting() > 0 or any(not one.stopped for one in self.trainables.values())
 
     def update(self) -> None:
-        """One update of every learner: draw a tree batch, run it, step each optimizer.
+        """One update of every trainable: draw a tree batch, run it, step each optimizer.
 
         Raises:
             DivergedError: NaN or infinity; then no entry has made this update.
@@ -247,13 +249,13 @@ class WorldInfoTrainer:
         assert self.plan is not None
         batch, learning = self._batch(), self._learning().values()
         losses = self.ranks.run(self.model, batch, self.plan, learning)
-        own = {learner: _own(losses, name) for name, learner in self._learning().items()}
+        own = {trainable: _own(losses, name) for name, trainable in self._learning().items()}
         with uninterrupted():
             faults = [one.step_back() for one in own if not one.sound(own[one])]
             if faults:
                 raise faults[0]
-            for learner, its_losses in own.items():
-                learner.update(its_losses)
+            for trainable, its_losses in own.items():
+                trainable.update(its_losses)
             self.step += 1
             self._admit()
 
@@ -262,24 +264,24 @@ class WorldInfoTrainer:
         by_name = {entry.name: entry for entry in self.entries}
         others = [*by_name, *self.company]
         return {
-            name: finished_prompt(self.model, by_name[name], learner, others)
-            for name, learner in self.learners.items()
+            name: finished_prompt(self.model, by_name[name], trainable, others)
+            for name, trainable in self.trainables.items()
         }
 
-    def progress(self) -> Progress:
-        return Progress(self.step, self.learners, self._waiting())
+    def progress(self) -> TrainingProgress:
+        return TrainingProgress(self.step, self.trainables, self._waiting())
 
     # inside ------------------------------------------------------------------------------------
 
-    def _learning(self) -> dict[str, Learner]:
-        return {name: one for name, one in self.learners.items() if not one.stopped}
+    def _learning(self) -> dict[str, TrainablePrompt]:
+        return {name: one for name, one in self.trainables.items() if not one.stopped}
 
     def _waiting(self) -> int:
-        return len(self.entries) - len(self.learners)
+        return len(self.entries) - len(self.trainables)
 
     def _admit(self) -> None:
         """Waiting entries take the places of finished ones."""
-        for entry in self.entries[len(self.learners) :]:
+        for entry in self.entries[len(self.trainables) :]:
             if len(self._learning()) >= self.config.max_active:
                 return
             self._admit_one(entry)
@@ -289,27 +291,27 @@ class WorldInfoTrainer:
         value = self.ranks.of_first(value)
         scale = scale_of(self.model, value, self.config.kind)
         paired = entry.blocks or self.config.style is not None or self._source.corpus
-        config = settled(self.config, text_alone=not paired)
-        self.learners[entry.name] = Learner(entry.name, value, scale, config)
+        config = resolved(self.config, text_alone=not paired)
+        self.trainables[entry.name] = TrainablePrompt(entry.name, value, scale, config)
 
-    def _batch(self) -> Batch:
-        assert self.supplies is not None
+    def _batch(self) -> TrainingBatch:
+        assert self.data is not None
         prompts: dict[str, Tensor] = {name: p.tensor for name, p in self.company.items()}
-        for name, learner in self.learners.items():
-            prompts[name] = learner.value() if learner.stopped else learner.live()
+        for name, trainable in self.trainables.items():
+            prompts[name] = trainable.value() if trainable.stopped else trainable.live()
         learning = list(self._learning())
-        return draw_batch(self.model, self.config, self.supplies, prompts, learning, self.step)
+        return draw_batch(self.model, self.config, self.data, prompts, learning, self.step)
 
     def seconds_per_update(self, updates: int = 2) -> float:
         """Measures an update without making one."""
         assert self.plan is not None
-        run_planned(self.model, self.ranks.part(self._batch()), self.plan)
+        run_in_parts(self.model, self.ranks.part(self._batch()), self.plan)
         start = time.perf_counter()
         for _ in range(updates):
-            run_planned(self.model, self.ranks.part(self._batch()), self.plan)
+            run_in_parts(self.model, self.ranks.part(self._batch()), self.plan)
         return (time.perf_counter() - start) / updates
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> TrainingEstimate:
         """What training will come to, measured on one update; call `prepare` first."""
         updates = self.config.max_steps * self._waves()
         left = max(0, updates - self.step) if self.unfinished() else 0
@@ -318,7 +320,7 @@ class WorldInfoTrainer:
         family = self.model.family
         prefix = self.config.kind == "prefix"
         sight = family.window if prefix and family.all_layers_slide else None
-        return Estimate(left, seconds, 4 * math.prod(numel), sight)
+        return TrainingEstimate(left, seconds, 4 * math.prod(numel), sight)
 
     def _waves(self) -> int:
         return -(-len(self.entries) // self.config.max_active)
@@ -330,15 +332,15 @@ class WorldInfoTrainer:
         steps = max(1, min(self.config.max_steps, affordable))
         self._set_max_steps(self.ranks.agreed(steps)[0])
 
-    def _agreed(self, plan: Plan) -> Plan:
+    def _agreed(self, plan: MemoryPlan) -> MemoryPlan:
         """The plan of the first process, where there are several."""
-        return Plan(*self.ranks.agreed(*plan.as_json().values()))
+        return MemoryPlan(*self.ranks.agreed(*plan.to_dict().values()))
 
     def _set_max_steps(self, steps: int) -> None:
         if steps == self.config.max_steps:
             return
         self.config = replace(self.config, max_steps=steps)
-        self.learners = {}
+        self.trainables = {}
         self._admit()
 
     # checkpoints -------------------------------------------------------------------------------
@@ -347,25 +349,25 @@ class WorldInfoTrainer:
         """Writes the checkpoint, if one was asked for."""
         if self.checkpoint is None or self.plan is None or not self.ranks.first:
             return
-        states = {name: learner.state() for name, learner in self.learners.items()}
+        states = {name: trainable.state() for name, trainable in self.trainables.items()}
         whole = {
             "signature": self._signature(),
             "step": self.step,
             "max_steps": self.config.max_steps,
-            "plan": self.plan.as_json(),
-            "learners": {name: facts for name, (_, facts) in states.items()},
+            "plan": self.plan.to_dict(),
+            "trainables": {name: facts for name, (_, facts) in states.items()},
         }
         tensors = {f"{n}/{key}": t for n, (own, _) in states.items() for key, t in own.items()}
         save_checkpoint(self.checkpoint, tensors, whole)
 
     def _resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         self._set_max_steps(facts["max_steps"])
-        self.plan = Plan(**facts["plan"])
+        self.plan = MemoryPlan(**facts["plan"])
         self.step = facts["step"]
-        for name, state in facts["learners"].items():
-            if name not in self.learners:
+        for name, state in facts["trainables"].items():
+            if name not in self.trainables:
                 self._admit_one(next(e for e in self.entries if e.name == name))
-            self.learners[name].restore(nested(tensors, name), state)
+            self.trainables[name].restore(nested(tensors, name), state)
         self._admit()
 
     def _signature(self) -> dict[str, Any]:
@@ -376,7 +378,7 @@ class WorldInfoTrainer:
             self.company,
             self.company_entries,
             corpus=self._source.corpus,
-            heads=self._source.heads,
+            conditionings=self._source.conditionings,
         )
 
 

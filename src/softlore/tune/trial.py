@@ -10,9 +10,9 @@ from typing import Any
 
 from softlore.lore import Entry, Lorebook
 from softlore.measure import evaluate, recall
+from softlore.measure.gain import gain_blocks
 from softlore.measure.results import Measures
 from softlore.measure.score import fits
-from softlore.measure.worth import asked_of
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.tune.trainer import WorldInfoTrainer
@@ -54,7 +54,7 @@ def try_settings(
     recalls: list[float | None] = []
     drifts: list[float | None] = []
     for result in found.entries:
-        alone, company = result.heads.get("soft"), result.heads.get("company")
+        alone, company = result.conditionings.get("soft"), result.conditionings.get("company")
         drifts += [one.drift for one in (alone, company) if one is not None]
         asked = [_recall(one) for one in (alone, company) if one is not None]
         if asked.count(None) == len(asked):
@@ -71,7 +71,7 @@ def _recall(measured: Measures) -> float | None:
 
 def _recall_of_text(model: FrozenModel, entry: Entry, prompt: SoftPrompt) -> float | None:
     """Of the sentences of an entry that has a text only."""
-    blocks = asked_of(entry)
+    blocks = gain_blocks(entry)
     return recall(model, prompt, blocks) if blocks and fits(model, prompt, blocks) else None
 
 

@@ -19,15 +19,15 @@ from softlore import __version__
 from softlore.lore import Lorebook
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
-from softlore.tune.book import fitting, with_worth
+from softlore.tune.book import prompts_for_model, with_gain
 from softlore.tune.groups import GroupTask
-from softlore.tune.plan import machine_memory
+from softlore.tune.memory_plan import machine_memory
 from softlore.tune.trainer import WorldInfoTrainer
 from softlore.tune.trial import try_settings
 
 
 @dataclass(frozen=True)
-class ModelName:
+class ModelSpec:
     """A model as every machine can load it."""
 
     name: str
@@ -40,7 +40,7 @@ class ModelName:
 
 
 @dataclass(frozen=True)
-class Facts:
+class WorkerInfo:
     """What a worker says of itself: versions, model, device, and bytes that it has."""
 
     softlore: str
@@ -51,7 +51,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Report:
+class GroupReport:
     """How far a group is.
 
     Attributes:
@@ -77,7 +77,7 @@ class Worker:
         threads: that torch computes with; the same number everywhere gives the same bits.
     """
 
-    def __init__(self, model: FrozenModel | ModelName, threads: int) -> None:
+    def __init__(self, model: FrozenModel | ModelSpec, threads: int) -> None:
         torch.set_num_threads(threads)
         self._named = model
         self._model = model if isinstance(model, FrozenModel) else None
@@ -87,24 +87,26 @@ class Worker:
     @property
     def model(self) -> FrozenModel:
         if self._model is None:
-            assert isinstance(self._named, ModelName)
+            assert isinstance(self._named, ModelSpec)
             self._model = self._named.load()
         return self._model
 
-    def load(self) -> Facts:
+    def load(self) -> WorkerInfo:
         """Loads the model, once. Raises ModelError."""
         model = self.model
         version = str(torch.__version__)
-        return Facts(__version__, version, model.name, str(model.device), machine_memory(model))
+        return WorkerInfo(
+            __version__, version, model.name, str(model.device), machine_memory(model)
+        )
 
-    def fitting(self, prompts: Mapping[str, SoftPrompt]) -> list[str]:
+    def prompts_for_model(self, prompts: Mapping[str, SoftPrompt]) -> list[str]:
         """Names of the prompts that were made for this model."""
-        return list(fitting(self.model, prompts))
+        return list(prompts_for_model(self.model, prompts))
 
     # groups ------------------------------------------------------------------------------------
 
-    def begin(self, task: GroupTask, checkpoint: bytes | None) -> Report:
-        """Makes a group's lessons, and goes on from a checkpoint if there is one.
+    def begin(self, task: GroupTask, checkpoint: bytes | None) -> GroupReport:
+        """Makes a group's examples, and goes on from a checkpoint if there is one.
 
         Raises:
             ConfigError, LoreError: settings or lore that can't be trained, or another run's
@@ -126,7 +128,7 @@ class Worker:
             trainer.prepare()
         return self._report(keep=False)
 
-    def advance(self, seconds: float, keep: bool) -> Report:
+    def advance(self, seconds: float, keep: bool) -> GroupReport:
         """Makes updates for a while, one at least; with `keep`, hands out a checkpoint.
 
         Raises:
@@ -140,14 +142,14 @@ class Worker:
                 break
         return self._report(keep)
 
-    def keep(self) -> Report:
+    def keep(self) -> GroupReport:
         """A checkpoint of what has been done so far."""
         return self._report(keep=True)
 
     def finish(self) -> list[SoftPrompt]:
         """The group's prompts, each with what it is worth beside the entry's text."""
         trainer = self._begun()
-        prompts = with_worth(trainer, list(trainer.prompts().values()))
+        prompts = with_gain(trainer, list(trainer.prompts().values()))
         self._trainer = None
         return prompts
 
@@ -155,7 +157,7 @@ class Worker:
         assert self._trainer is not None, "begin comes first"
         return self._trainer
 
-    def _report(self, keep: bool) -> Report:
+    def _report(self, keep: bool) -> GroupReport:
         trainer = self._begun()
         checkpoint = None
         if keep:
@@ -164,13 +166,13 @@ class Worker:
                 checkpoint = path.read_bytes()
         progress = trainer.progress()
         losses = {}
-        for name, learner in progress.learners.items():
-            recent = [learner.history.recent(kind) for kind in ("response", "distil")]
+        for name, trainable in progress.trainables.items():
+            recent = [trainable.history.recent(kind) for kind in ("response", "distil")]
             known = [value for value in recent if value is not None]
             if known:
                 losses[name] = known[0]
         finished = not trainer.unfinished()
-        return Report(self._number, trainer.step, progress.done, losses, finished, checkpoint)
+        return GroupReport(self._number, trainer.step, progress.done, losses, finished, checkpoint)
 
     # settings ----------------------------------------------------------------------------------
 

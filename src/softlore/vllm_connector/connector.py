@@ -38,7 +38,7 @@ logger = init_logger(__name__)
 
 
 @dataclass
-class Load:
+class PrefixLoad:
     """Keys and values to be written: of these prompts, from a token on, into these blocks.
 
     Attributes:
@@ -53,10 +53,10 @@ class Load:
 
 
 @dataclass
-class Loads(KVConnectorMetadata):
+class PrefixLoads(KVConnectorMetadata):
     """What the worker is to write before the next forward."""
 
-    loads: list[Load] = field(default_factory=list)
+    loads: list[PrefixLoad] = field(default_factory=list)
 
 
 class SoftloreConnector(KVConnectorBase_V1):
@@ -73,7 +73,7 @@ class SoftloreConnector(KVConnectorBase_V1):
         self._block_size = int(vllm_config.cache_config.block_size)
         self._dtype = vllm_config.model_config.dtype
         self._folder = Folder(path, self._block_size)
-        self._matched: dict[str, Load] = {}  # by request, until it has its blocks
+        self._matched: dict[str, PrefixLoad] = {}  # by request, until it has its blocks
         self._ready: Ready | None = None
         self._failed: set[int] = set()
         logger.info("softlore: %d prompts in %s", len(self._folder.files()), path)
@@ -87,7 +87,7 @@ class SoftloreConnector(KVConnectorBase_V1):
         new = count - num_computed_tokens
         if not names or new <= 0 or request.num_tokens <= count:
             return 0, False
-        self._matched[request.request_id] = Load(names, key, num_computed_tokens)
+        self._matched[request.request_id] = PrefixLoad(names, key, num_computed_tokens)
         return new, False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
@@ -95,7 +95,7 @@ class SoftloreConnector(KVConnectorBase_V1):
             self._matched.pop(request.request_id, None)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
-        meta = Loads()
+        meta = PrefixLoads()
         for new in scheduler_output.scheduled_new_reqs:
             self._add(meta, new.req_id, new.block_ids[0])
         cached = scheduler_output.scheduled_cached_reqs
@@ -131,7 +131,7 @@ class SoftloreConnector(KVConnectorBase_V1):
             return names, key_of(files), len(placeholder)
         return names, (), self._block_size
 
-    def _add(self, meta: Loads, request: str, blocks: list[int]) -> None:
+    def _add(self, meta: PrefixLoads, request: str, blocks: list[int]) -> None:
         load = self._matched.pop(request, None)
         if load is not None:
             load.blocks = list(blocks)
@@ -141,7 +141,7 @@ class SoftloreConnector(KVConnectorBase_V1):
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         metadata = self._get_connector_metadata()
-        assert isinstance(metadata, Loads)
+        assert isinstance(metadata, PrefixLoads)
         self._failed = set()
         if not metadata.loads:
             return
@@ -176,7 +176,7 @@ class SoftloreConnector(KVConnectorBase_V1):
             keys, values = rows[extract_layer_index(name)]
             layer.impl.do_kv_cache_update(layer, keys, values, layer.kv_cache, places)
 
-    def _rows(self, load: Load, layers: dict[str, Any]) -> Tensor:
+    def _rows(self, load: PrefixLoad, layers: dict[str, Any]) -> Tensor:
         """`[layers, 2, N, heads, head_dim]` of a set. Raises ValueError, OSError."""
         if self._ready is None:
             one = next(iter(layers.values()))

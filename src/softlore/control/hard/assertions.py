@@ -17,7 +17,7 @@ SIMILAR = 0.6
 
 
 @dataclass(frozen=True)
-class Found:
+class PatternMatch:
     """What an assertion looks at.
 
     Attributes:
@@ -41,33 +41,33 @@ class Verdict:
     value: float | None = None
 
 
-def _contains(found: Found, wanted: str, _: float | None) -> Verdict:
+def _contains(found: PatternMatch, wanted: str, _: float | None) -> Verdict:
     return Verdict(wanted in found.output, "found" if wanted in found.output else "not found")
 
 
-def _icontains(found: Found, wanted: str, _: float | None) -> Verdict:
+def _icontains(found: PatternMatch, wanted: str, _: float | None) -> Verdict:
     inside = wanted.casefold() in found.output.casefold()
     return Verdict(inside, "found" if inside else "not found")
 
 
-def _equals(found: Found, wanted: str, _: float | None) -> Verdict:
+def _equals(found: PatternMatch, wanted: str, _: float | None) -> Verdict:
     same = found.output.strip() == wanted.strip()
     return Verdict(same, "equal" if same else "another text")
 
 
-def _regex(found: Found, wanted: str, _: float | None) -> Verdict:
+def _regex(found: PatternMatch, wanted: str, _: float | None) -> Verdict:
     match = re.search(wanted, found.output[:LONGEST_SEARCHED])
     return Verdict(match is not None, f"matches {match[0]!r:.60}" if match else "no match")
 
 
-def _similarity(found: Found, wanted: str, threshold: float | None) -> Verdict:
+def _similarity(found: PatternMatch, wanted: str, threshold: float | None) -> Verdict:
     least = SIMILAR if threshold is None else threshold
     ratio = difflib.SequenceMatcher(None, wanted.split(), found.output.split()).ratio()
     return Verdict(ratio >= least, f"similarity {ratio:.2f}, at least {least:g} wanted", ratio)
 
 
-def _at_most(name: str) -> Callable[[Found, str, float | None], Verdict]:
-    def check(found: Found, wanted: str, _: float | None) -> Verdict:
+def _at_most(name: str) -> Callable[[PatternMatch, str, float | None], Verdict]:
+    def check(found: PatternMatch, wanted: str, _: float | None) -> Verdict:
         value = found.measure(name)
         if value is None:
             return Verdict(False, f"{name} can't be measured here")
@@ -78,7 +78,7 @@ def _at_most(name: str) -> Callable[[Found, str, float | None], Verdict]:
     return check
 
 
-def _keywords(found: Found, wanted: str, _: float | None) -> Verdict:
+def _keywords(found: PatternMatch, wanted: str, _: float | None) -> Verdict:
     value = found.measure("keywords")
     if value is None:
         return Verdict(False, "no entry, so no keywords")
@@ -86,7 +86,7 @@ def _keywords(found: Found, wanted: str, _: float | None) -> Verdict:
     return Verdict(value >= float(wanted), told, value)
 
 
-def _python(found: Found, wanted: str, _: float | None) -> Verdict:
+def _python(found: PatternMatch, wanted: str, _: float | None) -> Verdict:
     names = {**found.variables, "output": found.output}
     try:
         held = bool(eval(compile(wanted, "<assertion>", "eval"), {}, names))  # noqa: S307
@@ -96,7 +96,7 @@ def _python(found: Found, wanted: str, _: float | None) -> Verdict:
 
 
 # Name -> the check, and whether its value is a number.
-KINDS: dict[str, tuple[Callable[[Found, str, float | None], Verdict], bool]] = {
+KINDS: dict[str, tuple[Callable[[PatternMatch, str, float | None], Verdict], bool]] = {
     "contains": (_contains, False),
     "icontains": (_icontains, False),
     "equals": (_equals, False),
@@ -169,7 +169,7 @@ class Assertion:
         template = Template(str(value), what) if kind not in ("regex", "python") else None
         return cls(kind, template or _Literal(str(value)), key != kind, **options)
 
-    def check(self, found: Found) -> Verdict:
+    def check(self, found: PatternMatch) -> Verdict:
         """Whether it holds."""
         wanted = self.value.render(found.variables)
         verdict = KINDS[self.kind][0](found, wanted, self.threshold)

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from softlore.control.hard.assertions import Assertion, Found, Verdict
+from softlore.control.hard.assertions import Assertion, PatternMatch, Verdict
 from softlore.control.hard.experiment import Experiment
 from softlore.control.hard.templates import Template
-from softlore.decode import Sampling, generate
-from softlore.disk import write_whole
+from softlore.decode import SamplingParams, generate
+from softlore.disk import write_atomically
 from softlore.errors import ConfigError, ContextError, StorageError
 from softlore.lore import Entry
 from softlore.measure import count_hits, drift, lore_keywords, perplexity, recall
@@ -69,7 +69,7 @@ class Outcome:
     score: float
     passed: bool
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         case = self.case
         return {
             "prompt": case.prompt,
@@ -91,7 +91,7 @@ def plain_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v.data() if isinstance(v, Entry) else v for k, v in variables.items()}
 
 
-class Cache:
+class OutputCache:
     """Answers by what they depend on, a file each; what can't be read is made anew."""
 
     def __init__(self, folder: Path | None) -> None:
@@ -112,14 +112,14 @@ class Cache:
         answer = make()
         with contextlib.suppress(StorageError, OSError):  # a cache that can't be kept is no fault
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps({"answer": answer}).encode())
+            write_atomically(path, json.dumps({"answer": answer}).encode())
         return answer
 
 
 def run_experiment(
     experiment: Experiment,
     load: Callable[[str], FrozenModel],
-    cache: Cache | None = None,
+    cache: OutputCache | None = None,
     allow_python: bool = False,
 ) -> Iterator[Outcome]:
     """Runs all cases, model by model, and yields each as it is done.
@@ -138,13 +138,13 @@ def run_experiment(
             "expected your leave; read the file, and give --allow-python if you trust it"
         )
     try:
-        Sampling.of(experiment.sampling)
+        SamplingParams.of(experiment.sampling)
     except ConfigError as error:
         raise ConfigError(f"`sampling` of the experiment can't be used: {error}") from error
     cases = list(_cases(experiment))
-    cache = cache or Cache(None)
+    cache = cache or OutputCache(None)
     for name in dict.fromkeys(case.model for case in cases):
-        bench = _Bench(experiment, load(name), cache)
+        bench = _CaseRunner(experiment, load(name), cache)
         for case in cases:
             if case.model == name:
                 yield bench.run(case, assertions, experiment.threshold)
@@ -168,10 +168,10 @@ def _cases(experiment: Experiment) -> Iterator[Case]:
                     yield Case(prompt, model, variables, sample, text, told)
 
 
-class _Bench:
+class _CaseRunner:
     """One model, and what is asked of it; every answer goes through the cache."""
 
-    def __init__(self, experiment: Experiment, model: FrozenModel, cache: Cache) -> None:
+    def __init__(self, experiment: Experiment, model: FrozenModel, cache: OutputCache) -> None:
         self.experiment, self.model, self.cache = experiment, model, cache
         sketch = json.dumps(model.fingerprint("embedding"), sort_keys=True, default=str)
         whole = f"{sketch}/{model.tokenizer_fingerprint}/{model.dtype}"
@@ -180,7 +180,7 @@ class _Bench:
 
     def run(self, case: Case, assertions: list[Assertion], threshold: float) -> Outcome:
         output = self._written(case)
-        found = Found(output, case.plain, lambda name: self._measure(name, case, output))
+        found = PatternMatch(output, case.plain, lambda name: self._measure(name, case, output))
         verdicts = [(one, one.check(found)) for one in assertions]
         whole = sum(one.weight for one, _ in verdicts)
         held = sum(one.weight for one, verdict in verdicts if verdict.passed)

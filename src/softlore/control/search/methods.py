@@ -32,7 +32,7 @@ TRIES = 6  # draws for a legal candidate, on average, before a step makes do wit
 
 
 @dataclass
-class State:
+class SearchState:
     """Where a search is.
 
     Attributes:
@@ -47,16 +47,20 @@ class State:
     optimizer: Any = field(default=None, repr=False)
 
 
-Step = Callable[[Scorer, State, random.Random], list[tuple[list[int], float]]]
+Step = Callable[[Scorer, SearchState, random.Random], list[tuple[list[int], float]]]
 
 
-def random_step(scorer: Scorer, state: State, draw: random.Random) -> list[tuple[list[int], float]]:
+def random_step(
+    scorer: Scorer, state: SearchState, draw: random.Random
+) -> list[tuple[list[int], float]]:
     """Candidates of random tokens."""
     found = [random_ids(scorer, len(state.ids), draw) for _ in range(RANDOM_WIDTH)]
     return _scored(scorer, found)
 
 
-def gcg_step(scorer: Scorer, state: State, draw: random.Random) -> list[tuple[list[int], float]]:
+def gcg_step(
+    scorer: Scorer, state: SearchState, draw: random.Random
+) -> list[tuple[list[int], float]]:
     """Single swaps; the best of them is the next candidate, be it better or not."""
     top = top_swaps(scorer.one_hot_gradient(state.ids), GCG_TOP_K)
 
@@ -73,7 +77,7 @@ def gcg_step(scorer: Scorer, state: State, draw: random.Random) -> list[tuple[li
 
 
 def autoprompt_step(
-    scorer: Scorer, state: State, draw: random.Random
+    scorer: Scorer, state: SearchState, draw: random.Random
 ) -> list[tuple[list[int], float]]:
     """Swaps at one position, first-order best; kept only if the loss falls."""
     place = draw.randrange(len(state.ids))
@@ -84,7 +88,9 @@ def autoprompt_step(
     return scored
 
 
-def pez_step(scorer: Scorer, state: State, draw: random.Random) -> list[tuple[list[int], float]]:
+def pez_step(
+    scorer: Scorer, state: SearchState, draw: random.Random
+) -> list[tuple[list[int], float]]:
     """Rows move by the gradient at their nearest tokens; those tokens are the candidate."""
     if state.rows is None:
         state.rows = scorer.table[state.ids].clone()

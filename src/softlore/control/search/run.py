@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlore.control.search.methods import METHODS, State, nearest_ids, pez_optimizer, random_ids
+from softlore.control.search.methods import (
+    METHODS,
+    SearchState,
+    nearest_ids,
+    pez_optimizer,
+    random_ids,
+)
 from softlore.control.search.scoring import Ids, Scorer
 from softlore.errors import ConfigError
 from softlore.measure import recall
@@ -28,7 +34,7 @@ DEFAULT_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The best hard prompt of a search.
 
     Attributes:
@@ -48,7 +54,7 @@ class Found:
     passes: int
     seconds: float
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -90,7 +96,7 @@ class Searcher:
         self.seconds = DEFAULT_SECONDS if seconds is None and passes is None else seconds
         self.passes = passes
         self.checkpoint, self.on_step = checkpoint, on_step
-        self.state = State(_initial(scorer, initial, n_tokens, seed))
+        self.state = SearchState(_initial(scorer, initial, n_tokens, seed))
         self.spent = 0.0
         self.best: tuple[list[int], float] | None = None
         self._objective = float("inf")  # the best objective so far, of any candidate
@@ -109,7 +115,7 @@ class Searcher:
             shares.append(self.scorer.passes / self.passes)
         return min(1.0, max(shares))
 
-    def search(self) -> Found:
+    def search(self) -> SearchResult:
         """Searches until the budget is spent, and keeps the best on the way, also on Ctrl-C."""
         try:
             self._steps()
@@ -139,13 +145,13 @@ class Searcher:
         self.state.step += 1
         self._consider(scored)
 
-    def found(self) -> Found:
+    def found(self) -> SearchResult:
         """The best so far, measured on its text as any text is."""
         assert self.best is not None
         ids, value = self.best
         text = self.scorer.text(ids)
         loss = recall(self.scorer.model, text + "\n", self.scorer.blocks)
-        return Found(
+        return SearchResult(
             self.method,
             text,
             ids,
@@ -198,7 +204,7 @@ class Searcher:
                 f"the checkpoint {str(path)!r} is of another search; expected the same model, "
                 "blocks, method and settings; delete it, or name another file"
             )
-        self.state = State(facts["ids"], facts["step"])
+        self.state = SearchState(facts["ids"], facts["step"])
         if "rows" in tensors:
             self.state.rows = tensors["rows"].to(self.scorer.model.device)
             optimizer = pez_optimizer(self.state.rows)
@@ -224,7 +230,7 @@ class Searcher:
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
-def best_of_random(scorer: Scorer, n_tokens: int, count: int, seed: int = 0) -> Found:
+def best_of_random(scorer: Scorer, n_tokens: int, count: int, seed: int = 0) -> SearchResult:
     """The best of `count` random prompts: what a search has to beat."""
     searcher = Searcher(scorer, "random", n_tokens, passes=scorer.passes + count, seed=seed)
     return searcher.search()

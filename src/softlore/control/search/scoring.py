@@ -9,13 +9,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from softlore.context import Branching, Leaf, Node, Tree, backward, hidden_states
+from softlore.context import Branch, Node, Tree, TreeBatch, backward, hidden_states
 from softlore.errors import ConfigError, ContextOverflowError, LoreError
 from softlore.lore import Block
 from softlore.measure.score import mean, nll, token_losses, trunk
 from softlore.model import FrozenModel
 from softlore.tune.initial import known_ids
-from softlore.tune.objective import Pair, pairs_of
+from softlore.tune.objective import CallResponse, pairs_of
 
 TOKENS_AT_ONCE = 8192  # of all branches that are run together
 GRADIENT_PASSES = 3  # what a gradient counts as: forward, and backward at twice the cost
@@ -119,7 +119,7 @@ class Scorer:
             losses = nll(self.model, hidden, torch.tensor(told, device=hidden.device))
             return torch.stack([one.mean() for one in losses.split(sizes)]).sum() / len(leaves)
 
-        value = backward(self.model, [Branching(tree, leaves)], loss, "expanded")
+        value = backward(self.model, [TreeBatch(tree, leaves)], loss, "expanded")
         assert rows.grad is not None
         return value, rows.grad
 
@@ -135,7 +135,9 @@ class Scorer:
         return Tree(nodes)
 
     @torch.no_grad()
-    def _response_losses(self, candidates: Sequence[Ids], pairs: Sequence[Pair]) -> list[float]:
+    def _response_losses(
+        self, candidates: Sequence[Ids], pairs: Sequence[CallResponse]
+    ) -> list[float]:
         longest = max(len(pair.ids) for pair in pairs)
         self._check_length(max(map(len, candidates), default=0) + longest)
         most = max(1, TOKENS_AT_ONCE // (longest * len(pairs)))
@@ -145,7 +147,7 @@ class Scorer:
         for at in range(0, len(candidates), most):
             part = candidates[at : at + most]
             trees = [self._tree(list(ids)) for ids in part]
-            batch = [Branching(t, [_leaf(pair, t.end) for pair in pairs]) for t in trees]
+            batch = [TreeBatch(t, [_leaf(pair, t.end) for pair in pairs]) for t in trees]
             hidden = hidden_states(self.model, batch, "expanded")
             wanted = torch.tensor(told * len(part), device=hidden.device)
             for losses in nll(self.model, hidden, wanted).split(len(told)):
@@ -162,13 +164,13 @@ class Scorer:
             )
 
 
-def _pairs(model: FrozenModel, blocks: Sequence[Block]) -> list[Pair]:
+def _pairs(model: FrozenModel, blocks: Sequence[Block]) -> list[CallResponse]:
     return [pair for block in blocks for pair in pairs_of(model, block.call, block.responses)]
 
 
-def _leaf(pair: Pair, parent: int) -> Leaf:
-    return Leaf(pair.ids, parent, pair.answer - 1, len(pair.ids) - 1)
+def _leaf(pair: CallResponse, parent: int) -> Branch:
+    return Branch(pair.ids, parent, pair.answer - 1, len(pair.ids) - 1)
 
 
-def _told(pair: Pair) -> list[int]:
+def _told(pair: CallResponse) -> list[int]:
     return pair.ids[pair.answer :]

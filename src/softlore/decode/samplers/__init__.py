@@ -5,15 +5,15 @@ from softlore.decode.samplers.bans import (
     BannedStringsLogitsProcessor,
     SparingLogitsProcessor,
 )
-from softlore.decode.samplers.chooser import Chooser, choose_each
 from softlore.decode.samplers.dry import DRYLogitsProcessor
 from softlore.decode.samplers.mirostat import MirostatLogitsProcessor
+from softlore.decode.samplers.params import STEPS, SamplingParams, kobold_order
 from softlore.decode.samplers.penalties import (
     CountLogitsProcessor,
     PenalizedLogitsProcessor,
     RangedRepetitionLogitsProcessor,
 )
-from softlore.decode.samplers.settings import STEPS, Sampling, kobold_order
+from softlore.decode.samplers.sampler import Sampler, sample_each
 from softlore.decode.samplers.temperature import (
     DynamicTemperatureLogitsProcessor,
     SmoothingLogitsProcessor,
@@ -29,20 +29,20 @@ __all__ = [
     "STEPS",
     "BannedLogitsProcessor",
     "BannedStringsLogitsProcessor",
-    "Chooser",
     "CountLogitsProcessor",
     "DRYLogitsProcessor",
     "DynamicTemperatureLogitsProcessor",
     "MirostatLogitsProcessor",
     "PenalizedLogitsProcessor",
     "RangedRepetitionLogitsProcessor",
-    "Sampling",
+    "Sampler",
+    "SamplingParams",
     "SmoothingLogitsProcessor",
     "SparingLogitsProcessor",
     "TailFreeLogitsProcessor",
     "TopALogitsProcessor",
     "TopNSigmaLogitsProcessor",
     "XTCLogitsProcessor",
-    "choose_each",
     "kobold_order",
+    "sample_each",
 ]

@@ -25,12 +25,12 @@ from softlore.decode.samplers.bans import (
 )
 from softlore.decode.samplers.dry import DRYLogitsProcessor
 from softlore.decode.samplers.mirostat import MirostatLogitsProcessor
+from softlore.decode.samplers.params import COLDEST, SamplingParams
 from softlore.decode.samplers.penalties import (
     CountLogitsProcessor,
     PenalizedLogitsProcessor,
     RangedRepetitionLogitsProcessor,
 )
-from softlore.decode.samplers.settings import COLDEST, Sampling
 from softlore.decode.samplers.temperature import (
     DynamicTemperatureLogitsProcessor,
     SmoothingLogitsProcessor,
@@ -61,7 +61,7 @@ class Step(NamedTuple):
 
 
 def build(
-    sampling: Sampling, model: LanguageModel | None, generator: torch.Generator | None
+    sampling: SamplingParams, model: LanguageModel | None, generator: torch.Generator | None
 ) -> list[Step]:
     """The steps of a sampling, in order; see `Sampling.steps`."""
     if model is not None:
@@ -73,7 +73,7 @@ def build(
     return sorted(made, key=lambda step: sampling.places.index(step.name))
 
 
-def _bans(sampling: Sampling, model: LanguageModel | None) -> Iterator[Step]:
+def _bans(sampling: SamplingParams, model: LanguageModel | None) -> Iterator[Step]:
     if sampling.logit_bias:
         biases = [[[i], bias] for i, bias in dict(sampling.logit_bias).items()]
         yield Step("logit_bias", SequenceBiasLogitsProcessor(biases))
@@ -89,7 +89,7 @@ def _bans(sampling: Sampling, model: LanguageModel | None) -> Iterator[Step]:
         yield Step("no_repeat_ngram", SparingLogitsProcessor(once), "text")
 
 
-def _penalties(sampling: Sampling, model: LanguageModel | None) -> Iterator[Step]:
+def _penalties(sampling: SamplingParams, model: LanguageModel | None) -> Iterator[Step]:
     if sampling.penalized != 1.0:
         yield Step("penalized", PenalizedLogitsProcessor(sampling.penalized), "text")
     penalty, last = float(sampling.repetition_penalty), sampling.repetition_range
@@ -112,7 +112,7 @@ def _penalties(sampling: Sampling, model: LanguageModel | None) -> Iterator[Step
         yield Step("dry", dry, "text")
 
 
-def _temperatures(sampling: Sampling) -> Iterator[Step]:
+def _temperatures(sampling: SamplingParams) -> Iterator[Step]:
     middle, reach = float(sampling.temperature), float(sampling.dynatemp_range)
     if reach:
         low = max(COLDEST, middle - reach)
@@ -124,14 +124,14 @@ def _temperatures(sampling: Sampling) -> Iterator[Step]:
         yield Step("smoothing", SmoothingLogitsProcessor(sampling.smoothing))
 
 
-def _mirostat(sampling: Sampling) -> Iterator[Step]:
+def _mirostat(sampling: SamplingParams) -> Iterator[Step]:
     steering = MirostatLogitsProcessor(
         sampling.mirostat, sampling.mirostat_tau, sampling.mirostat_eta
     )
     yield Step("mirostat", steering, "written")
 
 
-def _cuts(sampling: Sampling, generator: torch.Generator | None) -> Iterator[Step]:
+def _cuts(sampling: SamplingParams, generator: torch.Generator | None) -> Iterator[Step]:
     if sampling.top_n_sigma:
         yield Step("top_n_sigma", TopNSigmaLogitsProcessor(sampling.top_n_sigma))
     if sampling.top_k:
@@ -151,7 +151,7 @@ def _cuts(sampling: Sampling, generator: torch.Generator | None) -> Iterator[Ste
         yield Step("xtc", excluding, draws=True)
 
 
-def _check_ids(sampling: Sampling, model: LanguageModel) -> None:
+def _check_ids(sampling: SamplingParams, model: LanguageModel) -> None:
     for name, ids in (("banned", sampling.banned), ("logit_bias", dict(sampling.logit_bias))):
         over = [i for i in ids if i >= model.vocab_size]
         if over:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from softlore.lore.formats.forms import BookForm, EntryForm, Field, Places, Theirs, Values, at
+from softlore.lore.formats.forms import BookForm, EntryForm, Field, PlaceCodes, Theirs, Values, at
 from softlore.lore.formats.keys import from_wildcards, to_wildcards
 from softlore.lore.formats.values import flag, texts, whole
 
@@ -46,6 +46,6 @@ FORM = BookForm(
     title="Agnai's memory book",
     takes=takes,
     entry=ENTRY,
-    places=lambda data: Places("entries", ("name",), "softlore"),
+    places=lambda data: PlaceCodes("entries", ("name",), "softlore"),
     new={"kind": "memory", "name": "", "description": "", "entries": []},
 )

@@ -8,7 +8,7 @@ from softlore.lore.formats.forms import (
     BookForm,
     EntryForm,
     Field,
-    Places,
+    PlaceCodes,
     Theirs,
     Values,
     at,
@@ -63,6 +63,6 @@ FORM = BookForm(
     title="AI Dungeon's story cards",
     takes=takes,
     entry=ENTRY,
-    places=lambda data: Places(""),
+    places=lambda data: PlaceCodes(""),
     new=[],
 )

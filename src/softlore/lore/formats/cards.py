@@ -9,9 +9,9 @@ from typing import Any
 
 from softlore.lore.complaints import describe
 from softlore.lore.entry import Entry
-from softlore.lore.formats import own, ways
+from softlore.lore.formats import own, paths
 from softlore.lore.formats.exporting import SUBJECT
-from softlore.lore.formats.forms import BookForm, EntryForm, Field, Places, Theirs, Values, at
+from softlore.lore.formats.forms import BookForm, EntryForm, Field, PlaceCodes, Theirs, Values, at
 from softlore.lore.formats.importing import holds_no_lore, in_name_of
 from softlore.lore.formats.keys import escaped, is_regex
 from softlore.lore.formats.sillytavern import AKIN
@@ -92,7 +92,7 @@ def as_version(card: Any, version: int) -> Any:
     if version == 3 and isinstance(data, dict):
         data = {**data}
         data.setdefault("group_only_greetings", [])
-        entries = ways.get(data, "character_book.entries")
+        entries = paths.get(data, "character_book.entries")
         for theirs in entries if isinstance(entries, list) else []:
             if isinstance(theirs, dict):
                 theirs.setdefault("use_regex", False)
@@ -101,7 +101,7 @@ def as_version(card: Any, version: int) -> Any:
 
 def _of_sillytavern(theirs: Theirs) -> bool:
     """SillyTavern says `use_regex` of every entry, and means keys in slashes only."""
-    return ways.has(theirs, "extensions.selectiveLogic")
+    return paths.has(theirs, "extensions.selectiveLogic")
 
 
 def _keys(ours: str, place: str) -> Field:
@@ -141,8 +141,8 @@ def _case() -> Field:
             theirs.pop("case_sensitive", None)
         else:
             theirs["case_sensitive"] = values["case_sensitive"]
-        if ways.has(theirs, "extensions.case_sensitive"):
-            ways.put(theirs, "extensions.case_sensitive", values["case_sensitive"])
+        if paths.has(theirs, "extensions.case_sensitive"):
+            paths.put(theirs, "extensions.case_sensitive", values["case_sensitive"])
 
     return Field("case_sensitive", both.read, write)
 
@@ -154,8 +154,8 @@ def _position() -> Field:
         """Cards know two positions; SillyTavern's others are an extension."""
         position = values["position"]
         theirs["position"] = "before_char" if position == "before_char" else "after_char"
-        if theirs["position"] != position or ways.has(theirs, "extensions.position"):
-            ways.put(theirs, "extensions.position", POSITIONS.index(position))
+        if theirs["position"] != position or paths.has(theirs, "extensions.position"):
+            paths.put(theirs, "extensions.position", POSITIONS.index(position))
 
     return Field("position", by_number.read, write)
 
@@ -191,7 +191,7 @@ ENTRY = EntryForm(
     new=_NEW,
     decorated=True,
     own="extensions.softlore",
-    number=lambda theirs, number: ways.put(theirs, "id", number),
+    number=lambda theirs, number: paths.put(theirs, "id", number),
     akin={"sillytavern": AKIN},
 )
 
@@ -201,22 +201,22 @@ def _root(card: Any) -> str:
     return "data." if "data" in card else ""
 
 
-def _card_places(card: Any) -> Places:
+def _card_places(card: Any) -> PlaceCodes:
     root = _root(card)
     book, own_place = f"{root}character_book", f"{root}extensions.softlore.lorebook"
-    has_book = isinstance(ways.get(card, book), dict)
+    has_book = isinstance(paths.get(card, book), dict)
     names = (f"{book}.name", f"{root}name") if has_book else ()
-    return Places(f"{book}.entries", names, own_place)
+    return PlaceCodes(f"{book}.entries", names, own_place)
 
 
 def _card_name(card: Any) -> str:
-    name = ways.get(card, f"{_root(card)}name")
+    name = paths.get(card, f"{_root(card)}name")
     return name if isinstance(name, str) else ""
 
 
 def _said(card: Any) -> dict[str, Any]:
     """What a card tells of its character, as fields of an entry."""
-    found = [ways.get(card, f"{_root(card)}{field}") for field in ("description", "personality")]
+    found = [paths.get(card, f"{_root(card)}{field}") for field in ("description", "personality")]
     parts = [part.strip("\r\n") for part in found if isinstance(part, str) and part.strip()]
     name = _card_name(card)
     keys = [name] if name.strip() else []
@@ -228,7 +228,7 @@ def _read_character(card: Any) -> dict[str, Any] | None:
     if "data" in card and not isinstance(card["data"], dict):
         raise ValueError(f"`data` must be a mapping of fields, but is {describe(card['data'])}")
     place = f"{_root(card)}extensions.softlore.character"
-    values = own.recalled(ways.get(card, place), _said(card))
+    values = own.recalled(paths.get(card, place), _said(card))
     if holds_no_lore(values):
         return None
     name = _card_name(card)
@@ -238,15 +238,15 @@ def _read_character(card: Any) -> dict[str, Any] | None:
 def _write_character(card: Any, entry: Entry) -> None:
     root = _root(card)
     if entry.name != (entry.origin or {}).get("name"):
-        ways.put(card, f"{root}name", entry.name)
+        paths.put(card, f"{root}name", entry.name)
     if entry.text != _said(card)["text"]:
-        ways.put(card, f"{root}description", entry.text)
-        ways.put(card, f"{root}personality", "")
+        paths.put(card, f"{root}description", entry.text)
+        paths.put(card, f"{root}personality", "")
     left = own.record(entry.model_dump(), _said(card), Entry)
     if left:
-        ways.put(card, f"{root}extensions.softlore.character", left)
+        paths.put(card, f"{root}extensions.softlore.character", left)
     else:
-        ways.drop(card, f"{root}extensions.softlore.character")
+        paths.drop(card, f"{root}extensions.softlore.character")
 
 
 CARD = BookForm(
@@ -265,7 +265,7 @@ LOREBOOK = BookForm(
     title="the lorebook",
     takes=takes_lorebook,
     entry=ENTRY,
-    places=lambda data: Places("data.entries", ("data.name",), "data.extensions.softlore"),
+    places=lambda data: PlaceCodes("data.entries", ("data.name",), "data.extensions.softlore"),
     new={"spec": "lorebook_v3", "data": {"name": "", **_NEW_BOOK}},
 )
 BOOK = BookForm(
@@ -273,6 +273,6 @@ BOOK = BookForm(
     title="the character book",
     takes=takes_book,
     entry=ENTRY,
-    places=lambda data: Places("entries", ("name",), "extensions.softlore"),
+    places=lambda data: PlaceCodes("entries", ("name",), "extensions.softlore"),
     new={"name": "", **_NEW_BOOK},
 )

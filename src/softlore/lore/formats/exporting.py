@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softlore.errors import LoreError
 from softlore.lore.entry import Entry
-from softlore.lore.formats import decorators, own, ways
+from softlore.lore.formats import decorators, own, paths
 from softlore.lore.formats.forms import BookForm, EntryForm, Theirs, Values
 from softlore.lore.formats.importing import Names, called, in_name_of, own_name, said_by
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SUBJECT = "subject"  # the part of a file, besides its entries, that an entry was made of
 
 
-class _Row(NamedTuple):
+class _EntryRow(NamedTuple):
     """An entry of a file.
 
     `key` is its key where they are a mapping; `fresh`, whether the file did not have it before;
@@ -53,7 +53,7 @@ def lorebook_data(book: Lorebook, form: BookForm) -> Any:
     _write_book(data, book, form, origin)
     if not origin:
         subject_name = form.subject_name(data)
-    rows: list[_Row] = []
+    rows: list[_EntryRow] = []
     for entry in entries:
         fresh = original(entry, form.entry) is None
         key = None if fresh else _key(entry.origin)
@@ -64,9 +64,9 @@ def lorebook_data(book: Lorebook, form: BookForm) -> Any:
                 f"entry {entry.name!r}: its `origin` is not what {form.title} has: {error}; take "
                 "it out, or import the file again"
             ) from None
-        rows.append(_Row(theirs, key, fresh, entry.name))
+        rows.append(_EntryRow(theirs, key, fresh, entry.name))
     for kept in _without_lore(origin):
-        rows.insert(kept["place"], _Row(copy.deepcopy(kept["data"]), _key(kept)))
+        rows.insert(kept["place"], _EntryRow(copy.deepcopy(kept["data"]), _key(kept)))
     _keep_names(data, rows, form)
     return _with_rows(data, form.places(data).entries, rows, form)
 
@@ -81,7 +81,7 @@ def write_entry(entry: Entry, form: EntryForm, subject: str = "") -> Theirs:
     """
     source = original(entry, form)
     theirs: Theirs = copy.deepcopy(dict(form.new) if source is None else source)
-    ways.drop(theirs, form.own)
+    paths.drop(theirs, form.own)
     values = entry.model_dump()
     said_by(theirs, form, subject)  # which raises ValueError where it is not sound
     _write_text(theirs, values, form, subject)
@@ -94,10 +94,10 @@ def write_entry(entry: Entry, form: EntryForm, subject: str = "") -> Theirs:
     _write_title(theirs, entry, form)
     if source is None and entry.origin:
         for there, here in form.akin.get(entry.origin["format"], ()):
-            if ways.has(entry.origin["data"], there):
-                ways.put(theirs, here, copy.deepcopy(ways.get(entry.origin["data"], there)))
+            if paths.has(entry.origin["data"], there):
+                paths.put(theirs, here, copy.deepcopy(paths.get(entry.origin["data"], there)))
     if left := own.record(values, said_by(theirs, form, subject), Entry):
-        ways.put(theirs, form.own, left)
+        paths.put(theirs, form.own, left)
     return theirs
 
 
@@ -128,13 +128,13 @@ def _write_text(theirs: Theirs, values: Values, form: EntryForm, subject: str) -
     wanted = values["text"]
     if values["use"] == "soft" or not wanted.strip():
         wanted = f"[[soft:{values['name']}]]"
-    way = ways.first(theirs, form.texts)
-    content = ways.get(theirs, way) or ""
+    way = paths.first(theirs, form.texts)
+    content = paths.get(theirs, way) or ""
     lines, text = decorators.split(content) if form.decorated else ([], content)
     kept = decorators.still_true(lines, values)
     differs = in_name_of(subject, text).strip("\r\n") != wanted
     if differs or kept != lines:
-        ways.put(theirs, way, decorators.joined(kept, wanted if differs else text))
+        paths.put(theirs, way, decorators.joined(kept, wanted if differs else text))
 
 
 def _write_title(theirs: Theirs, entry: Entry, form: EntryForm) -> None:
@@ -145,10 +145,10 @@ def _write_title(theirs: Theirs, entry: Entry, form: EntryForm) -> None:
     if kept and not fresh:
         return
     title = origin.get("title", entry.name) if kept else entry.name
-    said = [way for way in form.titles if ways.get(theirs, way)]
-    new = [way for way in form.titles if ways.has(form.new, way)]
+    said = [way for way in form.titles if paths.get(theirs, way)]
+    new = [way for way in form.titles if paths.has(form.new, way)]
     for way in new if fresh else said[:1] or form.titles[:1]:
-        ways.put(theirs, way, title)
+        paths.put(theirs, way, title)
 
 
 def _write_book(data: Any, book: Lorebook, form: BookForm, origin: Any) -> None:
@@ -158,15 +158,15 @@ def _write_book(data: Any, book: Lorebook, form: BookForm, origin: Any) -> None:
         return
     renamed = not origin or origin.get("name") != book.name
     for way in places.names[: 1 if origin else None] if renamed else ():
-        ways.put(data, way, book.name)
+        paths.put(data, way, book.name)
     values = {k: v for k, v in book.model_dump().items() if k not in own.NEVER}
     left = own.record(values, {}, type(book)) or {}
     if not places.names and (renamed or own_name(data, places.own)):
         left["name"] = book.name
     if left:
-        ways.put(data, places.own, left)
+        paths.put(data, places.own, left)
     else:
-        ways.drop(data, places.own)
+        paths.drop(data, places.own)
 
 
 def _key(kept: Any) -> str | None:
@@ -185,7 +185,7 @@ def _without_lore(origin: Any) -> list[Any]:
     return sorted(sound, key=lambda kept: kept["place"])
 
 
-def _keep_names(data: Any, rows: list[_Row], form: BookForm) -> None:
+def _keep_names(data: Any, rows: list[_EntryRow], form: BookForm) -> None:
     """Puts an entry's name beside its title where the title alone would give it another.
 
     A trained prompt is found by its entry's name, so that must come back.
@@ -197,18 +197,18 @@ def _keep_names(data: Any, rows: list[_Row], form: BookForm) -> None:
         if name:
             title = called(theirs, form.entry)
             if names.free(title, f"entry {place + 1}") != name:
-                ways.put(theirs, f"{form.entry.own}.name", name)
-                ways.put(theirs, f"{form.entry.own}.title", title)
+                paths.put(theirs, f"{form.entry.own}.name", name)
+                paths.put(theirs, f"{form.entry.own}.title", title)
             names.give(name, name)
 
 
-def _with_rows(data: Any, way: str, rows: list[_Row], form: BookForm) -> Any:
+def _with_rows(data: Any, way: str, rows: list[_EntryRow], form: BookForm) -> Any:
     """The data with its entries; those that are new are given numbers that no other has."""
-    shape = ways.get(data, way)
+    shape = paths.get(data, way)
     if shape is None:
         if not rows:
             return data
-        shape = ways.get(form.new, form.places(form.new).entries)
+        shape = paths.get(form.new, form.places(form.new).entries)
     said = [str(number) for row in rows for number in (row.key, *_numbers(row.theirs))]
     number = max((int(n) for n in said if n.isdecimal() and len(n) < 16), default=-1)
     listed: list[Theirs] = []
@@ -223,7 +223,7 @@ def _with_rows(data: Any, way: str, rows: list[_Row], form: BookForm) -> Any:
     filled: Any = by_key if isinstance(shape, dict) else listed
     if not way:
         return filled
-    ways.put(data, way, filled)
+    paths.put(data, way, filled)
     return data
 
 

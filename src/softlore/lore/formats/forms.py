@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from softlore.lore.formats import ways
+from softlore.lore.formats import paths
 from softlore.lore.formats.values import Convert
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def at(ours: str, *places: str, read: Convert, write: Convert = same) -> Field:
 
     def reading(theirs: Theirs) -> Any:
         for place in places:
-            if (value := ways.get(theirs, place)) is not None:
+            if (value := paths.get(theirs, place)) is not None:
                 try:
                     return read(value)
                 except ValueError as error:
@@ -50,7 +50,7 @@ def at(ours: str, *places: str, read: Convert, write: Convert = same) -> Field:
         return None
 
     def writing(theirs: Theirs, values: Values) -> None:
-        ways.put(theirs, ways.first(theirs, places), write(values[ours]))
+        paths.put(theirs, paths.first(theirs, places), write(values[ours]))
 
     return Field(ours, reading, writing)
 
@@ -88,7 +88,7 @@ class EntryForm:
     akin: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
 
-class Places(NamedTuple):
+class PlaceCodes(NamedTuple):
     """Where in a file's data what belongs to the lorebook stands; empty: nowhere.
 
     The first of `names` is the lorebook's own; the others stand in for it, and in a new file get
@@ -120,7 +120,7 @@ class BookForm:
     title: str
     takes: Callable[[Any], bool]
     entry: EntryForm
-    places: Callable[[Any], Places]
+    places: Callable[[Any], PlaceCodes]
     new: Any
     read_subject: Callable[[Any], dict[str, Any] | None] = lambda data: None
     write_subject: Callable[[Any, Entry], None] = lambda data, entry: None

@@ -8,7 +8,7 @@ from typing import Any
 
 from softlore.errors import LoreError
 from softlore.lore.complaints import describe
-from softlore.lore.formats import decorators, own, ways
+from softlore.lore.formats import decorators, own, paths
 from softlore.lore.formats.forms import BookForm, EntryForm, Theirs
 from softlore.lore.names import MAX_NAME, as_name
 from softlore.lore.plain import plain
@@ -48,13 +48,13 @@ def lorebook_fields(data: Any, form: BookForm, name: str) -> dict[str, Any]:
             without_lore.append({"place": place, **where, "data": theirs})
             continue
         said = called(theirs, form.entry)
-        known = own.recalled_name(ways.get(theirs, form.entry.own), said)
+        known = own.recalled_name(paths.get(theirs, form.entry.own), said)
         given = names.give(known or said, f"entry {place + 1}")
         entry_title = title_of(theirs, form.entry.titles)
         more = {"title": entry_title} if entry_title not in ("", given) else {}
         origin = {"format": form.entry.program, "name": given, **more, **where, "data": theirs}
         entries.append({**values, "name": given, "origin": origin})
-    told = own.recalled(ways.get(data, places.own), {}) if places.own else {}
+    told = own.recalled(paths.get(data, places.own), {}) if places.own else {}
     said = title or own_name(data, places.own) or form.subject_name(data)
     book_name = as_name(said[: 4 * MAX_NAME], name)
     origin = {"format": form.name, "name": book_name, "data": emptied(data, places.entries)}
@@ -67,7 +67,7 @@ def read_entry(theirs: Any, form: EntryForm, subject: str = "") -> dict[str, Any
 
     Raises ValueError, in plain words, for what is no entry.
     """
-    return own.recalled(ways.get(theirs, form.own), said_by(theirs, form, subject))
+    return own.recalled(paths.get(theirs, form.own), said_by(theirs, form, subject))
 
 
 def said_by(theirs: Any, form: EntryForm, subject: str = "") -> dict[str, Any]:
@@ -78,8 +78,8 @@ def said_by(theirs: Any, form: EntryForm, subject: str = "") -> dict[str, Any]:
     for field in form.fields:
         if (value := field.read(theirs)) is not None:
             values[field.ours] = value
-    way = ways.first(theirs, form.texts)
-    content = ways.get(theirs, way)
+    way = paths.first(theirs, form.texts)
+    content = paths.get(theirs, way)
     if content is not None and not isinstance(content, str):
         raise ValueError(f"`{way}` must be text, but is {describe(content)}")
     lines, text = decorators.split(content or "") if form.decorated else ([], content or "")
@@ -105,7 +105,7 @@ def rows_of(data: Any, way: str) -> Rows:
 
     Raises LoreError if they are neither a list nor a mapping.
     """
-    found = ways.get(data, way)
+    found = paths.get(data, way)
     if isinstance(found, dict):
         return list(found.items())
     if isinstance(found, list):
@@ -120,20 +120,20 @@ def rows_of(data: Any, way: str) -> Rows:
 
 def emptied(data: Any, way: str) -> Any:
     """Returns a file's data without its entries."""
-    found = ways.get(data, way)
-    return ways.replaced(data, way, type(found)()) if isinstance(found, dict | list) else data
+    found = paths.get(data, way)
+    return paths.replaced(data, way, type(found)()) if isinstance(found, dict | list) else data
 
 
 def own_name(data: Any, way: str) -> str:
     """The lorebook's name that softlore has put there; empty if it has not."""
-    name = ways.get(data, f"{way}.name") if way else None
+    name = paths.get(data, f"{way}.name") if way else None
     return name if isinstance(name, str) else ""
 
 
 def title_of(theirs: Any, places: tuple[str, ...]) -> str:
     """The first of some titles that holds a letter or digit; empty if none does."""
     for place in places:
-        title = ways.get(theirs, place)
+        title = paths.get(theirs, place)
         if isinstance(title, str) and as_name(title, ""):
             return title
     return ""

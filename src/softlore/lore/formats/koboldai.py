@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from softlore.errors import LoreError
 from softlore.lore.complaints import describe
-from softlore.lore.formats import ways
-from softlore.lore.formats.forms import BookForm, EntryForm, Field, Places, Theirs, Values, at
+from softlore.lore.formats import paths
+from softlore.lore.formats.forms import BookForm, EntryForm, Field, PlaceCodes, Theirs, Values, at
 from softlore.lore.formats.importing import lorebook_fields
 from softlore.lore.formats.keys import join_list, split_list
 from softlore.lore.formats.values import flag, no_flag, real, text, texts
@@ -93,7 +93,7 @@ def _put_list(theirs: Theirs, place: str, keys: list[str]) -> None:
 
 
 def _write_keys(theirs: Theirs, values: Values) -> None:
-    _put_list(theirs, ways.first(theirs, _KEYS), values["keys"])
+    _put_list(theirs, paths.first(theirs, _KEYS), values["keys"])
 
 
 def _forbids(theirs: Theirs) -> bool:
@@ -136,8 +136,8 @@ ENTRY = EntryForm(
 )
 
 
-def _places(data: Any) -> Places:
-    return Places("") if isinstance(data, list) else Places("worldinfo", own="softlore")
+def _places(data: Any) -> PlaceCodes:
+    return PlaceCodes("") if isinstance(data, list) else PlaceCodes("worldinfo", own="softlore")
 
 
 FORM = BookForm(

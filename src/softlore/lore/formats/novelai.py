@@ -9,7 +9,7 @@ from softlore.lore.formats.forms import (
     BookForm,
     EntryForm,
     Field,
-    Places,
+    PlaceCodes,
     Theirs,
     Values,
     at,
@@ -85,7 +85,7 @@ FORM = BookForm(
     title="NovelAI's lorebook",
     takes=takes,
     entry=ENTRY,
-    places=lambda data: Places("entries", own="softlore"),
+    places=lambda data: PlaceCodes("entries", own="softlore"),
     new={
         "lorebookVersion": _LATEST,
         "entries": [],

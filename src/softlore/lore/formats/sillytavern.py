@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from softlore.lore.formats.forms import BookForm, EntryForm, Places, Theirs, at
+from softlore.lore.formats.forms import BookForm, EntryForm, PlaceCodes, Theirs, at
 from softlore.lore.formats.values import no_flag
 from softlore.lore.formats.worldinfo import plain_fields, probability, selective
 
@@ -120,6 +120,6 @@ FORM = BookForm(
     title="SillyTavern's World Info",
     takes=takes,
     entry=ENTRY,
-    places=lambda data: Places("entries", own="softlore"),
+    places=lambda data: PlaceCodes("entries", own="softlore"),
     new={"entries": {}},
 )

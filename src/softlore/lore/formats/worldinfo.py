@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from softlore.lore.entry import Position, Role, SelectiveLogic
-from softlore.lore.formats import ways
+from softlore.lore.formats import paths
 from softlore.lore.formats.forms import Field, Theirs, Values, at, same
 from softlore.lore.formats.values import Convert, choice, flag, real, text, texts, whole
 
@@ -53,12 +53,12 @@ def probability(percent: str, used: str) -> Field:
     number = at("probability", percent, read=real(0, 100))
 
     def read(theirs: Theirs) -> Any:
-        counts = ways.get(theirs, used)
+        counts = paths.get(theirs, used)
         return 100 if counts is not None and not flag(counts) else number.read(theirs)
 
     def write(theirs: Theirs, values: Values) -> None:
         number.write(theirs, values)
-        ways.put(theirs, used, True)
+        paths.put(theirs, used, True)
 
     return Field("probability", read, write)
 
@@ -72,6 +72,6 @@ def selective(place: str, others: str) -> Field:
 
     def read(theirs: Theirs) -> Any:
         said = counts.read(theirs)
-        return bool(said) if ways.get(theirs, others) else None
+        return bool(said) if paths.get(theirs, others) else None
 
     return Field("selective", read, counts.write)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softlore.disk import write_whole
+from softlore.disk import write_atomically
 from softlore.errors import LoreError
 from softlore.lore import files
 from softlore.lore.complaints import nearest
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Writer:
+class LoreExporter:
     """One format that lorebooks are written in.
 
     Attributes:
@@ -47,17 +47,17 @@ def _card(version: int) -> Callable[[Lorebook], Any]:
 
 
 # By the name that `softlore lore export --to` takes. An exporter adds itself here.
-WRITERS: dict[str, Writer] = {
-    "sillytavern": Writer("SillyTavern's World Info", ".json", _of(tavern.FORM)),
-    "card-v2": Writer("a character card of version 2", ".json", _card(2), card=2),
-    "card-v3": Writer("a character card of version 3", ".json", _card(3), card=3),
-    "lorebook-v3": Writer("a version 3 lorebook by itself", ".json", _of(cards.LOREBOOK)),
-    "character-book": Writer("a card's lorebook by itself", ".json", _of(cards.BOOK)),
-    "novelai": Writer("NovelAI's lorebook", ".lorebook", _of(novelai.FORM)),
-    "koboldai": Writer("KoboldAI's World Info", ".json", _of(koboldai.FORM)),
-    "aidungeon": Writer("AI Dungeon's story cards", ".json", _of(aidungeon.FORM)),
-    "agnai": Writer("Agnai's memory book", ".json", _of(agnai.FORM)),
-    "mkultra": Writer("mkultra's calls and responses", ".json", mkultra.pairs_of),
+WRITERS: dict[str, LoreExporter] = {
+    "sillytavern": LoreExporter("SillyTavern's World Info", ".json", _of(tavern.FORM)),
+    "card-v2": LoreExporter("a character card of version 2", ".json", _card(2), card=2),
+    "card-v3": LoreExporter("a character card of version 3", ".json", _card(3), card=3),
+    "lorebook-v3": LoreExporter("a version 3 lorebook by itself", ".json", _of(cards.LOREBOOK)),
+    "character-book": LoreExporter("a card's lorebook by itself", ".json", _of(cards.BOOK)),
+    "novelai": LoreExporter("NovelAI's lorebook", ".lorebook", _of(novelai.FORM)),
+    "koboldai": LoreExporter("KoboldAI's World Info", ".json", _of(koboldai.FORM)),
+    "aidungeon": LoreExporter("AI Dungeon's story cards", ".json", _of(aidungeon.FORM)),
+    "agnai": LoreExporter("Agnai's memory book", ".json", _of(agnai.FORM)),
+    "mkultra": LoreExporter("mkultra's calls and responses", ".json", mkultra.pairs_of),
 }
 
 
@@ -94,14 +94,14 @@ def write_as(book: Lorebook, path: Path, to: str, into: Path | None = None) -> N
         )
     data = writer.data(book)
     if not packed:
-        write_whole(path, _text(data))
+        write_atomically(path, _text(data))
         return
     held = files.read_bytes(into) if into else None
     if path.suffix.lower() == ".png":
         content = _picture(data, writer.card, held, str(into))
     else:
         content = charx.write_card(_text(cards.as_version(data, 3)), held, str(into))
-    write_whole(path, content)
+    write_atomically(path, content)
 
 
 def _picture(card: Any, version: int, picture: bytes | None, source: str) -> bytes:

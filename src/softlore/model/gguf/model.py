@@ -19,11 +19,11 @@ from softlore.errors import ModelError, PromptMismatchError, UnsupportedModelErr
 from softlore.model import fingerprint as sketches
 from softlore.model.gguf.layout import Layout
 from softlore.model.gguf.library import llama
-from softlore.model.gguf.runner import Runner, Tokens
-from softlore.model.gguf.state import Held
+from softlore.model.gguf.runner import LlamaCppContext, Tokens
+from softlore.model.gguf.state import StateCells
 from softlore.model.language import LanguageModel
 from softlore.model.loading import leading_id, load_tokenizer
-from softlore.model.proof import first_line
+from softlore.model.verify import first_line
 
 CONTEXT = 8192  # tokens at most, unless more is asked for: memory for them is taken at once
 CODES = "softlore.control_codes"  # in a file's metadata: the model's control codes, as JSON
@@ -148,7 +148,7 @@ class GGUFModel(LanguageModel):
                 self._fingerprints.pop("prefix", None)
                 raise
 
-    def layer_places(self, caches: Sequence[Held]) -> list[tuple[Held, int]]:
+    def layer_places(self, caches: Sequence[StateCells]) -> list[tuple[StateCells, int]]:
         """For each layer the cache that holds it, and its place there.
 
         Raises:
@@ -251,7 +251,7 @@ class GGUFModel(LanguageModel):
     def _last_rows(self) -> Tensor:
         """The last layer's keys of the ids that are compared, as they lie: `[16, width]`."""
         ids = sketches.spread(self.vocab_size, sketches.KEY_IDS)
-        runner = Runner(self, 1, len(ids))
+        runner = LlamaCppContext(self, 1, len(ids))
         runner.decode([Tokens(0, 0, ids)])
         rows = runner.last_keys(0)
         runner.close()

@@ -28,7 +28,7 @@ CACHE_TYPES = {"f16": (1, 2.0), "f32": (0, 4.0), "bf16": (30, 2.0), "q8_0": (8, 
 
 
 @dataclass(frozen=True)
-class Cache:
+class CacheTypes:
     """What keys and values are held as.
 
     Attributes:
@@ -78,7 +78,7 @@ class Tokens:
     last: bool = False
 
 
-class Runner:
+class LlamaCppContext:
     """A context of llama.cpp with room for sequences.
 
     Args:
@@ -87,11 +87,11 @@ class Runner:
     """
 
     def __init__(
-        self, model: GGUFModel, sequences: int, cells: int, cache: Cache | None = None
+        self, model: GGUFModel, sequences: int, cells: int, cache: CacheTypes | None = None
     ) -> None:
         self._llama = lib = llama()
         self.model = model
-        self.cache = cache or Cache()
+        self.cache = cache or CacheTypes()
         self.sequences = sequences
         self.cells = -(-cells // PADDED) * PADDED
         given = lib.llama_context_default_params()

@@ -30,7 +30,7 @@ _MOST_LAYERS = 1024
 
 
 @dataclass(frozen=True)
-class Block:
+class StateBlock:
     """Keys or values of one layer: `cells` rows of `width` numbers of a ggml type.
 
     They are `length` bytes from `start` on; transposed, a row is a column.
@@ -69,7 +69,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Held:
+class StateCells:
     """What a cache holds of the sequence.
 
     Attributes:
@@ -82,8 +82,8 @@ class Held:
     start: int
     places: tuple[int, ...]
     layers: int
-    keys: tuple[Block, ...]
-    values: tuple[Block, ...]
+    keys: tuple[StateBlock, ...]
+    values: tuple[StateBlock, ...]
 
     @property
     def end(self) -> int:
@@ -93,7 +93,7 @@ class Held:
         return [struct.unpack_from("<i", state, place)[0] for place in self.places]
 
 
-def parse(state: bytes | bytearray) -> list[Held]:
+def parse(state: bytes | bytearray) -> list[StateCells]:
     """The caches of a sequence's state that hold cells.
 
     Raises:
@@ -118,7 +118,7 @@ def joined(states: Sequence[bytes]) -> bytes:
     return told + first[at:]
 
 
-def _one(states: Sequence[bytes], caches: Sequence[Held]) -> bytes:
+def _one(states: Sequence[bytes], caches: Sequence[StateCells]) -> bytes:
     """A cache of the cells of several."""
     both = list(zip(states, caches, strict=True))
     told = struct.pack("<I", sum(len(held.places) for held in caches))
@@ -137,7 +137,7 @@ def _one(states: Sequence[bytes], caches: Sequence[Held]) -> bytes:
     return told
 
 
-def _caches(state: bytes | bytearray, at: int, extra: int) -> list[Held]:
+def _caches(state: bytes | bytearray, at: int, extra: int) -> list[StateCells]:
     found = []
     while at < len(state):
         (streams,) = struct.unpack_from("<I", state, at)
@@ -155,7 +155,7 @@ def _caches(state: bytes | bytearray, at: int, extra: int) -> list[Held]:
     return found
 
 
-def _cells(state: bytes | bytearray, at: int, cells: int, extra: int) -> Held:
+def _cells(state: bytes | bytearray, at: int, cells: int, extra: int) -> StateCells:
     start, places = at - 4, []
     for _ in range(cells):
         places.append(at)
@@ -171,12 +171,12 @@ def _cells(state: bytes | bytearray, at: int, cells: int, extra: int) -> Held:
     keys = tuple(_blocks(state, at, cells, layers, False))
     at = keys[-1].start + keys[-1].length
     values = tuple(_blocks(state, at, cells, layers, bool(transposed)))
-    return Held(start, tuple(places), end, keys, values)
+    return StateCells(start, tuple(places), end, keys, values)
 
 
 def _blocks(
     state: bytes | bytearray, at: int, cells: int, layers: int, transposed: bool
-) -> Iterator[Block]:
+) -> Iterator[StateBlock]:
     for _ in range(layers):
         if transposed:
             kind, size, width = struct.unpack_from("<iII", state, at)
@@ -191,7 +191,7 @@ def _blocks(
             length = row * cells
         if at + length > len(state):
             raise ValueError(length)
-        yield Block(at, kind, cells, width, length, transposed)
+        yield StateBlock(at, kind, cells, width, length, transposed)
         at += length
 
 

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from softlore.disk import write_whole
+from softlore.disk import write_atomically
 from softlore.errors import PromptError, PromptFileError
 from softlore.prompts.formats.imported import MAX_METADATA, import_prompt
 from softlore.prompts.formats.npy import MAX_NPY_BYTES, read_npy, write_npy
@@ -70,7 +70,7 @@ def write(prompt: SoftPrompt, path: str | os.PathLike[str]) -> None:
     with zipfile.ZipFile(packed, "w") as archive:
         _add(archive, TENSOR, write_npy(prompt.embeddings.numpy()))
         _add(archive, META, json.dumps(meta, ensure_ascii=False, indent=2).encode())
-    write_whole(path, packed.getbuffer())
+    write_atomically(path, packed.getbuffer())
 
 
 def check_rows_only(prompt: SoftPrompt, program: str) -> None:

@@ -12,9 +12,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from softlore.disk import write_whole
+from softlore.disk import write_atomically
 from softlore.errors import EngineError, PromptError
-from softlore.model.gguf import Cache, GGUFModel, Runner
+from softlore.model.gguf import CacheTypes, GGUFModel, LlamaCppContext
 from softlore.prompts.soft_prompt import SoftPrompt
 from softlore.vllm_connector.placeholders import placeholder
 
@@ -41,7 +41,7 @@ def write(
     prompt: SoftPrompt,
     model: GGUFModel,
     path: str | os.PathLike[str],
-    cache: Cache | None = None,
+    cache: CacheTypes | None = None,
     streams: int = 1,
 ) -> Placeholder:
     """Writes a slot file of a prefix.
@@ -62,7 +62,7 @@ def write(
         )
     model.check_prompt(prompt)
     stands = placeholder_of(prompt, model)
-    runner = Runner(model, streams, len(prompt), cache)
+    runner = LlamaCppContext(model, streams, len(prompt), cache)
     try:
         runner.put(0, [prompt.key_values])
         with tempfile.TemporaryDirectory(prefix="softlore-") as folder:
@@ -73,7 +73,7 @@ def write(
                     "llama.cpp wrote no slot file; expected one; see that there is room in the "
                     "folder for temporary files"
                 )
-            write_whole(path, file.read_bytes())
+            write_atomically(path, file.read_bytes())
     finally:
         runner.close()
     return stands

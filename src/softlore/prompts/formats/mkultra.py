@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from softlore.disk import write_whole
+from softlore.disk import write_atomically
 from softlore.errors import PromptFileError
 from softlore.prompts.formats.imported import import_prompt
 from softlore.prompts.formats.kobold import check_rows_only
@@ -77,7 +77,7 @@ def write(prompt: SoftPrompt, path: str | os.PathLike[str]) -> None:
     Raises PromptError for the prefix kind, which mkultra has no place for, and StorageError
     where the disk refuses.
     """
-    write_whole(path, to_json(prompt).encode())
+    write_atomically(path, to_json(prompt).encode())
 
 
 def to_json(prompt: SoftPrompt) -> str:

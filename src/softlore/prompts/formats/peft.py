@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from softlore.disk import write_whole, writing_folder
+from softlore.disk import atomic_folder, write_atomically
 from softlore.errors import ConfigError, PromptFileError
 from softlore.prompts import native
 from softlore.prompts.formats.imported import import_name
@@ -98,9 +98,9 @@ def write(prompt: SoftPrompt, path: str | os.PathLike[str]) -> None:
     flat = prompt.tensor
     if prompt.kind == "prefix":
         flat = flat.permute(3, 0, 1, 2, 4).reshape(len(prompt), -1)
-    with writing_folder(path) as folder:
+    with atomic_folder(path) as folder:
         write_tensor(folder / TENSORS, flat, {"format": "pt", OURS: ours}, ROWS)
-        write_whole(folder / CONFIG, config.encode())
+        write_atomically(folder / CONFIG, config.encode())
 
 
 def _unfold(flat: Tensor, shape: tuple[int, ...]) -> Tensor:

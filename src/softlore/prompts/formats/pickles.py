@@ -38,7 +38,7 @@ class Global:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class AllowedGlobals:
     """What a pickle may speak of.
 
     Attributes:
@@ -53,7 +53,7 @@ class Vocabulary:
     persistent: Callable[[Any], Any] | None = None
 
 
-def parse_pickle(data: memoryview, vocabulary: Vocabulary, start: int = 0) -> tuple[Any, int]:
+def parse_pickle(data: memoryview, vocabulary: AllowedGlobals, start: int = 0) -> tuple[Any, int]:
     """The value of the pickle that begins at `start`, and where it ends.
 
     Bytes in it are memoryviews into `data`; dicts, lists, tuples, text, numbers and None are
@@ -65,7 +65,7 @@ def parse_pickle(data: memoryview, vocabulary: Vocabulary, start: int = 0) -> tu
 class _Walk:
     """The unpickler's machine: a stack, the stacks set aside by marks, and a memo."""
 
-    def __init__(self, data: memoryview, vocabulary: Vocabulary, start: int) -> None:
+    def __init__(self, data: memoryview, vocabulary: AllowedGlobals, start: int) -> None:
         self.data = data
         self.vocabulary = vocabulary
         self.place = start

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from softlore.prompts.formats.pickles import DAMAGED, Global, Vocabulary, parse_pickle
+from softlore.prompts.formats.pickles import DAMAGED, AllowedGlobals, Global, parse_pickle
 from softlore.prompts.formats.values import (
     ITEM_BYTES,
     MAX_BYTES,
@@ -111,7 +111,7 @@ def tensor_in_pickle(data: bytes) -> TensorView:
     """The tensor that `pickle.dumps(tensor)` wrote: the whole of `data`. Raises PromptFileError."""
     view = memoryview(data)
     inner = _OneStorage()
-    value, end = parse_pickle(view, Vocabulary(_CALLS | {_FROM_BYTES: inner.from_bytes}))
+    value, end = parse_pickle(view, AllowedGlobals(_CALLS | {_FROM_BYTES: inner.from_bytes}))
     _check_end(view, end)
     if not isinstance(value, TensorView):
         refuse(
@@ -129,15 +129,15 @@ def read_legacy(data: memoryview, calls: bool = True) -> Any:
     storages), then for each key a count (int64) and so many numbers.
     """
     known: dict[str, Storage] = {}
-    magic, place = parse_pickle(data, Vocabulary())
+    magic, place = parse_pickle(data, AllowedGlobals())
     if magic != MAGIC or type(magic) is not int:
         refuse(
             Reason.PICKLE_DAMAGED,
             f"the first pickle holds {describe(magic)}; expected torch.save's magic number; this "
             "is a pickle of another kind: it is not read, as no soft prompt comes in it",
         )
-    version, place = parse_pickle(data, Vocabulary(), place)
-    system, place = parse_pickle(data, Vocabulary(), place)
+    version, place = parse_pickle(data, AllowedGlobals(), place)
+    system, place = parse_pickle(data, AllowedGlobals(), place)
     little = system.get("little_endian") if isinstance(system, dict) else None
     if version != PROTOCOL or little is not True:
         refuse(
@@ -145,9 +145,9 @@ def read_legacy(data: memoryview, calls: bool = True) -> Any:
             f"torch.save's version is {describe(version)}, its byte order little: "
             f"{describe(little)}; expected {PROTOCOL} and True; save it again on a common machine",
         )
-    speech = Vocabulary(_CALLS if calls else {}, _TYPES, lambda name: _storage(name, known))
+    speech = AllowedGlobals(_CALLS if calls else {}, _TYPES, lambda name: _storage(name, known))
     value, place = parse_pickle(data, speech, place)
-    keys, place = parse_pickle(data, Vocabulary(), place)
+    keys, place = parse_pickle(data, AllowedGlobals(), place)
     _fill(data, place, keys, known)
     return value
 
@@ -165,7 +165,7 @@ def read_zipped(archive: Archive) -> Any:
                 "a common machine",
             )
     known: dict[str, Storage] = {}
-    speech = Vocabulary(_CALLS, _TYPES, lambda name: _storage(name, known))
+    speech = AllowedGlobals(_CALLS, _TYPES, lambda name: _storage(name, known))
     data = memoryview(archive.read(pickles[0], MAX_PICKLE_BYTES))
     value, end = parse_pickle(data, speech)
     _check_end(data, end)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlore.disk import write_whole
+from softlore.disk import write_atomically
 from softlore.errors import PromptError
 from softlore.prompts.soft_prompt import SoftPrompt
 
@@ -56,4 +56,4 @@ def check_rows(prompt: SoftPrompt) -> None:
 
 def write_body(body: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Writes a request body as JSON, whole or not at all. Raises StorageError."""
-    write_whole(path, (json.dumps(body, ensure_ascii=False) + "\n").encode())
+    write_atomically(path, (json.dumps(body, ensure_ascii=False) + "\n").encode())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from safetensors.torch import save
 
-from softlore.disk import write_whole
+from softlore.disk import write_atomically
 from softlore.errors import PromptError
 from softlore.model import FrozenModel
 from softlore.prompts.soft_prompt import SoftPrompt
@@ -33,7 +33,7 @@ def write(prompt: SoftPrompt, model: FrozenModel, path: str | os.PathLike[str]) 
         "ids": json.dumps(placeholder_of(prompt, model)),
         "layout": rotary.layout if rotary else "",
     }
-    write_whole(path, save(tensors, told))
+    write_atomically(path, save(tensors, told))
 
 
 def placeholder_of(prompt: SoftPrompt, model: FrozenModel) -> list[int]:

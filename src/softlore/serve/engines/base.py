@@ -9,16 +9,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from softlore.decode import Reading, Telling, Token, Wish
-from softlore.decode.telling import Finish, Told
+from softlore.decode import CacheUsage, GenerationRequest, OutputStream, Token
+from softlore.decode.output import FinishReason, OutputView
 from softlore.model import LanguageModel
 
 STRINGS = ("banned_strings", "dry_multiplier")  # samplers that look for strings in the vocabulary
-End = Finish | Literal["cancelled", "timeout"]
+End = FinishReason | Literal["cancelled", "timeout"]
 
 
 @dataclass(frozen=True)
-class Load:
+class EngineLoad:
     """How busy an engine is.
 
     Attributes:
@@ -41,7 +41,7 @@ class Load:
     kept_bytes: int = 0
 
 
-class Running(Told, AsyncIterator[Token]):
+class AsyncOutputStream(OutputView, AsyncIterator[Token]):
     """A text that was started: its tokens as they come. Made and used within one event loop.
 
     Iteration ends when the text does; an engine that fails raises EngineError there.
@@ -52,17 +52,17 @@ class Running(Told, AsyncIterator[Token]):
         on_end: called once, when it has ended.
     """
 
-    def __init__(self, telling: Telling) -> None:
+    def __init__(self, telling: OutputStream) -> None:
         super().__init__(telling)
         self.loop = asyncio.get_running_loop()
         self.finish: End | None = None
         self.first: float | None = None
-        self.on_end: Callable[[Running], None] | None = None
+        self.on_end: Callable[[AsyncOutputStream], None] | None = None
         self._start = time.monotonic()
         self._heard: asyncio.Queue[Token | Exception | None] = asyncio.Queue()
 
     @property
-    def reading(self) -> Reading | None:
+    def reading(self) -> CacheUsage | None:
         """How much of the context was known, and how much was read; None if that is not known."""
         return None
 
@@ -108,7 +108,7 @@ class Engine(ABC):
     model: LanguageModel
 
     @abstractmethod
-    def start(self, wish: Wish) -> Running:
+    def start(self, wish: GenerationRequest) -> AsyncOutputStream:
         """Puts a text in the queue. Never blocks; called from within an event loop.
 
         Raises:
@@ -117,7 +117,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """How busy it is now."""
 
     @abstractmethod
@@ -134,7 +134,7 @@ def warm(model: LanguageModel, sampling: Mapping[str, Any]) -> None:
         _ = model.vocabulary
 
 
-async def merged(texts: Sequence[Running]) -> AsyncGenerator[tuple[int, Token | None]]:
+async def merged(texts: Sequence[AsyncOutputStream]) -> AsyncGenerator[tuple[int, Token | None]]:
     """Tokens of several texts as they come, each with its text's number; None when that has ended.
 
     Closing it, and an error in one of them, ends those that still run.
@@ -144,7 +144,7 @@ async def merged(texts: Sequence[Running]) -> AsyncGenerator[tuple[int, Token | 
     """
     heard: asyncio.Queue[tuple[int, Token | Exception | None]] = asyncio.Queue()
 
-    async def follow(number: int, text: Running) -> None:
+    async def follow(number: int, text: AsyncOutputStream) -> None:
         try:
             async for token in text:
                 heard.put_nowait((number, token))
@@ -168,7 +168,7 @@ async def merged(texts: Sequence[Running]) -> AsyncGenerator[tuple[int, Token | 
             task.cancel()
 
 
-def cancel_all(texts: Iterable[Running]) -> None:
+def cancel_all(texts: Iterable[AsyncOutputStream]) -> None:
     """Ends those that still run, at the next token."""
     for text in texts:
         if text.finish is None:

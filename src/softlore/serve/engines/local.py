@@ -11,10 +11,10 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from softlore.decode import Batch, Reader, Reading, Token, Wish
-from softlore.decode.batch import Text
+from softlore.decode import CacheUsage, GenerationRequest, ModelRunner, RunningBatch, Token
+from softlore.decode.batch import SequenceGroup
 from softlore.errors import BusyError, EngineError
-from softlore.serve.engines.base import End, Engine, Load, Running
+from softlore.serve.engines.base import AsyncOutputStream, End, Engine, EngineLoad
 
 TRIM_SECONDS = 30.0  # between two times that free memory is given back
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class LocalEngine(Engine):
 
     def __init__(
         self,
-        reader: Reader,
+        reader: ModelRunner,
         slots: int = 64,
         queue: int = 64,
         queue_seconds: float = 120.0,
@@ -42,27 +42,27 @@ class LocalEngine(Engine):
         self.model = reader.model
         self._slots, self._queue = slots, queue
         self._queue_seconds, self._text_seconds = queue_seconds, text_seconds
-        self._batch = Batch(reader)
+        self._batch = RunningBatch(reader)
         self._wake = threading.Condition()
         self._waiting: deque[_Local] = deque()
         self._running: list[_Local] = []
         self._closing = False
-        self._load = Load(0, 0, slots, queue)
+        self._load = EngineLoad(0, 0, slots, queue)
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
-    def start(self, wish: Wish) -> Running:
+    def start(self, wish: GenerationRequest) -> AsyncOutputStream:
         self._refuse_if_busy()  # before the text is made, which takes longer
-        running = _Local(self, Text(self._batch.reader, wish))
+        running = _Local(self, SequenceGroup(self._batch.reader, wish))
         with self._wake:
             self._refuse_if_busy()
             self._waiting.append(running)
             self._wake.notify()
         return running
 
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         held = self._batch.held()
-        return Load(
+        return EngineLoad(
             running=len(self._running),
             waiting=len(self._waiting),
             slots=self._slots,
@@ -98,7 +98,7 @@ class LocalEngine(Engine):
             if time.monotonic() - trimmed > TRIM_SECONDS:
                 give_back_memory()
                 trimmed = time.monotonic()
-            told: list[tuple[Text, Token]] = []
+            told: list[tuple[SequenceGroup, Token]] = []
             try:
                 told = self._batch.step()
             except Exception as error:  # noqa: BLE001 - whatever it is, the others must go on
@@ -128,13 +128,13 @@ class LocalEngine(Engine):
             self._waiting = kept_waiting
         return True
 
-    def _fits(self, text: Text) -> bool:
+    def _fits(self, text: SequenceGroup) -> bool:
         taken = sum(len(one.writing.rows) for one in self._running)
         return not taken or taken + len(text.rows) <= self._slots
 
-    def _tell(self, told: Iterable[tuple[Text, Token]]) -> None:
+    def _tell(self, told: Iterable[tuple[SequenceGroup, Token]]) -> None:
         """Hands tokens over, and lets texts go that have ended, for whatever reason."""
-        tokens: dict[Text, list[Token]] = {}
+        tokens: dict[SequenceGroup, list[Token]] = {}
         for text, token in told:
             tokens.setdefault(text, []).append(token)
         now, going_on, batches = time.monotonic(), [], _Batches()
@@ -158,7 +158,7 @@ class LocalEngine(Engine):
         """A step that failed leaves nothing to go on from: all that ran have failed."""
         _log.error("the engine failed", exc_info=error)
         self._batch.reader.clear()
-        self._batch = Batch(self._batch.reader)
+        self._batch = RunningBatch(self._batch.reader)
         running, self._running = self._running, []
         for one in running:
             one.fail(
@@ -178,10 +178,10 @@ class LocalEngine(Engine):
             )
 
 
-class _Local(Running):
+class _Local(AsyncOutputStream):
     """A text in the local engine: the thread writes it, the event loop hears of it."""
 
-    def __init__(self, engine: LocalEngine, writing: Text) -> None:
+    def __init__(self, engine: LocalEngine, writing: SequenceGroup) -> None:
         super().__init__(writing.telling)
         self.writing = writing
         self.since = time.monotonic()
@@ -189,7 +189,7 @@ class _Local(Running):
         self._engine = engine
 
     @property
-    def reading(self) -> Reading | None:
+    def reading(self) -> CacheUsage | None:
         return self.writing.reading
 
     def cancel(self) -> None:

@@ -17,17 +17,17 @@ import httpx
 import torch
 
 from softlore.context import Tree, compose, splice
-from softlore.context.compose import Readable
+from softlore.context.compose import ContextLike
 from softlore.context.splice import check_length
-from softlore.decode import Sampling, Telling, Token, Wish
-from softlore.decode.memory import slots_of
-from softlore.decode.mixing import dosed
-from softlore.decode.wish import prompts_of, stops_of
+from softlore.decode import GenerationRequest, OutputStream, SamplingParams, Token
+from softlore.decode.conditioning import weighted
+from softlore.decode.memory import cache_keys
+from softlore.decode.request import prompts_in, stop_strings
 from softlore.errors import BusyError, ConfigError, ContextOverflowError, EngineError
 from softlore.model import FrozenModel
 from softlore.prompts.formats.vllm import request_body
 from softlore.prompts.formats.vllm_prefix import company_of, rows_of
-from softlore.serve.engines.base import End, Engine, Load, Running
+from softlore.serve.engines.base import AsyncOutputStream, End, Engine, EngineLoad
 
 PARAMETER = "softlore"  # of kv_transfer_params, as the connector reads it
 NEVER = -100.0  # the least that vLLM adds to a logit
@@ -74,7 +74,7 @@ class VLLMEngine(Engine):
         self._running: set[_Remote] = set()
         self._closing = False
 
-    def start(self, wish: Wish) -> Running:
+    def start(self, wish: GenerationRequest) -> AsyncOutputStream:
         if self._closing or len(self._running) >= self._slots + self._queue:
             raise BusyError(
                 f"{len(self._running)} texts are being written; expected room for another; ask "
@@ -86,9 +86,9 @@ class VLLMEngine(Engine):
         running.task = asyncio.create_task(self._write(running, body))
         return running
 
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         running = min(len(self._running), self._slots)
-        return Load(running, len(self._running) - running, self._slots, self._queue)
+        return EngineLoad(running, len(self._running) - running, self._slots, self._queue)
 
     async def close(self, seconds: float = 10.0) -> None:
         self._closing = True
@@ -100,10 +100,10 @@ class VLLMEngine(Engine):
             await asyncio.gather(*late, return_exceptions=True)
         await self._client.aclose()
 
-    def _request(self, wish: Wish) -> tuple[dict[str, Any], Telling]:
+    def _request(self, wish: GenerationRequest) -> tuple[dict[str, Any], OutputStream]:
         """The body of a request, less the rows; and what is told of the answer."""
-        stops, heads = stops_of(wish), dosed(wish.head)
-        if [strength for _, strength in heads if strength != 1] or len(heads) > 1:
+        stops, conditionings = stop_strings(wish), weighted(wish.conditioning)
+        if [strength for _, strength in conditionings if strength != 1] or len(conditionings) > 1:
             raise ConfigError(
                 "codes with a strength are mixed token by token, which a vLLM server does not do; "
                 "expected one code of strength 1; use --engine local for others"
@@ -113,11 +113,11 @@ class VLLMEngine(Engine):
                 "no_copy looks at every token before it is chosen, which a vLLM server does not "
                 "let us do; expected 0; use --engine local for it"
             )
-        context = _context(self.model, wish, heads[0][0] if heads else "")
+        context = _context(self.model, wish, conditionings[0][0] if conditionings else "")
         most = wish.max_new_tokens
         if self.model.context_length is not None:
             most = min(most, self.model.context_length - context.places)
-        sampling = Sampling.of(wish.sampling)
+        sampling = SamplingParams.of(wish.sampling)
         body = {
             **context.body,
             **({"model": self._name} if self._name else {}),
@@ -129,7 +129,7 @@ class VLLMEngine(Engine):
             "logprobs": wish.logprobs,
             "return_tokens_as_token_ids": None if wish.logprobs is None else True,
         }
-        telling = Telling(self.model, stops, wish.max_new_tokens)
+        telling = OutputStream(self.model, stops, wish.max_new_tokens)
         return {name: value for name, value in body.items() if value is not None}, telling
 
     async def _write(self, running: _Remote, body: dict[str, Any]) -> None:
@@ -180,10 +180,10 @@ class VLLMEngine(Engine):
                     yield choice
 
 
-class _Remote(Running):
+class _Remote(AsyncOutputStream):
     """A text that another server writes."""
 
-    def __init__(self, telling: Telling) -> None:
+    def __init__(self, telling: OutputStream) -> None:
         super().__init__(telling)
         self.task: asyncio.Task[None] | None = None
 
@@ -216,17 +216,17 @@ class _Context:
     places: int
 
 
-def _context(model: FrozenModel, wish: Wish, head: Readable) -> _Context:
+def _context(model: FrozenModel, wish: GenerationRequest, conditioning: ContextLike) -> _Context:
     """Ids where there is nothing but text; else rows. Prefixes go as the ids that stand for them.
 
     Raises:
         ContextOverflowError: more than fits; PromptError: prefixes that cannot stand side by side.
     """
-    tree = compose(model, wish.context, wish.check, head)
+    tree = compose(model, wish.context, wish.check, conditioning)
     check_length(model, tree.start + tree.length)
-    prefixes = {p.name: p for p in prompts_of(wish, [(head, 1.0)]) if p.kind == "prefix"}
+    prefixes = {p.name: p for p in prompts_in(wish, [(conditioning, 1.0)]) if p.kind == "prefix"}
     ids = company_of(list(prefixes.values()), model) if prefixes else []
-    text = slots_of(tree)
+    text = cache_keys(tree)
     body: dict[str, Any] = {}
     if all(isinstance(slot, int) for slot in text):
         body["prompt"] = [*ids, *text]
@@ -244,7 +244,7 @@ def _context(model: FrozenModel, wish: Wish, head: Readable) -> _Context:
     return _Context(body, places)
 
 
-def _settings(sampling: Sampling, model: FrozenModel) -> dict[str, Any]:
+def _settings(sampling: SamplingParams, model: FrozenModel) -> dict[str, Any]:
     """Samplers as vLLM knows them."""
     bias = {str(i): float(value) for i, value in dict(sampling.logit_bias).items()}
     bias |= {str(i): NEVER for i in (*sampling.banned, *model.banned_ids)}

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from softlore.serve.state import ServerState
 from softlore.serve.studio import books, compare, info, page, prompts, stories, training, writing
-from softlore.serve.studio.bench import Bench
+from softlore.serve.studio.context import StudioContext
 
 # What every route may answer besides, for the description of the API.
 FAILURES: dict[int | str, dict[str, Any]] = {
@@ -22,7 +22,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 
 def make_router(state: ServerState) -> APIRouter:
     """The routes of the studio: the page, and its own API."""
-    bench = Bench(state)
+    bench = StudioContext(state)
     state.at_close.append(bench.close)
     api = APIRouter(prefix="/studio/api", tags=["studio"], responses=FAILURES)
     for part in (info, stories, writing, books, training, prompts, compare):

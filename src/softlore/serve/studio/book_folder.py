@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from softlore.disk import refused, write_whole
+from softlore.disk import storage_error, write_atomically
 from softlore.errors import LoreError, SoftloreError
 from softlore.lore import Lorebook, files
 from softlore.lore.formats.readers import unpacked
@@ -125,7 +125,7 @@ class BookFolder:
             try:
                 path.unlink()
             except OSError as error:
-                raise refused("remove", path, error) from error
+                raise storage_error("remove", path, error) from error
             self._read.pop(path, None)
 
     def _taken(self) -> set[str]:
@@ -136,7 +136,7 @@ class BookFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise refused("make the folder", self.folder, error) from error
+            raise storage_error("make the folder", self.folder, error) from error
         try:
             text = write_yaml(plain(book.data()))
         except ValueError as error:
@@ -148,7 +148,7 @@ class BookFolder:
                 f"most {files.MAX_BYTES // 2**20} MiB; make two of it"
             )
         path = self._files().get(book.name) or self.folder.resolve() / (book.name + SUFFIX)
-        write_whole(path, content)
+        write_atomically(path, content)
         self._read[path] = _stamp(path), book
         return book
 
@@ -160,7 +160,7 @@ class BookFolder:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise refused("list", folder, error) from error
+            raise storage_error("list", folder, error) from error
         named = {composed(path.stem): path for path in found if path.suffix == SUFFIX}
         return {name: path for name, path in named.items() if not wrong_with_file_name(name)}
 
@@ -213,5 +213,5 @@ def _stamp(path: Path) -> Stamp:
     try:
         status = path.stat()
     except OSError as error:
-        raise refused("read", path, error) from error
+        raise storage_error("read", path, error) from error
     return status.st_mtime_ns, status.st_size

@@ -16,8 +16,8 @@ from softlore.errors import LoreError, SoftloreError
 from softlore.lore import Entry, Lorebook, check
 from softlore.lore.names import composed
 from softlore.serve.studio.attachments import RAW, attached
-from softlore.serve.studio.bench import Bench
 from softlore.serve.studio.book_folder import written
+from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.forms import NewBook
 from softlore.serve.studio.headers import row_of
 
@@ -44,7 +44,7 @@ class LoreRoute(APIRoute):
         return handle
 
 
-def make_router(bench: Bench) -> APIRouter:
+def make_router(bench: StudioContext) -> APIRouter:
     """Everything under /books."""
     router = APIRouter(prefix="/books", route_class=LoreRoute)
     _add_books(router, bench)
@@ -52,7 +52,7 @@ def make_router(bench: Bench) -> APIRouter:
     return router
 
 
-def _add_books(router: APIRouter, bench: Bench) -> None:
+def _add_books(router: APIRouter, bench: StudioContext) -> None:
     books = bench.books
 
     @router.get("")
@@ -97,7 +97,7 @@ def _add_books(router: APIRouter, bench: Bench) -> None:
         return attached(content, f"{composed(name)}{suffix}")
 
 
-def _add_entries(router: APIRouter, bench: Bench) -> None:
+def _add_entries(router: APIRouter, bench: StudioContext) -> None:
     books = bench.books
 
     @router.post("/{name}/entries")
@@ -136,7 +136,7 @@ def _with(book: Told, old: str | None, new: Entry | None) -> Told:
     return {**book, "entries": entries}
 
 
-def _told(bench: Bench, book: Lorebook) -> Told:
+def _told(bench: StudioContext, book: Lorebook) -> Told:
     """A book as the page gets it."""
     headers, prompts = bench.fitting.headers(), dict[str, Told | None]()
     for entry in book:
@@ -145,7 +145,7 @@ def _told(bench: Bench, book: Lorebook) -> Told:
     return {**book.data(), "warnings": check(book), "prompts": prompts}
 
 
-def _row(bench: Bench, name: str, trained: set[str]) -> Told:
+def _row(bench: StudioContext, name: str, trained: set[str]) -> Told:
     try:
         book = bench.books.get(name)
     except SoftloreError as error:

@@ -11,33 +11,33 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from softlore.decode import Wish
+from softlore.decode import GenerationRequest
 from softlore.errors import ConfigError, ContextError, SoftloreError
 from softlore.lore import Entry
 from softlore.lore.keywords import lore_keywords, words
 from softlore.measure.evaluate import plain_text
 from softlore.prompts import SoftPrompt
-from softlore.serve.engines import Running, cancel_all, merged, warm
+from softlore.serve.engines import AsyncOutputStream, cancel_all, merged, warm
 from softlore.serve.sse import event, streamed
-from softlore.serve.studio.bench import Bench
+from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.forms import Comparing
 from softlore.serve.studio.sampling import checked_sampling
 from softlore.serve.studio.writing import STREAM
 from softlore.story import StorySettings
-from softlore.story.composing import Composer, Plan
+from softlore.story.composing import ContextComposer, ContextPlan
 
 SEEDS = 2**63
 
 
 @dataclass(frozen=True)
-class Way:
+class ComparedMethod:
     """One way of going on: what it is called, and what is read for it."""
 
     name: str
-    plan: Plan
+    plan: ContextPlan
 
 
-def make_router(bench: Bench) -> APIRouter:
+def make_router(bench: StudioContext) -> APIRouter:
     """POST /compare."""
     router = APIRouter()
 
@@ -52,10 +52,10 @@ def make_router(bench: Bench) -> APIRouter:
     return router
 
 
-async def _events(bench: Bench, form: Comparing) -> AsyncGenerator[bytes]:
+async def _events(bench: StudioContext, form: Comparing) -> AsyncGenerator[bytes]:
     sampling = checked_sampling(form.sampling)
     ways, keywords = await run_in_threadpool(_ways, bench, form)
-    texts: list[tuple[str, int, Running]] = []
+    texts: list[tuple[str, int, AsyncOutputStream]] = []
     begun = False
     try:
         for way in ways:
@@ -83,10 +83,12 @@ async def _events(bench: Bench, form: Comparing) -> AsyncGenerator[bytes]:
         cancel_all(running for _, _, running in texts)
 
 
-def _wish(way: Way, form: Comparing, sampling: dict[str, Any], sample: int) -> Wish:
+def _wish(
+    way: ComparedMethod, form: Comparing, sampling: dict[str, Any], sample: int
+) -> GenerationRequest:
     rest = dict(sampling)
     no_copy = rest.pop("no_copy", 0)
-    return Wish(
+    return GenerationRequest(
         way.plan.context,
         form.tokens,
         seed=(form.seed + sample) % SEEDS,
@@ -96,7 +98,7 @@ def _wish(way: Way, form: Comparing, sampling: dict[str, Any], sample: int) -> W
     )
 
 
-def _ways(bench: Bench, form: Comparing) -> tuple[list[Way], set[str]]:
+def _ways(bench: StudioContext, form: Comparing) -> tuple[list[ComparedMethod], set[str]]:
     """What is read each way, and the lore's own words.
 
     Raises:
@@ -106,12 +108,16 @@ def _ways(bench: Bench, form: Comparing) -> tuple[list[Way], set[str]]:
     if not form.text and not bench.model.bos:
         raise ContextError("the opening is empty; expected some words to go on from; write them")
     warm(bench.model, form.sampling)
-    composer = Composer(bench.model)
+    composer = ContextComposer(bench.model)
     lore = "".join(plain_text(entry) for entry in entries if entry.text)
 
-    def planned(name: str, memory: str = "", soft: list[SoftPrompt] | None = None) -> Way:
+    def planned(
+        name: str, memory: str = "", soft: list[SoftPrompt] | None = None
+    ) -> ComparedMethod:
         settings = StorySettings(memory=memory)
-        return Way(name, composer.plan(settings, [form.text], form.tokens, always=soft or []))
+        return ComparedMethod(
+            name, composer.plan(settings, [form.text], form.tokens, always=soft or [])
+        )
 
     ways = [planned("nothing")]
     if lore:
@@ -122,7 +128,7 @@ def _ways(bench: Bench, form: Comparing) -> tuple[list[Way], set[str]]:
     return ways, {word for entry in entries for word in lore_keywords(entry, known)}
 
 
-def _named(bench: Bench, form: Comparing) -> tuple[list[Entry], list[SoftPrompt]]:
+def _named(bench: StudioContext, form: Comparing) -> tuple[list[Entry], list[SoftPrompt]]:
     """The entries and the soft prompts that are asked for; a name may be that of both."""
     book = bench.books.get(form.book) if form.book else None
     shelf = bench.shelf()

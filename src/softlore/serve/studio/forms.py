@@ -11,13 +11,13 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
 
 
-class Form(BaseModel):
+class StudioForm(BaseModel):
     """A JSON body; what it does not know is ignored."""
 
     model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class NewStory(Form):
+class NewStory(StudioForm):
     """A story to begin."""
 
     name: str
@@ -28,32 +28,32 @@ class NewStory(Form):
     """The lorebook that it reads with, of the studio's own."""
 
 
-class Renamed(Form):
+class Renamed(StudioForm):
     """Another name."""
 
     name: str
 
 
-class Written(Form):
+class WrittenTurn(StudioForm):
     """A text of the writer's."""
 
     text: str
 
 
-class Picked(Form):
+class PickedLines(StudioForm):
     """A turn of any branch."""
 
     turn: int
     """Its number."""
 
 
-class Marked(Picked):
+class Marked(PickedLines):
     """Whether the writer accepts a turn."""
 
     kept: bool = True
 
 
-class StorySet(Form):
+class StorySet(StudioForm):
     """Settings to change; those left out stay."""
 
     memory: str | None = None
@@ -76,7 +76,7 @@ class StorySet(Form):
     """Most tokens of them for lore; 0: a quarter."""
 
 
-class Dose(Form):
+class CodeStrength(StudioForm):
     """A control code, and how strong it is."""
 
     name: str
@@ -85,7 +85,7 @@ class Dose(Form):
     """1 is the code as it is, 0 nothing, below 0 away from it."""
 
 
-class Writing(Form):
+class WriteForm(StudioForm):
     """How the model is to write on."""
 
     text: str = ""
@@ -98,19 +98,19 @@ class Writing(Form):
     """Strings before which the writing ends."""
     sampling: dict[str, Any] = {}
     """Settings of the samplers, which win over the story's own."""
-    codes: Annotated[list[Dose], Field(max_length=16)] = []
+    codes: Annotated[list[CodeStrength], Field(max_length=16)] = []
     """Control codes to write under."""
     no_copy: Annotated[int, Field(ge=0, le=10**6)] = 0
     """Steers off so many tokens repeated from lore; 0 is off."""
 
 
-class NewBook(Form):
+class NewBook(StudioForm):
     """A lorebook to begin."""
 
     name: str
 
 
-class NewTraining(Form):
+class NewTraining(StudioForm):
     """What is to be trained, and how; what is left out is as the lorebook has it, or usual."""
 
     book: str
@@ -131,14 +131,14 @@ class NewTraining(Form):
     """Whether to train what is trained already."""
 
 
-class Stopping(Form):
+class Stopping(StudioForm):
     """How a training is to be stopped."""
 
     keep: bool = False
     """Whether soft prompts that were still in training are kept as they are."""
 
 
-class Comparing(Form):
+class Comparing(StudioForm):
     """An opening to be gone on with in several ways."""
 
     text: str = ""

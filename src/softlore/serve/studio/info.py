@@ -7,17 +7,17 @@ from typing import Any
 from fastapi import APIRouter
 
 from softlore.control import codes_of
-from softlore.decode.samplers import Sampling
+from softlore.decode.samplers import SamplingParams
 from softlore.errors import ModelError
 from softlore.lore.formats.writers import WRITERS as BOOK_WRITERS
 from softlore.model import LanguageModel
 from softlore.prompts import PromptLibrary
 from softlore.prompts.writers import WRITERS as PROMPT_WRITERS
-from softlore.serve.studio.bench import Bench
+from softlore.serve.request_composer import model_name
 from softlore.serve.studio.book_folder import OWN_FORMATS
+from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.headers import fields_of
 from softlore.serve.studio.stories import FORMATS as STORY_FORMATS
-from softlore.serve.texts import model_name
 
 USUAL_TOKENS = 80
 # Common samplers: field of `Sampling`, least and most of a slider, and what it does.
@@ -34,7 +34,7 @@ SAMPLERS: tuple[tuple[str, float, float, str], ...] = (
 )
 
 
-def make_router(bench: Bench) -> APIRouter:
+def make_router(bench: StudioContext) -> APIRouter:
     """GET /info."""
     router = APIRouter()
 
@@ -66,7 +66,7 @@ def make_router(bench: Bench) -> APIRouter:
 
 
 def _samplers() -> list[dict[str, Any]]:
-    usual = Sampling()
+    usual = SamplingParams()
     return [
         {"name": name, "default": getattr(usual, name), "min": least, "max": most, "help": told}
         for name, least, most, told in SAMPLERS

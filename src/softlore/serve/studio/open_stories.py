@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from starlette.exceptions import HTTPException
 
 from softlore.lore.names import composed
-from softlore.serve.engines import Running
-from softlore.serve.shelf import Shelf, Usable
+from softlore.serve.engines import AsyncOutputStream
+from softlore.serve.prompt_store import PromptStore, UsablePrompts
 from softlore.serve.state import ServerState
 from softlore.serve.studio.book_folder import BookFolder, Stamp
 from softlore.serve.studio.fitting import Fitting
@@ -36,12 +36,12 @@ class OpenStory:
     ) -> None:
         self.story = story
         self.lock = threading.RLock()
-        self.running: Running | None = None
+        self.running: AsyncOutputStream | None = None
         self.writing = False
         self.users = 0
         self.identity = _identity(story)
         self._state, self._books, self._fitting = state, books, fitting
-        self._shelf = Shelf(state.prompts, state.engine.model)
+        self._shelf = PromptStore(state.prompts, state.engine.model)
         self._session: StorySession | None = None
         self._read_with: tuple[str, Stamp | None] = ("", None)
 
@@ -61,7 +61,7 @@ class OpenStory:
         if self._session is None or read_with != self._read_with:
             book = self._books.get(name) if name else None
             model = self._state.engine.model
-            self._session = StorySession(self.story, model, book, Usable(self._shelf))
+            self._session = StorySession(self.story, model, book, UsablePrompts(self._shelf))
             self._read_with = read_with
         self._shelf.look()
         return self._session

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from softlore.errors import PromptError, PromptFileError, UnsupportedModelError
-from softlore.model import LanguageModel, frozen
+from softlore.model import LanguageModel, require_frozen_model
 from softlore.prompts import SoftPrompt
 from softlore.prompts.formats import peft, vllm_prefix
 from softlore.prompts.formats.zips import Archive
@@ -21,7 +21,7 @@ from softlore.prompts.readers import parse_prompt
 from softlore.prompts.responses import KEY
 from softlore.prompts.writers import WRITERS
 from softlore.serve.studio.attachments import RAW, attached
-from softlore.serve.studio.bench import Bench
+from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.headers import Told, fields_of, mapping, row_of
 from softlore.serve.studio.names import file_name, free_name, name_for
 
@@ -29,7 +29,7 @@ CONNECTOR_SUFFIX = ".vllm.safetensors"  # of what vLLM's connector reads: the pr
 _UNPACKED = 4  # times the archive that a file in it may be: floats hardly compress
 
 
-def make_router(bench: Bench) -> APIRouter:
+def make_router(bench: StudioContext) -> APIRouter:
     """Everything under /prompts."""
     router = APIRouter(prefix="/prompts")
     library = bench.state.prompts
@@ -72,7 +72,7 @@ def make_router(bench: Bench) -> APIRouter:
     return router
 
 
-def _facts(bench: Bench, name: str) -> Told:
+def _facts(bench: StudioContext, name: str) -> Told:
     header = bench.state.prompts.header(name)
     fields = fields_of(header)
     training = mapping(fields.pop("training", {}))
@@ -84,14 +84,16 @@ def _facts(bench: Bench, name: str) -> Told:
     return row_of(header, header.name in bench.fitting.headers()) | fields | more
 
 
-def _import(bench: Bench, content: bytes, filename: str, name: str) -> SoftPrompt:
+def _import(bench: StudioContext, content: bytes, filename: str, name: str) -> SoftPrompt:
     """Keeps a soft prompt under its name, a number after it where another has that name."""
     library = bench.state.prompts
     prompt = _parsed(content, filename, name_for(name, filename, "prompt"))
     if not prompt.fingerprint:
         try:  # other programs' files do not say for which model they are
             bench.model.check_prompt(prompt, any_model=True)
-            prompt = prompt.made_for(frozen(bench.model, "knowing for which model a prompt is"))
+            prompt = prompt.made_for(
+                require_frozen_model(bench.model, "knowing for which model a prompt is")
+            )
         except (PromptError, UnsupportedModelError):
             pass  # of another model's shape: kept, and shown as such
     with bench.importing:
@@ -153,7 +155,7 @@ def _written(prompt: SoftPrompt, format: str, model: LanguageModel) -> tuple[byt
         path = Path(folder) / "prompt"
         if format == "vllm" and prompt.kind == "prefix":
             model.check_prompt(prompt)
-            vllm_prefix.write(prompt, frozen(model, "writing for vLLM"), path)
+            vllm_prefix.write(prompt, require_frozen_model(model, "writing for vLLM"), path)
             return path.read_bytes(), CONNECTOR_SUFFIX
         writer = WRITERS[format]
         writer.write(prompt, path)

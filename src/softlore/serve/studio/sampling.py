@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from softlore.decode.samplers import Sampling
+from softlore.decode.samplers import SamplingParams
 from softlore.errors import ConfigError
 
 
@@ -16,7 +16,7 @@ def checked_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     if type(no_copy) is not int or not 0 <= no_copy <= 10**6:
         raise ConfigError(f"no_copy is {no_copy!r:.60}; expected a whole number; mend it")
     try:
-        Sampling.of(found)
+        SamplingParams.of(found)
     except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, ConfigError):
             raise

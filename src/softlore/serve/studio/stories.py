@@ -14,12 +14,19 @@ from starlette.responses import Response
 from softlore.errors import LoreError, SoftloreError, StoryError
 from softlore.lore import Lorebook
 from softlore.serve.studio.attachments import RAW, attached
-from softlore.serve.studio.bench import Bench
 from softlore.serve.studio.book_folder import koboldai_lore
-from softlore.serve.studio.forms import Marked, NewStory, Picked, Renamed, StorySet, Written
+from softlore.serve.studio.context import StudioContext
+from softlore.serve.studio.forms import (
+    Marked,
+    NewStory,
+    PickedLines,
+    Renamed,
+    StorySet,
+    WrittenTurn,
+)
 from softlore.serve.studio.names import file_name, free_name, name_for
 from softlore.serve.studio.sampling import checked_sampling
-from softlore.serve.studio.told import StoryList, story_told
+from softlore.serve.studio.views import StoryList, story_told
 from softlore.story import Story, StoryDraft, StorySettings
 from softlore.story.files import FORMATS as READ
 from softlore.story.files import read_story
@@ -35,7 +42,7 @@ PLACES = ("lorebook", "prompts", "model")
 Told = dict[str, Any]
 
 
-def make_router(bench: Bench) -> APIRouter:
+def make_router(bench: StudioContext) -> APIRouter:
     """Everything under /stories but the writing."""
     router = APIRouter(prefix="/stories")
     _add_library(router, bench)
@@ -43,7 +50,7 @@ def make_router(bench: Bench) -> APIRouter:
     return router
 
 
-def _add_library(router: APIRouter, bench: Bench) -> None:
+def _add_library(router: APIRouter, bench: StudioContext) -> None:
     stories, listed = bench.state.stories, StoryList(bench.state.stories)
 
     @router.get("")
@@ -104,7 +111,7 @@ def _add_library(router: APIRouter, bench: Bench) -> None:
         return attached(text.encode(), f"{one.story.name}.{format}", kind)
 
 
-def _add_operations(router: APIRouter, bench: Bench) -> None:
+def _add_operations(router: APIRouter, bench: StudioContext) -> None:
     def done(name: str, how: Any) -> Told:
         with bench.stories.use(name) as one:
             how(one.story)
@@ -122,17 +129,17 @@ def _add_operations(router: APIRouter, bench: Bench) -> None:
         return done(name, lambda story: story.set(**changes))
 
     @router.post("/{name}/turns")
-    def add(name: str, form: Written) -> Told:
+    def add(name: str, form: WrittenTurn) -> Told:
         """Adds a turn of the writer's."""
         return done(name, lambda story: story.add(form.text))
 
     @router.put("/{name}/turns/{turn}")
-    def edit(name: str, turn: int, form: Written) -> Told:
+    def edit(name: str, turn: int, form: WrittenTurn) -> Told:
         """Puts another text in place of a turn's; the old one stays as a branch."""
         return done(name, lambda story: story.edit(turn, form.text))
 
     @router.put("/{name}/text")
-    def replace(name: str, form: Written) -> Told:
+    def replace(name: str, form: WrittenTurn) -> Told:
         """Makes this the story's text, as after an edit of it all."""
         return done(name, lambda story: story.replace_text(form.text))
 
@@ -147,12 +154,12 @@ def _add_operations(router: APIRouter, bench: Bench) -> None:
         return done(name, Story.redo)
 
     @router.post("/{name}/go")
-    def go(name: str, form: Picked) -> Told:
+    def go(name: str, form: PickedLines) -> Told:
         """Goes to a turn of any branch, and to the newest end of what follows it."""
         return done(name, lambda story: story.go_to(_newest_end(story, form.turn)))
 
     @router.post("/{name}/cut")
-    def cut(name: str, form: Picked) -> Told:
+    def cut(name: str, form: PickedLines) -> Told:
         """Goes back to before a turn of the story."""
         return done(name, lambda story: story.cut(form.turn))
 
@@ -162,12 +169,12 @@ def _add_operations(router: APIRouter, bench: Bench) -> None:
         return done(name, lambda story: story.mark(form.turn, form.kept))
 
 
-def _told(bench: Bench, name: str) -> Told:
+def _told(bench: StudioContext, name: str) -> Told:
     with bench.stories.use(name) as one:
         return story_told(one)
 
 
-def _check_free(bench: Bench, name: str) -> None:
+def _check_free(bench: StudioContext, name: str) -> None:
     """Raises 409 where a story has that name; whether it is legal, the library says."""
     if name.casefold() in {one.casefold() for one in bench.state.stories}:
         raise HTTPException(
@@ -177,7 +184,7 @@ def _check_free(bench: Bench, name: str) -> None:
         )
 
 
-def _book_path(bench: Bench, name: str) -> str:
+def _book_path(bench: StudioContext, name: str) -> str:
     """What a story's settings say of a lorebook of the studio's."""
     return str(bench.books.path(name)) if name else ""
 
@@ -190,7 +197,7 @@ def _newest_end(story: Story, turn: int) -> int:
     return turn
 
 
-def _import(bench: Bench, content: bytes, filename: str, name: str) -> Told:
+def _import(bench: StudioContext, content: bytes, filename: str, name: str) -> Told:
     draft = _read(content, filename)
     wanted = name_for(name, filename, "Story")
     wanted = free_name(wanted, {one.casefold() for one in bench.state.stories})

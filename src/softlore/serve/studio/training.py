@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.responses import StreamingResponse
 
 from softlore.serve.sse import event, streamed
-from softlore.serve.studio.bench import Bench
+from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.forms import NewTraining, Stopping
 from softlore.serve.studio.training_state import OVER, Training
 from softlore.serve.studio.writing import STREAM
@@ -23,7 +23,7 @@ SETTINGS = ("kind", "n_tokens", "max_steps", "style", "seed")
 Told = dict[str, Any]
 
 
-def make_router(bench: Bench) -> APIRouter:
+def make_router(bench: StudioContext) -> APIRouter:
     """Everything under /trainings."""
     router = APIRouter(prefix="/trainings")
     trainings = bench.trainings
@@ -69,7 +69,7 @@ def make_router(bench: Bench) -> APIRouter:
     return router
 
 
-async def _events(bench: Bench, training: Training) -> AsyncGenerator[bytes]:
+async def _events(bench: StudioContext, training: Training) -> AsyncGenerator[bytes]:
     known: dict[str, int] = {}
     training.points_after(known)
     told = training.told(curves=True)

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from softlore.disk import refused, write_whole
+from softlore.disk import storage_error, write_atomically
 from softlore.errors import SoftloreError, StorageError
 from softlore.lore import Lorebook
 from softlore.prompts import PromptLibrary, SoftPrompt
@@ -54,7 +54,7 @@ class TrainingFiles:
         try:
             place.mkdir(parents=True)
         except OSError as error:
-            raise refused("make the folder", place, error) from error
+            raise storage_error("make the folder", place, error) from error
         try:
             book.save(place / _BOOK)
             beside = PromptLibrary(place / _COMPANY)
@@ -69,7 +69,7 @@ class TrainingFiles:
         """Keeps how far it is. Raises StorageError."""
         told = training.told(curves=True) | {"created": training.created}
         content = json.dumps(told, ensure_ascii=False).encode()
-        write_whole(self.folder / training.id / _TOLD, content)
+        write_atomically(self.folder / training.id / _TOLD, content)
 
     def remove(self, training: Training) -> None:
         """Nothing is left of it, as far as the disk allows."""

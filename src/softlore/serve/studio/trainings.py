@@ -13,15 +13,15 @@ from starlette.exceptions import HTTPException
 
 from softlore.errors import ConfigError, SoftloreError, StorageError
 from softlore.lore import Entry, Lorebook
+from softlore.measure.gain import gain_blocks
 from softlore.measure.score import fits, recall
-from softlore.measure.worth import asked_of
-from softlore.model import LanguageModel, frozen
+from softlore.model import LanguageModel, require_frozen_model
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.serve.studio.headers import share
 from softlore.serve.studio.training_files import TrainingFiles
 from softlore.serve.studio.training_state import OVER, Training
-from softlore.tune import Learner, Progress, WorldInfoTrainer
-from softlore.tune.book import plan_book, save_all
+from softlore.tune import TrainablePrompt, TrainingProgress, WorldInfoTrainer
+from softlore.tune.book import plan_book, save_prompts
 
 FOLDER = ".trainings"  # in the library's
 MOST_OVER = 50  # that have ended and are still told of
@@ -73,7 +73,12 @@ class Trainings:
         """
         self._refuse_twice(book.name, only or [entry.name for entry in book])
         plan = plan_book(
-            frozen(self.model, "training"), book, self.library, only=only, again=again, **settings
+            require_frozen_model(self.model, "training"),
+            book,
+            self.library,
+            only=only,
+            again=again,
+            **settings,
         )
         if plan.trainer is None:
             raise ConfigError(
@@ -226,14 +231,14 @@ class Trainings:
             trainer.on_step = lambda progress: watch(progress) or self._ends(training)
             trainer.train()
         if not trainer.unfinished() and training.wanted != "stop":
-            save_all(self.library, list(trainer.prompts().values()), trainer)
+            save_prompts(self.library, list(trainer.prompts().values()), trainer)
             training.become("done")
         elif training.wanted in ("stop", "keep"):
             whole = training.wanted == "keep"
-            learners = trainer.learners.items()
-            learned = [n for n, one in learners if one.stopped or (whole and one.steps)]
+            trainables = trainer.trainables.items()
+            learned = [n for n, one in trainables if one.stopped or (whole and one.steps)]
             made = trainer.prompts()
-            save_all(self.library, [made[name] for name in learned], trainer)
+            save_prompts(self.library, [made[name] for name in learned], trainer)
             kept = f"kept: {', '.join(learned)}" if learned else "nothing was kept"
             training.become("stopped", kept)
         else:
@@ -248,7 +253,7 @@ class Trainings:
         """The same trainer as when it began: of the lore and the company as they were then."""
         book, company = self._files.lore(training), self._files.company(training)
         return WorldInfoTrainer(
-            frozen(self.model, "training"),
+            require_frozen_model(self.model, "training"),
             entries=[book[name] for name in training.entries],
             company=company,
             company_entries=[entry for entry in book if entry.name in company],
@@ -266,36 +271,36 @@ class _Watch:
         self._fingerprint = trainer.model.fingerprint(trainer.config.kind)
         self._since = time.monotonic()
 
-    def __call__(self, progress: Progress) -> bool:
+    def __call__(self, progress: TrainingProgress) -> bool:
         points = {}
-        for name, learner in progress.learners.items():
-            if learner.steps > self._training.last(name):
-                points[name] = self._point(self._entries[name], learner)
+        for name, trainable in progress.trainables.items():
+            if trainable.steps > self._training.last(name):
+                points[name] = self._point(self._entries[name], trainable)
         now = time.monotonic()
         self._training.went(progress.step, progress.done, now - self._since, points)
         self._since = now
         return False
 
-    def _point(self, entry: Entry, learner: Learner) -> dict[str, float | int | None]:
-        history = learner.history
+    def _point(self, entry: Entry, trainable: TrainablePrompt) -> dict[str, float | int | None]:
+        history = trainable.history
         told = history.response or history.distil
         point: dict[str, float | int | None] = {
-            "step": learner.steps,
+            "step": trainable.steps,
             "loss": told[-1] if told else None,
             "drift": history.guard[-1] if history.guard else None,
         }
-        often = max(1, learner.config.max_steps // MEASURED)
-        if learner.steps == 1 or learner.steps % often == 0 or learner.stopped:
-            point["recall"] = self._recall(entry, learner)
+        often = max(1, trainable.config.max_steps // MEASURED)
+        if trainable.steps == 1 or trainable.steps % often == 0 or trainable.stopped:
+            point["recall"] = self._recall(entry, trainable)
         return point
 
-    def _recall(self, entry: Entry, learner: Learner) -> float | None:
+    def _recall(self, entry: Entry, trainable: TrainablePrompt) -> float | None:
         """How well the entry's own calls are answered now, from 0 to 1."""
-        model, blocks = self._trainer.model, asked_of(entry)
+        model, blocks = self._trainer.model, gain_blocks(entry)
         prompt = SoftPrompt(
             name=entry.name,
-            kind=learner.config.kind,
-            tensor=learner.value(),
+            kind=trainable.config.kind,
+            tensor=trainable.value(),
             fingerprint=self._fingerprint,
         )
         if not blocks or not fits(model, prompt, blocks):

@@ -14,22 +14,22 @@ from starlette.responses import StreamingResponse
 from softlore.control import find_codes
 from softlore.decode import Token
 from softlore.errors import SoftloreError
-from softlore.serve.engines import Running, warm
+from softlore.serve.engines import AsyncOutputStream, warm
 from softlore.serve.sse import event, streamed
-from softlore.serve.studio.bench import Bench
-from softlore.serve.studio.forms import MOST_TOKENS, Dose, Writing
+from softlore.serve.studio.context import StudioContext
+from softlore.serve.studio.forms import MOST_TOKENS, CodeStrength, WriteForm
 from softlore.serve.studio.open_stories import OpenStories, OpenStory
 from softlore.serve.studio.sampling import checked_sampling
-from softlore.serve.studio.told import plan_told, story_told
+from softlore.serve.studio.views import plan_told, story_told
 from softlore.story import Turn
-from softlore.story.session import Draft
+from softlore.story.session import TurnDraft
 
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}, "description": "Events, as they come"}
 }
 
 
-def make_router(bench: Bench) -> APIRouter:
+def make_router(bench: StudioContext) -> APIRouter:
     """/stories/N/plan, /write and /stop."""
     router = APIRouter(prefix="/stories/{name}")
 
@@ -40,7 +40,7 @@ def make_router(bench: Bench) -> APIRouter:
             return plan_told(one.session().look(tokens))
 
     @router.post("/write", response_class=StreamingResponse, responses=STREAM)
-    async def write(name: str, form: Writing) -> StreamingResponse:
+    async def write(name: str, form: WriteForm) -> StreamingResponse:
         """Lets the model write a turn. Events: plan, token …, done; or error, after which no more.
 
         What was told is kept, also when the connection is closed midway.
@@ -73,7 +73,7 @@ def make_router(bench: Bench) -> APIRouter:
     return router
 
 
-async def _events(bench: Bench, one: OpenStory, form: Writing) -> AsyncGenerator[bytes]:
+async def _events(bench: StudioContext, one: OpenStory, form: WriteForm) -> AsyncGenerator[bytes]:
     """The events of one turn; `one` is let go when it is kept, or when nothing came of it."""
     try:
         draft, said = await run_in_threadpool(_begun, bench, one, form)
@@ -102,7 +102,7 @@ async def _events(bench: Bench, one: OpenStory, form: Writing) -> AsyncGenerator
         bench.stories.leave(one)
 
 
-def _reading(running: Running) -> dict[str, Any] | None:
+def _reading(running: AsyncOutputStream) -> dict[str, Any] | None:
     found = running.reading
     return {"reused": found.reused, "read": found.read, "why": found.why} if found else None
 
@@ -111,7 +111,7 @@ class Turning:
     """A turn of the model's that is being written, whoever listens; it is kept when it ends."""
 
     def __init__(
-        self, stories: OpenStories, one: OpenStory, draft: Draft, running: Running
+        self, stories: OpenStories, one: OpenStory, draft: TurnDraft, running: AsyncOutputStream
     ) -> None:
         self._heard: asyncio.Queue[Token | Exception | None] = asyncio.Queue()
         self._stories, self._one, self._draft, self._running = stories, one, draft, running
@@ -160,18 +160,18 @@ def _let_go(stories: OpenStories, one: OpenStory) -> None:
     stories.leave(one)
 
 
-def _begun(bench: Bench, one: OpenStory, form: Writing) -> tuple[Draft, Turn | None]:
+def _begun(bench: StudioContext, one: OpenStory, form: WriteForm) -> tuple[TurnDraft, Turn | None]:
     """The draft of a turn, and the writer's own, added first; nothing is added where it fails."""
     sampling = checked_sampling(form.sampling)
     if form.no_copy:
         sampling["no_copy"] = form.no_copy
-    head = _head(bench, form.codes)
+    conditioning = _conditioning(bench, form.codes)
     said = one.story.add(form.text) if form.text else None
     try:
         with one.lock:
             session = one.session()
             draft = session.begin(
-                form.tokens, form.stop, head, form.retry and not form.text, **sampling
+                form.tokens, form.stop, conditioning, form.retry and not form.text, **sampling
             )
         checked_sampling(draft.wish.sampling)  # the story's own, too
         warm(bench.model, draft.wish.sampling)
@@ -186,15 +186,20 @@ def _unsaid(one: OpenStory, said: Turn | None) -> None:
 
     It stays where something else was done to the story since, which undo would take back instead.
     """
-    head = one.story.head
-    if said is not None and head is not None and head.id == said.id and one.story.undoable == "add":
+    conditioning = one.story.head
+    if (
+        said is not None
+        and conditioning is not None
+        and conditioning.id == said.id
+        and one.story.undoable == "add"
+    ):
         one.story.undo()
 
 
-def _head(bench: Bench, codes: list[Dose]) -> Any:
+def _conditioning(bench: StudioContext, codes: list[CodeStrength]) -> Any:
     """Control codes with their strengths, as `write` takes them."""
     doses = {dose.name: dose.strength for dose in codes if dose.strength}
     if not doses:
         return ""
     found = find_codes(bench.model, doses, bench.shelf())
-    return [(found[name].head, strength) for name, strength in doses.items()]
+    return [(found[name].conditioning, strength) for name, strength in doses.items()]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softlore.disk import refused, write_whole
+from softlore.disk import storage_error, write_atomically
 from softlore.errors import ConfigError, StoryError, StoryFileError
 from softlore.story.files import koboldai, markdown, plain_text
 from softlore.story.story import Story
@@ -102,7 +102,7 @@ def write_story(
     draft = story.draft() if isinstance(story, Story) else story
     if lorebook is not None:
         draft = StoryDraft(draft.settings, draft.turns, lorebook)
-    write_whole(path, FORMATS[format].write(draft).encode())
+    write_atomically(path, FORMATS[format].write(draft).encode())
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -112,7 +112,7 @@ def _read_bytes(path: Path) -> bytes:
             size = os.fstat(file.fileno()).st_size
             content = file.read(MAX_BYTES + 1) if size <= MAX_BYTES else b""
     except OSError as error:
-        raise refused("read", path, error) from error
+        raise storage_error("read", path, error) from error
     except ValueError:  # a name with a zero byte
         raise StoryError(f"{str(path)!r:.160} can name no file; choose another name") from None
     size = max(size, len(content))

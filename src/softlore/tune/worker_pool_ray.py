@@ -13,15 +13,15 @@ from ray.exceptions import RayError, RayTaskError
 
 from softlore import __version__
 from softlore.errors import ConfigError, TrainingError
-from softlore.tune.crew import Answer, Lost
-from softlore.tune.worker import ModelName, Worker
+from softlore.tune.worker import ModelSpec, Worker
+from softlore.tune.worker_pool import WorkerLost, WorkerReply
 
 LOCAL = "local"  # the address that stands for a Ray of one's own
 KNOCK_SECONDS = 10.0
 POLL_SECONDS = 0.2  # so that Ctrl-C is heard
 
 
-class RayCrew:
+class RayWorkerPool:
     """Actors, each with one resident model.
 
     Ray's own transport carries Python objects: join only clusters of machines that are yours.
@@ -39,7 +39,7 @@ class RayCrew:
 
     def __init__(
         self,
-        model: ModelName,
+        model: ModelSpec,
         address: str = LOCAL,
         workers: int | None = None,
         threads: int | None = None,
@@ -82,7 +82,7 @@ class RayCrew:
         called = getattr(self._actors[worker], method).remote(*arguments)
         self._calls[called] = worker, method
 
-    def wait(self, seconds: float | None = None) -> Answer | None:
+    def wait(self, seconds: float | None = None) -> WorkerReply | None:
         end = None if seconds is None else time.monotonic() + seconds
         while self._calls:
             left = POLL_SECONDS if end is None else min(POLL_SECONDS, end - time.monotonic())
@@ -93,7 +93,7 @@ class RayCrew:
                 break
         return None
 
-    def _answer(self, call: Any) -> Answer:
+    def _answer(self, call: Any) -> WorkerReply:
         worker, method = self._calls.pop(call)
         value: Any
         try:
@@ -101,10 +101,10 @@ class RayCrew:
         except RayTaskError as error:
             value = error.cause if isinstance(error.cause, Exception) else error
         except RayError as error:
-            value = Lost(_first_line(error))
-        if method == "load" and not isinstance(value, Exception | Lost):
+            value = WorkerLost(_first_line(error))
+        if method == "load" and not isinstance(value, Exception | WorkerLost):
             value = _same_version(value)
-        return Answer(worker, method, value)
+        return WorkerReply(worker, method, value)
 
     def replace(self, worker: int) -> None:
         self._calls = {call: of for call, of in self._calls.items() if of[0] != worker}
@@ -130,7 +130,7 @@ def _knock(address: str) -> None:
 
 
 def _shares(
-    model: ModelName, workers: int | None, threads: int, most: int | None
+    model: ModelSpec, workers: int | None, threads: int, most: int | None
 ) -> tuple[int, dict[str, Any]]:
     """How many workers there are to be, and what each asks of Ray."""
     has = ray.cluster_resources()

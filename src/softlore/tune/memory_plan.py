@@ -10,9 +10,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from softlore.context import Branching, Form
+from softlore.context import TreeBatch, TreeLayout
 from softlore.model import FrozenModel
-from softlore.tune.objective import Batch, Losses, run
+from softlore.tune.objective import Losses, TrainingBatch, run
 
 SHARE = 0.5  # of the memory that a step's activations may take
 # Tokens; below, one pass is quicker than two, however much it masks. So many keep a processor
@@ -21,7 +21,7 @@ WORTH_A_PASS = 1024
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Choices made once, kept in checkpoints so that a resumed run makes the same sums.
 
     Attributes:
@@ -32,11 +32,13 @@ class Plan:
     tokens_at_once: int
     bytes_per_token: int
 
-    def as_json(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, int]:
         return asdict(self)
 
 
-def make_plan(model: FrozenModel, batch: Batch, memory: int | None = None) -> Plan:
+def measure_memory_plan(
+    model: FrozenModel, batch: TrainingBatch, memory: int | None = None
+) -> MemoryPlan:
     """Measures a step's activations on the first trunk and sees how many tokens fit.
 
     What autograd keeps is counted exactly, so the result is the same on every run on a machine.
@@ -47,7 +49,7 @@ def make_plan(model: FrozenModel, batch: Batch, memory: int | None = None) -> Pl
     first = _part(batch, 0, 1)
     kept = count_saved_bytes(lambda: run(model, first))
     each = max(1, kept // max(1, first.tokens))
-    return Plan(max(256, int(SHARE * (memory or machine_memory(model))) // each), each)
+    return MemoryPlan(max(256, int(SHARE * (memory or machine_memory(model))) // each), each)
 
 
 def count_saved_bytes(step: Callable[[], Any]) -> int:
@@ -71,19 +73,19 @@ def machine_memory(model: FrozenModel) -> int:
     return int(psutil.virtual_memory().total)
 
 
-def run_planned(model: FrozenModel, batch: Batch, plan: Plan) -> Losses:
+def run_in_parts(model: FrozenModel, batch: TrainingBatch, plan: MemoryPlan) -> Losses:
     """`objective.run`, in parts that fit: whole trunks together, or one trunk's leaves in parts."""
     losses: Losses = {}
     most = plan.tokens_at_once
     if model.device.type == "cpu":
         most = min(most, WORTH_A_PASS)
     for part in _parts(batch, most):
-        form, micro_batch = choose_form(part.branchings, plan.tokens_at_once)
+        form, micro_batch = choose_layout(part.branchings, plan.tokens_at_once)
         losses |= run(model, part, form, micro_batch)
     return losses
 
 
-def choose_form(branchings: list[Branching], most: int) -> tuple[Form, int | None]:
+def choose_layout(branchings: list[TreeBatch], most: int) -> tuple[TreeLayout, int | None]:
     """Packed while its mask is mostly seen; else the trunk once, and as many leaves as fit.
 
     A packed row looks at every pair of its tokens, and hides most where many branches stand side
@@ -100,7 +102,7 @@ def choose_form(branchings: list[Branching], most: int) -> tuple[Form, int | Non
     return "expanded", max(1, most // (max(map(max, leaves)) + max(trunks)))
 
 
-def _parts(batch: Batch, most: int) -> Iterator[Batch]:
+def _parts(batch: TrainingBatch, most: int) -> Iterator[TrainingBatch]:
     start, tokens = 0, 0
     for i in range(len(batch.branchings)):
         more = _part(batch, i, i + 1).tokens
@@ -111,7 +113,7 @@ def _parts(batch: Batch, most: int) -> Iterator[Batch]:
     yield _part(batch, start, len(batch.branchings))
 
 
-def _part(batch: Batch, start: int, stop: int) -> Batch:
+def _part(batch: TrainingBatch, start: int, stop: int) -> TrainingBatch:
     counts = [len(b.leaves) for b in batch.branchings]
     first, last = sum(counts[:start]), sum(counts[:stop])
-    return Batch(batch.branchings[start:stop], batch.terms[first:last])
+    return TrainingBatch(batch.branchings[start:stop], batch.terms[first:last])

@@ -14,12 +14,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from softlore.decode import Token, Wish
+from softlore.decode import GenerationRequest, Token
 from softlore.errors import SoftloreError
 from softlore.model import LanguageModel
-from softlore.serve.engines import Running, cancel_all, merged
+from softlore.serve.engines import AsyncOutputStream, cancel_all, merged
+from softlore.serve.request_composer import ClientRequest, ComposedRequest, RequestComposer
 from softlore.serve.state import ServerState
-from softlore.serve.texts import Ask, Composed, Texts
 
 SEEDS = 2**63
 # What every route may answer besides, for the description of the API.
@@ -29,7 +29,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Answer:
+class ActiveResponse:
     """The texts that answer one request: `told` gives their tokens as they come.
 
     Attributes:
@@ -40,12 +40,17 @@ class Answer:
     """
 
     def __init__(
-        self, desk: Desk, request: Request, key: str, composed: Sequence[Composed], copies: int
+        self,
+        desk: GenerationService,
+        request: Request,
+        key: str,
+        composed: Sequence[ComposedRequest],
+        copies: int,
     ) -> None:
         self.key = key
         self.asked = list(composed)
         self.copies = copies
-        self.running: list[Running] = []
+        self.running: list[AsyncOutputStream] = []
         self._desk = desk
         try:
             for one in composed:
@@ -102,7 +107,7 @@ class Answer:
         self.cancel()
 
 
-class Desk:
+class GenerationService:
     """Where the requests of all APIs are answered; one for a server.
 
     Attributes:
@@ -112,12 +117,12 @@ class Desk:
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
-        self.texts = Texts(state)
-        self.answers: list[Answer] = []
+        self.texts = RequestComposer(state)
+        self.answers: list[ActiveResponse] = []
 
     async def answer(
-        self, request: Request, asks: Sequence[Ask], copies: int = 1, key: str = ""
-    ) -> Answer:
+        self, request: Request, asks: Sequence[ClientRequest], copies: int = 1, key: str = ""
+    ) -> ActiveResponse:
         """Starts the texts that are asked for, each so many times over, with seeds of their own.
 
         Raises:
@@ -125,21 +130,21 @@ class Desk:
             InputError, StorageError: what `Texts.composed` raises.
         """
         composed = await run_in_threadpool(lambda: [self.texts.composed(ask) for ask in asks])
-        return Answer(self, request, key, composed, copies)
+        return ActiveResponse(self, request, key, composed, copies)
 
-    def find(self, key: str) -> list[Answer]:
+    def find(self, key: str) -> list[ActiveResponse]:
         """The answers of a key; without one the newest of those that have none."""
         found = [answer for answer in self.answers if answer.key == key]
         return found if key else found[-1:]
 
 
-def _copy(wish: Wish, number: int) -> Wish:
+def _copy(wish: GenerationRequest, number: int) -> GenerationRequest:
     """A wish once more: what is drawn with a seed must differ."""
     seed = wish.seed
     return wish if seed is None or not number else replace(wish, seed=(seed + number) % SEEDS)
 
 
-def reason(running: Running) -> str:
+def reason(running: AsyncOutputStream) -> str:
     """Why a text ended, in the words of the APIs."""
     return "stop" if running.finish in ("end", "stop", "cancelled") else "length"
 

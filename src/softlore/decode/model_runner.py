@@ -16,13 +16,13 @@ from torch import Tensor
 
 from softlore.context import Tree, splice
 from softlore.context.splice import check_length
-from softlore.decode.kept import Kept, Read
-from softlore.decode.memory import Reading, Slot, slots_of
-from softlore.model import FrozenModel, LanguageModel, Past, Slots
+from softlore.decode.memory import CacheKey, CacheUsage, cache_keys
+from softlore.decode.prefix_cache import CachedSequence, PrefixCache
+from softlore.model import FrozenModel, KVCache, KVSlots, LanguageModel
 
 
 @dataclass(frozen=True)
-class Held:
+class CacheMemory:
     """Keys and values that a reader holds: of what is written, and of what has ended."""
 
     tokens: int = 0
@@ -31,7 +31,7 @@ class Held:
     kept_bytes: int = 0
 
 
-class Lane(ABC):
+class RunningSequence(ABC):
     """One sequence of a batch: first read, then stepped.
 
     Attributes:
@@ -41,7 +41,7 @@ class Lane(ABC):
         logits: `[1, vocab]` after the context's last token; None until that is read.
     """
 
-    def __init__(self, tree: Tree, reading: Reading, slots: list[Slot]) -> None:
+    def __init__(self, tree: Tree, reading: CacheUsage, slots: list[CacheKey]) -> None:
         self.tree = tree
         self.reading = reading
         self.slots = slots
@@ -52,7 +52,7 @@ class Lane(ABC):
         """Reads so many tokens of the context at most; returns how many."""
 
 
-class Reader(ABC):
+class ModelRunner(ABC):
     """Holds the lanes of a batch and runs them.
 
     Attributes:
@@ -70,19 +70,19 @@ class Reader(ABC):
         check_length(self.model, max(tree.start + tree.length for tree in trees))
 
     @abstractmethod
-    def begin(self, tree: Tree) -> Lane:
+    def begin(self, tree: Tree) -> RunningSequence:
         """A lane for a context that `check` has let pass."""
 
     @abstractmethod
-    def step(self, lanes: Sequence[Lane], ids: Sequence[int]) -> Tensor:
+    def step(self, lanes: Sequence[RunningSequence], ids: Sequence[int]) -> Tensor:
         """Reads a token more in every lane that was read whole: logits `[lanes, vocab]`."""
 
     @abstractmethod
-    def leave(self, lane: Lane) -> None:
+    def leave(self, lane: RunningSequence) -> None:
         """Lets a lane go, at whatever point, once; what was read may be kept."""
 
     @abstractmethod
-    def held(self) -> Held:
+    def held(self) -> CacheMemory:
         """What it holds now."""
 
     @abstractmethod
@@ -93,7 +93,7 @@ class Reader(ABC):
         """Gives back what it holds for good; it is not used any more."""
 
 
-class TorchReader(Reader):
+class TorchModelRunner(ModelRunner):
     """Runs the lanes with transformers: rows of keys and values, side by side.
 
     Args:
@@ -102,19 +102,19 @@ class TorchReader(Reader):
 
     model: FrozenModel
 
-    def __init__(self, model: FrozenModel, kept: Kept | None = None) -> None:
+    def __init__(self, model: FrozenModel, kept: PrefixCache | None = None) -> None:
         self.model = model
         self.kept = kept
-        self._slots = Slots()
-        self._lanes: list[_Row] = []  # those that are written, by their rows in the slots
+        self._slots = KVSlots()
+        self._lanes: list[TorchSequence] = []  # those that are written, by their rows in the slots
 
-    def begin(self, tree: Tree) -> Lane:
-        past, reading = None, Reading(0, tree.length, "nothing was read before")
+    def begin(self, tree: Tree) -> RunningSequence:
+        past, reading = None, CacheUsage(0, tree.length, "nothing was read before")
         if self.kept is not None:
             past, reading = self.kept.nearest(tree)
-        return _Row(self, tree, reading, past)
+        return TorchSequence(self, tree, reading, past)
 
-    def step(self, lanes: Sequence[Lane], ids: Sequence[int]) -> Tensor:
+    def step(self, lanes: Sequence[RunningSequence], ids: Sequence[int]) -> Tensor:
         rows = [self._placed(lane) for lane in lanes]
         in_order = [0] * len(rows)
         for row, i in zip(rows, ids, strict=True):
@@ -124,8 +124,8 @@ class TorchReader(Reader):
             lane.slots.append(i)
         return self.model.logits(hidden[rows])
 
-    def leave(self, lane: Lane) -> None:
-        assert isinstance(lane, _Row)
+    def leave(self, lane: RunningSequence) -> None:
+        assert isinstance(lane, TorchSequence)
         if lane.past is not None:  # it was never stepped
             if lane.logits is not None:
                 self._keep(lane, lane.past)
@@ -140,9 +140,9 @@ class TorchReader(Reader):
             self._lanes[lane.row], moved.row = moved, lane.row
         lane.row = None
 
-    def held(self) -> Held:
+    def held(self) -> CacheMemory:
         kept = self.kept
-        return Held(
+        return CacheMemory(
             sum(self._slots.lengths),
             self._slots.bytes,
             kept.tokens if kept else 0,
@@ -150,13 +150,13 @@ class TorchReader(Reader):
         )
 
     def clear(self) -> None:
-        self._slots, self._lanes = Slots(), []
+        self._slots, self._lanes = KVSlots(), []
         if self.kept is not None:
             self.kept.clear()
 
-    def _placed(self, lane: Lane) -> int:
+    def _placed(self, lane: RunningSequence) -> int:
         """Its row, where what was read is moved to: all that stands there is stepped."""
-        assert isinstance(lane, _Row)
+        assert isinstance(lane, TorchSequence)
         if lane.row is None:
             assert lane.past is not None
             lane.row = self._slots.put(lane.past, lane.tree.start + lane.tree.length)
@@ -164,16 +164,18 @@ class TorchReader(Reader):
             self._lanes.append(lane)
         return lane.row
 
-    def _keep(self, lane: Lane, past: Past) -> None:
+    def _keep(self, lane: RunningSequence, past: KVCache) -> None:
         if self.kept is not None:
-            self.kept.keep(Read(lane.slots, lane.tree.prefixes, past))
+            self.kept.keep(CachedSequence(lane.slots, lane.tree.prefixes, past))
 
 
-class _Row(Lane):
+class TorchSequence(RunningSequence):
+    """A sequence that transformers runs."""
+
     def __init__(
-        self, reader: TorchReader, tree: Tree, reading: Reading, past: Past | None
+        self, reader: TorchModelRunner, tree: Tree, reading: CacheUsage, past: KVCache | None
     ) -> None:
-        super().__init__(tree, reading, slots_of(tree))
+        super().__init__(tree, reading, cache_keys(tree))
         self._model = reader.model
         self.past = past  # what was read, until it is stepped
         self.row: int | None = None  # where it is from then on

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from softlore.context.compose import Readable
+from softlore.context.compose import ContextLike
 from softlore.control import codes_of
 from softlore.control.hard import Template
 from softlore.control.search import Scorer, Searcher
@@ -35,16 +35,16 @@ RATES: dict[str, dict[str, Any]] = {"embedding": {"drift_guard": 1.25}}
 
 
 @dataclass(frozen=True)
-class Made:
+class MethodResult:
     """A way's heads by entry, and the seconds that each took on average."""
 
     way: str
     kind: str
-    heads: dict[str, Readable]
+    conditionings: dict[str, ContextLike]
     seconds: float
 
 
-Make = Callable[[], Mapping[str, Readable]]
+Make = Callable[[], Mapping[str, ContextLike]]
 
 
 def make_all(
@@ -53,7 +53,7 @@ def make_all(
     seed: int,
     time_budget: float,
     tell: Callable[[str], None],
-) -> list[Made]:
+) -> list[MethodResult]:
     """Every way's heads for the entries of a book.
 
     Args:
@@ -85,10 +85,10 @@ def make_all(
     for name, kind, make in ways:
         tell(name)
         start = time.monotonic()
-        heads = dict(make())
-        seconds = (time.monotonic() - start) / max(1, len(heads))
-        if heads:
-            made.append(Made(name, kind, heads, seconds if kind != "none" else 0.0))
+        conditionings = dict(make())
+        seconds = (time.monotonic() - start) / max(1, len(conditionings))
+        if conditionings:
+            made.append(MethodResult(name, kind, conditionings, seconds if kind != "none" else 0.0))
     return made
 
 
@@ -99,7 +99,7 @@ def make_styles(
     time_budget: float,
     tell: Callable[[str], None],
     **training: Any,
-) -> list[Made]:
+) -> list[MethodResult]:
     """Prefixes of one length from the same texts, each authoring style's blocks and distillation.
 
     The entries' own calls are asked of all of them, and belong to none but the last. `training`:
@@ -112,7 +112,7 @@ def make_styles(
         ("distilled", texts, {}),
         ("own calls", own, {"distil_weight": 0.0}),
     ]
-    made = [Made("nothing", "none", {e.name: "" for e in book}, 0.0)]
+    made = [MethodResult("nothing", "none", {e.name: "" for e in book}, 0.0)]
     for name, entries, settings in tries:
         if not entries:
             continue
@@ -125,9 +125,11 @@ def make_styles(
             time_budget=time_budget / len(tries),
             **(training | settings),
         )
-        heads: dict[str, Readable] = trainer.train()
-        seconds = (time.monotonic() - start) / len(heads)
-        made.append(Made(name, "prefix" if name != "own calls" else "code", heads, seconds))
+        conditionings: dict[str, ContextLike] = trainer.train()
+        seconds = (time.monotonic() - start) / len(conditionings)
+        made.append(
+            MethodResult(name, "prefix" if name != "own calls" else "code", conditionings, seconds)
+        )
     return made
 
 
@@ -141,12 +143,12 @@ def best_template(model: FrozenModel, entry: Entry) -> str | None:
     return min(fitting, key=lambda text: recall(model, text, entry.blocks), default=None)
 
 
-def best_code(model: FrozenModel, entry: Entry) -> Readable | None:
+def best_code(model: FrozenModel, entry: Entry) -> ContextLike | None:
     """The model's control code with the best recall of an entry's training calls."""
-    heads = [code.head for code in codes_of(model).values()]
-    if not heads or not entry.blocks:
+    conditionings = [code.conditioning for code in codes_of(model).values()]
+    if not conditionings or not entry.blocks:
         return None
-    return min(heads, key=lambda head: recall(model, head, entry.blocks))
+    return min(conditionings, key=lambda conditioning: recall(model, conditioning, entry.blocks))
 
 
 def searched(model: FrozenModel, entry: Entry, seed: int, seconds: float) -> str | None:
@@ -161,7 +163,7 @@ def searched(model: FrozenModel, entry: Entry, seed: int, seconds: float) -> str
 def _soft(
     model: FrozenModel, book: Lorebook, kind: str, n_tokens: int, seed: int, seconds: float
 ) -> Make:
-    def make() -> Mapping[str, Readable]:
+    def make() -> Mapping[str, ContextLike]:
         settings: dict[str, Any] = {"kind": kind, "n_tokens": n_tokens, "max_spacing": 96}
         # Entries with pairs are asked for those alone, as what is measured asks for them.
         settings |= {"distil_weight": 0.0} if all(e.blocks for e in book) else {}
@@ -172,12 +174,12 @@ def _soft(
             time_budget=seconds,
             **(settings | RATES.get(kind, {})),
         )
-        prompts: dict[str, Readable] = trainer.train()
+        prompts: dict[str, ContextLike] = trainer.train()
         return prompts
 
     return make
 
 
-def _each(book: Lorebook, make: Callable[[Entry], Readable | None]) -> dict[str, Readable]:
+def _each(book: Lorebook, make: Callable[[Entry], ContextLike | None]) -> dict[str, ContextLike]:
     found = {entry.name: make(entry) for entry in book}
-    return {name: head for name, head in found.items() if head is not None}
+    return {name: conditioning for name, conditioning in found.items() if conditioning is not None}

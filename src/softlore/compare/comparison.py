@@ -9,25 +9,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from softlore.compare.ways import Made, make_all
+from softlore.compare.methods import MethodResult, make_all
 from softlore.errors import ConfigError, LoreError
 from softlore.lore import Lorebook
 from softlore.lore.keywords import lore_keywords, words
-from softlore.measure.evaluate import checked
-from softlore.measure.heads import HeadBench
+from softlore.measure.conditioning import ConditioningEvaluator
+from softlore.measure.evaluate import check_settings
 from softlore.measure.material import Material, gather
-from softlore.measure.results import Measures, Stories
+from softlore.measure.results import Measures, StoryMeasures
 from softlore.measure.stories import judge, story_openings, write_stories
 from softlore.model import FrozenModel
 
 # Two-sided 95 % points of Student's t, by degrees of freedom.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-Maker = Callable[[FrozenModel, Lorebook, int, float, Callable[[str], None]], list[Made]]
+Maker = Callable[[FrozenModel, Lorebook, int, float, Callable[[str], None]], list[MethodResult]]
 COLUMNS = ("held_out", "drift", "lore_words", "copy", "perplexity", "tokens", "seconds")
 
 
 @dataclass(frozen=True)
-class Result:
+class MethodScores:
     """One way's measures for one entry, under one seed."""
 
     way: str
@@ -36,7 +36,7 @@ class Result:
     seed: int
     seconds: float
     measures: Measures
-    head: str
+    conditioning: str
 
     def figures(self) -> dict[str, float | None]:
         """The figures of the tables, by column; recall by its distance."""
@@ -65,7 +65,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Contest:
+class Comparison:
     """All that a comparison found.
 
     Attributes:
@@ -78,7 +78,7 @@ class Contest:
     model: str
     seeds: list[int]
     distances: list[int]
-    results: list[Result]
+    results: list[MethodScores]
     seconds: float
     story_tokens: int = 60
 
@@ -123,7 +123,7 @@ class Contest:
                 by_seed.append(statistics.fmean(values))
         return interval(by_seed) if by_seed else None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         return {
             "lorebook": self.lorebook,
@@ -141,7 +141,7 @@ class Contest:
                     "kind": one.kind,
                     "entry": one.entry,
                     "seed": one.seed,
-                    "head": one.head,
+                    "head": one.conditioning,
                     **one.figures(),
                     "story": one.measures.stories.first if one.measures.stories else None,
                 }
@@ -159,7 +159,7 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(count))
 
 
-def hold_contest(
+def run_comparison(
     model: FrozenModel,
     book: Lorebook,
     *,
@@ -170,7 +170,7 @@ def hold_contest(
     story_tokens: int = 60,
     make: Maker = make_all,
     on_progress: Callable[[float, str], None] | None = None,
-) -> Contest:
+) -> Comparison:
     """Makes every way's heads for a lorebook, and measures them all alike.
 
     Args:
@@ -189,8 +189,8 @@ def hold_contest(
         raise ConfigError(f"time_budget is {time_budget}; expected seconds above 0; give it some")
     start = time.monotonic()
     tell = on_progress or (lambda done, doing: None)
-    distances = checked(stories, story_tokens, distances)
-    results: list[Result] = []
+    distances = check_settings(stories, story_tokens, distances)
+    results: list[MethodScores] = []
     for number, seed in enumerate(seeds):
         done = number / len(seeds)
 
@@ -202,29 +202,31 @@ def hold_contest(
         results += _measured(model, book, made, seed, distances, stories, story_tokens)
     tell(1.0, "done")
     seconds = time.monotonic() - start
-    return Contest(book.name, model.name, list(seeds), distances, results, seconds, story_tokens)
+    return Comparison(book.name, model.name, list(seeds), distances, results, seconds, story_tokens)
 
 
 def _measured(
     model: FrozenModel,
     book: Lorebook,
-    made: Sequence[Made],
+    made: Sequence[MethodResult],
     seed: int,
     distances: list[int],
     stories: int,
     story_tokens: int,
-) -> list[Result]:
+) -> list[MethodScores]:
     material = gather(model, max(distances), seed)
-    bench = HeadBench(model, material, distances)
+    bench = ConditioningEvaluator(model, material, distances)
     openings = _openings(book, stories)
-    found: list[Result] = []
+    found: list[MethodScores] = []
     for way in made:
         results = []
-        for name, head in way.heads.items():
-            measures = bench.measure(book[name], head)
+        for name, conditioning in way.conditionings.items():
+            measures = bench.measure(book[name], conditioning)
             if measures is not None:
-                shown = head if isinstance(head, str) else ""
-                results.append(Result(way.way, way.kind, name, seed, way.seconds, measures, shown))
+                shown = conditioning if isinstance(conditioning, str) else ""
+                results.append(
+                    MethodScores(way.way, way.kind, name, seed, way.seconds, measures, shown)
+                )
         told = _stories(model, book, way, results, openings, material, story_tokens, seed)
         found += [
             replace(one, measures=replace(one.measures, stories=stories))
@@ -236,22 +238,22 @@ def _measured(
 def _stories(
     model: FrozenModel,
     book: Lorebook,
-    way: Made,
-    results: Sequence[Result],
+    way: MethodResult,
+    results: Sequence[MethodScores],
     openings: Mapping[str, list[str]],
     material: Material,
     tokens: int,
     seed: int,
-) -> list[Stories | None]:
+) -> list[StoryMeasures | None]:
     """What came of stories under a way's heads; the same draws for every way."""
     begun = [openings[one.entry] for one in results]
     if not any(begun):
         return [None] * len(results)
     jobs = [
-        (way.heads[one.entry], [model.encode(opening) for opening in mine])
+        (way.conditionings[one.entry], [model.encode(opening) for opening in mine])
         for one, mine in zip(results, begun, strict=True)
     ]
-    told: list[Stories | None] = []
+    told: list[StoryMeasures | None] = []
     for one, mine, written in zip(
         results, begun, write_stories(model, jobs, tokens, seed), strict=True
     ):

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softlore.decode import Wish
+from softlore.decode import GenerationRequest
 from softlore.errors import ContextOverflowError, InputError, UnknownPromptError
 from softlore.lore import Lorebook
 from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
 from softlore.prompts.pieces import past_tag
 from softlore.serve.engines import warm
-from softlore.serve.shelf import Shelf, Usable
-from softlore.story.composing import ENDLESS, Composer, Plan
-from softlore.story.frame import parsed, places_of
+from softlore.serve.prompt_store import PromptStore, UsablePrompts
+from softlore.story.composing import ENDLESS, ContextComposer, ContextPlan
+from softlore.story.frame import count_positions, parse_context
 from softlore.story.settings import StorySettings
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _LINES = re.compile(r"[^\n]*\n+|[^\n]+")
 
 
 @dataclass(frozen=True)
-class Ask:
+class ClientRequest:
     """What a client asks for.
 
     Attributes:
@@ -58,12 +58,12 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Composed:
+class ComposedRequest:
     """A wish for the engine, how many tokens it is to read, and what they are."""
 
-    wish: Wish
+    wish: GenerationRequest
     tokens: int
-    plan: Plan
+    plan: ContextPlan
 
 
 def model_name(model: LanguageModel) -> str:
@@ -77,15 +77,15 @@ def lines(text: str) -> list[str]:
     return _LINES.findall(text)
 
 
-class Texts:
+class RequestComposer:
     """Composes the texts of a server's clients; one for a server, for all of its threads."""
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
         self.model = state.engine.model
-        self.shelf = Shelf(state.prompts, self.model)
+        self.shelf = PromptStore(state.prompts, self.model)
         self._lock = threading.Lock()
-        self._composer = Composer(self.model, (), Usable(self.shelf))
+        self._composer = ContextComposer(self.model, (), UsablePrompts(self.shelf))
         self._book: Lorebook | None = None
 
     @property
@@ -117,12 +117,12 @@ class Texts:
         _check_length([text])
         with self._lock:
             self.shelf.look()
-            context = parsed(text, Usable(self.shelf))
+            context = parse_context(text, UsablePrompts(self.shelf))
         pieces = [piece for piece in context.body if isinstance(piece, str)]
         ids = [i for piece in pieces for i in self.model.encode(piece)]
         return context.token_count(self.model).total, ids
 
-    def composed(self, ask: Ask) -> Composed:
+    def composed(self, ask: ClientRequest) -> ComposedRequest:
         """What is read and written for a client. Takes a while: not on an event loop.
 
         Of a text that is too long the beginning gives way, then that of the memory.
@@ -145,8 +145,8 @@ class Texts:
         context = plan.context
         if not context.body.pieces and not self.model.bos:
             context += "\n"  # there must be something to go on from
-        room = limit - places_of(self.model, context)
-        wish = Wish(
+        room = limit - count_positions(self.model, context)
+        wish = GenerationRequest(
             context,
             max(1, min(ask.tokens or room, room)),
             stop=tuple(ask.stop),
@@ -156,11 +156,11 @@ class Texts:
             sampling=ask.sampling,
         )
         read = len(self.model.bos) + context.token_count(self.model).total
-        return Composed(wish, read, plan)
+        return ComposedRequest(wish, read, plan)
 
     # inside, with the lock held ----------------------------------------------------------------
 
-    def _turns(self, ask: Ask) -> list[str]:
+    def _turns(self, ask: ClientRequest) -> list[str]:
         """The turns with their tags checked, and without what is left of a tag cut in two."""
         if ask.messages:
             return [self._parsed(turn).text for turn in ask.turns]
@@ -179,7 +179,7 @@ class Texts:
         reserve: int,
         always: Sequence[SoftPrompt],
         messages: bool,
-    ) -> Plan:
+    ) -> ContextPlan:
         """The plan of a text; memory gives way where it leaves no room for anything else."""
         limit, memory = settings.context_tokens, settings.memory
         memory = memory[past_tag(memory, len(memory) - 16 * limit) :]
@@ -203,11 +203,13 @@ class Texts:
                     return plan
                 left = _after(left, start)  # no message is cut in two
 
-    def _composing(self) -> Composer:
+    def _composing(self) -> ContextComposer:
         """The composer, made anew where the server has another lorebook."""
         book = self.state.book
         if book is not self._book:
-            self._composer = Composer(self.model, book.entries if book else (), Usable(self.shelf))
+            self._composer = ContextComposer(
+                self.model, book.entries if book else (), UsablePrompts(self.shelf)
+            )
             self._book = book
         return self._composer
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from softlore.errors import ModelError, SoftloreError, UnsupportedModelError
-from softlore.model.cache import Past
 from softlore.model.fingerprint import spread
+from softlore.model.kv_cache import KVCache
 
 if TYPE_CHECKING:
     from softlore.model.frozen import FrozenModel
@@ -63,7 +63,7 @@ def first_line(error: BaseException) -> str:
 
 
 @torch.no_grad()
-def prove(model: FrozenModel) -> None:
+def verify_forward(model: FrozenModel) -> None:
     """Compares the model's logits with those through the door, on a trunk with two branches.
 
     Once packed in one row, and once with the trunk's keys and values handed on.
@@ -104,6 +104,6 @@ def _through_the_door(model: FrozenModel, trunk: Tensor, branches: Tensor) -> It
     yield packed[0, half:]
     head = rows[:, :half], places[:, :half], seen[:, :half, :half]
     kept = model.hidden(*head, keep=True)[1] or []
-    past = Past(kept, places[:, :half], torch.ones(1, half, dtype=torch.bool, device=device))
+    past = KVCache(kept, places[:, :half], torch.ones(1, half, dtype=torch.bool, device=device))
     tail, _ = model.hidden(rows[:, half:], places[:, half:], seen[:, half:], past)
     yield tail[0]

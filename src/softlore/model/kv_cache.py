@@ -14,7 +14,7 @@ KeysValues = list[tuple[Tensor, Tensor]]
 
 
 @dataclass
-class Past:
+class KVCache:
     """Keys and values that queries may look back on, and where they stand.
 
     Attributes:
@@ -30,15 +30,15 @@ class Past:
     def __len__(self) -> int:
         return int(self.positions.shape[1])
 
-    def rows(self, index: Tensor, visible: Tensor) -> Past:
+    def rows(self, index: Tensor, visible: Tensor) -> KVCache:
         """Past of a new batch whose row i is row `index[i]` of this one, seeing `visible[i]`."""
         pairs = [(k.index_select(0, index), v.index_select(0, index)) for k, v in self.keys_values]
-        return Past(pairs, self.positions.index_select(0, index), visible)
+        return KVCache(pairs, self.positions.index_select(0, index), visible)
 
-    def cut(self, length: int) -> Past:
+    def cut(self, length: int) -> KVCache:
         """The first `length` of this past."""
         pairs = [(k[:, :, :length], v[:, :, :length]) for k, v in self.keys_values]
-        return Past(pairs, self.positions[:, :length], self.visible[:, :length])
+        return KVCache(pairs, self.positions[:, :length], self.visible[:, :length])
 
     def key_positions(self, new: Tensor) -> Tensor:
         """Positions `[B, P + T]` of all keys once tokens at `new` `[B, T]` are run after it."""
@@ -54,16 +54,16 @@ class Past:
             found.append(layer)
         return found
 
-    def extend(self, keys_values: KeysValues, positions: Tensor, visible: Tensor) -> Past:
+    def extend(self, keys_values: KeysValues, positions: Tensor, visible: Tensor) -> KVCache:
         """This past followed by tokens that were just run (`keys_values` holds both)."""
-        return Past(
+        return KVCache(
             keys_values,
             torch.cat([self.positions, positions], dim=1),
             torch.cat([self.visible, visible], dim=1),
         )
 
 
-def fill_cache(past: Past | None, mask: Any = None) -> DynamicCache:
+def fill_cache(past: KVCache | None, mask: Any = None) -> DynamicCache:
     """A transformers cache that holds `past`.
 
     `mask` rides along for families whose attention takes it from there (MPT).

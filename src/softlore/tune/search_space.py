@@ -38,7 +38,7 @@ class Trial(Protocol):
 
 
 @dataclass(frozen=True)
-class Swept:
+class SearchSpace:
     """One setting and what it may be: `choices`, or all from `low` to `high`."""
 
     name: str
@@ -57,11 +57,11 @@ class Swept:
             return trial.suggest_float(self.name, self.low, self.high, log=self.log)
         return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"choices": list(self.choices)}
 
 
-def parse_space(given: Iterable[str]) -> list[Swept]:
+def parse_space(given: Iterable[str]) -> list[SearchSpace]:
     """Settings to sweep from `NAME=LOW..HIGH`, `NAME=LOW..HIGH:log` and `NAME=a,b,c`.
 
     Raises:
@@ -75,7 +75,7 @@ def parse_space(given: Iterable[str]) -> list[Swept]:
     return space
 
 
-def _parse(text: str) -> Swept:
+def _parse(text: str) -> SearchSpace:
     name, equals, values = text.partition("=")
     name = name.strip().replace("-", "_")
     if not equals or not values.strip():
@@ -91,7 +91,7 @@ def _parse(text: str) -> Swept:
     return found
 
 
-def _range(text: str, name: str, values: str) -> Swept:
+def _range(text: str, name: str, values: str) -> SearchSpace:
     ends, _, how = values.partition(":")
     low, _, high = ends.partition("..")
     if how not in ("", "log") or name in _TEXTS:
@@ -102,10 +102,10 @@ def _range(text: str, name: str, values: str) -> Swept:
     if first >= last or (how and first <= 0):
         what = "above 0 and rising" if how else "rising"
         raise ConfigError(f"--param {text!r:.80} runs the wrong way; expected ends that are {what}")
-    return Swept(name, first, last, bool(how))
+    return SearchSpace(name, first, last, bool(how))
 
 
-def _choices(text: str, name: str, values: str) -> Swept:
+def _choices(text: str, name: str, values: str) -> SearchSpace:
     parts = [part.strip() for part in values.split(",")]
     choices = tuple(
         None
@@ -115,7 +115,7 @@ def _choices(text: str, name: str, values: str) -> Swept:
         else _number(text, name, part)
         for part in parts
     )
-    return Swept(name, choices=choices)
+    return SearchSpace(name, choices=choices)
 
 
 def _may_be_none(name: str) -> bool:

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from softlore.disk import write_whole
+from softlore.disk import write_atomically
 from softlore.errors import LoreError, SoftloreError, TrainingError
 from softlore.lore import Lorebook
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.tune.book import checkpoint_path, finished
 from softlore.tune.checkpoint import only_run, remove_checkpoint
 from softlore.tune.config import TrainingConfig
-from softlore.tune.crew import Answer, Crew, Lost
 from softlore.tune.groups import (
     GroupRecord,
     GroupTask,
@@ -27,7 +26,8 @@ from softlore.tune.groups import (
     split_book,
 )
 from softlore.tune.signature import settings_told
-from softlore.tune.worker import Facts, Report
+from softlore.tune.worker import GroupReport, WorkerInfo
+from softlore.tune.worker_pool import WorkerLost, WorkerPool, WorkerReply
 
 SLICE_SECONDS = 1.0  # of training between two words with a worker
 DEATHS = 3  # of workers over one group, without an update between, before it is given up
@@ -35,7 +35,7 @@ PATIENCE_SECONDS = 30.0  # for workers that are to hand out what they have, when
 
 
 @dataclass(frozen=True)
-class GroupNews:
+class GroupEvent:
     """What is told of a group while it trains.
 
     Attributes:
@@ -45,12 +45,12 @@ class GroupNews:
 
     event: str
     names: list[str]
-    report: Report
+    report: GroupReport
     said: str = ""
 
 
 @dataclass(frozen=True)
-class GroupsDone:
+class GroupRunResult:
     """What came of a run over groups.
 
     Attributes:
@@ -70,7 +70,7 @@ class GroupRun:
     """A book's training in groups, over a crew.
 
     Args:
-        crew: who trains; see `softlore.tune.crew`.
+        crew: who trains; see `softlore.tune.worker_pool`.
         library: the folder that the prompts go to, and where checkpoints are kept meanwhile.
         group_size: entries a group.
         only: names of entries to train; all when empty.
@@ -85,7 +85,7 @@ class GroupRun:
 
     def __init__(
         self,
-        crew: Crew,
+        crew: WorkerPool,
         book: Lorebook,
         library: PromptLibrary,
         *,
@@ -93,7 +93,7 @@ class GroupRun:
         only: Sequence[str] = (),
         again: bool = False,
         checkpoint_seconds: float = 10.0,
-        on_news: Callable[[GroupNews], None] | None = None,
+        on_news: Callable[[GroupEvent], None] | None = None,
         **settings: Any,
     ) -> None:
         if not book.entries:
@@ -120,7 +120,7 @@ class GroupRun:
         self._anew = again
         self._deaths: dict[int, int] = {}
 
-    def run(self) -> GroupsDone:
+    def run(self) -> GroupRunResult:
         """Trains all that is to be trained, or goes on where an earlier run was stopped.
 
         Raises:
@@ -147,11 +147,11 @@ class GroupRun:
             self.record_path.parent.rmdir()  # unless something else is in it
         order = [entry.name for entry in self.book if entry.name in self.made]
         paths = [self.paths[name] for name in order]
-        return GroupsDone([self.made[name] for name in order], kept, paths, self.lost)
+        return GroupRunResult([self.made[name] for name in order], kept, paths, self.lost)
 
     # before ------------------------------------------------------------------------------------
 
-    def _load(self) -> Facts:
+    def _load(self) -> WorkerInfo:
         """Loads the models; what the first worker says that is ready will do to begin with."""
         for worker in range(self.crew.size):
             self.crew.call(worker, "load")
@@ -161,15 +161,15 @@ class GroupRun:
             if facts is not None:
                 return facts
 
-    def _loaded(self, answer: Answer | None) -> Facts | None:
+    def _loaded(self, answer: WorkerReply | None) -> WorkerInfo | None:
         """What a worker says that has loaded its model; None where another answer came."""
         if answer is None or answer.method != "load":
             return None
-        if isinstance(answer.value, Lost):
+        if isinstance(answer.value, WorkerLost):
             self._bury(answer.worker, 0, answer.value)
             return None
         self._loading.discard(answer.worker)
-        facts: Facts = answer.get()
+        facts: WorkerInfo = answer.get()
         return facts
 
     def _fitting(self, prompts: dict[str, SoftPrompt]) -> dict[str, SoftPrompt]:
@@ -185,7 +185,7 @@ class GroupRun:
                 return {name: prompt for name, prompt in prompts.items() if name in names}
             self._loaded(answer)
 
-    def _plan(self, facts: Facts) -> list[str]:
+    def _plan(self, facts: WorkerInfo) -> list[str]:
         """Sees what is to be trained, and queues it. Returns the names of what stays."""
         there = self._fitting(finished(self.book, self.library, self.config.kind))
         self.record, pending = self._record(facts)
@@ -213,7 +213,7 @@ class GroupRun:
             self.record.save(self.record_path)
         return [name for name in there if name not in self.record.pending]
 
-    def _record(self, facts: Facts) -> tuple[GroupRecord, set[str]]:
+    def _record(self, facts: WorkerInfo) -> tuple[GroupRecord, set[str]]:
         """The record of the run to go on with, or of a new one; and what it has still to train."""
         now = GroupRecord(
             groups=[[entry.name for entry in part] for part in self.parts],
@@ -242,10 +242,10 @@ class GroupRun:
                 self._jobs[worker] = job
                 self.crew.call(worker, "begin", job.task, self._kept(job.task.number))
 
-    def _heard(self, answer: Answer) -> None:
+    def _heard(self, answer: WorkerReply) -> None:
         """Goes on with what a worker has answered."""
         worker = answer.worker
-        if isinstance(answer.value, Lost):
+        if isinstance(answer.value, WorkerLost):
             job = self._jobs.pop(worker, None)
             if job is not None:
                 self._queue.insert(0, job.task)
@@ -268,7 +268,7 @@ class GroupRun:
             return
         job.report = value
         if value.checkpoint is not None:
-            write_whole(self._checkpoint(job.task.number), value.checkpoint)
+            write_atomically(self._checkpoint(job.task.number), value.checkpoint)
             self._deaths.pop(job.task.number, None)
             job.kept = time.monotonic()
         self._tell("begun" if method == "begin" else "update", job)
@@ -289,7 +289,7 @@ class GroupRun:
         self._checkpoint(job.task.number).unlink(missing_ok=True)
         self._tell("done", job)
 
-    def _bury(self, worker: int, number: int, lost: Lost) -> None:
+    def _bury(self, worker: int, number: int, lost: WorkerLost) -> None:
         """A new worker for one that died; it is given up where that goes on and on."""
         self.lost += 1
         self._deaths[number] = self._deaths.get(number, 0) + 1
@@ -317,12 +317,12 @@ class GroupRun:
             answer = self.crew.wait(end - time.monotonic())
             if answer is None:
                 break
-            if answer.method == "keep" or isinstance(answer.value, Lost | Exception):
+            if answer.method == "keep" or isinstance(answer.value, WorkerLost | Exception):
                 waited.discard(answer.worker)
             checkpoint = getattr(answer.value, "checkpoint", None)
             if checkpoint is not None:
                 number = self._jobs[answer.worker].task.number
-                write_whole(self._checkpoint(number), checkpoint)
+                write_atomically(self._checkpoint(number), checkpoint)
 
     def _clean_up(self) -> None:
         self._forget()
@@ -345,8 +345,8 @@ class GroupRun:
             return None
 
     def _tell(self, event: str, job: _Job, said: str = "") -> None:
-        report = job.report or Report(job.task.number, 0, 0.0)
-        self.on_news(GroupNews(event, job.task.names, report, said))
+        report = job.report or GroupReport(job.task.number, 0, 0.0)
+        self.on_news(GroupEvent(event, job.task.names, report, said))
 
 
 @dataclass
@@ -354,5 +354,5 @@ class _Job:
     """A group in a worker's hands."""
 
     task: GroupTask
-    report: Report | None = None
+    report: GroupReport | None = None
     kept: float = field(default_factory=time.monotonic)

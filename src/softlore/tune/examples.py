@@ -6,27 +6,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from softlore.context import Node, Tree
-from softlore.decode import OPENERS, Dosed, openers, sample_passages
-from softlore.decode.mixing import Steering
+from softlore.decode import OPENERS, WeightedTrees, openers, sample_passages
+from softlore.decode.conditioning import Conditioning
 from softlore.errors import LoreError, UnsupportedModelError
 from softlore.lore import Entry
 from softlore.lore.styles import style_blocks
 from softlore.model import FrozenModel
+from softlore.tune.conditioning import conditioning_trees
 from softlore.tune.config import TrainingConfig
-from softlore.tune.heads import head_trees
-from softlore.tune.objective import Pair, pairs_of
-from softlore.tune.teacher import Passage, teach
+from softlore.tune.objective import CallResponse, pairs_of
+from softlore.tune.teacher import Passage, run_teacher
 
 CORPUS_WINDOW = 128  # tokens of a corpus that are predicted at a time
 DISTILLED = {"beside pairs": 4, "alone": 12}  # passages of an entry's teacher an update
 
 
 @dataclass(frozen=True)
-class Lesson:
+class EntryExamples:
     """Call/response pairs and distillation passages of one entry."""
 
     name: str
-    pairs: list[Pair]
+    pairs: list[CallResponse]
     passages: list[Passage]
 
     @property
@@ -36,7 +36,7 @@ class Lesson:
         return max([*lengths, *(len(p.ids) for p in self.passages)], default=0)
 
 
-def make_lesson(model: FrozenModel, entry: Entry, config: TrainingConfig) -> Lesson:
+def make_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> EntryExamples:
     """Tokenizes an entry's blocks, and has the teacher write about its text.
 
     Raises:
@@ -61,10 +61,10 @@ def make_lesson(model: FrozenModel, entry: Entry, config: TrainingConfig) -> Les
             f"entry {entry.name!r} has no blocks, and its text is not distilled "
             "(distil_weight is 0); expected blocks or a text to distil; add one"
         )
-    return Lesson(entry.name, pairs, passages)
+    return EntryExamples(entry.name, pairs, passages)
 
 
-def make_corpus_lesson(model: FrozenModel, entry: Entry, config: TrainingConfig) -> Lesson:
+def make_corpus_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> EntryExamples:
     """Cuts an entry's text into windows to be predicted whole (mkultra's finetune).
 
     Raises:
@@ -73,36 +73,39 @@ def make_corpus_lesson(model: FrozenModel, entry: Entry, config: TrainingConfig)
     ids = model.encode(entry.text)
     length = min(CORPUS_WINDOW, room_beside(model, config.n_tokens) or CORPUS_WINDOW)
     windows = [ids[at : at + length] for at in range(0, len(ids), length)]
-    pairs = [Pair(window, 1) for window in windows if len(window) > 1]
+    pairs = [CallResponse(window, 1) for window in windows if len(window) > 1]
     if not pairs:
         raise LoreError(
             f"the corpus of {entry.name!r} has {len(ids)} tokens; expected at least two; "
             "give a longer text"
         )
-    return Lesson(entry.name, pairs, [])
+    return EntryExamples(entry.name, pairs, [])
 
 
-def make_head_lesson(
-    model: FrozenModel, entry: Entry, config: TrainingConfig, heads: Mapping[str, Steering]
-) -> Lesson:
+def make_conditioning_examples(
+    model: FrozenModel,
+    entry: Entry,
+    config: TrainingConfig,
+    conditionings: Mapping[str, Conditioning],
+) -> EntryExamples:
     """Has the model write under an entry's head, or heads by their strengths, to be distilled.
 
     Raises:
         LoreError: heads that leave no room.
         UnsupportedModelError: a mixture, and the model's logits are no linear function.
     """
-    trees = head_trees(model, heads[entry.name])
+    trees = conditioning_trees(model, conditionings[entry.name])
     if len(trees) > 1 and not model.family.linear:
         raise UnsupportedModelError(
             f"{model.name!r} caps its logits, so that a mixture of heads can't be distilled; "
             "expected a single head of strength 1; give one, or use another model"
         )
     what = f"head {entry.name!r} has a text"
-    return Lesson(entry.name, [], write_passages(model, trees, what, OPENERS, config))
+    return EntryExamples(entry.name, [], write_passages(model, trees, what, OPENERS, config))
 
 
 def _check_pairs(
-    model: FrozenModel, entry: Entry, pairs: Sequence[Pair], config: TrainingConfig
+    model: FrozenModel, entry: Entry, pairs: Sequence[CallResponse], config: TrainingConfig
 ) -> None:
     room = room_beside(model, config.n_tokens)
     for pair in pairs:
@@ -140,7 +143,11 @@ def lore_tree(model: FrozenModel, text: str) -> Tree:
 
 
 def write_passages(
-    model: FrozenModel, before: Dosed, what: str, starts: Sequence[str], config: TrainingConfig
+    model: FrozenModel,
+    before: WeightedTrees,
+    what: str,
+    starts: Sequence[str],
+    config: TrainingConfig,
 ) -> list[Passage]:
     """A teacher's own passages, after what it has read, and its hidden states on them.
 
@@ -162,4 +169,4 @@ def write_passages(
     seen = config.max_steps * max(DISTILLED.values())  # more than these no update comes to see
     count = min(config.distil_passages, seen)
     ids = sample_passages(model, before, starts, count, length, config.seed)
-    return teach(model, before, [i for i in ids if len(i) > 1])
+    return run_teacher(model, before, [i for i in ids if len(i) > 1])

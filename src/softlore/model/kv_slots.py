@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from softlore.model.cache import KeysValues, Past
+from softlore.model.kv_cache import KeysValues, KVCache
 
 if TYPE_CHECKING:
     from softlore.model.frozen import FrozenModel
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STEP = 64  # tokens; the room of a row grows by as much at least
 
 
-class Slots:
+class KVSlots:
     """Rows of keys and values, one a text, from 0 on without gaps.
 
     Attributes:
@@ -43,7 +43,7 @@ class Slots:
         """What the rows take in memory, free room and all."""
         return sum(k.nbytes + v.nbytes for k, v in self._layers)
 
-    def put(self, past: Past, position: int) -> int:
+    def put(self, past: KVCache, position: int) -> int:
         """Takes in a text that was read, a past of one row, whose next token is at `position`.
 
         Returns:
@@ -74,11 +74,11 @@ class Slots:
             self._layers = []
         return last
 
-    def past(self, row: int) -> Past:
+    def past(self, row: int) -> KVCache:
         """A copy of what a row holds, as a past of one row."""
         length = self.lengths[row]
         pairs = [(k[row, None, :, :length], v[row, None, :, :length]) for k, v in self._layers]
-        return Past(
+        return KVCache(
             [(k.clone(), v.clone()) for k, v in pairs],
             self._positions[row, None, :length].clone(),
             self._seen[row, None, :length].clone(),
@@ -103,7 +103,7 @@ class Slots:
         self._next = [place + 1 for place in self._next]
         return hidden[:, 0]
 
-    def _make_room(self, past: Past, rows: int, room: int) -> None:
+    def _make_room(self, past: KVCache, rows: int, room: int) -> None:
         if not self._layers:
             device = past.positions.device
             self._layers = [(k[:0, :, :0], v[:0, :, :0]) for k, v in past.keys_values]
@@ -136,7 +136,7 @@ class Slots:
         self._positions, self._seen = larger(self._positions), larger(self._seen)
 
 
-class _InPlace(Past):
+class _InPlace(KVCache):
     """Views of the rows up to the longest, with a place in each for the token to be run."""
 
     def __init__(

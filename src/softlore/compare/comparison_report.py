@@ -8,11 +8,11 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from softlore.compare.contest import Contest, Interval
+from softlore.compare.comparison import Comparison, Interval
 from softlore.compare.plots import need_extra, scattered
 from softlore.compare.report import page
 from softlore.compare.tables import ABSENT
-from softlore.disk import write_whole
+from softlore.disk import write_atomically
 
 TEMPLATE = "contest.html.j2"
 SAMPLED = 3  # entries whose stories are shown
@@ -39,7 +39,7 @@ UNASKED = (
 )
 
 
-def note(contest: Contest) -> str:
+def note(contest: Comparison) -> str:
     """What the columns mean."""
     length = f"{contest.story_tokens} {'token' if contest.story_tokens == 1 else 'tokens'}"
     return _NOTE.format(length=length)
@@ -50,7 +50,7 @@ def title(column: str) -> str:
     return TITLES.get(column, column.replace("recall_", "at "))
 
 
-def contest_table(contest: Contest) -> Table:
+def comparison_table(contest: Comparison) -> Table:
     """The means of all entries for the terminal; intervals, which are wide, are on the page."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("given", no_wrap=True)
@@ -69,7 +69,7 @@ def shown(one: Interval | None, column: str = "") -> str:
     return f"{one.mean:.0f}" if column in ("tokens", "seconds", "copy", "perplexity") else str(one)
 
 
-def write_contest_page(contest: Contest, path: Path) -> None:
+def write_comparison_page(contest: Comparison, path: Path) -> None:
     """Writes the contest as one HTML file that needs nothing else.
 
     Raises:
@@ -77,10 +77,10 @@ def write_contest_page(contest: Contest, path: Path) -> None:
         StorageError: the disk refuses.
     """
     need_extra()
-    write_whole(path, render(contest).encode())
+    write_atomically(path, render(contest).encode())
 
 
-def render(contest: Contest) -> str:
+def render(contest: Comparison) -> str:
     """The page."""
     total, near = contest.total(), f"recall_{contest.distances[0]}"
     plots = [
@@ -116,7 +116,7 @@ def render(contest: Contest) -> str:
 
 
 def _plot(
-    contest: Contest,
+    contest: Comparison,
     total: dict[str, dict[str, Interval | None]],
     x: str,
     y: str,
@@ -134,7 +134,7 @@ def _plot(
 
 
 def _best(
-    contest: Contest, total: dict[str, dict[str, Interval | None]]
+    contest: Comparison, total: dict[str, dict[str, Interval | None]]
 ) -> dict[str, tuple[str, Interval]]:
     """For a few columns, the way with the lowest (lore words: highest) figure."""
     found = {}
@@ -147,11 +147,13 @@ def _best(
     return found
 
 
-def _samples(contest: Contest) -> list[tuple[str, list[tuple[str, str, str]]]]:
+def _samples(contest: Comparison) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """By entry: way, head as text, and the first story; of the first seed, none picked."""
     by_entry: dict[str, list[tuple[str, str, str]]] = {}
     for one in contest.results:
         told: Any = one.measures.stories
         if told is not None and one.seed == contest.seeds[0]:
-            by_entry.setdefault(one.entry, []).append((one.way, one.head.strip(), told.first))
+            by_entry.setdefault(one.entry, []).append(
+                (one.way, one.conditioning.strip(), told.first)
+            )
     return list(by_entry.items())[:SAMPLED]

@@ -17,23 +17,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softlore.context.compose import Readable
-from softlore.decode.loop import Choose
+from softlore.context.compose import ContextLike
+from softlore.decode.loop import SampleFunction
 from softlore.errors import ConfigError
 
-Steering = Readable | Sequence[tuple[Readable, float]]
+Conditioning = ContextLike | Sequence[tuple[ContextLike, float]]
 MOST = 16  # heads; each is a row that is run at every step
 PLAUSIBLE = 0.02  # of the likeliest token's probability under the heads that are wanted
 
 
-def dosed(steering: Steering) -> list[tuple[Readable, float]]:
+def weighted(steering: Conditioning) -> list[tuple[ContextLike, float]]:
     """Heads with their strengths; a head by itself has strength 1, and an empty one is none.
 
     Raises:
         ConfigError: a strength that is no number, or too many heads.
     """
     if isinstance(steering, Sequence) and not isinstance(steering, str):
-        found = [(head, weight) for head, weight in steering]
+        found = [(conditioning, weight) for conditioning, weight in steering]
     else:
         found = [(steering, 1.0)] if steering != "" else []
     for _, weight in found:
@@ -48,21 +48,21 @@ def dosed(steering: Steering) -> list[tuple[Readable, float]]:
     return found
 
 
-class Mixed:
+class MixedSampler:
     """Chooses one token for each text, whose rows, one a weight, stand side by side in a batch."""
 
-    def __init__(self, choose: Choose, weights: Sequence[float]) -> None:
+    def __init__(self, choose: SampleFunction, weights: Sequence[float]) -> None:
         self._choose = choose
         self._weights = torch.tensor(list(weights))
 
     def __call__(self, logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
         """Token ids `[B]`, the same for all rows of a text, from logits `[B, vocab]`."""
         rows = len(self._weights)
-        mixed = mix(logits.unflatten(0, (-1, rows)), self._weights.to(logits.device))
+        mixed = mix_logits(logits.unflatten(0, (-1, rows)), self._weights.to(logits.device))
         return self._choose(mixed, texts[::rows]).repeat_interleave(rows)
 
 
-def mix(logits: Tensor, weights: Tensor) -> Tensor:
+def mix_logits(logits: Tensor, weights: Tensor) -> Tensor:
     """Mixed log-probabilities `[..., vocab]`, up to a constant, of logits `[..., rows, vocab]`.
 
     Where a weight is negative, tokens that the heads with positive ones hold for implausible are
@@ -78,7 +78,9 @@ def mix(logits: Tensor, weights: Tensor) -> Tensor:
     return mixed
 
 
-def with_bare(heads: Sequence[tuple[Readable, float]]) -> list[tuple[Readable, float]]:
+def with_bare_model(
+    conditionings: Sequence[tuple[ContextLike, float]],
+) -> list[tuple[ContextLike, float]]:
     """Heads, and the bare model ("") with the weight that is left of 1, where one is."""
-    left = 1.0 - sum(weight for _, weight in heads)
-    return [*heads, ("", left)] if abs(left) > 1e-9 else list(heads)
+    left = 1.0 - sum(weight for _, weight in conditionings)
+    return [*conditionings, ("", left)] if abs(left) > 1e-9 else list(conditionings)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from softlore.context.compose import Readable
-from softlore.decode.mixing import Steering
+from softlore.context.compose import ContextLike
+from softlore.decode.conditioning import Conditioning
 from softlore.decode.no_copy import no_copy_step
-from softlore.decode.samplers import Chooser, Sampling
+from softlore.decode.samplers import Sampler, SamplingParams
 from softlore.errors import ConfigError
 from softlore.lore.styles import BRACKETED
 from softlore.model import LanguageModel
@@ -20,21 +20,21 @@ MOST_LOGPROBS = 1000
 
 
 @dataclass(frozen=True)
-class Wish:
+class GenerationRequest:
     """What is wanted of one text; the fields are those of `write`."""
 
-    context: Readable
+    context: ContextLike
     max_new_tokens: int = 80
     stop: Stop = ()
     seed: int | None = None
     no_copy: int = 0
     logprobs: int | None = None
-    head: Steering = ""
+    conditioning: Conditioning = ""
     check: bool = True
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
-def stops_of(wish: Wish) -> tuple[str, ...]:
+def stop_strings(wish: GenerationRequest) -> tuple[str, ...]:
     """The stop strings.
 
     Raises:
@@ -56,19 +56,23 @@ def stops_of(wish: Wish) -> tuple[str, ...]:
     return stops
 
 
-def prompts_of(wish: Wish, heads: Sequence[tuple[Readable, float]]) -> list[SoftPrompt]:
+def prompts_in(
+    wish: GenerationRequest, conditionings: Sequence[tuple[ContextLike, float]]
+) -> list[SoftPrompt]:
     """The soft prompts of a wish's context, and of its heads as `dosed` has them."""
-    read = (wish.context, *(head for head, _ in heads))
+    read = (wish.context, *(conditioning for conditioning, _ in conditionings))
     return [prompt for one in read for prompt in Context(one).prompts]
 
 
-def chooser_of(
-    model: LanguageModel, wish: Wish, heads: Sequence[tuple[Readable, float]]
-) -> Chooser:
+def make_sampler(
+    model: LanguageModel,
+    wish: GenerationRequest,
+    conditionings: Sequence[tuple[ContextLike, float]],
+) -> Sampler:
     """The chooser of one text: its sampling, and what is never to be written."""
-    prompts = prompts_of(wish, heads)
+    prompts = prompts_in(wish, conditionings)
     banned = (*wish.sampling.get("banned", ()), *model.banned_ids)
     if any(p.training.get("style") == BRACKETED for p in prompts):
         banned += model.bracket_ids  # what was learned in brackets is told without them
     before = [no_copy_step(prompts, wish.no_copy)] if wish.no_copy else []
-    return Chooser(Sampling.of({**wish.sampling, "banned": banned}), wish.seed, model, before)
+    return Sampler(SamplingParams.of({**wish.sampling, "banned": banned}), wish.seed, model, before)

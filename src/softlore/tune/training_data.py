@@ -11,9 +11,9 @@ from torch import Tensor
 from softlore.context import ROOT, Node, Tree
 from softlore.model import FrozenModel
 from softlore.tune.config import TrainingConfig
+from softlore.tune.examples import DISTILLED, EntryExamples
 from softlore.tune.initial import known_ids
-from softlore.tune.lessons import DISTILLED, Lesson
-from softlore.tune.objective import Batch, passage_leaf, response_leaf
+from softlore.tune.objective import TrainingBatch, passage_branch, response_branch
 from softlore.tune.teacher import Passage
 
 GUARDS = {"prefix": 2, "embedding": 4}  # unrelated passages a trunk; rows bend more
@@ -21,10 +21,10 @@ RESTING_PAIRS = 2  # pairs of a prompt that only keeps company
 
 
 @dataclass(frozen=True)
-class Supplies:
+class TrainingData:
     """What every update draws from, made once."""
 
-    lessons: Mapping[str, Lesson]
+    examples: Mapping[str, EntryExamples]
     guard: Sequence[Passage]
     filler: Sequence[list[int]]
 
@@ -32,9 +32,9 @@ class Supplies:
 def draw_groups(
     draw: random.Random, learning: Sequence[str], resting: Sequence[str], most: int
 ) -> list[list[str]]:
-    """Every learner in one group, of 1 to `most` prompts in random order.
+    """Every trainable in one group, of 1 to `most` prompts in random order.
 
-    Places beside the first are filled from the learners left and the resting prompts alike, so
+    Places beside the first are filled from the trainables left and the resting prompts alike, so
     that late entries meet early ones.
     """
     left = draw.sample(list(learning), len(learning))
@@ -54,11 +54,11 @@ def draw_groups(
 def draw_batch(
     model: FrozenModel,
     config: TrainingConfig,
-    supplies: Supplies,
+    data: TrainingData,
     prompts: Mapping[str, Tensor],
     learning: Sequence[str],
     step: int,
-) -> Batch:
+) -> TrainingBatch:
     """The tree batch of one update: a function of the seed and `step` alone.
 
     Args:
@@ -68,17 +68,17 @@ def draw_batch(
     draw = random.Random(f"{config.seed}/{step}")
     busy = set(learning)
     resting = [name for name in prompts if name not in busy]
-    batch = Batch()
+    batch = TrainingBatch()
     for group in draw_groups(draw, learning, resting, config.company_size):
-        for part in _that_fit(model, config, supplies, prompts, group, busy):
-            _add_trunk(model, config, supplies, prompts, part, busy, draw, batch)
+        for part in _that_fit(model, config, data, prompts, group, busy):
+            _add_trunk(model, config, data, prompts, part, busy, draw, batch)
     return batch
 
 
 def _that_fit(
     model: FrozenModel,
     config: TrainingConfig,
-    supplies: Supplies,
+    data: TrainingData,
     prompts: Mapping[str, Tensor],
     group: Sequence[str],
     busy: set[str],
@@ -87,7 +87,7 @@ def _that_fit(
     parts: list[list[str]] = [[]]
     for name in group:
         trunk = _soft(model, config, prompts, [*parts[-1], name])
-        room = _room(model, trunk, [*parts[-1], name], supplies)
+        room = _room(model, trunk, [*parts[-1], name], data)
         if parts[-1] and room is not None and room < 0:
             parts.append([])
         parts[-1].append(name)
@@ -110,12 +110,12 @@ def _soft(
 def _add_trunk(
     model: FrozenModel,
     config: TrainingConfig,
-    supplies: Supplies,
+    data: TrainingData,
     prompts: Mapping[str, Tensor],
     group: Sequence[str],
     busy: set[str],
     draw: random.Random,
-    batch: Batch,
+    batch: TrainingBatch,
 ) -> None:
     """One trunk |soft|filler| with the pairs, passages and guards that hang on it.
 
@@ -124,38 +124,38 @@ def _add_trunk(
     """
     tree = _soft(model, config, prompts, group)
     soft = len(tree.nodes) - 1 if tree.nodes else ROOT
-    asked = any(supplies.lessons[name].pairs for name in group if name in supplies.lessons)
+    asked = any(data.examples[name].pairs for name in group if name in data.examples)
     if asked:
-        filler = draw_filler(model, config, supplies, _room(model, tree, group, supplies), draw)
+        filler = draw_filler(model, config, data, _room(model, tree, group, data), draw)
         if filler:
             tree.nodes.append(Node(filler, soft))
     end = len(tree.nodes) - 1 if tree.nodes else ROOT
     grown = []
     for name in group:
-        lesson = supplies.lessons.get(name)
-        if lesson is None:
+        examples = data.examples.get(name)
+        if examples is None:
             continue
         most = config.pairs_per_step if name in busy else RESTING_PAIRS
-        pairs = draw.sample(lesson.pairs, min(most, len(lesson.pairs)))
-        grown += [response_leaf(pair, end, name, 1 / len(pairs)) for pair in pairs]
-        if name in busy and lesson.passages:
+        pairs = draw.sample(examples.pairs, min(most, len(examples.pairs)))
+        grown += [response_branch(pair, end, name, 1 / len(pairs)) for pair in pairs]
+        if name in busy and examples.passages:
             wanted = DISTILLED["beside pairs" if pairs else "alone"]
-            part = draw.sample(lesson.passages, min(wanted, len(lesson.passages)))
+            part = draw.sample(examples.passages, min(wanted, len(examples.passages)))
             weight = config.distil_weight / len(part)
-            grown += [passage_leaf(p, soft, name, "distil", weight) for p in part]
-    if asked and config.drift_guard > 0 and supplies.guard:
-        guards = draw.sample(list(supplies.guard), min(GUARDS[config.kind], len(supplies.guard)))
+            grown += [passage_branch(p, soft, name, "distil", weight) for p in part]
+    if asked and config.drift_guard > 0 and data.guard:
+        guards = draw.sample(list(data.guard), min(GUARDS[config.kind], len(data.guard)))
         weight = config.drift_guard / len(guards)
-        grown += [passage_leaf(p, soft, "/".join(group), "guard", weight) for p in guards]
+        grown += [passage_branch(p, soft, "/".join(group), "guard", weight) for p in guards]
     batch.add(tree, grown)
 
 
-def _room(model: FrozenModel, tree: Tree, group: Sequence[str], supplies: Supplies) -> int | None:
+def _room(model: FrozenModel, tree: Tree, group: Sequence[str], data: TrainingData) -> int | None:
     """How many filler tokens still fit before the longest leaf; below 0 even the leaf does not."""
     if model.context_length is None:
         return None
-    lessons = [supplies.lessons[name] for name in group if name in supplies.lessons]
-    lengths = [lesson.longest for lesson in lessons] + [len(p.ids) for p in supplies.guard]
+    examples = [data.examples[name] for name in group if name in data.examples]
+    lengths = [examples.longest for examples in examples] + [len(p.ids) for p in data.guard]
     longest = max(lengths, default=0)
     return model.context_length - tree.start - tree.length - longest
 
@@ -163,14 +163,14 @@ def _room(model: FrozenModel, tree: Tree, group: Sequence[str], supplies: Suppli
 def draw_filler(
     model: FrozenModel,
     config: TrainingConfig,
-    supplies: Supplies,
+    data: TrainingData,
     room: int | None,
     draw: random.Random,
 ) -> list[int]:
     """Between 0 and `max_spacing` tokens of story text, or of random tokens."""
     most = config.max_spacing if room is None else max(0, min(config.max_spacing, room))
     length = draw.randint(0, most)
-    if config.filler == "random" or not supplies.filler:
+    if config.filler == "random" or not data.filler:
         filler: list[int] = []
         known = known_ids(model)
         while len(filler) < length:  # special tokens are never drawn
@@ -178,7 +178,7 @@ def draw_filler(
             if token not in model.special_ids:
                 filler.append(token)
         return filler
-    filler = list(draw.choice(supplies.filler))
+    filler = list(draw.choice(data.filler))
     while len(filler) < length:
-        filler = list(draw.choice(supplies.filler)) + filler
+        filler = list(draw.choice(data.filler)) + filler
     return filler[len(filler) - length :]

@@ -9,10 +9,10 @@ from typing import Literal
 from torch import Tensor
 
 from softlore.decode.detokenizer import Detokenizer
-from softlore.decode.loop import Choose
+from softlore.decode.loop import SampleFunction
 from softlore.model import LanguageModel
 
-Finish = Literal["end", "stop", "length", "context"]
+FinishReason = Literal["end", "stop", "length", "context"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Token:
     top: dict[int, float] = field(default_factory=dict)
 
 
-class Telling:
+class OutputStream:
     """From the ids of one text to tokens with their text, and when it has ended.
 
     Attributes:
@@ -46,7 +46,7 @@ class Telling:
     def __init__(self, model: LanguageModel, stops: Sequence[str], most: int) -> None:
         self.text = ""
         self.ids: list[int] = []
-        self.finish: Finish | None = None
+        self.finish: FinishReason | None = None
         self._eos = model.eos_ids
         self._detokenizer = Detokenizer(model, stops)
         self._most = most
@@ -79,10 +79,10 @@ class Telling:
             yield Token(rest)
 
 
-class Told:
+class OutputView:
     """A text as those see it who read it while it is told."""
 
-    def __init__(self, telling: Telling) -> None:
+    def __init__(self, telling: OutputStream) -> None:
         self._telling = telling
 
     @property
@@ -100,7 +100,7 @@ class Told:
         return self._telling.stopped_by
 
 
-def observed(logits: Tensor, chosen: int, logprobs: int | None) -> Token:
+def token_with_logprobs(logits: Tensor, chosen: int, logprobs: int | None) -> Token:
     """A token that was chosen, with what the model thought of it: logits `[vocab]` before samplers.
 
     `logprobs`: how many of the likeliest tokens to tell of; None tells nothing.
@@ -113,17 +113,17 @@ def observed(logits: Tensor, chosen: int, logprobs: int | None) -> Token:
     return Token("", chosen, float(logp[chosen]), likeliest)
 
 
-class Observed:
+class ObservedSampler:
     """A chooser that remembers what the model thought of its last choice."""
 
-    def __init__(self, choose: Choose, logprobs: int | None) -> None:
+    def __init__(self, choose: SampleFunction, logprobs: int | None) -> None:
         self._choose = choose
         self._logprobs = logprobs
         self._last = Token("")
 
     def __call__(self, logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
         chosen = self._choose(logits, texts)
-        self._last = observed(logits[0], int(chosen[0]), self._logprobs)
+        self._last = token_with_logprobs(logits[0], int(chosen[0]), self._logprobs)
         return chosen
 
     def token(self, chosen: int) -> Token:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softlore.decode.samplers.settings import Sampling
+from softlore.decode.samplers.params import SamplingParams
 from softlore.decode.samplers.steps import Step
 from softlore.model import LanguageModel
 
 
-class Chooser:
+class Sampler:
     """Chooses a token a row, for one run of writing.
 
     What it has chosen itself is the new text, which some samplers look at alone, and Mirostat
@@ -21,7 +21,7 @@ class Chooser:
 
     def __init__(
         self,
-        sampling: Sampling,
+        sampling: SamplingParams,
         seed: int | None = None,
         model: LanguageModel | None = None,
         before: Sequence[Step] = (),
@@ -42,7 +42,7 @@ class Chooser:
         self._steps = [*before, *sampling.steps(model, self._generator)]
         self._remembers = any(step.reads == "written" for step in self._steps)
         self._written = torch.zeros(0, 0, dtype=torch.long)  # [B, tokens chosen so far]
-        self._texts: list[_Growing] = []
+        self._texts: list[_GrowingIds] = []
 
     def __call__(self, logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
         """Token ids `[B]` from logits `[B, vocab]`; `texts` are the ids that stand so far."""
@@ -57,7 +57,7 @@ class Chooser:
     def _begin(self, logits: Tensor) -> None:
         if len(logits) != len(self._texts):
             self._written = torch.zeros(len(logits), 0, dtype=torch.long, device=logits.device)
-            self._texts = [_Growing() for _ in logits]
+            self._texts = [_GrowingIds() for _ in logits]
 
     def _numbers(self, rows: int) -> Tensor:
         """What decides the draw: a number from 0 to 1 a row, `[B, 1]`."""
@@ -79,15 +79,15 @@ class Chooser:
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 
-def choose_each(
-    choosers: Sequence[Chooser], logits: Tensor, texts: Sequence[Sequence[int]]
+def sample_each(
+    choosers: Sequence[Sampler], logits: Tensor, texts: Sequence[Sequence[int]]
 ) -> Tensor:
     """Token ids `[B]` from logits `[B, vocab]`, each row chosen by its own chooser.
 
     They are what the choosers would give one by one. Rows with the same sampling go through its
     steps together, but for what looks at their texts or draws on the way.
     """
-    groups: dict[tuple[Sampling, int], list[int]] = {}
+    groups: dict[tuple[SamplingParams, int], list[int]] = {}
     for row, chooser in enumerate(choosers):
         groups.setdefault((chooser._sampling, len(chooser._steps)), []).append(row)
     tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
@@ -98,7 +98,7 @@ def choose_each(
 
 
 def _chosen_alike(
-    choosers: Sequence[Chooser], logits: Tensor, texts: Sequence[Sequence[int]]
+    choosers: Sequence[Sampler], logits: Tensor, texts: Sequence[Sequence[int]]
 ) -> Tensor:
     """`choose_each` for choosers with the same sampling."""
     first, scores = choosers[0], logits
@@ -136,7 +136,7 @@ def _drawn(scores: Tensor, numbers: Tensor | None) -> Tensor:
     return found.to(scores.device)
 
 
-class _Growing:
+class _GrowingIds:
     """A text's ids as a tensor to which new ones are added, as making it anew takes longer."""
 
     def __init__(self) -> None:

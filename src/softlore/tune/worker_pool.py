@@ -13,14 +13,14 @@ from softlore.tune.worker import Worker
 
 
 @dataclass(frozen=True)
-class Lost:
+class WorkerLost:
     """What comes in place of an answer when a worker has died."""
 
     why: str
 
 
 @dataclass(frozen=True)
-class Answer:
+class WorkerReply:
     """What a worker's method returned, the exception that it raised, or `Lost`.
 
     Attributes:
@@ -39,7 +39,7 @@ class Answer:
         return self.value
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """Workers, and calls to them; a worker has one call at a time."""
 
     threads: int
@@ -53,7 +53,7 @@ class Crew(Protocol):
         """Calls a method of a worker; the answer comes by `wait`."""
         ...
 
-    def wait(self, seconds: float | None = None) -> Answer | None:
+    def wait(self, seconds: float | None = None) -> WorkerReply | None:
         """The next answer; None when the time is over, or nothing was called."""
         ...
 
@@ -66,7 +66,7 @@ class Crew(Protocol):
         ...
 
 
-class LocalCrew:
+class LocalWorkerPool:
     """One worker in this process; calls are made when they are waited for."""
 
     size = 1
@@ -80,7 +80,7 @@ class LocalCrew:
     def call(self, worker: int, method: str, *arguments: Any) -> None:
         self._calls.append((method, arguments))
 
-    def wait(self, seconds: float | None = None) -> Answer | None:
+    def wait(self, seconds: float | None = None) -> WorkerReply | None:
         if not self._calls:
             return None
         method, arguments = self._calls.popleft()
@@ -89,7 +89,7 @@ class LocalCrew:
             value = getattr(self._worker, method)(*arguments)
         except Exception as error:  # noqa: BLE001 - whoever waits is to have it
             value = error
-        return Answer(0, method, value)
+        return WorkerReply(0, method, value)
 
     def replace(self, worker: int) -> None:
         raise AssertionError("this process does not die and go on")

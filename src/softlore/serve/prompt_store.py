@@ -12,7 +12,7 @@ from softlore.prompts.native import PromptHeader
 SHOWN = 20  # names in a message
 
 
-class Shelf(Mapping[str, SoftPrompt]):
+class PromptStore(Mapping[str, SoftPrompt]):
     """A library's prompts, each checked once; `look` sees what has changed.
 
     Indexing raises UnknownPromptError, PromptMismatchError for a prompt of another model, and
@@ -68,10 +68,10 @@ class Shelf(Mapping[str, SoftPrompt]):
             return False
 
 
-class Usable(Mapping[str, SoftPrompt]):
+class UsablePrompts(Mapping[str, SoftPrompt]):
     """A shelf on which prompts that cannot be used do not stand: lore enters as text then."""
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, shelf: PromptStore) -> None:
         self._shelf = shelf
 
     def __getitem__(self, name: str) -> SoftPrompt:

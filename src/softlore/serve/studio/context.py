@@ -6,7 +6,7 @@ import asyncio
 import threading
 
 from softlore.model import LanguageModel
-from softlore.serve.shelf import Shelf
+from softlore.serve.prompt_store import PromptStore
 from softlore.serve.state import ServerState
 from softlore.serve.studio.book_folder import BookFolder
 from softlore.serve.studio.fitting import Fitting
@@ -14,7 +14,7 @@ from softlore.serve.studio.open_stories import OpenStories
 from softlore.serve.studio.trainings import Trainings
 
 
-class Bench:
+class StudioContext:
     """The studio of one server.
 
     Attributes:
@@ -34,9 +34,9 @@ class Bench:
         """The server's model, which writes every story."""
         return self.state.engine.model
 
-    def shelf(self) -> Shelf:
+    def shelf(self) -> PromptStore:
         """The library's prompts as they are now, checked where they are used."""
-        shelf = Shelf(self.state.prompts, self.model)
+        shelf = PromptStore(self.state.prompts, self.model)
         shelf.look()
         return shelf
 

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from softlore.context.splice import ROOT, Node, Spliced, Tree, splice, stack_prefixes
-from softlore.model import FrozenModel, KeysValues, Past
+from softlore.model import FrozenModel, KeysValues, KVCache
 
-Form = Literal["packed", "expanded", "rows"]
+TreeLayout = Literal["packed", "expanded", "rows"]
 SIMILAR = 0.6  # leaves this much shorter than the longest are run apart from it
 
 
 @dataclass(frozen=True)
-class Leaf:
+class Branch:
     """A branch: `ids` after node `parent`; the hidden states of `ids[start:stop]` are wanted."""
 
     ids: Sequence[int]
@@ -44,14 +44,16 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Branching:
+class TreeBatch:
     """A trunk and the leaves that hang on it."""
 
     trunk: Tree
-    leaves: Sequence[Leaf]
+    leaves: Sequence[Branch]
 
 
-def hidden_states(model: FrozenModel, batch: Sequence[Branching], form: Form = "packed") -> Tensor:
+def hidden_states(
+    model: FrozenModel, batch: Sequence[TreeBatch], form: TreeLayout = "packed"
+) -> Tensor:
     """Last hidden states `[sum of wanted, hidden]` of all leaves, tree by tree, leaf by leaf."""
     sizes = [leaf.wanted for branching in batch for leaf in branching.leaves]
     found: dict[int, Tensor] = {}
@@ -62,9 +64,9 @@ def hidden_states(model: FrozenModel, batch: Sequence[Branching], form: Form = "
 
 def backward(
     model: FrozenModel,
-    batch: Sequence[Branching],
+    batch: Sequence[TreeBatch],
     loss: Callable[[Tensor, Sequence[int]], Tensor],
-    form: Form = "packed",
+    form: TreeLayout = "packed",
     micro_batch: int | None = None,
 ) -> float:
     """Runs a batch and adds its gradient to whatever in the trunks requires one.
@@ -77,7 +79,7 @@ def backward(
     Returns:
         The summed loss.
     """
-    total, held = 0.0, _Held()
+    total, held = 0.0, _DetachedTrunk()
     for hidden, leaves in _chunks(model, batch, form, micro_batch, held):
         share = loss(hidden, leaves)
         share.backward()
@@ -86,21 +88,21 @@ def backward(
     return total
 
 
-class _Held:
+class _DetachedTrunk:
     """A trunk's keys and values, cut off as leaves until every micro-batch has been through."""
 
     def __init__(self) -> None:
         self.whole: list[Tensor] = []
         self.cut: list[Tensor] = []
 
-    def hold(self, past: Past) -> Past:
+    def hold(self, past: KVCache) -> KVCache:
         pairs: KeysValues = []
         for pair in past.keys_values:
             cut = tuple(t.detach().requires_grad_(t.requires_grad) for t in pair)
             self.whole.extend(pair)
             self.cut.extend(cut)
             pairs.append((cut[0], cut[1]))
-        return Past(pairs, past.positions, past.visible)
+        return KVCache(pairs, past.positions, past.visible)
 
     def release(self) -> None:
         held = [
@@ -112,10 +114,10 @@ class _Held:
 
 def _chunks(
     model: FrozenModel,
-    batch: Sequence[Branching],
-    form: Form,
+    batch: Sequence[TreeBatch],
+    form: TreeLayout,
     micro_batch: int | None,
-    held: _Held | None,
+    held: _DetachedTrunk | None,
 ) -> Iterator[tuple[Tensor, Sequence[int]]]:
     """Yields hidden states of some leaves at a time, and which leaves they are."""
     flat = [(row, leaf) for row, branching in enumerate(batch) for leaf in branching.leaves]
@@ -138,10 +140,10 @@ def _chunks(
 
 def _expanded(
     model: FrozenModel,
-    batch: Sequence[Branching],
-    flat: list[tuple[int, Leaf]],
+    batch: Sequence[TreeBatch],
+    flat: list[tuple[int, Branch]],
     micro_batch: int,
-    held: _Held | None,
+    held: _DetachedTrunk | None,
 ) -> Iterator[tuple[Tensor, Sequence[int]]]:
     trunks = [b.trunk for b in batch]
     past, nodes = _run_trunks(model, trunks)
@@ -173,7 +175,7 @@ def _by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
     return buckets
 
 
-def _run_trunks(model: FrozenModel, trunks: Sequence[Tree]) -> tuple[Past | None, Tensor]:
+def _run_trunks(model: FrozenModel, trunks: Sequence[Tree]) -> tuple[KVCache | None, Tensor]:
     """Runs trunks once: their keys and values, and `[B, P]` the node of each key (prefix: -2)."""
     if not any(len(node) for tree in trunks for node in tree.nodes):
         past = stack_prefixes(model, trunks)
@@ -188,7 +190,7 @@ def _run_trunks(model: FrozenModel, trunks: Sequence[Tree]) -> tuple[Past | None
     return past, torch.cat([prefix, spliced.nodes.cpu()], dim=1)
 
 
-def _seen(trunk: Tree, leaf: Leaf, nodes: Tensor) -> Tensor:
+def _seen(trunk: Tree, leaf: Branch, nodes: Tensor) -> Tensor:
     """`[P]` bool: the trunk's keys that a leaf may look back on."""
     seen = nodes == -2
     if leaf.parent != ROOT:
@@ -197,18 +199,18 @@ def _seen(trunk: Tree, leaf: Leaf, nodes: Tensor) -> Tensor:
     return seen
 
 
-def _grown(trunk: Tree, leaves: Sequence[Leaf]) -> Tree:
+def _grown(trunk: Tree, leaves: Sequence[Branch]) -> Tree:
     return Tree(trunk.nodes + [Node(leaf.ids, leaf.parent) for leaf in leaves], trunk.prefixes)
 
 
-def _alone(trunk: Tree, leaf: Leaf) -> Tree:
+def _alone(trunk: Tree, leaf: Branch) -> Tree:
     """One branch with its trunk in front: a plain context."""
     path = trunk.path(leaf.parent) if leaf.parent != ROOT else []
     nodes = [Node(trunk.nodes[n].content, i - 1) for i, n in enumerate(path)]
     return Tree([*nodes, Node(leaf.ids, len(nodes) - 1)], trunk.prefixes)
 
 
-def _twig(trunk: Tree, leaf: Leaf) -> Tree:
+def _twig(trunk: Tree, leaf: Branch) -> Tree:
     """A leaf by itself, whose text starts where its trunk has ended."""
     at = trunk.start
     if leaf.parent != ROOT:
@@ -221,7 +223,7 @@ def _run(model: FrozenModel, spliced: Spliced) -> tuple[Tensor, KeysValues | Non
 
 
 def _gather(
-    hidden: Tensor, spliced: Spliced, places: list[tuple[int, int]], leaves: list[Leaf]
+    hidden: Tensor, spliced: Spliced, places: list[tuple[int, int]], leaves: list[Branch]
 ) -> Tensor:
     """Flat `[wanted, hidden]` rows: 2-D before the head, which else is copied for each branch."""
     width = hidden.shape[1]

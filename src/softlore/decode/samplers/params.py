@@ -70,7 +70,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How the next token is chosen. Each class that does it names its formula and its source.
 
     Attributes:
@@ -221,7 +221,7 @@ def kobold_order(numbers: Iterable[int]) -> tuple[str, ...]:
 
 def check_sampler(name: str) -> None:
     """Raises ConfigError unless it names a field of `Sampling`."""
-    known = [field.name for field in fields(Sampling)]
+    known = [field.name for field in fields(SamplingParams)]
     if name not in known:
         raise ConfigError(
             f"there is no sampler {name!r:.60}{near(str(name), known)}; expected one of "

@@ -10,8 +10,8 @@ from typing import Any
 
 from softlore.errors import SoftloreError
 from softlore.serve.studio.open_stories import OpenStory
-from softlore.story import Branch, Stories, Story, Turn
-from softlore.story.composing import Plan
+from softlore.story import Branch, Story, StoryLibrary, Turn
+from softlore.story.composing import ContextPlan
 
 ENDING = 80  # characters
 SETTINGS = (
@@ -46,7 +46,7 @@ def story_told(one: OpenStory) -> dict[str, Any]:
     }
 
 
-def plan_told(plan: Plan) -> dict[str, Any]:
+def plan_told(plan: ContextPlan) -> dict[str, Any]:
     """What the model reads next, part by part."""
     return {
         "limit": plan.limit,
@@ -63,7 +63,7 @@ def plan_told(plan: Plan) -> dict[str, Any]:
 class StoryList:
     """The stories of a folder, a line each; a file is looked into once until it changes."""
 
-    def __init__(self, stories: Stories) -> None:
+    def __init__(self, stories: StoryLibrary) -> None:
         self._stories = stories
         self._lock = threading.Lock()
         self._known: dict[str, tuple[Any, dict[str, Any]]] = {}

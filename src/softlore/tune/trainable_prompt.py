@@ -39,7 +39,7 @@ class History:
         return sum(values) / len(values) if values else None
 
 
-class Learner:
+class TrainablePrompt:
     """A soft prompt in the making.
 
     The parameter is in units of `scale`, so that one learning rate suits every model.
@@ -72,7 +72,7 @@ class Learner:
     def gather(self, share: Callable[[Tensor], Tensor]) -> None:
         """Puts what `share` makes of the gradient so far in its place: the sum of several, say.
 
-        Nothing has reached a learner whose part of the batch was run elsewhere; it gives zeros.
+        Nothing has reached a trainable whose part of the batch was run elsewhere; it gives zeros.
         """
         assert self._live is not None
         own = self._live.grad
@@ -178,7 +178,7 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def settled(config: TrainingConfig, text_alone: bool) -> TrainingConfig:
+def resolved(config: TrainingConfig, text_alone: bool) -> TrainingConfig:
     """The settings with the learning rate that stands for None."""
     if config.learning_rate is not None:
         return config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from softlore.context.budget import Form
+from softlore.context.budget import LoreForm
 from softlore.errors import SoftloreError
 from softlore.lore import Block, Entry
 from softlore.lore.styles import style_blocks
@@ -19,7 +19,7 @@ METRIC = "recall"  # what a prompt file calls it, among its metrics
 
 
 @dataclass(frozen=True)
-class Worth:
+class EntryGain:
     """Recall of an entry's responses, nats a token, by what stands before them; lower is better.
 
     Attributes:
@@ -32,12 +32,12 @@ class Worth:
     text: float | None = None
     soft: float | None = None
 
-    def gain(self, form: Form) -> float:
+    def gain(self, form: LoreForm) -> float:
         """Nats a token that a form takes off; 0 where it was not measured."""
         after = getattr(self, form)
         return 0.0 if after is None else self.none - float(after)
 
-    def as_json(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         return {name: round(value, 4) for name, value in asdict(self).items() if value is not None}
 
     @classmethod
@@ -55,13 +55,13 @@ class Worth:
         return cls(**known) if "none" in known else None
 
 
-def asked_of(entry: Entry) -> list[Block]:
+def gain_blocks(entry: Entry) -> list[Block]:
     """The calls that an entry's worth is measured by: its own, or its text's sentences."""
     own = [*entry.held_out, *entry.blocks]
     return own or (style_blocks(entry, "noun") if len(entry.text) <= LONGEST else [])
 
 
-def measure_worth(model: LanguageModel, entry: Entry, prompt: SoftPrompt | None = None) -> Worth:
+def measure_gain(model: LanguageModel, entry: Entry, prompt: SoftPrompt | None = None) -> EntryGain:
     """Measures an entry's forms; held-out calls count with the others.
 
     A model that another program runs is not asked: see `Worth.supposed`.
@@ -70,13 +70,13 @@ def measure_worth(model: LanguageModel, entry: Entry, prompt: SoftPrompt | None 
         PromptMismatchError: a prompt of another model.
     """
     if not isinstance(model, FrozenModel):
-        return Worth.supposed(entry, prompt)
-    blocks = asked_of(entry)
+        return EntryGain.supposed(entry, prompt)
+    blocks = gain_blocks(entry)
     if not blocks or not fits(model, "", blocks):
-        return Worth(0.0)
+        return EntryGain(0.0)
     text = plain_text(entry) if entry.text else None
     soft = prompt is not None and fits(model, prompt, blocks)
-    return Worth(
+    return EntryGain(
         none=recall(model, "", blocks),
         text=recall(model, text, blocks) if text and _fits(model, text, blocks) else None,
         soft=recall(model, prompt, blocks) if soft and prompt is not None else None,
