@@ -1,15 +1,25 @@
-"""The folders stand in the order the data travels; each imports only from those above it."""
+"""Guards on the structure of the package.
+
+Folders import only from those above them, files form no circle, private names stay in their file,
+no class name is used twice, files stay short, and the README's tree is complete.
+"""
 
 import ast
 import re
+import sys
+from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "softlore"
+LONGEST_FILE = 350  # lines
+MEDIAN_FUNCTION = 10  # lines
 ORDER = [
     "errors",
+    "settings",
     "disk",
     "lore",
     "storyteller",
@@ -48,6 +58,64 @@ def test_no_import_goes_upwards(path):
         )
 
 
+def test_no_files_import_each_other_in_a_circle():
+    """Imports inside functions and for type checking count as well."""
+    circles = _circles({module: set(_imported_files(path)) for module, path in _modules().items()})
+    assert not circles, "\n".join(" → ".join(circle) for circle in circles)
+
+
+def test_a_circle_is_seen():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}
+    assert _circles(graph) == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE))
+)
+def test_private_names_stay_in_their_file(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    defined = _private_definitions(tree)
+    foreign = _foreign_names(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("softlore"):
+            names = [alias.name for alias in node.names if _is_private(alias.name)]
+            assert not names, f"{path.name}:{node.lineno} imports {names} from {node.module}"
+        if isinstance(node, ast.Attribute) and _is_private(node.attr):
+            base = node.value.id if isinstance(node.value, ast.Name) else ""
+            known = base in {"self", "cls"} | foreign or node.attr in defined
+            assert known, f"{path.name}:{node.lineno} uses {ast.unparse(node)}, private elsewhere"
+
+
+def test_class_names_are_unique():
+    places = defaultdict(list)
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(f"{path.relative_to(SOURCE)}:{node.lineno}")
+    twice = {name: where for name, where in places.items() if len(where) > 1}
+    assert not twice
+
+
+def test_files_can_be_read_in_one_sitting():
+    lengths = {
+        str(path.relative_to(SOURCE)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in SOURCE.rglob("*.py")
+    }
+    long = {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE}
+    assert not long
+    print(f"{sum(lengths.values())} lines in {len(lengths)} files")
+
+
+def test_functions_are_short():
+    lengths = sorted(
+        node.end_lineno - node.lineno + 1
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    assert lengths[len(lengths) // 2] <= MEDIAN_FUNCTION
+
+
 @pytest.mark.parametrize(
     ("code", "parts"),
     [
@@ -83,6 +151,83 @@ def test_the_readme_shows_every_module():
         assert not missing, f"missing from README.md's tree: {sorted(missing)}"
 
 
+@cache
+def _modules():
+    """Every module of the package by its dotted name below softlore, with its file."""
+    found = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def _imported_files(path):
+    """The modules that a file imports, lazy imports and those for type checking included."""
+    modules = _modules()
+    own = {name for name, at in modules.items() if at == path}
+    for _, parts in _imports(path, below=True):
+        name = ".".join(parts)
+        while name not in modules:  # the last part names something in a module
+            name = name.rpartition(".")[0]
+        if name not in own:
+            yield name
+
+
+def _circles(graph):
+    """The strongly connected parts of a graph that have two members or more (Tarjan 1972)."""
+    index, low, stack, circles = {}, {}, [], []
+
+    def visit(name):
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in sorted(graph.get(name, ())):
+            if other not in index:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], index[other])
+        if low[name] == index[name]:
+            at = stack.index(name)
+            if len(stack) - at > 1:
+                circles.append(sorted(stack[at:]))
+            del stack[at:]
+
+    sys.setrecursionlimit(10_000)
+    for name in sorted(graph):
+        if name not in index:
+            visit(name)
+    return circles
+
+
+def _is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def _private_definitions(tree):
+    """Private names that a file defines: functions, classes, attributes and fields."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return {name for name in found if _is_private(name)}
+
+
+def _foreign_names(tree):
+    """Names that a file imports from other packages, whose private parts are their own affair."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.asname or alias.name.split(".")[0] for alias in node.names]
+            found.update(name for name in names if name != "softlore")
+        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("softlore"):
+            found.update(alias.asname or alias.name for alias in node.names)
+    return found
+
+
 def _top_level():
     return [
         path
@@ -98,8 +243,11 @@ def _layer(parts):
     return first if first in ORDER else "softlore"
 
 
-def _imports(path, package=None):
-    """Yields (line, parts under softlore) for every softlore import in a file, lazy ones too."""
+def _imports(path, package=None, below=False):
+    """Yields (line, parts under softlore) for every softlore import in a file, lazy ones too.
+
+    With `below`, `from softlore import x` counts as an import of x, whatever x is.
+    """
     if package is None:
         package = path.relative_to(SOURCE).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -111,7 +259,7 @@ def _imports(path, package=None):
                 base = ["softlore", *package[: len(package) - node.level + 1], *base]
             # The version is a mere constant: it brings nothing in.
             names = [alias.name for alias in node.names if alias.name != "__version__"]
-            modules = [_resolved([*base, name]) for name in names]
+            modules = [[*base, name] if below else _resolved([*base, name]) for name in names]
         else:
             continue
         for module in modules:
