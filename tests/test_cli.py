@@ -632,9 +632,9 @@ def test_no_memory_left(error, town, model, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(trainer, "run_planned", fail)
+    monkeypatch.setattr(trainer, "run_in_parts", fail)
     assert_refused(train(town, model, "--again"), "there is not enough memory", code=1)
-    monkeypatch.setattr(trainer, "run_planned", lambda *_: 1 / 0)
+    monkeypatch.setattr(trainer, "run_in_parts", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a fault of ours is shown as it is
         train(town, model, "--again")
 

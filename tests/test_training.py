@@ -758,7 +758,7 @@ def test_a_loss_that_is_not_a_number_keeps_the_last_good_state(monkeypatch, tmp_
         calls.append(losses)
         return losses | {("Bo", "response"): math.nan} if len(calls) == 5 else losses
 
-    monkeypatch.setattr(ranks, "run_planned", sometimes)
+    monkeypatch.setattr(ranks, "run_in_parts", sometimes)
     with pytest.raises(DivergedError) as caught:
         training.train()
     assert isinstance(caught.value, TrainingError)
