@@ -13,7 +13,7 @@ from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
 from softlore.serve.engines.local import LocalEngine
 from softlore.serve.listening import listen, url_of
-from softlore.serve.running import Server
+from softlore.serve.server import Server
 from softlore.serve.settings import ServeSettings
 from softlore.serve.state import ServerState
 from softlore.story import StoryLibrary

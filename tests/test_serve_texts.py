@@ -14,9 +14,9 @@ from softlore.errors import InputError, PromptMismatchError, UnknownPromptError
 from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
 from softlore.serve.chat import chat_of, read_messages
-from softlore.serve.request_composer import ClientRequest, RequestComposer
+from softlore.serve.compose import ClientRequest, RequestComposer
+from softlore.serve.responses import event
 from softlore.serve.samplers import sampling_of
-from softlore.serve.sse import event
 from softlore.story.frame import count_positions
 
 MODEL = tiny_model("llama")

@@ -113,7 +113,7 @@ def command(
     from softlore.lore import Lorebook
     from softlore.prompts import PromptLibrary
     from softlore.serve import logs
-    from softlore.serve.running import Server
+    from softlore.serve.server import Server
     from softlore.serve.state import ServerState, default_books
     from softlore.story import StoryLibrary
 

@@ -18,11 +18,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from softlore import __version__
 from softlore.errors import SoftloreError
 from softlore.serve import kobold, openai, studio
-from softlore.serve.generation_service import GenerationService
+from softlore.serve.compose import model_name
 from softlore.serve.metrics import CONTENT_TYPE, CountedEngine, Counting
-from softlore.serve.replies import refusal, reply_to
-from softlore.serve.request_composer import model_name
+from softlore.serve.responses import error_response, response_to
 from softlore.serve.safety import Guard
+from softlore.serve.service import GenerationService
 from softlore.serve.state import ServerState
 
 USUAL = {
@@ -96,7 +96,7 @@ class Caught:
             _log.error("a request failed", exc_info=error)
             if not begun:  # else the answer breaks off, which its reader sees
                 message = "something went wrong in the server; its log says more"
-                await refusal(scope["path"], 500, message)(scope, receive, send)
+                await error_response(scope["path"], 500, message)(scope, receive, send)
 
 
 def _facts(state: ServerState, engine: CountedEngine) -> APIRouter:
@@ -123,7 +123,7 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(SoftloreError)
     async def ours(request: Request, error: Exception) -> Response:
-        return reply_to(request.url.path, error)
+        return response_to(request.url.path, error)
 
     @app.exception_handler(RequestValidationError)
     async def unfit(request: Request, error: Exception) -> Response:
@@ -131,7 +131,7 @@ def _add_handlers(app: FastAPI) -> None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         message = f"{where or 'the body'}: {first['msg']}; expected what the API takes; mend it"
-        return refusal(request.url.path, 400, message, "invalid_request")
+        return error_response(request.url.path, 400, message, "invalid_request")
 
     @app.exception_handler(HTTPException)
     async def missing(request: Request, error: Exception) -> Response:
@@ -139,4 +139,4 @@ def _add_handlers(app: FastAPI) -> None:
         message, status = str(error.detail), error.status_code
         if message == HTTPStatus(status).phrase:
             message = USUAL.get(status, message)
-        return refusal(request.url.path, status, message, headers=error.headers)
+        return error_response(request.url.path, status, message, headers=error.headers)

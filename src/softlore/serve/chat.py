@@ -8,7 +8,7 @@ from typing import Any
 
 from softlore.errors import InputError
 from softlore.model import LanguageModel
-from softlore.serve.request_composer import lines
+from softlore.serve.compose import lines
 
 MOST_MESSAGES = 10_000
 _SPLIT = 100  # messages of a template that are told apart; rendering takes time for each

@@ -14,20 +14,19 @@ from starlette.responses import JSONResponse, Response
 from softlore.decode import Token
 from softlore.errors import BusyError, InputError, SoftloreError
 from softlore.model import LanguageModel
+from softlore.serve.compose import ClientRequest, model_name
 from softlore.serve.engines import AsyncOutputStream
-from softlore.serve.generation_service import (
+from softlore.serve.lenient import Flag, Strings, Text, Whole, body_of, read_object, strings
+from softlore.serve.logprobs import as_chat, as_completion
+from softlore.serve.responses import RETRY_AFTER, event, event_stream, kobold_error
+from softlore.serve.samplers import NAMES, sampling_of
+from softlore.serve.service import (
     FAILURES,
     ActiveResponse,
     GenerationService,
     answering,
     reason,
 )
-from softlore.serve.lenient import Flag, Strings, Text, Whole, body_of, read_object, strings
-from softlore.serve.likelihoods import as_chat, as_completion
-from softlore.serve.replies import RETRY_SECONDS, as_kobold
-from softlore.serve.request_composer import ClientRequest, model_name
-from softlore.serve.samplers import NAMES, sampling_of
-from softlore.serve.sse import event, streamed
 from softlore.serve.state import ServerState
 
 PROGRAM = {"result": "KoboldCpp", "version": "1.87"}  # from 1.88 on Lite makes templates otherwise
@@ -87,11 +86,11 @@ def make_router(desk: GenerationService) -> APIRouter:
 def reply(error: Exception) -> Response:
     """An error in the API's own shape."""
     if isinstance(error, BusyError):
-        headers = {"Retry-After": RETRY_SECONDS}
-        return JSONResponse(as_kobold(BUSY, "service_unavailable"), 503, headers)
+        headers = RETRY_AFTER
+        return JSONResponse(kobold_error(BUSY, "service_unavailable"), 503, headers)
     if isinstance(error, InputError | ValidationError):
-        return JSONResponse(as_kobold(error, "bad_input"), 400)
-    return JSONResponse(as_kobold(error, "server_error"), 503)
+        return JSONResponse(kobold_error(error, "bad_input"), 400)
+    return JSONResponse(kobold_error(error, "server_error"), 503)
 
 
 def _add_facts(router: APIRouter, state: ServerState, desk: GenerationService) -> None:
@@ -144,7 +143,7 @@ def _add_writing(router: APIRouter, desk: GenerationService) -> None:
     @router.post("/api/extra/generate/stream", openapi_extra=body_of(Generate, NAMES))
     async def stream(request: Request) -> Response:
         sent, answer = await _begin(desk, request, most=1)
-        return await streamed(_events(answer, sent))
+        return await event_stream(_events(answer, sent))
 
     @router.get("/api/extra/generate/check")
     async def check_any() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The OpenAI API: models, completions and chat completions, streamed or whole."""
+"""The OpenAI API: models, completions and chat completions, event_stream or whole."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ from softlore.errors import (
     UnknownPromptError,
 )
 from softlore.serve.chat import chat_of, read_messages
-from softlore.serve.generation_service import FAILURES, ActiveResponse, GenerationService, answering
+from softlore.serve.compose import ClientRequest, lines, model_name
 from softlore.serve.lenient import body_of, flag, read_object, strings, text, whole
 from softlore.serve.openai_forms import Chatted, Common, Completed, Replies
-from softlore.serve.replies import RETRY_SECONDS, as_openai
-from softlore.serve.request_composer import ClientRequest, lines, model_name
+from softlore.serve.responses import DONE, RETRY_AFTER, event, event_stream, openai_error
 from softlore.serve.samplers import NAMES, first, sampling_of
-from softlore.serve.sse import DONE, event, streamed
+from softlore.serve.service import FAILURES, ActiveResponse, GenerationService, answering
 
 USUAL_TOKENS = 16  # of a completion, as OpenAI has it
 LONGEST_KEY = 200
@@ -78,23 +77,23 @@ def make_router(desk: GenerationService) -> APIRouter:
 def reply(error: Exception) -> Response:
     """An error in the API's own shape."""
     if isinstance(error, BusyError):
-        headers = {"Retry-After": RETRY_SECONDS}
-        return JSONResponse(as_openai(error, "service_unavailable", "busy"), 503, headers)
+        headers = RETRY_AFTER
+        return JSONResponse(openai_error(error, "service_unavailable", "busy"), 503, headers)
     if isinstance(error, UnknownModelError):
-        what = as_openai(error, "invalid_request_error", "model_not_found", "model")
+        what = openai_error(error, "invalid_request_error", "model_not_found", "model")
         return JSONResponse(what, 404)
     if isinstance(error, ValidationError):
         return JSONResponse(_wrong_field(error), 400)
     if isinstance(error, InputError):
-        return JSONResponse(as_openai(error, "invalid_request_error", _code(error)), 400)
-    return JSONResponse(as_openai(error, "server_error", "engine_error"), 503)
+        return JSONResponse(openai_error(error, "invalid_request_error", _code(error)), 400)
+    return JSONResponse(openai_error(error, "server_error", "engine_error"), 503)
 
 
 def _wrong_field(error: ValidationError) -> dict[str, Any]:
     wrong = error.errors(include_url=False, include_input=False)[0]
     field = str(wrong["loc"][0]) if wrong["loc"] else None
     told = f"{field or 'the body'}: {wrong['msg']}; expected what OpenAI's API takes; mend it"
-    return as_openai(told, "invalid_request_error", "invalid_value", field)
+    return openai_error(told, "invalid_request_error", "invalid_value", field)
 
 
 def _code(error: InputError) -> str | None:
@@ -225,7 +224,7 @@ async def _begin(
 
 async def _told(answer: ActiveResponse, sent: Common, replies: Replies) -> Response:
     if flag(sent.stream):
-        return await streamed(_events(answer, replies))
+        return await event_stream(_events(answer, replies))
     return JSONResponse(replies.whole(await answer.whole()))
 
 
@@ -239,7 +238,7 @@ async def _events(answer: ActiveResponse, replies: Replies) -> AsyncGenerator[by
         except SoftloreError as error:
             if not replies.begun:
                 raise
-            yield event(as_openai(error, "server_error", "engine_error"))
+            yield event(openai_error(error, "server_error", "engine_error"))
             return
     if (usage := replies.usage_chunk()) is not None:
         yield event(usage)

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from softlore.decode import Token
-from softlore.serve.generation_service import ActiveResponse, reason
+from softlore.serve.compose import model_name
 from softlore.serve.lenient import Flag, flag
-from softlore.serve.likelihoods import as_chat, as_completion
-from softlore.serve.request_composer import model_name
+from softlore.serve.logprobs import as_chat, as_completion
+from softlore.serve.service import ActiveResponse, reason
 
 LIKELIEST = 20  # tokens told beside each, at most
 MOST_COPIES = 128

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from softlore.serve.replies import refusal
+from softlore.serve.responses import error_response
 from softlore.serve.settings import ServeSettings, is_address, is_loopback
 
 MEGABYTE = 2**20
@@ -75,7 +75,7 @@ class Guard:
         given = headers.getlist("host")
         if len(given) == 1 and self._is_ours(_name_of(given[0])):
             return None
-        return refusal(
+        return error_response(
             scope["path"],
             403,
             f"the host {', '.join(given)!r:.100} is not this server's; expected its address or a "
@@ -102,7 +102,7 @@ class Guard:
             return None  # our own page, or no page at all
         elif scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate":
             return None  # a link to the studio
-        return refusal(
+        return error_response(
             scope["path"],
             403,
             f"a page of {origin or 'another site':.100} may not call this server; expected one "
@@ -127,7 +127,7 @@ class Guard:
         shown = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if hmac.compare_digest(shown.encode(), key.encode()):
             return None
-        return refusal(
+        return error_response(
             path,
             401,
             "the API key is missing or wrong; expected the one that the server was started with; "
@@ -139,7 +139,7 @@ class Guard:
     def _body(self, scope: Scope, headers: Headers) -> Response | None:
         most, length = self.settings.upload_mb * MEGABYTE, headers.get("content-length")
         if length is not None and (not length.isdecimal() or int(length) > most):
-            return refusal(scope["path"], 413, TOO_LARGE.format(self.settings.upload_mb))
+            return error_response(scope["path"], 413, TOO_LARGE.format(self.settings.upload_mb))
         browser = "origin" in headers or "sec-fetch-site" in headers
         empty = length in (None, "0") and "transfer-encoding" not in headers
         if not browser or empty or scope["method"] not in CHANGING:
@@ -147,7 +147,7 @@ class Guard:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind in BODIES:
             return None
-        return refusal(
+        return error_response(
             scope["path"],
             415,
             f"a browser sent {kind or 'a body of no type'!r:.100}; expected {' or '.join(BODIES)}; "

@@ -18,7 +18,7 @@ from softlore.lore.keywords import lore_keywords, words
 from softlore.measure.evaluate import plain_text
 from softlore.prompts import SoftPrompt
 from softlore.serve.engines import AsyncOutputStream, cancel_all, merged, warm
-from softlore.serve.sse import event, streamed
+from softlore.serve.responses import event, event_stream
 from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.forms import Comparing
 from softlore.serve.studio.sampling import checked_sampling
@@ -47,7 +47,7 @@ def make_router(bench: StudioContext) -> APIRouter:
 
         Events: begin, token …, done (one a text), end; or error, after which no more.
         """
-        return await streamed(_events(bench, form))
+        return await event_stream(_events(bench, form))
 
     return router
 

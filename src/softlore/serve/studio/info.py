@@ -13,7 +13,7 @@ from softlore.lore.formats.writers import WRITERS as BOOK_WRITERS
 from softlore.model import LanguageModel
 from softlore.prompts import PromptLibrary
 from softlore.prompts.writers import WRITERS as PROMPT_WRITERS
-from softlore.serve.request_composer import model_name
+from softlore.serve.compose import model_name
 from softlore.serve.studio.book_folder import OWN_FORMATS
 from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.headers import fields_of

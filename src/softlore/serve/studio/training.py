@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import StreamingResponse
 
-from softlore.serve.sse import event, streamed
+from softlore.serve.responses import event, event_stream
 from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.forms import NewTraining, Stopping
 from softlore.serve.studio.training_state import OVER, Training
@@ -49,7 +49,7 @@ def make_router(bench: StudioContext) -> APIRouter:
     @router.get("/{id}/events", response_class=StreamingResponse, responses=STREAM)
     async def events(id: str) -> StreamingResponse:
         """Events: training (the first with the curves so far), point …; ends with the training."""
-        return await streamed(_events(bench, trainings.get(id)))
+        return await event_stream(_events(bench, trainings.get(id)))
 
     @router.post("/{id}/pause")
     def pause(id: str) -> Told:

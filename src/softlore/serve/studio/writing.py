@@ -15,7 +15,7 @@ from softlore.control import find_codes
 from softlore.decode import Token
 from softlore.errors import SoftloreError
 from softlore.serve.engines import AsyncOutputStream, warm
-from softlore.serve.sse import event, streamed
+from softlore.serve.responses import event, event_stream
 from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.forms import MOST_TOKENS, CodeStrength, WriteForm
 from softlore.serve.studio.open_stories import OpenStories, OpenStory
@@ -57,7 +57,7 @@ def make_router(bench: StudioContext) -> APIRouter:
         except BaseException:
             bench.stories.leave(one)
             raise
-        return await streamed(_events(bench, one, form))
+        return await event_stream(_events(bench, one, form))
 
     @router.post("/stop")
     async def stop(name: str) -> dict[str, Any]:

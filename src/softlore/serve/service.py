@@ -17,8 +17,8 @@ from starlette.responses import Response
 from softlore.decode import GenerationRequest, Token
 from softlore.errors import SoftloreError
 from softlore.model import LanguageModel
+from softlore.serve.compose import ClientRequest, ComposedRequest, RequestComposer
 from softlore.serve.engines import AsyncOutputStream, cancel_all, merged
-from softlore.serve.request_composer import ClientRequest, ComposedRequest, RequestComposer
 from softlore.serve.state import ServerState
 
 SEEDS = 2**63
