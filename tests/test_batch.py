@@ -16,7 +16,7 @@ MODEL = tiny_model("llama")
 DOG = SoftPrompt.from_text("Dog is a good boy", MODEL, name="dog", kind="prefix")
 CAT = SoftPrompt.from_text("Cat is not", MODEL, name="cat", kind="prefix")
 ROW = SoftPrompt.from_text("a red coat", MODEL, name="coat", kind="embedding")
-WISHES = [
+REQUESTS = [
     GenerationRequest(DOG + "The dog", 12, seed=1, sampling={"temperature": 1.0}),
     GenerationRequest(
         DOG + "The dog ran " + CAT, 5, seed=9, sampling={"temperature": 1.0, "min_p": 0.1}
@@ -33,14 +33,14 @@ WISHES = [
 ]
 
 
-def alone(wish, model=MODEL):
+def alone(request, model=MODEL):
     return write(
-        model, wish.context, wish.max_new_tokens, stop=wish.stop, seed=wish.seed,
-        conditioning=wish.conditioning, logprobs=wish.logprobs, **wish.sampling,
+        model, request.context, request.max_new_tokens, stop=request.stop, seed=request.seed,
+        conditioning=request.conditioning, logprobs=request.logprobs, **request.sampling,
     ).drained()  # fmt: skip
 
 
-ALONE = [alone(wish) for wish in WISHES]
+ALONE = [alone(request) for request in REQUESTS]
 
 
 def short_model(tokens):
@@ -60,7 +60,7 @@ def run(batch, most=10_000):
 
 # What is done before each step: texts that join, by number, and None for one that leaves.
 COMINGS = st.lists(
-    st.lists(st.one_of(st.integers(0, len(WISHES) - 1), st.none()), max_size=4), max_size=10
+    st.lists(st.one_of(st.integers(0, len(REQUESTS) - 1), st.none()), max_size=4), max_size=10
 )
 
 
@@ -74,10 +74,10 @@ def test_joining_and_leaving_changes_no_text(comings, keeps, read):
         for coming in comings:
             for number in coming:
                 if number is not None:
-                    here.append((batch.join(WISHES[number]), ALONE[number]))
+                    here.append((batch.add(REQUESTS[number]), ALONE[number]))
                 elif here:
                     gone = here[len(left) % len(here)][0]
-                    batch.leave(gone)
+                    batch.remove(gone)
                     left.add(gone)
             batch.step()
         run(batch)
@@ -85,20 +85,28 @@ def test_joining_and_leaving_changes_no_text(comings, keeps, read):
         batches.READ = before
     for text, single in here:
         if text in left:
-            assert text.telling.ids == single.ids[: len(text.telling.ids)]
+            assert text.output.ids == single.ids[: len(text.output.ids)]
         else:
-            assert text.telling.ids == single.ids
-            assert (text.telling.text, text.telling.finish) == (single.text, single.finish)
-    assert (len(batch), batch.held().bytes, batch.held().tokens) == (0, 0, 0)
+            assert text.output.ids == single.ids
+            assert (text.output.text, text.output.finish) == (single.text, single.finish)
+    assert (len(batch), batch.memory_usage().bytes, batch.memory_usage().tokens) == (0, 0, 0)
 
 
 def test_logprobs_are_those_of_the_text_alone():
     batch = RunningBatch(TorchModelRunner(MODEL))
-    texts = [batch.join(wish) for wish in WISHES]
+    texts = [batch.add(request) for request in REQUESTS]
     told = run(batch)
-    wish = WISHES[3]
+    request = REQUESTS[3]
     single = list(
-        write(MODEL, wish.context, 14, stop=wish.stop, seed=3, repetition_penalty=1.3, logprobs=2)
+        write(
+            MODEL,
+            request.context,
+            14,
+            stop=request.stop,
+            seed=3,
+            repetition_penalty=1.3,
+            logprobs=2,
+        )
     )
     mine = told[texts[3]]
     assert [token.id for token in mine] == [token.id for token in single]
@@ -108,56 +116,56 @@ def test_logprobs_are_those_of_the_text_alone():
 
 def test_a_text_ends_where_the_context_does_and_the_others_go_on():
     model = short_model(24)
-    wishes = [
+    requests = [
         GenerationRequest("x" * 20, 30, seed=1),
         GenerationRequest("y", 15, seed=2),
         GenerationRequest("z" * 24, 30, seed=3),
     ]
     batch = RunningBatch(TorchModelRunner(model))
-    texts = [batch.join(wish) for wish in wishes]
+    texts = [batch.add(request) for request in requests]
     run(batch)
-    for wish, text in zip(wishes, texts, strict=True):
-        single = alone(wish, model)
-        assert (text.telling.ids, text.telling.finish) == (single.ids, single.finish)
-    assert [text.telling.finish for text in texts] == ["context", "length", "context"]
+    for request, text in zip(requests, texts, strict=True):
+        single = alone(request, model)
+        assert (text.output.ids, text.output.finish) == (single.ids, single.finish)
+    assert [text.output.finish for text in texts] == ["context", "length", "context"]
     with pytest.raises(ContextOverflowError, match="expected at most 24"):
-        batch.join(GenerationRequest("x" * 25))
+        batch.add(GenerationRequest("x" * 25))
 
 
 def test_a_window_slides_under_its_head_beside_others():
     model = short_model(40)
-    wishes = [
+    requests = [
         GenerationRequest("By night", 90, seed=1, conditioning="Horror "),
         GenerationRequest("By day", 80, seed=2, conditioning=[("Humor ", 2.0), ("Horror ", -1.0)]),
         GenerationRequest("x" * 70, 20, seed=3, conditioning="A "),
         GenerationRequest("Plain", 30, seed=4),
     ]
     batch = RunningBatch(TorchModelRunner(model, PrefixCache(2**20)))
-    texts = [batch.join(wish) for wish in wishes]
+    texts = [batch.add(request) for request in requests]
     run(batch)
-    for wish, text in zip(wishes, texts, strict=True):
-        assert text.telling.ids == alone(wish, model).ids
+    for request, text in zip(requests, texts, strict=True):
+        assert text.output.ids == alone(request, model).ids
 
 
 def test_what_was_read_is_not_read_again():
     batch = RunningBatch(TorchModelRunner(MODEL, PrefixCache(2**20)))
     story = "The dog ran down the lane and over the hill."
-    first = batch.join(GenerationRequest(DOG + story, 6, seed=1))
+    first = batch.add(GenerationRequest(DOG + story, 6, seed=1))
     run(batch)
-    assert first.reading.reused == 0
-    second = batch.join(GenerationRequest(DOG + (story + first.telling.text + " Then"), 6, seed=2))
-    third = batch.join(GenerationRequest(DOG + (story[:20] + "!"), 6, seed=3))
-    other = batch.join(GenerationRequest(CAT + story, 6, seed=4))
+    assert first.cache_usage.reused == 0
+    second = batch.add(GenerationRequest(DOG + (story + first.output.text + " Then"), 6, seed=2))
+    third = batch.add(GenerationRequest(DOG + (story[:20] + "!"), 6, seed=3))
+    other = batch.add(GenerationRequest(CAT + story, 6, seed=4))
     run(batch)
-    assert second.reading.reused >= len(MODEL.encode(story))
-    assert (third.reading.reused, third.reading.read) == (20, 1)
-    assert other.reading.reused == 0
-    for text, wish in (
-        (second, GenerationRequest(DOG + (story + first.telling.text + " Then"), 6, seed=2)),
+    assert second.cache_usage.reused >= len(MODEL.encode(story))
+    assert (third.cache_usage.reused, third.cache_usage.read) == (20, 1)
+    assert other.cache_usage.reused == 0
+    for text, request in (
+        (second, GenerationRequest(DOG + (story + first.output.text + " Then"), 6, seed=2)),
         (third, GenerationRequest(DOG + (story[:20] + "!"), 6, seed=3)),
         (other, GenerationRequest(CAT + story, 6, seed=4)),
     ):
-        assert text.telling.ids == alone(wish).ids
+        assert text.output.ids == alone(request).ids
 
 
 def test_what_is_kept_stays_within_its_size():
@@ -165,7 +173,7 @@ def test_what_is_kept_stays_within_its_size():
     kept = PrefixCache(size)
     batch = RunningBatch(TorchModelRunner(MODEL, kept))
     for number in range(12):
-        batch.join(
+        batch.add(
             GenerationRequest(
                 f"{number} The dog ran down the lane and over the hill.", 8, seed=number
             )
@@ -174,9 +182,9 @@ def test_what_is_kept_stays_within_its_size():
         assert kept.bytes <= size
     assert 1 < len(kept) < 12
     nothing = RunningBatch(TorchModelRunner(MODEL, PrefixCache(0)))
-    nothing.join(GenerationRequest("The dog", 4))
+    nothing.add(GenerationRequest("The dog", 4))
     run(nothing)
-    assert nothing.held().kept_tokens == 0
+    assert nothing.memory_usage().cached_tokens == 0
 
 
 def test_a_longer_text_takes_the_place_of_its_beginning():
@@ -184,37 +192,37 @@ def test_a_longer_text_takes_the_place_of_its_beginning():
     text = "The dog"
     for _ in range(5):
         text += " ran on and on"
-        batch.join(GenerationRequest(text, 1, seed=0))
+        batch.add(GenerationRequest(text, 1, seed=0))
         run(batch)
-    assert len(batch.reader.kept) == 1
+    assert len(batch.runner.kept) == 1
 
 
 def test_long_contexts_are_read_while_others_are_written():
     batch = RunningBatch(TorchModelRunner(MODEL))
-    quick = batch.join(GenerationRequest("The dog", 40, seed=1))
+    quick = batch.add(GenerationRequest("The dog", 40, seed=1))
     batch.step()
     before, batches.READ = batches.READ, 16
     try:
-        slow = batch.join(GenerationRequest("The sea was wide. " * 5, 5, seed=2))
+        slow = batch.add(GenerationRequest("The sea was wide. " * 5, 5, seed=2))
         batch.step()
         batch.step()
-        assert not slow.telling.ids
-        assert len(quick.telling.ids) == 3
+        assert not slow.output.ids
+        assert len(quick.output.ids) == 3
     finally:
         batches.READ = before
     run(batch)
-    assert slow.telling.ids == alone(GenerationRequest("The sea was wide. " * 5, 5, seed=2)).ids
+    assert slow.output.ids == alone(GenerationRequest("The sea was wide. " * 5, 5, seed=2)).ids
 
 
 def test_a_wish_that_cannot_be_is_refused_and_the_batch_goes_on():
     batch = RunningBatch(TorchModelRunner(MODEL))
-    text = batch.join(WISHES[0])
+    text = batch.add(REQUESTS[0])
     with pytest.raises(ConfigError, match="temperature"):
-        batch.join(GenerationRequest("A", sampling={"temperature": -1}))
+        batch.add(GenerationRequest("A", sampling={"temperature": -1}))
     with pytest.raises(ConfigError, match="max_new_tokens"):
-        batch.join(GenerationRequest("A", 0))
+        batch.add(GenerationRequest("A", 0))
     run(batch)
-    assert text.telling.ids == ALONE[0].ids
+    assert text.output.ids == ALONE[0].ids
 
 
 def test_slots_hold_what_was_put_there():

@@ -15,7 +15,7 @@ MODEL = tiny_model("llama")
 LONG = 300  # tokens, of a model that reads 1024 at least
 
 
-def wish(number, tokens=12, **rest):
+def request(number, tokens=12, **rest):
     return GenerationRequest(f"The dog {number} ran", tokens, seed=number, **rest)
 
 
@@ -41,7 +41,7 @@ async def until(true):
 
 def test_texts_are_what_they_would_be_alone():
     async def work(engine):
-        return await asyncio.gather(*(engine.start(wish(i)).drained() for i in range(20)))
+        return await asyncio.gather(*(engine.start(request(i)).drained() for i in range(20)))
 
     for number, text in enumerate(running(work, slots=4, queue=20)):
         single = write(MODEL, f"The dog {number} ran", 12, seed=number).drained()
@@ -50,7 +50,7 @@ def test_texts_are_what_they_would_be_alone():
 
 def test_tokens_come_one_after_the_other():
     async def work(engine):
-        text, told = engine.start(wish(0, stop=("e",))), []
+        text, told = engine.start(request(0, stop=("e",))), []
         async for token in text:
             told.append(token)
         return text, told
@@ -63,15 +63,15 @@ def test_tokens_come_one_after_the_other():
 
 def test_a_full_queue_refuses_and_takes_again():
     async def work(engine):
-        texts = [engine.start(wish(i, LONG)) for i in range(2)]
+        texts = [engine.start(request(i, LONG)) for i in range(2)]
         await until(lambda: engine.load().running == 1)
-        texts.append(engine.start(wish(2, LONG)))
+        texts.append(engine.start(request(2, LONG)))
         with pytest.raises(BusyError, match="ask again later"):
-            engine.start(wish(3))
+            engine.start(request(3))
         for text in texts:
             text.cancel()
         await asyncio.gather(*(text.drained() for text in texts))
-        return (await engine.start(wish(4)).drained()).finish
+        return (await engine.start(request(4)).drained()).finish
 
     assert running(work, slots=1, queue=2) == "length"
 
@@ -81,7 +81,7 @@ def test_a_burst_finds_as_much_room_as_there_is():
         texts, refused = [], 0
         for number in range(50):
             try:
-                texts.append(engine.start(wish(number)))
+                texts.append(engine.start(request(number)))
             except BusyError:
                 refused += 1
         await asyncio.gather(*(text.drained() for text in texts))
@@ -92,10 +92,10 @@ def test_a_burst_finds_as_much_room_as_there_is():
 
 def test_a_text_that_waits_too_long_is_told_so():
     async def work(engine):
-        first = engine.start(wish(0, LONG))
+        first = engine.start(request(0, LONG))
         await until(lambda: engine.load().running == 1)
         with pytest.raises(BusyError, match="waited"):
-            await engine.start(wish(1)).drained()
+            await engine.start(request(1)).drained()
         first.cancel()
         await first.drained()
 
@@ -104,7 +104,7 @@ def test_a_text_that_waits_too_long_is_told_so():
 
 def test_a_text_that_takes_too_long_ends_with_what_is_there():
     async def work(engine):
-        return await engine.start(wish(0, 1000, sampling={"top_k": 0})).drained()
+        return await engine.start(request(0, 1000, sampling={"top_k": 0})).drained()
 
     text = running(work, text_seconds=0.2)
     assert text.finish == "timeout"
@@ -115,7 +115,7 @@ def test_cancelling_frees_what_was_taken():
     async def work(engine):
         draws = random.Random(0)
         for _ in range(40):
-            texts = [engine.start(wish(i, LONG)) for i in range(draws.randint(1, 6))]
+            texts = [engine.start(request(i, LONG)) for i in range(draws.randint(1, 6))]
             for text in texts:
                 for _ in range(draws.randint(0, 3)):
                     await anext(text)
@@ -134,15 +134,15 @@ def test_cancelling_frees_what_was_taken():
 def test_what_cannot_be_written_is_refused_at_once():
     async def work(engine):
         with pytest.raises(ConfigError, match="temperature"):
-            engine.start(wish(0, sampling={"temperature": "warm"}))
-        return await engine.start(wish(0)).drained()
+            engine.start(request(0, sampling={"temperature": "warm"}))
+        return await engine.start(request(0)).drained()
 
     assert running(work).finish == "length"
 
 
 def test_a_failure_ends_what_runs_and_nothing_else(monkeypatch):
     async def work(engine):
-        text = engine.start(wish(0, LONG))
+        text = engine.start(request(0, LONG))
         await anext(text)
 
         def broken(*_):
@@ -152,7 +152,7 @@ def test_a_failure_ends_what_runs_and_nothing_else(monkeypatch):
             patched.setattr(engine._batch, "step", broken)
             with pytest.raises(EngineError, match="could not write on"):
                 await text.drained()
-        return await engine.start(wish(1)).drained()
+        return await engine.start(request(1)).drained()
 
     text = running(work)
     assert text.text == write(MODEL, "The dog 1 ran", 12, seed=1).drained().text
@@ -160,10 +160,10 @@ def test_a_failure_ends_what_runs_and_nothing_else(monkeypatch):
 
 def test_closing_lets_texts_end():
     async def work(engine):
-        texts = [engine.start(wish(i, 40)) for i in range(3)]
+        texts = [engine.start(request(i, 40)) for i in range(3)]
         await engine.close(30)
         with pytest.raises(BusyError, match="closing"):
-            engine.start(wish(4))
+            engine.start(request(4))
         return [(await text.drained()).finish for text in texts]
 
     assert running(work, slots=2) == ["length"] * 3
@@ -171,10 +171,10 @@ def test_closing_lets_texts_end():
 
 def test_a_story_goes_on_from_what_was_read():
     async def work(engine):
-        first = await engine.start(wish(0)).drained()
+        first = await engine.start(request(0)).drained()
         await until(lambda: engine.load().running == 0)
         second = engine.start(GenerationRequest("The dog 0 ran" + first.text + " on", 5, seed=1))
         await second.drained()
-        return second.reading
+        return second.cache_usage
 
     assert running(work).reused > 12

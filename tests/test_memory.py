@@ -51,22 +51,22 @@ def test_every_family_goes_on_from_what_it_has_read(family):
     for addition in ("ran", " to the sea", " and"):
         text += addition
         assert written(text, memory, model=model) == written(text, model=model)
-    assert memory.reading.reused > 10
-    assert memory.reading.read < 6
+    assert memory.cache_usage.reused > 10
+    assert memory.cache_usage.read < 6
 
 
 def test_only_the_tail_is_read():
     memory = TextCache()
     text = "The dog ran down the lane."
     told = generate(MODEL, text, 8, temperature=0, memory=memory)
-    assert memory.reading.reused == 0
-    assert memory.reading.why == "nothing was read before"
+    assert memory.cache_usage.reused == 0
+    assert memory.cache_usage.why == "nothing was read before"
     tokens = len(MODEL.encode(text))
     generate(MODEL, text + "x", 4, temperature=0, memory=memory)
-    assert (memory.reading.reused, memory.reading.read) == (tokens, 1)
-    assert not memory.reading.why
+    assert (memory.cache_usage.reused, memory.cache_usage.read) == (tokens, 1)
+    assert not memory.cache_usage.why
     generate(MODEL, text[:10] + "!", 4, temperature=0, memory=memory)
-    assert (memory.reading.reused, memory.reading.read) == (10, 1)
+    assert (memory.cache_usage.reused, memory.cache_usage.read) == (10, 1)
     assert told == generate(MODEL, text, 8, temperature=0)
 
 
@@ -79,21 +79,21 @@ def test_what_was_written_need_not_be_read_when_it_is_kept():
     if MODEL.encode(after) == MODEL.encode(text) + tokens:
         generate(MODEL, after + " and", 4, temperature=0, memory=memory)
         # All but the last token, which was chosen and never read, and what was added.
-        assert memory.reading.read == 1 + len(MODEL.encode(" and"))
+        assert memory.cache_usage.read == 1 + len(MODEL.encode(" and"))
 
 
 def test_other_prefixes_void_it_and_it_says_so():
     memory = TextCache()
     generate(MODEL, DOG + "The dog ran", 4, memory=memory)
     generate(MODEL, DOG + "The dog ran far", 4, memory=memory)
-    assert memory.reading.reused
+    assert memory.cache_usage.reused
     generate(MODEL, DOG + CAT + "The dog ran far", 4, memory=memory)
-    assert memory.reading.why == "other soft prompts stand at its head"
-    assert not memory.reading.reused
+    assert memory.cache_usage.why == "other soft prompts stand at its head"
+    assert not memory.cache_usage.reused
     generate(MODEL, CAT + DOG + "The dog ran far away", 4, memory=memory)
-    assert memory.reading.reused  # prefixes have no order
+    assert memory.cache_usage.reused  # prefixes have no order
     generate(MODEL, CAT + DOG + "A dog ran far away", 4, memory=memory)
-    assert memory.reading.why == "its beginning has changed"
+    assert memory.cache_usage.why == "its beginning has changed"
 
 
 def test_a_prompt_read_again_from_its_file_is_the_same(tmp_path):
@@ -104,8 +104,8 @@ def test_a_prompt_read_again_from_its_file_is_the_same(tmp_path):
         prompt.save(tmp_path / f"{prompt.name}.safetensors")
         again.append(SoftPrompt.load(tmp_path / f"{prompt.name}.safetensors"))
     generate(MODEL, again[0] + "The " + again[1] + " dog ran", 4, memory=memory)
-    assert not memory.reading.why
-    assert memory.reading.read == 4
+    assert not memory.cache_usage.why
+    assert memory.cache_usage.read == 4
 
 
 def test_a_closed_writing_leaves_a_sound_memory():

@@ -185,8 +185,8 @@ def test_only_what_is_new_is_read(story):
     session.say("A dog ran down the lane to the sea.")
     list(session.go_on(4))
     list(session.go_on(4))
-    assert session.reading.reused > session.reading.read
-    assert not session.reading.why
+    assert session.cache_usage.reused > session.cache_usage.read
+    assert not session.cache_usage.why
 
 
 def test_a_retry_needs_a_turn_of_the_models(story):

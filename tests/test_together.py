@@ -11,7 +11,7 @@ from softlore.model.tiny import tiny_model
 MODEL = tiny_model("llama")
 DOG = SoftPrompt.from_text("Dog is a good boy", MODEL, name="dog", kind="prefix")
 ROW = SoftPrompt.from_text("a red coat", MODEL, name="coat", kind="embedding")
-WISHES = [
+REQUESTS = [
     GenerationRequest(DOG + "The dog", 20, seed=1, sampling={"temperature": 1.0}),
     GenerationRequest(
         "Down the " + ROW + " lane", 9, seed=2, sampling={"top_k": 5, "dry_multiplier": 0.8}
@@ -23,42 +23,42 @@ WISHES = [
 ]
 
 
-def alone(model, wish):
+def alone(model, request):
     return write(
-        model, wish.context, wish.max_new_tokens, stop=wish.stop, seed=wish.seed,
-        logprobs=wish.logprobs, **wish.sampling,
+        model, request.context, request.max_new_tokens, stop=request.stop, seed=request.seed,
+        logprobs=request.logprobs, **request.sampling,
     ).drained()  # fmt: skip
 
 
 def test_each_is_what_it_would_be_alone():
-    tellings, tokens = write_batch(MODEL, WISHES)
+    outputs, tokens = write_batch(MODEL, REQUESTS)
     told = list(tokens)
-    for row, (wish, telling) in enumerate(zip(WISHES, tellings, strict=True)):
-        single = alone(MODEL, wish)
-        assert telling.ids == single.ids
-        assert telling.text == single.text
-        assert telling.finish == single.finish
-        assert "".join(token.text for at, token in told if at == row) == telling.text
+    for row, (request, output) in enumerate(zip(REQUESTS, outputs, strict=True)):
+        single = alone(MODEL, request)
+        assert output.ids == single.ids
+        assert output.text == single.text
+        assert output.finish == single.finish
+        assert "".join(token.text for at, token in told if at == row) == output.text
     assert all(len(token.top) == 2 for at, token in told if at == 2 and token.id is not None)
 
 
 @pytest.mark.parametrize("family", sorted(PROVEN))
 def test_in_every_family(family):
     model = tiny_model(family)
-    wishes = [
+    requests = [
         GenerationRequest(text, 6, sampling={"temperature": 0})
         for text in ("The dog ran", "A", "So it")
     ]
-    tellings, tokens = write_batch(model, wishes)
+    outputs, tokens = write_batch(model, requests)
     list(tokens)
-    assert [telling.ids for telling in tellings] == [alone(model, wish).ids for wish in wishes]
+    assert [output.ids for output in outputs] == [alone(model, request).ids for request in requests]
 
 
 def test_it_may_be_left_at_any_time():
-    tellings, tokens = write_batch(MODEL, WISHES)
+    outputs, tokens = write_batch(MODEL, REQUESTS)
     for _ in range(6):
         next(tokens)
     tokens.close()
-    assert all(len(telling.ids) <= 2 for telling in tellings)
+    assert all(len(output.ids) <= 2 for output in outputs)
     with pytest.raises(ConfigError, match="nothing was asked for"):
         write_batch(MODEL, [])

@@ -34,31 +34,31 @@ Head = SoftPrompt | str
 SEED = 7_000_000
 
 
-def logprobs(reader: ModelRunner, conditioning: Head, text: Sequence[int]) -> Tensor:
+def logprobs(runner: ModelRunner, conditioning: Head, text: Sequence[int]) -> Tensor:
     """`[len(text), vocab]`: after a head and each token of a text but the last, what comes next."""
-    tree = trunk(reader.model, conditioning).then(list(text[:1]))
-    lane = reader.begin(tree)
+    tree = trunk(runner.model, conditioning).then(list(text[:1]))
+    lane = runner.begin(tree)
     while lane.logits is None:
         lane.read_on(512)
     rows = [lane.logits]
-    rows += [reader.step([lane], [token]) for token in text[1:-1]]
-    reader.leave(lane)
+    rows += [runner.step([lane], [token]) for token in text[1:-1]]
+    runner.leave(lane)
     return torch.cat(rows).log_softmax(1)
 
 
-def recall(reader: ModelRunner, conditioning: Head, blocks: Sequence[Block]) -> float:
+def recall(runner: ModelRunner, conditioning: Head, blocks: Sequence[Block]) -> float:
     losses = []
     for block in blocks:
-        call = reader.model.encode(block.call)
+        call = runner.model.encode(block.call)
         for response in block.responses:
-            ids = reader.model.encode(response, inside=True)
-            told = logprobs(reader, conditioning, [*call, *ids])[len(call) - 1 :]
+            ids = runner.model.encode(response, inside=True)
+            told = logprobs(runner, conditioning, [*call, *ids])[len(call) - 1 :]
             losses.append(float(-told.gather(1, torch.tensor(ids)[:, None]).mean()))
     return mean(losses)
 
 
-def drift(reader: ModelRunner, conditioning: Head, passages: Sequence[Sequence[int]]) -> float:
-    return mean(_kl(logprobs(reader, "", p), logprobs(reader, conditioning, p)) for p in passages)
+def drift(runner: ModelRunner, conditioning: Head, passages: Sequence[Sequence[int]]) -> float:
+    return mean(_kl(logprobs(runner, "", p), logprobs(runner, conditioning, p)) for p in passages)
 
 
 def _kl(teacher: Tensor, student: Tensor) -> float:
@@ -66,7 +66,7 @@ def _kl(teacher: Tensor, student: Tensor) -> float:
 
 
 def measure(
-    reader: ModelRunner,
+    runner: ModelRunner,
     book: Lorebook,
     prompts: dict[str, dict[str, SoftPrompt]],
     passages: Sequence[list[int]],
@@ -79,7 +79,7 @@ def measure(
         errors = []
         for entry, conditioning in conditionings:
             for number, passage in enumerate(passages[:6]):
-                told = logprobs(reader, conditioning, passage)
+                told = logprobs(runner, conditioning, passage)
                 known = whole.setdefault((kind, entry.name, number), told)
                 errors.append((float((told - known).abs().mean()), _kl(known, told)))
         rows.append(
@@ -87,9 +87,9 @@ def measure(
                 "prompt": kind,
                 "error": round(mean(one for one, _ in errors), 4),
                 "kl": round(mean(two for _, two in errors), 5),
-                "recall": round(mean(recall(reader, h, e.blocks) for e, h in conditionings), 3),
-                "held_out": round(mean(recall(reader, h, e.held_out) for e, h in conditionings), 3),
-                "drift": round(mean(drift(reader, h, passages) for _, h in conditionings), 3),
+                "recall": round(mean(recall(runner, h, e.blocks) for e, h in conditionings), 3),
+                "held_out": round(mean(recall(runner, h, e.held_out) for e, h in conditionings), 3),
+                "drift": round(mean(drift(runner, h, passages) for _, h in conditionings), 3),
             }
         )
     return rows
@@ -112,19 +112,19 @@ def main() -> None:
         kind = next(iter(library.values())).kind
         prompts[kind] = {entry.name: library[entry.name] for entry in book}
     passages = sample_passages(model, trunk(model, ""), OPENERS, 12, 48, SEED)
-    readers: dict[str, Callable[[], ModelRunner]] = {
+    runners: dict[str, Callable[[], ModelRunner]] = {
         "transformers, float32": lambda: TorchModelRunner(model)
     }
     for file in given.files:
         for kind in given.cache_type or ["f16"]:
-            readers[f"{file.stem}, cache {kind}"] = _llama(file, kind)
+            runners[f"{file.stem}, cache {kind}"] = _llama(file, kind)
     found, whole = [], {}
-    for name, make in readers.items():
-        reader = make()
+    for name, make in runners.items():
+        runner = make()
         found += [
-            {"run by": name, **row} for row in measure(reader, book, prompts, passages, whole)
+            {"run by": name, **row} for row in measure(runner, book, prompts, passages, whole)
         ]
-        reader.close()
+        runner.close()
     columns = ["run by", "prompt", "error", "kl", "recall", "held_out", "drift"]
     table = Table(*columns)
     for row in found:

@@ -64,7 +64,7 @@ def turns(options: Any) -> list[dict[str, Any]]:
             session.say(f" Then, on day {number}, they went out.")
             told_tokens = sum(1 for _ in session.go_on(options.tokens))
             seconds.append(time.process_time() - start)
-            read.append(session.reading.read)
+            read.append(session.cache_usage.read)
             assert session.plan is not None
             assert session.plan.tokens + options.tokens <= session.plan.limit
             if number % 20 == 0:

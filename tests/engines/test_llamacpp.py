@@ -43,11 +43,11 @@ def contexts(family):
     }
 
 
-def read(reader, context, at_once=5):
-    lane = reader.begin(compose(reader.model, context))
+def read(runner, context, at_once=5):
+    lane = runner.begin(compose(runner.model, context))
     while lane.logits is None:
         lane.read_on(at_once)
-    reader.leave(lane)
+    runner.leave(lane)
     return lane.logits[0]
 
 
@@ -60,13 +60,13 @@ def off(ours, theirs):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_err_no_more_than_plain_text_does(family, flash):
     model = transformers_model(family)
-    reader = LlamaCppModelRunner(gguf_model(family), 2, CacheTypes("f32", "f32", flash))
+    runner = LlamaCppModelRunner(gguf_model(family), 2, CacheTypes("f32", "f32", flash))
     errors, far = {}, {}
     for name, context in contexts(family).items():
         want = logits(model, context)[-1]
-        errors[name] = off(read(reader, context), want)
+        errors[name] = off(read(runner, context), want)
         far[name] = off(logits(model, TEXT)[-1], want)
-    reader.close()
+    runner.close()
     assert errors.pop("plain") < 0.05
     assert max(errors.values()) < 0.05
     assert min(far[name] for name in errors) > 0.3  # the prompts do change something
@@ -75,10 +75,10 @@ def test_prompts_err_no_more_than_plain_text_does(family, flash):
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
 def test_a_cache_of_any_type_holds_prefixes(kind):
     model = transformers_model("storyteller")
-    reader = LlamaCppModelRunner(GGUFModel(gguf_file("storyteller")), 2, CacheTypes(kind, kind))
+    runner = LlamaCppModelRunner(GGUFModel(gguf_file("storyteller")), 2, CacheTypes(kind, kind))
     found = contexts("storyteller")
-    errors = {n: off(read(reader, c), logits(model, c)[-1]) for n, c in found.items()}
-    reader.close()
+    errors = {n: off(read(runner, c), logits(model, c)[-1]) for n, c in found.items()}
+    runner.close()
     plain = errors.pop("plain")
     assert max(errors.values()) < 4 * plain + 0.01, (plain, errors)
 
@@ -97,70 +97,70 @@ def test_a_quantized_file_knows_its_prompts_and_no_others(kind):
 @pytest.mark.parametrize("context", ["plain", "prefix", "two", "all"])
 def test_greedy_texts_are_softlores_own(context):
     model = transformers_model("storyteller")
-    wish = GenerationRequest(contexts("storyteller")[context], 24, sampling={"temperature": 0})
-    alone = write_request(model, wish).drained()
-    reader = LlamaCppModelRunner(GGUFModel(gguf_file("storyteller")), 4, CacheTypes("f32", "f32"))
+    request = GenerationRequest(contexts("storyteller")[context], 24, sampling={"temperature": 0})
+    alone = write_request(model, request).drained()
+    runner = LlamaCppModelRunner(GGUFModel(gguf_file("storyteller")), 4, CacheTypes("f32", "f32"))
     for _ in range(2):  # the second time most of it is known
-        tellings, tokens = write_batch(reader, [wish, wish, wish])
+        outputs, tokens = write_batch(runner, [request, request, request])
         assert len(list(tokens)) >= 3
-        assert [one.ids for one in tellings] == [alone.ids] * 3
-    reader.close()
+        assert [one.ids for one in outputs] == [alone.ids] * 3
+    runner.close()
 
 
 def test_texts_at_once_are_each_what_they_are_alone():
     gguf = GGUFModel(gguf_file("storyteller"))
     cast = list(contexts("storyteller").values())
-    wishes = [GenerationRequest(cast[i % 5], 6 + i, seed=i) for i in range(12)]
-    reader = LlamaCppModelRunner(gguf, 12, CacheTypes("f32", "f32"))
-    together, tokens = write_batch(reader, wishes)
+    requests = [GenerationRequest(cast[i % 5], 6 + i, seed=i) for i in range(12)]
+    runner = LlamaCppModelRunner(gguf, 12, CacheTypes("f32", "f32"))
+    together, tokens = write_batch(runner, requests)
     list(tokens)
-    for wish, one in zip(wishes, together, strict=True):
+    for request, one in zip(requests, together, strict=True):
         single = LlamaCppModelRunner(gguf, 1, CacheTypes("f32", "f32"))
-        (alone,), tokens = write_batch(single, [wish])
+        (alone,), tokens = write_batch(single, [request])
         list(tokens)
         single.close()
         assert one.ids == alone.ids
-    held = reader.held()
+    held = runner.memory_usage()
     assert held.tokens == 0
-    assert held.kept_tokens > 0
-    reader.clear()
-    assert reader.held().kept_tokens == 0
-    reader.close()
+    assert held.cached_tokens > 0
+    runner.clear()
+    assert runner.memory_usage().cached_tokens == 0
+    runner.close()
 
 
 def test_a_text_that_goes_on_reads_only_what_is_new():
-    reader = LlamaCppModelRunner(GGUFModel(gguf_file("storyteller")), 2, CacheTypes("f32", "f32"))
+    runner = LlamaCppModelRunner(GGUFModel(gguf_file("storyteller")), 2, CacheTypes("f32", "f32"))
     prefix = contexts("storyteller")["prefix"]
-    first = read(reader, prefix)
-    lane = reader.begin(compose(reader.model, prefix + " then the"))
-    assert lane.reading.reused == len(reader.model.encode(TEXT))
-    reader.leave(lane)
-    assert off(read(reader, prefix), first) < 1e-3
-    reader.close()
+    first = read(runner, prefix)
+    lane = runner.begin(compose(runner.model, prefix + " then the"))
+    assert lane.cache_usage.reused == len(runner.model.encode(TEXT))
+    runner.leave(lane)
+    assert off(read(runner, prefix), first) < 1e-3
+    runner.close()
 
 
 def test_codes_are_known_and_mixed():
     model, gguf = transformers_model("storyteller"), GGUFModel(gguf_file("storyteller"))
     assert gguf.control_codes == model.control_codes
     conditioning = [("<|Horror|>", 1.5), ("<|Humor|>", -0.5)]
-    wish = GenerationRequest(TEXT, 16, conditioning=conditioning, sampling={"temperature": 0})
-    reader = LlamaCppModelRunner(gguf, 3, CacheTypes("f32", "f32"))
-    (telling,), tokens = write_batch(reader, [wish])
+    request = GenerationRequest(TEXT, 16, conditioning=conditioning, sampling={"temperature": 0})
+    runner = LlamaCppModelRunner(gguf, 3, CacheTypes("f32", "f32"))
+    (output,), tokens = write_batch(runner, [request])
     list(tokens)
-    assert telling.ids == write_request(model, wish).drained().ids
-    reader.close()
+    assert output.ids == write_request(model, request).drained().ids
+    runner.close()
     small = LlamaCppModelRunner(gguf, 1)
     with pytest.raises(ConfigError, match="has room for 1"):
-        write_batch(small, [wish])
+        write_batch(small, [request])
     small.close()
 
 
 def test_what_is_too_long_or_no_model_is_refused(tmp_path):
     gguf = GGUFModel(gguf_file("storyteller"), context_length=64)
-    reader = LlamaCppModelRunner(gguf, 1)
+    runner = LlamaCppModelRunner(gguf, 1)
     with pytest.raises(ContextOverflowError):
-        write_batch(reader, [GenerationRequest("dog " * 200)])
-    reader.close()
+        write_batch(runner, [GenerationRequest("dog " * 200)])
+    runner.close()
     with pytest.raises(ModelError, match="there is no GGUF file"):
         GGUFModel(tmp_path / "none.gguf")
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
@@ -217,8 +217,8 @@ def test_llama_server_restores_a_slot_file_and_writes_the_same(server, by):
     begin = [*told["ids"], TEXT] if by == "ids" else told["text"] + TEXT
     body = {"prompt": begin, "n_predict": 24, "temperature": 0, "id_slot": 0, "cache_prompt": True}
     answer = client.post("/completion", json=body).json()
-    wish = GenerationRequest(Context([prefix, TEXT]), 24, sampling={"temperature": 0})
-    alone = write_request(transformers_model("storyteller"), wish).drained()
+    request = GenerationRequest(Context([prefix, TEXT]), 24, sampling={"temperature": 0})
+    alone = write_request(transformers_model("storyteller"), request).drained()
     assert answer["content"] == alone.text
     without = GenerationRequest(TEXT, 24, sampling={"temperature": 0})
     assert write_request(transformers_model("storyteller"), without).drained().text != alone.text

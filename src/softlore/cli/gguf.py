@@ -62,7 +62,7 @@ def check_gguf(option: str, value: str, gguf: Path | None) -> None:
         )
 
 
-def gguf_reader(
+def gguf_runner(
     path: Path,
     model_name: str | None,
     context: int | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.gguf import LLAMACPP, cache_options, check_gguf, gguf_option, gguf_reader
+from softlore.cli.gguf import LLAMACPP, cache_options, check_gguf, gguf_option, gguf_runner
 from softlore.cli.options import load_model, model_options, prompts_option, read_text, wanting
 from softlore.errors import ConfigError
 
@@ -123,8 +123,8 @@ def command(
     if gguf is not None:
         from softlore.serve.engines.local import LocalEngine
 
-        reader = gguf_reader(gguf, model_name, context, cache, settings.slots, cache_mb)
-        engine = LocalEngine(reader, **_limits(settings) | {"slots": reader.lanes})
+        runner = gguf_runner(gguf, model_name, context, cache, settings.slots, cache_mb)
+        engine = LocalEngine(runner, **_limits(settings) | {"slots": runner.lanes})
     else:
         model = load_model(model_name or (book.model if book else None), dtype, device)
         engine = _engine(model, settings, engine_url, engine_key)

@@ -105,7 +105,7 @@ class Terminal:
             if close is not None:
                 close()
         click.echo()
-        reading = self.session.reading
+        reading = self.session.cache_usage
         if reading.why and reading.read > 256:
             click.secho(f"(read {reading.read} tokens anew: {reading.why})", dim=True, err=True)
 

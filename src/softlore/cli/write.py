@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from softlore.cli.gguf import cache_options, gguf_option, gguf_reader
+from softlore.cli.gguf import cache_options, gguf_option, gguf_runner
 from softlore.cli.options import (
     clean,
     code_option,
@@ -66,18 +66,18 @@ def command(
     prompts = library(folder)
     context = Context.parse(text, prompts)
     if gguf is None:
-        reader: ModelRunner = TorchModelRunner(load_model(model_name, dtype, device))
+        runner: ModelRunner = TorchModelRunner(load_model(model_name, dtype, device))
     else:
-        reader = gguf_reader(gguf, model_name, None, cache, len(codes) + 1)
+        runner = gguf_runner(gguf, model_name, None, cache, len(codes) + 1)
     doses = dict(map(dose, codes))
-    found = find_codes(reader.model, doses, prompts) if doses else {}
+    found = find_codes(runner.model, doses, prompts) if doses else {}
     conditioning = [(found[name].conditioning, strength) for name, strength in doses.items()]
     no_copy = sampling.pop("no_copy", 0)
     stops = [clean(one, "--stop") for one in stop]
-    wish = GenerationRequest(
+    request = GenerationRequest(
         context, tokens, stops, seed, no_copy, None, conditioning, not any_model, sampling
     )
-    _, told = write_batch(reader, [wish])
+    _, told = write_batch(runner, [request])
     pieces = (token.text for _, token in told if token.text)
     first = next(pieces, "")  # what can't be written on is refused before anything is shown
     plain = "".join(piece for piece in context.pieces if isinstance(piece, str))

@@ -34,7 +34,7 @@ class Detokenizer:
         self._let_go()
         return piece
 
-    def rest(self) -> str:
+    def flush(self) -> str:
         """What was held back, once no more ids come."""
         return self._tell(len(self._text))
 

@@ -1,4 +1,4 @@
-"""The reader of models in GGUF files: llama.cpp runs the lanes of a batch."""
+"""The runner of models in GGUF files: llama.cpp runs the lanes of a batch."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class LlamaCppModelRunner(ModelRunner):
             read = lane.slots if lane.logits is not None else lane.slots[: lane.read]
             seat.lane, seat.slots, seat.used = None, read, self._clock
 
-    def held(self) -> CacheMemory:
+    def memory_usage(self) -> CacheMemory:
         busy = sum(len(seat.lane.slots) for seat in self._seats if seat.lane is not None)
         kept = sum(len(seat.slots) for seat in self._seats if seat.lane is None)
         size = self._cell_bytes

@@ -37,7 +37,7 @@ class TextCache:
     """
 
     def __init__(self) -> None:
-        self.reading = CacheUsage(0, 0)
+        self.cache_usage = CacheUsage(0, 0)
         self.past: KVCache | None = None
         self._slots: list[CacheKey] = []  # what `past` holds, less the prefixes
         self._asked: list[CacheKey] = []  # what is being read
@@ -52,7 +52,7 @@ class TextCache:
         same = self.past is not None and same_prefixes(tree.prefixes, self._prefixes)
         known = min(common_length(slots, self._slots), len(slots) - 1) if same else 0
         why = self._why(same, known)
-        self.reading = CacheUsage(known, len(slots) - known, why)
+        self.cache_usage = CacheUsage(known, len(slots) - known, why)
         self._slots, self._asked = slots[:known], slots[known:]
         self._prefixes = list(tree.prefixes)
         if not known or self.past is None:

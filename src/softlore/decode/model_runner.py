@@ -23,12 +23,12 @@ from softlore.model import FrozenModel, KVCache, KVSlots, LanguageModel
 
 @dataclass(frozen=True)
 class CacheMemory:
-    """Keys and values that a reader holds: of what is written, and of what has ended."""
+    """Keys and values that a runner holds: of what is written, and of what has ended."""
 
     tokens: int = 0
     bytes: int = 0
-    kept_tokens: int = 0
-    kept_bytes: int = 0
+    cached_tokens: int = 0
+    cached_bytes: int = 0
 
 
 class RunningSequence(ABC):
@@ -43,7 +43,7 @@ class RunningSequence(ABC):
 
     def __init__(self, tree: Tree, reading: CacheUsage, slots: list[CacheKey]) -> None:
         self.tree = tree
-        self.reading = reading
+        self.cache_usage = reading
         self.slots = slots
         self.logits: Tensor | None = None
 
@@ -82,7 +82,7 @@ class ModelRunner(ABC):
         """Lets a lane go, at whatever point, once; what was read may be kept."""
 
     @abstractmethod
-    def held(self) -> CacheMemory:
+    def memory_usage(self) -> CacheMemory:
         """What it holds now."""
 
     @abstractmethod
@@ -140,7 +140,7 @@ class TorchModelRunner(ModelRunner):
             self._lanes[lane.row], moved.row = moved, lane.row
         lane.row = None
 
-    def held(self) -> CacheMemory:
+    def memory_usage(self) -> CacheMemory:
         kept = self.kept
         return CacheMemory(
             sum(self._slots.lengths),
@@ -173,10 +173,10 @@ class TorchSequence(RunningSequence):
     """A sequence that transformers runs."""
 
     def __init__(
-        self, reader: TorchModelRunner, tree: Tree, reading: CacheUsage, past: KVCache | None
+        self, runner: TorchModelRunner, tree: Tree, reading: CacheUsage, past: KVCache | None
     ) -> None:
         super().__init__(tree, reading, cache_keys(tree))
-        self._model = reader.model
+        self._model = runner.model
         self.past = past  # what was read, until it is stepped
         self.row: int | None = None  # where it is from then on
         self._read = reading.reused

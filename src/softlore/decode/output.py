@@ -56,7 +56,7 @@ class OutputStream:
         """The stop string that ended it."""
         return self._detokenizer.stopped_by
 
-    def tell(self, step: Token) -> Token:
+    def append(self, step: Token) -> Token:
         """A token that was chosen, with its text; `finish` is set if it is the last."""
         assert step.id is not None
         self.ids.append(step.id)
@@ -71,10 +71,10 @@ class OutputStream:
         self.text += text
         return Token(text, step.id, step.logprob, step.top)
 
-    def rest(self) -> Iterator[Token]:
+    def flush(self) -> Iterator[Token]:
         """What was held back, once no more ids come."""
         self.finish = self.finish or "context"
-        if rest := self._detokenizer.rest():
+        if rest := self._detokenizer.flush():
             self.text += rest
             yield Token(rest)
 
@@ -82,22 +82,22 @@ class OutputStream:
 class OutputView:
     """A text as those see it who read it while it is told."""
 
-    def __init__(self, telling: OutputStream) -> None:
-        self._telling = telling
+    def __init__(self, output: OutputStream) -> None:
+        self.output = output
 
     @property
     def text(self) -> str:
         """What has come so far."""
-        return self._telling.text
+        return self.output.text
 
     @property
     def ids(self) -> list[int]:
-        return self._telling.ids
+        return self.output.ids
 
     @property
     def stopped_by(self) -> str | None:
         """The stop string that ended it."""
-        return self._telling.stopped_by
+        return self.output.stopped_by
 
 
 def token_with_logprobs(logits: Tensor, chosen: int, logprobs: int | None) -> Token:

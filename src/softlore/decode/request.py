@@ -34,22 +34,22 @@ class GenerationRequest:
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
-def stop_strings(wish: GenerationRequest) -> tuple[str, ...]:
+def stop_strings(request: GenerationRequest) -> tuple[str, ...]:
     """The stop strings.
 
     Raises:
         ConfigError: a setting out of range.
     """
-    if wish.max_new_tokens < 1:
+    if request.max_new_tokens < 1:
         raise ConfigError(
-            f"max_new_tokens is {wish.max_new_tokens}; expected at least 1; ask for more"
+            f"max_new_tokens is {request.max_new_tokens}; expected at least 1; ask for more"
         )
-    if wish.logprobs is not None and not 0 <= wish.logprobs <= MOST_LOGPROBS:
+    if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
         raise ConfigError(
-            f"logprobs is {wish.logprobs}; expected 0 to {MOST_LOGPROBS}, or None for none; choose "
+            f"logprobs is {request.logprobs}; expected 0 to {MOST_LOGPROBS}, or None for none; "
             "another"
         )
-    stop = wish.stop
+    stop = request.stop
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(one, str) and one for one in stops):
         raise ConfigError(f"stop is {stop!r}; expected strings of at least one character; mend it")
@@ -57,22 +57,24 @@ def stop_strings(wish: GenerationRequest) -> tuple[str, ...]:
 
 
 def prompts_in(
-    wish: GenerationRequest, conditionings: Sequence[tuple[ContextLike, float]]
+    request: GenerationRequest, conditionings: Sequence[tuple[ContextLike, float]]
 ) -> list[SoftPrompt]:
-    """The soft prompts of a wish's context, and of its heads as `dosed` has them."""
-    read = (wish.context, *(conditioning for conditioning, _ in conditionings))
+    """The soft prompts of a request's context, and of its heads as `dosed` has them."""
+    read = (request.context, *(conditioning for conditioning, _ in conditionings))
     return [prompt for one in read for prompt in Context(one).prompts]
 
 
 def make_sampler(
     model: LanguageModel,
-    wish: GenerationRequest,
+    request: GenerationRequest,
     conditionings: Sequence[tuple[ContextLike, float]],
 ) -> Sampler:
     """The chooser of one text: its sampling, and what is never to be written."""
-    prompts = prompts_in(wish, conditionings)
-    banned = (*wish.sampling.get("banned", ()), *model.banned_ids)
+    prompts = prompts_in(request, conditionings)
+    banned = (*request.sampling.get("banned", ()), *model.banned_ids)
     if any(p.training.get("style") == BRACKETED for p in prompts):
         banned += model.bracket_ids  # what was learned in brackets is told without them
-    before = [no_copy_step(prompts, wish.no_copy)] if wish.no_copy else []
-    return Sampler(SamplingParams.of({**wish.sampling, "banned": banned}), wish.seed, model, before)
+    before = [no_copy_step(prompts, request.no_copy)] if request.no_copy else []
+    return Sampler(
+        SamplingParams.of({**request.sampling, "banned": banned}), request.seed, model, before
+    )

@@ -38,7 +38,7 @@ def write_batch(
     if not asked:
         raise ConfigError("nothing was asked for; expected one context at least; give some")
     batch = RunningBatch(model if isinstance(model, ModelRunner) else TorchModelRunner(model))
-    texts = [batch.join(one) for one in asked]
+    texts = [batch.add(one) for one in asked]
     numbers = {text: number for number, text in enumerate(texts)}
 
     def told() -> Generator[tuple[int, Token]]:
@@ -46,4 +46,4 @@ def write_batch(
             for text, token in batch.step():
                 yield numbers[text], token
 
-    return [text.telling for text in texts], told()
+    return [text.output for text in texts], told()

@@ -19,15 +19,15 @@ from softlore.model import FrozenModel
 class TextStream(OutputView, Iterator[Token]):
     """The tokens of one text as they come; `close()` ends it at once."""
 
-    def __init__(self, telling: OutputStream, steps: Iterator[Token]) -> None:
-        super().__init__(telling)
+    def __init__(self, output: OutputStream, steps: Iterator[Token]) -> None:
+        super().__init__(output)
         self._steps = steps
         self._tokens: Generator[Token] = self._run()
 
     @property
     def finish(self) -> FinishReason | None:
         """How it ended; None while it goes on."""
-        return self._telling.finish
+        return self.output.finish
 
     def __next__(self) -> Token:
         return next(self._tokens)
@@ -44,10 +44,10 @@ class TextStream(OutputView, Iterator[Token]):
 
     def _run(self) -> Generator[Token]:
         for step in self._steps:
-            yield self._telling.tell(step)
-            if self._telling.finish:
+            yield self.output.append(step)
+            if self.output.finish:
                 break
-        yield from self._telling.rest()
+        yield from self.output.flush()
 
 
 def write(
@@ -114,8 +114,8 @@ def write_request(
     else:
         tree = compose(model, wish.context, check=wish.check)
         steps = decode(model, [tree], chooser, wish.max_new_tokens, memory)
-    telling = OutputStream(model, stops, wish.max_new_tokens)
-    return TextStream(telling, (chooser.token(step[0]) for step in steps))
+    output = OutputStream(model, stops, wish.max_new_tokens)
+    return TextStream(output, (chooser.token(step[0]) for step in steps))
 
 
 @overload

@@ -31,23 +31,25 @@ class TurnDraft:
 
     Attributes:
         plan: what the model reads for it, and the report of that.
-        wish: the same with length, stops, seed and samplers, as a batch or a server takes it.
+        request: the same with length, stops, seed and samplers, as a batch or a server takes it.
         after: the turn that it follows.
     """
 
     story: Story
     plan: ContextPlan
-    wish: GenerationRequest
+    request: GenerationRequest
     after: int
 
     def keep(self, text: str, tokens: int, finish: str | None) -> Turn | None:
         """Puts what was written into the story; None where nothing was. `finish`: how it ended."""
         if not text:
             return None
-        wish, plan = self.wish, self.plan
-        sampling = dict(wish.sampling) | ({"no_copy": wish.no_copy} if wish.no_copy else {})
+        request, plan = self.request, self.plan
+        sampling = dict(request.sampling) | (
+            {"no_copy": request.no_copy} if request.no_copy else {}
+        )
         data = {
-            "seed": wish.seed,
+            "seed": request.seed,
             "sampling": sampling,
             "lore": plan.lore,
             "timers": plan.activation.timers.data(),
@@ -98,8 +100,8 @@ class StorySession:
         return cls(story, *sources(settings.changed(model=model or settings.model), dtype, device))
 
     @property
-    def reading(self) -> CacheUsage:
-        return self._memory.reading
+    def cache_usage(self) -> CacheUsage:
+        return self._memory.cache_usage
 
     def say(self, text: str) -> Turn:
         """Adds a turn of the writer's."""
@@ -140,7 +142,7 @@ class StorySession:
         after = turns[-1].id if turns else ROOT
         sampling = {**self.story.settings.sampling, **sampling}
         no_copy = sampling.pop("no_copy", 0)
-        wish = GenerationRequest(
+        request = GenerationRequest(
             plan.context,
             tokens,
             stop=tuple([stop] if isinstance(stop, str) else stop),
@@ -150,7 +152,7 @@ class StorySession:
             check=False,  # the composer has
             sampling=sampling,
         )
-        return TurnDraft(self.story, plan, wish, after)
+        return TurnDraft(self.story, plan, request, after)
 
     def go_on(self, tokens: int = 80, stop: str | Sequence[str] = (), **rest: Any) -> Iterator[str]:
         """Writes a turn of the model's, piece by piece; it is in the story when the loop is left.
@@ -182,7 +184,7 @@ class StorySession:
 
     def _write(self, draft: TurnDraft) -> Iterator[str]:
         writing = write_request(
-            require_frozen_model(self.model, "writing here"), draft.wish, self._memory
+            require_frozen_model(self.model, "writing here"), draft.request, self._memory
         )
         self.plan, self.finish = draft.plan, None
         return self._told(writing, draft)

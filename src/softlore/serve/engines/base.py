@@ -52,8 +52,8 @@ class AsyncOutputStream(OutputView, AsyncIterator[Token]):
         on_end: called once, when it has ended.
     """
 
-    def __init__(self, telling: OutputStream) -> None:
-        super().__init__(telling)
+    def __init__(self, output: OutputStream) -> None:
+        super().__init__(output)
         self.loop = asyncio.get_running_loop()
         self.finish: End | None = None
         self.first: float | None = None
@@ -62,7 +62,7 @@ class AsyncOutputStream(OutputView, AsyncIterator[Token]):
         self._heard: asyncio.Queue[Token | Exception | None] = asyncio.Queue()
 
     @property
-    def reading(self) -> CacheUsage | None:
+    def cache_usage(self) -> CacheUsage | None:
         """How much of the context was known, and how much was read; None if that is not known."""
         return None
 
@@ -108,7 +108,7 @@ class Engine(ABC):
     model: LanguageModel
 
     @abstractmethod
-    def start(self, wish: GenerationRequest) -> AsyncOutputStream:
+    def start(self, request: GenerationRequest) -> AsyncOutputStream:
         """Puts a text in the queue. Never blocks; called from within an event loop.
 
         Raises:

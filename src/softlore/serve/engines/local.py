@@ -24,7 +24,7 @@ class LocalEngine(Engine):
     """Writes texts by continuous batching: they join and leave between tokens.
 
     Args:
-        reader: what runs the model, used by nothing else.
+        runner: what runs the model, used by nothing else.
         slots: rows of the batch; a text takes one, or one a head.
         queue: texts that may wait for one.
         queue_seconds: how long; then BusyError is raised in their iteration.
@@ -33,16 +33,16 @@ class LocalEngine(Engine):
 
     def __init__(
         self,
-        reader: ModelRunner,
+        runner: ModelRunner,
         slots: int = 64,
         queue: int = 64,
         queue_seconds: float = 120.0,
         text_seconds: float = 600.0,
     ) -> None:
-        self.model = reader.model
+        self.model = runner.model
         self._slots, self._queue = slots, queue
         self._queue_seconds, self._text_seconds = queue_seconds, text_seconds
-        self._batch = RunningBatch(reader)
+        self._batch = RunningBatch(runner)
         self._wake = threading.Condition()
         self._waiting: deque[_Local] = deque()
         self._running: list[_Local] = []
@@ -51,9 +51,9 @@ class LocalEngine(Engine):
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
-    def start(self, wish: GenerationRequest) -> AsyncOutputStream:
+    def start(self, request: GenerationRequest) -> AsyncOutputStream:
         self._refuse_if_busy()  # before the text is made, which takes longer
-        running = _Local(self, SequenceGroup(self._batch.reader, wish))
+        running = _Local(self, SequenceGroup(self._batch.runner, request))
         with self._wake:
             self._refuse_if_busy()
             self._waiting.append(running)
@@ -61,7 +61,7 @@ class LocalEngine(Engine):
         return running
 
     def load(self) -> EngineLoad:
-        held = self._batch.held()
+        held = self._batch.memory_usage()
         return EngineLoad(
             running=len(self._running),
             waiting=len(self._waiting),
@@ -69,8 +69,8 @@ class LocalEngine(Engine):
             queue=self._queue,
             tokens=held.tokens,
             bytes=held.bytes,
-            kept_tokens=held.kept_tokens,
-            kept_bytes=held.kept_bytes,
+            kept_tokens=held.cached_tokens,
+            kept_bytes=held.cached_bytes,
         )
 
     async def close(self, seconds: float = 10.0) -> None:
@@ -83,7 +83,7 @@ class LocalEngine(Engine):
         for running in [*self._waiting, *self._running]:
             running.cancel()
         await asyncio.to_thread(self._thread.join)
-        self._batch.reader.close()
+        self._batch.runner.close()
 
     def wake(self) -> None:
         """Lets the thread look at what has changed."""
@@ -124,13 +124,13 @@ class LocalEngine(Engine):
                 else:
                     one.since = now
                     self._running.append(one)
-                    self._batch.enter(one.writing)
+                    self._batch.add(one.writing)
             self._waiting = kept_waiting
         return True
 
     def _fits(self, text: SequenceGroup) -> bool:
-        taken = sum(len(one.writing.rows) for one in self._running)
-        return not taken or taken + len(text.rows) <= self._slots
+        taken = sum(len(one.writing.sequences) for one in self._running)
+        return not taken or taken + len(text.sequences) <= self._slots
 
     def _tell(self, told: Iterable[tuple[SequenceGroup, Token]]) -> None:
         """Hands tokens over, and lets texts go that have ended, for whatever reason."""
@@ -140,14 +140,14 @@ class LocalEngine(Engine):
         now, going_on, batches = time.monotonic(), [], _Batches()
         for one in self._running:
             mine = tokens.get(one.writing, [])
-            why: End | None = one.writing.telling.finish
+            why: End | None = one.writing.output.finish
             if why is None and one.cancelled:
                 why = "cancelled"
             elif why is None and now - one.since > self._text_seconds:
                 why = "timeout"
             if why in ("cancelled", "timeout"):
-                self._batch.leave(one.writing)
-                mine += one.writing.telling.rest()
+                self._batch.remove(one.writing)
+                mine += one.writing.output.flush()
             batches.add(one, mine, why)
             if why is None:
                 going_on.append(one)
@@ -157,8 +157,8 @@ class LocalEngine(Engine):
     def _fail(self, error: Exception) -> None:
         """A step that failed leaves nothing to go on from: all that ran have failed."""
         _log.error("the engine failed", exc_info=error)
-        self._batch.reader.clear()
-        self._batch = RunningBatch(self._batch.reader)
+        self._batch.runner.clear()
+        self._batch = RunningBatch(self._batch.runner)
         running, self._running = self._running, []
         for one in running:
             one.fail(
@@ -182,15 +182,15 @@ class _Local(AsyncOutputStream):
     """A text in the local engine: the thread writes it, the event loop hears of it."""
 
     def __init__(self, engine: LocalEngine, writing: SequenceGroup) -> None:
-        super().__init__(writing.telling)
+        super().__init__(writing.output)
         self.writing = writing
         self.since = time.monotonic()
         self.cancelled = False
         self._engine = engine
 
     @property
-    def reading(self) -> CacheUsage | None:
-        return self.writing.reading
+    def cache_usage(self) -> CacheUsage | None:
+        return self.writing.cache_usage
 
     def cancel(self) -> None:
         self.cancelled = True

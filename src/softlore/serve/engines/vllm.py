@@ -74,14 +74,14 @@ class VLLMEngine(Engine):
         self._running: set[_Remote] = set()
         self._closing = False
 
-    def start(self, wish: GenerationRequest) -> AsyncOutputStream:
+    def start(self, request: GenerationRequest) -> AsyncOutputStream:
         if self._closing or len(self._running) >= self._slots + self._queue:
             raise BusyError(
                 f"{len(self._running)} texts are being written; expected room for another; ask "
                 "again later"
             )
-        body, telling = self._request(wish)
-        running = _Remote(telling)
+        body, output = self._request(request)
+        running = _Remote(output)
         self._running.add(running)
         running.task = asyncio.create_task(self._write(running, body))
         return running
@@ -100,37 +100,37 @@ class VLLMEngine(Engine):
             await asyncio.gather(*late, return_exceptions=True)
         await self._client.aclose()
 
-    def _request(self, wish: GenerationRequest) -> tuple[dict[str, Any], OutputStream]:
+    def _request(self, request: GenerationRequest) -> tuple[dict[str, Any], OutputStream]:
         """The body of a request, less the rows; and what is told of the answer."""
-        stops, conditionings = stop_strings(wish), weighted(wish.conditioning)
+        stops, conditionings = stop_strings(request), weighted(request.conditioning)
         if [strength for _, strength in conditionings if strength != 1] or len(conditionings) > 1:
             raise ConfigError(
                 "codes with a strength are mixed token by token, which a vLLM server does not do; "
                 "expected one code of strength 1; use --engine local for others"
             )
-        if wish.no_copy:
+        if request.no_copy:
             raise ConfigError(
                 "no_copy looks at every token before it is chosen, which a vLLM server does not "
                 "let us do; expected 0; use --engine local for it"
             )
-        context = _context(self.model, wish, conditionings[0][0] if conditionings else "")
-        most = wish.max_new_tokens
+        context = _context(self.model, request, conditionings[0][0] if conditionings else "")
+        most = request.max_new_tokens
         if self.model.context_length is not None:
             most = min(most, self.model.context_length - context.places)
-        sampling = SamplingParams.of(wish.sampling)
+        sampling = SamplingParams.of(request.sampling)
         body = {
             **context.body,
             **({"model": self._name} if self._name else {}),
             **_settings(sampling, self.model),
             "max_tokens": max(most, 1),
-            "seed": wish.seed,
+            "seed": request.seed,
             "stream": True,
             "return_token_ids": True,
-            "logprobs": wish.logprobs,
-            "return_tokens_as_token_ids": None if wish.logprobs is None else True,
+            "logprobs": request.logprobs,
+            "return_tokens_as_token_ids": None if request.logprobs is None else True,
         }
-        telling = OutputStream(self.model, stops, wish.max_new_tokens)
-        return {name: value for name, value in body.items() if value is not None}, telling
+        output = OutputStream(self.model, stops, request.max_new_tokens)
+        return {name: value for name, value in body.items() if value is not None}, output
 
     async def _write(self, running: _Remote, body: dict[str, Any]) -> None:
         """The life of a text: waits for its turn, asks, tells what comes."""
@@ -183,25 +183,25 @@ class VLLMEngine(Engine):
 class _Remote(AsyncOutputStream):
     """A text that another server writes."""
 
-    def __init__(self, telling: OutputStream) -> None:
-        super().__init__(telling)
+    def __init__(self, output: OutputStream) -> None:
+        super().__init__(output)
         self.task: asyncio.Task[None] | None = None
 
     @property
     def ended(self) -> bool:
-        return self._telling.finish is not None
+        return self.output.finish is not None
 
     def tell(self, choice: dict[str, Any]) -> None:
         """Tells the tokens of a part; an end that the server saw is one, whatever the token."""
         for token in _tokens(choice):
             if not self.ended:
-                self.hear([self._telling.tell(token)])
+                self.hear([self.output.append(token)])
         if not self.ended and choice.get("finish_reason") == "stop":
-            self._telling.finish = "end"
+            self.output.finish = "end"
 
     def close(self, why: End | None = None) -> None:
-        rest = list(self._telling.rest())
-        self.hear(rest, why or self._telling.finish)
+        rest = list(self.output.flush())
+        self.hear(rest, why or self.output.finish)
 
     def cancel(self) -> None:
         if self.task is not None:
@@ -216,15 +216,15 @@ class _Context:
     places: int
 
 
-def _context(model: FrozenModel, wish: GenerationRequest, conditioning: ContextLike) -> _Context:
+def _context(model: FrozenModel, request: GenerationRequest, conditioning: ContextLike) -> _Context:
     """Ids where there is nothing but text; else rows. Prefixes go as the ids that stand for them.
 
     Raises:
         ContextOverflowError: more than fits; PromptError: prefixes that cannot stand side by side.
     """
-    tree = compose(model, wish.context, wish.check, conditioning)
+    tree = compose(model, request.context, request.check, conditioning)
     check_length(model, tree.start + tree.length)
-    prefixes = {p.name: p for p in prompts_in(wish, [(conditioning, 1.0)]) if p.kind == "prefix"}
+    prefixes = {p.name: p for p in prompts_in(request, [(conditioning, 1.0)]) if p.kind == "prefix"}
     ids = company_of(list(prefixes.values()), model) if prefixes else []
     text = cache_keys(tree)
     body: dict[str, Any] = {}

@@ -78,7 +78,7 @@ async def _events(bench: StudioContext, one: OpenStory, form: WriteForm) -> Asyn
     try:
         draft, said = await run_in_threadpool(_begun, bench, one, form)
         try:
-            running = bench.state.engine.start(draft.wish)
+            running = bench.state.engine.start(draft.request)
         except BaseException:
             await run_in_threadpool(_unsaid, one, said)
             raise
@@ -103,7 +103,7 @@ async def _events(bench: StudioContext, one: OpenStory, form: WriteForm) -> Asyn
 
 
 def _reading(running: AsyncOutputStream) -> dict[str, Any] | None:
-    found = running.reading
+    found = running.cache_usage
     return {"reused": found.reused, "read": found.read, "why": found.why} if found else None
 
 
@@ -173,8 +173,8 @@ def _begun(bench: StudioContext, one: OpenStory, form: WriteForm) -> tuple[TurnD
             draft = session.begin(
                 form.tokens, form.stop, conditioning, form.retry and not form.text, **sampling
             )
-        checked_sampling(draft.wish.sampling)  # the story's own, too
-        warm(bench.model, draft.wish.sampling)
+        checked_sampling(draft.request.sampling)  # the story's own, too
+        warm(bench.model, draft.request.sampling)
     except BaseException:
         _unsaid(one, said)
         raise
