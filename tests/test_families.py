@@ -14,7 +14,7 @@ from softlore import Context, FrozenModel, SoftPrompt, generate, logits
 from softlore.context import compose, embed, splice
 from softlore.decode import Sampler, SamplingParams, decode
 from softlore.errors import UnsupportedModelError
-from softlore.model import PROVEN
+from softlore.model import TESTED_FAMILIES
 from softlore.model.tiny import CONFIGS, WINDOW, byte_tokenizer, tiny_hf, tiny_model
 
 BEFORE, SOFT, AFTER = "Down the lane there came ", "a dog who loved all pets", ", and he barked."
@@ -49,7 +49,7 @@ def soft(family, text, kind="embedding", name="soft"):
 
 
 def test_all_proven_families_are_here():
-    assert set(CONFIGS) == PROVEN
+    assert set(CONFIGS) == TESTED_FAMILIES
 
 
 # (a) embedding prompts ---------------------------------------------------------------------------
@@ -78,9 +78,11 @@ def test_rows_made_from_text_are_that_text_in_a_padded_batch(family):
         assert_same(model.logits(row[: len(expected)]), expected)
 
 
-@pytest.mark.parametrize("family", sorted(f for f in CONFIGS if ours(f).family.window is not None))
+@pytest.mark.parametrize(
+    "family", [f for f in sorted(CONFIGS) if ours(f).family.has_sliding_layers]
+)
 def test_the_window_would_show(family):
-    assert ours(family).family.window == WINDOW
+    assert ours(family).family.sliding_window == WINDOW
     key = "window_size" if family == "gpt_neo" else "sliding_window"
     ids = torch.tensor([ours(family).encode(BEFORE)])
     with torch.no_grad():
@@ -89,7 +91,7 @@ def test_the_window_would_show(family):
 
 
 def test_the_windows_are_those_of_eight_families():
-    sliding = {f for f in CONFIGS if ours(f).family.slides}
+    sliding = {f for f in CONFIGS if ours(f).family.has_sliding_layers}
     assert sliding == set("gpt_neo mistral qwen2 qwen3 gemma2 gemma3_text phi3 starcoder2".split())
     assert {f for f in sliding if ours(f).family.all_layers_slide} == {
         "mistral",
@@ -228,7 +230,7 @@ def side_by_side(family, prefixes, ids):
 
 @pytest.mark.parametrize("family", sorted(set(CONFIGS) - {"bloom", "mpt"}))
 def test_prefixes_side_by_side_start_the_text_after_the_longest(family):
-    if ours(family).family.slides:
+    if ours(family).family.has_sliding_layers:
         pytest.skip("the plain model cannot be told where the keys of two prefixes stand")
     prefixes = [soft(family, SOFT, "prefix"), soft(family, "a cat", "prefix", "two")]
     expected = side_by_side(family, prefixes, ours(family).encode(AFTER))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from softlore import SoftPrompt, generate, logits
 from softlore.decode import TextCache, write
 from softlore.errors import ConfigError, ContextOverflowError
-from softlore.model.families import PROVEN
+from softlore.model.families import TESTED_FAMILIES
 from softlore.model.tiny import tiny_model
 
 MODEL = tiny_model("llama")
@@ -43,7 +43,7 @@ def test_turns_with_a_memory_equal_turns_without(turns, seed):
         assert written(context, memory, seed=seed, temperature=1.0) == wanted
 
 
-@pytest.mark.parametrize("family", sorted(PROVEN))
+@pytest.mark.parametrize("family", sorted(TESTED_FAMILIES))
 def test_every_family_goes_on_from_what_it_has_read(family):
     model = tiny_model(family)
     memory = TextCache()

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from running import save_tiny_model, softlore
 from softlore import FrozenModel, SoftPrompt, logits
 from softlore.context import Node, Tree, splice
-from softlore.model.families import PROVEN
+from softlore.model.families import TESTED_FAMILIES
 from softlore.model.rotary import rotary_of
 from softlore.model.tiny import tiny_model
 from softlore.prompts.formats import vllm_prefix
@@ -18,7 +18,7 @@ from softlore.vllm_connector.folder import Folder
 from softlore.vllm_connector.placeholders import of_set, placeholder
 from softlore.vllm_connector.ready import Ready, key_of, slots
 
-ROTARY = sorted(PROVEN - set("bloom ctrl gpt2 gpt_neo mpt opt xglm".split()))
+ROTARY = sorted(TESTED_FAMILIES - set("bloom ctrl gpt2 gpt_neo mpt opt xglm".split()))
 
 
 def written(folder, prompts, model):
@@ -37,7 +37,7 @@ def prefixes(model):
 def test_keys_that_are_turned_on_make_company_the_same(family, tmp_path):
     """As on vLLM: each prefix at positions of its own, and the text after all of them."""
     model = tiny_model(family)
-    if model.family.slides:
+    if model.family.has_sliding_layers:
         pytest.skip("such models are refused: layers that slide see less of what is further off")
     prompts = prefixes(model)
     written(tmp_path, prompts, model)
@@ -54,7 +54,7 @@ def test_keys_that_are_turned_on_make_company_the_same(family, tmp_path):
 
 
 def test_positions_that_are_not_rotary_are_known():
-    assert all(rotary_of(tiny_model(family)) is None for family in PROVEN - set(ROTARY))
+    assert all(rotary_of(tiny_model(family)) is None for family in TESTED_FAMILIES - set(ROTARY))
     layouts = {rotary_of(tiny_model(family)).layout for family in ROTARY}
     assert layouts == {"halves", "neighbours"}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from blocks import ROOT, keep
 from softlore import FrozenModel
-from softlore.model import PROVEN
+from softlore.model import TESTED_FAMILIES
 from softlore.model.tiny import tiny_hf, tiny_model
 
 PAGE = ROOT / "docs" / "models.md"
@@ -48,7 +48,7 @@ def table() -> str:
         "| family | such as | places | sliding window | rows scaled | embedding | prefix |",
         "|---|---|---|---|---|---|---|",
     ]
-    for family in sorted(PROVEN):
+    for family in sorted(TESTED_FAMILIES):
         model = tiny_model(family)
         known, places = KNOWN[family]
         prefix = "yes" if model.takes_prefix else "no"
@@ -66,7 +66,7 @@ def table() -> str:
 
 
 def _window(model: FrozenModel) -> str:
-    if model.family.window is None:
+    if model.family.sliding_window is None:
         return ""
     return "all layers" if model.family.all_layers_slide else "some layers"
 

@@ -17,19 +17,6 @@ from softlore.errors import ConfigError, ModelError, UnknownPromptError
 from softlore.model import LanguageModel
 from softlore.prompts import SoftPrompt
 
-# How CTRL's codes were trained to go on; all others are of Reddit, with title and text.
-_CTRL_TEMPLATES = {
-    "Books": "{code} {text}",
-    "Links": "{code} {url}",
-    "News": "{code} {text}",
-    "Questions": "{code} Q: {question} A: {answer}",
-    "Reviews": "{code} Rating: {1.0 to 5.0} {text}",
-    "Translation": "{code} English : {text} ; French : {text}",
-    "Wikipedia": "{code} {text}",
-    "multilingual": "{code} {text}",
-}
-_REDDIT = "{code} Title: {title} Text: {text}"
-
 
 @dataclass(frozen=True)
 class Code:
@@ -54,17 +41,17 @@ def codes_of(model: LanguageModel) -> dict[str, Code]:
     Raises:
         ModelError: its config names codes that its tokenizer does not know as one token each.
     """
-    ctrl = model.model_type == "ctrl"
+    family = model.family
+    words = family.codes_in_tokenizer
     found = model.control_codes
     if not isinstance(found, Mapping):
         raise _wrong(model, found)
     codes = {}
     for name, token in sorted(found.items(), key=lambda item: str(item[0])):
-        if ctrl and model.tokenizer.convert_ids_to_tokens(token) != name:
+        if words and model.tokenizer.convert_ids_to_tokens(token) != name:
             continue  # a small vocabulary, as of a test model, without this one
-        conditioning = name if ctrl else _text_of(model, name, token)
-        template = _CTRL_TEMPLATES.get(name, _REDDIT) if ctrl else "{code}{text}"
-        codes[name] = Code(name, conditioning, template, token)
+        conditioning = name if words else _text_of(model, name, token)
+        codes[name] = Code(name, conditioning, family.code_template(name), token)
     return codes
 
 

@@ -1,6 +1,6 @@
 """Frozen models: loading, fingerprints, one forward over embeddings, positions and masks."""
 
-from softlore.model.families import PROVEN, Family
+from softlore.model.families import TESTED_FAMILIES, Family
 from softlore.model.frozen import FrozenModel, require_frozen_model
 from softlore.model.kv_cache import KeysValues, KVCache
 from softlore.model.kv_slots import KVSlots
@@ -9,7 +9,7 @@ from softlore.model.loading import DEFAULT_MODEL
 
 __all__ = [
     "DEFAULT_MODEL",
-    "PROVEN",
+    "TESTED_FAMILIES",
     "Family",
     "FrozenModel",
     "KVCache",

@@ -1,135 +1,208 @@
-"""What differs by model family, in one place.
+"""What differs by model family: masks, positions, logits, tokenizers, control codes.
 
-softlore drives every transformers model through one door (`FrozenModel.hidden`): embeddings,
-explicit positions and an explicit additive attention mask. Three things differ by family:
+softlore runs every transformers model through one forward (`FrozenModel.hidden`): embedding rows,
+explicit positions and an explicit additive attention mask. `Family` describes what a family needs
+for that. By the family's name alone (`family_named`) it says what is particular about the
+tokenizer and codes; `family_of` adds what the loaded model's config and modules say:
 
-- **where the mask goes**: one mask for all layers (llama, gpt2, …), one a layer type (gemma2/3,
-  qwen2/3: sliding and full layers), or into the attention modules themselves (gpt_neo, mpt);
+- **masks**: one mask for all layers (llama, gpt2, …), one a layer type (gemma2/3, qwen2/3: sliding
+  and full layers), or masks that the attention modules have to be patched for (gpt_neo, mpt);
 - **positions**: given as `position_ids`, or as a bias on the keys (ALiBi: bloom, mpt);
-- **what happens after the last layer**: scales and soft caps on the logits.
+- **logits**: scales and soft caps that the causal-LM class applies after its linear head.
 
-Embedding scales need no entry here: rows are what the model's forward takes as `inputs_embeds`,
-and `model.get_input_embeddings()` already applies the scale (Gemma, XGLM); CTRL scales inside its
-forward, in place, so the door always hands over a fresh tensor.
+Embedding scales need no entry: rows are what the model's forward takes as `inputs_embeds`, and
+`model.get_input_embeddings()` already applies the scale (Gemma, XGLM). CTRL scales its input in
+place, so `FrozenModel.hidden` always passes a copy.
+
+A family that needs more than its config says gets an entry in `FAMILIES`.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from softlore.errors import UnsupportedModelError
+from softlore.model.patches import (
+    LayeredMask,
+    cache_argument,
+    check_falcon,
+    patch_bloom,
+    patch_gpt_neo,
+    patch_mpt,
+)
 
-# Families whose splice, tree batch, prefix and generation are compared with the plain way in
-# tests/test_families.py. Every model, these too, is tried by `prove` when it is loaded.
-PROVEN = frozenset(
+# Families for which tests/test_families.py compares splice, tree batch, prefix and generation with
+# the model's own forward. Every model of any family is checked by `verify_forward` when loaded.
+TESTED_FAMILIES = frozenset(
     "gpt2 gpt_neo gptj gpt_neox opt bloom xglm ctrl llama mistral qwen2 qwen3 gemma gemma2 "
     "gemma3_text phi phi3 falcon stablelm olmo2 granite cohere starcoder2 mpt".split()
 )
+FULL, SLIDING = "full_attention", "sliding_attention"  # layer types, as transformers names them
 
 
 @dataclass(frozen=True)
 class Family:
-    """How one loaded model wants to be driven."""
+    """What is particular to a model family. The defaults describe most families.
+
+    Attributes:
+        model_type: the name of the family, as transformers has it.
+        word_tokens: a token is a word, or the beginning of one, which ends in "@@" (CTRL).
+        banned_ids: tokenizer → ids that are never to be generated.
+        codes_in_tokenizer: control codes are words listed by the tokenizer, not by the config.
+        code_templates: how a text under a control code begins, by code; "" is for all others.
+        patch: adapts a model's attention modules to explicit masks; returns ALiBi slopes
+            `[heads]`, or None where the family has none.
+        alibi_by_distance: ALiBi counts from the query, which bfloat16 rounds far less (MPT).
+        mask_in_cache: the patched attention takes its mask from the cache (MPT).
+        layered_mask: the patched attention takes a `LayeredMask` (GPT-Neo).
+        unlimited: no position is too far (BLOOM's `seq_length` is only its training length).
+        scales_logits: `logit_scale` in the config is for the logits (MPT has its own use for it).
+
+    Known once a model is loaded:
+
+    Attributes:
+        layer_types: `FULL` or `SLIDING` for each layer.
+        sliding_window: a sliding layer sees keys fewer than this many positions back; or None.
+        mask_by_type: the mask is passed as `{layer type: mask}`.
+        takes_positions: the forward has `position_ids`.
+        cache_argument: the forward's name for the keys and values that come before.
+        alibi_slopes: `[heads]`, or None.
+        context_length: the most tokens that the model reads, or None where there is no limit.
+        finish_logits: output of the linear head → logits.
+        linear_head: logits are a linear function of the hidden states: no soft cap.
+    """
 
     model_type: str
-    layer_types: tuple[str, ...]  # "full_attention" or "sliding_attention", one a layer
-    window: int | None  # a sliding layer sees keys fewer than this many positions back
-    by_type: bool  # the mask is given as {layer type: mask}
-    takes_positions: bool  # forward has `position_ids`
-    cache_argument: str  # what forward calls the keys and values that come before
-    slopes: Tensor | None  # [heads] ALiBi slopes
-    by_distance: bool  # ALiBi counts from the query, which bfloat16 rounds far less (MPT)
-    finish: Callable[[Tensor], Tensor]  # raw logits -> logits
-    linear: bool  # whether logits are a linear function of hidden states: no soft cap
+    word_tokens: bool = False
+    banned_ids: Callable[[Any], set[int]] = lambda tokenizer: set()
+    codes_in_tokenizer: bool = False
+    code_templates: Mapping[str, str] = field(default_factory=lambda: {"": "{code}{text}"})
+    patch: Callable[[Any], Tensor | None] = lambda hf: None
+    alibi_by_distance: bool = False
+    mask_in_cache: bool = False
+    layered_mask: bool = False
+    unlimited: bool = False
+    scales_logits: bool = True
+
+    layer_types: tuple[str, ...] = ()
+    sliding_window: int | None = None
+    mask_by_type: bool = False
+    takes_positions: bool = True
+    cache_argument: str = "past_key_values"
+    alibi_slopes: Tensor | None = None
+    context_length: int | None = None
+    finish_logits: Callable[[Tensor], Tensor] = lambda logits: logits
+    linear_head: bool = True
 
     @property
-    def slides(self) -> bool:
-        return self.window is not None
+    def has_sliding_layers(self) -> bool:
+        return self.sliding_window is not None
 
     @property
     def all_layers_slide(self) -> bool:
-        """True when nothing, not even a prefix, is seen past the window."""
-        return self.slides and "full_attention" not in self.layer_types
+        """Whether no layer sees anything beyond the window, not even a prefix."""
+        return self.has_sliding_layers and FULL not in self.layer_types
+
+    def code_template(self, code: str) -> str:
+        """How a text under a control code begins, such as `{code} Title: {title} Text: {text}`."""
+        return self.code_templates.get(code, self.code_templates[""])
+
+    def position_bias(self, distance: Tensor, key_positions: Tensor) -> Tensor | None:
+        """ALiBi's additive bias `[B, heads, T, P + T]`; None for families without ALiBi.
+
+        The slope times the key's position, or times minus its distance from the query: softmax
+        does not tell these apart, as they differ by a constant in each row.
+
+        Args:
+            distance: `[B, T, P + T]`, query position minus key position.
+            key_positions: `[B, P + T]`.
+        """
+        if self.alibi_slopes is None:
+            return None
+        far = -distance if self.alibi_by_distance else key_positions[:, None, :]
+        return self.alibi_slopes.to(distance.device)[None, :, None, None] * far[:, None]
+
+    def attention_mask(self, full: Tensor, sliding: Tensor) -> Any:
+        """The masks of full and of sliding layers in the form that the forward takes them."""
+        if self.mask_by_type:
+            return {FULL: full, SLIDING: sliding}
+        if self.layered_mask:
+            layered = full.as_subclass(LayeredMask)
+            layered.sliding = sliding
+            return layered
+        return sliding
 
 
-def describe(hf: Any) -> Family:
-    """Reads a transformers causal LM's config and adapts its attention where it needs it.
+def family_named(model_type: str) -> Family:
+    """What is known of a family by its name."""
+    return FAMILIES.get(model_type) or Family(model_type)
+
+
+def family_of(hf: Any) -> Family:
+    """Describes a loaded transformers causal LM, and patches its attention where needed.
 
     Raises:
         UnsupportedModelError: for a family without plain attention keys and values.
     """
     config = hf.config.get_text_config()
-    kind = config.model_type
-    layers = int(config.num_hidden_layers)
-    layer_types, window, by_type = _windows(kind, config, layers)
-    slopes = None
-    if kind == "bloom":
-        slopes = _bloom_slopes(hf)
-    elif kind == "mpt":
-        slopes = _mpt_slopes(hf)
-    elif kind == "gpt_neo":
-        _adapt_gpt_neo(hf)
-    elif kind == "falcon" and config.alibi:
-        raise UnsupportedModelError(
-            "falcon models with ALiBi positions (falcon-rw) can't take an explicit mask; "
-            "expected rotary positions (alibi=False); use a falcon with rotary positions"
-        )
+    family = family_named(config.model_type)
+    layer_types, window, by_type = _layers(config)
     body = hf.get_decoder()
-    takes_positions = "position_ids" in inspect.signature(body.forward).parameters
-    return Family(
-        model_type=kind,
+    return replace(
+        family,
         layer_types=layer_types,
-        window=window,
-        by_type=by_type,
-        takes_positions=takes_positions,
-        cache_argument=_cache_argument(body),
-        slopes=slopes,
-        by_distance=kind == "mpt",
-        finish=_finisher(kind, config),
-        linear=getattr(config, "final_logit_softcapping", None) is None,
+        sliding_window=window,
+        mask_by_type=by_type,
+        takes_positions="position_ids" in inspect.signature(body.forward).parameters,
+        cache_argument=cache_argument(body),
+        alibi_slopes=family.patch(hf),
+        context_length=None if family.unlimited else _context_length(config),
+        finish_logits=_finisher(config, family.scales_logits),
+        linear_head=getattr(config, "final_logit_softcapping", None) is None,
     )
 
 
-def _cache_argument(module: Any) -> str:
-    """What a transformers module calls its cache: since transformers 5.24, `cache`."""
-    new = "cache" in inspect.signature(type(module).forward).parameters
-    return "cache" if new else "past_key_values"
-
-
-def _windows(kind: str, config: Any, layers: int) -> tuple[tuple[str, ...], int | None, bool]:
-    """Layer types, window in tokens, and whether masks are given by layer type."""
-    if kind == "gpt_neo":
-        names = {"global": "full_attention", "local": "sliding_attention"}
-        types = tuple(names[t] for t in config.attention_layers)
-        return types, config.window_size if "sliding_attention" in types else None, False
-    own_types: list[str] | None = getattr(config, "layer_types", None)
+def _layers(config: Any) -> tuple[tuple[str, ...], int | None, bool]:
+    """Layer types, window in tokens, and whether masks are passed by layer type."""
+    if hasattr(config, "attention_layers"):  # gpt_neo
+        types = tuple({"global": FULL, "local": SLIDING}[t] for t in config.attention_layers)
+        return types, config.window_size if SLIDING in types else None, False
+    listed: list[str] | None = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
-    if own_types is None:
-        every = "full_attention" if window is None else "sliding_attention"
-        return (every,) * layers, window, False
-    strange = set(own_types) - {"full_attention", "sliding_attention"}
-    if strange:
+    if listed is None:
+        every = FULL if window is None else SLIDING
+        return (every,) * int(config.num_hidden_layers), window, False
+    unknown = set(listed) - {FULL, SLIDING}
+    if unknown:
         raise UnsupportedModelError(
-            f"model type {kind!r} has layers of type {sorted(strange)}; expected full or "
-            "sliding attention, whose keys and values a soft prompt can join; use another model"
+            f"model type {config.model_type!r} has layers of type {sorted(unknown)}; expected full "
+            "or sliding attention, whose keys and values a soft prompt can join; use another model"
         )
-    sliding = "sliding_attention" in own_types
-    return tuple(own_types), window if sliding else None, sliding
+    return tuple(listed), window if SLIDING in listed else None, SLIDING in listed
 
 
-def _finisher(kind: str, config: Any) -> Callable[[Tensor], Tensor]:
-    """The scale and soft cap that a family's causal-LM head applies to its logits."""
+def _context_length(config: Any) -> int | None:
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # Beyond this length all keys are rotated by other frequencies, cached ones too.
+        return int(rope["original_max_position_embeddings"])
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(config, key, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _finisher(config: Any, scales: bool) -> Callable[[Tensor], Tensor]:
+    """The scale and soft cap that a family's causal-LM class applies to its logits."""
     divide = getattr(config, "logits_scaling", None)  # granite
-    multiply = None if kind == "mpt" else getattr(config, "logit_scale", None)  # cohere
+    multiply = getattr(config, "logit_scale", None) if scales else None  # cohere
     cap = getattr(config, "final_logit_softcapping", None)  # gemma2, gemma3
 
     def finish(logits: Tensor) -> Tensor:
@@ -144,100 +217,47 @@ def _finisher(kind: str, config: Any) -> Callable[[Tensor], Tensor]:
     return finish
 
 
-# gpt_neo ---------------------------------------------------------------------------------------
+# The table ---------------------------------------------------------------------------------------
 
 
-class LayeredMask(Tensor):
-    """A mask for full layers that carries the sliding layers' mask along.
-
-    GPT-Neo hands one mask to all layers and masks local ones by key index, which is wrong for
-    packed branches; its attention looks here instead.
-    """
-
-    sliding: Tensor
+def _unknown_words_and_links(tokenizer: Any) -> set[int]:
+    """Ids that CTRL's own program never samples (Keskar et al. 2019)."""
+    links = {i for token, i in tokenizer.get_vocab().items() if "http" in token}
+    return links | {tokenizer.unk_token_id} - {None}
 
 
-def _adapt_gpt_neo(hf: Any) -> None:
-    for block in hf.transformer.h:
-        attention = block.attn.attention
-        attention._attn = partial(_gpt_neo_attention, attention, attention._attn)
+# How CTRL's codes were trained to continue; all others are of Reddit, with title and text.
+_CTRL_TEMPLATES = {
+    "Books": "{code} {text}",
+    "Links": "{code} {url}",
+    "News": "{code} {text}",
+    "Questions": "{code} Q: {question} A: {answer}",
+    "Reviews": "{code} Rating: {1.0 to 5.0} {text}",
+    "Translation": "{code} English : {text} ; French : {text}",
+    "Wikipedia": "{code} {text}",
+    "multilingual": "{code} {text}",
+    "": "{code} Title: {title} Text: {text}",
+}
 
-
-def _gpt_neo_attention(
-    attention: Any,
-    native: Callable[..., tuple[Tensor, Tensor | None]],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Attention over an explicit mask (GPT-Neo does not scale by sqrt(head_dim))."""
-    if not isinstance(attention_mask, LayeredMask):
-        return native(query, key, value, attention_mask)
-    local = attention.attention_type == "local"
-    mask = attention_mask.sliding if local else attention_mask.as_subclass(Tensor)
-    out = scaled_dot_product_attention(
-        query.float(), key.float(), value.float(), attn_mask=mask.float(), scale=1.0
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family("bloom", patch=patch_bloom, unlimited=True),
+        Family(
+            "ctrl",
+            word_tokens=True,
+            banned_ids=_unknown_words_and_links,
+            codes_in_tokenizer=True,
+            code_templates=_CTRL_TEMPLATES,
+        ),
+        Family("falcon", patch=check_falcon),
+        Family("gpt_neo", patch=patch_gpt_neo, layered_mask=True),
+        Family(
+            "mpt",
+            patch=patch_mpt,
+            alibi_by_distance=True,
+            mask_in_cache=True,
+            scales_logits=False,
+        ),
     )
-    return out.to(value.dtype), None
-
-
-# ALiBi -----------------------------------------------------------------------------------------
-
-
-def _bloom_slopes(hf: Any) -> Tensor:
-    """BLOOM adds slope × key position; we add it in the mask, so its own tensor becomes zero."""
-    body = hf.get_decoder()
-    native = body.build_alibi_tensor
-
-    def build(attention_mask: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
-        if attention_mask.dim() != 4:
-            return native(attention_mask, num_heads, dtype=dtype)
-        rows = attention_mask.shape[0] * num_heads
-        return torch.zeros(rows, 1, 1, dtype=dtype, device=attention_mask.device)
-
-    body.build_alibi_tensor = build
-    one = torch.ones(1, 2, dtype=torch.long, device=hf.device)
-    return native(one, body.num_heads, dtype=torch.float32)[:, 0, 1].clone()
-
-
-def _mpt_slopes(hf: Any) -> Tensor:
-    """MPT adds its bias by key index inside each attention, which then takes ours instead."""
-    body = hf.get_decoder()
-    for block in body.blocks:
-        attention = block.attn
-        attention.forward = partial(
-            _mpt_attention, attention, attention.forward, _cache_argument(attention)
-        )
-    bias = body.build_mpt_alibi_tensor(body.num_heads, 2, device=hf.device)  # [heads, 1, 2]
-    return (bias[:, 0, 1] - bias[:, 0, 0]).float()
-
-
-def _mpt_attention(
-    attention: Any,
-    native: Callable[..., tuple[Tensor, Tensor | None]],
-    argument: str,
-    hidden_states: Tensor,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    cache = kwargs[argument]
-    mask = getattr(cache, "mask", None)
-    if mask is None:
-        return native(hidden_states, **kwargs)
-    batch, length, width = hidden_states.shape
-    mixed = attention.Wqkv(hidden_states)
-    if attention.clip_qkv:
-        mixed = mixed.clamp(min=-attention.clip_qkv, max=attention.clip_qkv)
-    query, key, value = (
-        t.view(batch, length, attention.n_heads, attention.head_dim).transpose(1, 2)
-        for t in mixed.chunk(3, dim=2)
-    )
-    key, value = cache.update(key, value, attention.layer_idx)
-    out = scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        scale=attention.softmax_scale or 1 / math.sqrt(key.shape[-1]),
-    )
-    return attention.out_proj(out.transpose(1, 2).reshape(batch, length, width)), None
+}

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from softlore.errors import ContextError, UnsupportedModelError
 from softlore.model import fingerprint as sketches
-from softlore.model.families import Family, LayeredMask, describe
+from softlore.model.families import family_of
 from softlore.model.kv_cache import KeysValues, KVCache, fill_cache, read_cache
 from softlore.model.language import LanguageModel
-from softlore.model.loading import DEFAULT_MODEL, context_length, leading_id, load
+from softlore.model.loading import DEFAULT_MODEL, leading_id, load
 from softlore.model.rotary import Rotary, rotary_of
 from softlore.model.verify import refusing, verify_forward
 
@@ -25,7 +25,7 @@ class FrozenModel(LanguageModel):
 
     Attributes:
         hf: the transformers model, in eval mode, all parameters frozen.
-        family: what differs by model family.
+        family: what is particular to its model family.
     """
 
     def __init__(self, hf: Any, tokenizer: Any, name: str = "model") -> None:
@@ -37,16 +37,14 @@ class FrozenModel(LanguageModel):
             self._set_up(hf)
 
     def _set_up(self, hf: Any) -> None:
-        self.family: Family = describe(hf)
-        self.model_type = self.family.model_type
+        self.family = family_of(hf)
         self._body = hf.get_decoder()
         self._embedding = hf.get_input_embeddings()
         self._head = hf.get_output_embeddings()
-        config = hf.config.get_text_config()
-        self.layers = int(config.num_hidden_layers)
+        self.layers = len(self.family.layer_types)
         self.width = int(self._embedding.weight.shape[1])
         self.vocab_size = int(self._embedding.weight.shape[0])
-        self.context_length = context_length(config)
+        self.context_length = self.family.context_length
         kept = self._native_keys_values([0], [0])
         self.kv_heads, self.head_dim = int(kept[0][0].shape[1]), int(kept[0][0].shape[3])
         self.takes_prefix = len({tuple(t.shape) for pair in kept for t in pair}) == 1
@@ -82,7 +80,7 @@ class FrozenModel(LanguageModel):
 
     @property
     def control_codes(self) -> Any:
-        source = self.tokenizer if self.model_type == "ctrl" else self.hf.config
+        source = self.tokenizer if self.family.codes_in_tokenizer else self.hf.config
         return getattr(source, "control_codes", None) or {}
 
     def _configured_eos(self) -> Sequence[int | None]:
@@ -118,7 +116,7 @@ class FrozenModel(LanguageModel):
         if self.family.takes_positions:
             arguments["position_ids"] = positions
         cache = None
-        if past is not None or keep or self.model_type == "mpt":
+        if past is not None or keep or self.family.mask_in_cache:
             cache = fill_cache(past, mask)
             arguments[self.family.cache_argument] = cache
         out = self._body(
@@ -130,33 +128,22 @@ class FrozenModel(LanguageModel):
 
     def _mask(self, positions: Tensor, key_positions: Tensor, visible: Tensor) -> Any:
         """Additive mask(s) `[B, 1 or heads, T, P + T]` in the form the family takes."""
-        family = self.family
+        window = self.family.sliding_window
         distance = positions[:, :, None] - key_positions[:, None, :]  # [B, T, P + T]
-        full = self._additive(visible, distance, key_positions)
-        if family.window is None:
+        bias = self.family.position_bias(distance, key_positions)
+        full = self._additive(visible, bias)
+        if window is None:
             return full
-        near = self._additive(visible & (distance < family.window), distance, key_positions)
-        if family.by_type:
-            return {"full_attention": full, "sliding_attention": near}
-        if family.model_type == "gpt_neo":
-            layered = full.as_subclass(LayeredMask)
-            layered.sliding = near
-            return layered
-        return near
+        return self.family.attention_mask(full, self._additive(visible & (distance < window), bias))
 
-    def _additive(self, visible: Tensor, distance: Tensor, key_positions: Tensor) -> Tensor:
-        lowest = torch.finfo(self.dtype).min
-        slopes = self.family.slopes
-        if slopes is None:
-            bias = torch.zeros((), dtype=self.dtype, device=visible.device)
-        else:  # ALiBi: slope × key position, or × minus the distance, which comes to the same
-            far = -distance if self.family.by_distance else key_positions[:, None, :]
-            bias = slopes.to(visible.device)[None, :, None, None] * far[:, None]
-        return torch.where(visible[:, None], bias.to(self.dtype), lowest)
+    def _additive(self, visible: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is None:
+            bias = torch.zeros((), device=visible.device)
+        return torch.where(visible[:, None], bias.to(self.dtype), torch.finfo(self.dtype).min)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `[R, vocab]`, float32, of flat hidden states `[R, hidden]`."""
-        return self.family.finish(self._head(hidden)).float()
+        return self.family.finish_logits(self._head(hidden)).float()
 
     # what prompts are made of ------------------------------------------------------------------
 

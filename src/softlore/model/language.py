@@ -13,6 +13,7 @@ import torch
 
 from softlore.errors import PromptMismatchError, UnsupportedModelError
 from softlore.model import fingerprint as sketches
+from softlore.model.families import Family
 from softlore.model.vocabulary import Vocabulary
 
 
@@ -22,7 +23,7 @@ class LanguageModel(ABC):
     Attributes:
         tokenizer: a transformers tokenizer.
         name: the name or path it was loaded by.
-        model_type: its family, as transformers calls it.
+        family: what is particular to its model family.
         width: columns of an embedding row, as the forward takes them.
         vocab_size: rows of its embedding table.
         layers, kv_heads, head_dim: the shape of a prefix.
@@ -35,7 +36,7 @@ class LanguageModel(ABC):
 
     tokenizer: Any
     name: str
-    model_type: str
+    family: Family
     width: int
     vocab_size: int
     layers: int
@@ -44,6 +45,11 @@ class LanguageModel(ABC):
     takes_prefix: bool
     context_length: int | None
     bos_id: int | None
+
+    @property
+    def model_type(self) -> str:
+        """The name of its family, as transformers (or llama.cpp) has it."""
+        return self.family.model_type
 
     @property
     @abstractmethod
@@ -95,8 +101,8 @@ class LanguageModel(ABC):
             head, length = self._word
             return self.decode([*head, *ids])[length:]
         text = str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
-        # CTRL's marks of a word that goes on are taken out by its tokenizer, but for the last.
-        return text.removesuffix("@@") if self.model_type == "ctrl" else text
+        # The tokenizer removes the "@@" after a word's beginning, except at the end.
+        return text.removesuffix("@@") if self.family.word_tokens else text
 
     @cached_property
     def _word(self) -> tuple[list[int], int]:
@@ -128,12 +134,8 @@ class LanguageModel(ABC):
 
     @cached_property
     def banned_ids(self) -> tuple[int, ...]:
-        """Ids that are never to be written: CTRL's unknown word and its links, as CTRL has it."""
-        if self.model_type != "ctrl":
-            return ()
-        vocabulary = self.tokenizer.get_vocab()
-        banned = {i for token, i in vocabulary.items() if "http" in token}
-        return tuple(sorted(banned | {self.tokenizer.unk_token_id} - {None}))
+        """Ids that are never to be generated."""
+        return tuple(sorted(self.family.banned_ids(self.tokenizer)))
 
     @cached_property
     def bracket_ids(self) -> tuple[int, ...]:
@@ -151,8 +153,7 @@ class LanguageModel(ABC):
     def vocabulary(self) -> Vocabulary:
         """What each token writes."""
         size = min(self.vocab_size, len(self.tokenizer))
-        joined = self.model_type == "ctrl"
-        return Vocabulary(self.tokenizer, size, self.eos_ids, joined)
+        return Vocabulary(self.tokenizer, size, self.eos_ids, self.family.word_tokens)
 
     # what prompts are compared with ------------------------------------------------------------
 

@@ -104,21 +104,6 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
     return resolved
 
 
-def context_length(config: Any) -> int | None:
-    """The most tokens that a model reads, or None where it has no end."""
-    if config.model_type == "bloom":  # ALiBi: `seq_length` is only what it was trained with
-        return None
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        # Past this length it turns every key otherwise, those in a cache or a prefix too.
-        return int(rope["original_max_position_embeddings"])
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        value = getattr(config, key, None)
-        if isinstance(value, int):
-            return value
-    return None
-
-
 def leading_id(tokenizer: Any) -> int | None:
     """BOS where the tokenizer itself puts one before a text, else None."""
     ids = tokenizer("a")["input_ids"]

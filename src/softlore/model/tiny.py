@@ -1,4 +1,4 @@
-"""Tiny random models of every proven family, for tests and for trying things out.
+"""Tiny random models of every tested family, for tests and for trying things out.
 
 `tiny_model("gemma2")` is a 32-wide model with a byte tokenizer; families with a sliding window
 have one of 8 tokens, so that a slipped window shows in a sequence of 20.
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from softlore.errors import ModelError
-from softlore.model.families import PROVEN
 from softlore.model.frozen import FrozenModel
 
 WINDOW = 8
@@ -120,7 +119,7 @@ def tiny_hf(family: str, seed: int = 0, **overrides: Any) -> Any:
 
     if family not in CONFIGS:
         raise ModelError(
-            f"no tiny model of family {family!r}; expected one of {', '.join(sorted(PROVEN))}"
+            f"no tiny model of family {family!r}; expected one of {', '.join(sorted(CONFIGS))}"
         )
     base = {"vocab_size": 264, "bos_token_id": 0, "eos_token_id": 0}
     config = AutoConfig.for_model(family, **(base | CONFIGS[family] | overrides))

@@ -71,7 +71,7 @@ def verify_forward(model: FrozenModel) -> None:
     Raises:
         UnsupportedModelError: when they differ.
     """
-    window = model.family.window or 0
+    window = model.family.sliding_window or 0
     n = min(window + 16 if 0 < window <= 64 else LENGTH, model.context_length or LENGTH)
     half = n // 2
     ids = torch.tensor(spread(model.vocab_size, n), device=model.device)

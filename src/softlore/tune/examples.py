@@ -95,7 +95,7 @@ def make_conditioning_examples(
         UnsupportedModelError: a mixture, and the model's logits are no linear function.
     """
     trees = conditioning_trees(model, conditionings[entry.name])
-    if len(trees) > 1 and not model.family.linear:
+    if len(trees) > 1 and not model.family.linear_head:
         raise UnsupportedModelError(
             f"{model.name!r} caps its logits, so that a mixture of heads can't be distilled; "
             "expected a single head of strength 1; give one, or use another model"

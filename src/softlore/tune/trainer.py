@@ -319,7 +319,7 @@ class WorldInfoTrainer:
         numel = prompt_shape(self.model, self.config.kind, self.config.n_tokens)
         family = self.model.family
         prefix = self.config.kind == "prefix"
-        sight = family.window if prefix and family.all_layers_slide else None
+        sight = family.sliding_window if prefix and family.all_layers_slide else None
         return TrainingEstimate(left, seconds, 4 * math.prod(numel), sight)
 
     def _waves(self) -> int:

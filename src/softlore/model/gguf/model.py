@@ -17,6 +17,7 @@ from torch import Tensor
 
 from softlore.errors import ModelError, PromptMismatchError, UnsupportedModelError
 from softlore.model import fingerprint as sketches
+from softlore.model.families import family_named
 from softlore.model.gguf.layout import Layout
 from softlore.model.gguf.library import llama
 from softlore.model.gguf.runner import LlamaCppContext, Tokens
@@ -84,7 +85,7 @@ class GGUFModel(LanguageModel):
 
     def _read_sizes(self, context_length: int | None) -> None:
         lib, handle = self._lib, self.handle
-        self.model_type = self._meta("general.architecture") or "unknown"
+        self.family = family_named(self._meta("general.architecture") or "unknown")
         if lib.llama_model_is_recurrent(handle) or lib.llama_model_is_hybrid(handle):
             raise UnsupportedModelError(
                 f"{self.name!r} ({self.model_type}) keeps no keys and values in all layers; "

@@ -48,7 +48,7 @@ def company_of(prompts: Sequence[SoftPrompt], model: FrozenModel) -> list[int]:
         PromptError: several, for a model in which they cannot stand so.
     """
     unique = {prompt.digest: prompt for prompt in prompts}
-    if len(unique) > 1 and (model.family.slides or model.rotary is None):
+    if len(unique) > 1 and (model.family.has_sliding_layers or model.rotary is None):
         names = ", ".join(repr(prompt.name) for prompt in unique.values())
         raise PromptError(
             f"{names} cannot stand side by side on vLLM with model type "
