@@ -409,7 +409,7 @@ def test_a_family_that_nobody_named_is_proven_as_it_loads(family, settings):
         (lambda: other_model("mamba", state_size=4), "layers of type ['linear_attention']"),
         (lambda: other_model("bert", is_decoder=True), "gives other logits"),
         (lambda: other_model("trocr", d_model=32, decoder_layers=2), "gives other logits"),
-        (lambda: other_model("modernbert-decoder"), "cannot be driven by embeddings"),
+        (lambda: other_model("modernbert-decoder"), "cannot be run on embeddings"),
         (lambda: tiny_hf("falcon", alibi=True), "falcon models with ALiBi"),
         (lambda: tiny_hf("gemma", use_bidirectional_attention=True), "as configured, gives other"),
     ],

@@ -171,10 +171,10 @@ def test_the_whole_tree_of_errors_is_one():
     "error", [TypeError("two\nlines"), KeyError("k"), RuntimeError()], ids=repr
 )
 def test_whatever_a_strange_model_raises_is_one_refusal(error):
-    with pytest.raises(UnsupportedModelError) as caught, verify.refusing("odd"):
+    with pytest.raises(UnsupportedModelError) as caught, verify.rejecting_unsupported("odd"):
         raise error
     told = str(caught.value)
-    assert told.startswith("model type 'odd' cannot be driven by embeddings, positions and masks")
+    assert told.startswith("model type 'odd' cannot be run on embeddings, positions and masks")
     assert type(error).__name__ in told
     assert "\n" not in told
     assert caught.value.__cause__ is error
@@ -182,8 +182,8 @@ def test_whatever_a_strange_model_raises_is_one_refusal(error):
 
 def test_spent_memory_is_no_fault_of_the_family():
     with (
-        pytest.raises(ModelError, match="does not fit the memory") as caught,
-        verify.refusing("big"),
+        pytest.raises(ModelError, match="does not fit into memory") as caught,
+        verify.rejecting_unsupported("big"),
     ):
         raise torch.OutOfMemoryError("tried to allocate 9 GiB")
     assert not isinstance(caught.value, UnsupportedModelError)
@@ -194,7 +194,7 @@ def test_a_model_that_does_not_heed_its_mask_is_refused():
     hf = tiny_hf("llama")
     body = hf.model.forward
     hf.model.forward = lambda **given: body(**given | {"attention_mask": None})
-    with pytest.raises(UnsupportedModelError, match="gives other logits through softlore's splice"):
+    with pytest.raises(UnsupportedModelError, match="other logits through softlore's forward"):
         FrozenModel(hf, byte_tokenizer())
 
 

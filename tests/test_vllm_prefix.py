@@ -10,7 +10,6 @@ from running import save_tiny_model, softlore
 from softlore import FrozenModel, SoftPrompt, logits
 from softlore.context import Node, Tree, splice
 from softlore.model.families import TESTED_FAMILIES
-from softlore.model.rotary import rotary_of
 from softlore.model.tiny import tiny_model
 from softlore.prompts.formats import vllm_prefix
 from softlore.vllm_connector.files import read, read_folder, side_by_side
@@ -54,8 +53,8 @@ def test_keys_that_are_turned_on_make_company_the_same(family, tmp_path):
 
 
 def test_positions_that_are_not_rotary_are_known():
-    assert all(rotary_of(tiny_model(family)) is None for family in TESTED_FAMILIES - set(ROTARY))
-    layouts = {rotary_of(tiny_model(family)).layout for family in ROTARY}
+    assert all(tiny_model(family).rotary is None for family in TESTED_FAMILIES - set(ROTARY))
+    layouts = {tiny_model(family).rotary.layout for family in ROTARY}
     assert layouts == {"halves", "neighbours"}
 
 

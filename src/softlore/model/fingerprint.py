@@ -1,8 +1,16 @@
-"""A numeric sketch of a model, so that a prompt knows the model it was made for.
+"""A numeric sketch of a model, by which a prompt recognizes the model it was made for.
 
-Sixty-four rows × sixteen columns of the input embeddings, at fixed places; for a prefix also
-sixteen columns of the last layer's keys of sixteen fixed ids. Compared within a tolerance: a
-quantized copy of the same model passes, another model does not.
+The weights themselves identify a model; a name, a config or a checksum does not, as the same model
+comes renamed, quantized or converted. So a prompt file stores a few numbers of the model and
+compares them within a tolerance:
+
+- `embeddings`: `ROWS` × `COLUMNS` values of the input embeddings, at rows and columns evenly spread
+  over the table, as the forward takes them (scaled, where the family scales them);
+- `keys` (prefix kind only): the keys of the last layer for `KEY_IDS` fixed ids, read as one text:
+  they depend on all layers, so fine-tuned models with the same embeddings differ here.
+
+In a file a sketch is `{"rows", "columns", "values"}`: the sizes of the table and base64 of float32,
+little-endian, row by row. Two sketches are compared by their relative error `‖a − b‖ / ‖a‖`.
 """
 
 from __future__ import annotations
@@ -17,41 +25,44 @@ from torch import Tensor
 from softlore.errors import PromptMismatchError
 
 ROWS, COLUMNS, KEY_IDS = 64, 16, 16
-TOLERANCE = 0.15  # relative error; 4-bit quantization stays near 0.1, another model is above 1
+TOLERANCE = 0.15  # relative error: 4-bit quantization stays near 0.1, another model is above 1
 
 
 def spread(total: int, count: int) -> list[int]:
-    """`count` indices evenly spread over `range(total)`, fixed for a given size."""
+    """`count` indices evenly spread over `range(total)`."""
     return [i * total // count for i in range(count)]
 
 
 def sketch(table: Tensor) -> dict[str, Any]:
-    """Picks evenly spread rows and columns of a `[rows, columns]` table, as JSON."""
+    """The sketch of a table `[rows, columns]`, as JSON."""
     rows = spread(table.shape[0], min(ROWS, table.shape[0]))
     columns = spread(table.shape[1], min(COLUMNS, table.shape[1]))
-    picked = table[rows][:, columns].detach().float().cpu().numpy().astype("<f4")
+    values = table[rows][:, columns].detach().float().cpu().numpy().astype("<f4")
     return {
         "rows": int(table.shape[0]),
         "columns": int(table.shape[1]),
-        "values": base64.b64encode(picked.tobytes()).decode("ascii"),
+        "values": base64.b64encode(values.tobytes()).decode("ascii"),
     }
 
 
 def embedding_sketch(embedding: torch.nn.Module) -> dict[str, Any]:
-    """Sketches the rows that the model's input embedding gives, scaled as it scales them."""
+    """The sketch of an input embedding, which is only called for the rows that it needs."""
     weight: Tensor = embedding.weight  # type: ignore[assignment]
     rows = torch.tensor(spread(weight.shape[0], ROWS), device=weight.device)
     with torch.no_grad():
         return sketch(embedding(rows)) | {"rows": int(weight.shape[0])}
 
 
-def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
-    """Relative error between two sketches; infinite where their shapes differ."""
-    if (ours["rows"], ours["columns"]) != (theirs.get("rows"), theirs.get("columns")):
+def difference(sketched: dict[str, Any], other: dict[str, Any]) -> float:
+    """The relative error between two sketches; infinite where their shapes differ.
+
+    `other` may come from a file, with anything in it.
+    """
+    if (sketched["rows"], sketched["columns"]) != (other.get("rows"), other.get("columns")):
         return float("inf")
-    a = np.frombuffer(base64.b64decode(ours["values"]), dtype="<f4")
+    a = np.frombuffer(base64.b64decode(sketched["values"]), dtype="<f4")
     try:
-        b = np.frombuffer(base64.b64decode(theirs["values"], validate=True), dtype="<f4")
+        b = np.frombuffer(base64.b64decode(other["values"], validate=True), dtype="<f4")
     except (KeyError, TypeError, ValueError):
         return float("inf")
     if a.shape != b.shape or not np.isfinite(b).all():
@@ -59,21 +70,26 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-12))
 
 
-def check(ours: dict[str, Any], theirs: dict[str, Any], prompt: str, model: str) -> None:
-    """Raises PromptMismatchError when `theirs` (a prompt's fingerprint) is of another model."""
-    for part, sketched in ours.items():
-        if not isinstance(theirs.get(part), dict):
+def check(expected: dict[str, Any], stored: dict[str, Any], prompt: str, model: str) -> None:
+    """Raises PromptMismatchError unless a prompt's fingerprint is that of a model.
+
+    Args:
+        expected: the model's fingerprint, a sketch for each part.
+        stored: the prompt's.
+        prompt, model: their names, for the message.
+    """
+    for part, sketched in expected.items():
+        if not isinstance(stored.get(part), dict):
             raise PromptMismatchError(
-                f"prompt {prompt!r} carries no sketch of its model's {part}, as one of another "
-                f"program; expected one to compare with {model!r}; if it was made for that model, "
-                "say so: prompt.made_for(model) (softlore convert FILE --model NAME), or pass "
+                f"prompt {prompt!r} carries no sketch of its model's {part}, as prompts of other "
+                f"programs; expected one to compare with {model!r}; if it was made for that model, "
+                "declare it: prompt.made_for(model) (softlore convert FILE --model NAME), or pass "
                 "check=False (--any-model)"
             )
-        error = difference(sketched, theirs[part])
-        if error > TOLERANCE:
-            size = theirs[part].get("columns")
+        if difference(sketched, stored[part]) > TOLERANCE:
             raise PromptMismatchError(
                 f"prompt {prompt!r} was made for another model (its {part} differ, width "
-                f"{size}); expected {model!r} (width {sketched['columns']}); load the model "
-                "it was made for, or pass check=False (--any-model) to use it all the same"
+                f"{stored[part].get('columns')}); expected {model!r} (width "
+                f"{sketched['columns']}); load the model it was made for, or pass check=False "
+                "(--any-model) to use it anyway"
             )

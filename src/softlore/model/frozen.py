@@ -16,8 +16,8 @@ from softlore.model.families import family_of
 from softlore.model.kv_cache import KeysValues, KVCache, fill_cache, read_cache
 from softlore.model.language import LanguageModel
 from softlore.model.loading import DEFAULT_MODEL, leading_id, load
-from softlore.model.rotary import Rotary, rotary_of
-from softlore.model.verify import refusing, verify_forward
+from softlore.model.rotary import SHIFT, Rotary, candidate_frequencies, find_rotary
+from softlore.model.verify import rejecting_unsupported, verify_forward
 
 
 class FrozenModel(LanguageModel):
@@ -33,7 +33,7 @@ class FrozenModel(LanguageModel):
         self.tokenizer = tokenizer
         self.name = name
         self.bos_id = leading_id(tokenizer)
-        with refusing(hf.config.model_type):
+        with rejecting_unsupported(hf.config.model_type):
             self._set_up(hf)
 
     def _set_up(self, hf: Any) -> None:
@@ -163,7 +163,7 @@ class FrozenModel(LanguageModel):
         Raises:
             UnsupportedModelError: when this model takes no prefix.
         """
-        self._expect_prefix()
+        self.check_takes_prefix()
         length, n = len(ids), len(ids) if n_tokens is None else n_tokens
         if not 1 <= n <= length:
             raise ContextError(
@@ -190,8 +190,13 @@ class FrozenModel(LanguageModel):
 
     @cached_property
     def rotary(self) -> Rotary | None:
-        """How keys are turned by position; None where they are not (see `model.rotary`)."""
-        return rotary_of(self)
+        """How keys are rotated by position; None where they are not (see `model.rotary`)."""
+        ids = list(range(3, min(11, self.vocab_size)))
+        near, far = (
+            [key[0].float().cpu() for key, _ in self._native_keys_values(ids, [*positions])]
+            for positions in (range(len(ids)), range(SHIFT, SHIFT + len(ids)))
+        )
+        return find_rotary(near, far, candidate_frequencies(self.hf, self.head_dim))
 
     def _sketched(self, kind: str) -> dict[str, Any]:
         parts = {"embeddings": sketches.embedding_sketch(self._embedding)}

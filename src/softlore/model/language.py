@@ -1,4 +1,4 @@
-"""LanguageModel: what composing, writing and serving must know of a model, whatever runs it."""
+"""LanguageModel: tokenizer, sizes and fingerprint of a model, whichever program runs it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from softlore.model.vocabulary import Vocabulary
 
 
 class LanguageModel(ABC):
-    """A model by its tokenizer, its sizes and its fingerprint; only ever read, never trained.
+    """A frozen model as composing, decoding and serving see it.
 
     Attributes:
         tokenizer: a transformers tokenizer.
         name: the name or path it was loaded by.
         family: what is particular to its model family.
-        width: columns of an embedding row, as the forward takes them.
+        width: columns of an embedding row, as the forward takes it.
         vocab_size: rows of its embedding table.
         layers, kv_heads, head_dim: the shape of a prefix.
         takes_prefix: False where keys and values differ in shape, so that only embedding
             prompts can be made.
-        context_length: the most tokens it can read, or None where it has no end.
+        context_length: the most tokens that it can read, or None where there is no limit.
         bos_id: the token that its tokenizer puts before every text, or None.
-        device, dtype: where soft prompts go, and as what.
+        device, dtype: of the soft prompts that it reads.
     """
 
     tokenizer: Any
@@ -62,33 +62,34 @@ class LanguageModel(ABC):
     @property
     @abstractmethod
     def control_codes(self) -> Any:
-        """Ids of the codes that it was trained with, by name, as its files have them: unchecked."""
+        """Ids of its control codes by name, as its files have them, unchecked."""
 
     @abstractmethod
     def _sketched(self, kind: str) -> dict[str, Any]:
-        """The sketch of `fingerprint`, made anew."""
+        """Computes `fingerprint`."""
 
     def __repr__(self) -> str:
-        own = type(self).__name__
-        return f"{own}({self.name!r}, {self.model_type}, {self.dtype}, {self.device})"
+        details = f"{self.name!r}, {self.model_type}, {self.dtype}, {self.device}"
+        return f"{type(self).__name__}({details})"
 
     # text and ids ------------------------------------------------------------------------------
 
     def encode(self, text: str, inside: bool = False) -> list[int]:
         """Token ids of `text`, without special tokens.
 
-        `inside`: the text goes on from other text, so that no space is put before it (as the
-        tokenizers of Llama 2 and Mistral do).
+        Args:
+            inside: the text continues other text, so no space is put before it (as the tokenizers
+                of Llama 2 and Mistral put).
         """
-        if inside and text and self._spaces:
-            head = self._ids("\n")
+        if inside and text and self._adds_space:
+            newline = self._ids("\n")
             ids = self._ids("\n" + text)
-            if ids[: len(head)] == head:
-                return ids[len(head) :]
+            if ids[: len(newline)] == newline:
+                return ids[len(newline) :]
         return self._ids(text)
 
     @cached_property
-    def _spaces(self) -> bool:
+    def _adds_space(self) -> bool:
         """Whether the tokenizer puts a space before a text."""
         return self._ids("\na") != self._ids("\n") + self._ids("a")
 
@@ -96,28 +97,28 @@ class LanguageModel(ABC):
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def decode(self, ids: Sequence[int], inside: bool = False) -> str:
-        """The text of ids; `inside`: it goes on from other text, and may begin with a space."""
+        """The text of ids; `inside`: it continues other text, and may begin with a space."""
         if inside:
-            head, length = self._word
-            return self.decode([*head, *ids])[length:]
+            word, length = self._word
+            return self.decode([*word, *ids])[length:]
         text = str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
         # The tokenizer removes the "@@" after a word's beginning, except at the end.
         return text.removesuffix("@@") if self.family.word_tokens else text
 
     @cached_property
     def _word(self) -> tuple[list[int], int]:
-        """The ids of a word to go on from, and how long its text is."""
+        """The ids of a word for text to continue, and the length of its text."""
         ids = self._ids("a")
         return ids, len(self.decode(ids))
 
     @property
     def bos(self) -> list[int]:
-        """The ids that head every context: one BOS, or nothing."""
+        """The ids at the start of every context: one BOS, or none."""
         return [] if self.bos_id is None else [self.bos_id]
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Ids that random filler must never hold."""
+        """Ids that random filler must not contain."""
         return frozenset(self.tokenizer.all_special_ids) | frozenset(
             self.tokenizer.get_added_vocab().values()
         )
@@ -129,7 +130,7 @@ class LanguageModel(ABC):
         return frozenset(i for i in ids if i is not None)
 
     def _configured_eos(self) -> Sequence[int | None]:
-        """Ids that its files say end a text, besides the tokenizer's own."""
+        """Ids that end a text according to its files, besides the tokenizer's EOS."""
         return ()
 
     @cached_property
@@ -139,28 +140,28 @@ class LanguageModel(ABC):
 
     @cached_property
     def bracket_ids(self) -> tuple[int, ...]:
-        """Ids whose text holds a square bracket."""
+        """Ids whose text contains a square bracket."""
         ids = range(min(self.vocab_size, len(self.tokenizer)))
         return tuple(i for i in ids if re.search(r"[\[\]]", self.decode([i])))
 
     @cached_property
     def ordinary_ids(self) -> list[int]:
-        """Ids that the tokenizer has and ordinary text may hold, in order."""
-        barred = self.special_ids | set(self.banned_ids)
-        return [i for i in range(min(self.vocab_size, len(self.tokenizer))) if i not in barred]
+        """Ids of the tokenizer that ordinary text may contain, in order."""
+        excluded = self.special_ids | set(self.banned_ids)
+        return [i for i in range(min(self.vocab_size, len(self.tokenizer))) if i not in excluded]
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """What each token writes."""
+        """The text of each token."""
         size = min(self.vocab_size, len(self.tokenizer))
         return Vocabulary(self.tokenizer, size, self.eos_ids, self.family.word_tokens)
 
-    # what prompts are compared with ------------------------------------------------------------
+    # fingerprints -----------------------------------------------------------------------------
 
     def fingerprint(self, kind: str) -> dict[str, Any]:
         """The numeric sketch that a prompt of this kind carries (see `model.fingerprint`).
 
-        Made once, as the weights never change; not to be changed by who gets it.
+        Computed once, as the weights never change. Callers must not modify it.
         """
         if kind not in self._fingerprints:
             self._fingerprints[kind] = self._sketched(kind)
@@ -176,7 +177,8 @@ class LanguageModel(ABC):
     def check_prompt(self, prompt: Any, any_model: bool = False) -> None:
         """Raises PromptMismatchError when a SoftPrompt was made for another model.
 
-        `any_model`: it is enough that its shape fits.
+        Args:
+            any_model: check the shape only.
         """
         shape = prompt_shape(self, prompt.kind, len(prompt))
         tensor = prompt.embeddings if prompt.kind == "embedding" else prompt.key_values
@@ -193,18 +195,19 @@ class LanguageModel(ABC):
     def _fingerprints(self) -> dict[str, dict[str, Any]]:
         return {}
 
-    def _expect_prefix(self) -> None:
+    def check_takes_prefix(self) -> None:
+        """Raises UnsupportedModelError where `takes_prefix` is False."""
         if not self.takes_prefix:
             raise UnsupportedModelError(
-                f"model type {self.model_type!r} keeps keys and values of different shapes, "
+                f"model type {self.model_type!r} caches keys and values of different shapes, "
                 "which no prefix prompt can hold; expected one shape for all layers; use "
                 "kind='embedding'"
             )
 
 
 def prompt_shape(model: LanguageModel, kind: str, n_tokens: int) -> tuple[int, ...]:
-    """The shape of a soft prompt's tensor for a model."""
+    """The shape of a soft prompt's tensor for a model; rejects a prefix where it takes none."""
     if kind == "embedding":
         return (n_tokens, model.width)
-    model._expect_prefix()
+    model.check_takes_prefix()
     return (model.layers, 2, model.kv_heads, n_tokens, model.head_dim)

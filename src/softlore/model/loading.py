@@ -1,4 +1,4 @@
-"""Finding a model and its tokenizer, and reading off what their files say."""
+"""Loads a model and its tokenizer by hub id, folder or name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_MODEL = "storyteller"
 def load(
     name: str, dtype: torch.dtype | str | None, device: torch.device | str | None
 ) -> tuple[Any, Any]:
-    """A transformers causal LM and its tokenizer, by hub id, folder or `"storyteller"`.
+    """Loads a transformers causal LM and its tokenizer, by hub id, folder or `"storyteller"`.
 
     Raises:
         ModelError: when there is no such model, device or dtype, or it can't be read.
@@ -42,7 +42,7 @@ def load(
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model, without its weights.
+    """Loads the tokenizer of a model, without its weights.
 
     Raises:
         ModelError: when there is no such model.
@@ -60,7 +60,7 @@ def load_tokenizer(name: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bar of transformers' own while a model loads."""
+    """Hides transformers' progress bar."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -73,7 +73,7 @@ def _quiet() -> Iterator[None]:
 
 
 def locate(name: str) -> str:
-    """Where transformers finds a model: `"storyteller"` lies inside the package."""
+    """The path or hub id for transformers; `"storyteller"` lies inside the package."""
     if name == DEFAULT_MODEL and not Path(name).is_dir():
         from softlore import storyteller
 
@@ -89,7 +89,7 @@ def _device(device: torch.device | str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(
             f"device {str(device)!r} can't be used ({first_line(error)}); expected cpu, cuda "
-            "or another that torch reaches here; leave it out to have one chosen"
+            "or another device that torch supports here; leave it out to have one chosen"
         ) from error
 
 
@@ -105,7 +105,7 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
 
 
 def leading_id(tokenizer: Any) -> int | None:
-    """BOS where the tokenizer itself puts one before a text, else None."""
+    """The BOS id where the tokenizer itself puts one before a text, else None."""
     ids = tokenizer("a")["input_ids"]
     bos = tokenizer.bos_token_id
     return bos if ids and bos is not None and ids[0] == bos else None

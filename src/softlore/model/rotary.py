@@ -1,25 +1,30 @@
-"""How a model turns its keys by position: found out by trying, layer by layer.
+"""Finds how a model rotates its keys by position: column layout and frequencies of each layer.
 
-Prefixes that stand side by side on other engines take positions of their own there, so that their
-keys must be turned on (see `vllm_connector.files`).
+Several prefixes side by side take positions of their own on other engines, so their keys have to
+be rotated to those positions (see `vllm_connector.files`). transformers has no common interface to
+a model's rotation, so it is found by trial: the same ids are read from position 0 and from position
+`SHIFT`. With relative positions all hidden states are the same both times, and the keys differ by
+the rotation alone:
+
+    far[layer] == rotate(near[layer], inv_freq × SHIFT, layout)      [kv_heads, n, head_dim]
+
+For each layout, every layer takes the first of the candidate frequencies (see
+`candidate_frequencies`) for which that holds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from softlore.vllm_connector.files import rotated
 
-if TYPE_CHECKING:
-    from softlore.model.frozen import FrozenModel
-
-APART = 7  # positions between the two readings that are compared
-SAME = 0.02  # of the largest key: bfloat16 rounds to some hundredths
-LAYOUTS = ("halves", "neighbours")
+SHIFT = 7  # positions between the two readings
+TOLERANCE = 0.02  # of the largest key: bfloat16 rounds to some hundredths
+LAYOUTS = ("halves", "neighbours")  # which columns rotate together, see `rotated`
 
 
 @dataclass(frozen=True)
@@ -27,61 +32,57 @@ class Rotary:
     """The rotation of every layer.
 
     Attributes:
-        layout: which columns turn together, see `rotated`.
-        inv_freq: `[layers, pairs]`, radians a position.
+        layout: one of `LAYOUTS`.
+        inv_freq: `[layers, pairs]`, radians per position.
     """
 
     layout: str
     inv_freq: Tensor
 
 
-@torch.no_grad()
-def rotary_of(model: FrozenModel) -> Rotary | None:
-    """The model's rotation; None where its positions are not rotary, or its layers differ."""
-    ids = list(range(3, min(11, model.vocab_size)))
-    near, far = _keys(model, ids, 0), _keys(model, ids, APART)
-    candidates = _candidates(model)
+def find_rotary(near: list[Tensor], far: list[Tensor], candidates: list[Tensor]) -> Rotary | None:
+    """The rotation between two readings of the same ids.
+
+    Args:
+        near: keys `[kv_heads, n, head_dim]` of each layer, read from position 0.
+        far: the same, read from position `SHIFT`.
+        candidates: frequencies to try, each `[pairs]`.
+
+    Returns:
+        None where positions are not rotary, or where layers rotate different numbers of columns.
+    """
     for layout in LAYOUTS:
-        found = [_fitting(candidates, a, b, layout) for a, b in zip(near, far, strict=True)]
-        fitting = [one for one in found if one is not None]
-        if len(fitting) == len(found) and len({len(one) for one in fitting}) == 1:
-            return Rotary(layout, torch.stack(fitting))
+        layers = [_matching(candidates, a, b, layout) for a, b in zip(near, far, strict=True)]
+        matched = [inv_freq for inv_freq in layers if inv_freq is not None]
+        if len(matched) == len(layers) and len({len(inv_freq) for inv_freq in matched}) == 1:
+            return Rotary(layout, torch.stack(matched))
     return None
 
 
-def _keys(model: FrozenModel, ids: list[int], start: int) -> list[Tensor]:
-    """Keys `[kv_heads, n, head_dim]` of each layer, of a text that starts at a position.
+def candidate_frequencies(hf: Any, head_dim: int) -> list[Tensor]:
+    """Every `inv_freq` buffer of a model, then the usual frequencies of base 10000.
 
-    Positions that only say how far things are from each other leave all else as it was.
+    The latter are for models that keep a table of sines instead (GPT-J), over `rotary_dim` columns
+    or all of `head_dim`.
     """
-    rows = model.embed_ids(ids)[None]
-    positions = torch.arange(start, start + len(ids), device=model.device)[None]
-    visible = torch.ones(1, len(ids), len(ids), dtype=torch.bool, device=model.device).tril()
-    kept = model.hidden(rows, positions, visible, keep=True)[1] or []
-    return [key[0].float().cpu() for key, _ in kept]
-
-
-def _candidates(model: FrozenModel) -> list[Tensor]:
-    """Frequencies that the model names, and those of models that keep a table of sines instead."""
-    found = [
+    candidates = [
         buffer.float().cpu()
-        for name, buffer in model.hf.named_buffers()
+        for name, buffer in hf.named_buffers()
         if name.endswith("inv_freq") and "original" not in name and buffer.dim() == 1
     ]
-    config = model.hf.config.get_text_config()
-    for width in {getattr(config, "rotary_dim", None), model.head_dim}:
-        if width:
-            found.append(1.0 / 10000 ** (torch.arange(0, width, 2) / width))
-    return found
+    rotary_dim = getattr(hf.config.get_text_config(), "rotary_dim", None)
+    for width in {rotary_dim or head_dim, head_dim}:
+        candidates.append(1.0 / 10000 ** (torch.arange(0, width, 2) / width))
+    return candidates
 
 
-def _fitting(candidates: list[Tensor], near: Tensor, far: Tensor, layout: str) -> Tensor | None:
-    """The frequencies that turn the near keys into the far ones."""
-    scale = float(near.abs().max())
+def _matching(candidates: list[Tensor], near: Tensor, far: Tensor, layout: str) -> Tensor | None:
+    """The frequencies that rotate the near keys onto the far ones."""
+    tolerance = TOLERANCE * float(near.abs().max())
     for inv_freq in candidates:
         if 2 * len(inv_freq) > near.shape[-1]:
             continue
-        turned = rotated(near[None], (inv_freq * APART)[None], layout)[0]
-        if torch.allclose(turned, far, atol=SAME * scale, rtol=0):
+        turned = rotated(near[None], (inv_freq * SHIFT)[None], layout)[0]
+        if torch.allclose(turned, far, atol=tolerance, rtol=0):
             return inv_freq
     return None

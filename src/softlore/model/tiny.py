@@ -1,7 +1,7 @@
-"""Tiny random models of every tested family, for tests and for trying things out.
+"""Tiny random models of every tested family, for tests and examples.
 
 `tiny_model("gemma2")` is a 32-wide model with a byte tokenizer; families with a sliding window
-have one of 8 tokens, so that a slipped window shows in a sequence of 20.
+have one of 8 tokens, so that a wrong window shows in a sequence of 20.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LLAMA: dict[str, Any] = {
 _GEMMA = _LLAMA | {"head_dim": 8}
 _GPT2 = {"n_embd": _WIDTH, "n_layer": _LAYERS, "n_head": _HEADS, "n_positions": _POSITIONS}
 
-# What each family's config needs on top of a vocabulary.
+# What each family's config needs besides a vocabulary.
 CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": _GPT2,
     "gpt_neo": {
@@ -95,7 +95,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def byte_tokenizer(bos: bool = False) -> Any:
-    """A tokenizer with a token a byte and `<|endoftext|>`; `bos`: put it before every text."""
+    """A tokenizer with a token per byte and `<|endoftext|>`; `bos`: put that before every text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -114,7 +114,7 @@ def byte_tokenizer(bos: bool = False) -> Any:
 
 
 def tiny_hf(family: str, seed: int = 0, **overrides: Any) -> Any:
-    """A random transformers model of `family`, with weights large enough that places matter."""
+    """A random transformers model of `family`, with weights large enough that positions matter."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if family not in CONFIGS:
@@ -135,5 +135,5 @@ def tiny_hf(family: str, seed: int = 0, **overrides: Any) -> Any:
 
 
 def tiny_model(family: str = "llama", seed: int = 0, bos: bool = False) -> FrozenModel:
-    """A random FrozenModel of `family` that answers in milliseconds."""
+    """A random FrozenModel of `family` that runs in milliseconds."""
     return FrozenModel(tiny_hf(family, seed), byte_tokenizer(bos), f"tiny-{family}")

@@ -1,43 +1,65 @@
-"""Proof, when a model is loaded, that it gives its own logits through softlore's door.
+"""Verifies that a loaded model gives its own logits through softlore's forward.
 
-Families are told apart by name, but one setting can change what a family does, and families
-nobody thought of come every month. So every model is tried on a tree before anything is built
-on it: none is silently wrong, and what cannot be driven is refused in one line.
+A family's quirks are known by its name (`families.py`), but one setting can change what a family
+does, and new families appear every month. So each model is run on a small tree when it is loaded,
+and rejected if its logits do not match: no model is silently wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from softlore.errors import ModelError, SoftloreError, UnsupportedModelError
+from softlore.model.families import Family
 from softlore.model.fingerprint import spread
-from softlore.model.kv_cache import KVCache
+from softlore.model.kv_cache import KeysValues, KVCache
 
-if TYPE_CHECKING:
-    from softlore.model.frozen import FrozenModel
+LENGTH = 24  # tokens of trunk and branch; with a short window, enough to leave it
+LIMITS = {torch.float32: 1e-3, torch.float64: 1e-3}  # RMS error / standard deviation of the logits
+LOOSE_LIMIT = 0.2  # in 16 bits and below: rounding stays under 0.1, a wrong mask is above 1
 
-LENGTH = 24  # tokens of trunk and branch; more where a short window would not show
-LIMITS = {torch.float32: 1e-3, torch.float64: 1e-3}  # error, in spreads of the logits
-LOOSE = 0.2  # in 16 bits and below: rounding stays under 0.1, a wrong mask is above 1
+
+class VerifiedModel(Protocol):
+    """What is verified: see `FrozenModel`."""
+
+    hf: Any
+    family: Family
+    vocab_size: int
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def embed_ids(self, ids: Tensor) -> Tensor: ...
+
+    def hidden(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        past: KVCache | None = None,
+        keep: bool = False,
+    ) -> tuple[Tensor, KeysValues | None]: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
 
 
 @contextmanager
-def refusing(model_type: str) -> Iterator[None]:
-    """Turns whatever a strange model raises into one clear refusal."""
+def rejecting_unsupported(model_type: str) -> Iterator[None]:
+    """Turns whatever an unsupported model raises into an UnsupportedModelError of one line."""
     try:
         yield
     except SoftloreError:
         raise
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"a model of type {model_type!r} does not fit the memory ({first_line(error)}); "
-            "expected room for its weights and a little more; load it with a smaller dtype, or a "
-            "smaller model"
+            f"a model of type {model_type!r} does not fit into memory ({first_line(error)}); "
+            "expected room for its weights and a little more; use a smaller dtype, or a smaller "
+            "model"
         ) from error
     except (
         ArithmeticError,
@@ -50,60 +72,66 @@ def refusing(model_type: str) -> Iterator[None]:
         ValueError,
     ) as error:
         raise UnsupportedModelError(
-            f"model type {model_type!r} cannot be driven by embeddings, positions and masks "
+            f"model type {model_type!r} cannot be run on embeddings, positions and masks "
             f"({type(error).__name__}: {first_line(error)}); expected a decoder with plain "
             "attention; use another model"
         ) from error
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message (with the next if it announces that), or its type."""
+    """The first line of an error's message (two where it ends in a colon), or its type."""
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 @torch.no_grad()
-def verify_forward(model: FrozenModel) -> None:
-    """Compares the model's logits with those through the door, on a trunk with two branches.
+def verify_forward(model: VerifiedModel) -> None:
+    """Compares logits of transformers' own forward with those of `model.hidden`.
 
-    Once packed in one row, and once with the trunk's keys and values handed on.
+    Both read a trunk with two branches, `[trunk, a]` and `[trunk, b]`. transformers reads them as
+    two rows; `hidden` reads them packed into one row, then with the trunk in the cache:
+
+        positions   0 … half-1 | half … n-1 | half … n-1
+        tokens        trunk    |  branch a  |  branch b      b does not see a
 
     Raises:
-        UnsupportedModelError: when they differ.
+        UnsupportedModelError: the logits do not match.
     """
-    window = model.family.sliding_window or 0
-    n = min(window + 16 if 0 < window <= 64 else LENGTH, model.context_length or LENGTH)
+    window, most = model.family.sliding_window or 0, model.family.context_length or LENGTH
+    n = min(window + 16 if 0 < window <= 64 else LENGTH, most)
     half = n // 2
-    ids = torch.tensor(spread(model.vocab_size, n), device=model.device)
+    ids = torch.tensor(spread(model.vocab_size, n), device=model.hf.device)
     branches = torch.stack([ids[half:].flip(0), ids[half:]])
     rows = torch.cat([ids[:half].expand(2, -1), branches], dim=1)  # [2, n]
     expected = model.hf(input_ids=rows).logits.float()[:, half:].flatten(0, 1)
-    spread_of_logits = expected.std().clamp(min=1e-6)
-    limit = LIMITS.get(model.dtype, LOOSE)
-    for hidden in _through_the_door(model, ids[:half], branches):
-        error = (model.logits(hidden) - expected).square().mean().sqrt() / spread_of_logits
+    deviation = expected.std().clamp(min=1e-6)
+    limit = LIMITS.get(model.dtype, LOOSE_LIMIT)
+    for hidden in _branch_states(model, ids[:half], branches):
+        error = (model.logits(hidden) - expected).square().mean().sqrt() / deviation
         if not error < limit:
             raise UnsupportedModelError(
                 f"model type {model.family.model_type!r}, as configured, gives other logits "
-                f"through softlore's splice than by itself (error {float(error):.2g} of their "
-                f"spread, expected below {limit}); use another model"
+                f"through softlore's forward than by itself (error {float(error):.2g} of their "
+                f"standard deviation, expected below {limit}); use another model"
             )
 
 
-def _through_the_door(model: FrozenModel, trunk: Tensor, branches: Tensor) -> Iterator[Tensor]:
-    """Hidden states of both branches in a row, first packed, then under the trunk's cache."""
+def _branch_states(model: VerifiedModel, trunk: Tensor, branches: Tensor) -> Iterator[Tensor]:
+    """Hidden states `[2 · (n - half), hidden]` of both branches: packed, then cached."""
     half, n = len(trunk), len(trunk) + branches.shape[1]
-    device = model.device
+    device = trunk.device
     rows = model.embed_ids(torch.cat([trunk, branches.flatten()])[None])
-    places = torch.arange(n, device=device)[None]
-    places = torch.cat([places, places[:, half:]], dim=1)
-    total = places.shape[1]
-    seen = torch.ones(1, total, total, dtype=torch.bool, device=device).tril()
-    seen[:, n:, half:n] = False  # the second branch does not see the first
-    packed, _ = model.hidden(rows, places, seen)
+    positions = torch.arange(n, device=device)[None]
+    positions = torch.cat([positions, positions[:, half:]], dim=1)
+    total = positions.shape[1]
+    visible = torch.ones(1, total, total, dtype=torch.bool, device=device).tril()
+    visible[:, n:, half:n] = False  # the second branch does not see the first
+    packed, _ = model.hidden(rows, positions, visible)
     yield packed[0, half:]
-    head = rows[:, :half], places[:, :half], seen[:, :half, :half]
-    kept = model.hidden(*head, keep=True)[1] or []
-    past = KVCache(kept, places[:, :half], torch.ones(1, half, dtype=torch.bool, device=device))
-    tail, _ = model.hidden(rows[:, half:], places[:, half:], seen[:, half:], past)
-    yield tail[0]
+
+    trunk_only = rows[:, :half], positions[:, :half], visible[:, :half, :half]
+    pairs = model.hidden(*trunk_only, keep=True)[1] or []
+    all_visible = torch.ones(1, half, dtype=torch.bool, device=device)
+    past = KVCache(pairs, positions[:, :half], all_visible)
+    cached, _ = model.hidden(rows[:, half:], positions[:, half:], visible[:, half:], past)
+    yield cached[0]

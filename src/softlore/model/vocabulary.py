@@ -1,4 +1,4 @@
-"""What each token of a vocabulary writes, so that tokens can be found by text."""
+"""The text of each token of a vocabulary, so that tokens can be looked up by text."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Vocabulary:
-    """The tokens of a tokenizer by what they write, whatever its case.
+    """The tokens of a tokenizer by their text, ignoring case.
 
-    Texts are casefolded, a character by itself, so that the text of a run of tokens is their
-    texts side by side. A token may also be a part of a character; bytes that make no character
-    are left out, as in what is told of a text.
+    Texts are casefolded, each character by itself, so that the text of a run of tokens is the
+    concatenation of theirs. A token may also be a part of a character; bytes that make no
+    character are left out, as when text is decoded.
 
     Attributes:
-        texts: what each token writes that comes by itself; nothing for a part of a character.
-        parts: ids that may end a character which the tokens before them began.
-        start: what stands before the first token (CTRL puts a space between words).
+        texts: the text of each token by itself; empty for a part of a character.
+        parts: ids that may complete a character which the tokens before them began.
+        start: the text before the first token (CTRL puts a space between words).
     """
 
     def __init__(
-        self, tokenizer: Any, size: int, silent: Collection[int] = (), joined: bool = False
+        self, tokenizer: Any, size: int, silent: Collection[int] = (), words: bool = False
     ) -> None:
         """Reads a tokenizer.
 
         Args:
             tokenizer: a transformers tokenizer.
-            size: how many ids there are.
-            silent: ids that write nothing, such as the end of the text.
-            joined: tokens are words and beginnings of words, as CTRL's.
+            size: the number of ids.
+            silent: ids without text, such as the end of the text.
+            words: tokens are words and beginnings of words (`Family.word_tokens`).
         """
-        written = _words(tokenizer, size) if joined else _bytes(tokenizer, size)
-        self._bytes = [b"" if i in silent else one for i, one in enumerate(written)]
-        self.start = " " if joined else ""
-        self.texts = [_told(one) for one in self._bytes]
-        self.parts = [i for i, one in enumerate(self._bytes) if one and one[0] & 0xC0 == 0x80]
+        token_bytes = _words(tokenizer, size) if words else _bytes(tokenizer, size)
+        self._bytes = [b"" if i in silent else token for i, token in enumerate(token_bytes)]
+        self.start = " " if words else ""
+        self.texts = [_folded(token) for token in self._bytes]
+        self.parts = [i for i, token in enumerate(self._bytes) if token and _is_part(token)]
         self._sorted = sorted((text, i) for i, text in enumerate(self.texts) if text)
 
     def text(self, ids: Sequence[int], least: int) -> tuple[str, bytes]:
-        """The end of a text, `least` characters or all, and the bytes of a character begun."""
+        """The end of a text, at least `least` characters of it, and the bytes of a partial one."""
         count = least
         while True:
             run = [self._bytes[i] for i in ids[-count:] if i < len(self._bytes)]
@@ -55,61 +55,66 @@ class Vocabulary:
                 return text, decoder.getstate()[0]
             count *= 2
 
-    def holding(self, text: str) -> list[int]:
-        """Ids whose text holds `text` anywhere."""
-        wanted = text.casefold()
-        return [i for i, one in enumerate(self.texts) if wanted in one]
+    def containing(self, text: str) -> list[int]:
+        """Ids whose text contains `text`."""
+        folded = text.casefold()
+        return [i for i, token in enumerate(self.texts) if folded in token]
 
-    def beginning(self, text: str) -> list[int]:
-        """Ids whose text begins with `text`, which is casefolded."""
-        found = []
+    def starting_with(self, text: str) -> list[int]:
+        """Ids whose text starts with `text`, which is casefolded."""
+        ids = []
         at = bisect_left(self._sorted, (text, -1))
         while at < len(self._sorted) and self._sorted[at][0].startswith(text):
-            found.append(self._sorted[at][1])
+            ids.append(self._sorted[at][1])
             at += 1
-        return found
+        return ids
 
-    def mended(self, begun: bytes) -> list[tuple[int, str]]:
-        """The ids of `parts` with what they write after bytes that began a character."""
-        return [(i, _told(begun + self._bytes[i])) for i in self.parts]
+    def completions(self, partial: bytes) -> list[tuple[int, str]]:
+        """The ids of `parts`, with their text after the bytes of a partial character."""
+        return [(i, _folded(partial + self._bytes[i])) for i in self.parts]
 
 
-def _told(written: bytes) -> str:
-    return written.decode("utf-8", "ignore").replace("\ufffd", "").casefold()
+def _folded(token: bytes) -> str:
+    return token.decode("utf-8", "ignore").replace("\ufffd", "").casefold()
+
+
+def _is_part(token: bytes) -> bool:
+    """Whether a token begins inside a character of UTF-8."""
+    return token[0] & 0xC0 == 0x80
 
 
 def _words(tokenizer: Any, size: int) -> list[bytes]:
     """Words with a space after each, and beginnings of words, which end in "@@", without."""
-    words = [str(one) for one in tokenizer.convert_ids_to_tokens(list(range(size)))]
-    return [(one[:-2] if one.endswith("@@") else one + " ").encode() for one in words]
+    words = [str(token) for token in tokenizer.convert_ids_to_tokens(list(range(size)))]
+    return [(word[:-2] if word.endswith("@@") else word + " ").encode() for word in words]
 
 
 def _bytes(tokenizer: Any, size: int) -> list[bytes]:
-    """What each token writes inside a text; parts of characters are read from their symbols."""
-    head = list(tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"])
+    """The bytes of each token inside a text; parts of characters are read from their symbols."""
+    first = list(tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"])
     texts = tokenizer.batch_decode(
-        [head, *([*head, i] for i in range(size))], clean_up_tokenization_spaces=False
+        [first, *([*first, i] for i in range(size))], clean_up_tokenization_spaces=False
     )
     before = len(texts.pop(0))
     alphabet = _byte_alphabet()
-    written = []
+    token_bytes = []
     for i, text in enumerate(texts):
         if "\ufffd" not in text:
-            written.append(text[before:].encode())
+            token_bytes.append(text[before:].encode())
             continue
         symbol = str(tokenizer.convert_ids_to_tokens(i))
         byte = _BYTE.fullmatch(symbol)
         if byte:
-            written.append(bytes([int(byte[1], 16)]))
-        elif all(one in alphabet for one in symbol):
-            written.append(bytes(alphabet[one] for one in symbol))
+            token_bytes.append(bytes([int(byte[1], 16)]))
+        elif all(character in alphabet for character in symbol):
+            token_bytes.append(bytes(alphabet[character] for character in symbol))
         else:
-            written.append(text[before:].replace("\ufffd", "").encode())
-    return written
+            token_bytes.append(text[before:].replace("\ufffd", "").encode())
+    return token_bytes
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The characters that stand for bytes in GPT-2's and later byte-level tokenizers."""
+    """The characters that stand for bytes in byte-level tokenizers, GPT-2's and later ones."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {chr(byte): byte for byte in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}

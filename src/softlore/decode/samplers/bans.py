@@ -39,7 +39,7 @@ class BannedStringsLogitsProcessor(LogitsProcessor):
         self._strings = sorted({one.casefold() for one in strings})
         self._longest = max(map(len, self._strings), default=0)
         self._vocabulary = vocabulary
-        holding = {i for one in self._strings for i in vocabulary.holding(one)}
+        holding = {i for one in self._strings for i in vocabulary.containing(one)}
         self._always = torch.tensor(sorted(holding), dtype=torch.long)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -56,10 +56,10 @@ class BannedStringsLogitsProcessor(LogitsProcessor):
         rests = {
             one[n:] for one in self._strings for n in range(1, len(one)) if text.endswith(one[:n])
         }
-        found = {i for rest in rests for i in self._vocabulary.beginning(rest)}
+        found = {i for rest in rests for i in self._vocabulary.starting_with(rest)}
         if begun:
             found.difference_update(self._vocabulary.parts)
-            mended = self._vocabulary.mended(begun)
+            mended = self._vocabulary.completions(begun)
             found.update(i for i, ending in mended if self._completes(text, ending))
         return sorted(found)
 

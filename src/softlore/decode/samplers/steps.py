@@ -174,7 +174,7 @@ def _breakers(strings: Sequence[str], model: LanguageModel | None) -> set[int]:
     """Ids of tokens that hold a breaker, and the last one of a breaker that takes several."""
     found: set[int] = set()
     for one in strings:
-        found.update(_vocabulary("dry_breakers", strings, model).holding(one))
+        found.update(_vocabulary("dry_breakers", strings, model).containing(one))
         if model is not None:
             found.update(model.encode(one, inside=True)[-1:])
     return found
