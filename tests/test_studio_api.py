@@ -458,21 +458,21 @@ def test_a_code_steers_by_its_strength(shared):
 # comparing, the page, the rest -------------------------------------------------------------------
 
 
-def test_compare_writes_each_way_with_one_seed(shared):
+def test_compare_writes_by_each_method_with_one_seed(shared):
     shared.post("books", name="contest")
     shared.post("books", "contest", "entries", name="Coat", text="The coat is scarlet.")
     shared.state.prompts.save(SoftPrompt.from_text("The coat is red.", MODEL, name="Coat"))
     asked = {"text": "She put on", "names": ["Coat"], "book": "contest", "tokens": 6, "seed": 2}
     with shared.stream("POST", "compare", **asked) as events:
         first = list(events)
-    ways = {way["way"]: way["tokens"] for way in first[0][1]["ways"]}
-    assert list(ways) == ["nothing", "text", "soft"]
-    assert ways["text"] > ways["nothing"] < ways["soft"]
+    methods = {row["method"]: row["tokens"] for row in first[0][1]["methods"]}
+    assert list(methods) == ["nothing", "text", "soft"]
+    assert methods["text"] > methods["nothing"] < methods["soft"]
     assert "scarlet" in first[0][1]["words"]
     assert first[-1] == ("end", {})
-    assert {data["way"] for name, data in first if name == "done"} == set(ways)
+    assert {data["method"] for name, data in first if name == "done"} == set(methods)
     with shared.stream("POST", "compare", **asked) as events:
-        assert _by_way(list(events)) == _by_way(first)
+        assert _by_method(list(events)) == _by_method(first)
     with shared.stream("POST", "compare", **asked, samples=2) as events:
         assert sum(name == "done" for name, _ in events) == 6
     shared.refused(400, "POST", "compare", json={**asked, "names": ["nobody"]})
@@ -483,11 +483,11 @@ def test_compare_writes_each_way_with_one_seed(shared):
     until(lambda: not shared.state.engine.load().running)
 
 
-def _by_way(events):
+def _by_method(events):
     told = {}
     for name, data in events:
         if name == "token":
-            told[data["way"]] = told.get(data["way"], "") + data["text"]
+            told[data["method"]] = told.get(data["method"], "") + data["text"]
     return told
 
 

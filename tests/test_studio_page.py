@@ -287,7 +287,7 @@ def test_it_fits_a_phone_and_is_read_in_light_and_dark(page, served):
         "#text .turn.writer",
         "#text .turn.model",
         "#write",
-        ".context-bar .told",
+        ".context-figures",
         "#story-title",
         "#tabs [aria-current]",
         "#tabs button:not([aria-current])",

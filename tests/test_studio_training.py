@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from softlore import Lorebook, SoftPrompt
-from softlore.serve.studio import trainings
-from softlore.serve.studio.curves import MOST_POINTS, Curve
-from softlore.serve.studio.trainings import FOLDER
+from softlore.serve.studio import training_queue
+from softlore.serve.studio.training_job import MAX_POINTS, Curve
+from softlore.serve.studio.training_queue import FOLDER
 from softlore.tune import WorldInfoTrainer
 from softlore.tune.book import plan_book
 from studio_calls import MODEL, studio, until
@@ -117,7 +117,7 @@ def test_what_is_trained_is_trained_again_only_when_asked(tmp_path):
         ended(found, start(found, "Marta", **SHORT))
         asked = {"book": "harbour", "entries": ["Marta"], **SHORT}
         assert "already" in found.refused(400, "POST", "trainings", json=asked)["message"]
-        ended(found, start(found, "Marta", **SHORT, again=True, seed=5))
+        ended(found, start(found, "Marta", **SHORT, overwrite=True, seed=5))
         number = start(found, **SHORT)  # the whole book: what is new of it
         assert ended(found, number)["entries"] == ["Oswin"]
         assert found.get("trainings")[0]["id"] == number
@@ -132,7 +132,7 @@ def test_what_is_trained_is_trained_again_only_when_asked(tmp_path):
             ({"style": "loud"}, 400),
             ({"seed": -1}, 400),
         ]:
-            found.refused(status, "POST", "trainings", json={**asked, "again": True, **wrong})
+            found.refused(status, "POST", "trainings", json={**asked, "overwrite": True, **wrong})
         assert len(found.get("trainings")) == 3
 
 
@@ -218,7 +218,7 @@ def test_one_is_trained_at_a_time_and_others_wait(tmp_path):
         assert found.post("trainings", first, "stop")["state"] == "stopped"
         third = start(found, "Marta", **LONG)
         under_way(found, third)
-        assert found.post("trainings", third, "stop", keep=True)["state"] == "stopped"
+        assert found.post("trainings", third, "stop", save=True)["state"] == "stopped"
         assert found.state.prompts["Marta"].training["stopped"] is None
         fourth = start(found, "Marta", **LONG)  # it had not come to its end, so it is new
         under_way(found, fourth)
@@ -295,16 +295,16 @@ def test_many_watch_one_training(tmp_path):
 
 def test_a_long_curve_stays_bounded():
     curve = Curve()
-    for step in range(1, 20 * MOST_POINTS):
+    for step in range(1, 20 * MAX_POINTS):
         curve.add(step, loss=1 / step, drift=math.nan, recall=0.5 if step % 5000 == 0 else None)
-    assert len(curve.step) <= MOST_POINTS
+    assert len(curve.step) <= MAX_POINTS
     assert curve.step == sorted(set(curve.step))
-    assert curve.last == 20 * MOST_POINTS - 1
+    assert curve.last_step == 20 * MAX_POINTS - 1
     assert [s for s, r in zip(curve.step, curve.recall, strict=True) if r] == [5000, 10000, 15000]
     assert set(curve.drift) == {None}
-    assert Curve.from_told(json.loads(json.dumps(curve.told()))) == curve
+    assert Curve.from_dict(json.loads(json.dumps(curve.to_dict()))) == curve
     for odd in (None, [], {"step": [1]}, {"step": ["x"], "loss": [1], "recall": [1], "drift": [1]}):
-        assert Curve.from_told(odd).step == []
+        assert Curve.from_dict(odd).step == []
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "again", "on_step", "company", "model", "self"])
@@ -340,12 +340,12 @@ def test_what_is_being_stopped_is_not_paused_instead(tmp_path, monkeypatch):
         real(trainer)
 
     monkeypatch.setattr(WorldInfoTrainer, "prepare", prepare)
-    monkeypatch.setattr(trainings, "PATIENCE", 0.1)
+    monkeypatch.setattr(training_queue, "PATIENCE", 0.1)
     with with_lore(tmp_path) as found:
         number = start(found, "Marta", **SHORT)
         assert reading.wait(30)
         assert found.post("trainings", number, "pause")["state"] == "preparing"
-        assert found.post("trainings", number, "resume")["message"] == trainings.PREPARING
+        assert found.post("trainings", number, "resume")["message"] == training_queue.PREPARING
         assert found.post("trainings", number, "stop")["state"] == "preparing"
         told = found.refused(409, "POST", "trainings", number, "pause")["message"]
         assert "being stopped" in told

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from softlore.context.activation import Activation, ActiveEntry, activate, place_entries
 from softlore.context.budget import BudgetChoice, LoreForm, LoreOption, choose_within_budget
@@ -66,6 +67,17 @@ class ContextPlan:
     @property
     def tokens(self) -> int:
         return sum(part.tokens for part in self.parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {
+            "limit": self.limit,
+            "reserved": self.reserved,
+            "parts": [asdict(part) for part in self.parts],
+            "forgotten": self.forgotten,
+            "not_used": self.not_used,
+            "tokens": self.tokens,
+        }
 
 
 class ContextComposer:

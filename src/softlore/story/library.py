@@ -1,10 +1,10 @@
-"""A folder of stories, each in a file of its own, by the names of the files."""
+"""A folder of stories, each a file that is named as the story is."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from softlore.disk import flush_folder, storage_error, user_folder
@@ -16,49 +16,118 @@ from softlore.story.turns import StoryDraft
 
 FOLDER_VARIABLE = "SOFTLORE_STORIES"
 SUFFIX = ".story"
-DELETED = ".deleted"  # put after the suffix
+DELETED = ".deleted"  # appended to the suffix
 
 
 def default_folder() -> Path:
-    """Where stories are kept when no folder is named.
+    """The folder of stories where none is given.
 
-    `$SOFTLORE_STORIES` if set, else the user's data folder (`~/.local/share/softlore/stories` on
-    Linux), beside that of the prompts. It need not exist yet.
+    `$SOFTLORE_STORIES` if set, else `stories` in the user's data folder
+    (`~/.local/share/softlore/stories` on Linux). It need not exist.
     """
     return user_folder("stories", FOLDER_VARIABLE)
 
 
-class StoryLibrary(Collection[str]):
-    """The stories in a folder's `*.story` files. Iterating, `in` and `len` are over their names.
+class NamedFiles:
+    """The files `NAME.suffix` of a folder, by name. A folder that does not exist has none.
 
-    A story's name is its file's, less the suffix, so a name is one that every system allows: as
-    a lorebook's entry is named, not beginning with a dot, and not in use by another in capitals.
-    A folder that does not exist is an empty library.
+    A name is one that every system allows for a file, in Unicode's composed form. Files with other
+    names are ignored.
+
+    Args:
+        kind: what the files hold, for messages: "story".
+        illegal, missing: make the errors for an illegal name and a name without a file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        suffix: str,
+        kind: str,
+        illegal: Callable[[str], Exception] = StoryError,
+        missing: Callable[[str], Exception] = StoryNotFoundError,
+    ) -> None:
+        self.folder, self.suffix = folder, suffix
+        self._kind, self._illegal, self._missing = kind, illegal, missing
+
+    def paths(self) -> dict[str, Path]:
+        """The files by name. Raises StorageError."""
+        try:
+            paths = [Path(entry) for entry in os.scandir(self.folder)]
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise storage_error("list", self.folder, error) from error
+        named = {composed(path.stem): path for path in paths if path.suffix == self.suffix}
+        return {name: path for name, path in named.items() if not wrong_with_file_name(name)}
+
+    def find(self, name: object) -> Path:
+        """The file of a name. Raises the error for an illegal or a missing one."""
+        paths = self.paths()
+        path = paths.get(self.legal(name))
+        if path is None:
+            close = difflib.get_close_matches(str(name), paths)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "create it first"
+            raise self._missing(
+                f"there is no {self._kind} {name!r} in {str(self.folder)!r}; expected one of "
+                f"{len(paths)}; {hint}"
+            )
+        return path
+
+    def make_folder(self) -> None:
+        """Makes the folder if it does not exist. Raises StorageError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error("make the folder", self.folder, error) from error
+
+    def legal(self, name: object) -> str:
+        """The name in Unicode's composed form. Raises the error for an illegal one."""
+        if not isinstance(name, str):
+            raise self._illegal(
+                f"the name of a {self._kind} is {type(name).__name__} {name!r:.80}; expected a "
+                "string; pass one"
+            )
+        if wrong := wrong_with_file_name(composed(name)):
+            raise self._illegal(
+                f"the {self._kind} name {name!r:.160} {wrong}; expected {NAME_RULE}, such as 'The "
+                "harbour'; choose another name"
+            )
+        return composed(name)
+
+
+class StoryLibrary(Collection[str]):
+    """The stories in a folder's `*.story` files. Iteration, `in` and `len` are over their names.
+
+    A name that differs from another in capitals only is taken. The folder need not exist.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = default_folder() if folder is None else Path(folder)
+        self._files = NamedFiles(self.folder, SUFFIX, "story")
 
     def __repr__(self) -> str:
-        return f"Stories({str(self.folder)!r})"
+        return f"StoryLibrary({str(self.folder)!r})"
 
     def names(self) -> list[str]:
-        """The stories' names, in order. Raises StorageError for the folder."""
-        return sorted(self._files())
+        """The stories' names, sorted. Raises StorageError."""
+        return sorted(self._files.paths())
 
     def open(self, name: str) -> Story:
         """Raises StoryNotFoundError, and what `Story` raises."""
-        return Story(self._path_of(name))
+        return Story(self._files.find(name))
 
     def create(self, name: str, draft: StoryDraft | None = None) -> Story:
-        """A new story, with what the draft holds. Makes the folder if need be.
+        """Creates a story with the content of the draft, and the folder if need be.
 
-        Raises StoryError for a name that is not legal or is in use, StorageError.
+        Raises:
+            StoryError: the name is illegal or taken.
+            StorageError: the file cannot be written.
         """
         return Story.create(self._free_path(name), draft)
 
     def open_or_create(self, name: str) -> Story:
-        """The story of that name, a new one if there is none; two processes get the same."""
+        """The story of that name, a new one if there is none. Safe between two processes."""
         try:
             return self.open(name)
         except StoryNotFoundError:
@@ -71,90 +140,54 @@ class StoryLibrary(Collection[str]):
             return self.open(name)  # another process was faster
 
     def delete(self, name: str) -> Path:
-        """Puts a story's file aside, as `NAME.story.deleted`; returns its path.
+        """Renames a story's file to `NAME.story.deleted` and returns its new path.
 
-        To have it back, take `.deleted` off again; to destroy it, remove the file. Raises
-        StoryNotFoundError, StorageError (also while the story is open anywhere).
+        To restore the story, remove `.deleted` from the name.
+
+        Raises:
+            StoryNotFoundError: there is no such story.
+            StorageError: the file cannot be renamed, or the story is open anywhere.
         """
-        path = self._path_of(name)
-        aside, number = Path(f"{path}{DELETED}"), 1
-        while os.path.lexists(aside):
+        path = self._files.find(name)
+        target, number = Path(f"{path}{DELETED}"), 1
+        while os.path.lexists(target):
             number += 1
-            aside = path.with_name(f"{path.stem}-{number}{SUFFIX}{DELETED}")
-        return _move(path, aside)
+            target = path.with_name(f"{path.stem}-{number}{SUFFIX}{DELETED}")
+        return _move(path, target)
 
     def rename(self, name: str, new: str) -> None:
-        """Raises StoryNotFoundError, StoryError, StorageError (also while it is open anywhere)."""
-        path = self._path_of(name)
-        _move(path, self._free_path(new, besides=path))
+        """Renames a story. Raises as `create` and `delete` do."""
+        path = self._files.find(name)
+        _move(path, self._free_path(new, renamed=path))
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and composed(name) in self._files()
+        return isinstance(name, str) and composed(name) in self._files.paths()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
     def __len__(self) -> int:
-        return len(self._files())
+        return len(self._files.paths())
 
-    def _files(self) -> dict[str, Path]:
-        """The files by name; a file whose name is not legal is left alone."""
-        try:
-            found = [Path(entry) for entry in os.scandir(self.folder)]
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            raise storage_error("list", self.folder, error) from error
-        files = {composed(path.stem): path for path in found if path.suffix == SUFFIX}
-        return {name: path for name, path in files.items() if not wrong_with_file_name(name)}
-
-    def _path_of(self, name: str) -> Path:
-        files = self._files()
-        path = files.get(_legal(name))
-        if path is None:
-            close = difflib.get_close_matches(name, files)
-            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "create it first"
-            raise StoryNotFoundError(
-                f"there is no story {name!r} in {str(self.folder)!r}; expected one of its "
-                f"{len(files)} stories; {hint}"
-            )
-        return path
-
-    def _free_path(self, name: str, besides: Path | None = None) -> Path:
-        """Where a new story of that name goes; `besides` is a story that makes way for it."""
-        name = _legal(name)
-        for other, path in self._files().items():
-            if other.casefold() == name.casefold() and path != besides:
+    def _free_path(self, name: str, renamed: Path | None = None) -> Path:
+        """The path of a new story. `renamed`: the file whose name is changed to it."""
+        name = self._files.legal(name)
+        for other, path in self._files.paths().items():
+            if other.casefold() == name.casefold() and path != renamed:
                 raise StoryError(
                     f"there is a story {other!r} in {str(self.folder)!r} already; expected another "
                     "name; choose one, or open that story"
                 )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise storage_error("make the folder", self.folder, error) from error
+        self._files.make_folder()
         return self.folder / (name + SUFFIX)
 
 
-def _legal(name: object) -> str:
-    """Returns the name in Unicode's composed form, or raises StoryError."""
-    if not isinstance(name, str):
-        raise StoryError(f"a story's name is a string; got {type(name).__name__} {name!r:.80}")
-    wrong = wrong_with_file_name(composed(name))
-    if wrong:
-        raise StoryError(
-            f"the story name {name!r:.160} {wrong}; expected {NAME_RULE}, such as 'The harbour'; "
-            "choose another name"
-        )
-    return composed(name)
-
-
 def _move(path: Path, target: Path) -> Path:
-    """Gives a story's file another name, with what a killed process left beside it."""
+    """Renames a story's file, with what a killed process left beside it."""
     try:
         file = StoryFile(path)
     except StoryFileError:
-        pass  # a damaged one may be moved too
+        pass  # a damaged one may be renamed too
     else:
         try:
             file.release()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,155 +15,147 @@ from softlore.errors import LoreError, SoftloreError
 from softlore.lore import Lorebook, files
 from softlore.lore.formats.readers import unpacked
 from softlore.lore.formats.writers import WRITERS
-from softlore.lore.names import composed, wrong_with_file_name
+from softlore.lore.names import composed
 from softlore.lore.plain import plain
 from softlore.lore.yaml_text import write_yaml
-from softlore.serve.studio.names import file_name, free_name, legal, name_for
+from softlore.serve.studio.files import base_name, free_name, name_for
+from softlore.story.library import NamedFiles
 
 SUFFIX = ".yaml"
-OWN_FORMATS = ("yaml", "json")
+NATIVE_FORMATS = ("yaml", "json")
 Stamp = tuple[int, int]
 
 
 class BookFolder:
-    """Lorebooks by name; one object may be used by several threads.
+    """Lorebooks by name. Its methods may be called from several threads.
 
-    A book is called as its file is, whatever the file says. Nothing outside of the folder is ever
-    read or written, and a file is there whole or not at all.
+    A book has the name of its file, whatever the file says. Nothing outside of the folder is read
+    or written, and files are replaced atomically. Every method raises StorageError if the folder
+    or a file cannot be used; those that take the name of a book raise LoreError for an illegal
+    name and HTTPException 404 where there is no such book.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._files = NamedFiles(folder.resolve(), SUFFIX, "lorebook", LoreError, _missing)
         self._lock = threading.RLock()
-        self._read: dict[Path, tuple[Stamp, Lorebook | SoftloreError]] = {}
+        self._cache: dict[Path, tuple[Stamp, Lorebook | SoftloreError]] = {}
 
     def names(self) -> list[str]:
-        """Raises StorageError for the folder."""
-        return sorted(self._files())
+        return sorted(self._files.paths())
 
     def path(self, name: str) -> Path:
-        """Where a book lies, absolute. Raises LoreError, and 404 for a book that is not there."""
-        legal_name, found = legal(name), self._files()
-        if legal_name not in found:
-            close = difflib.get_close_matches(name, found)
-            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "import it first"
-            raise HTTPException(
-                404,
-                f"there is no lorebook {name!r}; expected one of the studio's {len(found)}; {hint}",
-            )
-        return found[legal_name]
+        """The absolute path of a book's file."""
+        return self._files.find(name)
 
     def name_of(self, path: str) -> str:
-        """The name of the book that lies at a path; empty for any other path, which is not read."""
-        for name, found in self._files().items():
-            if path in (str(found), str(self.folder / found.name)):
+        """The name of the book at a path; empty for any other path, which is not read."""
+        for name, known in self._files.paths().items():
+            if path in (str(known), str(self.folder / known.name)):
                 return name
         return ""
 
     def stamp(self, name: str) -> Stamp:
-        """What differs once the file has changed. Raises as `path` does."""
+        """Modification time and size of a book's file."""
         return _stamp(self.path(name))
 
     def get(self, name: str) -> Lorebook:
-        """The book; not to be changed. Raises LoreError, and 404 for one that is not there."""
+        """A book, shared and not to be changed. Raises LoreError for an invalid file."""
         with self._lock:
             path = self.path(name)
             stamp = _stamp(path)
-            known = self._read.get(path)
-            if known is None or known[0] != stamp:
-                known = stamp, _read(path)
-                self._read[path] = known
-            if isinstance(known[1], SoftloreError):
-                raise known[1]
-            return known[1]
+            cached = self._cache.get(path)
+            if cached is None or cached[0] != stamp:
+                cached = self._cache[path] = stamp, _load(path)
+            if isinstance(cached[1], SoftloreError):
+                raise cached[1]
+            return cached[1]
 
     def create(self, name: str) -> Lorebook:
-        """An empty book. Raises LoreError, StorageError, and 409 for a name that is taken."""
+        """Creates an empty book. Raises HTTPException 409 for a name that is taken."""
         with self._lock:
-            name = legal(name)
+            name = self._files.legal(name)
             if name.casefold() in self._taken():
                 raise HTTPException(
                     409,
                     f"there is a lorebook {name!r} already; expected another name; choose one, or "
                     "open that lorebook",
                 )
-            return self._put(Lorebook(name=name, entries=[]))
+            return self._save(Lorebook(name=name, entries=[]))
 
-    def take_in(self, content: bytes, filename: str, name: str = "") -> Lorebook:
-        """Imports a book from a file of any format, under a name that is free.
+    def import_file(self, content: bytes, filename: str, name: str = "") -> Lorebook:
+        """Adds a book from a file of any format. Raises LoreError if it is not a lorebook."""
+        name = name_for(name, filename, "lore")
+        return self.add(_parse(content, base_name(filename) or "the file", name), name)
 
-        Raises:
-            LoreError: it is no lorebook. StorageError.
-        """
-        label = file_name(filename) or "the file"
-        wanted = name_for(name, filename, "lore")
-        book = read_book(content, label, wanted)
-        return self.add(book, wanted)
-
-    def add(self, book: Lorebook, wanted: str) -> Lorebook:
-        """Keeps a book under the nearest name that is free. Raises LoreError, StorageError."""
+    def add(self, book: Lorebook, name: str) -> Lorebook:
+        """Saves a book under a name, with a number appended where that is taken."""
         with self._lock:
-            name = free_name(wanted, self._taken())
-            return self._put(book.model_copy(update={"name": name}))
+            return self._save(book.model_copy(update={"name": free_name(name, self._taken())}))
 
-    def change(self, name: str, how: Callable[[dict[str, Any]], dict[str, Any]]) -> Lorebook:
-        """Puts in place of a book's plain data what `how` makes of them.
-
-        Raises LoreError for what is no lorebook, StorageError, and 404.
-        """
+    def change(self, name: str, function: Callable[[dict[str, Any]], dict[str, Any]]) -> Lorebook:
+        """Saves what `function` returns for a book's data. Raises LoreError if it is invalid."""
         with self._lock:
-            book = self.get(name)
-            return self._put(Lorebook(**{**how(book.data()), "name": legal(name)}))
+            data = function(self.get(name).data())
+            return self._save(Lorebook(**{**data, "name": self._files.legal(name)}))
 
     def delete(self, name: str) -> None:
-        """Raises LoreError, StorageError, and 404."""
         with self._lock:
             path = self.path(name)
             try:
                 path.unlink()
             except OSError as error:
                 raise storage_error("remove", path, error) from error
-            self._read.pop(path, None)
+            self._cache.pop(path, None)
 
     def _taken(self) -> set[str]:
-        return {name.casefold() for name in self._files()}
+        return {name.casefold() for name in self._files.paths()}
 
-    def _put(self, book: Lorebook) -> Lorebook:
-        """Writes a book, whole or not at all, and only what can be read again."""
+    def _save(self, book: Lorebook) -> Lorebook:
+        """Writes a book atomically, if it can be read again."""
+        self._files.make_folder()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise storage_error("make the folder", self.folder, error) from error
-        try:
-            text = write_yaml(plain(book.data()))
+            content = write_yaml(plain(book.data())).encode()
         except ValueError as error:
             raise LoreError(f"lorebook {book.name!r} cannot be saved: {error}") from None
-        content = text.encode()
         if len(content) > files.MAX_BYTES:
             raise LoreError(
                 f"lorebook {book.name!r} would take {len(content) / 2**20:.1f} MiB; expected at "
-                f"most {files.MAX_BYTES // 2**20} MiB; make two of it"
+                f"most {files.MAX_BYTES // 2**20} MiB; split it in two"
             )
-        path = self._files().get(book.name) or self.folder.resolve() / (book.name + SUFFIX)
+        path = self._files.paths().get(book.name) or self._files.folder / (book.name + SUFFIX)
         write_atomically(path, content)
-        self._read[path] = _stamp(path), book
+        self._cache[path] = _stamp(path), book
         return book
 
-    def _files(self) -> dict[str, Path]:
-        """The files by name; one whose name is not legal is left alone."""
-        folder = self.folder.resolve()
-        try:
-            found = [folder / entry.name for entry in os.scandir(folder)]
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            raise storage_error("list", folder, error) from error
-        named = {composed(path.stem): path for path in found if path.suffix == SUFFIX}
-        return {name: path for name, path in named.items() if not wrong_with_file_name(name)}
+
+def encode_book(book: Lorebook, format: str) -> tuple[bytes, str]:
+    """A book's file in a format, and the file's suffix. Raises LoreError for an unknown format."""
+    if format not in NATIVE_FORMATS and format not in WRITERS:
+        raise LoreError(
+            f"there is no lorebook format {format!r:.80}; expected one of "
+            f"{', '.join([*NATIVE_FORMATS, *WRITERS])}; choose one"
+        )
+    native = format in NATIVE_FORMATS
+    suffix = f".{format}" if native else WRITERS[format].suffix
+    with tempfile.TemporaryDirectory(prefix="softlore-") as folder:
+        path = Path(folder) / f"book{suffix}"
+        book.save(path, None if native else format)
+        return path.read_bytes(), suffix
 
 
-def read_book(content: bytes, label: str, name: str) -> Lorebook:
-    """A lorebook from the bytes of a file of any format. Raises LoreError."""
+def koboldai_lore(book: Lorebook) -> Any:
+    """A book as the World Info of a KoboldAI save."""
+    data = WRITERS["koboldai"].data(book)
+    return data["worldinfo"] if isinstance(data, dict) else data
+
+
+def _missing(message: str) -> HTTPException:
+    return HTTPException(404, message)
+
+
+def _parse(content: bytes, label: str, name: str) -> Lorebook:
+    """A lorebook from the content of a file of any format. Raises LoreError."""
     if len(content) > files.MAX_BYTES:
         raise LoreError(
             f"{label} is too large for a lorebook: {len(content) / 2**20:.1f} MiB; expected at "
@@ -176,33 +165,7 @@ def read_book(content: bytes, label: str, name: str) -> Lorebook:
     return Lorebook.from_data(files.parse(content, label, form), name=name, source=label)
 
 
-def written(book: Lorebook, format: str) -> tuple[bytes, str]:
-    """A book in a format, and what the file's name ends in. Raises LoreError for no such format."""
-    if format not in OWN_FORMATS and format not in WRITERS:
-        raise LoreError(
-            f"there is no lorebook format {format!r:.80}; expected one of "
-            f"{', '.join([*OWN_FORMATS, *WRITERS])}; choose one"
-        )
-    own = format in OWN_FORMATS
-    suffix = f".{format}" if own else WRITERS[format].suffix
-    with _temporary() as folder:
-        book.save(folder / f"book{suffix}", None if own else format)
-        return (folder / f"book{suffix}").read_bytes(), suffix
-
-
-def koboldai_lore(book: Lorebook) -> Any:
-    """A book as World Info for a KoboldAI save."""
-    data = WRITERS["koboldai"].data(book)
-    return data["worldinfo"] if isinstance(data, dict) else data
-
-
-@contextmanager
-def _temporary() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="softlore-") as folder:
-        yield Path(folder)
-
-
-def _read(path: Path) -> Lorebook | SoftloreError:
+def _load(path: Path) -> Lorebook | SoftloreError:
     try:
         return Lorebook.load(path).model_copy(update={"name": composed(path.stem)})
     except SoftloreError as error:

@@ -1,9 +1,10 @@
-"""What the studio's routes share: stories that are open, lorebooks, trainings, soft prompts."""
+"""What the studio's routes share: open stories, lorebooks, training jobs and soft prompts."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 from softlore.model import LanguageModel
 from softlore.serve.prompt_store import PromptStore
@@ -11,14 +12,19 @@ from softlore.serve.state import ServerState
 from softlore.serve.studio.book_folder import BookFolder
 from softlore.serve.studio.fitting import Fitting
 from softlore.serve.studio.open_stories import OpenStories
-from softlore.serve.studio.trainings import Trainings
+from softlore.serve.studio.training_queue import TrainingQueue
+
+# OpenAPI's description of a stream of server-sent events.
+EVENT_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}, "description": "Server-sent events"}
+}
 
 
 class StudioContext:
     """The studio of one server.
 
     Attributes:
-        importing: held while a soft prompt is given a name that is free.
+        importing: held while a free name is chosen for an imported soft prompt.
     """
 
     def __init__(self, state: ServerState) -> None:
@@ -27,7 +33,7 @@ class StudioContext:
         self.books = BookFolder(state.books)
         self.fitting = Fitting(state.prompts, state.engine.model)
         self.stories = OpenStories(state, self.books, self.fitting)
-        self.trainings = Trainings(state.engine.model, state.prompts)
+        self.trainings = TrainingQueue(state.engine.model, state.prompts)
 
     @property
     def model(self) -> LanguageModel:
@@ -35,11 +41,11 @@ class StudioContext:
         return self.state.engine.model
 
     def shelf(self) -> PromptStore:
-        """The library's prompts as they are now, checked where they are used."""
-        shelf = PromptStore(self.state.prompts, self.model)
-        shelf.look()
-        return shelf
+        """The library's prompts as they are now; each is checked when it is read."""
+        store = PromptStore(self.state.prompts, self.model)
+        store.look()
+        return store
 
     async def close(self) -> None:
-        """Keeps what is under way: the turns that are being written, and the training."""
+        """Saves the turns that are being written, and pauses the training."""
         await asyncio.gather(self.trainings.close(), self.stories.close())

@@ -1,4 +1,4 @@
-"""What the page sends, checked: each field with what it means."""
+"""Request bodies of the studio's API, validated by pydantic; each field with its meaning."""
 
 from __future__ import annotations
 
@@ -6,152 +6,154 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-MOST_TOKENS = 100_000
+MAX_TOKENS = 100_000
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
+Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class StudioForm(BaseModel):
-    """A JSON body; what it does not know is ignored."""
+    """A JSON object. Unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class NewStory(StudioForm):
-    """A story to begin."""
+    """A story to create."""
 
     name: str
-    """What it is called; its file is named by it."""
+    """Its name, and that of its file."""
     opening: str = ""
-    """Its first turn, the writer's."""
+    """Its first turn, by the writer."""
     book: str = ""
-    """The lorebook that it reads with, of the studio's own."""
+    """The studio's lorebook that it uses."""
 
 
-class Renamed(StudioForm):
-    """Another name."""
+class NewName(StudioForm):
+    """A new name of a story."""
 
     name: str
 
 
-class WrittenTurn(StudioForm):
-    """A text of the writer's."""
+class TurnText(StudioForm):
+    """A text by the writer."""
 
     text: str
 
 
-class PickedLines(StudioForm):
+class TurnNumber(StudioForm):
     """A turn of any branch."""
 
     turn: int
     """Its number."""
 
 
-class Marked(PickedLines):
-    """Whether the writer accepts a turn."""
+class MarkedTurn(TurnNumber):
+    """Whether the writer marks a turn to learn from."""
 
     kept: bool = True
 
 
-class StorySet(StudioForm):
-    """Settings to change; those left out stay."""
+class SettingsChange(StudioForm):
+    """Settings of a story to change; those left out stay."""
 
     memory: str | None = None
-    """Text that always heads what the model reads."""
+    """Text at the start of every context."""
     note: str | None = None
-    """The author's note, near the end of it."""
+    """The author's note, near the end of the context."""
     note_depth: Count | None = None
-    """How many turns from the end the note stands."""
+    """How many turns before the end the note stands."""
     note_template: str | None = None
-    """What is put around the note; `<|>` stands for it."""
+    """Text around the note, which replaces `<|>`."""
     book: str | None = None
-    """The lorebook to read with, of the studio's own; empty for none."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    """Of every draw; null draws anew each time."""
+    """The studio's lorebook to use; empty for none."""
+    seed: Seed | None = None
+    """Random seed; null for a new one each time."""
     sampling: dict[str, Any] | None = None
-    """Settings of the samplers by name; what is left out has its default."""
+    """Settings of the samplers by name; the others have their defaults."""
     context_tokens: Count | None = None
-    """Most tokens that the model reads at once; 0: all it can."""
+    """Length of the context in tokens; 0 for the model's own."""
     budget: Count | None = None
-    """Most tokens of them for lore; 0: a quarter."""
+    """Most tokens of the context for lore; 0 for a quarter."""
 
 
 class CodeStrength(StudioForm):
-    """A control code, and how strong it is."""
+    """A control code and its strength."""
 
     name: str
-    """A code of the model's, or a soft prompt."""
+    """A code of the model, or a soft prompt."""
     strength: Annotated[float, Field(ge=-100, le=100)] = 1.0
-    """1 is the code as it is, 0 nothing, below 0 away from it."""
+    """1 applies the code, 0 does nothing, negative values steer away from it."""
 
 
 class WriteForm(StudioForm):
-    """How the model is to write on."""
+    """How the model writes its next turn."""
 
     text: str = ""
-    """A turn of the writer's, which is added first."""
-    tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] = 80
-    """How many to write at most."""
+    """A turn by the writer, added first."""
+    tokens: Tokens = 80
+    """Most tokens to write."""
     retry: bool = False
-    """Whether the model's last turn is to be written once more."""
+    """Whether to write the model's last turn again."""
     stop: Annotated[list[Stop], Field(max_length=256)] = []
-    """Strings before which the writing ends."""
+    """Strings before which the text ends."""
     sampling: dict[str, Any] = {}
-    """Settings of the samplers, which win over the story's own."""
+    """Settings of the samplers; they override the story's."""
     codes: Annotated[list[CodeStrength], Field(max_length=16)] = []
-    """Control codes to write under."""
+    """Control codes to apply."""
     no_copy: Annotated[int, Field(ge=0, le=10**6)] = 0
-    """Steers off so many tokens repeated from lore; 0 is off."""
+    """Avoids repeating so many tokens of the lore word for word; 0 is off."""
 
 
 class NewBook(StudioForm):
-    """A lorebook to begin."""
+    """A lorebook to create."""
 
     name: str
 
 
 class NewTraining(StudioForm):
-    """What is to be trained, and how; what is left out is as the lorebook has it, or usual."""
+    """A training to start. Settings left out come from the lorebook, or have their defaults."""
 
     book: str
-    """A lorebook of the studio's."""
+    """A lorebook of the studio."""
     entries: list[str] | None = None
     """Names of its entries; all of them if left out."""
+    overwrite: bool = False
+    """Whether to train entries that are trained already."""
     kind: str | None = None
     """`prefix` or `embedding`."""
     n_tokens: int | None = None
-    """The length of each soft prompt."""
+    """Length of each soft prompt in tokens."""
     max_steps: int | None = None
     """Most updates of an entry."""
     style: str | None = None
-    """Authoring style that makes pairs of the text of entries that have none."""
+    """Authoring style that makes pairs from the text of entries without any."""
     seed: int | None = None
-    """Of every draw."""
-    again: bool = False
-    """Whether to train what is trained already."""
+    """Random seed."""
 
 
-class Stopping(StudioForm):
-    """How a training is to be stopped."""
+class StopTraining(StudioForm):
+    """How to stop a training."""
 
-    keep: bool = False
-    """Whether soft prompts that were still in training are kept as they are."""
+    save: bool = False
+    """Whether to save soft prompts that have not finished."""
 
 
-class Comparing(StudioForm):
-    """An opening to be gone on with in several ways."""
+class CompareForm(StudioForm):
+    """An opening to continue by several methods."""
 
     text: str = ""
     """The opening."""
     names: Annotated[list[str], Field(max_length=64)] = []
     """Entries of the lorebook, or soft prompts of the library."""
     book: str = ""
-    """A lorebook of the studio's; empty for none."""
-    tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] = 80
-    """How many to write at most, each way."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of every draw, the same for all ways."""
+    """A lorebook of the studio; empty for none."""
+    tokens: Tokens = 80
+    """Most tokens to write by each method."""
+    seed: Seed = 0
+    """Random seed, the same for all methods."""
     samples: Annotated[int, Field(ge=1, le=8)] = 1
-    """How many of each way, with seeds that follow one another."""
+    """How many texts of each method, with consecutive seeds."""
     sampling: dict[str, Any] = {}
     """Settings of the samplers."""

@@ -1,4 +1,4 @@
-"""Stories that are open in the studio: each with a session, a few at a time."""
+"""The stories that are open in the studio, and stories as the page receives them."""
 
 from __future__ import annotations
 
@@ -7,28 +7,46 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from softlore.errors import SoftloreError
 from softlore.lore.names import composed
 from softlore.serve.engines import AsyncOutputStream
 from softlore.serve.prompt_store import PromptStore, UsablePrompts
 from softlore.serve.state import ServerState
 from softlore.serve.studio.book_folder import BookFolder, Stamp
 from softlore.serve.studio.fitting import Fitting
-from softlore.story import Story
+from softlore.story import Branch, Story, StoryLibrary, Turn
 from softlore.story.session import StorySession
 
-MOST_OPEN = 16
-PATIENCE = 5.0  # seconds that a rename waits for what others do with the story
+MAX_OPEN = 16  # stories that stay open while nobody uses them
+PATIENCE = 5.0  # seconds that renaming or deleting waits for other users of the story
+ENDING = 80  # characters of a story's end in the list
+# Settings that the page shows; the others name places on the disk.
+SETTINGS = (
+    "memory",
+    "note",
+    "note_depth",
+    "note_template",
+    "seed",
+    "sampling",
+    "context_tokens",
+    "budget",
+)
 
 
 class OpenStory:
-    """A story in use. `lock` is held while its session plans or measures.
+    """A story in use.
 
     Attributes:
-        running: the turn that is being written; only for the event loop.
-        users: how many use it now.
+        lock: held while its session plans a turn.
+        output: the turn that is being written; for the event loop only.
+        writing: whether one is being written, or about to be.
+        users: how many requests use the story now.
     """
 
     def __init__(
@@ -36,145 +54,225 @@ class OpenStory:
     ) -> None:
         self.story = story
         self.lock = threading.RLock()
-        self.running: AsyncOutputStream | None = None
+        self.output: AsyncOutputStream | None = None
         self.writing = False
         self.users = 0
-        self.identity = _identity(story)
+        self.file_id = _file_id(story)
         self._state, self._books, self._fitting = state, books, fitting
-        self._shelf = PromptStore(state.prompts, state.engine.model)
+        self._store = PromptStore(state.prompts, state.engine.model)
         self._session: StorySession | None = None
-        self._read_with: tuple[str, Stamp | None] = ("", None)
+        self._session_book: tuple[str, Stamp | None] = ("", None)
 
     @property
     def book(self) -> str:
-        """The studio's lorebook that the story reads with; empty for none, or one from elsewhere.
+        """The name of the studio's lorebook that the story uses; empty for none.
 
-        A story may come from a stranger: what its settings name is never read, only compared.
+        The settings of an imported story may name any path. It is only compared with those of
+        the studio's books, never read.
         """
         path = self.story.settings.lorebook
         return self._books.name_of(path) if path else ""
 
     def session(self) -> StorySession:
-        """What plans the story's turns, with its lorebook as it is now; call with `lock` held."""
+        """The session, made anew when the lorebook has changed. Call it with `lock` held."""
         name = self.book
-        read_with = (name, self._books.stamp(name) if name else None)
-        if self._session is None or read_with != self._read_with:
-            book = self._books.get(name) if name else None
+        book = (name, self._books.stamp(name) if name else None)
+        if self._session is None or book != self._session_book:
+            lorebook = self._books.get(name) if name else None
             model = self._state.engine.model
-            self._session = StorySession(self.story, model, book, UsablePrompts(self._shelf))
-            self._read_with = read_with
-        self._shelf.look()
+            self._session = StorySession(self.story, model, lorebook, UsablePrompts(self._store))
+            self._session_book = book
+        self._store.look()
         return self._session
 
-    def soft(self) -> list[str]:
-        """Names of the soft prompts that can stand in the text."""
-        return sorted(self._fitting.headers())
+    def to_dict(self) -> dict[str, Any]:
+        """The story as the page receives it: turns, settings, branches, what can be undone."""
+        story = self.story
+        turns, branches, settings = story.turns, story.branches(), story.settings
+        marked = {turn.id for turn in story.kept()}
+        tries = _tries(story, turns, branches)
+        return {
+            "name": story.name,
+            "turns": [_turn_dict(turn, turn.id in marked, tries[turn.id]) for turn in turns],
+            "settings": {name: getattr(settings, name) for name in SETTINGS} | {"book": self.book},
+            "undoable": story.undoable,
+            "redoable": story.redoable,
+            "branches": [
+                {"turn": b.id, "turns": b.turns, "ending": b.words, "here": b.current}
+                for b in branches
+            ],
+            "soft": sorted(self._fitting.headers()),
+            "notes": self._notes(),
+        }
 
-    def notes(self) -> list[str]:
-        """What the story's settings ask for and the studio does otherwise."""
-        settings, told = self.story.settings, []
+    def _notes(self) -> list[str]:
+        """The settings of the story that the studio does not follow."""
+        settings, notes = self.story.settings, []
         model = self._state.engine.model.name
         if settings.model and settings.model != model:
-            told.append(f"It was written with the model {settings.model!r:.80}, and is gone on "
-                        f"with by {model!r:.80}.")  # fmt: skip
+            notes.append(f"It was written with the model {settings.model!r:.80}; the server "
+                         f"continues it with {model!r:.80}.")  # fmt: skip
         if settings.lorebook and not self.book:
-            told.append("It names a lorebook that is not one of the studio's, so it reads with "
-                        "none; import that lorebook and choose it.")  # fmt: skip
+            notes.append("It names a lorebook that is not one of the studio's, which is ignored; "
+                         "import that lorebook and choose it.")  # fmt: skip
         if settings.prompts:
-            told.append("It names a folder of soft prompts; the server's own are used.")
-        return told
+            notes.append("It names a folder of soft prompts; the server's own are used.")
+        return notes
 
 
 class OpenStories:
-    """Opens stories when they are asked for, and keeps those in use and a few more."""
+    """Opens stories on demand, and keeps those in use and MAX_OPEN others open.
+
+    `use`, `acquire` and `alone` raise what `StoryLibrary.open` raises.
+
+    Attributes:
+        tasks: the tasks of the event loop that write turns.
+    """
 
     def __init__(self, state: ServerState, books: BookFolder, fitting: Fitting) -> None:
         self._state, self._books, self._fitting = state, books, fitting
-        self._open: dict[str, OpenStory] = {}  # the one used last stands last
+        self._open: dict[str, OpenStory] = {}  # the least recently used first
         self._changed = threading.Condition()
         self.tasks: set[asyncio.Task[None]] = set()
-        """What writes turns, in the event loop."""
 
     @contextmanager
     def use(self, name: str) -> Iterator[OpenStory]:
-        """A story, open for the time of the block. Raises what `Stories.open` raises."""
-        with self._changed:
-            one = self._opened(name)
-            one.users += 1
+        """A story that stays open during the block."""
+        story = self.acquire(name)
         try:
-            yield one
+            yield story
         finally:
-            self.leave(one)
+            self.release(story)
 
-    def take(self, name: str) -> OpenStory:
-        """A story that stays open until `leave`. Raises what `Stories.open` raises."""
+    def acquire(self, name: str) -> OpenStory:
+        """A story that stays open until it is released."""
         with self._changed:
-            one = self._opened(name)
-            one.users += 1
-            return one
+            story = self._find(name)
+            story.users += 1
+            return story
 
-    def hold(self, one: OpenStory) -> None:
-        """One more uses a story that is in use."""
+    def retain(self, story: OpenStory) -> None:
+        """Counts one more user of a story in use, to be released as well."""
         with self._changed:
-            one.users += 1
+            story.users += 1
 
-    def leave(self, one: OpenStory) -> None:
+    def release(self, story: OpenStory) -> None:
         with self._changed:
-            one.users -= 1
-            self._close_some()
+            story.users -= 1
+            idle = [name for name, other in self._open.items() if not other.users]
+            for name in idle[: max(0, len(self._open) - MAX_OPEN)]:
+                self._open.pop(name).story.close()
             self._changed.notify_all()
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
-        """Nobody has the story open in the block. Raises 409 where somebody goes on with it."""
+        """Closes a story for the block. Raises HTTPException 409 while it is being written."""
         key = composed(name)
         with self._changed:
-            one = self._open.get(key)
-            if one is not None:
-                busy = one.writing or not self._changed.wait_for(lambda: not one.users, PATIENCE)
-                if busy:
+            story = self._open.get(key)
+            if story is not None:
+                unused = not story.writing and self._changed.wait_for(
+                    lambda: not story.users, PATIENCE
+                )
+                if not unused:
                     raise HTTPException(
                         409,
-                        f"the story {name!r} is being written; expected nobody to be at it; stop "
+                        f"the story {name!r} is being written; expected nobody to use it; stop "
                         "the writing first",
                     )
                 self._open.pop(key, None)
-                one.story.close()
+                story.story.close()
             yield
 
     async def close(self) -> None:
-        """Waits for the turns that are being written to be kept, then closes the stories."""
+        """Waits until the turns that are being written are saved, then closes the stories."""
         if self.tasks:
             await asyncio.wait(self.tasks)
         with self._changed:
-            for one in self._open.values():
-                if not one.users:
-                    one.story.close()
-            self._open = {name: one for name, one in self._open.items() if one.users}
+            for story in self._open.values():
+                if not story.users:
+                    story.story.close()
+            self._open = {name: story for name, story in self._open.items() if story.users}
 
-    def _opened(self, name: str) -> OpenStory:
-        key = composed(name) if len(name) < 1000 else name
-        one = self._open.pop(key, None)
-        if one is not None and one.identity != _identity(one.story):
-            if not one.users:
-                one.story.close()  # its file was moved or replaced by somebody else
-            one = None
-        if one is None:
-            story = self._state.stories.open(name)
-            one = OpenStory(story, self._state, self._books, self._fitting)
-        self._open[key] = one
-        return one
-
-    def _close_some(self) -> None:
-        idle = [name for name, one in self._open.items() if not one.users]
-        for name in idle[: max(0, len(self._open) - MOST_OPEN)]:
-            self._open.pop(name).story.close()
+    def _find(self, name: str) -> OpenStory:
+        key = composed(name)
+        story = self._open.pop(key, None)
+        if story is not None and story.file_id != _file_id(story.story):
+            if not story.users:
+                story.story.close()  # its file was moved or replaced by another process
+            story = None
+        if story is None:
+            opened = self._state.stories.open(name)
+            story = OpenStory(opened, self._state, self._books, self._fitting)
+        self._open[key] = story
+        return story
 
 
-def _identity(story: Story) -> tuple[int, int] | None:
-    """Which file it is, however it is named; None where there is none any more."""
+class StoryList:
+    """A row for each story of a folder. Files are read again only when they have changed."""
+
+    def __init__(self, stories: StoryLibrary) -> None:
+        self._stories = stories
+        self._lock = threading.Lock()
+        self._cache: dict[str, tuple[Any, dict[str, Any]]] = {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The newest first. Raises StorageError for the folder."""
+        with self._lock:
+            old, self._cache = self._cache, {}
+            for name in self._stories.names():
+                stamp = _stamp(self._stories.folder / f"{name}.story")
+                if not stamp or name not in old or old[name][0] != stamp:
+                    old[name] = stamp, self._row(name)
+                changed = max((time for time, _ in stamp), default=0) / 1e9
+                time = datetime.fromtimestamp(changed, UTC).isoformat(timespec="milliseconds")
+                self._cache[name] = stamp, old[name][1] | {"changed": time}
+            rows = [row for _, row in self._cache.values()]
+        return sorted(rows, key=lambda row: str(row["changed"]), reverse=True)
+
+    def _row(self, name: str) -> dict[str, Any]:
+        row: dict[str, Any] = {"name": name, "turns": 0, "words": 0, "ending": ""}
+        try:
+            with self._stories.open(name) as story:
+                text = story.text
+                ending = " ".join(text[-4 * ENDING :].split())[-ENDING:]
+                return row | {"turns": len(story), "words": len(text.split()), "ending": ending}
+        except SoftloreError as error:
+            return row | {"error": str(error)}
+
+
+def _turn_dict(turn: Turn, marked: bool, tries: list[int]) -> dict[str, Any]:
+    data = {"id": turn.id, "by": turn.by, "text": turn.text, "marked": marked, "tries": tries}
+    finish = turn.data.get("finish") if turn.by == "model" else None
+    return data | ({"finish": finish} if isinstance(finish, str) else {})
+
+
+def _tries(story: Story, turns: list[Turn], branches: list[Branch]) -> dict[int, list[int]]:
+    """By turn, the alternatives to it and itself. Looked up only where a branch leaves."""
+    forks = {branch.shared for branch in branches if branch.turns > branch.shared}
+    return {
+        turn.id: [other.id for other in story.alternatives(turn)] if i in forks else [turn.id]
+        for i, turn in enumerate(turns)
+    }
+
+
+def _file_id(story: Story) -> tuple[int, int] | None:
+    """Device and inode of a story's file; None if it has been removed."""
     try:
         status = os.stat(story.path)
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _stamp(path: Path) -> tuple[tuple[int, int], ...]:
+    """Modification times and sizes of a story's file and of SQLite's write-ahead log."""
+    stamps = []
+    for file in (path, Path(f"{path}-wal")):
+        try:
+            status = os.stat(file)
+        except OSError:
+            continue
+        if status.st_size:
+            stamps.append((status.st_mtime_ns, status.st_size))
+    return tuple(stamps)

@@ -1,4 +1,4 @@
-"""Routes of soft prompts: the library, and what comes in and goes out in any format."""
+"""Routes of soft prompts: listing, import and export in any format, and their rows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
@@ -13,139 +14,172 @@ from starlette.responses import Response
 
 from softlore.errors import PromptError, PromptFileError, UnsupportedModelError
 from softlore.model import LanguageModel, require_frozen_model
-from softlore.prompts import SoftPrompt
+from softlore.prompts import PromptHeader, SoftPrompt
 from softlore.prompts.formats import peft, vllm_prefix
 from softlore.prompts.formats.zips import Archive
 from softlore.prompts.library import slug_of
 from softlore.prompts.readers import parse_prompt
 from softlore.prompts.responses import KEY
 from softlore.prompts.writers import WRITERS
-from softlore.serve.studio.attachments import RAW, attached
 from softlore.serve.studio.context import StudioContext
-from softlore.serve.studio.headers import Told, fields_of, mapping, row_of
-from softlore.serve.studio.names import file_name, free_name, name_for
+from softlore.serve.studio.files import RAW_BODY, attachment, base_name, free_name, name_for
+from softlore.serve.studio.training_job import mean_probability
 
-CONNECTOR_SUFFIX = ".vllm.safetensors"  # of what vLLM's connector reads: the prefix kind
-_UNPACKED = 4  # times the archive that a file in it may be: floats hardly compress
+CONNECTOR_SUFFIX = ".vllm.safetensors"  # of the files that vLLM's connector reads: prefix kind
+_UNPACKED = 4  # times the archive's size that a member may have: float data hardly compresses
 
 
-def make_router(bench: StudioContext) -> APIRouter:
+def make_router(context: StudioContext) -> APIRouter:
     """Everything under /prompts."""
     router = APIRouter(prefix="/prompts")
-    library = bench.state.prompts
+    library = context.state.prompts
 
     @router.get("")
-    def names() -> Told:
-        """The library's soft prompts, and the files in it that are none."""
-        fitting, listing = bench.fitting.headers(), library.listing()
+    def names() -> dict[str, Any]:
+        """The library's soft prompts, and the files in it that cannot be read."""
+        fitting, listing = context.fitting.headers(), library.listing()
         return {
-            "prompts": [row_of(header, header.name in fitting) for header in listing.headers],
+            "prompts": [prompt_row(header, header.name in fitting) for header in listing.headers],
             "bad": [
-                {"file": file_name(one.path.name), "message": str(one.error)} for one in listing.bad
+                {"file": base_name(bad.path.name), "message": str(bad.error)} for bad in listing.bad
             ],
         }
 
-    @router.post("/import", openapi_extra=RAW)
-    async def import_(request: Request, filename: str = "", name: str = "") -> Told:
-        """Brings in a soft prompt of any format; its own name goes before the one given."""
+    @router.post("/import", openapi_extra=RAW_BODY)
+    async def import_(request: Request, filename: str = "", name: str = "") -> dict[str, Any]:
+        """Imports a soft prompt of any format; a name in the file takes precedence over `name`."""
         content = await request.body()
-        prompt = await run_in_threadpool(_import, bench, content, filename, name)
-        return await run_in_threadpool(_facts, bench, prompt.name)
+        prompt = await run_in_threadpool(_import, context, content, filename, name)
+        return await run_in_threadpool(_details, context, prompt.name)
 
     @router.get("/{name}")
-    def read(name: str) -> Told:
-        """All that a soft prompt's file says."""
-        return _facts(bench, name)
+    def read(name: str) -> dict[str, Any]:
+        """A soft prompt's metadata."""
+        return _details(context, name)
 
     @router.delete("/{name}")
-    def delete(name: str) -> Told:
-        """Removes a soft prompt's file."""
+    def delete(name: str) -> dict[str, Any]:
+        """Deletes a soft prompt's file."""
         library.remove(name)
         return {}
 
     @router.get("/{name}/export", response_class=Response)
     def export(name: str, format: str = "safetensors") -> Response:
-        """A soft prompt as a file of another program's; a folder comes as a zip."""
-        content, suffix = _written(library[name], format, bench.model)
-        return attached(content, slug_of(name) + suffix)
+        """A soft prompt as a file of another program; a folder is sent as a zip archive."""
+        content, suffix = _encode(library[name], format, context.model)
+        return attachment(content, slug_of(name) + suffix)
 
     return router
 
 
-def _facts(bench: StudioContext, name: str) -> Told:
-    header = bench.state.prompts.header(name)
-    fields = fields_of(header)
-    training = mapping(fields.pop("training", {}))
+def prompt_row(header: PromptHeader, fits: bool) -> dict[str, Any]:
+    """A soft prompt in a list. `fits`: whether it can be used with the server's model."""
+    return {
+        "name": header.name,
+        "kind": header.kind,
+        "n_tokens": header.n_tokens,
+        "model": header.metadata.get("base_model", ""),
+        "bytes": header.data_bytes,
+        "fits": fits,
+        "trained": _training_summary(header),
+    }
+
+
+def header_fields(header: PromptHeader) -> dict[str, Any]:
+    """A header's metadata; an empty mapping if they are damaged."""
+    try:
+        return header.fields()
+    except PromptFileError:
+        return {}
+
+
+def _training_summary(header: PromptHeader) -> dict[str, Any]:
+    """Updates, last loss and recall, as far as the file holds them."""
+    fields = header_fields(header)
+    training, metrics = (_mapping(fields.get(name)) for name in ("training", "metrics"))
+    summary = {
+        "steps": training.get("steps"),
+        "loss": metrics.get("last_response", metrics.get("last_distil")),
+        "recall": mean_probability(_mapping(metrics.get("recall")).get("soft")),
+    }
+    return {name: value for name, value in summary.items() if isinstance(value, int | float)}
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _details(context: StudioContext, name: str) -> dict[str, Any]:
+    header = context.state.prompts.header(name)
+    fields = header_fields(header)
+    training = _mapping(fields.pop("training", {}))
     if KEY in training:
         training = training | {KEY: "hashes, for no_copy"}
-    for big in ("fingerprint", "name"):
-        fields.pop(big, None)
+    for large in ("fingerprint", "name"):
+        fields.pop(large, None)
     more = {"training": training, "shape": list(header.shape), "dtype": header.dtype}
-    return row_of(header, header.name in bench.fitting.headers()) | fields | more
+    return prompt_row(header, header.name in context.fitting.headers()) | fields | more
 
 
-def _import(bench: StudioContext, content: bytes, filename: str, name: str) -> SoftPrompt:
-    """Keeps a soft prompt under its name, a number after it where another has that name."""
-    library = bench.state.prompts
-    prompt = _parsed(content, filename, name_for(name, filename, "prompt"))
+def _import(context: StudioContext, content: bytes, filename: str, name: str) -> SoftPrompt:
+    """Saves a soft prompt under its name, with a number appended where that is taken."""
+    library = context.state.prompts
+    prompt = _parse(content, filename, name_for(name, filename, "prompt"))
     if not prompt.fingerprint:
-        try:  # other programs' files do not say for which model they are
-            bench.model.check_prompt(prompt, any_model=True)
+        try:  # other programs' files do not name the model they were made for
+            context.model.check_prompt(prompt, any_model=True)
             prompt = prompt.made_for(
-                require_frozen_model(bench.model, "knowing for which model a prompt is")
+                require_frozen_model(context.model, "knowing for which model a prompt is")
             )
         except (PromptError, UnsupportedModelError):
-            pass  # of another model's shape: kept, and shown as such
-    with bench.importing:
-        headers = library.listing().headers
+            pass  # made for a model of another shape: saved, and listed as not fitting
+    with context.importing:
         if prompt.name in library and library[prompt.name].digest == prompt.digest:
-            return prompt  # it is there already
-        free = free_name(prompt.name, {header.name.casefold() for header in headers})
-        prompt = prompt if free == prompt.name else prompt.replace(name=free)
+            return prompt  # imported before
+        taken = {header.name.casefold() for header in library.listing().headers}
+        name = free_name(prompt.name, taken)
+        prompt = prompt if name == prompt.name else prompt.replace(name=name)
         library.save(prompt)
         return prompt
 
 
-def _parsed(content: bytes, filename: str, name: str) -> SoftPrompt:
-    """A prompt from a file's bytes; `name` is for files that carry none."""
-    label = file_name(filename)
+def _parse(content: bytes, filename: str, name: str) -> SoftPrompt:
+    """A prompt from a file's content; `name` is for formats that store none."""
+    label = base_name(filename)
     path = Path(name + Path(label).suffix.lower())
     try:
-        if content.startswith(b"PK\x03\x04") and (adapter := _adapter(content)):
-            with tempfile.TemporaryDirectory(prefix="softlore-") as folder:
-                inside = Path(folder) / name
-                inside.mkdir()
+        if content.startswith(b"PK\x03\x04") and (adapter := _adapter_files(content)):
+            with tempfile.TemporaryDirectory(prefix="softlore-") as parent:
+                folder = Path(parent) / name
+                folder.mkdir()
                 for part, data in adapter.items():
-                    (inside / part).write_bytes(data)
-                return peft.read_adapter(inside)
+                    (folder / part).write_bytes(data)
+                return peft.read_adapter(folder)
         return parse_prompt(io.BytesIO(content), len(content), path)
     except PromptFileError as error:
         message = f"cannot read {label or 'the file'!r}: {error}"
         raise PromptFileError(message, reason=error.reason) from None
 
 
-def _adapter(content: bytes) -> dict[str, bytes]:
-    """The files of a PEFT adapter that a zip holds, in whichever folder; none for another zip."""
+def _adapter_files(content: bytes) -> dict[str, bytes]:
+    """The files of a PEFT adapter anywhere in a zip archive; empty for any other archive."""
     try:
         archive = Archive(io.BytesIO(content), len(content))
     except PromptFileError:
-        return {}  # what is wrong with it, its reader says
-    found = {
-        Path(member).name: member
-        for member in archive.members
-        if Path(member).name in (peft.CONFIG, peft.TENSORS)
-    }
-    if peft.CONFIG not in found:
+        return {}  # its own reader reports what is wrong
+    members = {Path(member).name: member for member in archive.members}
+    if peft.CONFIG not in members:
         return {}
-    most = 2**20 + _UNPACKED * len(content)
-    return {name: archive.read(member, most) for name, member in found.items()}
+    limit = 2**20 + _UNPACKED * len(content)
+    names = [name for name in (peft.CONFIG, peft.TENSORS) if name in members]
+    return {name: archive.read(members[name], limit) for name in names}
 
 
-def _written(prompt: SoftPrompt, format: str, model: LanguageModel) -> tuple[bytes, str]:
-    """A prompt in a format, and what the file's name ends in.
+def _encode(prompt: SoftPrompt, format: str, model: LanguageModel) -> tuple[bytes, str]:
+    """A prompt's file in a format, and the suffix of the file's name.
 
     Raises:
-        PromptError: no such format, or one that has no place for it.
+        PromptError: an unknown format, or one that cannot hold this prompt.
     """
     if format not in WRITERS:
         raise PromptError(
@@ -160,13 +194,13 @@ def _written(prompt: SoftPrompt, format: str, model: LanguageModel) -> tuple[byt
         writer = WRITERS[format]
         writer.write(prompt, path)
         if path.is_dir():
-            return _zipped(path, slug_of(prompt.name) + writer.suffix), f"{writer.suffix}.zip"
+            return _zip(path, slug_of(prompt.name) + writer.suffix), f"{writer.suffix}.zip"
         return path.read_bytes(), writer.suffix
 
 
-def _zipped(folder: Path, name: str) -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
+def _zip(folder: Path, name: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
         for path in sorted(folder.iterdir()):
             archive.write(path, f"{name}/{path.name}")
-    return packed.getvalue()
+    return buffer.getvalue()

@@ -1,8 +1,9 @@
-"""Routes of stories: making, importing, reading, editing, undoing, branching, exporting."""
+"""Routes of stories: creating, importing, reading, editing, undoing, branching, exporting."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,170 +14,157 @@ from starlette.responses import Response
 
 from softlore.errors import LoreError, SoftloreError, StoryError
 from softlore.lore import Lorebook
-from softlore.serve.studio.attachments import RAW, attached
 from softlore.serve.studio.book_folder import koboldai_lore
 from softlore.serve.studio.context import StudioContext
+from softlore.serve.studio.files import RAW_BODY, attachment, base_name, free_name, name_for
 from softlore.serve.studio.forms import (
-    Marked,
+    MarkedTurn,
+    NewName,
     NewStory,
-    PickedLines,
-    Renamed,
-    StorySet,
-    WrittenTurn,
+    SettingsChange,
+    TurnNumber,
+    TurnText,
 )
-from softlore.serve.studio.names import file_name, free_name, name_for
+from softlore.serve.studio.open_stories import StoryList
 from softlore.serve.studio.sampling import checked_sampling
-from softlore.serve.studio.views import StoryList, story_told
 from softlore.story import Story, StoryDraft, StorySettings
-from softlore.story.files import FORMATS as READ
+from softlore.story.files import FORMATS as STORY_FORMATS
 from softlore.story.files import read_story
 
-# By the name that the page asks for: the library's name, and the type of the file.
+# By the name in the API: the format of `softlore.story.files`, and the media type.
 FORMATS = {
     "md": ("markdown", "text/markdown; charset=utf-8"),
     "txt": ("text", "text/plain; charset=utf-8"),
     "json": ("koboldai", "application/json"),
 }
-# Settings that name places on a disk: those of another machine, or of a stranger.
+# Settings that name paths and models: of another machine, or of an untrusted file.
 PLACES = ("lorebook", "prompts", "model")
-Told = dict[str, Any]
 
 
-def make_router(bench: StudioContext) -> APIRouter:
+def make_router(context: StudioContext) -> APIRouter:
     """Everything under /stories but the writing."""
     router = APIRouter(prefix="/stories")
-    _add_library(router, bench)
-    _add_operations(router, bench)
+    _add_library(router, context)
+    _add_operations(router, context)
     return router
 
 
-def _add_library(router: APIRouter, bench: StudioContext) -> None:
-    stories, listed = bench.state.stories, StoryList(bench.state.stories)
+def _add_library(router: APIRouter, context: StudioContext) -> None:
+    library, listed = context.state.stories, StoryList(context.state.stories)
 
     @router.get("")
-    def names() -> list[Told]:
+    def names() -> list[dict[str, Any]]:
         """All stories, the newest first."""
         return listed.rows()
 
     @router.post("")
-    def create(form: NewStory) -> Told:
-        """Begins a story."""
-        _check_free(bench, form.name)
-        turns = (("writer", form.opening),) if form.opening else ()
-        settings = StorySettings(lorebook=_book_path(bench, form.book))
-        stories.create(form.name, StoryDraft(settings, turns)).close()  # type: ignore[arg-type]
-        return _told(bench, form.name)
+    def create(form: NewStory) -> dict[str, Any]:
+        """Creates a story."""
+        _check_free(context, form.name)
+        settings = StorySettings(lorebook=_book_path(context, form.book))
+        draft = StoryDraft(settings, (("writer", form.opening),) if form.opening else ())
+        library.create(form.name, draft).close()
+        return _to_dict(context, form.name)
 
-    @router.post("/import", openapi_extra=RAW)
-    async def import_(request: Request, filename: str = "", name: str = "") -> Told:
-        """Brings in a KoboldAI save, Markdown or plain text; lore in it becomes a lorebook."""
+    @router.post("/import", openapi_extra=RAW_BODY)
+    async def import_(request: Request, filename: str = "", name: str = "") -> dict[str, Any]:
+        """Imports a KoboldAI save, Markdown or plain text; lore in it becomes a lorebook."""
         content = await request.body()
-        return await run_in_threadpool(_import, bench, content, filename, name)
+        return await run_in_threadpool(_import, context, content, filename, name)
 
     @router.get("/{name}")
-    def read(name: str) -> Told:
-        """A story as it stands."""
-        return _told(bench, name)
+    def read(name: str) -> dict[str, Any]:
+        """A story: its turns, settings and branches."""
+        return _to_dict(context, name)
 
     @router.delete("/{name}")
-    def delete(name: str) -> Told:
-        """Puts a story aside: its file is renamed, not destroyed."""
-        with bench.stories.alone(name):
-            stories.delete(name)
+    def delete(name: str) -> dict[str, Any]:
+        """Deletes a story: its file is renamed, not destroyed."""
+        with context.stories.alone(name):
+            library.delete(name)
         return {}
 
     @router.patch("/{name}")
-    def rename(name: str, form: Renamed) -> Told:
-        """Gives a story another name."""
+    def rename(name: str, form: NewName) -> dict[str, Any]:
+        """Renames a story."""
         if form.name.casefold() != name.casefold():
-            _check_free(bench, form.name)
-        with bench.stories.alone(name):
-            stories.rename(name, form.name)
-        return _told(bench, form.name)
+            _check_free(context, form.name)
+        with context.stories.alone(name):
+            library.rename(name, form.name)
+        return _to_dict(context, form.name)
 
     @router.get("/{name}/export", response_class=Response)
     def export(name: str, format: str = "md") -> Response:
         """The story as a file: Markdown, plain text, or a KoboldAI save with its lore."""
-        if format not in FORMATS:
-            raise StoryError(
-                f"there is no story format {format!r:.80}; expected one of {', '.join(FORMATS)}; "
-                "choose one"
-            )
-        form, kind = FORMATS[format]
-        with bench.stories.use(name) as one:
-            draft, book = one.story.draft(), one.book
-        lore = koboldai_lore(bench.books.get(book)) if book and format == "json" else draft.lorebook
-        settings = draft.settings.changed(**dict.fromkeys(PLACES, ""))
-        text = READ[form].write(StoryDraft(settings, draft.turns, lore))
-        return attached(text.encode(), f"{one.story.name}.{format}", kind)
+        return _export(context, name, format)
 
 
-def _add_operations(router: APIRouter, bench: StudioContext) -> None:
-    def done(name: str, how: Any) -> Told:
-        with bench.stories.use(name) as one:
-            how(one.story)
-            return story_told(one)
+def _add_operations(router: APIRouter, context: StudioContext) -> None:
+    def apply(name: str, operation: Callable[[Story], object]) -> dict[str, Any]:
+        with context.stories.use(name) as story:
+            operation(story.story)
+            return story.to_dict()
 
     @router.put("/{name}/settings")
-    def settings(name: str, form: StorySet) -> Told:
+    def settings(name: str, form: SettingsChange) -> dict[str, Any]:
         """Changes settings of the story, all of them in one operation."""
         changes = form.model_dump(exclude_unset=True)
         changes = {k: v for k, v in changes.items() if v is not None or k == "seed"}
         if "book" in changes:
-            changes["lorebook"] = _book_path(bench, changes.pop("book"))
+            changes["lorebook"] = _book_path(context, changes.pop("book"))
         if "sampling" in changes:
             checked_sampling(changes["sampling"])
-        return done(name, lambda story: story.set(**changes))
+        return apply(name, lambda story: story.set(**changes))
 
     @router.post("/{name}/turns")
-    def add(name: str, form: WrittenTurn) -> Told:
-        """Adds a turn of the writer's."""
-        return done(name, lambda story: story.add(form.text))
+    def add(name: str, form: TurnText) -> dict[str, Any]:
+        """Adds a turn by the writer."""
+        return apply(name, lambda story: story.add(form.text))
 
     @router.put("/{name}/turns/{turn}")
-    def edit(name: str, turn: int, form: WrittenTurn) -> Told:
-        """Puts another text in place of a turn's; the old one stays as a branch."""
-        return done(name, lambda story: story.edit(turn, form.text))
+    def edit(name: str, turn: int, form: TurnText) -> dict[str, Any]:
+        """Replaces the text of a turn; the old one stays as a branch."""
+        return apply(name, lambda story: story.edit(turn, form.text))
 
     @router.put("/{name}/text")
-    def replace(name: str, form: WrittenTurn) -> Told:
-        """Makes this the story's text, as after an edit of it all."""
-        return done(name, lambda story: story.replace_text(form.text))
+    def replace(name: str, form: TurnText) -> dict[str, Any]:
+        """Replaces the text of the story; turns that are still in it are kept."""
+        return apply(name, lambda story: story.replace_text(form.text))
 
     @router.post("/{name}/undo")
-    def undo(name: str) -> Told:
-        """Takes the last operation back, if there is one."""
-        return done(name, Story.undo)
+    def undo(name: str) -> dict[str, Any]:
+        """Undoes the last operation, if there is one."""
+        return apply(name, Story.undo)
 
     @router.post("/{name}/redo")
-    def redo(name: str) -> Told:
-        """Brings back what was undone last, if there is anything."""
-        return done(name, Story.redo)
+    def redo(name: str) -> dict[str, Any]:
+        """Redoes the operation undone last, if there is one."""
+        return apply(name, Story.redo)
 
     @router.post("/{name}/go")
-    def go(name: str, form: PickedLines) -> Told:
-        """Goes to a turn of any branch, and to the newest end of what follows it."""
-        return done(name, lambda story: story.go_to(_newest_end(story, form.turn)))
+    def go(name: str, form: TurnNumber) -> dict[str, Any]:
+        """Goes to a turn of any branch, and on to the newest end after it."""
+        return apply(name, lambda story: story.go_to(_newest_end(story, form.turn)))
 
     @router.post("/{name}/cut")
-    def cut(name: str, form: PickedLines) -> Told:
+    def cut(name: str, form: TurnNumber) -> dict[str, Any]:
         """Goes back to before a turn of the story."""
-        return done(name, lambda story: story.cut(form.turn))
+        return apply(name, lambda story: story.cut(form.turn))
 
     @router.post("/{name}/mark")
-    def mark(name: str, form: Marked) -> Told:
-        """Says that the writer accepts a turn, or no longer does."""
-        return done(name, lambda story: story.mark(form.turn, form.kept))
+    def mark(name: str, form: MarkedTurn) -> dict[str, Any]:
+        """Marks a turn to learn from, or removes the mark."""
+        return apply(name, lambda story: story.mark(form.turn, form.kept))
 
 
-def _told(bench: StudioContext, name: str) -> Told:
-    with bench.stories.use(name) as one:
-        return story_told(one)
+def _to_dict(context: StudioContext, name: str) -> dict[str, Any]:
+    with context.stories.use(name) as story:
+        return story.to_dict()
 
 
-def _check_free(bench: StudioContext, name: str) -> None:
-    """Raises 409 where a story has that name; whether it is legal, the library says."""
-    if name.casefold() in {one.casefold() for one in bench.state.stories}:
+def _check_free(context: StudioContext, name: str) -> None:
+    """Raises HTTPException 409 if a story has the name; the library checks if it is legal."""
+    if name.casefold() in _taken(context):
         raise HTTPException(
             409,
             f"there is a story {name!r:.160} already; expected another name; choose one, or open "
@@ -184,45 +172,64 @@ def _check_free(bench: StudioContext, name: str) -> None:
         )
 
 
-def _book_path(bench: StudioContext, name: str) -> str:
-    """What a story's settings say of a lorebook of the studio's."""
-    return str(bench.books.path(name)) if name else ""
+def _taken(context: StudioContext) -> set[str]:
+    return {name.casefold() for name in context.state.stories}
+
+
+def _book_path(context: StudioContext, name: str) -> str:
+    """The setting `lorebook` of a story that uses a lorebook of the studio."""
+    return str(context.books.path(name)) if name else ""
 
 
 def _newest_end(story: Story, turn: int) -> int:
-    """Where a turn's branch ends, going to the newest at each fork; its own number at an end."""
-    here = {one.id for one in story.turns}
-    while turn and turn not in here and (after := story.continuations(turn)):
+    """The end of a turn's branch, by the newest turn at each fork; 0 for 0."""
+    current = {other.id for other in story.turns}
+    while turn and turn not in current and (after := story.continuations(turn)):
         turn = after[-1].id
     return turn
 
 
-def _import(bench: StudioContext, content: bytes, filename: str, name: str) -> Told:
-    draft = _read(content, filename)
-    wanted = name_for(name, filename, "Story")
-    wanted = free_name(wanted, {one.casefold() for one in bench.state.stories})
+def _export(context: StudioContext, name: str, format: str) -> Response:
+    if format not in FORMATS:
+        raise StoryError(
+            f"there is no story format {format!r:.80}; expected one of {', '.join(FORMATS)}; "
+            "choose one"
+        )
+    library_format, media_type = FORMATS[format]
+    with context.stories.use(name) as story:
+        draft, book = story.story.draft(), story.book
+    lore = draft.lorebook
+    if book and format == "json":
+        lore = koboldai_lore(context.books.get(book))
     settings = draft.settings.changed(**dict.fromkeys(PLACES, ""))
+    text = STORY_FORMATS[library_format].write(StoryDraft(settings, draft.turns, lore))
+    return attachment(text.encode(), f"{story.story.name}.{format}", media_type)
+
+
+def _import(context: StudioContext, content: bytes, filename: str, name: str) -> dict[str, Any]:
+    draft = _read(content, filename)
+    name = free_name(name_for(name, filename, "Story"), _taken(context))
     path, note = "", ""
     if draft.lorebook:
         try:
-            book = Lorebook.from_data(draft.lorebook, name=wanted, source="the lore in the file")
+            book = Lorebook.from_data(draft.lorebook, name=name, source="the lore in the file")
             if book.entries:
-                path = _book_path(bench, bench.books.add(book, wanted).name)
+                path = _book_path(context, context.books.add(book, name).name)
         except LoreError as error:
             note = f"Its lore was left out: {error}"
-    settings = settings.changed(lorebook=path)
-    bench.state.stories.create(wanted, StoryDraft(settings, draft.turns)).close()
-    told = _told(bench, wanted)
-    return told | {"notes": [*told["notes"], note]} if note else told
+    settings = draft.settings.changed(**{**dict.fromkeys(PLACES, ""), "lorebook": path})
+    context.state.stories.create(name, StoryDraft(settings, draft.turns)).close()
+    data = _to_dict(context, name)
+    return data | {"notes": [*data["notes"], note]} if note else data
 
 
 def _read(content: bytes, filename: str) -> StoryDraft:
-    """A story from a file's bytes; messages name the file, not where it was put meanwhile."""
+    """A story from a file's content; messages have the file's name, not the temporary path."""
     with tempfile.TemporaryDirectory(prefix="softlore-") as folder:
         path = Path(folder) / "story"
         path.write_bytes(content)
         try:
             return read_story(path)
         except SoftloreError as error:
-            label = file_name(filename) or "the file"
+            label = base_name(filename) or "the file"
             raise type(error)(str(error).replace(repr(str(path)), repr(label))) from None

@@ -1,4 +1,4 @@
-"""Routes of training: starting it, watching it live, pausing, resuming and stopping."""
+"""Routes of training: starting, watching, pausing, resuming and stopping jobs."""
 
 from __future__ import annotations
 
@@ -11,80 +11,77 @@ from fastapi import APIRouter
 from starlette.responses import StreamingResponse
 
 from softlore.serve.responses import event, event_stream
-from softlore.serve.studio.context import StudioContext
-from softlore.serve.studio.forms import NewTraining, Stopping
-from softlore.serve.studio.training_state import OVER, Training
-from softlore.serve.studio.writing import STREAM
+from softlore.serve.studio.context import EVENT_STREAM, StudioContext
+from softlore.serve.studio.forms import NewTraining, StopTraining
+from softlore.serve.studio.training_job import FINISHED, TrainingJob
 
-EVERY = 0.2  # seconds between looks
-AGAIN = 1.0  # seconds after which how far it is is told again
-STILL = 15.0  # seconds of nothing new, after which a comment keeps the connection
-SETTINGS = ("kind", "n_tokens", "max_steps", "style", "seed")
-Told = dict[str, Any]
+POLL = 0.2  # seconds between looks at a job
+REFRESH = 1.0  # seconds after which progress is sent again
+KEEP_ALIVE = 15.0  # seconds without an event after which a comment is sent
 
 
-def make_router(bench: StudioContext) -> APIRouter:
+def make_router(context: StudioContext) -> APIRouter:
     """Everything under /trainings."""
     router = APIRouter(prefix="/trainings")
-    trainings = bench.trainings
+    queue = context.trainings
 
     @router.get("")
-    def names() -> list[Told]:
+    def names() -> list[dict[str, Any]]:
         """All trainings, the newest first, without their curves."""
-        return [one.told() for one in trainings.all()]
+        return [job.to_dict() for job in queue.all()]
 
     @router.post("")
-    def start(form: NewTraining) -> Told:
-        """Begins a training, or puts it behind those that run. Its prompts go to the library."""
-        given = {name: getattr(form, name) for name in SETTINGS}
-        settings = {name: value for name, value in given.items() if value is not None}
-        book = bench.books.get(form.book)
-        return trainings.start(book, form.entries or [], form.again, settings).told(curves=True)
+    def start(form: NewTraining) -> dict[str, Any]:
+        """Adds a training to the queue. Its soft prompts are saved to the library."""
+        given = form.model_dump(exclude={"book", "entries", "overwrite"}, exclude_none=True)
+        book = context.books.get(form.book)
+        job = queue.start(book, form.entries or [], form.overwrite, given)
+        return job.to_dict(curves=True)
 
     @router.get("/{id}")
-    def read(id: str) -> Told:
+    def read(id: str) -> dict[str, Any]:
         """A training with its curves."""
-        return trainings.get(id).told(curves=True)
+        return queue.get(id).to_dict(curves=True)
 
-    @router.get("/{id}/events", response_class=StreamingResponse, responses=STREAM)
+    @router.get("/{id}/events", response_class=StreamingResponse, responses=EVENT_STREAM)
     async def events(id: str) -> StreamingResponse:
         """Events: training (the first with the curves so far), point …; ends with the training."""
-        return await event_stream(_events(bench, trainings.get(id)))
+        return await event_stream(_events(context, queue.get(id)))
 
     @router.post("/{id}/pause")
-    def pause(id: str) -> Told:
-        """Stops it so that it can go on later, also after the server was started anew."""
-        return trainings.pause(id).told()
+    def pause(id: str) -> dict[str, Any]:
+        """Pauses a training; it can be resumed later, also after the server restarts."""
+        return queue.pause(id).to_dict()
 
     @router.post("/{id}/resume")
-    def resume(id: str) -> Told:
-        """Lets it go on, as if it had not been paused."""
-        return trainings.resume(id).told()
+    def resume(id: str) -> dict[str, Any]:
+        """Resumes a paused training."""
+        return queue.resume(id).to_dict()
 
     @router.post("/{id}/stop")
-    def stop(id: str, form: Stopping | None = None) -> Told:
-        """Ends it. What was still in training is kept only if asked for."""
-        return trainings.stop(id, form is not None and form.keep).told()
+    def stop(id: str, form: StopTraining | None = None) -> dict[str, Any]:
+        """Ends a training. Prompts that have not finished are saved only if asked for."""
+        return queue.stop(id, form is not None and form.save).to_dict()
 
     return router
 
 
-async def _events(bench: StudioContext, training: Training) -> AsyncGenerator[bytes]:
-    known: dict[str, int] = {}
-    training.points_after(known)
-    told = training.told(curves=True)
-    yield event(told, "training")
-    state, at, said = told["state"], time.monotonic(), time.monotonic()
-    while state not in OVER and not bench.state.closing:
-        await asyncio.sleep(EVERY)
-        now, told = time.monotonic(), training.told()
-        for point in training.points_after(known):
-            said = now
+async def _events(context: StudioContext, job: TrainingJob) -> AsyncGenerator[bytes]:
+    sent: dict[str, int] = {}
+    job.points_after(sent)
+    data = job.to_dict(curves=True)
+    yield event(data, "training")
+    state, refreshed, last = data["state"], time.monotonic(), time.monotonic()
+    while state not in FINISHED and not context.state.closing:
+        await asyncio.sleep(POLL)
+        now, data = time.monotonic(), job.to_dict()
+        for point in job.points_after(sent):
+            last = now
             yield event(point, "point")
-        due = now - at >= AGAIN and told["state"] in ("running", "preparing")
-        if told["state"] != state or due:
-            state, at, said = told["state"], now, now
-            yield event(told, "training")
-        elif now - said >= STILL:
-            said = now
-            yield b": still here\n\n"
+        due = now - refreshed >= REFRESH and data["state"] in ("running", "preparing")
+        if data["state"] != state or due:
+            state, refreshed, last = data["state"], now, now
+            yield event(data, "training")
+        elif now - last >= KEEP_ALIVE:
+            last = now
+            yield b": keep-alive\n\n"

@@ -1,8 +1,8 @@
-"""What is kept of a training on the disk, so that it goes on after the server has stopped.
+"""Training jobs on the disk, so that they can be resumed after the server restarts.
 
-A folder each: `training.json` (what is trained and how, and the curves when it was paused),
-`book.json` (the lore as it was at the start), `company/` (the prompts that stand beside), and the
-trainer's `checkpoint`.
+Each has a folder: `training.json` (what is trained, and the curves when it was paused),
+`book.json` (the lorebook as it was at the start), `company/` (the prompts that are trained
+beside, frozen) and the trainer's `checkpoint`.
 """
 
 from __future__ import annotations
@@ -20,88 +20,87 @@ from softlore.disk import storage_error, write_atomically
 from softlore.errors import SoftloreError, StorageError
 from softlore.lore import Lorebook
 from softlore.prompts import PromptLibrary, SoftPrompt
-from softlore.serve.studio.curves import Curve
-from softlore.serve.studio.training_state import Training
+from softlore.serve.studio.training_job import Curve, TrainingJob
 
 _ID = re.compile(r"[0-9a-f]{8,64}")
-_TOLD, _BOOK, _COMPANY, _CHECKPOINT = "training.json", "book.json", "company", "checkpoint"
+_JOB, _BOOK, _COMPANY, _CHECKPOINT = "training.json", "book.json", "company", "checkpoint"
 _log = logging.getLogger(__name__)
 
 
 class TrainingFiles:
-    """The folders of trainings that have not come to an end."""
+    """The folders of the jobs that have not finished."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def found(self) -> list[Training]:
-        """Those that an earlier server left; all of them are paused now."""
+    def load(self) -> list[TrainingJob]:
+        """The jobs of an earlier server, all of them paused. Damaged ones are skipped."""
         try:
-            places = [one for one in self.folder.iterdir() if _ID.fullmatch(one.name)]
+            folders = [path for path in self.folder.iterdir() if _ID.fullmatch(path.name)]
         except OSError:
             return []
-        found = []
-        for place in places:
+        jobs = []
+        for folder in folders:
             try:
-                found.append(_read(place))
+                jobs.append(_load(folder))
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-                _log.warning("the training in %s cannot be read (%s)", place, type(error).__name__)
-        return found
+                _log.warning("cannot read the training in %s (%s)", folder, type(error).__name__)
+        return jobs
 
-    def begin(self, training: Training, book: Lorebook, company: Iterable[SoftPrompt]) -> None:
-        """Keeps what the training begins with. Raises StorageError; nothing is left then."""
-        place = self.folder / training.id
+    def create(self, job: TrainingJob, book: Lorebook, company: Iterable[SoftPrompt]) -> None:
+        """Saves what a job starts from. Raises StorageError, and leaves nothing behind then."""
+        folder = self.folder / job.id
         try:
-            place.mkdir(parents=True)
+            folder.mkdir(parents=True)
         except OSError as error:
-            raise storage_error("make the folder", place, error) from error
+            raise storage_error("make the folder", folder, error) from error
         try:
-            book.save(place / _BOOK)
-            beside = PromptLibrary(place / _COMPANY)
+            book.save(folder / _BOOK)
+            library = PromptLibrary(folder / _COMPANY)
             for prompt in company:
-                beside.save(prompt)
-            self.note(training)
+                library.save(prompt)
+            self.save(job)
         except SoftloreError:
-            self.remove(training)
+            self.remove(job)
             raise
 
-    def note(self, training: Training) -> None:
-        """Keeps how far it is. Raises StorageError."""
-        told = training.told(curves=True) | {"created": training.created}
-        content = json.dumps(told, ensure_ascii=False).encode()
-        write_atomically(self.folder / training.id / _TOLD, content)
+    def save(self, job: TrainingJob) -> None:
+        """Saves a job's progress and curves. Raises StorageError."""
+        data = job.to_dict(curves=True) | {"created": job.created}
+        content = json.dumps(data, ensure_ascii=False).encode()
+        write_atomically(self.folder / job.id / _JOB, content)
 
-    def remove(self, training: Training) -> None:
-        """Nothing is left of it, as far as the disk allows."""
-        shutil.rmtree(self.folder / training.id, ignore_errors=True)
-        with contextlib.suppress(OSError):  # there are others
+    def remove(self, job: TrainingJob) -> None:
+        """Removes a job's folder, as far as the disk allows."""
+        shutil.rmtree(self.folder / job.id, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: there are other jobs
             self.folder.rmdir()
 
-    def lore(self, training: Training) -> Lorebook:
-        """The lorebook as it was at the start. Raises StorageError where it is gone."""
-        place = self.folder / training.id
-        if not (place / _BOOK).is_file():
+    def book(self, job: TrainingJob) -> Lorebook:
+        """The lorebook as it was at the start. Raises StorageError if it was removed."""
+        path = self.folder / job.id / _BOOK
+        if not path.is_file():
             raise StorageError(
-                f"the training {training.id} is no longer in {str(self.folder)!r}; expected its "
-                "files; begin another, and stop this one"
+                f"the training {job.id} is no longer in {str(self.folder)!r}; expected its files; "
+                "stop this one and start another"
             )
-        return Lorebook.load(place / _BOOK)
+        return Lorebook.load(path)
 
-    def company(self, training: Training) -> dict[str, SoftPrompt]:
+    def company(self, job: TrainingJob) -> dict[str, SoftPrompt]:
         """The prompts that stood beside it at the start."""
-        return dict(PromptLibrary(self.folder / training.id / _COMPANY))
+        return dict(PromptLibrary(self.folder / job.id / _COMPANY))
 
-    def checkpoint(self, training: Training) -> Path:
-        return self.folder / training.id / _CHECKPOINT
+    def checkpoint(self, job: TrainingJob) -> Path:
+        return self.folder / job.id / _CHECKPOINT
 
 
-def _read(place: Path) -> Training:
-    data: dict[str, Any] = json.loads((place / _TOLD).read_bytes())
+def _load(folder: Path) -> TrainingJob:
+    data: dict[str, Any] = json.loads((folder / _JOB).read_bytes())
     entries, settings = data["entries"], data["settings"]
     if not isinstance(settings, dict) or not all(isinstance(name, str) for name in entries):
-        raise ValueError("it is not as it was written")
-    return Training(
-        id=place.name,
+        raise ValueError("not a job's settings and entries")
+    return TrainingJob(
+        id=folder.name,
         created=float(data["created"]),
         book=str(data["book"]),
         entries=list(entries),
@@ -110,5 +109,5 @@ def _read(place: Path) -> Training:
         step=int(data["step"]),
         done=float(data["done"]),
         seconds=float(data["seconds"]),
-        curves={name: Curve.from_told(one) for name, one in data["curves"].items()},
+        curves={name: Curve.from_dict(curve) for name, curve in data["curves"].items()},
     )

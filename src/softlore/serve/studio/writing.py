@@ -1,4 +1,4 @@
-"""Routes of writing: the model's turns as they come, and what they are to be read from."""
+"""Routes of writing: the model's turns as streams of tokens, and what it reads for them."""
 
 from __future__ import annotations
 
@@ -16,190 +16,176 @@ from softlore.decode import Token
 from softlore.errors import SoftloreError
 from softlore.serve.engines import AsyncOutputStream, warm
 from softlore.serve.responses import event, event_stream
-from softlore.serve.studio.context import StudioContext
-from softlore.serve.studio.forms import MOST_TOKENS, CodeStrength, WriteForm
+from softlore.serve.studio.context import EVENT_STREAM, StudioContext
+from softlore.serve.studio.forms import MAX_TOKENS, CodeStrength, WriteForm
 from softlore.serve.studio.open_stories import OpenStories, OpenStory
 from softlore.serve.studio.sampling import checked_sampling
-from softlore.serve.studio.views import plan_told, story_told
 from softlore.story import Turn
 from softlore.story.session import TurnDraft
 
-STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {}}, "description": "Events, as they come"}
-}
 
-
-def make_router(bench: StudioContext) -> APIRouter:
-    """/stories/N/plan, /write and /stop."""
+def make_router(context: StudioContext) -> APIRouter:
+    """/stories/NAME/plan, /write and /stop."""
     router = APIRouter(prefix="/stories/{name}")
+    stories = context.stories
 
     @router.get("/plan")
-    def plan(name: str, tokens: Annotated[int, Query(ge=1, le=MOST_TOKENS)] = 80) -> dict[str, Any]:
-        """What the model would read for a turn of so many tokens, and what went where."""
-        with bench.stories.use(name) as one, one.lock:
-            return plan_told(one.session().look(tokens))
+    def plan(name: str, tokens: Annotated[int, Query(ge=1, le=MAX_TOKENS)] = 80) -> dict[str, Any]:
+        """What the model would read for a turn of so many tokens, part by part."""
+        with stories.use(name) as story, story.lock:
+            return story.session().look(tokens).to_dict()
 
-    @router.post("/write", response_class=StreamingResponse, responses=STREAM)
+    @router.post("/write", response_class=StreamingResponse, responses=EVENT_STREAM)
     async def write(name: str, form: WriteForm) -> StreamingResponse:
-        """Lets the model write a turn. Events: plan, token …, done; or error, after which no more.
+        """Writes a turn. Events: plan, token …, done; or error, after which none follows.
 
-        What was told is kept, also when the connection is closed midway.
+        What was written is saved, also when the connection is closed midway.
         """
-        one = await run_in_threadpool(bench.stories.take, name)
-        try:
-            if one.writing:
-                raise HTTPException(
-                    409,
-                    f"the story {name!r} is being written; expected one turn at a time; wait for "
-                    "it, or stop it",
-                )
-            one.writing = True
-        except BaseException:
-            bench.stories.leave(one)
-            raise
-        return await event_stream(_events(bench, one, form))
+        story = await run_in_threadpool(stories.acquire, name)
+        if story.writing:
+            stories.release(story)
+            raise HTTPException(
+                409,
+                f"the story {name!r} is being written; expected one turn at a time; wait for it, "
+                "or stop it",
+            )
+        story.writing = True
+        return await event_stream(_events(context, story, form))
 
     @router.post("/stop")
     async def stop(name: str) -> dict[str, Any]:
-        """Stops the turn that is being written, at the next token; its stream then ends."""
-        one = await run_in_threadpool(bench.stories.take, name)
+        """Stops the turn that is being written after the next token; its stream then ends."""
+        story = await run_in_threadpool(stories.acquire, name)
         try:
-            if one.running is not None and one.running.finish is None:
-                one.running.cancel()
+            if story.output is not None and story.output.finish is None:
+                story.output.cancel()
         finally:
-            bench.stories.leave(one)
+            stories.release(story)
         return {}
 
     return router
 
 
-async def _events(bench: StudioContext, one: OpenStory, form: WriteForm) -> AsyncGenerator[bytes]:
-    """The events of one turn; `one` is let go when it is kept, or when nothing came of it."""
+async def _events(
+    context: StudioContext, story: OpenStory, form: WriteForm
+) -> AsyncGenerator[bytes]:
+    """The events of one turn; `story` is released when it is saved, or could not be started."""
     try:
-        draft, said = await run_in_threadpool(_begun, bench, one, form)
+        draft, added = await run_in_threadpool(_prepare, context, story, form)
         try:
-            running = bench.state.engine.start(draft.request)
+            output = context.state.engine.start(draft.request)
         except BaseException:
-            await run_in_threadpool(_unsaid, one, said)
+            await run_in_threadpool(_withdraw, story, added)
             raise
     except BaseException:
-        _let_go(bench.stories, one)
+        _finish(context.stories, story)
         raise
-    turn = Turning(bench.stories, one, draft, running)
-    bench.stories.hold(one)  # the turn lets it go when it is kept
+    turn = RunningTurn(context.stories, story, draft, output)
+    context.stories.retain(story)  # the turn has its own use of it
     try:
-        yield event({"plan": plan_told(draft.plan)}, "plan")
-        async for token in turn.told():
+        yield event({"plan": draft.plan.to_dict()}, "plan")
+        async for token in turn.tokens():
             yield event({"text": token.text}, "token")
-        story = await run_in_threadpool(story_told, one)
-        yield event(
-            {"finish": running.finish, "reading": _reading(running), "story": story}, "done"
-        )
+        data = await run_in_threadpool(story.to_dict)
+        usage = output.cache_usage
+        reading = usage and {"reused": usage.reused, "read": usage.read, "why": usage.why}
+        yield event({"finish": output.finish, "reading": reading, "story": data}, "done")
     except SoftloreError as error:
         yield event({"message": str(error), "type": type(error).__name__}, "error")
     finally:
         turn.cancel()
-        bench.stories.leave(one)
+        context.stories.release(story)
 
 
-def _reading(running: AsyncOutputStream) -> dict[str, Any] | None:
-    found = running.cache_usage
-    return {"reused": found.reused, "read": found.read, "why": found.why} if found else None
-
-
-class Turning:
-    """A turn of the model's that is being written, whoever listens; it is kept when it ends."""
+class RunningTurn:
+    """A turn that the model writes. It is saved when it ends, whether or not anybody listens."""
 
     def __init__(
-        self, stories: OpenStories, one: OpenStory, draft: TurnDraft, running: AsyncOutputStream
+        self, stories: OpenStories, story: OpenStory, draft: TurnDraft, output: AsyncOutputStream
     ) -> None:
-        self._heard: asyncio.Queue[Token | Exception | None] = asyncio.Queue()
-        self._stories, self._one, self._draft, self._running = stories, one, draft, running
-        one.running = running
-        self._task = asyncio.create_task(self._write())
-        stories.tasks.add(self._task)
-        self._task.add_done_callback(stories.tasks.discard)
+        self._queue: asyncio.Queue[Token | Exception | None] = asyncio.Queue()
+        self._stories, self._story, self._draft, self._output = stories, story, draft, output
+        story.output = output
+        task = asyncio.create_task(self._write())
+        stories.tasks.add(task)
+        task.add_done_callback(stories.tasks.discard)
 
-    async def told(self) -> AsyncGenerator[Token]:
-        """The tokens that have a text; it ends when the turn stands in the story.
+    async def tokens(self) -> AsyncGenerator[Token]:
+        """The tokens that have a text; ends when the turn has been saved.
 
         Raises:
-            BusyError, EngineError: as the engine does. StorageError: it could not be kept.
+            BusyError, EngineError: the engine's own.
+            StorageError: the turn could not be saved.
         """
-        while (heard := await self._heard.get()) is not None:
-            if isinstance(heard, Exception):
-                raise heard
-            if heard.text:
-                yield heard
+        while (item := await self._queue.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            if item.text:
+                yield item
 
     def cancel(self) -> None:
-        """Ends it at the next token, unless it has ended; what was told is kept."""
-        if self._running.finish is None:
-            self._running.cancel()
+        """Ends it after the next token. Does nothing if it has ended."""
+        if self._output.finish is None:
+            self._output.cancel()
 
     async def _write(self) -> None:
-        failed: Exception | None = None
+        output, failed = self._output, None
         try:
-            async for token in self._running:
-                self._heard.put_nowait(token)
+            async for token in output:
+                self._queue.put_nowait(token)
         except SoftloreError as error:
             failed = error
-        running = self._running
-        finish = "failed" if failed else running.finish
+        finish = "failed" if failed else output.finish
         try:
-            await run_in_threadpool(self._draft.keep, running.text, len(running.ids), finish)
+            await run_in_threadpool(self._draft.keep, output.text, len(output.ids), finish)
         except SoftloreError as error:
             failed = failed or error
         finally:
-            _let_go(self._stories, self._one)
-            self._heard.put_nowait(failed)
+            _finish(self._stories, self._story)
+            self._queue.put_nowait(failed)
 
 
-def _let_go(stories: OpenStories, one: OpenStory) -> None:
-    one.running, one.writing = None, False
-    stories.leave(one)
+def _finish(stories: OpenStories, story: OpenStory) -> None:
+    story.output, story.writing = None, False
+    stories.release(story)
 
 
-def _begun(bench: StudioContext, one: OpenStory, form: WriteForm) -> tuple[TurnDraft, Turn | None]:
-    """The draft of a turn, and the writer's own, added first; nothing is added where it fails."""
+def _prepare(
+    context: StudioContext, story: OpenStory, form: WriteForm
+) -> tuple[TurnDraft, Turn | None]:
+    """Adds the writer's turn and plans the model's; adds nothing if that fails."""
     sampling = checked_sampling(form.sampling)
     if form.no_copy:
         sampling["no_copy"] = form.no_copy
-    conditioning = _conditioning(bench, form.codes)
-    said = one.story.add(form.text) if form.text else None
+    conditioning = _conditioning(context, form.codes)
+    added = story.story.add(form.text) if form.text else None
     try:
-        with one.lock:
-            session = one.session()
-            draft = session.begin(
-                form.tokens, form.stop, conditioning, form.retry and not form.text, **sampling
-            )
+        with story.lock:
+            retry = form.retry and not form.text
+            draft = story.session().begin(form.tokens, form.stop, conditioning, retry, **sampling)
         checked_sampling(draft.request.sampling)  # the story's own, too
-        warm(bench.model, draft.request.sampling)
+        warm(context.model, draft.request.sampling)
     except BaseException:
-        _unsaid(one, said)
+        _withdraw(story, added)
         raise
-    return draft, said
+    return draft, added
 
 
-def _unsaid(one: OpenStory, said: Turn | None) -> None:
-    """Takes back the writer's turn, so that trying again does not add it twice.
+def _withdraw(story: OpenStory, added: Turn | None) -> None:
+    """Undoes the addition of the writer's turn, so that a second try does not add it twice.
 
-    It stays where something else was done to the story since, which undo would take back instead.
+    Does nothing if the story was changed since, as undo would take that change back instead.
     """
-    conditioning = one.story.head
-    if (
-        said is not None
-        and conditioning is not None
-        and conditioning.id == said.id
-        and one.story.undoable == "add"
-    ):
-        one.story.undo()
+    last = story.story.head
+    unchanged = added is not None and last is not None and last.id == added.id
+    if unchanged and story.story.undoable == "add":
+        story.story.undo()
 
 
-def _conditioning(bench: StudioContext, codes: list[CodeStrength]) -> Any:
-    """Control codes with their strengths, as `write` takes them."""
-    doses = {dose.name: dose.strength for dose in codes if dose.strength}
-    if not doses:
+def _conditioning(context: StudioContext, codes: list[CodeStrength]) -> Any:
+    """Control codes with their strengths, as a `GenerationRequest` has them."""
+    strengths = {code.name: code.strength for code in codes if code.strength}
+    if not strengths:
         return ""
-    found = find_codes(bench.model, doses, bench.shelf())
-    return [(found[name].conditioning, strength) for name, strength in doses.items()]
+    found = find_codes(context.model, strengths, context.shelf())
+    return [(found[name].conditioning, strength) for name, strength in strengths.items()]

@@ -3,7 +3,7 @@
 const ROOT = "/studio/api";
 const KEY = "softlore.key";
 
-/** What the server refused, in its own words. */
+/** An error response of the server, with its message. */
 export class ApiError extends Error {
   constructor(status, error) {
     super(error.message);
@@ -56,11 +56,11 @@ async function send(method, url, { json, raw, signal } = {}) {
 
 async function refused(answer) {
   try {
-    const said = await answer.json();
-    if (said.error?.message) return new ApiError(answer.status, said.error);
-    if (typeof said.detail === "string") return new ApiError(answer.status, { message: said.detail });
+    const body = await answer.json();
+    if (body.error?.message) return new ApiError(answer.status, body.error);
+    if (typeof body.detail === "string") return new ApiError(answer.status, { message: body.detail });
   } catch {
-    // No JSON: the status says all there is.
+    // Not JSON: there is only the status.
   }
   const message = `The server refused this (${answer.status} ${answer.statusText}).`;
   return new ApiError(answer.status, { message });
@@ -74,17 +74,17 @@ function readKey() {
   }
 }
 
-const told = async (method, url, given) => (await send(method, url, given)).json();
+const request = async (method, url, given) => (await send(method, url, given)).json();
 
-export const get = (segments, query) => told("GET", at(segments, query));
-export const post = (segments, json = {}) => told("POST", at(segments), { json });
-export const put = (segments, json) => told("PUT", at(segments), { json });
-export const patch = (segments, json) => told("PATCH", at(segments), { json });
-export const remove = (segments) => told("DELETE", at(segments));
+export const get = (segments, query) => request("GET", at(segments, query));
+export const post = (segments, json = {}) => request("POST", at(segments), { json });
+export const put = (segments, json) => request("PUT", at(segments), { json });
+export const patch = (segments, json) => request("PATCH", at(segments), { json });
+export const remove = (segments) => request("DELETE", at(segments));
 
 /** Sends a file as it is. */
 export const upload = (segments, file, name) =>
-  told("POST", at(segments, { filename: file.name, name }), { raw: file });
+  request("POST", at(segments, { filename: file.name, name }), { raw: file });
 
 /** Fetches a file (with the key, which a plain link could not send) and saves it. */
 export async function download(segments, query, otherwise) {

@@ -54,7 +54,7 @@ export const deleteBook = trying(async (name) => {
   await firstBook();
 });
 
-/** Saves an entry, a new one where `old` is empty. What is wrong with it is thrown. */
+/** Saves an entry, a new one where `old` is empty. Throws the server's error. */
 export async function saveEntry(old, entry) {
   const { name } = state.book;
   const book = old ? await api.put(["books", name, "entries", old], entry)
@@ -62,7 +62,7 @@ export async function saveEntry(old, entry) {
   set({ book });
 }
 
-/** Takes an entry out; the message has a way back. */
+/** Deletes an entry; the message has a button that restores it. */
 export const deleteEntry = trying(async (entry) => {
   const { name } = state.book;
   const before = state.book.entries;

@@ -64,14 +64,14 @@ function nodes(text, removable) {
 
 /** The text of an element, with tags for its chips. A browser leaves a BR in an emptied field. */
 export function read(node) {
-  return node.childNodes.length === 1 && node.firstChild.nodeName === "BR" ? "" : told(node);
+  return node.childNodes.length === 1 && node.firstChild.nodeName === "BR" ? "" : textOf(node);
 }
 
-function told(node) {
+function textOf(node) {
   if (node.nodeType === Node.TEXT_NODE) return bare(node.data);
   if (node.dataset?.name) return tagOf(node.dataset.name);
   if (node.nodeName === "BR") return "\n";
-  return [...node.childNodes].map(told).join("");
+  return [...node.childNodes].map(textOf).join("");
 }
 
 /** Puts text (with chips for its tags) where the caret is, or at the end. */

@@ -7,7 +7,7 @@ import { trying, wrong } from "./messages.js";
 import { addPanel } from "./panels.js";
 import { habits, keep, on, recall, state } from "./store.js";
 
-const WAYS = {
+const METHODS = {
   nothing: "Without",
   text: "With its text",
   soft: "With its soft prompt",
@@ -25,7 +25,7 @@ export function makeCompare() {
   const seed = h("input", { type: "number", min: 0, value: now.seed,
     oninput: () => change({ seed: Number(seed.value) || 0 }) });
   const picks = h("fieldset", { class: "picks" });
-  const ways = h("div", { class: "ways" });
+  const columns = h("div", { class: "columns" });
   const go = button("Compare", () => (running ? running.abort() : run()), { kind: "main" });
   const anew = button("Again with another seed", () => {
     seed.value = Math.floor(Math.random() * DRAWS);
@@ -50,14 +50,14 @@ export function makeCompare() {
 
   const run = trying(async () => {
     running?.abort();
-    const mine = (running = new AbortController());
+    const started = (running = new AbortController());
     go.lastChild.textContent = "Stop";
     try {
-      await stream(now, ways, mine.signal);
+      await stream(now, columns, started.signal);
     } catch (error) {
       wrong(error);
     } finally {
-      if (running === mine) {
+      if (running === started) {
         running = null;
         go.lastChild.textContent = "Compare";
       }
@@ -70,15 +70,15 @@ export function makeCompare() {
         labelled("Opening", opening, "", "text"),
         h("div", { class: "field" }, h("span", { class: "label" }, "Lore"), picks),
         h("div", { class: "row figures" }, labelled("Tokens", tokens), labelled("Seed", seed),
-          go, anew)), ways);
+          go, anew)), columns);
     }
     choose();
   });
   on("book prompts", choose);
 }
 
-/** Writes the three streams into columns of their own as they come. */
-async function stream(now, ways, signal) {
+/** Shows the texts side by side while they are streamed. */
+async function stream(now, element, signal) {
   const all = new Set(state.book?.entries.map((entry) => entry.name));
   const known = now.names.filter((name) => all.has(name)
     || state.prompts.some((prompt) => prompt.name === name));
@@ -89,34 +89,34 @@ async function stream(now, ways, signal) {
   for await (const { name, data } of api.events("POST", ["compare"], { json: asked, signal })) {
     if (name === "begin") {
       words = pattern(data.words ?? []);
-      ways.replaceChildren(...data.ways.map((one) => {
-        const column = made(one, asked.text);
-        columns.set(one.way, column);
+      element.replaceChildren(...data.methods.map((row) => {
+        const column = makeColumn(row, asked.text);
+        columns.set(row.method, column);
         return column.element;
       }));
     }
-    if (name === "token") columns.get(data.way)?.add(data.text, words);
-    if (name === "done") columns.get(data.way)?.end(data);
+    if (name === "token") columns.get(data.method)?.add(data.text, words);
+    if (name === "done") columns.get(data.method)?.end(data);
     if (name === "error") throw new api.ApiError(500, data.error ?? data);
   }
   say("The three texts are written.");
 }
 
-function made({ way, tokens }, opening) {
-  const title = h("h3", { id: `way-${way}` }, WAYS[way] ?? way);
+function makeColumn({ method, tokens }, opening) {
+  const title = h("h3", { id: `method-${method}` }, METHODS[method] ?? method);
   const cost = h("p", { class: "quiet" }, `${count(tokens ?? 0, "token")} of context`);
-  const told = h("span", {});
-  let text = "";
+  const text = h("span", {});
+  let written = "";
   return {
-    element: h("section", { class: "card way", "aria-labelledby": `way-${way}`, "data-way": way },
+    element: h("section", { class: "card column", "aria-labelledby": `method-${method}`, "data-method": method },
       h("div", {}, title, cost),
-      h("div", { class: "told" }, h("span", { class: "opening" }, opening), told)),
+      h("div", { class: "written" }, h("span", { class: "opening" }, opening), text)),
     add(piece, words) {
-      text += piece;
-      told.replaceChildren(...marked(text, words));
+      written += piece;
+      text.replaceChildren(...marked(written, words));
     },
     end({ keywords }) {
-      const found = keywords ?? told.querySelectorAll("mark").length;
+      const found = keywords ?? text.querySelectorAll("mark").length;
       cost.textContent += ` · ${count(found, "lore word")}`;
     },
   };

@@ -1,4 +1,4 @@
-// The composer: the writing line, the button that writes on, and the tools for the turn in hand.
+// The composer: the writing line, the write button, and the tools for the turn in hand.
 
 import { $, button, h, icon } from "./dom.js";
 import { makeField } from "./chips.js";

@@ -13,18 +13,18 @@ const WORDS = {
 };
 let bar = null;
 let figures = null;
-let told = null;
-let open = false; // by click; hovering opens it for a while only
+let parts = null;
+let open = false; // by click; hovering opens it only meanwhile
 
 export function makeContextBar() {
-  figures = h("span", { class: "told" });
+  figures = h("span", { class: "context-figures" });
   const picture = s("svg", { viewBox: "0 0 1000 8", preserveAspectRatio: "none",
     "aria-hidden": "true" });
   bar = h("button", { type: "button", class: "context-bar", "aria-expanded": "false",
-    "aria-controls": "context-told", title: "What fills the context" }, picture, figures);
-  told = h("div", { class: "context-told", id: "context-told", hidden: true, role: "region",
+    "aria-controls": "context-parts", title: "What fills the context" }, picture, figures);
+  parts = h("div", { class: "context-parts", id: "context-parts", hidden: true, role: "region",
     "aria-label": "What fills the context" });
-  const context = h("div", { class: "context", hidden: true }, told, bar);
+  const context = h("div", { class: "context", hidden: true }, parts, bar);
   let hovering = null;
   bar.addEventListener("pointerenter", (event) => {
     if (event.pointerType === "mouse") hovering = setTimeout(() => reveal(true), 350);
@@ -46,20 +46,20 @@ export function makeContextBar() {
   return context;
 }
 
-/** Closes what was opened; tells whether anything was. */
+/** Closes the list of parts; returns whether it was open. */
 export function close() {
-  const was = !told.hidden;
+  const was = !parts.hidden;
   open = false;
   reveal(false);
   return was;
 }
 
 function reveal(yes) {
-  told.hidden = !yes;
+  parts.hidden = !yes;
   bar.setAttribute("aria-expanded", String(yes));
 }
 
-/** Asks anew what the model would read, once things have come to rest. */
+/** Asks the server what the model would read, once there are no more changes. */
 const refresh = later(async () => {
   const { story } = state;
   if (!story || state.writing) return;
@@ -78,7 +78,7 @@ function draw() {
   if (!plan) {
     figures.textContent = refusal ? "The context does not fit" : "";
     bar.firstChild.replaceChildren();
-    told.replaceChildren(h("p", { class: "wrong" }, refusal ?? ""));
+    parts.replaceChildren(h("p", { class: "wrong" }, refusal ?? ""));
     return;
   }
   const all = [...plan.parts, { kind: "reserved", name: "", tokens: plan.reserved }];
@@ -94,7 +94,7 @@ function draw() {
   const cut = Object.keys(plan.not_used ?? {}).length;
   figures.textContent = `${used} of ${plan.limit.toLocaleString("en")} tokens`
     + (plan.forgotten ? " · beginning cut" : "") + (cut ? ` · ${cut} not used` : "");
-  tellParts(plan);
+  showParts(plan);
 }
 
 function hatch() {
@@ -103,23 +103,23 @@ function hatch() {
   s("line", { class: "hatching", x1: 0, y1: 0, x2: 0, y2: 8 })));
 }
 
-function tellParts(plan) {
+function showParts(plan) {
   const swatch = (kind) => s("svg", { class: "swatch", viewBox: "0 0 10 10", "aria-hidden": "true" },
     s("rect", { class: `part-${kind}`, width: 10, height: 10, rx: 2 }));
   const row = (kind, words, tokens) => h("tr", {}, h("th", { scope: "row" }, swatch(kind), words),
     h("td", {}, count(tokens, "token")));
   const named = (part) => (["lore", "soft"].includes(part.kind)
     ? `${WORDS[part.kind]}: ${part.name}` : WORDS[part.kind] ?? part.name);
-  const parts = [
+  const rows = [
     h("h2", {}, "What the model reads next"),
     h("table", {}, h("tbody", {},
       plan.parts.map((part) => row(part.kind, named(part), part.tokens)),
-      row("reserved", "Kept for writing", plan.reserved))),
+      row("reserved", "Reserved for writing", plan.reserved))),
     plan.forgotten ? h("p", { class: "quiet" }, `The story’s first ${count(plan.forgotten, "character")}`
       + " are not read: the context is full.") : "",
     Object.entries(plan.not_used ?? {}).map(([entry, why]) =>
       h("p", { class: "quiet" }, h("strong", {}, entry), ` is not used: ${why}.`)),
     state.reading?.why ? h("p", { class: "quiet" }, `Last time ${count(state.reading.read, "token")}`
-      + ` were read anew and ${state.reading.reused} kept (${state.reading.why}).`) : ""];
-  told.replaceChildren(...parts.flat());
+      + ` were read again and ${state.reading.reused} reused (${state.reading.why}).`) : ""];
+  parts.replaceChildren(...rows.flat());
 }

@@ -1,4 +1,4 @@
-// Questions that must be answered first: native dialogs, which hold the focus and close by Esc.
+// Modal questions: native dialogs, which hold the focus and close by Esc.
 
 import { button, h, newId } from "./dom.js";
 

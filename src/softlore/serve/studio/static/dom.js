@@ -72,7 +72,7 @@ export function button(words, onclick, { kind = "", draw = "", alone = false, ..
   return h("button", given, draw && icon(draw), !alone && h("span", {}, words));
 }
 
-/** Says something to those who listen to the page. */
+/** Announces a text to screen readers. */
 export function say(words) {
   $("said").append(h("p", {}, words));
   while ($("said").children.length > 12) $("said").firstChild.remove();

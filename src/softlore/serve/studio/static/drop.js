@@ -1,4 +1,4 @@
-// Dropping a file anywhere: three places appear, one for each thing that it may be.
+// Dropping a file anywhere on the page: three targets appear, one for each kind of file.
 
 import { h } from "./dom.js";
 import { importBook } from "./books.js";

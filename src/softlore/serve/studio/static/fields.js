@@ -69,24 +69,24 @@ export function tags(values, onchange, { hint = "", comma = true } = {}) {
 
 /** Calls with their responses: `[{call, responses}]`. */
 export function pairs(blocks, onchange) {
-  let kept = blocks.map((block) => ({ call: block.call, responses: [...block.responses] }));
+  let shown = blocks.map((block) => ({ call: block.call, responses: [...block.responses] }));
   const box = h("div", { class: "group pairs" });
-  const told = () => onchange(kept.map(({ call, responses }) => ({ call, responses })));
+  const changed = () => onchange(shown.map(({ call, responses }) => ({ call, responses })));
   const field = (value, label, set) => h("input", { type: "text", value, "aria-label": label,
     oninput: (event) => {
       set(event.target.value);
-      told();
+      changed();
     } });
   function card(block, place) {
     const which = `of pair ${place + 1}`;
     const out = (label, run) => button(label, () => {
       run();
-      told();
+      changed();
       draw();
     }, { draw: "close", kind: "bare", alone: true });
     return h("div", { class: "pair", role: "group", "aria-label": `Pair ${place + 1}` },
       field(block.call, `Call ${which}`, (text) => (block.call = text)),
-      out(`Take out pair ${place + 1}`, () => kept.splice(place, 1)),
+      out(`Take out pair ${place + 1}`, () => shown.splice(place, 1)),
       block.responses.flatMap((response, at) => [
         h("div", { class: "says" }, field(response, `Response ${at + 1} ${which}`,
           (text) => (block.responses[at] = text))),
@@ -99,10 +99,10 @@ export function pairs(blocks, onchange) {
       }, { kind: "bare", draw: "plus" })));
   }
   function draw() {
-    box.replaceChildren(...kept.map(card), h("div", {}, button("Add a pair", () => {
-      kept = [...kept, { call: "", responses: [" "] }];
+    box.replaceChildren(...shown.map(card), h("div", {}, button("Add a pair", () => {
+      shown = [...shown, { call: "", responses: [" "] }];
       draw();
-      box.children[kept.length - 1].querySelector("input").focus();
+      box.children[shown.length - 1].querySelector("input").focus();
     }, { draw: "plus" })));
   }
   draw();

@@ -1,4 +1,4 @@
-// The library of soft prompts: looking at them, bringing them in, taking them out.
+// The library of soft prompts: details, import, export and deletion.
 
 import * as api from "./api.js";
 import { $, button, bytes, h } from "./dom.js";
@@ -54,14 +54,14 @@ const discard = trying(async (name) => {
 
 function item(prompt) {
   const recall = prompt.trained?.recall;
-  const told = [prompt.fits === false ? "for another model" : prompt.kind,
+  const facts = [prompt.fits === false ? "for another model" : prompt.kind,
     `${prompt.n_tokens} tokens`, bytes(prompt.bytes ?? 0),
     Number.isFinite(recall) && `recall ${Math.round(100 * recall)} %`];
   return h("li", { class: "item" },
     h("button", { type: "button", class: "open", title: `Look at ${prompt.name}`,
       onclick: () => inspect(prompt.name) },
     h("span", { class: "name" }, prompt.name),
-    h("span", { class: "quiet" }, told.filter(Boolean).join(" · "))),
+    h("span", { class: "quiet" }, facts.filter(Boolean).join(" · "))),
     button(`Put ${prompt.name} into the writing line`, () => {
       openPanel("", { focus: false });
       $("line").focus();

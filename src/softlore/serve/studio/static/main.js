@@ -1,4 +1,4 @@
-// The studio: joins its parts, and finds everything as it was left.
+// The studio: joins its parts, and restores the state of the last visit.
 
 import * as api from "./api.js";
 import { $, button } from "./dom.js";

@@ -80,7 +80,7 @@ export function makeMemory() {
         + "what must not be forgotten."),
       besides(labelled("The note stands so many turns before the end", depth)),
       h("div", { class: "group" }, h("h3", {}, "Branches"),
-        h("p", { class: "quiet" }, "Every way in which the story ended, or could. Nothing is lost."),
+        h("p", { class: "quiet" }, "All branches of the story. Nothing is lost."),
         branches()));
   });
 }

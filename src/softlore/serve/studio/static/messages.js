@@ -4,7 +4,7 @@ import { $, button, h, icon } from "./dom.js";
 
 const SHORT = 5000;
 
-/** Tells of something; `act` is `[words, fn]`: a button that undoes it, say. */
+/** Shows a message; `act` is `[label, fn]` of a button, for instance one that undoes it. */
 export function tell(words, { error = false, act = null } = {}) {
   const message = h("div", { class: `message ${error ? "error" : ""}`,
     role: error ? "alert" : "status" }, h("p", {}, words));
@@ -23,14 +23,14 @@ export function tell(words, { error = false, act = null } = {}) {
   if (!error) setTimeout(() => message.remove(), act ? 2 * SHORT : SHORT);
 }
 
-/** Tells of what went wrong, if it did: not of what the writer stopped. */
+/** Shows an error, unless the writer stopped the request. */
 export function wrong(error) {
   if (error?.name === "AbortError") return;
   if (!error?.message || !("status" in error)) console.error(error);
   tell(error?.message ?? String(error), { error: true });
 }
 
-/** A function that runs `fn` and tells of what goes wrong; it gives undefined then. */
+/** A function that runs `fn` and shows its error; it returns undefined then. */
 export function trying(fn) {
   return async (...given) => {
     try {

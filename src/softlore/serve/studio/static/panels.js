@@ -52,7 +52,7 @@ export function openPanel(name, { focus = true } = {}) {
   else if (!isTouched()) (opener?.isConnected && opener !== document.body ? opener : $("line")).focus();
 }
 
-/** On a touch screen the focus in a field brings up a keyboard that nobody asked for. */
+/** On a touch screen the focus in a field would open the keyboard. */
 export const isTouched = () => matchMedia("(pointer: coarse)").matches;
 
 export const togglePanel = (name) => openPanel(state.panel === name ? "" : name);

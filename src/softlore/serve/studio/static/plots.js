@@ -70,7 +70,7 @@ function last(curves, picked, show) {
 function summary(title, curves, picked, show) {
   if (!curves.length) return `${title}: nothing measured yet.`;
   const first = curves.find((one) => one.name === picked) ?? curves[0];
-  const told = `${title} of ${first.name}: from ${show(first.y[0])} at step ${first.x[0]} to ${
+  const summary = `${title} of ${first.name}: from ${show(first.y[0])} at step ${first.x[0]} to ${
     show(first.y.at(-1))} at step ${first.x.at(-1)}.`;
-  return curves.length > 1 ? `${told} ${curves.length} entries are drawn.` : told;
+  return curves.length > 1 ? `${summary} ${curves.length} entries are drawn.` : summary;
 }

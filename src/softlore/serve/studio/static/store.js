@@ -1,7 +1,7 @@
-// What the page knows, who wants to hear of it, and what the browser keeps for the next visit.
+// The page's state with its listeners, and what the browser stores for the next visit.
 
 export const state = {
-  info: null, // what /info told
+  info: null, // the response of /info
   stories: [],
   story: null, // the open one
   plan: null, // what fills its context
@@ -16,7 +16,7 @@ export const state = {
 
 const listeners = new Map();
 
-/** Changes what is known, and tells those who listen. */
+/** Changes the state and calls the listeners of what was changed. */
 export function set(changes) {
   Object.assign(state, changes);
   const called = new Set();
@@ -33,7 +33,7 @@ export function on(names, listener) {
   }
 }
 
-// Storage may be forbidden or full: then the page works and forgets.
+// Storage may be disabled or full: then values last until the page is closed.
 const missing = new Map();
 
 export function recall(name, otherwise) {
@@ -56,7 +56,7 @@ export function keep(name, value) {
   }
 }
 
-// How the writer likes to write: kept in this browser, for all stories.
+// Preferences for all stories, stored in this browser.
 const USUAL = { tokens: 80, stop: [], codes: {}, no_copy: 0, enter: false };
 
 export const habits = () => ({ ...USUAL, ...recall("habits", {}) });

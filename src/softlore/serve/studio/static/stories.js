@@ -1,4 +1,4 @@
-// Stories: the list, making, opening, renaming, deleting, bringing in and taking out.
+// Stories: the list, creating, opening, renaming, deleting, import and export.
 
 import * as api from "./api.js";
 import { $, button, count, h } from "./dom.js";
@@ -17,7 +17,7 @@ export const refreshStories = trying(async () => set({ stories: await api.get(["
 
 const noted = new Set();
 
-/** Shows a story that the server gave, and tells once what of its settings does not hold here. */
+/** Shows a story of the server, and once its settings that are not followed here. */
 function show(story) {
   const note = (story.notes ?? []).join(" ");
   if (note && !noted.has(story.name)) tell(note, { error: true });

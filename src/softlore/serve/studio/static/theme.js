@@ -6,12 +6,12 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 
 export const theme = () => recall("theme", dark.matches ? "dark" : "light");
 
-/** Switches to the other theme; back at the system's own, nothing is kept. */
+/** Switches to the other theme. The system's own theme is not stored. */
 export function switchTheme() {
   const next = theme() === "dark" ? "light" : "dark";
-  const own = dark.matches ? "dark" : "light";
-  keep("theme", next === own ? null : next);
-  if (next === own) delete document.documentElement.dataset.theme;
+  const system = dark.matches ? "dark" : "light";
+  keep("theme", next === system ? null : next);
+  if (next === system) delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = next;
   return next;
 }

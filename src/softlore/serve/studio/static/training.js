@@ -8,7 +8,7 @@ import { tell, trying, wrong } from "./messages.js";
 import { plot } from "./plots.js";
 import { keep, on, recall, set, state } from "./store.js";
 
-const OVER = ["done", "stopped", "failed"];
+const FINISHED = ["done", "stopped", "failed"];
 const STATES = {
   waiting: "Waiting for its turn",
   preparing: "Getting ready",
@@ -18,7 +18,7 @@ const STATES = {
   stopped: "Stopped",
   failed: "It failed",
 };
-const AGAIN = 1500;
+const RETRY = 1500; // milliseconds
 let watched = null; // the id whose events are read
 let picked = "";
 
@@ -27,7 +27,7 @@ function options() {
   return state.info?.takes_prefix === false ? { ...chosen, kind: "embedding" } : chosen;
 }
 
-/** What training is asked for, kept in the browser. */
+/** The training settings, which the browser stores. */
 export function trainOptions() {
   const now = options();
   const change = (name, value) => keep("training", { ...options(), [name]: value });
@@ -55,25 +55,25 @@ function kinds(kind, change) {
 }
 
 /** Trains entries of the open book; all of them where none is named. */
-export const train = trying(async (entries, again = false) => {
+export const train = trying(async (entries, overwrite = false) => {
   const { kind, n_tokens, max_steps } = options();
   const training = await api.post(["trainings"], { book: state.book.name, entries, kind,
-    n_tokens: n_tokens || undefined, max_steps: max_steps || undefined, again: again || undefined });
+    n_tokens: n_tokens || undefined, max_steps: max_steps || undefined, overwrite: overwrite || undefined });
   take(training);
-  say("Training has begun.");
+  say("Training has started.");
   watch(training.id);
 });
 
-/** What a training of the last visit came to, or how far it is. */
+/** Shows the training of the last visit: its result, or its progress. */
 export async function findTraining() {
   const all = await api.get(["trainings"]);
-  const found = all.find((one) => !OVER.includes(one.state)) ?? all[0];
+  const found = all.find((one) => !FINISHED.includes(one.state)) ?? all[0];
   if (!found || recall("training.closed", "") === String(found.id)) return;
   take(await api.get(["trainings", found.id]));
-  if (!OVER.includes(found.state)) watch(found.id);
+  if (!FINISHED.includes(found.state)) watch(found.id);
 }
 
-/** Takes what came of a training; curves are there already where it has none. */
+/** Updates the shown training; without curves, the ones already there stay. */
 function take(training) {
   const old = state.training?.id === training.id ? state.training : null;
   set({ training: { ...old, ...training, curves: training.curves ?? old?.curves ?? {} } });
@@ -97,8 +97,8 @@ async function watch(id) {
         return;
       }
     }
-    if (OVER.includes(state.training?.state)) break;
-    await new Promise((resolve) => setTimeout(resolve, AGAIN)); // the server may be starting anew
+    if (FINISHED.includes(state.training?.state)) break;
+    await new Promise((resolve) => setTimeout(resolve, RETRY)); // the server may be restarting
   }
   if (watched !== id) return;
   watched = null;
@@ -136,10 +136,10 @@ export function makeTraining() {
   const bar = h("progress", { max: 1, "aria-label": "Training" });
   const pause = button("Pause", act("pause"), { draw: "pause" });
   const resume = button("Resume", act("resume"), { draw: "play" });
-  const finish = button("Finish now", act("stop", { keep: true }),
-    { kind: "bare", title: "Keep the soft prompts as they are by now" });
+  const finish = button("Finish now", act("stop", { save: true }),
+    { kind: "bare", title: "Saves the soft prompts as they are now" });
   const stop = button("Stop", act("stop"),
-    { draw: "stop", kind: "bare", title: "Throw away what is not finished" });
+    { draw: "stop", kind: "bare", title: "Discards what is not finished" });
   const close = button("Close", () => {
     keep("training.closed", String(state.training.id));
     set({ training: null });
@@ -164,7 +164,7 @@ export function makeTraining() {
     const now = training.state;
     const words = `${STATES[now] ?? now}: ${names(training.entries)}`;
     if (title.textContent !== words) title.textContent = words;
-    bar.hidden = OVER.includes(now);
+    bar.hidden = FINISHED.includes(now);
     if (training.done > 0 || now === "paused") bar.value = training.done ?? 0;
     else bar.removeAttribute("value");
     figures.textContent = [training.message, training.step && count(training.step, "step"),
@@ -172,10 +172,10 @@ export function makeTraining() {
     pause.hidden = now !== "running";
     resume.hidden = now !== "paused";
     finish.hidden = !training.step;
-    buttons.hidden = OVER.includes(now);
+    buttons.hidden = FINISHED.includes(now);
     close.hidden = !buttons.hidden;
     curves.hidden = !Object.keys(training.curves).length;
-    if (shown !== training.id + now) curves.open = !OVER.includes(now);
+    if (shown !== training.id + now) curves.open = !FINISHED.includes(now);
     shown = training.id + now;
     drawCurves(training, plots, legend, draw);
   }

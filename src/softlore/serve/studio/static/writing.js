@@ -1,4 +1,4 @@
-// Letting the model write on: streaming, stopping, trying again, and going back and forth.
+// Writing: streaming the model's turns, stopping, retrying, undo and alternatives.
 
 import * as api from "./api.js";
 import { $, say } from "./dom.js";
@@ -12,7 +12,7 @@ const PATIENCE = 3000;
 const WHY = {
   stop: "Ended at a stop string.",
   context: "The context is full.",
-  timeout: "It took too long; what was written is kept.",
+  timeout: "The time limit was reached; what was written is kept.",
 };
 
 let makeStory = null; // set by the page: makes a story for a first line
@@ -46,12 +46,12 @@ function clearLine() {
   show($("line"), "");
 }
 
-/** Adds what was typed, if anything, and lets the model write on; or write its last turn anew. */
+/** Adds what was typed, if anything, and streams the model's turn; or retries its last one. */
 export const write = trying(async ({ retry = false } = {}) => {
   if (state.writing) return;
   const typed = retry ? "" : read($("line"));
   if (!retry && !typed.trim() && !state.story?.turns.length) {
-    tell("Write a first line for the model to go on from.");
+    tell("Write a first line for the model to continue.");
     $("line").focus();
     return;
   }
@@ -117,7 +117,7 @@ async function stream(asked, signal) {
   }
 }
 
-/** The story after a stream that broke off: the server keeps what was told. */
+/** The story after an interrupted stream: the server has saved what was written. */
 async function afterwards(name) {
   const before = JSON.stringify(state.story.turns.map((turn) => turn.id));
   let story = null;
@@ -129,7 +129,7 @@ async function afterwards(name) {
   return story;
 }
 
-/** What the settings panel says of how to write. */
+/** The settings of the request, from the settings panel. */
 function chosen() {
   const { tokens, stop: strings, codes, no_copy } = habits();
   const known = new Set((state.info?.codes ?? []).map((code) => code.name));
@@ -143,7 +143,7 @@ function chosen() {
   };
 }
 
-/** Stops at the next token; if the server does not hear it, the connection is dropped. */
+/** Stops at the next token; if the server does not react, the connection is closed. */
 async function stop(aborting) {
   const dropped = setTimeout(() => aborting.abort(), PATIENCE);
   aborting.signal.addEventListener("abort", () => clearTimeout(dropped));
@@ -155,7 +155,7 @@ async function stop(aborting) {
   say("Stopped.");
 }
 
-/** Reads streamed text to those who listen, a sentence at a time. */
+/** Announces streamed text to screen readers, a sentence at a time. */
 function speaker() {
   let held = "";
   return {
@@ -170,7 +170,7 @@ function speaker() {
   };
 }
 
-// back and forth -------------------------------------------------------------------------------
+// operations -------------------------------------------------------------------------------
 
 /** One operation on the open story, after edits were saved. */
 const operation = (ask) => trying(async (...given) => {
@@ -196,11 +196,11 @@ export const cutTurn = operation(async (story) => {
   const turn = turnInHand();
   if (!turn) return null;
   const cut = await onStory(story.name, "cut", { turn: turn.id });
-  tell("Cut. What stood there is kept as a branch.", { act: ["Undo", undo] });
+  tell("Cut. The text is kept as a branch.", { act: ["Undo", undo] });
   return cut;
 });
 
-/** The alternative before or after the one that stands there. */
+/** Goes to the previous or the next alternative of the turn in hand. */
 export const otherTry = operation((story, by) => {
   const turn = turnInHand();
   const tries = Array.isArray(turn?.tries) ? turn.tries : [];

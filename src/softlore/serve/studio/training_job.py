@@ -1,0 +1,195 @@
+"""A training job of the studio: what it trains, its state, and its curves."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+State = Literal["waiting", "preparing", "running", "paused", "done", "stopped", "failed"]
+Request = Literal["", "pause", "stop", "finish"]
+FINISHED = ("done", "stopped", "failed")
+MAX_POINTS = 1000  # of a curve
+VALUES = ("loss", "recall", "drift")
+
+
+def mean_probability(nats: object) -> float | None:
+    """Recall as the page shows it: the mean probability of a token, 0 to 1, from nats a token."""
+    if not isinstance(nats, int | float) or not math.isfinite(nats):
+        return None
+    return round(math.exp(-max(0.0, float(nats))), 4)
+
+
+@dataclass
+class Curve:
+    """Loss, recall and drift of one entry by update, at most MAX_POINTS of them.
+
+    When there are too many, every second point is dropped, except those with a recall, which is
+    measured seldom. A value that was not measured is None.
+    """
+
+    step: list[int] = field(default_factory=list)
+    loss: list[float | None] = field(default_factory=list)
+    recall: list[float | None] = field(default_factory=list)
+    drift: list[float | None] = field(default_factory=list)
+
+    @property
+    def last_step(self) -> int:
+        return self.step[-1] if self.step else 0
+
+    def add(self, step: int, **values: float | None) -> None:
+        """Appends a point. Does nothing if `step` is not after the last one."""
+        if step <= self.last_step:
+            return
+        self.step.append(step)
+        for name in VALUES:
+            value = values.get(name)
+            finite = value is not None and math.isfinite(value)
+            getattr(self, name).append(round(float(value or 0), 5) if finite else None)
+        if len(self.step) > MAX_POINTS:
+            self._thin()
+
+    def points_after(self, step: int) -> list[dict[str, Any]]:
+        """The points after an update, each without the values that were not measured."""
+        start = bisect.bisect_right(self.step, step)
+        names = ("step", *VALUES)
+        rows = zip(*(getattr(self, name)[start:] for name in names), strict=True)
+        return [
+            {name: value for name, value in zip(names, row, strict=True) if value is not None}
+            for row in rows
+        ]
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        return {name: list(getattr(self, name)) for name in ("step", *VALUES)}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Curve:
+        """The inverse of `to_dict`; invalid data give fewer points."""
+        curve = cls()
+        if isinstance(data, dict):
+            columns = [data.get(name) for name in ("step", *VALUES)]
+            if all(isinstance(column, list) for column in columns):
+                for step, *values in zip(*columns, strict=False):
+                    if type(step) is int and all(isinstance(v, float | int | None) for v in values):
+                        curve.add(step, **dict(zip(VALUES, values, strict=True)))
+        return curve
+
+    def _thin(self) -> None:
+        last = len(self.step) - 1
+        even = [i for i in range(len(self.step)) if i % 2 == 0 or i == last]
+        indices = sorted({*even, *(i for i, value in enumerate(self.recall) if value is not None)})
+        if len(indices) > MAX_POINTS * 3 // 4:  # nearly all have a recall
+            indices = even
+        for name in ("step", *VALUES):
+            values = getattr(self, name)
+            values[:] = [values[i] for i in indices]
+
+
+@dataclass
+class TrainingJob:
+    """A training of some entries of a lorebook.
+
+    Read and changed by several threads while they hold `changed`, which is notified of each new
+    state::
+
+        waiting → preparing → running → done │ stopped │ failed
+           ↑          └──────────┴────→ paused
+           └───────── resume ─────────────┘
+
+    Attributes:
+        book, entries: names of the lorebook and of its entries that are trained.
+        settings: training settings of the request.
+        request: what the training thread does after the current update.
+        queued: when it was put in the queue, seconds since the epoch.
+        step: updates of the whole set of prompts so far.
+        done: share of all updates that have been made, 0 to 1.
+        seconds: running time.
+    """
+
+    id: str
+    created: float
+    book: str
+    entries: list[str]
+    settings: dict[str, Any]
+    state: State = "waiting"
+    message: str = ""
+    step: int = 0
+    done: float = 0.0
+    seconds: float = 0.0
+    curves: dict[str, Curve] = field(default_factory=dict)
+    request: Request = ""
+    queued: float = 0.0
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    @classmethod
+    def new(
+        cls, book: str, entries: list[str], settings: dict[str, Any], changed: threading.Condition
+    ) -> TrainingJob:
+        now = time.time()
+        return cls(secrets.token_hex(8), now, book, entries, settings, queued=now, changed=changed)
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED
+
+    @property
+    def ending(self) -> bool:
+        """Whether it has been asked to stop for good."""
+        return self.request in ("stop", "finish")
+
+    def become(self, state: State, message: str = "") -> None:
+        """Enters a state. Clears the request unless the job is starting."""
+        with self.changed:
+            self.state, self.message = state, message
+            if state not in ("preparing", "running"):
+                self.request = ""
+            if state == "done":
+                self.done = 1.0
+            self.changed.notify_all()
+
+    def last_step(self, entry: str) -> int:
+        """The last update of an entry that has a point on its curve."""
+        with self.changed:
+            return self.curves[entry].last_step if entry in self.curves else 0
+
+    def record(
+        self, step: int, done: float, seconds: float, points: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Records an update that took `seconds`; `points` are by entry, as `Curve.add` takes."""
+        with self.changed:
+            self.step, self.done = step, done
+            self.seconds += seconds
+            for name, point in points.items():
+                self.curves.setdefault(name, Curve()).add(**point)
+
+    def to_dict(self, curves: bool = False) -> dict[str, Any]:
+        with self.changed:
+            data: dict[str, Any] = {
+                "id": self.id,
+                "book": self.book,
+                "entries": list(self.entries),
+                "state": self.state,
+                "message": self.message,
+                "step": self.step,
+                "done": round(self.done, 4),
+                "seconds": round(self.seconds, 1),
+                "settings": dict(self.settings),
+            }
+            if curves:
+                data["curves"] = {name: curve.to_dict() for name, curve in self.curves.items()}
+            return data
+
+    def points_after(self, sent: dict[str, int]) -> list[dict[str, Any]]:
+        """Points after the updates `sent`, by entry, which is advanced to the last ones."""
+        with self.changed:
+            points = []
+            for name, curve in self.curves.items():
+                new = curve.points_after(sent.get(name, 0))
+                points += [{"entry": name, **point} for point in new]
+                sent[name] = curve.last_step
+            return points

@@ -1,0 +1,127 @@
+"""Runs one training job: makes its trainer, records its curves, saves its soft prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from softlore.lore import Entry
+from softlore.measure.gain import gain_blocks
+from softlore.measure.score import fits, recall
+from softlore.model import LanguageModel, require_frozen_model
+from softlore.prompts import PromptLibrary, SoftPrompt
+from softlore.serve.studio.training_files import TrainingFiles
+from softlore.serve.studio.training_job import TrainingJob, mean_probability
+from softlore.tune import TrainablePrompt, TrainingProgress, WorldInfoTrainer
+from softlore.tune.book import save_prompts
+
+RECALL_SAMPLES = 10  # how often recall is measured during a training
+
+
+def run_job(
+    job: TrainingJob,
+    files: TrainingFiles,
+    model: LanguageModel,
+    library: PromptLibrary,
+    closing: Callable[[], bool],
+) -> None:
+    """Trains until the job is done, or is asked to pause or stop, or the server closes.
+
+    Raises:
+        SoftloreError: it cannot be trained.
+    """
+
+    def interrupted() -> bool:
+        return bool(job.request) or closing()
+
+    trainer = _make_trainer(job, files, model)
+    trainer.prepare()
+    if not interrupted():
+        job.become("running")
+        recorder = _Recorder(job, trainer)
+
+        def on_step(progress: TrainingProgress) -> bool:
+            recorder.record(progress)
+            return interrupted()
+
+        trainer.on_step = on_step
+        trainer.train()
+    if not trainer.unfinished() and job.request != "stop":
+        save_prompts(library, list(trainer.prompts().values()), trainer)
+        job.become("done")
+    elif job.ending:
+        job.become("stopped", _save_some(job, trainer, library))
+    else:
+        files.save(job)
+        job.become("paused")
+
+
+def _make_trainer(job: TrainingJob, files: TrainingFiles, model: LanguageModel) -> WorldInfoTrainer:
+    """The trainer, with lore and company as they were when the job was created."""
+    book, company = files.book(job), files.company(job)
+    return WorldInfoTrainer(
+        require_frozen_model(model, "training"),
+        entries=[book[name] for name in job.entries],
+        company=company,
+        company_entries=[entry for entry in book if entry.name in company],
+        checkpoint=files.checkpoint(job),
+        **{**book.training, **job.settings},
+    )
+
+
+def _save_some(job: TrainingJob, trainer: WorldInfoTrainer, library: PromptLibrary) -> str:
+    """Saves the prompts of a job that was stopped; returns a message that names them."""
+    names = [
+        name
+        for name, trainable in trainer.trainables.items()
+        if trainable.stopped or (job.request == "finish" and trainable.steps)
+    ]
+    prompts = trainer.prompts()
+    save_prompts(library, [prompts[name] for name in names], trainer)
+    return f"saved: {', '.join(names)}" if names else "nothing was saved"
+
+
+class _Recorder:
+    """Adds points to a job's curves after each update, with recall now and then."""
+
+    def __init__(self, job: TrainingJob, trainer: WorldInfoTrainer) -> None:
+        self._job, self._model = job, trainer.model
+        self._entries = {entry.name: entry for entry in trainer.entries}
+        self._fingerprint = trainer.model.fingerprint(trainer.config.kind)
+        self._last = time.monotonic()
+
+    def record(self, progress: TrainingProgress) -> None:
+        points = {
+            name: self._point(self._entries[name], trainable)
+            for name, trainable in progress.trainables.items()
+            if trainable.steps > self._job.last_step(name)
+        }
+        now = time.monotonic()
+        self._job.record(progress.step, progress.done, now - self._last, points)
+        self._last = now
+
+    def _point(self, entry: Entry, trainable: TrainablePrompt) -> dict[str, float | int | None]:
+        history, step = trainable.history, trainable.steps
+        losses = history.response or history.distil
+        point: dict[str, float | int | None] = {
+            "step": step,
+            "loss": losses[-1] if losses else None,
+            "drift": history.guard[-1] if history.guard else None,
+        }
+        interval = max(1, trainable.config.max_steps // RECALL_SAMPLES)
+        if step == 1 or step % interval == 0 or trainable.stopped:
+            point["recall"] = self._recall(entry, trainable)
+        return point
+
+    def _recall(self, entry: Entry, trainable: TrainablePrompt) -> float | None:
+        """Mean probability of the entry's responses, 0 to 1; None if there are none that fit."""
+        blocks = gain_blocks(entry)
+        prompt = SoftPrompt(
+            name=entry.name,
+            kind=trainable.config.kind,
+            tensor=trainable.value(),
+            fingerprint=self._fingerprint,
+        )
+        if not blocks or not fits(self._model, prompt, blocks):
+            return None
+        return mean_probability(recall(self._model, prompt, blocks))
