@@ -14,8 +14,8 @@ from softlore.prompts import PromptLibrary
 from softlore.serve.engines.local import LocalEngine
 from softlore.serve.listening import listen, url_of
 from softlore.serve.server import Server
-from softlore.serve.settings import ServeSettings
 from softlore.serve.state import ServerState
+from softlore.settings import ServeSettings
 from softlore.story import StoryLibrary
 
 MODEL = tiny_model("llama")

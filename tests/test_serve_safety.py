@@ -13,8 +13,8 @@ from softlore.prompts import PromptLibrary
 from softlore.serve.app import make_app
 from softlore.serve.engines.local import LocalEngine
 from softlore.serve.logs import _Json, _Plain
-from softlore.serve.settings import ServeSettings
 from softlore.serve.state import ServerState
+from softlore.settings import ServeSettings
 from softlore.story import StoryLibrary
 
 LITE = "https://lite.koboldai.net"

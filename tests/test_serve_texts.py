@@ -15,8 +15,8 @@ from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
 from softlore.serve.chat import chat_of, read_messages
 from softlore.serve.compose import ClientRequest, RequestComposer
+from softlore.serve.lenient import sampling_of
 from softlore.serve.responses import event
-from softlore.serve.samplers import sampling_of
 from softlore.story.frame import count_positions
 
 MODEL = tiny_model("llama")
@@ -264,7 +264,7 @@ def test_what_is_out_of_range_is_brought_back():
     sent |= {"logit_bias": {"3": 1e200}, "typical_p": 0.5, "sampler_order": [6, 0, 1, 3, 4, 2]}
     found = SamplingParams(**sampling_of(sent, MODEL))
     assert (found.temperature, found.top_p, found.repetition_penalty) == (100, 1, 1.2)
-    assert found.repetition_range < 10**6
+    assert found.repetition_range <= 2**20
     assert found.logit_bias == ((3, 100.0),)
     assert found.typical == 0.5
     assert SamplingParams(**sampling_of({"bypass_eos": True}, MODEL)).banned == tuple(MODEL.eos_ids)

@@ -12,8 +12,8 @@ from softlore.decode import PrefixCache, TorchModelRunner
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary
 from softlore.serve.engines.local import LocalEngine
-from softlore.serve.settings import ServeSettings
 from softlore.serve.state import ServerState
+from softlore.settings import ServeSettings
 from softlore.story import StoryLibrary
 
 pytestmark = needs_browser

@@ -3,7 +3,6 @@
 import json
 import math
 import random
-from dataclasses import fields
 from functools import lru_cache, partial
 from itertools import pairwise
 
@@ -12,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import settings_table
 from softlore import Entry, FrozenModel, SoftPrompt, WorldInfoTrainer
 from softlore.context import ROOT, Node, Tree
 from softlore.errors import ConfigError, DivergedError, LoreError, TrainingError
@@ -789,13 +787,6 @@ def test_a_learning_rate_that_explodes(kind, rate, tmp_path):
     assert all(bool(torch.isfinite(t).all()) for t in load_checkpoint(path)[0].values())
     if (kind, rate) == ("prefix", 1e38):
         assert "lower learning_rate" in str(caught)
-
-
-def test_the_table_of_settings_is_current():
-    page = settings_table.PAGE.read_text(encoding="utf-8")
-    assert settings_table.table() in page, "run tools/settings_table.py"
-    for field in fields(TrainingConfig):
-        assert f"| `{field.name}` |" in page
 
 
 def test_what_a_prompt_says_of_its_training():

@@ -18,11 +18,17 @@ def keep(page: Path, name: str, make: Callable[[], str], about: str | None) -> N
     parser = argparse.ArgumentParser(description=(about or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="only say whether it is current")
     options = parser.parse_args()
+    current = keep_block(page, name, make(), options.check)
+    sys.exit(int(options.check and not current))
+
+
+def keep_block(page: Path, name: str, block: str, check: bool) -> bool:
+    """Puts a text between the markers of `name`, or only checks it; whether it was there."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     text = page.read_text(encoding="utf-8")
-    head, rest = text.split(start, 1)
-    tail = rest.split(end, 1)[1]
-    wanted = f"{head}{start}\n{make()}\n{end}{tail}"
-    if options.check:
-        sys.exit(int(text != wanted))
-    page.write_text(wanted, encoding="utf-8")
+    before, rest = text.split(start, 1)
+    after = rest.split(end, 1)[1]
+    new = f"{before}{start}\n{block}\n{end}{after}"
+    if not check and text != new:
+        page.write_text(new, encoding="utf-8")
+    return text == new

@@ -1,69 +1,93 @@
-"""Writes the table of settings in docs/training.md, from TrainingConfig's own lines.
+"""Writes the tables of settings in docs/, from the settings' declarations.
 
-python tools/settings_table.py            # rewrites the table between its two markers
-python tools/settings_table.py --check    # exit code 1 when the table is not current
+python tools/settings_table.py            # rewrites the tables between their markers
+python tools/settings_table.py --check    # exit code 1 when one is not current
 """
 
 from __future__ import annotations
 
-import ast
-import re
-from pathlib import Path
+import argparse
+import sys
+from collections.abc import Callable, Iterable
 
-from blocks import ROOT, keep
+from blocks import ROOT, keep_block
+from softlore.settings import SamplingParams, ServeSettings, Setting, TrainingConfig, table
+from softlore.settings.training import LEARNING_RATES
 
-TUNE = ROOT / "src" / "softlore" / "tune"
-PAGE = ROOT / "docs" / "training.md"
+DOCS = ROOT / "docs"
 
 
-def table() -> str:
-    """A row a setting: its option where it has one, its default, what it is."""
-    config = _class(TUNE / "config.py", "TrainingConfig")
-    said = _said(ast.get_docstring(config) or "")
-    options = (ROOT / "src" / "softlore" / "cli" / "train.py").read_text(encoding="utf-8")
-    lines = ["| setting | option | default | |", "|---|---|---|---|"]
-    for name, default in _defaults(config).items():
-        option = f"--{name.replace('_', '-')}"
-        shown = f"`{option}`" if f'"{option}"' in options else ""
-        lines.append(f"| `{name}` | {shown} | {default} | {said[name]} |")
+def training() -> str:
+    """Every training setting, with its option."""
+    rates = ", ".join(f"`{rate}` ({kind})" for kind, rate in LEARNING_RATES.items())
+    return _rows(
+        ("setting", "option", "default", ""),
+        (
+            (f"`{one.name}`", _option(one), rates if one.name == "learning_rate" else _default(one))
+            for one in table(TrainingConfig).values()
+        ),
+        TrainingConfig,
+    )
+
+
+def serving() -> str:
+    """Every setting of the server, with its option."""
+    rows = ((_option(one), _default(one)) for one in table(ServeSettings).values())
+    return _rows(("option", "default", ""), rows, ServeSettings)
+
+
+def sampling() -> str:
+    """Every sampler, with its default, its bounds, and the other names that clients may send."""
+    return _rows(
+        ("setting", "default", "values", "clients' names", ""),
+        (
+            (f"`{one.name}`", _default(one), _values(one), " ".join(f"`{n}`" for n in one.aliases))
+            for one in table(SamplingParams).values()
+        ),
+        SamplingParams,
+    )
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "training.md": training,
+    "serving.md": serving,
+    "sampling.md": sampling,
+}
+
+
+def _rows(titles: Iterable[str], rows: Iterable[Iterable[str]], settings: type) -> str:
+    titles = list(titles)
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    for row, one in zip(rows, table(settings).values(), strict=True):
+        lines.append(f"| {' | '.join(row)} | {_help(one)} |")
     return "\n".join(lines)
 
 
-def _class(path: Path, name: str) -> ast.ClassDef:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+def _help(one: Setting) -> str:
+    unit = f" ({one.unit})" if one.unit else ""
+    return (one.help.rstrip(".") + unit).replace("|", "\\|")
 
 
-def _defaults(config: ast.ClassDef) -> dict[str, str]:
-    found = {}
-    for node in config.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            value = ast.literal_eval(node.value) if node.value is not None else None
-            text = value if isinstance(value, str) else repr(value)
-            found[node.target.id] = "none" if value is None else f"`{text}`"
-    rates = _constant(TUNE / "learner.py", "LEARNING_RATES")
-    found["learning_rate"] = ", ".join(f"`{rate}` ({kind})" for kind, rate in rates.items())
-    return found
+def _option(one: Setting) -> str:
+    return f"`{one.flag}`"
 
 
-def _constant(path: Path, name: str) -> dict[str, float]:
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            value: dict[str, float] = ast.literal_eval(node.value)
-            return value
-    raise LookupError(f"{path} has no {name}")
+def _default(one: Setting) -> str:
+    if one.default is None or one.default == ():
+        return "none"
+    shown = one.default if isinstance(one.default, tuple) else (one.default,)
+    return " ".join(f"`{item}`".replace("\n", "\\n") for item in shown)
 
 
-def _said(documentation: str) -> dict[str, str]:
-    """What the docstring says of each attribute; some lines are of two."""
-    attributes = documentation.split("Attributes:\n", 1)[1]
-    said = {}
-    for entry in re.split(r"\n    (?=\w)", "\n" + attributes)[1:]:
-        names, text = entry.split(": ", 1)
-        text = " ".join(text.split()).rstrip(".")
-        said.update(dict.fromkeys(names.split(", "), text.replace("|", "\\|")))
-    return said
+def _values(one: Setting) -> str:
+    if one.low is None or one.high is None:
+        return "list"
+    return f"{one.low:g} to {one.high:g}"
 
 
 if __name__ == "__main__":
-    keep(PAGE, "settings", table, __doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="only say whether all are current")
+    check = parser.parse_args().check
+    current = [keep_block(DOCS / page, "settings", make(), check) for page, make in PAGES.items()]
+    sys.exit(int(check and not all(current)))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from softlore.errors import ConfigError
+from softlore.settings import SamplingParams, Setting, Settings, table
 
 if TYPE_CHECKING:
     from softlore.model import FrozenModel
@@ -21,16 +22,51 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# Samplers with an option of their own: field of `Sampling`, default, help.
-SAMPLERS: tuple[tuple[str, float, str], ...] = (
-    ("temperature", 0.8, "0 is greedy."),
-    ("top_k", 40, "Keep so many tokens; 0: all."),
-    ("top_p", 1.0, "Keep the likeliest, to this sum."),
-    ("min_p", 0.0, "Drop below this share of the best."),
-    ("typical", 1.0, "Keep the most expected, to this sum."),
-    ("repetition_penalty", 1.0, "Above 1: repeat less."),
-    ("penalized", 1.0, "CTRL's penalty: 1.2, with a low temperature, is its authors' choice."),
-)
+
+def setting_options(settings: type[Settings], *names: str) -> Callable[[Command], Command]:
+    """An option for each of some settings, all of them by default; None where it is not given."""
+    declared = table(settings)
+
+    def add(function: Command) -> Command:
+        for name in reversed(names or tuple(declared)):
+            function = setting_option(declared[name])(function)
+        return function
+
+    return add
+
+
+def setting_option(setting: Setting) -> Callable[[Command], Command]:
+    """The option of one setting, with its type, choices, default and help."""
+    more: dict[str, Any] = {}
+    if setting.type is bool:
+        more["is_flag"] = True
+    elif setting.choices:
+        more["type"] = click.Choice([str(choice) for choice in setting.choices])
+    else:
+        more |= {"type": _Value(setting), "multiple": setting.type is tuple}
+    return click.option(setting.flag, setting.name, default=None, help=_help(setting), **more)
+
+
+def _help(setting: Setting) -> str:
+    notes = [setting.unit] if setting.unit else []
+    if setting.default not in (None, (), False):
+        default = setting.default
+        notes.append(f"default: {f'{default:g}' if setting.type is float else default}")
+    return setting.help + (f"  [{'; '.join(notes)}]" if notes else "")
+
+
+class _Value(click.ParamType[Any]):
+    """A setting's value; its bounds are checked with all other settings, by their class."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.name = {int: "integer", float: "number"}.get(setting.type, "text")
+        self._setting = setting
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self._setting.parse(value) if isinstance(value, str) else value
+        except ValueError:
+            raise self._setting.error(value, self._setting.flag) from None
 
 
 def model_options(function: Command) -> Command:
@@ -73,106 +109,72 @@ def code_option(function: Command) -> Command:
     )(function)
 
 
-def sampling_options(function: Command) -> Command:
-    """How tokens are chosen, given to the command as `sampling`, fields of `Sampling`.
+_no_copy_option = click.option(
+    "--no-copy",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Steer off what would repeat N tokens of the training responses word for word.",
+)
+_sampler_option = click.option(
+    "--sampler",
+    "samplers",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any sampler of docs/sampling.md, such as dry_base=1.5; may be given often. Of "
+    "banned_strings and dry_breakers one string at a time.",
+)
 
-    An option each for the common ones, and `--sampler NAME=VALUE` for all others.
+
+def sampling_options(function: Command) -> Command:
+    """How tokens are chosen, given to the command as `sampling`: settings that were given, by name.
+
+    The samplers that the studio has a slider for have an option each; `--sampler NAME=VALUE` takes
+    all of them.
     """
+    common = [name for name, setting in table(SamplingParams).items() if setting.slider]
 
     @functools.wraps(function)
     def gathered(*args: Any, samplers: tuple[str, ...], **kwargs: Any) -> Any:
-        sampling = {name: kwargs.pop(name) for name, _, _ in SAMPLERS}
-        no_copy = kwargs.pop("no_copy")
-        if no_copy is not None:  # else a story's own may stand
-            sampling["no_copy"] = no_copy
-        return function(*args, sampling=sampling | sampler_settings(samplers), **kwargs)
+        given = {name: kwargs.pop(name) for name in ("no_copy", *common)}
+        sampling = {name: value for name, value in given.items() if value is not None}
+        for name, value in sampler_settings(samplers).items():
+            if name in sampling:
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(
+                    f"{name} is given twice; expected {flag} or --sampler {name}=…; leave one out"
+                )
+            sampling[name] = value
+        return function(*args, sampling=sampling, **kwargs)
 
-    options = [
-        click.option(
-            "--no-copy",
-            type=click.IntRange(min=0),
-            metavar="N",
-            help="Steer off what would repeat N tokens of the training responses word for word.",
-        ),
-        click.option(
-            "--sampler",
-            "samplers",
-            multiple=True,
-            metavar="NAME=VALUE",
-            help="Any other sampler, such as dry_multiplier=0.8; may be given often. Of "
-            "banned_strings and dry_breakers one string at a time. All are in docs/sampling.md.",
-        ),
-    ]
-    for name, default, told in reversed(SAMPLERS):
-        option = "--" + name.replace("_", "-")
-        options.append(click.option(option, name, default=default, show_default=True, help=told))
-    command: Any = gathered
-    for one in options:
-        command = one(command)
-    return command
+    command: Any = _sampler_option(_no_copy_option(gathered))
+    return setting_options(SamplingParams, *common)(command)
 
 
 def sampler_settings(given: Sequence[str]) -> dict[str, Any]:
-    """Fields of `Sampling` from `NAME=VALUE`; several values of a list add up.
+    """Settings of the samplers from `NAME=VALUE`; several values of a list add up.
 
     Raises:
-        ConfigError: a name that is none, or has an option of its own, or a value of another kind.
+        ConfigError: a name that is none, or a value of another kind.
     """
-    found: dict[str, Any] = {}
-    for one in given:
-        name, _, value = clean(one, "--sampler").partition("=")
-        values = _sampler_value(name.replace("-", "_"), value)
-        for field, new in values.items():
-            found[field] = (found.get(field, ()) + new) if isinstance(new, tuple) else new
-    return found
-
-
-def _sampler_value(name: str, value: str) -> dict[str, Any]:
-    """One field with its value; a list as a tuple."""
-    import dataclasses
-
-    from softlore.decode.samplers.params import SamplingParams, check_sampler
-
-    if name in {"no_copy", *(own for own, _, _ in SAMPLERS)}:
-        option = "--" + name.replace("_", "-")
-        raise ConfigError(f"{name} has an option of its own; expected {option} VALUE; use that")
-    check_sampler(name)
-    defaults = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
-    kind: Callable[[str], Any] = _READ.get(name, type(defaults[name]))
-    try:
-        return {name: kind(value)}
-    except ValueError:
-        shown = _EXAMPLES.get(name, defaults[name])
-        raise ConfigError(
-            f"--sampler {name} is {value!r}; expected a value such as {name}={shown}; mend it"
-        ) from None
-
-
-def _escaped(value: str) -> tuple[str, ...]:
-    """A string, in which \\n stands for a newline and \\t for a tab."""
-    return (value.replace("\\n", "\n").replace("\\t", "\t"),)
-
-
-def _bias(value: str) -> tuple[tuple[int, float], ...]:
-    ids = (pair.split(":") for pair in value.split(","))
-    return tuple((int(i), float(bias)) for i, bias in ids)
-
-
-# How the values that are no numbers are read, and an example of each.
-_READ: dict[str, Callable[[str], Any]] = {
-    "banned": lambda value: tuple(int(i) for i in value.split(",")),
-    "banned_strings": _escaped,
-    "dry_breakers": _escaped,
-    "logit_bias": _bias,
-    "order": lambda value: tuple(name.strip() for name in value.split(",")),
-}
-_EXAMPLES = {
-    "banned": "5,17",
-    "banned_strings": "somehow",
-    "dry_breakers": "\\n",
-    "logit_bias": "42:-5",
-    "order": "top_k,temperature",
-}
+    values: dict[str, Any] = {}
+    for text in given:
+        name, _, value = clean(text, "--sampler").partition("=")
+        name = name.replace("-", "_")
+        if name == "no_copy":
+            raise ConfigError(
+                "no_copy has an option of its own; expected --no-copy VALUE; use that"
+            )
+        SamplingParams.check_name(name)
+        setting = table(SamplingParams)[name]
+        try:
+            new = setting.parse(value)
+        except ValueError:
+            example = setting.textual.example if setting.textual else setting.default
+            raise ConfigError(
+                f"--sampler {name} is {value!r}; expected a value such as {name}={example}; fix it"
+            ) from None
+        values[name] = values.get(name, ()) + new if isinstance(new, tuple) else new
+    return values
 
 
 def dose(code: str) -> tuple[str, float]:

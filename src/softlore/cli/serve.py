@@ -15,8 +15,8 @@ from softlore.errors import ConfigError
 if TYPE_CHECKING:
     from softlore.model import FrozenModel
     from softlore.serve.engines import Engine
-    from softlore.serve.settings import ServeSettings
     from softlore.serve.state import ServerState
+    from softlore.settings import ServeSettings
 
 MEGABYTE = 2**20
 NEEDED = ("fastapi", "httpx", "prometheus_client", "uvicorn")  # of the extra `serve`
@@ -147,7 +147,7 @@ def command(
 
 
 def _settings(given: dict[str, Any]) -> ServeSettings:
-    from softlore.serve.settings import ServeSettings
+    from softlore.settings import ServeSettings
 
     path, key = given.pop("api_key_file"), given.pop("api_key")
     if path is not None:

@@ -16,10 +16,18 @@ from softlore.errors import BusyError, InputError, SoftloreError
 from softlore.model import LanguageModel
 from softlore.serve.compose import ClientRequest, model_name
 from softlore.serve.engines import AsyncOutputStream
-from softlore.serve.lenient import Flag, Strings, Text, Whole, body_of, read_object, strings
+from softlore.serve.lenient import (
+    Flag,
+    Strings,
+    Text,
+    Whole,
+    body_of,
+    read_object,
+    sampling_of,
+    strings,
+)
 from softlore.serve.logprobs import as_chat, as_completion
 from softlore.serve.responses import RETRY_AFTER, event, event_stream, kobold_error
-from softlore.serve.samplers import NAMES, sampling_of
 from softlore.serve.service import (
     FAILURES,
     ActiveResponse,
@@ -130,7 +138,7 @@ def _add_facts(router: APIRouter, state: ServerState, desk: GenerationService) -
 
 
 def _add_writing(router: APIRouter, desk: GenerationService) -> None:
-    @_both(router, "POST", "generate", openapi_extra=body_of(Generate, NAMES))
+    @_both(router, "POST", "generate", openapi_extra=body_of(Generate, samplers=True))
     async def generate(request: Request) -> dict[str, Any]:
         sent, answer = await _begin(desk, request)
         tokens = await answer.whole()
@@ -140,7 +148,7 @@ def _add_writing(router: APIRouter, desk: GenerationService) -> None:
         ]
         return {"results": results}
 
-    @router.post("/api/extra/generate/stream", openapi_extra=body_of(Generate, NAMES))
+    @router.post("/api/extra/generate/stream", openapi_extra=body_of(Generate, samplers=True))
     async def stream(request: Request) -> Response:
         sent, answer = await _begin(desk, request, most=1)
         return await event_stream(_events(answer, sent))

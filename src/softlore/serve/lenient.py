@@ -1,110 +1,78 @@
-"""What clients send, taken leniently: numbers in quotes, null, and one string for a list."""
+"""Bodies of API requests, read by hand, since clients are careless about types."""
 
 from __future__ import annotations
 
 import json
-import math
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel
 from starlette.requests import Request
 
 from softlore.errors import InputError
+from softlore.model import LanguageModel
+from softlore.settings import SamplingParams, table
+from softlore.settings.lenient import Flag, Strings, Text, Whole, first, flag, strings, text, whole
+from softlore.settings.table import from_client
 
-MOST_STRINGS = 256  # of a list; each costs a search at every token
-LONGEST = 1024  # characters of one of them
-BIGGEST = 2**53  # whole numbers beyond it are not told apart in JSON
+__all__ = ["Flag", "Strings", "Text", "Whole", "body_of", "first", "flag", "read_object",
+           "sampling_of", "strings", "text", "whole"]  # fmt: skip
 
-
-def number(value: object) -> float | None:
-    """A finite number, also in quotes; None for anything else."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if isinstance(value, int | float) and abs(value) < 1e300 and math.isfinite(value):
-        return float(value)
-    return None
+# Fields by which clients ask that no text ends before its length.
+_NO_END = ("bypass_eos", "ban_eos_token", "ignore_eos", "use_default_badwordsids")
 
 
-def whole(value: object) -> int | None:
-    """A whole number, the nearest to zero; None for what is none."""
-    if type(value) is int:
-        return max(-(2**63), min(2**63 - 1, value))
-    found = number(value)
-    return None if found is None or abs(found) > BIGGEST else int(found)
+def sampling_of(sent: Mapping[str, Any], model: LanguageModel) -> dict[str, Any]:
+    """Settings of the samplers from a client's fields; ids that the model lacks are left out."""
+    sampling = from_client(SamplingParams, sent)
+    if any(flag(sent.get(name)) for name in _NO_END):
+        sampling["banned"] = (*sampling.get("banned", ()), *sorted(model.eos_ids))
+    for name, of in (("banned", lambda i: i), ("logit_bias", lambda pair: pair[0])):
+        items = [item for item in sampling.pop(name, ()) if of(item) < model.vocab_size]
+        if items:
+            sampling[name] = tuple(items)
+    return sampling
 
 
-def flag(value: object) -> bool | None:
-    """Yes or no; None where nothing was said."""
-    if isinstance(value, str):
-        return value.strip().casefold() in ("true", "yes", "on", "1")
-    return None if value is None else bool(value)
-
-
-def text(value: object) -> str:
-    """A text; a number as it is written, nothing for what is no text."""
-    if isinstance(value, str):
-        return value
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
-
-
-def strings(value: object) -> list[str]:
-    """Strings, the empty ones left out; one by itself is a list of one."""
-    found = [value] if isinstance(value, str) else value
-    if not isinstance(found, list | tuple):
-        return []
-    kept = [one for one in found if isinstance(one, str) and 0 < len(one) <= LONGEST]
-    return kept[:MOST_STRINGS]
-
-
-Number = Annotated[float | None, BeforeValidator(number)]
-Whole = Annotated[int | None, BeforeValidator(whole)]
-Flag = Annotated[bool | None, BeforeValidator(flag)]
-Text = Annotated[str, BeforeValidator(text)]
-Strings = Annotated[list[str], BeforeValidator(strings)]
-
-
-def body_of(model: type[BaseModel], also: Any = ()) -> dict[str, Any]:
-    """The description of a JSON body, which is read by hand, since clients are careless."""
+def body_of(model: type[BaseModel], samplers: bool = False) -> dict[str, Any]:
+    """OpenAPI's description of a JSON body, with the samplers' settings where it may hold them."""
     schema = model.model_json_schema()
-    for names, _ in dict(also).values():
-        for name in names:
-            schema["properties"].setdefault(name, {"type": "number"})
+    for setting in table(SamplingParams).values() if samplers else ():
+        for name in (setting.name, *setting.aliases) if setting.type in (int, float) else ():
+            schema["properties"].setdefault(name, {"type": "number", "description": setting.help})
     return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
 
 
 async def read_object(request: Request) -> dict[str, Any]:
-    """The JSON object of a request's body, whatever type it is said to be of; {} where empty.
+    """The JSON object of a request's body, whatever its declared type; {} where it is empty.
 
     Raises:
-        InputError: it is no JSON object.
+        InputError: it is not a JSON object.
     """
     raw = await request.body()
     if not raw.strip():
         return {}
     try:
-        found = json.loads(raw)
+        body = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"the body is no JSON ({error!s:.80}); expected an object, such as "
-            '{"prompt": "Once"}; mend it'
-        ) from None
-    if not isinstance(found, dict):
-        raise InputError(
-            f"the body is {type(found).__name__}; expected an object, such as "
-            '{"prompt": "Once"}; mend it'
-        )
-    return _sound(found) if b"\\ud" in raw.lower() else found
+        raise _refused(f"not JSON ({error!s:.80})") from None
+    if not isinstance(body, dict):
+        raise _refused(type(body).__name__)
+    return _without_surrogates(body) if b"\\ud" in raw.lower() else body
 
 
-def _sound(value: Any) -> Any:
-    """Without halves of characters, which no tokenizer takes and no reply can hold."""
+def _refused(what: str) -> InputError:
+    return InputError(
+        f'the body is {what}; expected an object, such as {{"prompt": "Once"}}; fix the request'
+    )
+
+
+def _without_surrogates(value: Any) -> Any:
+    """Replaces lone halves of characters, which no tokenizer takes and no reply can hold."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
-        return [_sound(one) for one in value]
+        return [_without_surrogates(item) for item in value]
     if isinstance(value, dict):
-        return {_sound(key): _sound(one) for key, one in value.items()}
+        return {_without_surrogates(k): _without_surrogates(v) for k, v in value.items()}
     return value

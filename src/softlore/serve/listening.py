@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from softlore.errors import ConfigError
-from softlore.serve.settings import ServeSettings
+from softlore.settings import ServeSettings
 
 BACKLOG = 1024  # callers that may knock at once
 

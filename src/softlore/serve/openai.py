@@ -23,10 +23,18 @@ from softlore.errors import (
 )
 from softlore.serve.chat import chat_of, read_messages
 from softlore.serve.compose import ClientRequest, lines, model_name
-from softlore.serve.lenient import body_of, flag, read_object, strings, text, whole
+from softlore.serve.lenient import (
+    body_of,
+    first,
+    flag,
+    read_object,
+    sampling_of,
+    strings,
+    text,
+    whole,
+)
 from softlore.serve.openai_forms import Chatted, Common, Completed, Replies
 from softlore.serve.responses import DONE, RETRY_AFTER, event, event_stream, openai_error
-from softlore.serve.samplers import NAMES, first, sampling_of
 from softlore.serve.service import FAILURES, ActiveResponse, GenerationService, answering
 
 USUAL_TOKENS = 16  # of a completion, as OpenAI has it
@@ -51,7 +59,7 @@ def make_router(desk: GenerationService) -> APIRouter:
         await run_in_threadpool(_always, desk, name)
         return _model(name, begun)
 
-    @router.post("/v1/completions", openapi_extra=body_of(Completed, NAMES))
+    @router.post("/v1/completions", openapi_extra=body_of(Completed, samplers=True))
     async def completions(request: Request) -> Response:
         fields = await read_object(request)
         sent = Completed.model_validate(fields)
@@ -62,7 +70,7 @@ def make_router(desk: GenerationService) -> APIRouter:
         replies = Replies(answer, sent, prompts if sent.echo else [""] * len(prompts))
         return await _told(answer, sent, replies)
 
-    @router.post("/v1/chat/completions", openapi_extra=body_of(Chatted, NAMES))
+    @router.post("/v1/chat/completions", openapi_extra=body_of(Chatted, samplers=True))
     async def chat(request: Request) -> Response:
         fields = await read_object(request)
         sent = Chatted.model_validate(fields)

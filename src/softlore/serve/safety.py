@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from softlore.serve.responses import error_response
-from softlore.serve.settings import ServeSettings, is_address, is_loopback
+from softlore.settings.serving import ServeSettings, is_address, is_loopback
 
 MEGABYTE = 2**20
 TOO_LARGE = (

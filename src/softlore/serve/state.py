@@ -11,7 +11,7 @@ from softlore.disk import user_folder
 from softlore.lore import Lorebook
 from softlore.prompts import PromptLibrary
 from softlore.serve.engines import Engine
-from softlore.serve.settings import ServeSettings
+from softlore.settings import ServeSettings
 from softlore.story import StoryLibrary
 
 FOLDER_VARIABLE = "SOFTLORE_LOREBOOKS"

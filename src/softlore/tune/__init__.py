@@ -1,6 +1,6 @@
 """Training: examples, tree batches, losses, trainables, checkpoints."""
 
-from softlore.tune.config import TrainingConfig
+from softlore.settings import TrainingConfig
 from softlore.tune.examples import EntryExamples, make_examples
 from softlore.tune.objective import TrainingBatch, run
 from softlore.tune.trainable_prompt import TrainablePrompt

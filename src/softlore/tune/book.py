@@ -13,8 +13,8 @@ from softlore.lore import Entry, Lorebook
 from softlore.measure.gain import METRIC, measure_gain
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary, SoftPrompt
+from softlore.settings import TrainingConfig
 from softlore.tune.checkpoint import load_checkpoint, remove_checkpoint
-from softlore.tune.config import TrainingConfig
 from softlore.tune.ranks import Ranks
 from softlore.tune.result import entry_hash
 from softlore.tune.trainer import WorldInfoTrainer

@@ -12,8 +12,8 @@ from softlore.errors import LoreError, UnsupportedModelError
 from softlore.lore import Entry
 from softlore.lore.styles import style_blocks
 from softlore.model import FrozenModel
+from softlore.settings import TrainingConfig
 from softlore.tune.conditioning import conditioning_trees
-from softlore.tune.config import TrainingConfig
 from softlore.tune.objective import CallResponse, pairs_of
 from softlore.tune.teacher import Passage, run_teacher
 

@@ -14,9 +14,9 @@ from softlore.disk import write_atomically
 from softlore.errors import LoreError, SoftloreError, TrainingError
 from softlore.lore import Lorebook
 from softlore.prompts import PromptLibrary, SoftPrompt
+from softlore.settings import TrainingConfig
 from softlore.tune.book import checkpoint_path, finished
 from softlore.tune.checkpoint import only_run, remove_checkpoint
-from softlore.tune.config import TrainingConfig
 from softlore.tune.groups import (
     GroupRecord,
     GroupTask,

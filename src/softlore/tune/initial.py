@@ -11,7 +11,7 @@ from softlore.errors import ConfigError
 from softlore.lore import Entry
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
-from softlore.tune.config import TrainingConfig
+from softlore.settings import TrainingConfig
 
 READ = 1024  # tokens of a text that a prefix starts from, at most
 

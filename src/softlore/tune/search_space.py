@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from softlore.errors import ConfigError
-from softlore.tune.config import TrainingConfig
+from softlore.settings import TrainingConfig, table
 
 EXAMPLES = "n_tokens=4..32, learning_rate=0.03..1:log or kind=prefix,embedding"
 # What is swept where nothing is said: what changes most in what a prompt can and costs.
 DEFAULT = ("n_tokens=4..32:log", "learning_rate=0.02..2:log", "drift_guard=0.25..4:log")
-# Two ends of a range mean a whole number, unless the setting may be a broken one.
-_BROKEN = {"learning_rate", "drift_guard", "distil_weight", "min_loss"}
-_TEXTS = {"kind", "filler", "optimizer", "schedule", "initial", "style"}
 # Not what a score is to be made better by, or without an option to train with it afterwards.
 _UNSWEPT = {"story", "seed", "chat"}
 _UNSWEPT |= {"distil_passages", "passage_tokens", "max_active", "pairs_per_step"}
@@ -53,7 +49,7 @@ class SearchSpace:
             return trial.suggest_categorical(self.name, list(self.choices))
         assert self.low is not None
         assert self.high is not None
-        if self.name in _BROKEN:
+        if _type(self.name) is float:
             return trial.suggest_float(self.name, self.low, self.high, log=self.log)
         return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
 
@@ -82,9 +78,7 @@ def _parse(text: str) -> SearchSpace:
         raise ConfigError(f"--param {text!r:.80} says no values; expected such as {EXAMPLES}")
     if name in _UNSWEPT:
         raise ConfigError(f"{name} is no setting to sweep; expected such as {EXAMPLES}; drop it")
-    known = {field.name for field in fields(TrainingConfig)}
-    if name not in known:
-        TrainingConfig.of({name: None})  # complains, and says which there are
+    TrainingConfig.check_name(name)
     found = _range(text, name, values) if ".." in values else _choices(text, name, values)
     for value in found.choices or (found.low, found.high):
         TrainingConfig.of({name: value})  # complains of a value out of bounds
@@ -94,7 +88,7 @@ def _parse(text: str) -> SearchSpace:
 def _range(text: str, name: str, values: str) -> SearchSpace:
     ends, _, how = values.partition(":")
     low, _, high = ends.partition("..")
-    if how not in ("", "log") or name in _TEXTS:
+    if how not in ("", "log") or _type(name) not in (int, float):
         raise ConfigError(
             f"--param {text!r:.80} is no range of {name}; expected such as {EXAMPLES}; mend it"
         )
@@ -109,24 +103,25 @@ def _choices(text: str, name: str, values: str) -> SearchSpace:
     parts = [part.strip() for part in values.split(",")]
     choices = tuple(
         None
-        if part == "none" and _may_be_none(name)
+        if part == "none" and table(TrainingConfig)[name].optional
         else part
-        if name in _TEXTS
+        if _type(name) not in (int, float)
         else _number(text, name, part)
         for part in parts
     )
     return SearchSpace(name, choices=choices)
 
 
-def _may_be_none(name: str) -> bool:
-    return type(None) in typing.get_args(typing.get_type_hints(TrainingConfig)[name])
+def _type(name: str) -> type:
+    """int, float, or another one for what is no number."""
+    return table(TrainingConfig)[name].type
 
 
 def _number(text: str, name: str, value: str) -> int | float:
     try:
-        return float(value) if name in _BROKEN else int(value)
+        return float(value) if _type(name) is float else int(value)
     except ValueError:
-        what = "a number" if name in _BROKEN else "a whole number"
+        what = "a number" if _type(name) is float else "a whole number"
         raise ConfigError(
             f"--param {text!r:.80} has {value!r:.40}; expected {what}, such as in {EXAMPLES}"
         ) from None

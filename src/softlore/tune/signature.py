@@ -14,8 +14,8 @@ from softlore.lore import Entry
 from softlore.model import FrozenModel
 from softlore.model.fingerprint import TOLERANCE, difference
 from softlore.prompts import SoftPrompt
+from softlore.settings import TrainingConfig
 from softlore.tune.checkpoint import digest, load_checkpoint
-from softlore.tune.config import TrainingConfig
 from softlore.tune.result import entry_hash
 
 

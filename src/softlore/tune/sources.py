@@ -11,7 +11,7 @@ from softlore.errors import ConfigError
 from softlore.lore import Block, Entry
 from softlore.model import FrozenModel
 from softlore.prompts import Context
-from softlore.tune.config import TrainingConfig
+from softlore.settings import TrainingConfig
 from softlore.tune.examples import (
     EntryExamples,
     make_conditioning_examples,

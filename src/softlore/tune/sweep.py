@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from softlore.disk import storage_error
 from softlore.errors import ConfigError, SoftloreError, StorageError, TrainingError
 from softlore.lore import Lorebook
+from softlore.settings import TrainingConfig
 from softlore.tune.checkpoint import only_run
-from softlore.tune.config import TrainingConfig
 from softlore.tune.result import entry_hash
 from softlore.tune.search_space import SearchSpace
 from softlore.tune.trial import Scores

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from softlore.errors import ConfigError, DivergedError
-from softlore.tune.config import Factory, TrainingConfig
+from softlore.settings import TrainingConfig
+from softlore.settings.training import LEARNING_RATES, Factory
 
 # Relative to the scale of what is trained; how they were found: docs/results.md.
-LEARNING_RATES = {"prefix": 0.15, "embedding": 1.0}
 # A teacher's every probability is a finer target than a response: it wants a lower rate.
 TEXT_ALONE = 1 / 3
 # Draws change from update to update, so that a short memory serves better than torch's defaults.
@@ -183,7 +183,7 @@ def resolved(config: TrainingConfig, text_alone: bool) -> TrainingConfig:
     if config.learning_rate is not None:
         return config
     rate = LEARNING_RATES[config.kind] * (TEXT_ALONE if text_alone else 1.0)
-    return replace(config, learning_rate=rate)
+    return config.changed(learning_rate=rate)
 
 
 def make_optimizer(parameter: torch.nn.Parameter, config: TrainingConfig) -> torch.optim.Optimizer:

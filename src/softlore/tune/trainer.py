@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from softlore.errors import ConfigError, DivergedError, LoreError
 from softlore.lore import Entry
 from softlore.model import FrozenModel, prompt_shape
 from softlore.prompts import SoftPrompt
+from softlore.settings import TrainingConfig
 from softlore.tune.checkpoint import (
     nested,
     only_run,
     save_checkpoint,
     uninterrupted,
 )
-from softlore.tune.config import TrainingConfig
 from softlore.tune.examples import passage_length, room_beside
 from softlore.tune.initial import initial_value, scale_of
 from softlore.tune.memory_plan import MemoryPlan, measure_memory_plan, run_in_parts
@@ -339,7 +339,7 @@ class WorldInfoTrainer:
     def _set_max_steps(self, steps: int) -> None:
         if steps == self.config.max_steps:
             return
-        self.config = replace(self.config, max_steps=steps)
+        self.config = self.config.changed(max_steps=steps)
         self.trainables = {}
         self._admit()
 
@@ -373,7 +373,7 @@ class WorldInfoTrainer:
     def _signature(self) -> dict[str, Any]:
         return make_signature(
             self.model,
-            replace(self.config, max_steps=self._asked_steps),
+            self.config.changed(max_steps=self._asked_steps),
             self.entries,
             self.company,
             self.company_entries,

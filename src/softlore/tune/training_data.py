@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softlore.context import ROOT, Node, Tree
 from softlore.model import FrozenModel
-from softlore.tune.config import TrainingConfig
+from softlore.settings import TrainingConfig
 from softlore.tune.examples import DISTILLED, EntryExamples
 from softlore.tune.initial import known_ids
 from softlore.tune.objective import TrainingBatch, passage_branch, response_branch

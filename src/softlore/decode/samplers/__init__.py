@@ -7,13 +7,13 @@ from softlore.decode.samplers.bans import (
 )
 from softlore.decode.samplers.dry import DRYLogitsProcessor
 from softlore.decode.samplers.mirostat import MirostatLogitsProcessor
-from softlore.decode.samplers.params import STEPS, SamplingParams, kobold_order
 from softlore.decode.samplers.penalties import (
     CountLogitsProcessor,
     PenalizedLogitsProcessor,
     RangedRepetitionLogitsProcessor,
 )
 from softlore.decode.samplers.sampler import Sampler, sample_each
+from softlore.decode.samplers.steps import build_steps
 from softlore.decode.samplers.temperature import (
     DynamicTemperatureLogitsProcessor,
     SmoothingLogitsProcessor,
@@ -24,6 +24,7 @@ from softlore.decode.samplers.truncation import (
     TopNSigmaLogitsProcessor,
     XTCLogitsProcessor,
 )
+from softlore.settings import STEPS, SamplingParams, kobold_order
 
 __all__ = [
     "STEPS",
@@ -43,6 +44,7 @@ __all__ = [
     "TopALogitsProcessor",
     "TopNSigmaLogitsProcessor",
     "XTCLogitsProcessor",
+    "build_steps",
     "kobold_order",
     "sample_each",
 ]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softlore.decode.samplers.params import SamplingParams
-from softlore.decode.samplers.steps import Step
+from softlore.decode.samplers.steps import Step, build_steps
 from softlore.model import LanguageModel
+from softlore.settings import SamplingParams
 
 
 class Sampler:
@@ -39,7 +39,7 @@ class Sampler:
             self._generator.seed()
         else:
             self._generator.manual_seed(seed)
-        self._steps = [*before, *sampling.steps(model, self._generator)]
+        self._steps = [*before, *build_steps(sampling, model, self._generator)]
         self._remembers = any(step.reads == "written" for step in self._steps)
         self._written = torch.zeros(0, 0, dtype=torch.long)  # [B, tokens chosen so far]
         self._texts: list[_GrowingIds] = []

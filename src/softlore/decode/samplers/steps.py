@@ -25,7 +25,6 @@ from softlore.decode.samplers.bans import (
 )
 from softlore.decode.samplers.dry import DRYLogitsProcessor
 from softlore.decode.samplers.mirostat import MirostatLogitsProcessor
-from softlore.decode.samplers.params import COLDEST, SamplingParams
 from softlore.decode.samplers.penalties import (
     CountLogitsProcessor,
     PenalizedLogitsProcessor,
@@ -44,6 +43,8 @@ from softlore.decode.samplers.truncation import (
 from softlore.errors import ConfigError
 from softlore.model import LanguageModel
 from softlore.model.vocabulary import Vocabulary
+from softlore.settings import SamplingParams
+from softlore.settings.sampling import COLDEST
 
 
 class Step(NamedTuple):
@@ -60,10 +61,20 @@ class Step(NamedTuple):
         return self.reads == "nothing" and not self.draws
 
 
-def build(
-    sampling: SamplingParams, model: LanguageModel | None, generator: torch.Generator | None
+def build_steps(
+    sampling: SamplingParams,
+    model: LanguageModel | None = None,
+    generator: torch.Generator | None = None,
 ) -> list[Step]:
-    """The steps of a sampling, in order; see `Sampling.steps`."""
+    """The steps that the logits go through before the draw, in order.
+
+    Args:
+        model: whose ids they are; strings need it.
+        generator: of random numbers that steps themselves draw (XTC).
+
+    Raises:
+        ConfigError: strings without a model, or ids that it does not have.
+    """
     if model is not None:
         _check_ids(sampling, model)
     made = [*_bans(sampling, model), *_penalties(sampling, model)]

@@ -8,7 +8,6 @@ from typing import Any
 from fastapi import APIRouter
 
 from softlore.control import codes_of
-from softlore.decode.samplers import SamplingParams
 from softlore.errors import ModelError
 from softlore.lore.formats.writers import WRITERS as BOOK_WRITERS
 from softlore.model import LanguageModel
@@ -19,20 +18,9 @@ from softlore.serve.studio.book_folder import NATIVE_FORMATS
 from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.prompts import header_fields
 from softlore.serve.studio.stories import FORMATS as STORY_FORMATS
+from softlore.settings import SamplingParams, table
 
 DEFAULT_TOKENS = 80
-# Sliders of the page: field of `SamplingParams`, its bounds there, and a help text.
-SAMPLERS: tuple[tuple[str, float, float, str], ...] = (
-    ("temperature", 0.0, 2.0, "0 is greedy; higher is more random."),
-    ("top_k", 0, 200, "Keeps so many of the likeliest tokens; 0: all."),
-    ("top_p", 0.05, 1.0, "Keeps the likeliest tokens up to this sum; 1: all."),
-    ("min_p", 0.0, 0.5, "Drops tokens below this share of the likeliest; 0: none."),
-    ("typical", 0.05, 1.0, "Keeps the most typical tokens up to this sum; 1: all."),
-    ("repetition_penalty", 1.0, 2.0, "Above 1: repeats less."),
-    ("dry_multiplier", 0.0, 2.0, "Penalizes repeated sequences; 0 is off."),
-    ("xtc_probability", 0.0, 1.0, "How often the top choices are excluded; 0 is off."),
-    ("penalized", 1.0, 2.0, "CTRL's penalty: 1.2, with a low temperature."),
-)
 
 
 def make_router(context: StudioContext) -> APIRouter:
@@ -61,10 +49,12 @@ def make_router(context: StudioContext) -> APIRouter:
 
 
 def _samplers() -> list[dict[str, Any]]:
-    defaults = SamplingParams()
+    """The samplers that the page shows a slider for."""
     return [
-        {"name": name, "default": getattr(defaults, name), "min": low, "max": high, "help": help}
-        for name, low, high, help in SAMPLERS
+        {"name": setting.name, "default": setting.default, "help": setting.help}
+        | dict(zip(("min", "max", "step"), setting.slider, strict=True))
+        for setting in table(SamplingParams).values()
+        if setting.slider is not None
     ]
 
 

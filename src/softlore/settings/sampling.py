@@ -1,0 +1,320 @@
+"""Settings of the samplers, and the order in which they act on the logits."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator
+
+from softlore.errors import ConfigError
+from softlore.settings.lenient import number, strings, whole
+from softlore.settings.table import Settings, Textual, closest, setting
+
+COLDEST = 1e-4  # below this temperature logits would overflow, and the draw is certain anyway
+LONGEST = 2**20  # tokens that a sampler looks back at most
+MOST_BIASES = 1024  # that a client may send
+BIAS = 100.0  # the largest of them
+
+# The steps from logits to the distribution that is drawn from, in their default order.
+STEPS = (
+    "logit_bias", "banned", "penalized", "repetition_penalty", "presence_frequency",
+    "no_repeat_ngram", "dry", "banned_strings", "top_n_sigma", "temperature", "smoothing",
+    "top_k", "top_p", "min_p", "typical", "tfs", "top_a", "xtc", "mirostat",
+)  # fmt: skip
+
+# KoboldAI's sampler numbers; what koboldcpp does within one of them stays together.
+_KOBOLD = (
+    ("top_k",),
+    ("top_a",),
+    ("top_p", "min_p"),
+    ("tfs",),
+    ("typical",),
+    ("temperature", "smoothing", "top_n_sigma"),
+    ("repetition_penalty",),
+)
+
+
+def kobold_order(numbers: Iterable[int]) -> tuple[str, ...]:
+    """KoboldAI's `sampler_order` as names of steps: `[6, 0, 1, 3, 4, 2, 5]` is koboldcpp's default.
+
+    0 top-k, 1 top-a, 2 top-p (and min-p), 3 tail-free, 4 typical, 5 temperature (with smoothing
+    and top-n-sigma), 6 repetition penalty.
+
+    Raises:
+        ConfigError: a number that is none of these, or comes twice.
+    """
+    given = list(numbers)
+    known = all(isinstance(n, int) and 0 <= n < len(_KOBOLD) for n in given)
+    if not known or len(set(given)) < len(given):
+        raise ConfigError(
+            f"sampler order {given!r} can't be used; expected numbers from 0 to "
+            f"{len(_KOBOLD) - 1}, each at most once; fix the list"
+        )
+    return tuple(name for n in given for name in _KOBOLD[n])
+
+
+# Lists: how each is checked, and how it is read from the command line and from API clients --------
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    listed = (value,) if isinstance(value, str) else value
+    if not isinstance(listed, Iterable) or isinstance(listed, Mapping | bytes):
+        raise ValueError
+    listed = tuple(listed)
+    if not all(isinstance(item, str) and item for item in listed):
+        raise ValueError
+    return listed
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    ids = tuple(value) if isinstance(value, Iterable) else (-1,)
+    if not all(type(i) is int and i >= 0 for i in ids):
+        raise ValueError
+    return ids
+
+
+def _biases(value: Any) -> tuple[tuple[int, float], ...]:
+    """Pairs in the order of ids; an id may be text, as JSON's keys are."""
+    try:
+        pairs = {int(i) if isinstance(i, str) else i: bias for i, bias in dict(value).items()}
+    except TypeError as error:
+        raise ValueError from error
+    _ids(pairs)
+    for bias in pairs.values():
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not math.isfinite(bias):
+            raise ValueError
+    return tuple(sorted((i, float(bias)) for i, bias in pairs.items()))
+
+
+def _order(value: Any) -> tuple[str, ...]:
+    steps = _strings(value)
+    for step in steps:
+        if step not in STEPS:
+            fix = closest(step, STEPS) or "fix the name, or leave it out"
+            raise ConfigError(f"order names {step!r}; expected names of {', '.join(STEPS)}; {fix}")
+    if len(set(steps)) < len(steps):
+        raise ConfigError(f"order is {value!r}; expected each name at most once; leave one out")
+    return steps
+
+
+def _one_string(text: str) -> tuple[str, ...]:
+    """A string in which \\n stands for a newline and \\t for a tab."""
+    return (text.replace("\\n", "\n").replace("\\t", "\t"),)
+
+
+def _parse_biases(text: str) -> tuple[tuple[int, float], ...]:
+    pairs = (pair.split(":") for pair in text.split(","))
+    return tuple((int(i), float(bias)) for i, bias in pairs)
+
+
+def _client_breakers(value: Any) -> list[str]:
+    """A list, or one written as JSON, or strings in quotes with commas between."""
+    if isinstance(value, str):
+        for text in (value, f"[{value}]"):
+            try:
+                return strings(json.loads(text))
+            except (ValueError, RecursionError):
+                continue
+    return strings(value)
+
+
+def _client_ids(value: Any) -> list[int]:
+    ids = [whole(item) for item in value[:MOST_BIASES]] if isinstance(value, list) else []
+    return [i for i in ids if i is not None and i >= 0]
+
+
+def _client_biases(value: Any) -> list[tuple[int, float]]:
+    """Biases within bounds, from an object or a list of pairs."""
+    if isinstance(value, list):
+        value = {str(p[0]): p[1] for p in value if isinstance(p, list) and len(p) == 2}
+    pairs = list(value.items())[:MOST_BIASES] if isinstance(value, dict) else []
+    read = [(whole(key), number(bias)) for key, bias in pairs]
+    return [
+        (i, min(BIAS, max(-BIAS, b))) for i, b in read if i is not None and i >= 0 and b is not None
+    ]
+
+
+def _client_order(value: Any) -> tuple[str, ...]:
+    numbers = [whole(item) for item in value[:100]] if isinstance(value, list) else []
+    known = [n for n in numbers if n is not None and 0 <= n < len(_KOBOLD)]
+    return kobold_order(dict.fromkeys(known))
+
+
+Strings = Annotated[
+    tuple[str, ...], BeforeValidator(_strings), Textual(_one_string, "somehow", strings)
+]
+Breakers = Annotated[
+    tuple[str, ...], BeforeValidator(_strings), Textual(_one_string, "\\n", _client_breakers)
+]
+Ids = Annotated[
+    tuple[int, ...],
+    BeforeValidator(_ids),
+    Textual(lambda text: tuple(int(i) for i in text.split(",")), "5,17", _client_ids),
+]
+Biases = Annotated[
+    tuple[tuple[int, float], ...],
+    BeforeValidator(_biases),
+    Textual(_parse_biases, "42:-5", _client_biases),
+]
+Order = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_order),
+    Textual(
+        lambda text: tuple(name.strip() for name in text.split(",")),
+        "top_k,temperature",
+        _client_order,
+        adds_up=False,
+    ),
+]
+
+
+class SamplingParams(Settings):
+    """How the next token is chosen. The processors in `decode.samplers` have formulas and sources.
+
+    To add a sampler: its processor in `decode/samplers/`, its settings and its step's name in
+    `STEPS` here, and its step in `decode/samplers/steps.py`.
+    """
+
+    noun: ClassVar[str] = "sampler"
+
+    temperature: float = setting(
+        0.8, "Divides the logits; 0 is greedy, higher is bolder.", ge=0, le=100, slider=(0, 2, 0.05)
+    )
+    top_k: int = setting(
+        40, "Keep this many of the likeliest tokens; 0 keeps all.", ge=0, le=10**9,
+        slider=(0, 200, 1),
+    )  # fmt: skip
+    top_p: float = setting(
+        1.0, "Keep the likeliest tokens up to this sum of probabilities; 1 keeps all.",
+        ge=1e-9, le=1, client_range=(0, 1), slider=(0.05, 1, 0.01),
+    )  # fmt: skip
+    min_p: float = setting(
+        0.0, "Drop tokens below this share of the likeliest one's probability; 0 drops none.",
+        ge=0, le=1, slider=(0, 0.5, 0.01),
+    )  # fmt: skip
+    typical: float = setting(
+        1.0, "Keep the tokens nearest to the expected surprise up to this sum of probabilities; "
+        "1 keeps all.", ge=1e-9, le=1, client_range=(1e-9, 1), aliases=("typical_p",),
+        slider=(0.05, 1, 0.01),
+    )  # fmt: skip
+    tfs: float = setting(
+        1.0,
+        "Tail-free sampling's z; 1 is off.",
+        ge=0,
+        le=1,
+        client_range=(1e-9, 1),
+        aliases=("tfs_z",),
+    )
+    top_a: float = setting(
+        0.0, "Drop tokens below this times the square of the likeliest one's probability; 0 is "
+        "off.", ge=0, le=1,
+    )  # fmt: skip
+    top_n_sigma: float = setting(
+        0.0, "Drop tokens more than this many standard deviations below the greatest logit; 0 is "
+        "off.", ge=0, le=100, aliases=("nsigma",),
+    )  # fmt: skip
+    dynatemp_range: float = setting(
+        0.0, "Let the temperature move this far up and down with the entropy; 0 is off.",
+        ge=0, le=100,
+    )  # fmt: skip
+    dynatemp_exponent: float = setting(
+        1.0, "Of the moving temperature: 1 is linear in the entropy, above 1 keeps it low longer.",
+        ge=0, le=100, client_range=(0.01, 100),
+    )  # fmt: skip
+    smoothing: float = setting(
+        0.0, "Factor of quadratic smoothing; 0 is off.", ge=0, le=100,
+        aliases=("smoothing_factor",),
+    )  # fmt: skip
+    repetition_penalty: float = setting(
+        1.0, "Above 1 makes tokens that are in the text already less likely.", ge=1e-3, le=100,
+        client_range=(0.01, 100), aliases=("rep_pen", "repeat_penalty"), slider=(1, 2, 0.01),
+    )  # fmt: skip
+    repetition_range: int = setting(
+        0, "Of the repetition penalty: look at this many of the last tokens; 0 is the whole text.",
+        ge=0, le=LONGEST, unit="tokens",
+        aliases=("rep_pen_range", "repetition_penalty_range", "repeat_last_n"),
+    )  # fmt: skip
+    repetition_slope: float = setting(
+        0.0, "How steeply the repetition penalty falls to 1 with distance, within its range "
+        "(KoboldAI's); 0 is not at all.", ge=0, le=100, aliases=("rep_pen_slope",),
+    )  # fmt: skip
+    presence_penalty: float = setting(
+        0.0, "Subtracted from the logit of a token that is in the new text.", ge=-100, le=100
+    )
+    frequency_penalty: float = setting(
+        0.0, "Subtracted from the logit of a token once for each time it is in the new text.",
+        ge=-100, le=100,
+    )  # fmt: skip
+    no_repeat_ngram: int = setting(
+        0, "Let no run of this many tokens come twice; 0 is off.", ge=0, le=LONGEST,
+        aliases=("no_repeat_ngram_size",),
+    )  # fmt: skip
+    dry_multiplier: float = setting(
+        0.0, "DRY: the penalty on continuing a repetition; 0 is off.", ge=0, le=100,
+        slider=(0, 2, 0.05),
+    )  # fmt: skip
+    dry_base: float = setting(
+        1.75, "DRY: what the penalty is multiplied by for every repeated token.", ge=1, le=100,
+        client_range=(1, 100),
+    )  # fmt: skip
+    dry_allowed_length: int = setting(
+        2, "DRY: length of a repetition that bears the first penalty.", ge=1, le=LONGEST,
+        unit="tokens",
+    )  # fmt: skip
+    dry_breakers: Breakers = setting(
+        ("\n", ":", '"', "*"), "DRY: strings over which no repetition reaches.",
+        aliases=("dry_sequence_breakers",), expected="strings of at least one character",
+    )  # fmt: skip
+    dry_range: int = setting(
+        0, "DRY: look at this many of the last tokens; 0 is the whole text.", ge=0, le=LONGEST,
+        unit="tokens", aliases=("dry_penalty_last_n",),
+    )  # fmt: skip
+    xtc_probability: float = setting(
+        0.0, "XTC: how often the top choices are excluded; 0 is off.", ge=0, le=1,
+        slider=(0, 1, 0.05),
+    )  # fmt: skip
+    xtc_threshold: float = setting(
+        0.1, "XTC: a token of at least this probability is a top choice.", ge=0, le=1
+    )
+    mirostat: int = setting(
+        0, "Version of Mirostat, 1 or 2, in place of all that cuts tokens off; 0 is off.",
+        ge=0, le=2, client_range=(0, 2), aliases=("mirostat_mode",),
+    )  # fmt: skip
+    mirostat_tau: float = setting(
+        5.0, "Mirostat: the surprise that it steers towards.", ge=0, le=100, unit="bits a token"
+    )
+    mirostat_eta: float = setting(0.1, "Mirostat: how fast it adapts.", ge=0, le=100)
+    penalized: float = setting(
+        1.0, "CTRL's penalty θ: above 1 divides the logits of tokens in the text; its authors use "
+        "1.2 with a low temperature.", ge=1e-3, le=100, slider=(1, 2, 0.01),
+    )  # fmt: skip
+    banned: Ids = setting(
+        (), "Token ids that are never written.", expected="token ids, whole numbers from 0"
+    )
+    banned_strings: Strings = setting(
+        (), "Strings that are never written, in upper or lower case.", aliases=("banned_tokens",),
+        expected="strings of at least one character",
+    )  # fmt: skip
+    logit_bias: Biases = setting(
+        (), "Added to the logits of token ids.",
+        expected="token ids and what to add to the logit of each, such as {42: -5}",
+    )  # fmt: skip
+    order: Order = setting(
+        (), "Names of steps in the order in which they act. They take the places that they have by "
+        "default among them; the others keep theirs.", aliases=("sampler_order",),
+        expected="names of steps",
+    )  # fmt: skip
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, always."""
+        return self.temperature < COLDEST
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """All of `STEPS` in the order in which they act."""
+        named = iter(self.order)
+        return tuple(next(named) if step in self.order else step for step in STEPS)
