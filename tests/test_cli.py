@@ -428,7 +428,7 @@ def test_bad_lore(name, model, tmp_path):
         (["--optimizer", "adamm"], "optimizer 'adamm' is not in torch.optim"),
         (["--optimizer", "muon"], "optimizer 'muon' can't train a prefix prompt"),
         (["--initial", ""], "has no text to start from"),
-        (["--style", "nuon"], "cloud, bracketed; did you mean 'noun'? (or leave it out)"),
+        (["--style", "nuon"], "cloud, bracketed, or none at all; did you mean 'noun'?"),
         (["--chat"], "has no chat template"),
         (["--entry", "Eve"], "lorebook 'town' has no entry 'Eve'"),
         (["--story", "missing.txt"], "story 'missing.txt' can't be read (No such file"),

@@ -112,10 +112,10 @@ class Setting:
         """What an error message says was expected."""
         if self.wording:
             return self.wording
-        if self.choices:
-            return "one of " + ", ".join(map(str, self.choices))
         kinds = {int: "a whole number", float: "a number", str: "text", tuple: "a list"}
-        return kinds[self.type] + self._range() + (", or none at all" if self.optional else "")
+        choices = "one of " + ", ".join(map(str, self.choices))
+        what = choices if self.choices else kinds[self.type] + self._range()
+        return what + (", or none at all" if self.optional else "")
 
     def _range(self) -> str:
         if self.above is not None:
