@@ -3,7 +3,6 @@
 import pytest
 
 from softlore.lore import Entry, Lorebook, check
-from softlore.lore.check import check as same_check
 
 
 def warnings(**fields):
@@ -24,19 +23,19 @@ def test_a_good_entry_has_no_warnings():
     [
         (
             {"blocks": [("Emma wears", ["gloves"])]},
-            "entry 'Emma': no space stands between 'Emma wears' and 'gloves'; begin the response "
+            "entry 'Emma': there is no space between 'Emma wears' and 'gloves'; begin the response "
             "with one",
         ),
-        ({"held_out": [("Emma wears", ["“no”"])]}, "no space stands between"),
+        ({"held_out": [("Emma wears", ["“no”"])]}, "there is no space between"),
         ({"blocks": [("Emma wears ", [" gloves"])]}, "let only the response have it"),
         ({"blocks": [("Emma", [" a", " a"])]}, "the response ' a' is given twice"),
-        ({"blocks": [("Emma", [" a"]), ("Emma ", ["b"])]}, "stands in several blocks"),
+        ({"blocks": [("Emma", [" a"]), ("Emma ", ["b"])]}, "is in several blocks"),
         (
             {"blocks": [("Emma", [" a"])], "held_out": [("Emma", [" a"])]},
             "the held-out call 'Emma' is also trained on",
         ),
-        ({"keys": []}, "it has no keys, so only [[soft:Emma]] calls it up"),
-        ({"keys": [], "secondary_keys": ["x"]}, "secondary keys do nothing"),
+        ({"keys": []}, "it has no keys, so only [[soft:Emma]] activates it"),
+        ({"keys": [], "secondary_keys": ["x"]}, "secondary keys have no effect"),
         ({"keys": ["/(/i"]}, "the key '/(/i' is no regular expression"),
         ({"key": ["x"]}, "`key` is not a field; did you mean 'keys'?"),
     ],
@@ -48,4 +47,3 @@ def test_warnings(fields, message):
 def test_what_needs_no_warning():
     assert warnings(keys=[], constant=True, vectorized=True) == []
     assert check(Lorebook(name="book", entries=[])) == ["lorebook: it has no entries; add one"]
-    assert same_check is check

@@ -4,7 +4,7 @@ import pytest
 
 from softlore.errors import LoreError
 from softlore.lore import Block, Entry, Lorebook
-from softlore.lore.names import as_name, wrong_with_name
+from softlore.lore.names import as_name, name_problem
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_the_hash_is_of_the_content():
 )
 def test_a_legal_name_is_made_of_any_text(text, name):
     assert as_name(text) == name
-    assert not wrong_with_name(as_name(text))
+    assert not name_problem(as_name(text))
 
 
 def _assert_plain(message):

@@ -8,7 +8,7 @@ import pytest
 
 from softlore.errors import LoreError, StorageError
 from softlore.lore import Block, Entry, Lorebook, files
-from softlore.lore.yaml_text import read_yaml
+from softlore.lore.plain import read_yaml
 
 YAML = """\
 name: harbour
@@ -163,14 +163,14 @@ def test_words_that_yaml_1_1_takes_for_values_are_text():
         ("a.yaml", "a: b\n c: d", "line 2: this is not YAML"),
         ("a.yaml", "a: b: c", "put text that holds a colon"),
         ("a.yaml", "name: a\nname: b", "line 2: the field 'name' is given twice"),
-        ("a.yaml", "entries: !!python/object/apply:os.system [echo]", "take the tag out"),
-        ("a.yaml", "entries: !secret x", "take the tag out"),
-        ("a.yaml", "a: !!bool perhaps", "take the tag out"),
+        ("a.yaml", "entries: !!python/object/apply:os.system [echo]", "remove the tag"),
+        ("a.yaml", "entries: !secret x", "remove the tag"),
+        ("a.yaml", "a: !!bool perhaps", "remove the tag"),
         ("a.yaml", "? [a, b]\n: c", "this is not YAML"),
         ("a.yaml", "1: x", "the field name 1 is not text; put it in quotes"),
         ("a.yaml", "a: 1\n--- \nb: 2", "this is not YAML"),
         ("a.yaml", "[" * 100_000, "more than 50 deep"),
-        ("a.yaml", "a: &a [*a]", "the alias *a stands within itself"),
+        ("a.yaml", "a: &a [*a]", "the alias *a contains itself"),
         ("a.yaml", "a: *b", "this is not YAML"),
         ("a.yaml", "a: \x07", "this is not YAML"),
         ("a.toml", "a = ", "this is not TOML"),
@@ -181,7 +181,7 @@ def test_words_that_yaml_1_1_takes_for_values_are_text():
         ("a.yaml", b"\x89PNG\r\n\x1a\n", "is a binary file"),
         ("a.yaml", b"ab\0\1\2", "is a binary file"),
         ("a.yaml", "name: a", "`entries` is missing; add it"),
-        ("a.yaml", "name: Emma\ntext: x", "a lone entry; put it into a list under `entries`"),
+        ("a.yaml", "name: Emma\ntext: x", "a single entry; put it into a list under `entries`"),
         ("a.yaml", "entries: {'0': {}}", "`entries` must be a list, but is fields (0)"),
         ("a.yaml", "name: a/b\nentries: []", "`name` 'a/b' holds '/'"),
         ("a.yaml", "entries: [{name: A, text: x}, {name: A, text: y}]", "names two entries 'A'"),
@@ -207,10 +207,10 @@ def test_refusals_name_the_file(save, name, content, message):
 def test_a_yaml_bomb_is_refused_at_once(save):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
-    assert "once its aliases are written out" in refusal(save("\n".join(lines)))
+    assert "once its aliases are expanded" in refusal(save("\n".join(lines)))
     lines = ["a0: &a0 {x: 1, y: 2}"]
     lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 30)]
-    assert "once its aliases are written out" in refusal(save("\n".join(lines)))
+    assert "once its aliases are expanded" in refusal(save("\n".join(lines)))
 
 
 def test_harmless_aliases_are_read(save):
@@ -223,7 +223,7 @@ def test_harmless_aliases_are_read(save):
 
 def test_files_that_are_no_files(tmp_path):
     assert "does not exist; check the name" in refusal(tmp_path / "none.yaml")
-    assert "is a folder; name a lorebook file" in refusal(tmp_path)
+    assert "is a folder; expected a file; name a lorebook file" in refusal(tmp_path)
     with pytest.raises(LoreError, match="cannot be read"):
         Lorebook.load("a\0b")
 
@@ -232,7 +232,7 @@ def test_a_large_file_is_refused_unread(tmp_path, monkeypatch):
     path = tmp_path / "large.yaml"
     path.write_bytes(b"")
     os.truncate(path, files.MAX_BYTES + 1)
-    assert "16.0 MiB, and at most 16 MiB" in refusal(path)
+    assert "16.0 MiB; expected at most 16 MiB" in refusal(path)
     if pathlib.Path("/dev/zero").exists():  # its size is said to be 0
         assert "at most 16 MiB" in refusal(pathlib.Path("/dev/zero"))
 

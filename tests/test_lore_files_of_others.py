@@ -20,7 +20,7 @@ from softlore.cli.lore import FORMATS
 from softlore.errors import LoreError
 from softlore.lore import Block, Entry, Lorebook, files
 from softlore.lore.formats import charx, png
-from softlore.lore.formats.writers import WRITERS
+from softlore.lore.formats.registry import EXPORTERS
 
 
 def chunk(kind, body, crc=None):
@@ -155,9 +155,9 @@ def test_a_picture_of_very_many_chunks(tmp_path):
 def test_what_is_no_picture_to_put_a_card_into(tmp_path):
     book = Lorebook(name="book", entries=[Entry(name="Emma", text="x")])
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(LoreError, match="is no PNG picture"):
+    with pytest.raises(LoreError, match="is not a PNG picture"):
         book.save(tmp_path / "b.png", "card-v2", into=tmp_path / "a.jpg")
-    with pytest.raises(LoreError, match="goes into no picture"):
+    with pytest.raises(LoreError, match="JSON, which does not go into a picture"):
         book.save(tmp_path / "b.json", "card-v2", into=tmp_path / "a.jpg")
     with pytest.raises(LoreError, match="does not go into a picture"):
         book.save(tmp_path / "b.png", "novelai")
@@ -219,11 +219,11 @@ ARCHIVES = {
     "bomb": (bomb(), "unpacks to more than 16 MiB"),
     "lie": (lying_size(), "charx"),
     "encrypted": (encrypted(), "cannot be read"),
-    "many": (many(), "very many files"),
-    "cut": (archive({"card.json": b"{}"})[:-30], "it has no end"),
+    "many": (many(), "too many files"),
+    "cut": (archive({"card.json": b"{}"})[:-30], "it has no end record"),
     "zip64": (
         archive({"card.json": b"{}"})[:-22] + b"PK\x06\x07" + bytes(16) + b"PK\x05\x06" + bytes(18),
-        "very many files",
+        "too many files",
     ),
     "not JSON": (archive({"card.json": b"nothing"}), "not JSON"),
     "method": (archive({"card.json": b"{}"}).replace(b"\x08\x00", b"\x63\x00"), "cannot be read"),
@@ -335,7 +335,7 @@ def test_origins_are_checked_when_a_lorebook_is_read(tmp_path):
                 "without_lore": [7, {"place": "x"}],
             }
             book = Lorebook.from_data({"entries": [entry], "origin": origin})
-            for to in WRITERS.keys() - {"mkultra"}:
+            for to in EXPORTERS.keys() - {"mkultra"}:
                 book.save(tmp_path / "out.json", to)
                 assert Lorebook.load(tmp_path / "out.json")["Emma"].text == "x"
 
@@ -363,7 +363,7 @@ def run(*arguments):
 
 
 def test_the_command_line_knows_every_format():
-    assert list(FORMATS) == list(WRITERS)
+    assert list(FORMATS) == list(EXPORTERS)
 
 
 def test_import_and_export(here):

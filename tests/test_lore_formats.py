@@ -16,11 +16,10 @@ import lore_samples as samples
 from lore_samples import FILES
 from softlore.errors import LoreError
 from softlore.lore import Block, Entry, Lorebook, check
-from softlore.lore.formats import keys as keys_
-from softlore.lore.formats.koboldai import lorebook_of_save
-from softlore.lore.formats.writers import WRITERS
+from softlore.lore.formats import key_syntax
+from softlore.lore.formats.registry import EXPORTERS
 
-TEXT_FORMATS = [name for name in WRITERS if name != "mkultra"]
+TEXT_FORMATS = [name for name in EXPORTERS if name != "mkultra"]
 
 
 def save(data, path):
@@ -32,7 +31,7 @@ def again(book, to, folder, suffix=""):
     """What is written in a format, by way of softlore's own file."""
     native = Path(folder) / "native.yaml"
     book.save(native)
-    out = Path(folder) / f"out{suffix or WRITERS[to].suffix}"
+    out = Path(folder) / f"out{suffix or EXPORTERS[to].suffix}"
     Lorebook.load(native).save(out, to)
     return json.loads(out.read_text(encoding="utf-8"))
 
@@ -309,17 +308,6 @@ def test_secondary_keys_for_koboldai(tmp_path):
     assert [lore(entry) for entry in Lorebook.from_data(written)] == [lore(marta), lore(inn)]
 
 
-def test_the_lorebook_of_a_save():
-    book = lorebook_of_save(samples.KOBOLDAI, "town")
-    assert [entry.name for entry in book] == ["Marta", "inn"]
-    assert "actions" not in book.origin["data"]
-    assert book.name == "town"
-    assert len(lorebook_of_save({"prompt": "x", "actions": []})) == 0
-    for bad in ([], None, {"worldinfo": "x"}, {"worldinfo": [3]}):
-        with pytest.raises(LoreError, match="must be"):
-            lorebook_of_save(bad)
-
-
 def test_aidungeon(tmp_path):
     book = Lorebook.load(save(samples.AIDUNGEON, tmp_path / "cards.json"))
     assert [(entry.name, entry.keys) for entry in book] == [
@@ -461,35 +449,35 @@ def test_a_decorator_gives_way_to_what_was_changed(tmp_path):
     ],
 )
 def test_comma_lists(text, keys):
-    assert keys_.split_list(text) == keys
+    assert key_syntax.split_list(text) == keys
 
 
 @given(st.text("ab &/\\*?.()[]{}^$|+,\nß", max_size=12).filter(str.strip))
 @settings(max_examples=300)
 def test_ampersands_and_wildcards_come_back(key):
-    there = keys_.from_ampersands(key)
+    there = key_syntax.from_ampersands(key)
     parts = [part.strip() for part in key.split("&")]
-    assert keys_.to_ampersands(there) in (key, " & ".join(parts))
-    there = keys_.from_wildcards(key)
-    assert keys_.to_wildcards(there) in (key, re.sub(r"\*+", "*", key))
-    for made in (keys_.from_ampersands(key), keys_.from_wildcards(key)):
+    assert key_syntax.to_ampersands(there) in (key, " & ".join(parts))
+    there = key_syntax.from_wildcards(key)
+    assert key_syntax.to_wildcards(there) in (key, re.sub(r"\*+", "*", key))
+    for made in (key_syntax.from_ampersands(key), key_syntax.from_wildcards(key)):
         if made != key:
-            assert keys_.is_regex(made)
+            assert key_syntax.is_regex(made)
             re.compile(made[1:-2])
 
 
 def test_no_key_takes_long():
     began = time.perf_counter()
-    wild = keys_.from_wildcards("a*a*a*b")
+    wild = key_syntax.from_wildcards("a*a*a*b")
     assert re.search(wild[1:-2], "a" * 20_000 + " " + "a" * 20_000) is None
-    every = keys_.from_ampersands(" & ".join("abcdefghij"))
+    every = key_syntax.from_ampersands(" & ".join("abcdefghij"))
     assert re.search(every[1:-2], "a b c d e f g h i " * 2_000) is None
-    assert keys_.from_wildcards("a*" * 4) == "a*" * 4
+    assert key_syntax.from_wildcards("a*" * 4) == "a*" * 4
     for text in (",/" * 100_000, "/a" * 100_000, "/" + "\\/" * 100_000, " " * 100_000 + "x"):
-        keys_.split_list(text)
-        keys_.is_regex(text)
-        keys_.from_wildcards(text)
-        keys_.from_ampersands(text)
+        key_syntax.split_list(text)
+        key_syntax.is_regex(text)
+        key_syntax.from_wildcards(text)
+        key_syntax.from_ampersands(text)
     assert time.perf_counter() - began < 5
 
 
@@ -636,7 +624,7 @@ def test_no_data_breaks_the_importers(data):
     book = read(data)
     if book is not None:
         for name in TEXT_FORMATS:
-            json.dumps(WRITERS[name].data(book))
+            json.dumps(book.to_format(name))
 
 
 near_origins = st.fixed_dictionaries(
@@ -671,7 +659,7 @@ def test_no_origin_breaks_the_exporters(book, entries):
     for to in TEXT_FORMATS:
         message = ""
         try:
-            json.dumps(WRITERS[to].data(lorebook))
+            json.dumps(lorebook.to_format(to))
         except LoreError as error:
             message = str(error)
         assert "\n" not in message

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from softlore.errors import LoreError
 from softlore.lore import Entry, Lorebook, check, files
-from softlore.lore.names import as_name, wrong_with_name
+from softlore.lore.names import as_name, name_problem
 
 # Every character but lone surrogates, which no file can hold.
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -127,4 +127,4 @@ def test_names_follow_the_rule_of_prompts(text):
     from softlore.prompts.names import is_name
 
     assert is_name(as_name(text))
-    assert is_name(text) == (not wrong_with_name(text))
+    assert is_name(text) == (not name_problem(text))

@@ -10,7 +10,7 @@ import pytest
 
 from lore_samples import SILLYTAVERN
 from softlore import Entry, Lorebook, SoftPrompt
-from softlore.lore.formats.writers import WRITERS
+from softlore.lore.formats.registry import EXPORTERS
 from softlore.model.tiny import tiny_model
 from softlore.prompts import load_prompt
 from softlore.story import StoryLibrary
@@ -284,7 +284,7 @@ def test_a_lorebook_is_imported_edited_and_exported(shared):
     assert len(book["entries"]) == len(names)
     back = json.loads(shared.export("books", "world", format="sillytavern").content)
     assert back["entries"]["0"]["from a later version"] == {"a": [1, 2.5, None, True]}
-    for format in ("yaml", "json", *WRITERS):
+    for format in ("yaml", "json", *EXPORTERS):
         if format == "mkultra":  # it has a place for pairs only, and these have none
             shared.refused(400, "GET", "books", "world", "export", params={"format": format})
             continue

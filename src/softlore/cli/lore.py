@@ -12,7 +12,7 @@ from softlore.cli.options import check_free, json_option, write_json
 if TYPE_CHECKING:
     from softlore.lore import Entry, Lorebook
 
-# The names in softlore.lore.formats.writers.
+# The names in softlore.lore.formats.registry.
 FORMATS = (
     "sillytavern", "card-v2", "card-v3", "lorebook-v3", "character-book", "novelai", "koboldai",
     "aidungeon", "agnai", "mkultra",
@@ -89,13 +89,13 @@ def export(lorebook: Path, to: str, out: Path | None, into: Path | None, force: 
       softlore lore export emma.yaml --to card-v3 --out emma.png --into portrait.png
     """
     from softlore.lore import Lorebook
-    from softlore.lore.formats.writers import WRITERS
+    from softlore.lore.formats.registry import EXPORTERS
 
     book = Lorebook.load(lorebook)
-    path = out or Path(book.name + WRITERS[to].suffix)
+    path = out or Path(book.name + EXPORTERS[to].suffix)
     check_free(path, force)
     book.save(path, to, into)
-    click.echo(f"read {_counted(book)} from {lorebook}; wrote {path} ({WRITERS[to].makes})")
+    click.echo(f"read {_counted(book)} from {lorebook}; wrote {path} ({EXPORTERS[to].description})")
     if to == "mkultra":
         for entry in book:
             if not entry.blocks:
@@ -154,7 +154,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from softlore.lore.complaints import one_line, shorten
+    from softlore.lore.validation import one_line, shorten
 
     table = Table("entry", "keys", "characters", "pairs", "use", box=None)
     for row in rows:

@@ -1,7 +1,6 @@
-"""Lore: what a writer knows about a subject, in entries, in a lorebook. No model is needed here."""
+"""Lore: what a writer knows about a subject, as entries of a lorebook. Needs no model."""
 
-from softlore.lore.check import check
 from softlore.lore.entry import Block, Entry
-from softlore.lore.lorebook import Lorebook
+from softlore.lore.lorebook import Lorebook, check
 
 __all__ = ["Block", "Entry", "Lorebook", "check"]

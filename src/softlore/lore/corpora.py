@@ -1,4 +1,4 @@
-"""Corpora by code: texts of several genres or tones, from a folder or from JSON lines."""
+"""Reads corpora for control codes: texts by genre or tone, from a folder or JSON lines."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def holds_corpora(path: Path) -> bool:
 
 
 def read_corpora(path: Path) -> dict[str, str]:
-    """Texts by code, names in order.
+    """Returns texts by code, sorted by name.
 
-    A folder has a code for each of its .txt files and for each folder of .txt files in it; of JSON
-    lines each has `code` and `text`. Texts of one code are joined by an empty line.
+    In a folder, each .txt file and each folder of .txt files is a code; of JSON lines, each has
+    `code` and `text`. Texts of one code are joined by an empty line.
 
     Raises:
-        LoreError: nothing to read, or no text where text should be.
+        LoreError: there is no text, or something else where text should be.
     """
-    found: dict[str, list[str]] = defaultdict(list)
+    parts: dict[str, list[str]] = defaultdict(list)
     size = 0
     try:
         for code, text in _folder(path) if path.is_dir() else _lines(path):
@@ -38,19 +38,19 @@ def read_corpora(path: Path) -> dict[str, str]:
             if size > LARGEST:
                 raise LoreError(
                     f"{str(path)!r} holds more than {LARGEST >> 30} GiB of text; expected less; "
-                    "take a part of it"
+                    "use a part of it"
                 )
-            found[code].append(text.strip())
+            parts[code].append(text.strip())
     except (OSError, UnicodeDecodeError, lzma.LZMAError) as error:
         why = getattr(error, "strerror", None) or error
         raise LoreError(
             f"{str(path)!r} can't be read ({why}); expected UTF-8 text; check the file"
         ) from error
-    texts = {code: "\n\n".join(filter(None, found[code])) for code in sorted(found)}
+    texts = {code: "\n\n".join(filter(None, parts[code])) for code in sorted(parts)}
     if not any(texts.values()):
         raise LoreError(
             f"{str(path)!r} holds no texts; expected .txt files, one or a folder of them for each "
-            "code, or JSON lines with `code` and `text`; put some there"
+            "code, or JSON lines with `code` and `text`; add some"
         )
     return texts
 
@@ -76,6 +76,6 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             if not isinstance(code, str) or not isinstance(text, str):
                 raise LoreError(
                     f"line {number} of {str(path)!r} is {line.strip()!r:.60}; expected a JSON "
-                    "object with the texts `code` and `text`; mend it"
+                    "object with the texts `code` and `text`; fix the line"
                 )
             yield as_name(code), text

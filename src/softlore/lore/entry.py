@@ -13,10 +13,9 @@ from pydantic import (
     model_validator,
 )
 
-from softlore.lore.base import LoreModel
-from softlore.lore.complaints import describe
-from softlore.lore.names import NAME_RULE, composed, wrong_with_name
+from softlore.lore.names import NAME_RULE, name_problem, normalize_name
 from softlore.lore.plain import plain
+from softlore.lore.validation import LoreModel, describe
 
 SelectiveLogic = Literal["and_any", "not_all", "not_any", "and_all"]
 Position = Literal[
@@ -35,60 +34,60 @@ Use = Literal["both", "text", "soft"]
 
 def _not_blank(text: str) -> str:
     if not text.strip():
-        raise ValueError("is empty; write something there, or take it out")
+        raise ValueError("is empty; write something, or remove it")
     return text
 
 
 def _legal_name(name: str) -> str:
-    name = composed(name)
-    if wrong := wrong_with_name(name):
-        raise ValueError(f"{name!r:.160} {wrong}; a name is {NAME_RULE}")
+    name = normalize_name(name)
+    if problem := name_problem(name):
+        raise ValueError(f"{name!r:.160} {problem}; a name is {NAME_RULE}")
     return name
 
 
 def _listed(value: Any) -> Any:
-    """One thing stands for a list of that one thing."""
+    """A single text is a list of one."""
     return [value] if isinstance(value, str) else value
 
 
-def _not_none(items: list[str]) -> list[str]:
+def _not_empty(items: list[str]) -> list[str]:
     if not items:
         raise ValueError("is empty; a block needs at least one response")
     return items
 
 
-def _numbered(names: Any) -> BeforeValidator:
-    """SillyTavern writes these choices as numbers, in the order of `names`."""
-    words = get_args(names)
+def _numbered(choices: Any) -> BeforeValidator:
+    """Also accepts a choice's number, in the order of `choices`, as SillyTavern writes it."""
+    words = get_args(choices)
 
-    def named(value: Any) -> Any:
+    def convert(value: Any) -> Any:
         is_number = isinstance(value, int) and not isinstance(value, bool)
         return words[value] if is_number and 0 <= value < len(words) else value
 
-    return BeforeValidator(named)
+    return BeforeValidator(convert)
 
 
-def _whole_origin(origin: dict[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = plain(origin)
+def _valid_origin(origin: dict[str, Any]) -> dict[str, Any]:
     texts = [origin.get("format"), origin.get("name")]
     if not all(isinstance(text, str) for text in texts) or "data" not in origin:
         raise ValueError(
-            "must have the texts `format` and `name`, and `data`; take it out, or import the file "
+            "must have the texts `format` and `name`, and `data`; remove it, or import the file "
             "again"
         )
-    return kept
+    checked: dict[str, Any] = plain(origin)
+    return checked
 
 
 _TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 Name = Annotated[str, AfterValidator(_legal_name)]
 Text = Annotated[str, AfterValidator(_not_blank)]
 Texts = Annotated[list[Text], BeforeValidator(_listed), WithJsonSchema(_TEXTS_SCHEMA)]
-Origin = Annotated[dict[str, Any], AfterValidator(_whole_origin)]
+Origin = Annotated[dict[str, Any], AfterValidator(_valid_origin)]
 Natural = Annotated[int, Field(ge=0)]
 
 
 class Block(LoreModel):
-    """A call, and the responses that may follow it. Only responses are learned.
+    """A call, and the responses that may follow it. The loss is on responses only.
 
     Also accepted where a block is expected: `(call, [responses])`, `{call, response}`, and one
     text in place of a list of one.
@@ -97,12 +96,12 @@ class Block(LoreModel):
     model_config = ConfigDict(extra="forbid")
 
     call: Text
-    """How the text begins, such as `Emma wears`. It is used as it stands: by softlore's custom it
+    """How the text begins, such as `Emma wears`. It is used as written: by softlore's convention it
     does not end in a space."""
 
-    responses: Annotated[Texts, AfterValidator(_not_none)]
-    """How the text may go on, such as ` a crisp black pantsuit`. Each is used as it stands, joined
-    to the call with nothing between: by softlore's custom it begins with a space."""
+    responses: Annotated[Texts, AfterValidator(_not_empty)]
+    """How the text may continue, such as ` a crisp black pantsuit`. Each is used as written, joined
+    to the call with nothing between: by softlore's convention it begins with a space."""
 
     @model_validator(mode="before")
     @classmethod
@@ -128,9 +127,9 @@ class Block(LoreModel):
 class Entry(LoreModel):
     """One subject of a lorebook: a character, a place, an object, a tone.
 
-    It has a `text`, `blocks`, or both; it is trained on what it has. The fields from `enabled` on
-    say when a story calls it up; they mean what they mean in SillyTavern's World Info and have its
-    defaults.
+    It has a `text`, `blocks`, or both, and is trained on what it has. The fields from `enabled` on
+    say when a story activates it; they have the meaning and defaults of SillyTavern's World
+    Info.
     """
 
     name: Name
@@ -138,18 +137,18 @@ class Entry(LoreModel):
     spaces and any of `-_.'`."""
 
     keys: Texts = Field(default_factory=list)
-    """Words that call the entry up when they stand in the story. `/.../flags` is a regular
+    """Words that activate the entry when they are in the story. `/.../flags` is a regular
     expression."""
 
     text: str = ""
-    """What a writer would tell the model in plain words. It is distilled into the soft prompt, and
-    is what a hard prompt says. Empty lines around it are dropped."""
+    """What the model is to know, in plain words. It is distilled into the soft prompt, and is what
+    a hard prompt says. Empty lines around it are dropped."""
 
     blocks: list[Block] = Field(default_factory=list)
     """Calls with their responses, to train on."""
 
     held_out: list[Block] = Field(default_factory=list)
-    """Paraphrased calls with the right responses, for evaluation only: never trained on."""
+    """Paraphrased calls with the right responses, for evaluation only; never trained on."""
 
     use: Use = "both"
     """In which form it may enter a story's context: as its `text`, as its `soft` prompt, or
@@ -159,26 +158,27 @@ class Entry(LoreModel):
     """Whether the entry may be used at all."""
 
     constant: bool = False
-    """Whether it is always used, whatever stands in the story."""
+    """Whether it is always active, whatever the story says."""
 
     secondary_keys: Texts = Field(default_factory=list)
-    """Further words, asked for after one of `keys` was found; see `selective_logic`."""
+    """Further words, looked for once one of `keys` is found; see `selective_logic`."""
 
     selective: bool = True
     """Whether `secondary_keys` count."""
 
     selective_logic: Annotated[SelectiveLogic, _numbered(SelectiveLogic)] = "and_any"
-    """What the secondary keys must do: `and_any` one of them is there, `and_all` all are,
+    """What is required of the secondary keys: `and_any` one of them is found, `and_all` all are,
     `not_any` none is, `not_all` not all are."""
 
     order: int = 100
-    """Where the entry goes among others: ascending, so that the highest stands nearest to the
-    story. When the budget is short, the highest are kept."""
+    """Insertion order among entries: ascending, so that the highest is nearest to the story. When
+    the budget is short, the highest enter first."""
 
     position: Annotated[Position, _numbered(Position)] = "before_char"
     """Where in the context: before or after the character (`before_char`, `after_char`), above or
     below the author's note (`note_top`, `note_bottom`), among the last messages (`at_depth`),
-    around the examples (`examples_top`, `examples_bottom`), or only where named (`outlet`)."""
+    around the examples (`examples_top`, `examples_bottom`), or only where it is named
+    (`outlet`)."""
 
     depth: Natural = 4
     """With `at_depth`: how many messages before the end of the story."""
@@ -187,57 +187,57 @@ class Entry(LoreModel):
     """With `at_depth`: who says it."""
 
     scan_depth: Natural | None = None
-    """How many of the last messages are searched for keys. Nothing: as the program is set."""
+    """How many of the last messages are searched for keys. Null: the program's setting."""
 
     case_sensitive: bool | None = None
-    """Whether keys must match in upper and lower case. Nothing: as the program is set."""
+    """Whether keys must match in upper and lower case. Null: the program's setting."""
 
     match_whole_words: bool | None = None
-    """Whether a key must stand as a word of its own. Nothing: as the program is set."""
+    """Whether a key must be a word by itself. Null: the program's setting."""
 
     probability: Annotated[float, Field(ge=0, le=100)] = 100
-    """How often the entry is used when it is called up, in percent."""
+    """How often the entry becomes active when it is triggered, in percent."""
 
     ignore_budget: bool = False
-    """Whether it is used even when the budget for lore is spent."""
+    """Whether it is active even when the budget for lore is spent."""
 
     exclude_recursion: bool = False
-    """Whether it can only be called up by the story, not by other entries' text."""
+    """Whether only the story can trigger it, not other entries' text."""
 
     prevent_recursion: bool = False
-    """Whether its own text calls up no other entry."""
+    """Whether its own text triggers no other entry."""
 
     delay_until_recursion: Natural = 0
-    """If above 0, only other entries' text calls it up, and only from that round on."""
+    """If above 0, only other entries' text triggers it, and only from that recursion level on."""
 
     group: str = ""
-    """Of the entries called up at once in one group, a single one is used."""
+    """Of the entries of a group that are triggered at once, only one becomes active."""
 
     group_override: bool = False
     """Whether the group's entry of highest `order` is used, in place of one drawn by weight."""
 
     group_weight: Natural = 100
-    """How much the entry weighs when one of a group is drawn."""
+    """The entry's weight when one of a group is drawn."""
 
     sticky: Natural = 0
-    """How many messages it stays once it was called up."""
+    """How many messages it stays active once it was triggered."""
 
     cooldown: Natural = 0
-    """How many messages it cannot be called up again after it was used."""
+    """How many messages it cannot be triggered again after it was active."""
 
     delay: Natural = 0
-    """How many messages the story must have before it can be called up."""
+    """How many messages the story must have before it can be triggered."""
 
     origin: Origin | None = None
     """Where the entry came from, if it was imported: the name of the `format`, and `data`, the
-    entry as it stood there. It goes back into the file on export, with what was changed since."""
+    original entry. It goes back into the file on export, with what was changed since."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         self.text = self.text.strip("\r\n")
         if not self.text.strip() and not self.blocks:
             raise ValueError(
-                "has neither text nor blocks, so there is nothing to learn; give it a `text`, "
+                "has neither text nor blocks, so there is nothing to train on; give it a `text`, "
                 "or `blocks` of a call and its responses"
             )
         return self

@@ -1,4 +1,4 @@
-"""Lorebook files: from bytes to plain data and back. Nothing in a file is ever run."""
+"""Reads lorebook files as plain data, and writes them. Nothing in a file is ever executed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from typing import Any
 
 from softlore.disk import write_atomically
 from softlore.errors import LoreError
-from softlore.lore.complaints import one_line
-from softlore.lore.plain import plain
-from softlore.lore.yaml_text import read_yaml, write_yaml
+from softlore.lore.plain import plain, read_yaml, write_yaml
+from softlore.lore.validation import one_line
 
 MAX_BYTES = 16 * 2**20  # 16 MiB; the largest lorebooks shared today are under 1 MiB
 
 
 def read_bytes(path: Path) -> bytes:
-    """Returns the bytes of a lorebook file. Raises LoreError if there is no such file to be read.
+    """Returns the bytes of a lorebook file. Raises LoreError if it cannot be read or is too large.
 
-    The size is looked at first, so a huge file is never taken into memory.
+    The size is checked first, so that a huge file is never read into memory.
     """
     try:
         if path.is_dir():
-            raise LoreError(f"{path} is a folder; name a lorebook file in it")
+            raise LoreError(f"{path} is a folder; expected a file; name a lorebook file in it")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             content = file.read(MAX_BYTES + 1) if size <= MAX_BYTES else b""
@@ -35,36 +34,38 @@ def read_bytes(path: Path) -> bytes:
         raise LoreError(f"{path} may not be read; change its permissions") from None
     except (OSError, ValueError) as error:
         raise LoreError(f"{path} cannot be read: {error}") from None
-    if max(size, len(content)) > MAX_BYTES:
-        found = max(size, len(content)) / 2**20
-        raise LoreError(
-            f"{path} is too large for a lorebook: {found:.1f} MiB, and at most "
-            f"{MAX_BYTES // 2**20} MiB are read; split it into several files"
-        )
+    check_size(max(size, len(content)), str(path))
     return content
 
 
-def parse(content: bytes | str, source: str, form: str = "") -> Any:
-    """Returns the plain data that `content` holds.
+def check_size(size: int, source: str) -> None:
+    """Raises LoreError if a file of `size` bytes is too large for a lorebook."""
+    if size > MAX_BYTES:
+        raise LoreError(
+            f"{source} is too large for a lorebook: {size / 2**20:.1f} MiB; expected at most "
+            f"{MAX_BYTES // 2**20} MiB; split it into several files"
+        )
+
+
+def parse(content: bytes, source: str, syntax: str = "") -> Any:
+    """Returns the plain data in a file's content.
 
     Args:
-        content: a file's bytes, or text.
         source: what messages call it: the file's path.
-        form: `json`, `yaml`, `toml`, or nothing to find out from the content.
+        syntax: `json`, `yaml`, `toml`, or empty to find out from the content.
 
     Raises:
-        LoreError: the content is empty, is no text, or is not in the form.
+        LoreError: the content is empty, is not text, or not in the syntax.
     """
-    text = _decoded(content, source) if isinstance(content, bytes) else content
-    text = text.removeprefix("\ufeff")
+    text = _decode(content, source).removeprefix("\ufeff")
     if not text.strip():
         raise LoreError(f"{source} is empty; write a lorebook in it (see docs/lorebook.md)")
     first_fault = ""
-    for name in [form] if form else _guesses(text):
+    for name in [syntax] if syntax else _guesses(text):
         try:
             data = plain(_READERS[name](text))
         except RecursionError:
-            fault = "lists and mappings stand too deep in one another"
+            fault = "lists and mappings are nested too deep"
         except ValueError as error:
             too_large = "integer string conversion" in str(error)  # Python's own limit
             fault = "a number is too large" if too_large else str(error)
@@ -78,35 +79,33 @@ def parse(content: bytes | str, source: str, form: str = "") -> Any:
     raise LoreError(one_line(f"{source}: {first_fault}"))
 
 
-def form_of(path: Path) -> str:
-    """Returns the form a file's suffix promises: `json`, `yaml`, `toml`, or nothing."""
+def syntax_of(path: Path) -> str:
+    """Returns the syntax that a file's suffix stands for: `json`, `yaml`, `toml`, or empty."""
     return {".json": "json", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml"}.get(
         path.suffix.lower(), ""
     )
 
 
 def write(data: Any, path: Path) -> None:
-    """Writes `data` as YAML or JSON, by the path's suffix; the file is there whole or not at all.
+    """Writes `data` as YAML or JSON, by the path's suffix, atomically.
 
-    Raises LoreError if the suffix is another, StorageError if the disk refuses.
+    Raises LoreError for any other suffix, StorageError if the file cannot be written.
     """
-    form = form_of(path)
-    if form == "json":
+    syntax = syntax_of(path)
+    if syntax == "json":
         text = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
-    elif form == "yaml":
+    elif syntax == "yaml":
         text = write_yaml(data)
     else:
-        raise LoreError(
-            f"{path}: lorebooks are saved as .yaml or .json; end the name in one of them"
-        )
+        raise LoreError(f"{path}: lorebooks are saved as .yaml or .json; change the suffix")
     write_atomically(path, text.encode("utf-8"))
 
 
-def _decoded(content: bytes, source: str) -> str:
+def _decode(content: bytes, source: str) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise LoreError(f"{source} is UTF-16 text; save it as UTF-8")
     if b"\0" in content[:8192] or content.startswith((b"\x89PNG", b"PK\x03\x04", b"GIF8", b"%PDF")):
-        raise LoreError(f"{source} is a binary file, not a lorebook; a lorebook is text")
+        raise LoreError(f"{source} is a binary file; expected a lorebook, as text; name another")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from softlore.lore import Entry
+from softlore.lore.entry import Entry
 
 # Words that say nothing about a subject. Those of other languages fall away by standing in the
 # stories that the bare model writes.

@@ -1,8 +1,9 @@
-"""A lorebook: entries under one name, read from a file and written to one."""
+"""A lorebook: entries under one name, loaded from a file, checked, and saved to one."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -11,20 +12,20 @@ from pydantic import Field, field_validator, model_validator
 
 from softlore.errors import LoreError
 from softlore.lore import files
-from softlore.lore.base import LoreModel
-from softlore.lore.complaints import describe, nearest, one_line
-from softlore.lore.entry import Entry, Name, Origin
-from softlore.lore.formats.readers import recognised, unpacked
-from softlore.lore.formats.writers import write_as
+from softlore.lore.entry import Block, Entry, Name, Origin
+from softlore.lore.formats import mkultra
+from softlore.lore.formats.exporting import BookContent
+from softlore.lore.formats.registry import export_file, find_exporter, lorebook_fields, unpack
 from softlore.lore.names import as_name
 from softlore.lore.plain import plain
+from softlore.lore.validation import LoreModel, describe, nearest, one_line, shorten
 
 
 class Lorebook(LoreModel):
-    """Lore on several subjects, each an entry; no two entries share a name.
+    """Lore on several subjects, each an entry; no two entries have the same name.
 
-    `len(book)` counts the entries, a `for` loop goes through them, `book["Emma"]` finds one and
-    `"Emma" in book` asks whether it is there.
+    `len(book)` counts the entries, a `for` loop iterates over them, `book["Emma"]` returns one and
+    `"Emma" in book` says whether it exists.
     """
 
     name: Name
@@ -46,21 +47,21 @@ class Lorebook(LoreModel):
     @field_validator("training")
     @classmethod
     def _training_is_plain(cls, training: dict[str, Any]) -> dict[str, Any]:
-        kept: dict[str, Any] = plain(training)
-        return kept
+        checked: dict[str, Any] = plain(training)
+        return checked
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        places: dict[str, int] = {}
-        for place, entry in enumerate(self.entries, start=1):
-            # Names become file names, and some disks take `emma` and `Emma` for one.
-            first = places.setdefault(entry.name.casefold(), place)
-            if first != place:
+        numbers: dict[str, int] = {}
+        for number, entry in enumerate(self.entries, start=1):
+            # Names become file names, and some file systems do not tell `emma` from `Emma`.
+            first = numbers.setdefault(entry.name.casefold(), number)
+            if first != number:
                 other = self.entries[first - 1].name
-                same = "" if other == entry.name else f" (no other than {other!r} to some disks)"
+                same = "" if other == entry.name else f" (the same as {other!r} on some disks)"
                 raise ValueError(
-                    f"names two entries {entry.name!r}{same}: entry {first} and entry {place}; "
-                    "rename one, or make them one entry"
+                    f"names two entries {entry.name!r}{same}: entry {first} and entry {number}; "
+                    "rename one, or merge them"
                 )
         return self
 
@@ -68,18 +69,36 @@ class Lorebook(LoreModel):
     def load(cls, path: str | os.PathLike[str], name: str | None = None) -> Self:
         """Returns the lorebook in a YAML, JSON or TOML file, or in another program's file.
 
-        The suffix says which of the three; under any other suffix the content does. Other
-        programs' files, character cards in pictures among them, are known by what they hold:
-        docs/lore-formats.md. `name` is for a file that gives none; without it the file's name,
-        less its suffix, is used.
+        The suffix says which of the three; with any other suffix the content does. Other programs'
+        files, character cards in pictures among them, are detected by their content:
+        docs/lore-formats.md.
+
+        Args:
+            name: the lorebook's name if the file gives none; None: the file's name, less its
+                suffix.
 
         Raises:
             LoreError: there is no such file, it is over 16 MiB, or it holds no lorebook.
         """
         path = Path(path)
-        content, form = unpacked(files.read_bytes(path), str(path), files.form_of(path))
-        data = files.parse(content, str(path), form)
-        return cls.from_data(data, name=name or as_name(path.stem), source=str(path))
+        return cls.from_bytes(files.read_bytes(path), str(path), name)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, source: str, name: str | None = None) -> Self:
+        """Returns the lorebook in a file's content.
+
+        Args:
+            source: the file's path or name, for its suffix and for messages.
+            name: as in `load`.
+
+        Raises:
+            LoreError: the content is over 16 MiB, or holds no lorebook.
+        """
+        files.check_size(len(content), source)
+        json_text = unpack(content, source)
+        syntax = files.syntax_of(Path(source)) if json_text is None else "json"
+        data = files.parse(content if json_text is None else json_text, source, syntax)
+        return cls.from_data(data, name=name or as_name(Path(source).stem), source=source)
 
     @classmethod
     def from_data(cls, data: Any, name: str = "lore", source: str = "") -> Self:
@@ -88,7 +107,7 @@ class Lorebook(LoreModel):
         Args:
             data: the fields of a lorebook; a list of entries; or a bare list of blocks, such as
                 `[{"call": ..., "response": ...}, ...]` or `[(call, [responses]), ...]`, which
-                becomes one entry. Also what another program's JSON file holds.
+                becomes one entry. Also the content of another program's JSON file.
             name: the lorebook's name if the data gives none, and a bare list's entry's.
             source: what messages call it, such as a file's path.
 
@@ -96,9 +115,20 @@ class Lorebook(LoreModel):
             LoreError: it is no lorebook.
         """
         try:
-            return cls(**_fields(recognised(data, name), name))
+            return cls(**(lorebook_fields(data, name) or _fields(data, name)))
         except LoreError as error:
             raise LoreError(one_line(f"{source}: {error}" if source else str(error))) from None
+
+    def to_format(self, format: str) -> Any:
+        """Returns the data of another program's file that holds the lorebook.
+
+        Args:
+            format: a name in `softlore.lore.formats.registry.EXPORTERS`, such as `sillytavern`.
+
+        Raises:
+            LoreError: an unknown format, or one that has no place for any of it.
+        """
+        return find_exporter(format).data(self._content())
 
     def save(
         self,
@@ -106,16 +136,15 @@ class Lorebook(LoreModel):
         format: str | None = None,
         into: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Writes the lorebook as YAML or JSON, as the path's suffix says.
+        """Writes the lorebook as YAML or JSON, by the path's suffix, atomically.
 
         Args:
-            format: another program's format to write instead, such as `sillytavern`; see
-                `softlore.lore.formats.writers.WRITERS`.
+            format: another program's format to write instead, as in `to_format`.
             into: for a character card, the picture (.png) or archive (.charx) to put it into.
 
         Raises:
-            LoreError: the suffix or the format is another, or what was put into the lorebook since
-                it was made does not fit.
+            LoreError: an unknown suffix or format, or a value was assigned to the lorebook that
+                does not fit.
             StorageError: the file cannot be written.
         """
         path = Path(path)
@@ -123,11 +152,15 @@ class Lorebook(LoreModel):
             data = plain(self.data())
         except ValueError as error:
             raise LoreError(f"lorebook {self.name!r} cannot be saved: {error}") from None
-        checked = type(self)(**data)  # what is written can be read again
+        checked = type(self)(**data)  # assignments are not validated, so what is written is
         if format is None:
             files.write(data, path)
         else:
-            write_as(checked, path, format, None if into is None else Path(into))
+            export_file(checked._content(), path, format, None if into is None else Path(into))
+
+    def _content(self) -> BookContent:
+        settings = self.model_dump(exclude={"name", "entries", "origin"}, exclude_defaults=True)
+        return BookContent(self.name, self.entries, self.origin, settings)
 
     def __iter__(self) -> Iterator[Entry]:  # type: ignore[override]
         return iter(self.entries)
@@ -153,46 +186,101 @@ class Lorebook(LoreModel):
 
 
 def _fields(data: Any, name: str) -> dict[str, Any]:
-    """Returns a lorebook's fields, whichever of its forms `data` has."""
+    """Returns a lorebook's fields from softlore's own data."""
     if isinstance(data, dict):
         for key in data:
             if not isinstance(key, str):
                 raise LoreError(f"the field name {key!r:.60} is not text; put it in quotes")
         if "entries" not in data and ("blocks" in data or "text" in data):
-            raise LoreError("this is a lone entry; put it into a list under `entries`")
+            raise LoreError("this is a single entry; put it into a list under `entries`")
         return {**data, "name": name if data.get("name") is None else data["name"]}
     if not isinstance(data, list | tuple):
         raise LoreError(f"a lorebook is fields or a list, but this is {describe(data)}")
     if all(isinstance(item, Entry) or _is_entry(item) for item in data):
         return {"name": name, "entries": list(data)}
-    return {"name": name, "entries": [{"name": name, "blocks": _merged(data)}]}
+    return {"name": name, "entries": [{"name": name, "blocks": mkultra.to_blocks(data)}]}
 
 
 def _is_entry(item: Any) -> bool:
     return isinstance(item, dict) and "name" in item and "call" not in item
 
 
-def _merged(items: list[Any] | tuple[Any, ...]) -> list[Any]:
-    """Returns blocks in which every call stands once, where it stood first."""
-    responses: dict[Any, list[Any]] = {}
-    for place, item in enumerate(items, start=1):
-        call, answers = _pair(item, place)
-        listed = list(answers) if isinstance(answers, list | tuple) else [answers]
-        if not isinstance(call, str):
-            raise LoreError(f"item {place}: `call` must be text, but is {describe(call)}")
-        responses.setdefault(call, []).extend(listed)
-    return [{"call": call, "responses": answers} for call, answers in responses.items()]
+# Warnings ----------------------------------------------------------------------------------------
+
+_CLOSING = ".,;:!?)]}”’\"'"  # a space belongs after these, and before those
+_OPENING = "“‘([{\"'"
 
 
-def _pair(item: Any, place: int) -> tuple[Any, Any]:
-    if isinstance(item, list | tuple) and len(item) == 2:
-        return item[0], item[1]
-    if isinstance(item, dict) and "call" in item:
-        for field in ("response", "responses"):
-            if field in item:
-                return item["call"], item[field]
-        raise LoreError(f"item {place}: `response` is missing; add it")
-    raise LoreError(
-        f"item {place} must be {{call, response}}, a pair [call, [responses]], or an entry with "
-        f"its `name`, but is {describe(item)}"
-    )
+def check(book: Lorebook) -> list[str]:
+    """Returns warnings about what is allowed in a lorebook but probably not meant, one line each.
+
+    Each names the entry and the fix. None of them keeps the lorebook from being used.
+    """
+    warnings = [f"lorebook: {fault}" for fault in _misspelt_fields(book)]
+    if not book.entries:
+        warnings.append("lorebook: it has no entries; add one")
+    for entry in book:
+        faults = [*_misspelt_fields(entry), *_check_keys(entry), *_check_blocks(entry)]
+        warnings += [f"entry {entry.name!r}: {fault}" for fault in faults]
+    return warnings
+
+
+def _misspelt_fields(model: Lorebook | Entry) -> list[str]:
+    """Unknown fields that are like a known one; others may be of another program."""
+    known = list(type(model).model_fields)
+    guesses = [(field, nearest(field, known)) for field in model.extra]
+    return [f"`{field}` is not a field{guess}" for field, guess in guesses if guess]
+
+
+def _check_keys(entry: Entry) -> list[str]:
+    faults = []
+    if not entry.keys and not entry.constant:
+        tag = f"[[soft:{entry.name}]]"
+        faults.append(f"it has no keys, so only {tag} activates it; add keys, or `constant: true`")
+    if entry.secondary_keys and not entry.keys:
+        faults.append("its secondary keys have no effect without `keys`; add some")
+    for key in [*entry.keys, *entry.secondary_keys]:
+        pattern = re.fullmatch(r"/(.+)/[a-z]*", key, re.DOTALL)
+        try:
+            re.compile(pattern[1] if pattern else "")
+        except re.error as error:
+            faults.append(f"the key {shorten(key)!r} is no regular expression: {error}")
+    return faults
+
+
+def _check_blocks(entry: Entry) -> list[str]:
+    calls = [block.call.strip() for block in entry.blocks]
+    faults = [
+        f"the call {shorten(call)!r} is in several blocks; merge them"
+        for call in sorted({call for call in calls if calls.count(call) > 1})
+    ]
+    faults += [
+        f"the held-out call {shorten(block.call)!r} is also trained on, so it measures nothing "
+        "new; paraphrase it"
+        for block in entry.held_out
+        if block.call.strip() in calls
+    ]
+    for block in [*entry.blocks, *entry.held_out]:
+        faults += _check_spaces(block)
+    return faults
+
+
+def _check_spaces(block: Block) -> list[str]:
+    """A call and a response are joined with nothing between them, so one has to have the space."""
+    call, last = shorten(block.call), block.call[-1]
+    faults = []
+    if twice := {text for text in block.responses if block.responses.count(text) > 1}:
+        faults.append(f"after {call!r} the response {shorten(min(twice))!r} is given twice")
+    for response in block.responses:
+        first = response[0]
+        if last.isspace() and first.isspace():
+            faults.append(
+                f"{call!r} ends in a space and {shorten(response)!r} begins with one; let only the "
+                "response have it"
+            )
+        elif (last.isalnum() or last in _CLOSING) and (first.isalnum() or first in _OPENING):
+            faults.append(
+                f"there is no space between {call!r} and {shorten(response)!r}; begin the response "
+                "with one"
+            )
+    return faults

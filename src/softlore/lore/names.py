@@ -1,4 +1,4 @@
-"""What a lorebook and an entry may be called. An entry's name is also its soft prompt's."""
+"""Checks names of lorebooks and entries. An entry's name is also its soft prompt's."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import re
 import unicodedata
 
 MAX_NAME = 128  # characters
-MAX_BYTES = 200  # of a file's name; most systems allow 255 with all that is put after it
-_LONG = 1000  # characters; composing takes the square of the length
+MAX_BYTES = 200  # of a file's name; most systems allow 255, suffixes included
+_LONG = 1000  # characters; normalizing takes time quadratic in the length
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _PUNCTUATION = " -_.'"
 NAME_RULE = f"1 to {MAX_NAME} letters, digits, spaces and any of -_.'"
 
 
-def composed(name: str) -> str:
-    """Returns `name` in Unicode's composed form (NFC), so that one name has one spelling.
+def normalize_name(name: str) -> str:
+    """Returns `name` in Unicode's composed form (NFC), so that equal names have equal spelling.
 
-    One that is far too long for a name is left as it is.
+    A text that is far too long for a name is returned as it is.
     """
     return unicodedata.normalize("NFC", name) if len(name) <= _LONG else name
 
 
-def wrong_with_name(name: str) -> str:
-    """Returns what forbids `name`, as words to put after it; empty if nothing does.
+def name_problem(name: str) -> str:
+    """Returns why `name` is not legal, as words to put after it; empty if it is.
 
     The rule is that of `softlore.prompts`: letters, marks and digits of any script, space and
     `-_.'`; at least one letter or digit; no space at either end; at most 128 characters.
@@ -41,10 +41,10 @@ def wrong_with_name(name: str) -> str:
     return ""
 
 
-def wrong_with_file_name(name: str) -> str:
-    """What forbids a composed name that a file bears, as `wrong_with_name` does; more than that."""
-    if wrong := wrong_with_name(name[:_LONG]):
-        return wrong
+def file_name_problem(name: str) -> str:
+    """Returns why a normalized name is not legal for a file; stricter than `name_problem`."""
+    if problem := name_problem(name[:_LONG]):
+        return problem
     if name.startswith("."):
         return "begins with a dot"
     if _WINDOWS_DEVICES.fullmatch(name):
@@ -59,9 +59,9 @@ def as_name(text: str, fallback: str = "lore") -> str:
 
     `fallback` is returned when nothing is left.
     """
-    spaced = "".join(c if _is_allowed(c) else " " for c in composed(text))
+    spaced = "".join(c if _is_allowed(c) else " " for c in normalize_name(text))
     name = " ".join(spaced.split())[:MAX_NAME].strip()
-    return fallback if wrong_with_name(name) else name
+    return fallback if name_problem(name) else name
 
 
 def _is_allowed(character: str) -> bool:

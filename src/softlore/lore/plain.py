@@ -1,22 +1,43 @@
-"""What lore is made of outside Python: mappings, lists, text, numbers, true, false and nothing."""
+"""Plain data, as YAML and JSON can both hold it, and a strict reader and writer of YAML.
+
+Plain data are mappings, lists, text, numbers, true, false and null. Of YAML 1.2, only `true`,
+`false`, `null` and decimal numbers are read as values, all else as text: PyYAML by itself reads
+YAML 1.1, in which `no` is false, `12:30` is 750 and `2024-01-02` is a date. Tags, fields given
+twice, and aliases that expand to very much are rejected.
+"""
 
 from __future__ import annotations
 
 import datetime
 import math
-from typing import Any
+import re
+from typing import Any, ClassVar
 
-MAX_DEPTH = 50  # lists and mappings within one another
+import yaml
+
+MAX_DEPTH = 50  # levels of lists and mappings
 MAX_NODES = 1_000_000  # values in one file
 _LARGEST = 2**63
+_TOO_DEEP = f"lists and mappings are nested more than {MAX_DEPTH} deep"
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TAG = "tag:yaml.org,2002:"
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$")
+_RESOLVERS: list[tuple[str, re.Pattern[str], str]] = [
+    ("bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
+    ("null", re.compile(r"(?:~|null|Null|NULL|)$"), "~nN\0"),
+    ("int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)$"), "-+0123456789"),
+    ("float", _FLOAT, "-+.0123456789"),
+    ("merge", re.compile(r"<<$"), "<"),
+]
 
 
 def plain(value: Any) -> Any:
-    """Returns a copy of `value` that YAML and JSON can both hold, to be read back the same.
+    """Returns a copy of `value` that YAML and JSON can both hold and read back the same.
 
-    Tuples become lists; dates become text. Raises ValueError for what is too deep or too much, for
-    numbers that are not finite or need more than 64 bits, for broken characters (lone surrogates),
-    and for any other kind of value.
+    Tuples become lists, dates become text. Raises ValueError for any other kind of value, for more
+    than `MAX_DEPTH` levels or `MAX_NODES` values, for numbers that are not finite or need more than
+    64 bits, and for broken characters (lone surrogates).
     """
     return _Copier().copy(value, 0)
 
@@ -28,7 +49,7 @@ class _Copier:
     def copy(self, value: Any, depth: int) -> Any:
         self.nodes += 1
         if depth > MAX_DEPTH:
-            raise ValueError(f"lists and mappings stand more than {MAX_DEPTH} deep in one another")
+            raise ValueError(_TOO_DEEP)
         if self.nodes > MAX_NODES:
             raise ValueError(f"more than {MAX_NODES:,} values")
         if isinstance(value, dict):
@@ -58,9 +79,114 @@ def _scalar(value: Any) -> Any:
         return float(value)
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise ValueError(f"the text {value!r:.60} holds a broken character; type it anew")
+            raise ValueError(f"the text {value!r:.60} holds a broken character; type it again")
         return str(value)
     raise ValueError(
         f"a value is of the kind {type(value).__name__}; lore holds only text, numbers, true, "
         "false, lists and mappings"
     )
+
+
+class _LoreLoader(_Loader):
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != _TAG + "merge" and isinstance(key.value, str):
+                if key.value in seen:
+                    raise ValueError(
+                        f"line {key.start_mark.line + 1}: the field {key.value!r:.60} is given "
+                        "twice in one place; keep one"
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _LoreDumper(yaml.SafeDumper):
+    """Quotes what either YAML 1.1 or the loader above would not read as text."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        # PyYAML leaves rare line breaks (U+0085, U+2028) bare, where a reader turns them into \n.
+        style = None
+        if not text.isprintable():
+            style = "|" if text.replace("\n", "").isprintable() else '"'
+        return self.represent_scalar(_TAG + "str", text, style)
+
+
+_LoreDumper.add_representer(str, _LoreDumper.represent_text)
+
+for _name, _pattern, _first in _RESOLVERS:
+    for _character in _first:
+        # "\0" stands for no first character: the empty value.
+        _key = "" if _character == "\0" else _character
+        _LoreLoader.yaml_implicit_resolvers.setdefault(_key, []).append((_TAG + _name, _pattern))
+_LoreDumper.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
+
+
+def read_yaml(text: str) -> Any:
+    """Parses YAML. Raises ValueError, with a message for the user, if it is rejected."""
+    try:
+        _check_events(text)
+        return yaml.load(text, _LoreLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(_message(error)) from None
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+
+
+def write_yaml(data: Any) -> str:
+    """Returns `data` as YAML that `read_yaml` reads back equal."""
+    return yaml.dump(data, Dumper=_LoreDumper, allow_unicode=True, sort_keys=False, width=100)
+
+
+def _check_events(text: str) -> None:
+    """Raises ValueError for tags, and if `text` is too deep or its aliases make it too large.
+
+    Only the stream of parser events is read, in time linear in the text's length, so that nothing
+    is built of a document that is rejected.
+    """
+    sizes: dict[str, int | None] = {}  # values below each anchor; None: still open
+    open_nodes: list[tuple[str | None, int]] = []  # anchor, number of values before it
+    values = 0
+    for event in yaml.parse(text, _LoreLoader):
+        anchor = getattr(event, "anchor", None)
+        if getattr(event, "tag", None) not in (None, "!", _TAG + "str"):
+            line = f"line {event.start_mark.line + 1}: " if event.start_mark else ""
+            raise ValueError(f"{line}tags that begin with ! are not read; remove the tag")
+        if isinstance(event, yaml.AliasEvent):
+            size = sizes.get(event.anchor or "", 1)
+            if size is None:
+                raise ValueError(f"the alias *{event.anchor:.40} contains itself")
+            values += size
+        elif isinstance(event, yaml.ScalarEvent):
+            values += 1
+            if anchor:
+                sizes[anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((anchor, values))
+            values += 1
+            if anchor:
+                sizes[anchor] = None
+        elif isinstance(event, yaml.CollectionEndEvent):
+            started, before = open_nodes.pop()
+            if started:
+                sizes[started] = values - before
+        if len(open_nodes) > MAX_DEPTH:
+            raise ValueError(_TOO_DEEP)
+        if values > MAX_NODES:
+            raise ValueError(f"more than {MAX_NODES:,} values once its aliases are expanded")
+
+
+def _message(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    line = f"line {mark.line + 1}: " if mark else ""
+    problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
+    if "nesting depth" in problem:  # libyaml's own limit, reached before ours
+        return _TOO_DEEP
+    first = problem.splitlines()[0] if problem else "it cannot be read"
+    hint = (
+        "check the indentation there, and put text that holds a colon or begins with a sign in "
+        "quotes"
+    )
+    return f"{line}this is not YAML ({first[:120]}); {hint}"

@@ -1,4 +1,4 @@
-"""The lorebook's JSON Schema, for editors to check and complete lorebooks with.
+"""Makes the JSON Schema of lorebooks, by which editors check and complete them.
 
 `python -m softlore.lore.schema docs/lorebook.schema.json` writes the published copy.
 """
@@ -16,13 +16,14 @@ _ID = "https://json-schema.org/draft/2020-12/schema"
 
 
 def lorebook_schema() -> dict[str, Any]:
-    """Returns the JSON Schema of lorebook files in all the forms that are read."""
-    schema = Lorebook.model_json_schema(mode="validation")
-    kinds = schema.pop("$defs")
-    book = {**schema, "required": ["entries"]}  # the file's name stands in for the lorebook's
-    kinds["Block"] = _any_block(kinds["Block"])
-    kinds["Lorebook"] = book
-    full: dict[str, Any] = {
+    """Returns the JSON Schema of lorebook files, with every form of a block that is read."""
+    book = Lorebook.model_json_schema(mode="validation")
+    models = book.pop("$defs")
+    models["Block"] = _any_block(models["Block"])
+    models["Lorebook"] = {**book, "required": ["entries"]}  # the name defaults to the file's
+    for model in models.values():
+        _tidy(model)
+    return {
         "$schema": _ID,
         "title": "softlore lorebook",
         "anyOf": [
@@ -30,11 +31,8 @@ def lorebook_schema() -> dict[str, Any]:
             {"type": "array", "items": {"$ref": "#/$defs/Block"}},
             {"type": "array", "items": {"$ref": "#/$defs/Entry"}},
         ],
-        "$defs": dict(sorted(kinds.items())),
+        "$defs": dict(sorted(models.items())),
     }
-    for kind in full["$defs"].values():
-        _tidy(kind)
-    return full
 
 
 def _any_block(fields: dict[str, Any]) -> dict[str, Any]:
@@ -52,26 +50,21 @@ def _any_block(fields: dict[str, Any]) -> dict[str, Any]:
     return {"title": "Block", "description": fields["description"], "anyOf": [*forms, pair]}
 
 
-def _tidy(kind: dict[str, Any]) -> None:
-    """Takes out titles that repeat a field's name, and joins wrapped descriptions."""
-    for part in _walk(kind):
+def _tidy(part: Any) -> None:
+    """Removes titles that repeat a field's name, and line breaks in descriptions."""
+    if isinstance(part, dict):
         if isinstance(part.get("description"), str):
             part["description"] = " ".join(part["description"].split())
         if isinstance(part.get("properties"), dict):
             for field in part["properties"].values():
                 field.pop("title", None)
-
-
-def _walk(value: Any) -> list[dict[str, Any]]:
-    parts = list(value.values()) if isinstance(value, dict) else value
-    found = [value] if isinstance(value, dict) else []
-    for part in parts if isinstance(parts, list) else []:
-        found += _walk(part)
-    return found
+    items = part.values() if isinstance(part, dict) else part
+    for item in items if isinstance(part, dict | list) else ():
+        _tidy(item)
 
 
 def schema_text() -> str:
-    """Returns the schema as the published file holds it."""
+    """Returns the schema as the text of the published file."""
     return json.dumps(lorebook_schema(), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable
 
 from softlore.errors import ConfigError
-from softlore.lore.complaints import nearest
 from softlore.lore.entry import Block, Entry
 from softlore.lore.keywords import lore_keywords
 from softlore.lore.lorebook import Lorebook
+from softlore.lore.validation import nearest
 
 BRACKETED = "bracketed"  # its responses stand in brackets, which are banned when a story is written
 CLOUDS, CLOUD_WORDS = 6, 8  # word clouds an entry, and words in each

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from softlore.disk import flush_folder, storage_error, user_folder
 from softlore.errors import StoryError, StoryFileError, StoryNotFoundError
-from softlore.lore.names import NAME_RULE, composed, wrong_with_file_name
+from softlore.lore.names import NAME_RULE, file_name_problem, normalize_name
 from softlore.story.store import StoryFile
 from softlore.story.story import Story
 from softlore.story.turns import StoryDraft
@@ -58,8 +58,8 @@ class NamedFiles:
             return {}
         except OSError as error:
             raise storage_error("list", self.folder, error) from error
-        named = {composed(path.stem): path for path in paths if path.suffix == self.suffix}
-        return {name: path for name, path in named.items() if not wrong_with_file_name(name)}
+        named = {normalize_name(path.stem): path for path in paths if path.suffix == self.suffix}
+        return {name: path for name, path in named.items() if not file_name_problem(name)}
 
     def find(self, name: object) -> Path:
         """The file of a name. Raises the error for an illegal or a missing one."""
@@ -88,12 +88,12 @@ class NamedFiles:
                 f"the name of a {self._kind} is {type(name).__name__} {name!r:.80}; expected a "
                 "string; pass one"
             )
-        if wrong := wrong_with_file_name(composed(name)):
+        if problem := file_name_problem(normalize_name(name)):
             raise self._illegal(
-                f"the {self._kind} name {name!r:.160} {wrong}; expected {NAME_RULE}, such as 'The "
+                f"the {self._kind} name {name!r:.160} {problem}; expected {NAME_RULE}, such as 'The "
                 "harbour'; choose another name"
             )
-        return composed(name)
+        return normalize_name(name)
 
 
 class StoryLibrary(Collection[str]):
@@ -161,7 +161,7 @@ class StoryLibrary(Collection[str]):
         _move(path, self._free_path(new, renamed=path))
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and composed(name) in self._files.paths()
+        return isinstance(name, str) and normalize_name(name) in self._files.paths()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())

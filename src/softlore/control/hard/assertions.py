@@ -10,7 +10,7 @@ from typing import Any
 
 from softlore.control.hard.templates import Template
 from softlore.errors import ConfigError
-from softlore.lore.complaints import describe, nearest
+from softlore.lore.validation import describe, nearest
 
 LONGEST_SEARCHED = 100_000  # characters of output that a pattern is tried on
 SIMILAR = 0.6

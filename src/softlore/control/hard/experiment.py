@@ -16,8 +16,8 @@ from softlore.control.hard.assertions import Assertion
 from softlore.control.hard.templates import Template
 from softlore.errors import ConfigError, LoreError
 from softlore.lore import Lorebook
-from softlore.lore.complaints import complaint, describe, one_line
-from softlore.lore.files import form_of, parse, read_bytes
+from softlore.lore.files import parse, read_bytes, syntax_of
+from softlore.lore.validation import describe, one_line, validation_message
 
 MOST_CASES = 100_000
 MODEL = "storyteller"
@@ -65,7 +65,7 @@ class Experiment(BaseModel):
             ConfigError: it is none, or names files that are not there.
         """
         try:
-            data = parse(read_bytes(path), str(path), form_of(path))
+            data = parse(read_bytes(path), str(path), syntax_of(path))
         except LoreError as error:
             raise ConfigError(str(error)) from error
         if not isinstance(data, dict):
@@ -74,8 +74,9 @@ class Experiment(BaseModel):
             return cls(**{**data, "folder": path.resolve().parent})
         except ValidationError as error:
             known = [field.alias or name for name, field in cls.model_fields.items()]
-            told = complaint("Experiment", error, data, [one for one in known if one != "folder"])
-            raise ConfigError(one_line(f"{path}: {told}")) from None
+            known.remove("folder")
+            message = validation_message("Experiment", error, data, known)
+            raise ConfigError(one_line(f"{path}: {message}")) from None
 
     def templates(self) -> dict[str, Template]:
         """The prompts, parsed."""

@@ -1,1 +1,1 @@
-"""Lorebooks of other programs: a module a format, what they share, and finding out which it is."""
+"""Lorebook formats of other programs: a module each, and what reads and writes by them."""

@@ -1,7 +1,7 @@
-"""Decorators: lines such as `@@depth 4` that head an entry's text in character cards of version 3.
+"""Decorators: lines such as `@@depth 4` at the start of an entry's text in version 3 cards.
 
-Those that say what a field of softlore says are honoured; the others are only kept. Source: the
-Character Card V3 specification.
+Those that set a field of softlore are read into it; the others are only kept in the text. Source:
+the Character Card V3 specification.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from softlore.lore.formats.keys import split_list
+from softlore.lore.formats.key_syntax import split_list
 
 _POSITIONS = {"before_desc": "before_char", "after_desc": "after_char"}
 _ROLES = ("system", "user", "assistant")
 
 
 def split(content: str) -> tuple[list[str], str]:
-    """Returns the lines of decorators, and the text below them as it stands."""
+    """Returns the lines of decorators, and the text below them unchanged."""
     lines: list[str] = []
     while content.startswith("@@"):
         line, _, content = content.partition("\n")
@@ -24,33 +24,27 @@ def split(content: str) -> tuple[list[str], str]:
     return lines, content
 
 
-def joined(lines: list[str], text: str) -> str:
-    """The twin of `split`."""
-    return "\n".join([*lines, text])
-
-
 def fields_of(lines: list[str]) -> dict[str, Any]:
-    """Returns what the decorators say, as fields of an entry. The first of a kind holds."""
-    found: dict[str, Any] = {}
+    """Returns the fields of an entry that the decorators set; the first of a kind counts."""
+    values: dict[str, Any] = {}
     for line in lines:
-        for name, value in _said(line).items():
-            found.setdefault(name, value)
-    return found
+        values = {**_parse(line), **values}
+    return values
 
 
 def still_true(lines: list[str], values: Mapping[str, Any]) -> list[str]:
-    """Returns the lines that may stay: all; where a field was changed, those that agree with it."""
+    """Returns all lines if they agree with an entry's fields, else those of them that do."""
     if _agree(fields_of(lines), values):
         return lines
-    return [line for line in lines if _agree(_said(line), values)]
+    return [line for line in lines if _agree(_parse(line), values)]
 
 
-def _agree(said: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    return all(values[name] == value for name, value in said.items())
+def _agree(parsed: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    return all(values[name] == value for name, value in parsed.items())
 
 
-def _said(line: str) -> dict[str, Any]:
-    """The fields that one decorator sets; none if it is not known, or its value makes no sense."""
+def _parse(line: str) -> dict[str, Any]:
+    """The fields that a decorator sets; none if it is unknown or its value is invalid."""
     name, _, value = line.strip().removeprefix("@@").partition(" ")
     value = value.strip()
     number = int(value) if value.isascii() and value.isdigit() and len(value) < 9 else None
@@ -67,6 +61,6 @@ def _said(line: str) -> dict[str, Any]:
     if name == "dont_activate":
         return {"enabled": False}
     logic = {"additional_keys": "and_any", "exclude_keys": "not_any"}.get(name)
-    if logic and (others := split_list(value)):
-        return {"secondary_keys": others, "selective": True, "selective_logic": logic}
+    if logic and (keys := split_list(value)):
+        return {"secondary_keys": keys, "selective": True, "selective_logic": logic}
     return {}

@@ -1,232 +1,274 @@
-"""From a lorebook to another program's data: its original, with what was changed since put in.
+"""Writes a lorebook as another program's data: its original, with what has changed since.
 
-Where an entry came from the same program, its original object is taken, and only fields that say
-something else now are written. What the program has no place for goes under softlore's own names.
+An entry that came from the same program starts from its original object, and only fields that
+differ from it are written, so that what softlore does not know comes back as it was. Any other
+entry starts from an empty object of the format. What the program has no place for is stored in the
+file under softlore's own name (`extras`), for the way back.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from softlore.errors import LoreError
 from softlore.lore.entry import Entry
-from softlore.lore.formats import decorators, own, paths
-from softlore.lore.formats.forms import BookForm, EntryForm, Theirs, Values
-from softlore.lore.formats.importing import Names, called, in_name_of, own_name, said_by
+from softlore.lore.formats import decorators, fields
+from softlore.lore.formats.fields import ForeignEntry, Values
+from softlore.lore.formats.format import BookFormat, EntryFormat
+from softlore.lore.formats.importing import (
+    NO_EXTRAS,
+    UniqueNames,
+    extras_name,
+    read_fields,
+    title_or_key,
+    with_character_name,
+)
 
-if TYPE_CHECKING:
-    from softlore.lore.lorebook import Lorebook
+CHARACTER_PART = "subject"  # an origin's `part`: the entry was made of a card's character
+_ABSENT = object()
+_ENTRY_DEFAULTS = {
+    name: field.get_default(call_default_factory=True)
+    for name, field in Entry.model_fields.items()
+    if not field.is_required()
+}
 
-SUBJECT = "subject"  # the part of a file, besides its entries, that an entry was made of
 
+class BookContent(NamedTuple):
+    """What a lorebook holds.
 
-class _EntryRow(NamedTuple):
-    """An entry of a file.
-
-    `key` is its key where they are a mapping; `fresh`, whether the file did not have it before;
-    `name`, its name in softlore, empty for one that holds no lore.
+    `settings` are its other fields, such as `model` and `training`, without defaults.
     """
 
-    theirs: Theirs
+    name: str
+    entries: list[Entry]
+    origin: dict[str, Any] | None
+    settings: dict[str, Any]
+
+
+class _Row(NamedTuple):
+    """An entry on its way into a file.
+
+    `key` is its key where entries are a mapping; `new`, whether the file did not have it before;
+    `name`, its name in softlore, empty for one without lore.
+    """
+
+    foreign: ForeignEntry
     key: str | None
-    fresh: bool = False
+    new: bool = False
     name: str = ""
 
 
-def lorebook_data(book: Lorebook, form: BookForm) -> Any:
-    """Returns the whole content of a file of the format `form` that holds the lorebook.
+def export_lorebook(book: BookContent, format: BookFormat) -> Any:
+    """Returns the content of a file of a format that holds the lorebook.
 
     Raises LoreError if an origin was changed by hand, so that it is not what the format has.
     """
-    origin = book.origin if _is_of(book.origin, form) else None
-    data = copy.deepcopy(origin["data"] if origin else form.new)
-    subject_name = form.subject_name(data)  # before it is changed: the originals speak of it
+    origin = book.origin if _is_of(book.origin, format) else None
+    data = copy.deepcopy(origin["data"] if origin else format.new)
+    character_name = format.character_name(data)  # of the original: its texts have the macro
     entries = []
-    for entry in book:
-        if origin and _is_subject(entry):
-            form.write_subject(data, entry)
+    for entry in book.entries:
+        if origin and _is_character(entry):
+            format.write_character(data, entry)
         else:
             entries.append(entry)
-    if not any(field.ours == "order" for field in form.entry.fields):
-        entries.sort(key=lambda entry: entry.order)  # their place in the list is all there is
-    _write_book(data, book, form, origin)
+    if not any(field.name == "order" for field in format.entry.fields):
+        entries.sort(key=lambda entry: entry.order)  # the place in the list is the order there
+    _write_book(data, book, format, origin)
     if not origin:
-        subject_name = form.subject_name(data)
-    rows: list[_EntryRow] = []
-    for entry in entries:
-        fresh = original(entry, form.entry) is None
-        key = None if fresh else _key(entry.origin)
-        try:
-            theirs = write_entry(entry, form.entry, subject_name)
-        except ValueError as error:
-            raise LoreError(
-                f"entry {entry.name!r}: its `origin` is not what {form.title} has: {error}; take "
-                "it out, or import the file again"
-            ) from None
-        rows.append(_EntryRow(theirs, key, fresh, entry.name))
-    for kept in _without_lore(origin):
-        rows.insert(kept["place"], _EntryRow(copy.deepcopy(kept["data"]), _key(kept)))
-    _keep_names(data, rows, form)
-    return _with_rows(data, form.places(data).entries, rows, form)
+        character_name = format.character_name(data)
+    rows = [_row(entry, format, character_name) for entry in entries]
+    for original in _entries_without_lore(origin):
+        row = _Row(copy.deepcopy(original["data"]), _key(original))
+        rows.insert(original["place"], row)
+    _write_names(data, rows, format)
+    return _with_rows(data, format.layout(data).entries, rows, format)
 
 
-def write_entry(entry: Entry, form: EntryForm, subject: str = "") -> Theirs:
-    """Returns an entry as the program keeps it, its original object taken where it has one.
+def _row(entry: Entry, format: BookFormat, character: str) -> _Row:
+    new = _original(entry, format.entry) is None
+    try:
+        foreign = _write_entry(entry, format.entry, character)
+    except ValueError as error:
+        raise LoreError(
+            f"entry {entry.name!r}: its `origin` is not what {format.title} has: {error}; remove "
+            "it, or import the file again"
+        ) from None
+    return _Row(foreign, None if new else _key(entry.origin), new, entry.name)
 
-    Args:
-        subject: what {{char}} stands for in the original.
 
-    Raises ValueError if the original is not what the program keeps.
-    """
-    source = original(entry, form)
-    theirs: Theirs = copy.deepcopy(dict(form.new) if source is None else source)
-    paths.drop(theirs, form.own)
+def _write_entry(entry: Entry, format: EntryFormat, character: str) -> ForeignEntry:
+    """An entry as the program stores it. Raises ValueError for an original that is no entry."""
+    original = _original(entry, format)
+    foreign: ForeignEntry = copy.deepcopy(dict(format.new) if original is None else original)
+    fields.drop(foreign, format.extras)
     values = entry.model_dump()
-    said_by(theirs, form, subject)  # which raises ValueError where it is not sound
-    _write_text(theirs, values, form, subject)
-    defaults = own.defaults_of(Entry)
-    for _ in range(2):  # a field may mean something else once another was written
-        said = said_by(theirs, form, subject)
-        for field in form.fields:
-            if said.get(field.ours, defaults[field.ours]) != values[field.ours]:
-                field.write(theirs, values)
-    _write_title(theirs, entry, form)
-    if source is None and entry.origin:
-        for there, here in form.akin.get(entry.origin["format"], ()):
-            if paths.has(entry.origin["data"], there):
-                paths.put(theirs, here, copy.deepcopy(paths.get(entry.origin["data"], there)))
-    if left := own.record(values, said_by(theirs, form, subject), Entry):
-        paths.put(theirs, form.own, left)
-    return theirs
+    read_fields(foreign, format, character)  # raises ValueError if it is malformed
+    _write_text(foreign, values, format, character)
+    for _ in range(2):  # writing one field may change what another is read as
+        current = read_fields(foreign, format, character)
+        for field in format.fields:
+            default = _ENTRY_DEFAULTS[field.name]
+            if current.get(field.name, default) != values[field.name]:
+                field.write(foreign, values)
+    _write_title(foreign, entry, format)
+    if original is None and entry.origin:
+        for there, here in format.equivalents.get(entry.origin["format"], ()):
+            if fields.has(entry.origin["data"], there):
+                value = copy.deepcopy(fields.get(entry.origin["data"], there))
+                fields.put(foreign, here, value)
+    if extras := extras_of(values, read_fields(foreign, format, character)):
+        fields.put(foreign, format.extras, extras)
+    return foreign
 
 
-def original(entry: Entry, form: EntryForm) -> Theirs | None:
-    """The object that an entry was made of, if the same program kept it."""
+def extras_of(values: Values, current: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the record of an entry's fields that a file, which says `current`, does not hold.
+
+    The record is `{"fields": {name: value}, "instead_of": {name: what the file says}}`, the second
+    where the file says something; it is empty if the file holds all. An entry that would be read
+    under another name gets its `name` too, and the `title` it had in the file at that time.
+    """
+    defaults = _ENTRY_DEFAULTS
+    added = {
+        name: value
+        for name, value in values.items()
+        if name not in NO_EXTRAS and current.get(name, defaults.get(name, _ABSENT)) != value
+    }
+    instead = {name: current[name] for name in added if name in current}
+    record = {"fields": added, "instead_of": instead}
+    return {name: part for name, part in record.items() if part}
+
+
+def _original(entry: Entry, format: EntryFormat) -> ForeignEntry | None:
+    """The object that an entry was imported from, if the same program stored it."""
     origin = entry.origin
-    if not origin or origin["format"] != form.program or _is_subject(entry):
+    if not origin or origin["format"] != format.program or _is_character(entry):
         return None
     return origin["data"] if isinstance(origin["data"], dict) else None
 
 
-def _is_of(origin: dict[str, Any] | None, form: BookForm) -> bool:
-    """Whether a lorebook's origin is of the format, and the data in it of the right kind."""
-    if origin is None or origin["format"] != form.name:
+def _is_of(origin: dict[str, Any] | None, format: BookFormat) -> bool:
+    """Whether a lorebook's origin is of the format, with data of the right kind."""
+    if origin is None or origin["format"] != format.name:
         return False
     data = origin["data"]
     return isinstance(data, dict | list) and isinstance(
-        data, dict if form.places(data).entries else list
+        data, dict if format.layout(data).entries else list
     )
 
 
-def _is_subject(entry: Entry) -> bool:
-    return entry.origin is not None and entry.origin.get("part") == SUBJECT
+def _is_character(entry: Entry) -> bool:
+    return entry.origin is not None and entry.origin.get("part") == CHARACTER_PART
 
 
-def _write_text(theirs: Theirs, values: Values, form: EntryForm, subject: str) -> None:
-    """An entry that is to stand in a story as a soft prompt only is named there by its tag."""
-    wanted = values["text"]
-    if values["use"] == "soft" or not wanted.strip():
-        wanted = f"[[soft:{values['name']}]]"
-    way = paths.first(theirs, form.texts)
-    content = paths.get(theirs, way) or ""
-    lines, text = decorators.split(content) if form.decorated else ([], content)
-    kept = decorators.still_true(lines, values)
-    differs = in_name_of(subject, text).strip("\r\n") != wanted
-    if differs or kept != lines:
-        paths.put(theirs, way, decorators.joined(kept, wanted if differs else text))
+def _write_text(foreign: ForeignEntry, values: Values, format: EntryFormat, character: str) -> None:
+    """Writes the text; of an entry that is used as a soft prompt only, the tag that names it."""
+    new_text = values["text"]
+    if values["use"] == "soft" or not new_text.strip():
+        new_text = f"[[soft:{values['name']}]]"
+    path = fields.first_present(foreign, format.texts)
+    content = fields.get(foreign, path) or ""
+    lines, text = decorators.split(content) if format.decorated else ([], content)
+    remaining = decorators.still_true(lines, values)
+    differs = with_character_name(text, character).strip("\r\n") != new_text
+    if differs or remaining != lines:
+        fields.put(foreign, path, "\n".join([*remaining, new_text if differs else text]))
 
 
-def _write_title(theirs: Theirs, entry: Entry, form: EntryForm) -> None:
-    """The name as it was once written, unless the entry was given another since."""
+def _write_title(foreign: ForeignEntry, entry: Entry, format: EntryFormat) -> None:
+    """Writes the name: the title it was imported under, unless it was renamed since."""
     origin = entry.origin or {}
-    kept = entry.name == origin.get("name")
-    fresh = original(entry, form) is None
-    if kept and not fresh:
+    renamed = entry.name != origin.get("name")
+    title = entry.name if renamed else origin.get("title", entry.name)
+    if _original(entry, format) is None:
+        paths = [path for path in format.titles if fields.has(format.new, path)]
+    elif renamed:
+        paths = [path for path in format.titles if fields.get(foreign, path)][:1]
+        paths = paths or list(format.titles[:1])
+    else:
         return
-    title = origin.get("title", entry.name) if kept else entry.name
-    said = [way for way in form.titles if paths.get(theirs, way)]
-    new = [way for way in form.titles if paths.has(form.new, way)]
-    for way in new if fresh else said[:1] or form.titles[:1]:
-        paths.put(theirs, way, title)
+    for path in paths:
+        fields.put(foreign, path, title)
 
 
-def _write_book(data: Any, book: Lorebook, form: BookForm, origin: Any) -> None:
-    """The lorebook's name, and what only softlore knows of it."""
-    places = form.places(data)
-    if not places.own:  # a bare list
+def _write_book(data: Any, book: BookContent, format: BookFormat, origin: Any) -> None:
+    """Writes the lorebook's name, and its settings as extras."""
+    layout = format.layout(data)
+    if not layout.extras:  # a bare list
         return
     renamed = not origin or origin.get("name") != book.name
-    for way in places.names[: 1 if origin else None] if renamed else ():
-        paths.put(data, way, book.name)
-    values = {k: v for k, v in book.model_dump().items() if k not in own.NEVER}
-    left = own.record(values, {}, type(book)) or {}
-    if not places.names and (renamed or own_name(data, places.own)):
-        left["name"] = book.name
-    if left:
-        paths.put(data, places.own, left)
+    for path in layout.names[: 1 if origin else None] if renamed else ():
+        fields.put(data, path, book.name)
+    extras: dict[str, Any] = {"fields": book.settings} if book.settings else {}
+    if not layout.names and (renamed or extras_name(data, layout.extras)):
+        extras["name"] = book.name
+    if extras:
+        fields.put(data, layout.extras, extras)
     else:
-        paths.drop(data, places.own)
+        fields.drop(data, layout.extras)
 
 
-def _key(kept: Any) -> str | None:
-    key = (kept or {}).get("key")
+def _key(original: Any) -> str | None:
+    key = (original or {}).get("key")
     return key if isinstance(key, str) else None
 
 
-def _without_lore(origin: Any) -> list[Any]:
-    """Entries that held no lore when the file was read, as far as they are whole."""
-    found = (origin or {}).get("without_lore")
-    sound = [
-        kept
-        for kept in (found if isinstance(found, list) else [])
-        if isinstance(kept, dict) and isinstance(kept.get("place"), int) and "data" in kept
+def _entries_without_lore(origin: Any) -> list[Any]:
+    """The entries that held no lore at import, by place; those changed by hand are left out."""
+    listed = (origin or {}).get("without_lore")
+    valid = [
+        original
+        for original in (listed if isinstance(listed, list) else [])
+        if isinstance(original, dict)
+        and isinstance(original.get("place"), int)
+        and "data" in original
     ]
-    return sorted(sound, key=lambda kept: kept["place"])
+    return sorted(valid, key=lambda original: original["place"])
 
 
-def _keep_names(data: Any, rows: list[_EntryRow], form: BookForm) -> None:
-    """Puts an entry's name beside its title where the title alone would give it another.
+def _write_names(data: Any, rows: list[_Row], format: BookFormat) -> None:
+    """Stores an entry's name as an extra where the import would give it another.
 
-    A trained prompt is found by its entry's name, so that must come back.
+    A trained prompt is found by its entry's name, so the name must survive the way back.
     """
-    names = Names()
-    if subject := form.read_subject(data):
-        names.give(subject["name"], "character")
-    for place, (theirs, _, _, name) in enumerate(rows):
-        if name:
-            title = called(theirs, form.entry)
-            if names.free(title, f"entry {place + 1}") != name:
-                paths.put(theirs, f"{form.entry.own}.name", name)
-                paths.put(theirs, f"{form.entry.own}.title", title)
-            names.give(name, name)
+    names = UniqueNames()
+    if character := format.read_character(data):
+        names.add(character["name"], "character")
+    for place, row in enumerate(rows):
+        if row.name:
+            title = title_or_key(row.foreign, format.entry)
+            if names.make(title, f"entry {place + 1}") != row.name:
+                fields.put(row.foreign, f"{format.entry.extras}.name", row.name)
+                fields.put(row.foreign, f"{format.entry.extras}.title", title)
+            names.add(row.name, row.name)
 
 
-def _with_rows(data: Any, way: str, rows: list[_EntryRow], form: BookForm) -> Any:
-    """The data with its entries; those that are new are given numbers that no other has."""
-    shape = paths.get(data, way)
-    if shape is None:
+def _with_rows(data: Any, path: str, rows: list[_Row], format: BookFormat) -> Any:
+    """The data with its entries; new ones get numbers that no other has."""
+    container = fields.get(data, path)
+    if container is None:
         if not rows:
             return data
-        shape = paths.get(form.new, form.places(form.new).entries)
-    said = [str(number) for row in rows for number in (row.key, *_numbers(row.theirs))]
-    number = max((int(n) for n in said if n.isdecimal() and len(n) < 16), default=-1)
-    listed: list[Theirs] = []
-    by_key: dict[str, Theirs] = {}
-    for theirs, key, fresh, _ in rows:
-        unplaced = isinstance(shape, dict) and (key is None or key in by_key)
-        number += fresh or unplaced
-        if fresh and form.entry.number:
-            form.entry.number(theirs, number)
-        listed.append(theirs)
-        by_key[str(number) if unplaced or key is None else key] = theirs
-    filled: Any = by_key if isinstance(shape, dict) else listed
-    if not way:
+        container = fields.get(format.new, format.layout(format.new).entries)
+    used = [str(number) for row in rows for number in (row.key, *_numbers(row.foreign))]
+    last = max((int(n) for n in used if n.isdecimal() and len(n) < 16), default=-1)
+    by_key: dict[str, ForeignEntry] = {}
+    for row in rows:
+        needs_key = isinstance(container, dict) and (row.key is None or row.key in by_key)
+        last += row.new or needs_key
+        if row.new and format.entry.set_number:
+            format.entry.set_number(row.foreign, last)
+        by_key[str(last) if needs_key or row.key is None else row.key] = row.foreign
+    filled: Any = by_key if isinstance(container, dict) else [row.foreign for row in rows]
+    if not path:
         return filled
-    paths.put(data, way, filled)
+    fields.put(data, path, filled)
     return data
 
 
-def _numbers(theirs: Any) -> list[Any]:
-    """The numbers by which programs know an entry."""
-    return [theirs.get(field) for field in ("uid", "id")] if isinstance(theirs, dict) else []
+def _numbers(foreign: Any) -> list[Any]:
+    """The numbers by which programs identify an entry."""
+    return [foreign.get(name) for name in ("uid", "id")] if isinstance(foreign, dict) else []

@@ -1,170 +1,229 @@
-"""From another program's data to a lorebook's fields, with what it was kept as their origin."""
+"""Reads another program's data as a lorebook's fields, and keeps the original as their origin.
+
+::
+
+    file's data ──layout──▶ entries ──field table──▶ softlore's fields ─┐
+        │                      │                                        ├─▶ lorebook
+        │                      └─▶ origin of each entry                 │
+        ├─ extras (what exporting.py stored under softlore's own name) ─┘
+        └─▶ origin of the lorebook: the data less its entries, and the entries without lore
+
+An origin is `{"format", "name", "data"}`: `name` is the name in softlore at import, so that a later
+change of it can be seen, and `data` the original. Entries also have their `key`, where the file
+holds a mapping, and their `title`, where it is not their name.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from softlore.errors import LoreError
-from softlore.lore.complaints import describe
-from softlore.lore.formats import decorators, own, paths
-from softlore.lore.formats.forms import BookForm, EntryForm, Theirs
+from softlore.lore.formats import decorators, fields
+from softlore.lore.formats.fields import ForeignEntry
+from softlore.lore.formats.format import BookFormat, EntryFormat
 from softlore.lore.names import MAX_NAME, as_name
 from softlore.lore.plain import plain
+from softlore.lore.validation import describe
 
-Rows = list[tuple[str | None, Theirs]]
+NO_EXTRAS = frozenset({"name", "origin", "entries"})  # fields that are never stored as extras
+_ABSENT = object()
 _TAG = re.compile(r"\s*\[\[soft:[^\]\[]*\]\]\s*")
 _CHARACTER = re.compile(r"\{\{char\}\}|<BOT>", re.IGNORECASE)
 
 
-def lorebook_fields(data: Any, form: BookForm, name: str) -> dict[str, Any]:
-    """Returns the fields of the lorebook that `data`, which is of the format `form`, holds.
+def import_lorebook(data: Any, format: BookFormat, name: str) -> dict[str, Any]:
+    """Returns the fields of the lorebook that `data` of a format holds.
 
-    Entries that hold no lore are kept in the lorebook's origin; `name` is for data that has none.
+    Args:
+        name: the lorebook's name if the data gives none.
 
     Raises:
         LoreError: an entry is not what the format says; the message has its place.
     """
     try:
         data = plain(data)
-        subject = form.read_subject(data)
+        character = format.read_character(data)
     except ValueError as error:
-        raise LoreError(f"{form.title} cannot be read: {error}") from None
-    places = form.places(data)
-    title = title_of(data, places.names)
-    names = Names()
-    entries, without_lore = [], []
-    if subject:
-        subject["name"] = subject["origin"]["name"] = names.give(subject["name"], "character")
-        entries.append(subject)
-    for place, (key, theirs) in enumerate(rows_of(data, places.entries)):
+        raise LoreError(f"{format.title} cannot be read: {error}") from None
+    layout = format.layout(data)
+    names = UniqueNames()
+    entries: list[dict[str, Any]] = []
+    without_lore: list[dict[str, Any]] = []
+    if character:
+        name_there = character["name"]
+        character["name"] = character["origin"]["name"] = names.add(name_there, "character")
+        entries.append(character)
+    for place, (key, foreign) in enumerate(list_entries(data, layout.entries)):
         try:
-            values = read_entry(theirs, form.entry, form.subject_name(data))
+            values = read_entry(foreign, format.entry, format.character_name(data))
         except ValueError as error:
-            raise LoreError(f"entry {place + 1} of {form.title}: {error}") from None
-        where = {} if key is None else {"key": key}
+            raise LoreError(f"entry {place + 1} of {format.title}: {error}") from None
+        original = {**({} if key is None else {"key": key}), "data": foreign}
         if holds_no_lore(values):
-            without_lore.append({"place": place, **where, "data": theirs})
-            continue
-        said = called(theirs, form.entry)
-        known = own.recalled_name(paths.get(theirs, form.entry.own), said)
-        given = names.give(known or said, f"entry {place + 1}")
-        entry_title = title_of(theirs, form.entry.titles)
-        more = {"title": entry_title} if entry_title not in ("", given) else {}
-        origin = {"format": form.entry.program, "name": given, **more, **where, "data": theirs}
-        entries.append({**values, "name": given, "origin": origin})
-    told = own.recalled(paths.get(data, places.own), {}) if places.own else {}
-    said = title or own_name(data, places.own) or form.subject_name(data)
-    book_name = as_name(said[: 4 * MAX_NAME], name)
-    origin = {"format": form.name, "name": book_name, "data": emptied(data, places.entries)}
-    kept = {"without_lore": without_lore} if without_lore else {}
-    return {**told, "name": book_name, "entries": entries, "origin": {**origin, **kept}}
+            without_lore.append({"place": place, **original})
+        else:
+            entries.append(_with_origin(values, original, format.entry, names, place))
+    extras = with_extras({}, fields.get(data, layout.extras)) if layout.extras else {}
+    title = first_title(data, layout.names) or extras_name(data, layout.extras)
+    book_name = as_name((title or format.character_name(data))[: 4 * MAX_NAME], name)
+    origin = {"format": format.name, "name": book_name, "data": _emptied(data, layout.entries)}
+    if without_lore:
+        origin["without_lore"] = without_lore
+    return {**extras, "name": book_name, "entries": entries, "origin": origin}
 
 
-def read_entry(theirs: Any, form: EntryForm, subject: str = "") -> dict[str, Any]:
-    """Returns an entry's fields, all but its name and origin; `keys` and `text` always.
+def _with_origin(
+    values: dict[str, Any],
+    original: dict[str, Any],
+    format: EntryFormat,
+    names: UniqueNames,
+    place: int,
+) -> dict[str, Any]:
+    """An entry's fields with its name and origin."""
+    foreign = original["data"]
+    known_as = title_or_key(foreign, format)
+    extras = fields.get(foreign, format.extras)
+    if isinstance(extras, dict) and extras.get("title") == known_as:
+        known_as = extras_name(foreign, format.extras) or known_as
+    name = names.add(known_as, f"entry {place + 1}")
+    title = first_title(foreign, format.titles)
+    titled = {"title": title} if title not in ("", name) else {}
+    return {
+        **values,
+        "name": name,
+        "origin": {"format": format.program, "name": name, **titled, **original},
+    }
 
-    Raises ValueError, in plain words, for what is no entry.
+
+def read_entry(foreign: Any, format: EntryFormat, character: str = "") -> dict[str, Any]:
+    """Returns an entry's fields without its name and origin; `keys` and `text` always.
+
+    Raises ValueError if it is no entry.
     """
-    return own.recalled(paths.get(theirs, form.own), said_by(theirs, form, subject))
+    values = read_fields(foreign, format, character)
+    return with_extras(values, fields.get(foreign, format.extras))
 
 
-def said_by(theirs: Any, form: EntryForm, subject: str = "") -> dict[str, Any]:
-    """As `read_entry`, without what softlore has put there under its own names."""
-    if not isinstance(theirs, dict):
-        raise ValueError(f"must be a mapping of fields to values, but is {describe(theirs)}")
+def read_fields(foreign: Any, format: EntryFormat, character: str = "") -> dict[str, Any]:
+    """As `read_entry`, without softlore's extras."""
+    if not isinstance(foreign, dict):
+        raise ValueError(f"must be a mapping of fields to values, but is {describe(foreign)}")
     values: dict[str, Any] = {"keys": []}
-    for field in form.fields:
-        if (value := field.read(theirs)) is not None:
-            values[field.ours] = value
-    way = paths.first(theirs, form.texts)
-    content = paths.get(theirs, way)
+    for field in format.fields:
+        if (value := field.read(foreign)) is not None:
+            values[field.name] = value
+    path = fields.first_present(foreign, format.texts)
+    content = fields.get(foreign, path)
     if content is not None and not isinstance(content, str):
-        raise ValueError(f"`{way}` must be text, but is {describe(content)}")
-    lines, text = decorators.split(content or "") if form.decorated else ([], content or "")
+        raise ValueError(f"`{path}` must be text, but is {describe(content)}")
+    lines, text = decorators.split(content or "") if format.decorated else ([], content or "")
     values.update(decorators.fields_of(lines))
-    values["text"] = in_name_of(subject, text).strip("\r\n")
+    values["text"] = with_character_name(text, character).strip("\r\n")
     return values
 
 
-def in_name_of(subject: str, text: str) -> str:
-    """Text with the character's name where a macro stands for it."""
-    return _CHARACTER.sub(lambda macro: subject, text) if subject else text
+def with_extras(values: Mapping[str, Any], extras: Any) -> dict[str, Any]:
+    """Returns `values` with what a record of extras in a file adds (see `exporting.extras_of`).
+
+    A field counts only while the file says what it said when the record was written, so that a
+    change made in the other program has effect.
+    """
+    merged = dict(values)
+    added = extras.get("fields") if isinstance(extras, dict) else None
+    instead = extras.get("instead_of", {}) if isinstance(extras, dict) else {}
+    if isinstance(added, dict) and isinstance(instead, dict):
+        for name, value in added.items():
+            unchanged = values.get(name, _ABSENT) == instead.get(name, _ABSENT)
+            if unchanged and name not in NO_EXTRAS:
+                merged[name] = value
+    return merged
+
+
+def with_character_name(text: str, name: str) -> str:
+    """Text with a card's character in place of the macro {{char}}; as it is without a name."""
+    return _CHARACTER.sub(lambda macro: name, text) if name else text
 
 
 def holds_no_lore(values: dict[str, Any]) -> bool:
-    """Whether there is nothing to learn: no blocks, and no text but a soft prompt's tag."""
+    """Whether there is nothing to train on: no blocks, and no text but a soft prompt's tag."""
     text = values.get("text")
     blank = isinstance(text, str) and (not text.strip() or _TAG.fullmatch(text) is not None)
     return blank and not values.get("blocks")
 
 
-def rows_of(data: Any, way: str) -> Rows:
+def list_entries(data: Any, path: str) -> list[tuple[str | None, ForeignEntry]]:
     """Returns a file's entries in order, each with its key where they are a mapping.
 
     Raises LoreError if they are neither a list nor a mapping.
     """
-    found = paths.get(data, way)
-    if isinstance(found, dict):
-        return list(found.items())
-    if isinstance(found, list):
-        return [(None, theirs) for theirs in found]
-    if found is None:
+    entries = fields.get(data, path)
+    if isinstance(entries, dict):
+        return list(entries.items())
+    if isinstance(entries, list):
+        return [(None, foreign) for foreign in entries]
+    if entries is None:
         return []
     raise LoreError(
-        f"`{way}` must be a list of entries or a mapping of numbers to entries, but is "
-        f"{describe(found)}; export the lorebook again"
+        f"`{path}` must be a list of entries or a mapping of numbers to entries, but is "
+        f"{describe(entries)}; export the lorebook again"
     )
 
 
-def emptied(data: Any, way: str) -> Any:
-    """Returns a file's data without its entries."""
-    found = paths.get(data, way)
-    return paths.replaced(data, way, type(found)()) if isinstance(found, dict | list) else data
+def _emptied(data: Any, path: str) -> Any:
+    """A file's data without its entries."""
+    entries = fields.get(data, path)
+    is_container = isinstance(entries, dict | list)
+    return _replaced(data, path, type(entries)()) if is_container else data
 
 
-def own_name(data: Any, way: str) -> str:
-    """The lorebook's name that softlore has put there; empty if it has not."""
-    name = paths.get(data, f"{way}.name") if way else None
+def _replaced(data: Any, path: str, value: Any) -> Any:
+    """A copy of `data` with another value at a path; what is not on the path is shared."""
+    step, _, rest = path.partition(".")
+    return {**data, step: _replaced(data[step], rest, value)} if path else value
+
+
+def extras_name(data: Any, path: str) -> str:
+    """The name among softlore's extras at a path; empty if there is none."""
+    name = fields.get(data, f"{path}.name") if path else None
     return name if isinstance(name, str) else ""
 
 
-def title_of(theirs: Any, places: tuple[str, ...]) -> str:
-    """The first of some titles that holds a letter or digit; empty if none does."""
-    for place in places:
-        title = paths.get(theirs, place)
-        if isinstance(title, str) and as_name(title, ""):
-            return title
-    return ""
+def first_title(data: Any, paths: tuple[str, ...]) -> str:
+    """The first of some titles that has a letter or digit; empty if none has."""
+    titles = (fields.get(data, path) for path in paths)
+    return next((title for title in titles if isinstance(title, str) and as_name(title, "")), "")
 
 
-def called(theirs: Theirs, form: EntryForm) -> str:
-    """What an entry is called there: its title, else its first key; empty if it has neither."""
-    title = title_of(theirs, form.titles)
-    return title or next((key for key in said_by(theirs, form)["keys"] if as_name(key, "")), "")
+def title_or_key(foreign: ForeignEntry, format: EntryFormat) -> str:
+    """An entry's title, else its first key; empty if it has neither."""
+    title = first_title(foreign, format.titles)
+    keys = [] if title else read_fields(foreign, format)["keys"]
+    return title or next((key for key in keys if as_name(key, "")), "")
 
 
-class Names:
-    """Names that are legal, and differ also to disks that take `emma` and `Emma` for one."""
+class UniqueNames:
+    """Makes legal names of titles, no two of which differ only in upper and lower case."""
 
     def __init__(self) -> None:
-        self._taken: set[str] = set()
+        self._used: set[str] = set()
         self._numbers: Counter[str] = Counter()
 
-    def free(self, title: str, fallback: str) -> str:
-        """Returns the name that a title would be given now."""
+    def make(self, title: str, fallback: str) -> str:
+        """Returns the name that a title would get now: with a number where it is in use."""
         base = name = as_name(title[: 4 * MAX_NAME], fallback)
-        while name.casefold() in self._taken:
+        while name.casefold() in self._used:
             number = self._numbers[base.casefold()] + 2
             suffix = f" {number}"
             name = base[: MAX_NAME - len(suffix)].rstrip() + suffix
-            if name.casefold() in self._taken:
+            if name.casefold() in self._used:
                 self._numbers[base.casefold()] += 1
         return name
 
-    def give(self, title: str, fallback: str) -> str:
-        """Returns the name that a title is given from now on."""
-        name = self.free(title, fallback)
-        self._taken.add(name.casefold())
+    def add(self, title: str, fallback: str) -> str:
+        """Returns the name that a title gets, and uses it up."""
+        name = self.make(title, fallback)
+        self._used.add(name.casefold())
         return name

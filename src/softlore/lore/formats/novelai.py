@@ -5,89 +5,67 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from softlore.lore.formats.forms import (
-    BookForm,
-    EntryForm,
-    Field,
-    PlaceCodes,
-    Theirs,
-    Values,
-    at,
-    unread,
-)
-from softlore.lore.formats.keys import combined, from_ampersands, to_ampersands
-from softlore.lore.formats.values import flag, texts, whole
+from softlore.lore.formats.fields import ForeignEntry, Values, field, texts
+from softlore.lore.formats.format import BookFormat, EntryFormat, Layout
+from softlore.lore.formats.key_syntax import combine, from_ampersands, to_ampersands
 
-_LATEST = 6
 _NEW = {
     "text": "",
     "contextConfig": {
-        "prefix": "",
-        "suffix": "\n",
-        "tokenBudget": 2048,
-        "reservedTokens": 0,
-        "budgetPriority": 400,
-        "trimDirection": "trimBottom",
-        "insertionType": "newline",
-        "maximumTrimType": "sentence",
-        "insertionPosition": -1,
+        "prefix": "", "suffix": "\n", "tokenBudget": 2048, "reservedTokens": 0,
+        "budgetPriority": 400, "trimDirection": "trimBottom", "insertionType": "newline",
+        "maximumTrimType": "sentence", "insertionPosition": -1,
     },
-    "displayName": "",
-    "keys": [],
-    "searchRange": 1000,
-    "enabled": True,
-    "forceActivation": False,
-    "keyRelative": False,
-    "nonStoryActivatable": False,
-    "category": "",
-    "loreBiasGroups": [],
-}
+    "displayName": "", "keys": [], "searchRange": 1000, "enabled": True, "forceActivation": False,
+    "keyRelative": False, "nonStoryActivatable": False, "category": "", "loreBiasGroups": [],
+}  # fmt: skip
 
 
-def takes(data: Any) -> bool:
-    """Whether data says which version of NovelAI's lorebook it is."""
+def _detect(data: Any) -> bool:
     return isinstance(data, dict) and "lorebookVersion" in data
 
 
-_keys = at("keys", "keys", read=lambda keys: [from_ampersands(key) for key in texts(keys)])
+def _read_keys(keys: Any) -> list[str]:
+    return [from_ampersands(key) for key in texts(keys)]
 
 
-def _write_keys(theirs: Theirs, values: Values) -> None:
-    """NovelAI has no secondary keys, but keys that must stand together."""
+def _write_keys(foreign: ForeignEntry, values: Values) -> None:
+    """NovelAI has no secondary keys, but keys of parts, all of which must be in the text."""
     keys = [to_ampersands(key) for key in values["keys"]]
     logic = values["selective_logic"]
     if values["selective"] and logic in ("and_any", "and_all"):
-        keys = combined(keys, values["secondary_keys"], every=logic == "and_all")
-    theirs["keys"] = keys
+        keys = combine(keys, values["secondary_keys"], every=logic == "and_all")
+    foreign["keys"] = keys
 
 
-def _number(theirs: Theirs, number: int) -> None:
-    seed = f"softlore/{number}/{theirs.get('displayName')}/{theirs.get('text')}"
-    theirs["id"] = str(uuid.uuid5(uuid.NAMESPACE_OID, seed))
+def _set_number(foreign: ForeignEntry, number: int) -> None:
+    seed = f"softlore/{number}/{foreign.get('displayName')}/{foreign.get('text')}"
+    foreign["id"] = str(uuid.uuid5(uuid.NAMESPACE_OID, seed))
 
 
-ENTRY = EntryForm(
-    program="novelai",
-    fields=(
-        Field("keys", _keys.read, _write_keys),
-        *(unread(ours, _write_keys) for ours in ("secondary_keys", "selective", "selective_logic")),
-        at("enabled", "enabled", read=flag),
-        at("constant", "forceActivation", read=flag),
-        at("order", "contextConfig.budgetPriority", read=whole()),
-    ),
-    texts=("text",),
-    titles=("displayName",),
-    new=_NEW,
-    number=_number,
-)
-FORM = BookForm(
+FORMAT = BookFormat(
     name="novelai",
     title="NovelAI's lorebook",
-    takes=takes,
-    entry=ENTRY,
-    places=lambda data: PlaceCodes("entries", own="softlore"),
+    detect=_detect,
+    entry=EntryFormat(
+        program="novelai",
+        fields=(
+            field("keys", "keys", read=_read_keys, writer=_write_keys),
+            field("secondary_keys", writer=_write_keys),
+            field("selective", writer=_write_keys),
+            field("selective_logic", writer=_write_keys),
+            field("enabled", "enabled"),
+            field("constant", "forceActivation"),
+            field("order", "contextConfig.budgetPriority"),
+        ),
+        texts=("text",),
+        titles=("displayName",),
+        new=_NEW,
+        set_number=_set_number,
+    ),
+    layout=lambda data: Layout("entries", extras="softlore"),
     new={
-        "lorebookVersion": _LATEST,
+        "lorebookVersion": 6,
         "entries": [],
         "settings": {"orderByKeyLocations": False},
         "categories": [],

@@ -10,10 +10,10 @@ import zlib
 from softlore.errors import LoreError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_WANTED = (b"ccv3", b"chara")  # the better one first
-_MAX_CHUNKS = 100_000  # of 16 MiB; a picture this size has some thousands
+_KEYWORDS = (b"ccv3", b"chara")  # in order of preference
+_MAX_CHUNKS = 100_000  # a picture of 16 MiB has some thousands
 _MAX_LENGTH = 2**31 - 1  # by the PNG specification
-_WIDTH, _HEIGHT, _GREY = 256, 384, 96  # of the plain picture
+_WIDTH, _HEIGHT, _GREY = 256, 384, 96  # points, and level, of the plain picture
 
 
 def is_png(content: bytes) -> bool:
@@ -27,22 +27,22 @@ def read_card(content: bytes, source: str) -> bytes:
     Raises:
         LoreError: the picture is damaged, or holds no card.
     """
-    found: dict[bytes, bytes] = {}
+    texts: dict[bytes, bytes] = {}
     for kind, body in _chunks(content, source):
         keyword, _, text = body.partition(b"\0")
-        if kind == b"tEXt" and keyword.lower() in _WANTED:
-            found.setdefault(keyword.lower(), text)
-    for keyword in _WANTED:
-        if keyword in found:
-            return _decoded(found[keyword], keyword.decode(), source)
+        if kind == b"tEXt":
+            texts.setdefault(keyword.lower(), text)
+    for keyword in _KEYWORDS:
+        if keyword in texts:
+            return _decode(texts[keyword], keyword.decode(), source)
     raise LoreError(
         f"{source} is a binary file: a PNG picture that holds no character card; expected a tEXt "
-        "chunk `ccv3` or `chara`; export the card again (some sites take such chunks out)"
+        "chunk `ccv3` or `chara`; export the card again (some sites remove such chunks)"
     )
 
 
 def write_card(picture: bytes, cards: dict[str, bytes], source: str) -> bytes:
-    """Returns a picture with cards in it, JSON texts by their keywords, in place of those it held.
+    """Returns a picture with other cards in it, given as JSON texts by keyword.
 
     Raises:
         LoreError: the picture is damaged.
@@ -50,7 +50,7 @@ def write_card(picture: bytes, cards: dict[str, bytes], source: str) -> bytes:
     parts = [SIGNATURE]
     for kind, body in _chunks(picture, source):
         keyword = body.partition(b"\0")[0].lower()
-        if kind == b"tEXt" and keyword in _WANTED:
+        if kind == b"tEXt" and keyword in _KEYWORDS:
             continue
         if kind == b"IEND":
             for name, text in cards.items():
@@ -68,43 +68,43 @@ def plain_picture() -> bytes:
 
 
 def _chunks(content: bytes, source: str) -> list[tuple[bytes, bytes]]:
-    """The chunks up to the end of the picture, each with its kind; checksums are compared."""
+    """The chunks up to the end of the picture, as (kind, body). Verifies their checksums."""
     if not is_png(content):
-        raise LoreError(f"{source} is no PNG picture; expected one; convert the picture to PNG")
-    found: list[tuple[bytes, bytes]] = []
+        raise LoreError(f"{source} is not a PNG picture; expected one; convert it to PNG")
+    chunks: list[tuple[bytes, bytes]] = []
     place = len(SIGNATURE)
     while True:
-        if len(content) - place < 12 or len(found) > _MAX_CHUNKS:
+        if len(content) - place < 12 or len(chunks) > _MAX_CHUNKS:
             raise _damaged(source, "it has no end")
         length, kind = struct.unpack_from(">I4s", content, place)
         end = place + 12 + length
         if length > _MAX_LENGTH or end > len(content):
-            raise _damaged(source, f"a chunk of {length:,} bytes does not fit into it")
+            raise _damaged(source, f"a chunk of {length:,} bytes exceeds the file")
         body = content[place + 8 : end - 4]
         if struct.unpack_from(">I", content, end - 4)[0] != zlib.crc32(kind + body):
-            raise _damaged(source, f"the chunk at byte {place:,} has another checksum than it says")
-        found.append((kind, body))
+            raise _damaged(source, f"the checksum of the chunk at byte {place:,} does not match")
+        chunks.append((kind, body))
         place = end
         if kind == b"IEND":
-            return found
+            return chunks
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def _decoded(text: bytes, keyword: str, source: str) -> bytes:
+def _decode(text: bytes, keyword: str, source: str) -> bytes:
     try:
         return base64.b64decode(b"".join(text.split()), validate=True)
     except binascii.Error as error:
         raise LoreError(
-            f"{source}: the chunk `{keyword}` is no base64 ({error}); expected a card as JSON in "
+            f"{source}: the chunk `{keyword}` is not base64 ({error}); expected a card as JSON in "
             "base64; export the card again"
         ) from None
 
 
 def _damaged(source: str, why: str) -> LoreError:
     return LoreError(
-        f"{source} is a binary file: a damaged PNG picture ({why}); expected a whole one with a "
-        "character card in it; get it again"
+        f"{source} is a binary file: a damaged PNG picture ({why}); expected a complete one with a "
+        "character card in it; download it again"
     )

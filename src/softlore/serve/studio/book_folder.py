@@ -13,11 +13,9 @@ from starlette.exceptions import HTTPException
 from softlore.disk import storage_error, write_atomically
 from softlore.errors import LoreError, SoftloreError
 from softlore.lore import Lorebook, files
-from softlore.lore.formats.readers import unpacked
-from softlore.lore.formats.writers import WRITERS
-from softlore.lore.names import composed
-from softlore.lore.plain import plain
-from softlore.lore.yaml_text import write_yaml
+from softlore.lore.formats.registry import EXPORTERS
+from softlore.lore.names import normalize_name
+from softlore.lore.plain import plain, write_yaml
 from softlore.serve.studio.files import base_name, free_name, name_for
 from softlore.story.library import NamedFiles
 
@@ -86,7 +84,7 @@ class BookFolder:
     def import_file(self, content: bytes, filename: str, name: str = "") -> Lorebook:
         """Adds a book from a file of any format. Raises LoreError if it is not a lorebook."""
         name = name_for(name, filename, "lore")
-        return self.add(_parse(content, base_name(filename) or "the file", name), name)
+        return self.add(Lorebook.from_bytes(content, base_name(filename) or "the file", name), name)
 
     def add(self, book: Lorebook, name: str) -> Lorebook:
         """Saves a book under a name, with a number appended where that is taken."""
@@ -131,13 +129,13 @@ class BookFolder:
 
 def encode_book(book: Lorebook, format: str) -> tuple[bytes, str]:
     """A book's file in a format, and the file's suffix. Raises LoreError for an unknown format."""
-    if format not in NATIVE_FORMATS and format not in WRITERS:
+    if format not in NATIVE_FORMATS and format not in EXPORTERS:
         raise LoreError(
             f"there is no lorebook format {format!r:.80}; expected one of "
-            f"{', '.join([*NATIVE_FORMATS, *WRITERS])}; choose one"
+            f"{', '.join([*NATIVE_FORMATS, *EXPORTERS])}; choose one"
         )
     native = format in NATIVE_FORMATS
-    suffix = f".{format}" if native else WRITERS[format].suffix
+    suffix = f".{format}" if native else EXPORTERS[format].suffix
     with tempfile.TemporaryDirectory(prefix="softlore-") as folder:
         path = Path(folder) / f"book{suffix}"
         book.save(path, None if native else format)
@@ -146,7 +144,7 @@ def encode_book(book: Lorebook, format: str) -> tuple[bytes, str]:
 
 def koboldai_lore(book: Lorebook) -> Any:
     """A book as the World Info of a KoboldAI save."""
-    data = WRITERS["koboldai"].data(book)
+    data = book.to_format("koboldai")
     return data["worldinfo"] if isinstance(data, dict) else data
 
 
@@ -154,20 +152,9 @@ def _missing(message: str) -> HTTPException:
     return HTTPException(404, message)
 
 
-def _parse(content: bytes, label: str, name: str) -> Lorebook:
-    """A lorebook from the content of a file of any format. Raises LoreError."""
-    if len(content) > files.MAX_BYTES:
-        raise LoreError(
-            f"{label} is too large for a lorebook: {len(content) / 2**20:.1f} MiB; expected at "
-            f"most {files.MAX_BYTES // 2**20} MiB; split it into several files"
-        )
-    content, form = unpacked(content, label, files.form_of(Path(label)))
-    return Lorebook.from_data(files.parse(content, label, form), name=name, source=label)
-
-
 def _load(path: Path) -> Lorebook | SoftloreError:
     try:
-        return Lorebook.load(path).model_copy(update={"name": composed(path.stem)})
+        return Lorebook.load(path).model_copy(update={"name": normalize_name(path.stem)})
     except SoftloreError as error:
         return error
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from softlore.errors import LoreError, SoftloreError
 from softlore.lore import Entry, Lorebook, check
-from softlore.lore.names import composed
+from softlore.lore.names import normalize_name
 from softlore.serve.studio.book_folder import encode_book
 from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.files import RAW_BODY, attachment
@@ -93,7 +93,7 @@ def _add_books(router: APIRouter, context: StudioContext) -> None:
     def export(name: str, format: str = "yaml") -> Response:
         """The lorebook as a file, in softlore's own format or another program's."""
         content, suffix = encode_book(books.get(name), format)
-        return attachment(content, f"{composed(name)}{suffix}")
+        return attachment(content, f"{normalize_name(name)}{suffix}")
 
 
 def _add_entries(router: APIRouter, context: StudioContext) -> None:
@@ -122,7 +122,7 @@ def _with_entry(book: dict[str, Any], old: str | None, new: Entry | None) -> dic
     entries = list(book["entries"])
     index = len(entries)
     if old is not None:
-        name = composed(old)
+        name = normalize_name(old)
         index = next((i for i, entry in enumerate(entries) if entry["name"] == name), -1)
         if index < 0:
             raise HTTPException(

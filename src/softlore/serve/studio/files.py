@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-from softlore.lore.names import as_name, wrong_with_file_name
+from softlore.lore.names import as_name, file_name_problem
 
 # OpenAPI's description of a request whose body is a file.
 RAW_BODY = {
@@ -44,7 +44,7 @@ def name_for(name: str, filename: str, fallback: str) -> str:
     wanted = name[:_MAX_GIVEN] or PurePosixPath(base_name(filename)).stem
     legal = as_name(wanted.encode("utf-8", "replace").decode(), fallback).lstrip(".").strip()
     legal = legal[:60].strip()
-    return fallback if wrong_with_file_name(legal) else legal
+    return fallback if file_name_problem(legal) else legal
 
 
 def free_name(name: str, taken: Container[str]) -> str:

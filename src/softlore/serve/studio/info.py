@@ -9,7 +9,7 @@ from fastapi import APIRouter
 
 from softlore.control import codes_of
 from softlore.errors import ModelError
-from softlore.lore.formats.writers import WRITERS as BOOK_WRITERS
+from softlore.lore.formats.registry import EXPORTERS as BOOK_WRITERS
 from softlore.model import LanguageModel
 from softlore.prompts import PromptLibrary
 from softlore.prompts.writers import WRITERS as PROMPT_WRITERS

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from softlore.errors import SoftloreError
-from softlore.lore.names import composed
+from softlore.lore.names import normalize_name
 from softlore.serve.engines import AsyncOutputStream
 from softlore.serve.prompt_store import PromptStore, UsablePrompts
 from softlore.serve.state import ServerState
@@ -167,7 +167,7 @@ class OpenStories:
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
         """Closes a story for the block. Raises HTTPException 409 while it is being written."""
-        key = composed(name)
+        key = normalize_name(name)
         with self._changed:
             story = self._open.get(key)
             if story is not None:
@@ -195,7 +195,7 @@ class OpenStories:
             self._open = {name: story for name, story in self._open.items() if story.users}
 
     def _find(self, name: str) -> OpenStory:
-        key = composed(name)
+        key = normalize_name(name)
         story = self._open.pop(key, None)
         if story is not None and story.file_id != _file_id(story.story):
             if not story.users:

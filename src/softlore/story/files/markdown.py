@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from typing import cast
 
-from softlore.lore.yaml_text import read_yaml, write_yaml
+from softlore.lore.plain import read_yaml, write_yaml
 from softlore.story.files import plain_text
 from softlore.story.settings import StorySettings
 from softlore.story.turns import BY, By, StoryDraft

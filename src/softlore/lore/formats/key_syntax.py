@@ -1,26 +1,34 @@
-"""Keys in other programs' ways: comma lists, `a & b`, wildcards; to softlore's keys and back.
+"""Converts other programs' keys to softlore's and back: comma lists, `a & b`, wildcards.
 
-softlore's keys are plain text or `/regex/flags`. The expressions made here look at a text in time
-linear in its length: each is bound to one place, or to the beginnings of words.
+softlore's keys are plain text or `/regex/flags`. The expressions made here search a text in time
+linear in its length: each is anchored at the text's start, or at the start of a word.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Any
+
+from softlore.lore.formats.fields import text, texts
 
 _ITEM = re.compile(r"\s*+(/(?:\\.|[^/\\])++/[dgimsuvy]*+(?=\s*+(?:,|\Z))|[^,]*+)\s*+(?:,|\Z)")
 _SPECIAL = re.compile(r"[\\^$.|?*+()\[\]{}/]")
+_ESCAPED = re.compile(r"\\([\\^$.|?*+()\[\]{}/])")
 _BEGIN, _END = r"(?<!\w)", r"(?!\w)"  # of a word, also of one like C++
 _ALL, _NEXT, _DONE = rf"/^(?=[\s\S]*{_BEGIN}", rf"{_END})(?=[\s\S]*{_BEGIN}", rf"{_END})/i"
 _ANY = r"\w{0,40}"  # what `*` stands for
-MAX_STARS = 3  # more of them in one key could take long to look for
+MAX_STARS = 3  # a search for more of them in one key could take long
 MAX_COMBINATIONS = 64
 
 
 def split_list(text: str) -> list[str]:
-    """Returns the keys in a comma list; commas within `/.../` part nothing."""
-    found = [match[1].strip() for match in _ITEM.finditer(text)]
-    return [key for key in found if key]
+    """Returns the keys in a comma list; commas within `/.../` do not separate."""
+    return [key for match in _ITEM.finditer(text) if (key := match[1].strip())]
+
+
+def key_list(value: Any) -> list[str]:
+    """Keys from a comma list or a list. Raises ValueError for anything else."""
+    return texts(value) if isinstance(value, list) else split_list(text(value))
 
 
 def join_list(keys: list[str], comma: str = ",") -> str:
@@ -29,7 +37,7 @@ def join_list(keys: list[str], comma: str = ",") -> str:
 
 
 def from_ampersands(key: str) -> str:
-    """NovelAI's `a & b` (all of them stand in the text, as whole words) as one expression."""
+    """NovelAI's `a & b` (all of them are in the text, as whole words) as one expression."""
     parts = [part.strip() for part in key.split("&")]
     if is_regex(key) or len(parts) < 2 or not all(parts):
         return key
@@ -37,20 +45,20 @@ def from_ampersands(key: str) -> str:
 
 
 def to_ampersands(key: str) -> str:
-    """The twin of `from_ampersands`; a key that it did not make stays as it is."""
+    """The inverse of `from_ampersands`; any other key stays as it is."""
     if not (key.startswith(_ALL) and key.endswith(_DONE)):
         return key
     parts = [_unescaped(part) for part in key[len(_ALL) : -len(_DONE)].split(_NEXT)]
     return key if None in parts else " & ".join(map(str, parts))
 
 
-def combined(keys: list[str], others: list[str], every: bool) -> list[str]:
-    """Keys and secondary keys as NovelAI's `a & b`: each key with each other, or with every one."""
-    if not others or len(keys) * len(others) > MAX_COMBINATIONS:
+def combine(keys: list[str], secondary: list[str], every: bool) -> list[str]:
+    """Keys and secondary keys as `a & b`: each key with each secondary key, or with all of them."""
+    if not secondary or len(keys) * len(secondary) > MAX_COMBINATIONS:
         return keys
     if every:
-        return [" & ".join([key, *others]) for key in keys]
-    return [f"{key} & {other}" for key in keys for other in others]
+        return [" & ".join([key, *secondary]) for key in keys]
+    return [f"{key} & {other}" for key in keys for other in secondary]
 
 
 def from_wildcards(key: str) -> str:
@@ -58,18 +66,18 @@ def from_wildcards(key: str) -> str:
     short = re.sub(r"\*+", "*", key)
     if is_regex(key) or not re.search(r"[*?]", key) or short.count("*") > MAX_STARS:
         return key
-    if not re.search(r"\w", key):  # `?` alone would call the entry up by every letter
+    if not re.search(r"\w", key):  # `?` alone would match every letter
         return key
     body = "".join({"*": _ANY, "?": r"\w"}.get(c) or escaped(c) for c in short)
     return f"/{_BEGIN}{body}{_END}/i"
 
 
 def to_wildcards(key: str) -> str:
-    """The twin of `from_wildcards`; a key that it did not make stays as it is."""
-    head, tail = f"/{_BEGIN}", f"{_END}/i"
-    if not (key.startswith(head) and key.endswith(tail)):
+    """The inverse of `from_wildcards`; any other key stays as it is."""
+    start, end = f"/{_BEGIN}", f"{_END}/i"
+    if not (key.startswith(start) and key.endswith(end)):
         return key
-    inner = key[len(head) : -len(tail)].replace(_ANY, "\0*").replace(r"\w", "\0?")
+    inner = key[len(start) : -len(end)].replace(_ANY, "\0*").replace(r"\w", "\0?")
     parts = [_unescaped(part) for part in re.split(r"\0[*?]", inner)]
     marks = re.findall(r"\0([*?])", inner)
     if None in parts:
@@ -85,13 +93,10 @@ def is_regex(key: str) -> bool:
 
 
 def escaped(text: str) -> str:
-    """Text as an expression that finds that text, for Python and JavaScript alike."""
+    """Text as an expression that matches it, in Python and in JavaScript."""
     return _SPECIAL.sub(r"\\\g<0>", text)
 
 
 def _unescaped(body: str) -> str | None:
     """The text that `escaped` was given, or None if it cannot have made `body`."""
-    bare = re.sub(r"\\([\\^$.|?*+()\[\]{}/])", "", body)
-    if _SPECIAL.search(bare):
-        return None
-    return re.sub(r"\\([\\^$.|?*+()\[\]{}/])", r"\1", body)
+    return None if _SPECIAL.search(_ESCAPED.sub("", body)) else _ESCAPED.sub(r"\1", body)
