@@ -90,8 +90,8 @@ class NamedFiles:
             )
         if problem := file_name_problem(normalize_name(name)):
             raise self._illegal(
-                f"the {self._kind} name {name!r:.160} {problem}; expected {NAME_RULE}, such as 'The "
-                "harbour'; choose another name"
+                f"the {self._kind} name {name!r:.160} {problem}; expected {NAME_RULE}, such as "
+                "'The harbour'; choose another name"
             )
         return normalize_name(name)
 
