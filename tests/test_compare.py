@@ -1,4 +1,4 @@
-"""The comparison of ways: all made, all measured alike, and shown."""
+"""The comparison of methods: all made, all measured alike, and shown; and its harness."""
 
 import html
 import json
@@ -8,9 +8,11 @@ import re
 import pytest
 
 from running import save_tiny_model, softlore
-from softlore.compare.comparison import Comparison, interval, run_comparison
-from softlore.compare.comparison_report import UNASKED, render
+from softlore.compare.comparison import Comparison, run_comparison
+from softlore.compare.harness import grid, interval, run_cases, summarize
 from softlore.compare.methods import TEMPLATES, best_template
+from softlore.compare.report import render_comparison
+from softlore.compare.tables import NO_RECALL
 from softlore.control.hard import Template
 from softlore.errors import ConfigError, LoreError
 from softlore.lore import Lorebook
@@ -28,8 +30,8 @@ entries:
     text: Bo keeps a shop.
     blocks: [{call: Bo keeps, responses: [" a shop"]}]
 """
-WAYS = ["nothing", "text", "best template", "searched, 16"]
-WAYS += ["prefix, 4", "prefix, 16", "embedding, 16"]
+METHODS = ["nothing", "text", "best template", "searched, 16"]
+METHODS += ["prefix, 4", "prefix, 16", "embedding, 16"]
 SMALL = {"time_budget": 1.0, "distances": (0, 8), "stories": 2, "story_tokens": 6}
 
 
@@ -41,34 +43,32 @@ def book(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def contest(book):
+def comparison(book):
     return run_comparison(tiny_model("llama"), book, seeds=(0, 1), **SMALL)
 
 
-def test_every_way_is_measured_for_every_entry_and_seed(contest):
-    assert list(contest.ways) == WAYS  # no control codes: this model has none
-    assert len(contest.results) == len(WAYS) * 2 * 2
-    for one in contest.results:
-        figures = one.figures()
-        assert set(figures) == set(contest.columns)
-        assert all(value is None or math.isfinite(value) for value in figures.values())
-        assert figures["recall_0"] > 0
-        assert (figures["held_out"] is None) == (one.entry == "Bo")
-        assert figures["lore_words"] is not None
+def test_every_method_is_measured_for_every_entry_and_seed(comparison):
+    assert list(comparison.methods) == METHODS  # no control codes: this model has none
+    assert len(comparison.rows) == len(METHODS) * 2 * 2
+    for row in comparison.rows:
+        figures = [row[column] for column in comparison.columns]
+        assert all(value is None or math.isfinite(value) for value in figures)
+        assert row["recall_0"] > 0
+        assert (row["held_out"] is None) == (row["entry"] == "Bo")
+        assert row["lore_words"] is not None
 
 
-def test_totals_are_means_over_entries_with_intervals_over_seeds(contest):
-    total = contest.total()["text"]["drift"]
+def test_totals_are_means_over_entries_with_intervals_over_seeds(comparison):
+    total = comparison.total["text"]["drift"]
     by_seed = [
-        sum(r.measures.drift for r in contest.results if (r.way, r.seed) == ("text", seed)) / 2
+        sum(r["drift"] for r in comparison.rows if (r["method"], r["seed"]) == ("text", seed)) / 2
         for seed in (0, 1)
     ]
     assert total.mean == pytest.approx(sum(by_seed) / 2)
     assert total.half == pytest.approx(12.706 * abs(by_seed[0] - by_seed[1]) / 2, rel=1e-3)
-    assert contest.total()["nothing"]["drift"].mean == 0
-    assert contest.total()["nothing"]["tokens"].mean == 0
-    assert contest.total()["prefix, 4"]["tokens"].mean == 4
-    assert contest.of_entry("Bo")["text"]["held_out"] is None
+    assert comparison.total["nothing"]["drift"].mean == 0
+    assert comparison.total["nothing"]["tokens"].mean == 0
+    assert comparison.total["prefix, 4"]["tokens"].mean == 4
 
 
 @pytest.mark.parametrize(
@@ -89,31 +89,31 @@ def test_the_best_template_is_best(book):
     assert recall(model, best_template(model, entry), entry.blocks) == pytest.approx(least)
 
 
-def test_the_page_shows_all_and_runs_nothing(contest):
-    html = render(contest)
+def test_the_page_shows_all_and_runs_nothing(comparison):
+    html = render_comparison(comparison)
     assert "&lt;red&gt;" in html
     assert "<red>" not in html
     assert not re.search(r"<script|https?://|src=", html)
-    for way in WAYS:
-        assert way in html
+    for method in METHODS:
+        assert method in html
     assert html.count("<svg") == 3
-    assert html.count('class="sample"') == 2 * len(WAYS)
+    assert html.count('class="sample"') == 2 * len(METHODS)
 
 
-def test_a_contest_without_stories_or_pairs(book):
+def test_a_comparison_without_stories_or_pairs(book):
     bare = book.model_copy(
         update={"entries": [e.model_copy(update={"blocks": [], "held_out": []}) for e in book]}
     )
-    contest = run_comparison(
+    comparison = run_comparison(
         tiny_model("gpt2"), bare, seeds=[3], time_budget=1.0, distances=[0], stories=0
     )
-    assert "text" in contest.ways
-    assert "searched, 16" not in contest.ways  # there is nothing to search on
-    assert contest.total()["text"]["recall_0"] is None
-    page = render(contest)
+    assert "text" in comparison.methods
+    assert "searched, 16" not in comparison.methods  # there is nothing to search on
+    assert comparison.total["text"]["recall_0"] is None
+    page = render_comparison(comparison)
     assert "<svg" not in page  # there is no recall to plot
-    assert UNASKED in html.unescape(page)
-    assert json.dumps(contest.to_dict())
+    assert NO_RECALL in html.unescape(page)
+    assert json.dumps(comparison.to_dict())
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,12 @@ def test_compare_command(tmp_path):
     )  # fmt: skip
     assert ended.code == 0, ended.err
     report = json.loads((tmp_path / "report.json").read_text())
-    assert list(report["total"]) == WAYS
+    assert list(report["total"]) == METHODS
     assert report["total"]["text"]["recall_0"]["half"] is None
     assert "best template" in ended.out
     assert (tmp_path / "page.html").stat().st_size > 10_000
-    assert len(report["results"]) == 2 * len(WAYS)
-    assert {"way", "entry", "seed", "recall_0", "drift", "story"} <= set(report["results"][0])
+    assert len(report["results"]) == 2 * len(METHODS)
+    assert {"method", "entry", "seed", "recall_0", "drift", "story"} <= set(report["results"][0])
 
 
 def test_compare_says_that_calls_are_lacking(tmp_path):
@@ -175,5 +175,53 @@ def test_compare_says_that_calls_are_lacking(tmp_path):
     assert "did you mean 'noun'" in refused.err
 
 
-def test_an_empty_contest_has_no_ways():
-    assert Comparison("x", "y", [0], [0], [], 0.0).total() == {}
+def test_an_empty_comparison_has_no_methods():
+    assert Comparison("x", "y", [0], [0], [], 0.0).total == {}
+
+
+# the harness -------------------------------------------------------------------------------------
+
+
+def test_rows_are_saved_and_an_interrupted_run_resumes(tmp_path):
+    path, measured = tmp_path / "rows.jsonl", []
+
+    def measure(kind, seed):
+        measured.append((kind, seed))
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return [{"name": name, "loss": seed + 1.0} for name in "ab"]
+
+    cases = grid(kind=["prefix", "embedding"], seed=[0, 1])
+    assert [tuple(case.values()) for case in cases] == [
+        ("prefix", 0), ("prefix", 1), ("embedding", 0), ("embedding", 1),
+    ]  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        run_cases(cases, measure, path)
+    assert len(path.read_text().splitlines()) == 4
+    seen, shown = [], []
+    rows = run_cases(cases, measure, path, shown.append, lambda done, doing: seen.append(doing))
+    assert measured == [(case["kind"], case["seed"]) for case in [*cases[:3], *cases[2:]]]
+    assert seen == ["kind embedding, seed 0", "kind embedding, seed 1"]
+    assert rows[4:] == shown
+    assert rows[0] == {"kind": "prefix", "seed": 0, "name": "a", "loss": 1.0}
+    assert run_cases(cases, None, path) == rows
+    assert run_cases(cases[:1], None, path) == rows[:2]
+    path.write_text("{broken")
+    with pytest.raises(ConfigError, match="expected JSON lines"):
+        run_cases(cases, measure, path)
+
+
+def test_a_summary_leaves_out_what_was_not_measured():
+    rows = [{"m": "a", "seed": 0, "x": 1.0, "y": None}, {"m": "a", "seed": 0, "x": 3.0, "y": None}]
+    rows += [{"m": "a", "seed": 1, "x": None, "y": None}, {"m": "b", "seed": 0, "x": 5.0, "y": 1.0}]
+    assert summarize(rows, "m", "seed", ["x", "y"]) == {
+        "a": {"x": interval([2.0]), "y": None},
+        "b": {"x": interval([5.0]), "y": interval([1.0])},
+    }
+
+
+def test_a_comparison_resumes_after_the_last_seed(book, tmp_path, comparison):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in comparison.rows))
+    resumed = run_comparison(tiny_model("llama"), book, seeds=(0, 1), path=path, make=None, **SMALL)
+    assert resumed.rows == comparison.rows

@@ -11,8 +11,8 @@ from softlore import PromptLibrary
 from softlore.cli.demo import command
 from softlore.compare import demo as running
 from softlore.compare import plots
-from softlore.compare.demo import run_demo
-from softlore.compare.samples import Sample, first_of_each, marked
+from softlore.compare.demo import Sample, first_of_each, run_demo
+from softlore.compare.tables import mark_lore_words
 from softlore.demo import lorebook_path, openings
 from softlore.errors import ConfigError, StorageError
 from softlore.lore import Lorebook
@@ -148,11 +148,11 @@ def test_a_folder_that_cannot_be_made_is_met_before_training(tmp_path):
 
 
 def test_lore_words_are_marked_as_whole_words():
-    pieces = marked("The red hat, redder than RED.", ["red"])
+    pieces = mark_lore_words("The red hat, redder than RED.", ["red"])
     assert [piece for piece, is_lore in pieces if is_lore] == ["red", "RED"]
     assert "".join(piece for piece, _ in pieces) == "The red hat, redder than RED."
-    assert marked("plain", []) == [("plain", False)]
-    assert marked("", ["red"]) == []
+    assert mark_lore_words("plain", []) == [("plain", False)]
+    assert mark_lore_words("", ["red"]) == []
 
 
 def test_the_first_sample_of_each_prompt():

@@ -93,8 +93,8 @@ def test_the_json_is_plain_and_whole(evaluation):
         "lorebook", "model", "settings", "total", "entries", "missing", "seconds",
     }  # fmt: skip
     entry = report["entries"][0]
-    assert set(entry) == {"name", "kind", "company", "keywords", "heads"}
-    soft = entry["heads"]["soft"]
+    assert set(entry) == {"name", "kind", "company", "keywords", "conditionings"}
+    soft = entry["conditionings"]["soft"]
     assert set(soft) == {"tokens", "recall", "held_out", "drift", "fidelity", "stories"}
     assert set(soft["recall"]) == {"0", "64", "256"}
     assert soft["recall"]["256"] is None

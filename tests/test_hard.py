@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from running import save_tiny_model, softlore
-from softlore.compare.experiments import to_csv
-from softlore.control.hard import Experiment, Template, run_experiment, templates
-from softlore.control.hard.assertions import KINDS, Assertion, PatternMatch
-from softlore.control.hard.runner import OutputCache
+from softlore.compare.hard import OutputCache, experiment_csv, run_experiment
+from softlore.control.hard import Assertion, AssertionInput, Experiment, Template, templates
+from softlore.control.hard.assertions import KINDS
 from softlore.errors import ConfigError
 from softlore.lore import Block
 from softlore.measure import recall
@@ -127,8 +126,8 @@ def test_values_are_not_templates(folder):
 
 
 def check(data, output="The old house", variables=None, **measures):
-    found = PatternMatch(output, variables or {}, lambda name: measures.get(name))
-    return Assertion.of(data, 1).check(found)
+    case = AssertionInput(output, variables or {}, lambda name: measures.get(name))
+    return Assertion.parse(data, 1).check(case)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +169,7 @@ def test_assertions(data, held):
         ({"contians": "x"}, "did you mean 'contains'"),
         ({"contains": "x", "equals": "y"}, "'contains', 'equals'; expected one of"),
         ({"contains": ["x"]}, "expected text"),
-        ({"regex": "("}, "which is none"),
+        ({"regex": "("}, "which is invalid"),
         ({"recall": "low"}, "expected a number"),
         ({"recall": True}, "expected a number"),
         ({"contains": "x", "weight": -1}, "has the weight -1"),
@@ -179,13 +178,13 @@ def test_assertions(data, held):
 )
 def test_assertions_that_are_none(data, said):
     with pytest.raises(ConfigError, match="assertion 1") as error:
-        Assertion.of(data, 1)
+        Assertion.parse(data, 1)
     assert said in str(error.value)
 
 
 def test_every_kind_can_be_negated():
     for kind, (_, number) in KINDS.items():
-        assert Assertion.of({f"not-{kind}": 1 if number else "x"}, 1).label == f"not-{kind}"
+        assert Assertion.parse({f"not-{kind}": 1 if number else "x"}, 1).label == f"not-{kind}"
 
 
 # experiments -------------------------------------------------------------------------------------
@@ -232,8 +231,8 @@ def test_the_second_run_asks_the_model_nothing(folder, monkeypatch):
     with (folder / "experiment.yaml").open("a") as file:
         file.write("  - drift: 100\n  - perplexity: 1e9\n  - not-recall: -1\n")
     first = run(folder, "--json", "-")
-    monkeypatch.setattr("softlore.control.hard.runner.generate", None)
-    monkeypatch.setattr("softlore.control.hard.runner.drift", None)
+    monkeypatch.setattr("softlore.compare.hard.generate", None)
+    monkeypatch.setattr("softlore.compare.hard.drift", None)
     second = run(folder, "--json", "-")
     assert second.out == first.out != ""
     with pytest.raises(TypeError):
@@ -251,12 +250,12 @@ def test_measures_are_those_of_evaluation(folder):
     (folder / "experiment.yaml").write_text(EXPERIMENT + "  - recall: 1000\n")
     experiment = Experiment.load(folder / "experiment.yaml")
     model = tiny_model("llama")
-    outcomes = list(run_experiment(experiment, lambda name: model))
-    ada = next(o for o in outcomes if o.case.shown["entry"] == "Ada" and o.case.prompt == "text")
-    expected = recall(model, ada.case.text, [Block(call="Ada wears", responses=[" a red hat"])])
-    assert ada.verdicts[-1][1].reason.startswith(f"recall {expected:.3g},")
-    bo = next(o for o in outcomes if o.case.shown["entry"] == "Bo")
-    assert not bo.verdicts[-1][1].passed  # it has no blocks to measure it on
+    rows = run_experiment(experiment, lambda name: model)
+    ada = next(r for r in rows if r["variables"]["entry"] == "Ada" and r["prompt"] == "text")
+    expected = recall(model, ada["text"], [Block(call="Ada wears", responses=[" a red hat"])])
+    assert ada["assertions"][-1]["reason"].startswith(f"recall {expected:.3g},")
+    bo = next(row for row in rows if row["variables"]["entry"] == "Bo")
+    assert not bo["assertions"][-1]["passed"]  # it has no blocks to measure it on
 
 
 def test_samples_differ_and_are_drawn_again_alike(folder):
@@ -305,8 +304,8 @@ def test_nothing_to_distil_is_named(folder):
 def test_csv_cells_are_no_formulas(folder):
     model = tiny_model("llama")
     (folder / "experiment.yaml").write_text('prompts: {"=1+1": "@x"}\nopening: a\ntokens: 1\n')
-    outcomes = list(run_experiment(Experiment.load(folder / "experiment.yaml"), lambda _: model))
-    assert to_csv(outcomes).splitlines()[1].startswith("'=1+1,")
+    rows = run_experiment(Experiment.load(folder / "experiment.yaml"), lambda _: model)
+    assert experiment_csv(rows).splitlines()[1].startswith("'=1+1,")
 
 
 def test_files_are_read_from_the_experiments_folder_only(folder):
@@ -360,7 +359,7 @@ def test_what_is_no_experiment_is_refused(folder, text, said):
 
 
 def test_a_template_without_an_end_is_cut_off(monkeypatch):
-    monkeypatch.setattr(templates, "LONGEST", 100)
+    monkeypatch.setattr(templates, "MAX_CHARACTERS", 100)
     with pytest.raises(ConfigError, match="more than 100 characters"):
         Template("{% for i in x %}{{ i }}{% endfor %}").render({"x": ["word"] * 99})
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from softlore import SoftPrompt, WorldInfoTrainer, generate
 from softlore.decode import write
 from softlore.errors import ConfigError
-from softlore.measure.copying import copied
+from softlore.measure import copied
 from softlore.model.tiny import tiny_model
 from softlore.prompts.responses import KEY, MOST, RUN, HashedResponses
 

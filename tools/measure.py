@@ -29,7 +29,7 @@ import torch
 from softlore.context import Node, Tree
 from softlore.decode import Sampler, SamplingParams, decode
 from softlore.lore import Block, Entry, Lorebook
-from softlore.measure.copying import copied
+from softlore.measure import copied
 from softlore.measure.score import divergence, drift, recall
 from softlore.model import FrozenModel
 from softlore.prompts import Context

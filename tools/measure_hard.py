@@ -22,7 +22,7 @@ import torch
 from evaluate_storyteller import ATTRIBUTED, read_passages
 from measure import HELD_OUT, Bench, _merged, light_entries
 from softlore import FrozenModel, WorldInfoTrainer
-from softlore.compare.comparison import interval
+from softlore.compare.harness import interval
 from softlore.control import Code, attribute, codes_of
 from softlore.control.search import METHODS, Scorer, Searcher, best_of_random
 from softlore.measure import recall

@@ -28,7 +28,7 @@ import torch
 
 from measure_styles import characters
 from softlore import Entry, FrozenModel, PromptLibrary, WorldInfoTrainer
-from softlore.compare.comparison import interval
+from softlore.compare.harness import interval
 from softlore.context import Tree, activate, compose, place_entries
 from softlore.decode import Sampler, SamplingParams, decode
 from softlore.lore import Lorebook

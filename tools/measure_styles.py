@@ -26,13 +26,15 @@ from typing import Any
 
 import torch
 
-from softlore.compare.comparison import Comparison, interval, run_comparison
+from softlore.compare.comparison import run_comparison
+from softlore.compare.harness import interval
 from softlore.compare.methods import make_styles
 from softlore.disk import write_atomically
 from softlore.lore import Block, Entry, Lorebook
 from softlore.lore.styles import sentences
 from softlore.model import FrozenModel
 
+NOT_FIGURES = ("method", "kind", "entry", "seed", "conditioning", "story")
 NAMES = (
     "Martha she", "Osric he", "Ysolde she", "Corwin he", "Brenna she", "Aldous he", "Tamsin she",
     "Edric he", "Maude she", "Roland he", "Ottilie she", "Percival he", "Rowena she", "Godfrey he",
@@ -131,26 +133,19 @@ def _entry(name: str, pronoun: str, told: list[str]) -> Entry:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row a style: each figure's mean over characters with its 95 % interval."""
-    columns = [name for name in rows[0] if name not in ("way", "entry", "seed")]
+    columns = [name for name in rows[0] if name not in NOT_FIGURES]
     told = []
-    for way in dict.fromkeys(row["way"] for row in rows):
+    for way in dict.fromkeys(row["method"] for row in rows):
         row: dict[str, Any] = {"style": way}
         for column in columns:
             by_entry: dict[str, list[float]] = {}
             for one in rows:
-                if one["way"] == way and one[column] is not None:
+                if one["method"] == way and one[column] is not None:
                     by_entry.setdefault(one["entry"], []).append(one[column])
             if by_entry:
                 row[column] = str(interval([statistics.fmean(v) for v in by_entry.values()]))
         told.append(row)
     return told
-
-
-def rows_of(contest: Comparison) -> list[dict[str, Any]]:
-    return [
-        {"way": one.way, "entry": one.entry, "seed": one.seed, **one.figures()}
-        for one in contest.results
-    ]
 
 
 def kept(path: Path | None) -> list[dict[str, Any]]:
@@ -196,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
             time_budget=1e9,
             on_progress=lambda _, doing: print(doing, file=sys.stderr, flush=True),
         )
-        rows += rows_of(contest)
+        rows += contest.rows
         if options.keep is not None:
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             write_atomically(options.keep, lines.encode())

@@ -58,14 +58,10 @@ def command(
     """
     from softlore import demo
     from softlore.compare.comparison import run_comparison
-    from softlore.compare.comparison_report import (
-        UNASKED,
-        comparison_table,
-        note,
-        write_comparison_page,
-    )
     from softlore.compare.methods import make_all, make_styles
     from softlore.compare.plots import need_extra
+    from softlore.compare.report import write_comparison_page
+    from softlore.compare.tables import NO_RECALL, comparison_note, comparison_table
     from softlore.lore import Lorebook
     from softlore.lore.styles import with_blocks
 
@@ -75,7 +71,7 @@ def command(
         book = with_blocks(book, style)
     model = load_model(model_name or book.model, dtype, device)
     with measuring_bar() as show:
-        contest = run_comparison(
+        comparison = run_comparison(
             model,
             book,
             seeds=range(seed, seed + seeds),
@@ -86,14 +82,14 @@ def command(
             make=make_styles if styles else make_all,
             on_progress=show,
         )
-    write_comparison_page(contest, html)
-    write_json(contest.to_dict(), json_path)
+    write_comparison_page(comparison, html)
+    write_json(comparison.to_dict(), json_path)
     if json_path != "-":
         from rich.console import Console
 
         console = Console()
-        console.print(comparison_table(contest))
-        if not contest.asked:
-            console.print(UNASKED + "\n", style="bold")
-        console.print(note(contest), style="dim")
-        click.echo(f"{contest.seconds:.0f} s; the page: {html.resolve()}", err=True)
+        console.print(comparison_table(comparison))
+        if not comparison.has_recall:
+            console.print(NO_RECALL + "\n", style="bold")
+        console.print(comparison_note(comparison), style="dim")
+        click.echo(f"{comparison.seconds:.0f} s; the page: {html.resolve()}", err=True)

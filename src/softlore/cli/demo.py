@@ -13,7 +13,9 @@ from softlore.cli.numbers import Finite
 from softlore.cli.options import interactive, json_option, load_model, model_options, write_json
 
 if TYPE_CHECKING:
-    from softlore.compare.demo import Demo, OnProgress, OnStep
+    from softlore.compare.demo import Demo
+    from softlore.compare.harness import OnProgress
+    from softlore.compare.methods import OnStep
 
 
 @click.command()
@@ -51,12 +53,12 @@ def command(
 
     need_extra()
     from softlore.compare.demo import DemoObserver, run_demo
-    from softlore.compare.report import write_report
+    from softlore.compare.report import write_demo_report
 
     model = load_model(model_name, dtype, device)
-    told = DemoObserver(_say, _training, _measuring)
-    demo = run_demo(model, out, seed=seed, quick=quick, time_budget=time_budget, onlooker=told)
-    demo = write_report(demo, out)
+    observer = DemoObserver(_say, _training, _measuring)
+    demo = run_demo(model, out, seed=seed, quick=quick, time_budget=time_budget, observer=observer)
+    demo = write_demo_report(demo, out)
     if json_path != "-":
         _show(demo)
     write_json(demo.to_dict(), json_path)
@@ -69,13 +71,13 @@ def command(
 def _show(demo: Demo) -> None:
     from rich.console import Console
 
-    from softlore.compare.samples import first_of_each, side_by_side
-    from softlore.compare.tables import LEGEND, evaluation_table
+    from softlore.compare.demo import first_of_each
+    from softlore.compare.tables import LEGEND, evaluation_table, samples_table
 
     console = Console()
-    console.print(evaluation_table(demo.trained[0].evaluation))
+    console.print(evaluation_table(demo.results[0].evaluation))
     console.print(LEGEND + "\n", style="dim")
-    console.print(side_by_side(first_of_each(demo.samples)))
+    console.print(samples_table(first_of_each(demo.samples)))
 
 
 def _say(line: str) -> None:

@@ -26,7 +26,8 @@ from softlore.cli.progress import case_bar, search_bar
 from softlore.errors import CheckError, ConfigError
 
 if TYPE_CHECKING:
-    from softlore.control.hard.runner import Outcome, OutputCache
+    from softlore.compare.hard import OutputCache
+    from softlore.compare.harness import Row
     from softlore.decode.conditioning import Conditioning
     from softlore.model import FrozenModel
 
@@ -243,9 +244,15 @@ def run(
     Example:
       softlore hard run experiment.yaml
     """
-    from softlore.compare.experiments import summary_table, to_csv, to_dict, write_page
-    from softlore.control.hard import Experiment, run_experiment
-    from softlore.control.hard.runner import count_cases
+    from softlore.compare.hard import (
+        count_cases,
+        experiment_csv,
+        experiment_report,
+        run_experiment,
+    )
+    from softlore.compare.report import write_experiment_page
+    from softlore.compare.tables import experiment_table
+    from softlore.control.hard import Experiment
     from softlore.disk import write_atomically
 
     piped = str(table) == "-"
@@ -259,42 +266,39 @@ def run(
     def load(name: str) -> FrozenModel:
         return load_model(name, dtype, device)
 
-    outcomes: list[Outcome] = []
     with case_bar(count_cases(experiment)) as show:
-        for one in run_experiment(experiment, load, cache, allow_python):
-            outcomes.append(one)
-            show(one)
+        rows = run_experiment(experiment, load, cache, allow_python, on_row=show)
     if html is not None:
-        write_page(experiment, outcomes, html)
+        write_experiment_page(experiment, rows, html)
     if piped:
-        click.echo(to_csv(outcomes), nl=False)
+        click.echo(experiment_csv(rows), nl=False)
     elif table is not None:
-        write_atomically(table, to_csv(outcomes).encode())
-    write_json(to_dict(experiment, outcomes), json_path)
+        write_atomically(table, experiment_csv(rows).encode())
+    write_json(experiment_report(experiment, rows), json_path)
     if json_path != "-" and not piped:
         from rich.console import Console
 
-        Console().print(summary_table(outcomes))
-    failed = [one for one in outcomes if not one.passed]
+        Console().print(experiment_table(rows))
+    failed = [row for row in rows if not row["passed"]]
     if failed:
-        raise CheckError(_failure(failed, len(outcomes)))
+        raise CheckError(_failure(failed, len(rows)))
 
 
 def _cache(wanted: bool) -> OutputCache:
     from platformdirs import user_cache_path
 
-    from softlore.control.hard.runner import OutputCache
+    from softlore.compare.hard import OutputCache
 
     return OutputCache(user_cache_path("softlore") / "hard" if wanted else None)
 
 
-def _failure(failed: list[Outcome], count: int) -> str:
+def _failure(failed: list[Row], count: int) -> str:
     first = failed[0]
-    faults = [f"{name}: {verdict.reason}" for name, verdict in first.verdicts if not verdict.passed]
-    shown = ", ".join(f"{name} {value!r:.40}" for name, value in first.case.shown.items())
+    reasons = [f"{v['assertion']}: {v['reason']}" for v in first["assertions"] if not v["passed"]]
+    shown = ", ".join(f"{name} {value!r:.40}" for name, value in first["variables"].items())
     return (
-        f"{len(failed)} of {count} cases failed; the first is prompt {first.case.prompt!r}"
-        f"{' with ' + shown if shown else ''}: {'; '.join(faults)}"
+        f"{len(failed)} of {count} cases failed; the first is prompt {first['prompt']!r}"
+        f"{' with ' + shown if shown else ''}: {'; '.join(reasons)}"
     )
 
 

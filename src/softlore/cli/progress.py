@@ -14,7 +14,7 @@ from softlore.cli.options import interactive
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from softlore.control.hard.runner import Outcome
+    from softlore.compare.harness import Row
     from softlore.control.search import Searcher
     from softlore.tune import TrainablePrompt, TrainingProgress
     from softlore.tune.group_run import GroupEvent
@@ -189,14 +189,14 @@ def search_bar(name: str) -> Iterator[Callable[[Searcher], None]]:
 
 
 @contextmanager
-def case_bar(count: int) -> Iterator[Callable[[Outcome], None]]:
+def case_bar(count: int) -> Iterator[Callable[[Row], None]]:
     """A progress bar on a terminal's standard error, else nothing."""
     if not interactive():
-        yield lambda one: None
+        yield lambda row: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("trying", total=count)
-        yield lambda one: progress.update(task, advance=1, description=one.case.prompt)
+        yield lambda row: progress.update(task, advance=1, description=row["prompt"])

@@ -1,127 +1,68 @@
-"""The contest of ways on one lorebook: what each brings about and costs, over several seeds."""
+"""The comparison of methods on one lorebook: what each does and costs, over several seeds."""
 
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from softlore.compare.methods import MethodResult, make_all
+from softlore.compare.harness import Interval, OnProgress, Row, grid, run_cases, summarize
+from softlore.compare.methods import Maker, MethodResult, make_all
 from softlore.errors import ConfigError, LoreError
 from softlore.lore import Lorebook
-from softlore.lore.keywords import lore_keywords, words
 from softlore.measure.conditioning import ConditioningEvaluator
 from softlore.measure.evaluate import check_settings
-from softlore.measure.material import Material, gather
+from softlore.measure.material import gather
 from softlore.measure.results import Measures, StoryMeasures
-from softlore.measure.stories import judge, story_openings, write_stories
+from softlore.measure.stories import StoryEvaluator
 from softlore.model import FrozenModel
 
-# Two-sided 95 % points of Student's t, by degrees of freedom.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-Maker = Callable[[FrozenModel, Lorebook, int, float, Callable[[str], None]], list[MethodResult]]
 COLUMNS = ("held_out", "drift", "lore_words", "copy", "perplexity", "tokens", "seconds")
 
 
 @dataclass(frozen=True)
-class MethodScores:
-    """One way's measures for one entry, under one seed."""
-
-    way: str
-    kind: str
-    entry: str
-    seed: int
-    seconds: float
-    measures: Measures
-    conditioning: str
-
-    def figures(self) -> dict[str, float | None]:
-        """The figures of the tables, by column; recall by its distance."""
-        one, told = self.measures, self.measures.stories
-        found: dict[str, float | None] = {f"recall_{d}": v for d, v in one.recall.items()}
-        return found | {
-            "held_out": one.held_out,
-            "drift": one.drift,
-            "lore_words": told.lore_words.a_story if told else None,
-            "copy": float(told.copy.run) if told else None,
-            "perplexity": told.perplexity if told else None,
-            "tokens": float(one.tokens),
-            "seconds": self.seconds,
-        }
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds, and half the width of its 95 % interval; None for a single seed."""
-
-    mean: float
-    half: float | None
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" + (f" ±{self.half:.2f}" if self.half else "")
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """All that a comparison found.
+    """The measures of every method.
 
     Attributes:
-        distances: tokens of story between head and call.
+        distances: tokens of story between conditioning and call.
+        rows: one for each method, entry and seed: its figures by column (recall by its distance),
+            the conditioning where it is text, and the first story.
         seconds: how long all of it took.
-        story_tokens: how long stories are.
+        story_tokens: length of the stories.
     """
 
     lorebook: str
     model: str
     seeds: list[int]
     distances: list[int]
-    results: list[MethodScores]
+    rows: list[Row]
     seconds: float
     story_tokens: int = 60
 
     @property
-    def asked(self) -> bool:
-        """Whether anything has calls and responses, which recall is measured by."""
-        return any(v is not None for one in self.results for v in one.measures.recall.values())
+    def has_recall(self) -> bool:
+        """Whether any entry has calls and responses, by which recall is measured."""
+        recalls = [f"recall_{distance}" for distance in self.distances]
+        return any(row[recall] is not None for row in self.rows for recall in recalls)
 
     @property
-    def ways(self) -> dict[str, str]:
-        """The ways and their kinds, in the order they were tried."""
-        return {one.way: one.kind for one in self.results}
+    def methods(self) -> dict[str, str]:
+        """The methods and their kinds, in the order they were tried."""
+        return {row["method"]: row["kind"] for row in self.rows}
 
     @property
     def columns(self) -> list[str]:
         return [*(f"recall_{distance}" for distance in self.distances), *COLUMNS]
 
+    @cached_property
     def total(self) -> dict[str, dict[str, Interval | None]]:
-        """By way and column: the mean of all entries, with its interval over the seeds."""
-        return {
-            way: {column: self._interval(way, column) for column in self.columns}
-            for way in self.ways
-        }
-
-    def of_entry(self, entry: str) -> dict[str, dict[str, Interval | None]]:
-        """`total` for one entry."""
-        return {
-            way: {column: self._interval(way, column, entry) for column in self.columns}
-            for way in self.ways
-        }
-
-    def _interval(self, way: str, column: str, entry: str | None = None) -> Interval | None:
-        by_seed = []
-        for seed in self.seeds:
-            values = [
-                value
-                for one in self.results
-                if (one.way, one.seed) == (way, seed) and entry in (None, one.entry)
-                if (value := one.figures()[column]) is not None
-            ]
-            if values:
-                by_seed.append(statistics.fmean(values))
-        return interval(by_seed) if by_seed else None
+        """By method and column: the mean of all entries, with its interval over the seeds."""
+        return summarize(self.rows, "method", "seed", self.columns)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
@@ -132,31 +73,11 @@ class Comparison:
             "seconds": round(self.seconds, 1),
             "story_tokens": self.story_tokens,
             "total": {
-                way: {column: one and asdict(one) for column, one in columns.items()}
-                for way, columns in self.total().items()
+                method: {column: mean and asdict(mean) for column, mean in means.items()}
+                for method, means in self.total.items()
             },
-            "results": [
-                {
-                    "way": one.way,
-                    "kind": one.kind,
-                    "entry": one.entry,
-                    "seed": one.seed,
-                    "head": one.conditioning,
-                    **one.figures(),
-                    "story": one.measures.stories.first if one.measures.stories else None,
-                }
-                for one in self.results
-            ],
+            "results": self.rows,
         }
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Mean and 95 % interval of a few values, by Student's t."""
-    count = len(values)
-    if count < 2:
-        return Interval(values[0], None)
-    t = _T95[min(count - 1, len(_T95)) - 1]
-    return Interval(statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(count))
 
 
 def run_comparison(
@@ -169,15 +90,17 @@ def run_comparison(
     stories: int = 4,
     story_tokens: int = 60,
     make: Maker = make_all,
-    on_progress: Callable[[float, str], None] | None = None,
+    path: Path | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Comparison:
-    """Makes every way's heads for a lorebook, and measures them all alike.
+    """Makes every method's conditionings for a lorebook, and measures them all alike.
 
     Args:
         seeds: each makes and measures everything once.
         time_budget: seconds for all searching and training, of all seeds together.
-        make: what makes the ways: `ways.make_all`, or `ways.make_styles`.
-        on_progress: called with the share that is done and a word on what comes next.
+        make: what makes the conditionings: `methods.make_all`, or `methods.make_styles`.
+        path: JSON lines of the rows; seeds in the file are not measured again.
+        on_progress: called with the share that is done and what is being done.
 
     Raises:
         LoreError: a lorebook without entries.
@@ -186,86 +109,73 @@ def run_comparison(
     if not book.entries:
         raise LoreError(f"lorebook {book.name!r} has no entries; expected at least one; add one")
     if not 0 < time_budget < math.inf:
-        raise ConfigError(f"time_budget is {time_budget}; expected seconds above 0; give it some")
-    start = time.monotonic()
-    tell = on_progress or (lambda done, doing: None)
+        raise ConfigError(
+            f"time_budget is {time_budget}; expected a number of seconds above 0; change it"
+        )
     distances = check_settings(stories, story_tokens, distances)
-    results: list[MethodScores] = []
-    for number, seed in enumerate(seeds):
-        done = number / len(seeds)
+    start = time.monotonic()
+    report = on_progress or (lambda done, doing: None)
+    seeds = list(seeds)
 
-        def told(way: str, done: float = done, seed: int = seed) -> None:
-            tell(done, f"seed {seed}: {way}")
+    def measure(seed: int) -> Iterable[Row]:
+        done = seeds.index(seed) / len(seeds)
+        made = make(
+            model,
+            book,
+            seed,
+            time_budget / len(seeds),
+            lambda method: report(done, f"seed {seed}: {method}"),
+        )
+        report(done + 0.7 / len(seeds), f"seed {seed}: measuring")
+        material = gather(model, max(distances), seed)
+        evaluator = ConditioningEvaluator(model, material, distances)
+        story_evaluator = StoryEvaluator(model, material, book, stories, story_tokens, seed)
+        for method in made:
+            yield from _measure_method(book, method, evaluator, story_evaluator)
 
-        made = make(model, book, seed, time_budget / len(seeds), told)
-        tell(done + 0.7 / len(seeds), f"seed {seed}: measuring")
-        results += _measured(model, book, made, seed, distances, stories, story_tokens)
-    tell(1.0, "done")
+    rows = run_cases(grid(seed=seeds), measure, path)
+    report(1.0, "done")
     seconds = time.monotonic() - start
-    return Comparison(book.name, model.name, list(seeds), distances, results, seconds, story_tokens)
+    return Comparison(book.name, model.name, seeds, distances, rows, seconds, story_tokens)
 
 
-def _measured(
-    model: FrozenModel,
+def _measure_method(
     book: Lorebook,
-    made: Sequence[MethodResult],
-    seed: int,
-    distances: list[int],
-    stories: int,
-    story_tokens: int,
-) -> list[MethodScores]:
-    material = gather(model, max(distances), seed)
-    bench = ConditioningEvaluator(model, material, distances)
-    openings = _openings(book, stories)
-    found: list[MethodScores] = []
-    for way in made:
-        results = []
-        for name, conditioning in way.conditionings.items():
-            measures = bench.measure(book[name], conditioning)
-            if measures is not None:
-                shown = conditioning if isinstance(conditioning, str) else ""
-                results.append(
-                    MethodScores(way.way, way.kind, name, seed, way.seconds, measures, shown)
-                )
-        told = _stories(model, book, way, results, openings, material, story_tokens, seed)
-        found += [
-            replace(one, measures=replace(one.measures, stories=stories))
-            for one, stories in zip(results, told, strict=True)
-        ]
-    return found
+    method: MethodResult,
+    evaluator: ConditioningEvaluator,
+    story_evaluator: StoryEvaluator,
+) -> Iterable[Row]:
+    """A row for each entry whose conditioning fits the model's context."""
+    measured = {
+        name: evaluator.measure(book[name], conditioning)
+        for name, conditioning in method.conditionings.items()
+    }
+    fitting = {name: method.conditionings[name] for name, one in measured.items() if one}
+    stories = story_evaluator.measure(fitting)
+    for name, measures in measured.items():
+        if measures is not None:
+            yield _row(method, name, measures, stories.get(name))
 
 
-def _stories(
-    model: FrozenModel,
-    book: Lorebook,
-    way: MethodResult,
-    results: Sequence[MethodScores],
-    openings: Mapping[str, list[str]],
-    material: Material,
-    tokens: int,
-    seed: int,
-) -> list[StoryMeasures | None]:
-    """What came of stories under a way's heads; the same draws for every way."""
-    begun = [openings[one.entry] for one in results]
-    if not any(begun):
-        return [None] * len(results)
-    jobs = [
-        (way.conditionings[one.entry], [model.encode(opening) for opening in mine])
-        for one, mine in zip(results, begun, strict=True)
-    ]
-    told: list[StoryMeasures | None] = []
-    for one, mine, written in zip(
-        results, begun, write_stories(model, jobs, tokens, seed), strict=True
-    ):
-        entry = book[one.entry]
-        keywords = lore_keywords(entry, material.known.union(*map(words, mine)))
-        told.append(None if written is None else judge(model, entry, mine, written, keywords))
-    return told
-
-
-def _openings(book: Lorebook, count: int) -> dict[str, list[str]]:
-    found = {}
-    for entry in book:
-        begun = story_openings(entry)
-        found[entry.name] = [begun[i % len(begun)] for i in range(count)]
-    return found
+def _row(
+    method: MethodResult, entry: str, measures: Measures, stories: StoryMeasures | None
+) -> Row:
+    conditioning = method.conditionings[entry]
+    figures: Mapping[str, float | None] = {
+        **{f"recall_{distance}": value for distance, value in measures.recall.items()},
+        "held_out": measures.held_out,
+        "drift": measures.drift,
+        "lore_words": stories.lore_words.a_story if stories else None,
+        "copy": float(stories.copy.run) if stories else None,
+        "perplexity": stories.perplexity if stories else None,
+        "tokens": float(measures.tokens),
+        "seconds": method.seconds_each,
+    }
+    return {
+        "method": method.name,
+        "kind": method.kind,
+        "entry": entry,
+        "conditioning": conditioning if isinstance(conditioning, str) else "",
+        **figures,
+        "story": stories.first if stories else None,
+    }

@@ -5,37 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from softlore import demo as data
-from softlore.compare.samples import Sample, write_samples
+from softlore.compare.harness import OnProgress
+from softlore.compare.methods import OnStep, TrainedMethod, train_method
+from softlore.context.compose import ContextLike
 from softlore.disk import storage_error
 from softlore.lore import Entry, Lorebook
 from softlore.measure import Evaluation, evaluate
+from softlore.measure.stories import write_stories
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary, SoftPrompt
-from softlore.tune import TrainingProgress, WorldInfoTrainer
 
 TIME_BUDGET = 190.0  # seconds of updates
 SAMPLE_TOKENS = 40
-# How much is measured.
-SIZES: dict[str, Any] = {"stories": 6}
-QUICK_SIZES: dict[str, Any] = {"stories": 1, "story_tokens": 8, "distances": (0, 8)}
-
-OnStep = Callable[[TrainingProgress], "bool | None"]
-OnProgress = Callable[[float, str], None]
+MEASURES: dict[str, Any] = {"stories": 6}
+QUICK_MEASURES: dict[str, Any] = {"stories": 1, "story_tokens": 8, "distances": (0, 8)}
 
 
 @dataclass(frozen=True)
 class DemoObserver:
-    """Who is told how far the demo is.
+    """Callbacks for progress.
 
     Attributes:
         say: called with a line on what begins.
-        training: a context that gives what the trainer calls after each update.
-        measuring: a context that gives what `evaluate` calls.
+        training: makes a context that gives what the trainer calls after each update.
+        measuring: makes a context that gives what `evaluate` calls.
     """
 
     say: Callable[[str], None] = lambda line: None
@@ -45,11 +43,11 @@ class DemoObserver:
 
 @dataclass(frozen=True)
 class DemoMethod:
-    """One way of training, and on what.
+    """A method of training, and what it is used on.
 
     Attributes:
         share: of the time budget.
-        suffix: added to the names of the prompts, which else are their entries'.
+        suffix: added to the entries' names to name the prompts.
     """
 
     name: str
@@ -61,56 +59,64 @@ class DemoMethod:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What came of a way of training.
+class DemoResult:
+    """The prompts of a method, by entry, and their measures."""
 
-    Attributes:
-        curves: by entry, the losses of each update (nats a token): response, guard, distil.
-        evaluation: of its prompts, under the names of their entries.
-        seconds: of training, the reading of the lore included.
-    """
-
-    way: DemoMethod
+    method: DemoMethod
+    trained: TrainedMethod
     prompts: dict[str, SoftPrompt]
-    curves: dict[str, dict[str, list[float]]]
     evaluation: Evaluation
-    updates: int
-    seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        rounded = {
-            name: {kind: [round(loss, 4) for loss in losses] for kind, losses in kinds.items()}
-            for name, kinds in self.curves.items()
+        curves = {
+            name: {term: [round(loss, 4) for loss in losses] for term, losses in terms.items()}
+            for name, terms in self.trained.curves.items()
         }
         return {
-            "name": self.way.name,
-            "title": self.way.title,
-            "settings": self.way.settings,
+            "name": self.method.name,
+            "title": self.method.title,
+            "settings": self.method.settings,
             "prompts": {
                 entry: {"name": prompt.name, "kind": prompt.kind, "n_tokens": len(prompt)}
                 for entry, prompt in self.prompts.items()
             },
-            "updates": self.updates,
-            "seconds": round(self.seconds, 1),
-            "curves": rounded,
+            "updates": self.trained.updates,
+            "seconds": round(self.trained.seconds, 1),
+            "curves": curves,
             "evaluation": self.evaluation.to_dict(),
         }
 
 
 @dataclass(frozen=True)
-class Demo:
-    """All that the demo found.
+class Sample:
+    """The same opening continued without and with a soft prompt, by the same draws.
 
     Attributes:
-        samples: openings written on without and with the prompt of their entry.
+        prompt: name of the soft prompt.
+        lore_words: words of the lore, which are marked in both texts.
+    """
+
+    prompt: str
+    opening: str
+    without: str
+    soft: str
+    lore_words: list[str]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The demo's results.
+
+    Attributes:
         seconds: from the first update to the last sample.
+        files: of the report, by name.
     """
 
     book: Lorebook
     model: str
     parameters: int
     seed: int
-    trained: list[Trained]
+    results: list[DemoResult]
     samples: list[Sample]
     seconds: float
     files: dict[str, Path] = field(default_factory=dict)
@@ -123,13 +129,13 @@ class Demo:
             "parameters": self.parameters,
             "seed": self.seed,
             "seconds": round(self.seconds, 1),
-            "trained": [one.to_dict() for one in self.trained],
-            "samples": [sample.to_dict() for sample in self.samples],
+            "trained": [result.to_dict() for result in self.results],
+            "samples": [asdict(sample) for sample in self.samples],
         }
 
 
 def demo_methods(book: Lorebook, quick: bool = False) -> list[DemoMethod]:
-    """The three ways of the demo: in company, from the text alone, and as embedding rows."""
+    """Prefixes trained in company, a prefix distilled from text alone, and embedding rows."""
     rook, marta = book["Captain Rook"], book["Marta"]
     entries = [marta, rook] if quick else list(book)
     small: dict[str, Any] = {"max_steps": 2, "distil_passages": 4} if quick else {}
@@ -173,37 +179,37 @@ def run_demo(
     seed: int = 0,
     quick: bool = False,
     time_budget: float = TIME_BUDGET,
-    onlooker: DemoObserver | None = None,
+    observer: DemoObserver | None = None,
 ) -> Demo:
-    """Trains, measures, writes; saves the prompts under `out`.
+    """Trains, measures and writes samples; saves the prompts under `out`.
 
     Args:
-        quick: two entries and updates, to see that it runs; the prompts are good for nothing.
+        quick: two entries and two updates: a test that it runs, without useful prompts.
         time_budget: most seconds of updates.
 
     Raises:
-        StorageError: the disk refuses.
+        StorageError: a file or folder can't be written.
     """
-    told = onlooker or DemoObserver()
+    observer = observer or DemoObserver()
     book = Lorebook.load(data.lorebook_path())
     start = time.monotonic()
-    library = PromptLibrary(_made(out / "prompts"))
-    trained = []
-    for way in demo_methods(book, quick):
-        told.say(f"training {way.title}")
-        found = _train(model, book, way, seed, quick, time_budget * way.share, told)
-        for prompt in found.prompts.values():
+    library = PromptLibrary(_make_folder(out / "prompts"))
+    results = []
+    for method in demo_methods(book, quick):
+        observer.say(f"training {method.title}")
+        result = _run_method(model, book, method, seed, quick, time_budget, observer)
+        for prompt in result.prompts.values():
             library.save(prompt)
-        trained.append(found)
-    told.say("writing the samples")
-    samples = _samples(model, trained, seed, 8 if quick else SAMPLE_TOKENS)
+        results.append(result)
+    observer.say("writing the samples")
+    samples = _write_samples(model, results, seed, 8 if quick else SAMPLE_TOKENS)
     parameters = sum(p.numel() for p in model.hf.parameters())
     seconds = time.monotonic() - start
-    return Demo(book, model.name, parameters, seed, trained, samples, seconds)
+    return Demo(book, model.name, parameters, seed, results, samples, seconds)
 
 
-def _made(folder: Path) -> Path:
-    """The folder, made now: a disk that refuses is better met before the training than after."""
+def _make_folder(folder: Path) -> Path:
+    """Makes the folder before the training, so that a failure costs no time."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -211,42 +217,79 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _train(
+def _run_method(
     model: FrozenModel,
     book: Lorebook,
-    way: DemoMethod,
+    method: DemoMethod,
     seed: int,
     quick: bool,
     time_budget: float,
-    told: DemoObserver,
-) -> Trained:
-    start = time.monotonic()
-    trainer = WorldInfoTrainer(
-        model, entries=way.entries, seed=seed, time_budget=time_budget, **way.settings
+    observer: DemoObserver,
+) -> DemoResult:
+    trained = train_method(
+        model,
+        method.name,
+        observer.training,
+        entries=method.entries,
+        seed=seed,
+        time_budget=time_budget * method.share,
+        **method.settings,
     )
-    trainer.prepare()
-    with told.training() as trainer.on_step:
-        made: dict[str, SoftPrompt] = trainer.train()
-    seconds = time.monotonic() - start
-    prompts = {name: one.replace(name=name + way.suffix) for name, one in made.items()}
-    of_these = book.model_copy(update={"entries": [book[name] for name in made]})
-    with told.measuring() as show:
-        sizes = QUICK_SIZES if quick else SIZES
-        evaluation = evaluate(model, of_these, made, seed=seed, on_progress=show, **sizes)
-    curves = {name: vars(one.history) for name, one in trainer.trainables.items()}
-    return Trained(way, prompts, curves, evaluation, trainer.step, seconds)
+    prompts = trained.conditionings
+    trained_book = book.model_copy(update={"entries": [book[name] for name in prompts]})
+    measures = QUICK_MEASURES if quick else MEASURES
+    with observer.measuring() as show:
+        evaluation = evaluate(model, trained_book, prompts, seed=seed, on_progress=show, **measures)
+    renamed = {name: one.replace(name=name + method.suffix) for name, one in prompts.items()}
+    return DemoResult(method, trained, renamed, evaluation)
 
 
-def _samples(
-    model: FrozenModel, trained: Sequence[Trained], seed: int, tokens: int
+def _write_samples(
+    model: FrozenModel, results: Sequence[DemoResult], seed: int, tokens: int
 ) -> list[Sample]:
-    """The demo's openings, with each prompt of their entry."""
-    lore_words: dict[str, list[str]] = {}
-    asked: list[tuple[SoftPrompt, str]] = []
-    for one in trained:
-        words = {entry.name: entry.keywords for entry in one.evaluation.entries}
-        lore_words |= {prompt.name: words[name] for name, prompt in one.prompts.items()}
-        asked += [
-            (one.prompts[name], opening) for name, opening in data.openings() if name in one.prompts
+    """Continues the demo's openings without and with each prompt of their entry."""
+    cases: list[tuple[SoftPrompt, str, list[str]]] = []
+    for result in results:
+        keywords = {entry.name: entry.keywords for entry in result.evaluation.entries}
+        cases += [
+            (result.prompts[entry], opening, keywords[entry])
+            for entry, opening in data.openings()
+            if entry in result.prompts
         ]
-    return write_samples(model, asked, lore_words, tokens, seed)
+    openings = [opening for _, opening, _ in cases]
+    without = _continue(model, openings, [""] * len(cases), tokens, seed)
+    soft = _continue(model, openings, [prompt for prompt, _, _ in cases], tokens, seed)
+    return [
+        Sample(prompt.name, opening, bare_text, soft_text, list(keywords))
+        for (prompt, opening, keywords), bare_text, soft_text in zip(
+            cases, without, soft, strict=True
+        )
+    ]
+
+
+def _continue(
+    model: FrozenModel,
+    openings: Sequence[str],
+    conditionings: Sequence[ContextLike],
+    tokens: int,
+    seed: int,
+) -> list[str]:
+    jobs = [
+        (conditioning, [model.encode(opening)])
+        for conditioning, opening in zip(conditionings, openings, strict=True)
+    ]
+    written = write_stories(model, jobs, tokens, seed)
+    return [_printable(model.decode(texts[0])) if texts else "" for texts in written]
+
+
+def _printable(text: str) -> str:
+    """Replaces control characters, which small models sometimes write and HTML can't hold."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def first_of_each(samples: Sequence[Sample]) -> list[Sample]:
+    """The first sample of each prompt."""
+    first: dict[str, Sample] = {}
+    for sample in samples:
+        first.setdefault(sample.prompt, sample)
+    return list(first.values())

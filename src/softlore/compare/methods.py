@@ -1,10 +1,11 @@
-"""The ways of telling a model what an entry says: each makes a head for every entry of a book."""
+"""Methods of conditioning a model on a lorebook: text, templates, search, codes, soft prompts."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 from softlore.context.compose import ContextLike
@@ -17,34 +18,83 @@ from softlore.measure import recall
 from softlore.measure.evaluate import plain_text
 from softlore.measure.score import fits
 from softlore.model import FrozenModel
-from softlore.tune import WorldInfoTrainer
+from softlore.prompts import SoftPrompt
+from softlore.tune import TrainingProgress, WorldInfoTrainer
 
-# Wordings in use among writers, of which the one with the best recall of the training calls is
-# taken for each entry.
+# Wordings in use among writers; each entry gets the one with the best recall of its training calls.
 TEMPLATES = {
     "as it is": "{{ entry.text }}\n",
     "named": "{{ entry.name }}: {{ entry.text }}\n",
     "in brackets": "[ {{ entry.name }}: {{ entry.text }} ]\n",
     "facts": "{% for fact in entry.text | sentences %}- {{ fact }}\n{% endfor %}",
-    "told": "Everybody knew this of {{ entry.name }}. {{ entry.text }}\n",
+    "reported": "Everybody knew this of {{ entry.name }}. {{ entry.text }}\n",
 }
 SEARCHED_TOKENS = 16
 SOFT = (("prefix", 4), ("prefix", 16), ("embedding", 16))
-SEARCH_SHARE = 0.25  # of the time for making; the rest is for soft prompts
-RATES: dict[str, dict[str, Any]] = {"embedding": {"drift_guard": 1.25}}
+SEARCH_SHARE = 0.25  # of the time budget; the rest is for soft prompts
+DRIFT_GUARDS = {"prefix": 1.0, "embedding": 1.25}
+OnStep = Callable[[TrainingProgress], "bool | None"]
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """A way's heads by entry, and the seconds that each took on average."""
+    """What a method made for the entries of a lorebook.
 
-    way: str
+    Attributes:
+        kind: none, hard, code, prefix or embedding; plots show each by a color and a marker.
+        conditionings: by entry.
+        seconds: spent on all of them.
+    """
+
+    name: str
     kind: str
-    conditionings: dict[str, ContextLike]
-    seconds: float
+    conditionings: Mapping[str, ContextLike]
+    seconds: float = 0.0
+
+    @property
+    def seconds_each(self) -> float:
+        return self.seconds / max(1, len(self.conditionings))
 
 
-Make = Callable[[], Mapping[str, ContextLike]]
+@dataclass(frozen=True)
+class TrainedMethod(MethodResult):
+    """Soft prompts that were trained together.
+
+    Attributes:
+        curves: by entry, the losses of each update (nats a token): response, guard, distil.
+    """
+
+    conditionings: Mapping[str, SoftPrompt]
+    updates: int = 0
+    curves: Mapping[str, dict[str, list[float]]] = field(default_factory=dict)
+
+
+# Makes every method's conditionings, given a model, a lorebook, a seed, a time budget in seconds
+# for all that is searched and trained, and a function that is called with each method's name.
+Maker = Callable[[FrozenModel, Lorebook, int, float, Callable[[str], None]], list[MethodResult]]
+
+
+def train_method(
+    model: FrozenModel,
+    name: str,
+    observe: Callable[[], AbstractContextManager[OnStep | None]] = nullcontext,
+    **settings: Any,
+) -> TrainedMethod:
+    """Trains soft prompts together, and times it.
+
+    Args:
+        observe: makes a context that gives what the trainer calls after each update.
+        settings: `WorldInfoTrainer`'s: entries, corpora or conditionings, and how they are trained.
+    """
+    start = time.monotonic()
+    trainer = WorldInfoTrainer(model, **settings)
+    trainer.prepare()
+    with observe() as trainer.on_step:
+        prompts: dict[str, SoftPrompt] = trainer.train()
+    seconds = time.monotonic() - start
+    curves = {entry: vars(one.history) for entry, one in trainer.trainables.items()}
+    kind = settings.get("kind", "prefix")
+    return TrainedMethod(name, kind, prompts, seconds, trainer.step, curves)
 
 
 def make_all(
@@ -52,44 +102,50 @@ def make_all(
     book: Lorebook,
     seed: int,
     time_budget: float,
-    tell: Callable[[str], None],
+    on_method: Callable[[str], None],
 ) -> list[MethodResult]:
-    """Every way's heads for the entries of a book.
-
-    Args:
-        time_budget: seconds for all that is searched and trained.
-    """
-    per_search = time_budget * SEARCH_SHARE / max(1, sum(bool(e.blocks) for e in book))
-    per_training = time_budget * (1 - SEARCH_SHARE) / len(SOFT)
-    ways: list[tuple[str, str, Make]] = [
-        ("nothing", "none", lambda: dict.fromkeys((e.name for e in book), "")),
-        ("text", "hard", lambda: {e.name: plain_text(e) for e in book if e.text}),
-        ("best template", "hard", lambda: _each(book, lambda e: best_template(model, e))),
+    """Every method of `softlore compare` that applies to the model and the book. See `Maker`."""
+    search_seconds = time_budget * SEARCH_SHARE / max(1, sum(bool(e.blocks) for e in book))
+    makers: list[tuple[str, str, Callable[[Entry], ContextLike | None]]] = [
+        ("nothing", "none", lambda entry: ""),
+        ("text", "hard", lambda entry: plain_text(entry) if entry.text else None),
+        ("best template", "hard", lambda entry: best_template(model, entry)),
         (
             f"searched, {SEARCHED_TOKENS}",
             "hard",
-            lambda: _each(book, lambda e: searched(model, e, seed, per_search)),
+            lambda entry: search_text(model, entry, seed, search_seconds),
         ),
-        ("control code", "code", lambda: _each(book, lambda e: best_code(model, e))),
+        ("control code", "code", lambda entry: best_code(model, entry)),
     ]
+    results: list[MethodResult] = []
+    for name, kind, make in makers:
+        on_method(name)
+        start = time.monotonic()
+        made = {entry.name: make(entry) for entry in book}
+        seconds = time.monotonic() - start if kind != "none" else 0.0
+        conditionings = {entry: one for entry, one in made.items() if one is not None}
+        results += [MethodResult(name, kind, conditionings, seconds)] if conditionings else []
+    training_seconds = time_budget * (1 - SEARCH_SHARE) / len(SOFT)
+    # The measures ask for calls and responses; entries that all have them are trained on them only.
+    settings = {"distil_weight": 0.0} if all(entry.blocks for entry in book) else {}
     for kind, n_tokens in SOFT:
         if kind == "embedding" or model.takes_prefix:
-            ways.append(
-                (
+            on_method(f"{kind}, {n_tokens}")
+            results.append(
+                train_method(
+                    model,
                     f"{kind}, {n_tokens}",
-                    kind,
-                    _soft(model, book, kind, n_tokens, seed, per_training),
+                    entries=book.entries,
+                    kind=kind,
+                    n_tokens=n_tokens,
+                    max_spacing=96,
+                    drift_guard=DRIFT_GUARDS[kind],
+                    seed=seed,
+                    time_budget=training_seconds,
+                    **settings,
                 )
             )
-    made = []
-    for name, kind, make in ways:
-        tell(name)
-        start = time.monotonic()
-        conditionings = dict(make())
-        seconds = (time.monotonic() - start) / max(1, len(conditionings))
-        if conditionings:
-            made.append(MethodResult(name, kind, conditionings, seconds if kind != "none" else 0.0))
-    return made
+    return results
 
 
 def make_styles(
@@ -97,40 +153,31 @@ def make_styles(
     book: Lorebook,
     seed: int,
     time_budget: float,
-    tell: Callable[[str], None],
+    on_method: Callable[[str], None],
     **training: Any,
 ) -> list[MethodResult]:
-    """Prefixes of one length from the same texts, each authoring style's blocks and distillation.
+    """Prefixes of the same texts by each authoring style's blocks, and by distillation.
 
-    The entries' own calls are asked of all of them, and belong to none but the last. `training`:
-    further settings of the trainer, the same for all.
+    All are measured on the entries' own calls, which only the last method is trained on. See
+    `Maker`.
+
+    Args:
+        training: further settings of the trainer, the same for all.
     """
     texts = [e.model_copy(update={"blocks": [], "held_out": []}) for e in book if e.text]
-    own = [e for e in book if e.blocks]
-    tries: list[tuple[str, list[Entry], dict[str, Any]]] = [
+    methods: list[tuple[str, list[Entry], dict[str, Any]]] = [
         *((style, texts, {"style": style, "distil_weight": 0.0}) for style in STYLES),
         ("distilled", texts, {}),
-        ("own calls", own, {"distil_weight": 0.0}),
+        ("own calls", [e for e in book if e.blocks], {"distil_weight": 0.0}),
     ]
-    made = [MethodResult("nothing", "none", {e.name: "" for e in book}, 0.0)]
-    for name, entries, settings in tries:
-        if not entries:
-            continue
-        tell(name)
-        start = time.monotonic()
-        trainer = WorldInfoTrainer(
-            model,
-            entries=entries,
-            seed=seed,
-            time_budget=time_budget / len(tries),
-            **(training | settings),
-        )
-        conditionings: dict[str, ContextLike] = trainer.train()
-        seconds = (time.monotonic() - start) / len(conditionings)
-        made.append(
-            MethodResult(name, "prefix" if name != "own calls" else "code", conditionings, seconds)
-        )
-    return made
+    results = [MethodResult("nothing", "none", {e.name: "" for e in book})]
+    for name, entries, settings in methods:
+        if entries:
+            on_method(name)
+            budget = time_budget / len(methods)
+            common = {"entries": entries, "seed": seed, "time_budget": budget}
+            results.append(train_method(model, name, **common, **(training | settings)))
+    return results
 
 
 def best_template(model: FrozenModel, entry: Entry) -> str | None:
@@ -151,35 +198,10 @@ def best_code(model: FrozenModel, entry: Entry) -> ContextLike | None:
     return min(conditionings, key=lambda conditioning: recall(model, conditioning, entry.blocks))
 
 
-def searched(model: FrozenModel, entry: Entry, seed: int, seconds: float) -> str | None:
-    """A hard prompt found by GCG for an entry's training calls."""
+def search_text(model: FrozenModel, entry: Entry, seed: int, seconds: float) -> str | None:
+    """A hard prompt that GCG finds for an entry's training calls."""
     if not entry.blocks:
         return None
     scorer = Scorer(model, entry.blocks)
-    found = Searcher(scorer, "gcg", SEARCHED_TOKENS, seconds=seconds, seed=seed).search()
-    return found.text + "\n"
-
-
-def _soft(
-    model: FrozenModel, book: Lorebook, kind: str, n_tokens: int, seed: int, seconds: float
-) -> Make:
-    def make() -> Mapping[str, ContextLike]:
-        settings: dict[str, Any] = {"kind": kind, "n_tokens": n_tokens, "max_spacing": 96}
-        # Entries with pairs are asked for those alone, as what is measured asks for them.
-        settings |= {"distil_weight": 0.0} if all(e.blocks for e in book) else {}
-        trainer = WorldInfoTrainer(
-            model,
-            entries=book.entries,
-            seed=seed,
-            time_budget=seconds,
-            **(settings | RATES.get(kind, {})),
-        )
-        prompts: dict[str, ContextLike] = trainer.train()
-        return prompts
-
-    return make
-
-
-def _each(book: Lorebook, make: Callable[[Entry], ContextLike | None]) -> dict[str, ContextLike]:
-    found = {entry.name: make(entry) for entry in book}
-    return {name: conditioning for name, conditioning in found.items() if conditioning is not None}
+    result = Searcher(scorer, "gcg", SEARCHED_TOKENS, seconds=seconds, seed=seed).search()
+    return result.text + "\n"

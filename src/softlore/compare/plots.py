@@ -1,18 +1,21 @@
-"""Plots as SVG that stands inside a page: its colours are the page's, light or dark.
+"""Plots: SVG in the colors of the page, light or dark, and the demo's samples as a PNG.
 
-Only matplotlib's object interface is used; no global state is kept.
+Only matplotlib's object interface is used, so no global state changes.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from html import escape
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from softlore.compare.tables import HEAD_NAMES
+from softlore.compare.demo import Sample
+from softlore.compare.tables import CONDITIONING_NAMES, mark_lore_words
 from softlore.errors import ConfigError
 from softlore.measure import Evaluation
 
@@ -20,17 +23,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 P = ParamSpec("P")
-# Stand-ins that matplotlib draws with, and what the page is to put there.
+# Placeholder colors that matplotlib draws with; `as_svg` replaces them by the page's CSS variables.
 INK = "#010101"
-COLOURS = {"none": "#020202", "text": "#030303", "soft": "#040404", "company": "#050505"}
-# Ways by their kind: a colour and a marker each.
+COLORS = {"none": "#020202", "text": "#030303", "soft": "#040404", "company": "#050505"}
+_PAGE_COLORS = {INK: "currentColor"} | {c: f"var(--{name})" for name, c in COLORS.items()}
+MARKERS = {"none": "o", "text": "s", "soft": "D", "company": "^"}
+# Kinds of methods: a color and a marker each.
 KINDS = {"none": ("none", "o"), "hard": ("text", "s"), "code": ("company", "^"),
          "embedding": ("soft", "v"), "prefix": ("soft", "D")}  # fmt: skip
-_ON_THE_PAGE = {INK: "currentColor"} | {
-    c: f"var(--{conditioning})" for conditioning, c in COLOURS.items()
-}
-MARKERS = {"none": "o", "text": "s", "soft": "D", "company": "^"}
-SMOOTH = 0.7  # how much of each loss curve's last value is kept at the next
+SMOOTHING = 0.7  # weight of a loss curve's last value in the exponential moving average
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "softlore",
@@ -49,19 +50,17 @@ _STYLE: dict[str, Any] = {
 
 
 def need_extra() -> None:
-    """Raises ConfigError where what reports are made with is not installed."""
-    import importlib.util
-
+    """Raises ConfigError where the packages that reports are made with are not installed."""
     absent = [name for name in ("jinja2", "matplotlib") if not importlib.util.find_spec(name)]
     if absent:
         raise ConfigError(
-            f"a report is drawn with {' and '.join(absent)}, not installed here; expected the "
-            "extra `report`; run: pip install 'softlore[report]'"
+            f"reports need {' and '.join(absent)}, not installed here; expected the extra "
+            "`report`; run: pip install 'softlore[report]'"
         )
 
 
 def _in_style(plot: Callable[P, str]) -> Callable[P, str]:
-    """Runs a plot under our style alone: matplotlib makes ticks and text late, by what is set."""
+    """Runs a plot in `_STYLE`: matplotlib reads the style of ticks and text when it draws them."""
 
     @wraps(plot)
     def styled(*args: P.args, **kwargs: P.kwargs) -> str:
@@ -75,90 +74,86 @@ def _in_style(plot: Callable[P, str]) -> Callable[P, str]:
 
 @_in_style
 def recall_by_distance(evaluation: Evaluation, title: str) -> str:
-    """Recall of all entries after none and more of the story, for each head."""
+    """Recall of all entries by tokens of story before the call, a line for each conditioning."""
     figure, axes = _figure()
     distances = evaluation.distances
-    for conditioning, one in evaluation.total().items():
-        if one is None or all(one.recall[d] is None for d in distances):
+    for name, measures in evaluation.total().items():
+        if measures is None or all(measures.recall[d] is None for d in distances):
             continue
-        losses = [one.recall[d] for d in distances]
+        losses = [measures.recall[d] for d in distances]
         axes.plot(
             range(len(distances)),
             [float("nan") if loss is None else loss for loss in losses],
-            color=COLOURS[conditioning],
-            marker=MARKERS[conditioning],
-            label=HEAD_NAMES[conditioning],
+            color=COLORS[name],
+            marker=MARKERS[name],
+            label=CONDITIONING_NAMES[name],
         )
     axes.set_xticks(range(len(distances)), [str(d) for d in distances])
     axes.set_xlabel("tokens of story between prompt and call")
     axes.set_ylabel("nats a token of response")
     axes.set_ylim(bottom=0)
-    _legend_above(figure, axes)
-    return as_svg(figure, title)
+    return _finish(figure, title)
 
 
 @_in_style
 def loss_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> str:
-    """Response loss, distillation and drift over the updates, the mean of all entries."""
+    """Response loss, distillation and drift by update, the mean of all entries."""
     figure, axes = _figure()
-    shown = (
+    lines = (
         ("response", "responses", "soft", "-"),
         ("distil", "text, distilled", "text", "--"),
         ("guard", "drift", "none", ":"),
     )
-    for kind, label, colour, dashes in shown:
-        runs = [losses[kind] for losses in curves.values() if losses.get(kind)]
+    for term, label, color, dashes in lines:
+        runs = [losses[term] for losses in curves.values() if losses.get(term)]
         if runs:
             shortest = min(map(len, runs))
             means = [sum(run[i] for run in runs) / len(runs) for i in range(shortest)]
             axes.plot(
                 range(1, shortest + 1),
                 _smooth(means),
-                color=COLOURS[colour],
+                color=COLORS[color],
                 linestyle=dashes,
                 label=label,
             )
     axes.set_xlabel("update")
     axes.set_ylabel("nats a token")
     axes.set_ylim(bottom=0)
-    _legend_above(figure, axes)
-    return as_svg(figure, title)
+    return _finish(figure, title)
 
 
 @_in_style
 def drift_bars(evaluation: Evaluation, title: str) -> str:
-    """How far each entry's text and soft prompt bend unrelated text."""
+    """Drift of each entry's text and soft prompt."""
     names = [entry.name for entry in evaluation.entries]
     figure, axes = _figure(height=0.8 + 0.42 * len(names))
-    for offset, conditioning in ((-0.2, "text"), (0.2, "soft")):
-        found = [entry.conditionings.get(conditioning) for entry in evaluation.entries]
-        drifts = [(one.drift if one else None) or 0.0 for one in found]
+    for offset, name in ((-0.2, "text"), (0.2, "soft")):
+        measured = [entry.conditionings.get(name) for entry in evaluation.entries]
         axes.barh(
             [i + offset for i in range(len(names))],
-            drifts,
+            [(measures.drift if measures else None) or 0.0 for measures in measured],
             height=0.36,
-            color=COLOURS[conditioning],
-            label=HEAD_NAMES[conditioning],
+            color=COLORS[name],
+            label=CONDITIONING_NAMES[name],
         )
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("nats a token")
-    _legend_above(figure, axes)
-    return as_svg(figure, title)
+    return _finish(figure, title)
 
 
 @_in_style
-def scattered(
+def scatter(
     points: Sequence[tuple[str, str, float, float]], x: str, y: str, title: str, log: bool = False
 ) -> str:
-    """Ways as named points `(name, kind, x, y)`; down and to the left is better."""
+    """Methods as named points `(name, kind, x, y)`; down and to the left is better."""
     figure, axes = _figure(width=4.8, height=3.6)
-    for place, (name, kind, at, value) in enumerate(points):
-        colour, marker = KINDS[kind]
+    for index, (name, kind, at, value) in enumerate(points):
+        color, marker = KINDS[kind]
         axes.scatter(
-            [at], [value], color=COLOURS[colour], marker=marker, s=42, zorder=3, clip_on=False
+            [at], [value], color=COLORS[color], marker=marker, s=42, zorder=3, clip_on=False
         )
-        above = 5 if place % 2 else -12  # neighbours are often much alike
+        above = 5 if index % 2 else -12  # keeps the names of neighbors apart
         axes.annotate(
             name, (at, value), xytext=(5, above), textcoords="offset points", fontsize=9, color=INK
         )
@@ -179,8 +174,9 @@ def _figure(width: float = 4.6, height: float = 3.1) -> tuple[Figure, Any]:
     return figure, figure.add_subplot()
 
 
-def _legend_above(figure: Figure, axes: Any) -> None:
-    columns = min(4, len(axes.get_legend_handles_labels()[1])) or 1
+def _finish(figure: Figure, title: str) -> str:
+    """A figure with a legend above it, as SVG."""
+    columns = min(4, len(figure.axes[0].get_legend_handles_labels()[1])) or 1
     figure.legend(
         loc="outside upper left",
         ncols=columns,
@@ -190,18 +186,19 @@ def _legend_above(figure: Figure, axes: Any) -> None:
         columnspacing=1.2,
         fontsize=10,
     )
+    return as_svg(figure, title)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
     smoothed: list[float] = []
     for value in values:
         last = smoothed[-1] if smoothed else value
-        smoothed.append(SMOOTH * last + (1 - SMOOTH) * value)
+        smoothed.append(SMOOTHING * last + (1 - SMOOTHING) * value)
     return smoothed
 
 
 def as_svg(figure: Figure, title: str) -> str:
-    """A figure as an `<svg>` element: named by its title, no outer reference, ids its own."""
+    """A figure as an `<svg>` element without outside references; ids are prefixed by the title."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
@@ -209,12 +206,136 @@ def as_svg(figure: Figure, title: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
     svg = svg.replace("xlink:href", "href")
-    own = re.sub(r"\W+", "-", title.lower()).strip("-")
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{own}-\1"', svg)
-    svg = re.sub(r'(url\(|href=")#', rf"\1#{own}-", svg)
-    for stand_in, colour in _ON_THE_PAGE.items():
-        svg = svg.replace(stand_in, colour)
+    prefix = re.sub(r"\W+", "-", title.lower()).strip("-")
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r'(url\(|href=")#', rf"\1#{prefix}-", svg)
+    for placeholder, color in _PAGE_COLORS.items():
+        svg = svg.replace(placeholder, color)
     size = re.search(r'viewBox="[^"]*"', svg)
     assert size is not None
     opening = f'<svg {size[0]} role="img" aria-label="{escape(title)}">'
     return re.sub(r"<svg[^>]*>", opening, svg, count=1)
+
+
+# samples as a picture --------------------------------------------------------------------------
+
+WIDTH, DPI = 10.0, 160  # inches, dots an inch
+SIZE = 11.5  # points
+LINE = 0.235  # inches from a line to the next
+MARGIN, GAP = 0.3, 0.4
+TEXT, FAINT, MARK, RULE, TAG = "#1f1f24", "#6b6b76", "#ffd966", "#d9d9e0", "#7a3fb0"
+MOST_LINES = 5
+GLUE = "\u2060"  # word joiner: no space after this word
+
+Word = tuple[str, str, bool]  # text, style ("normal" or "italic"), lore word
+
+
+def samples_png(samples: Sequence[Sample]) -> bytes:
+    """A PNG with two columns, without and with the soft prompt; lore words are marked."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    pen = _Pen()
+    column = (WIDTH - 2 * MARGIN - GAP) / 2
+    rows = []
+    for sample in samples:
+        sides = [
+            pen.lines(_words(sample.opening, written, sample.lore_words), column)
+            for written in (sample.without, sample.soft)
+        ]
+        rows.append((sample, sides))
+    heights = [max(map(len, sides)) * LINE + 2.1 * LINE for _, sides in rows]
+    height = sum(heights) + 2 * MARGIN + 1.2 * LINE
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, WIDTH)
+    axes.set_ylim(height, 0)
+    axes.axis("off")
+    lefts = (MARGIN, MARGIN + column + GAP)
+    y = MARGIN + 0.5 * LINE
+    for left, heading in zip(lefts, ("without a prompt", "with a soft prompt"), strict=True):
+        axes.text(left, y, heading, size=SIZE, color=FAINT, va="center")
+    y += 0.9 * LINE
+    for (sample, sides), tall in zip(rows, heights, strict=True):
+        axes.plot([MARGIN, WIDTH - MARGIN], [y, y], color=RULE, linewidth=1)
+        tag = f"[[soft:{sample.prompt}]]"
+        axes.text(lefts[1], y + LINE, tag, size=SIZE - 1.5, color=TAG, va="center")
+        for left, lines in zip(lefts, sides, strict=True):
+            for number, line in enumerate(lines):
+                pen.draw(axes, left, y + (number + 2) * LINE, line)
+        y += tall
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():  # letters that the font lacks are drawn as boxes
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _words(opening: str, written: str, lore_words: Sequence[str]) -> list[Word]:
+    """Opening and continuation in words that may be wrapped after, each with its style."""
+    words: list[Word] = [(word, "italic", False) for word in opening.split()]
+    joined = not written[:1].isspace()
+    for piece, is_lore in mark_lore_words(written, lore_words):
+        for part in piece.replace("\n", " ").split(" "):
+            if part and joined and words:
+                words[-1] = (words[-1][0] + GLUE, words[-1][1], words[-1][2])
+            if part:
+                words.append((part, "normal", is_lore))
+            joined = False
+        joined = not piece[-1:].isspace()
+    return words
+
+
+class _Pen:
+    """Measures and draws words; widths in inches."""
+
+    def __init__(self) -> None:
+        from matplotlib.font_manager import FontProperties
+        from matplotlib.textpath import TextPath
+
+        self._path = TextPath
+        self._fonts = {
+            style: FontProperties(family="DejaVu Serif", style=style, size=SIZE)
+            for style in ("normal", "italic")
+        }
+
+    def width(self, text: str, style: str) -> float:
+        path = self._path((0, 0), f"|{text}|", prop=self._fonts[style], size=SIZE)
+        bars = self._path((0, 0), "||", prop=self._fonts[style], size=SIZE)
+        return float(path.get_extents().width - bars.get_extents().width) / 72
+
+    def lines(self, words: Sequence[Word], column: float) -> list[list[tuple[float, Word]]]:
+        """Words with their places, wrapped to a column; at most `MOST_LINES` lines."""
+        space = self.width(" ", "normal")
+        lines: list[list[tuple[float, Word]]] = [[]]
+        x = 0.0
+        for text, style, is_lore in words:
+            joined = text.endswith(GLUE)
+            text = text.rstrip(GLUE)
+            wide = self.width(text, style)
+            if x + wide > column and lines[-1]:
+                if len(lines) == MOST_LINES:
+                    at, (last, last_style, last_lore) = lines[-1][-1]
+                    lines[-1][-1] = at, (last + " …", last_style, last_lore)
+                    return lines
+                lines.append([])
+                x = 0.0
+            lines[-1].append((x, (text, style, is_lore)))
+            x += wide + (0.0 if joined else space)
+        return lines
+
+    def draw(self, axes: Any, left: float, y: float, line: Sequence[tuple[float, Word]]) -> None:
+        """Draws a line whose middle is at `y`."""
+        from matplotlib.patches import Rectangle
+
+        for x, (text, style, is_lore) in line:
+            if is_lore:
+                box = (left + x - 0.02, y - 0.42 * LINE)
+                wide = self.width(text, style) + 0.04
+                axes.add_patch(Rectangle(box, wide, 0.84 * LINE, color=MARK, linewidth=0))
+            color = FAINT if style == "italic" else TEXT
+            axes.text(
+                left + x, y, text, fontproperties=self._fonts[style], color=color,
+                va="center_baseline",
+            )  # fmt: skip

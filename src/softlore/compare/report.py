@@ -1,72 +1,45 @@
-"""The demo's report: one HTML file that needs nothing else, and the same findings as JSON."""
+"""Reports as HTML pages that load nothing else: the demo's, comparisons' and experiments'."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from softlore.compare.demo import Demo, Trained
-from softlore.compare.plots import drift_bars, loss_curves, need_extra, recall_by_distance
-from softlore.compare.samples import first_of_each, marked
-from softlore.compare.tables import HEAD_NAMES, number
+from softlore.compare.comparison import Comparison
+from softlore.compare.demo import Demo, DemoResult, first_of_each
+from softlore.compare.hard import summarize_prompts
+from softlore.compare.harness import Interval, Row
+from softlore.compare.plots import (
+    drift_bars,
+    loss_curves,
+    need_extra,
+    recall_by_distance,
+    samples_png,
+    scatter,
+)
+from softlore.compare.tables import (
+    CONDITIONING_NAMES,
+    NO_RECALL,
+    column_title,
+    comparison_note,
+    mark_lore_words,
+    number,
+    shown,
+)
+from softlore.control.hard import Experiment
 from softlore.disk import write_atomically
 
-TEMPLATE = "report.html.j2"
-PICTURED = 4  # samples in the picture
+PICTURED = 4  # samples in the demo's picture
+SAMPLED_ENTRIES = 3  # entries whose stories a comparison shows
+Means = Mapping[str, Mapping[str, Interval | None]]  # by method and column
 
 
-def write_report(demo: Demo, out: Path) -> Demo:
-    """Writes report.html, demo.json and demo.png into a folder; returns the demo with their paths.
-
-    Raises:
-        ConfigError: matplotlib or jinja2 is not installed.
-        StorageError: the disk refuses.
-    """
-    need_extra()
-    from softlore.compare.panel import panel_png
-
-    files = {name: out / name for name in ("report.html", "demo.json", "demo.png")}
-    write_atomically(files["report.html"], render(demo).encode())
-    write_atomically(files["demo.json"], json.dumps(demo.to_dict(), ensure_ascii=False).encode())
-    write_atomically(files["demo.png"], panel_png(first_of_each(demo.samples)[:PICTURED]))
-    return replace(demo, files=files)
-
-
-def render(demo: Demo) -> str:
-    """The report as HTML."""
-    main = demo.trained[0]
-    plots = [
-        (
-            "Recall at a distance",
-            "How much the right responses surprise the model, all entries together, with more and "
-            "more story between prompt and question. Lower is better: at 0 it would know them by "
-            "heart.",
-            recall_by_distance(main.evaluation, "Recall at a distance"),
-        ),
-        (
-            "Drift",
-            "How far text that has nothing to do with the lore is bent. Lower is better: 0 is not "
-            "at all.",
-            drift_bars(main.evaluation, "Drift"),
-        ),
-        *((f"Training: {one.way.title}", _curve_note(one), _curves(one)) for one in demo.trained),
-    ]
-    return page(
-        TEMPLATE,
-        demo=demo,
-        main=main,
-        marked=marked,
-        plots=plots,
-        head_names=HEAD_NAMES,
-        total=main.evaluation.total(),
-        costs=_costs(demo),
-    )
-
-
-def page(template: str, **values: Any) -> str:
-    """A page of ours, filled in; what is filled in is escaped."""
+def render_page(template: str, **values: Any) -> str:
+    """One of the templates, filled in; values are escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -81,20 +54,67 @@ def page(template: str, **values: Any) -> str:
     return html
 
 
-def _curves(one: Trained) -> str:
-    return loss_curves(one.curves, f"Training: {one.way.title}")
+# the demo --------------------------------------------------------------------------------------
 
 
-def _curve_note(one: Trained) -> str:
-    return f"{one.updates} updates, {one.seconds:.0f} s with the reading of the lore."
+def write_demo_report(demo: Demo, out: Path) -> Demo:
+    """Writes report.html, demo.json and demo.png into a folder; returns the demo with their paths.
+
+    Raises:
+        ConfigError: matplotlib or jinja2 is not installed.
+        StorageError: a file can't be written.
+    """
+    need_extra()
+    files = {name: out / name for name in ("report.html", "demo.json", "demo.png")}
+    write_atomically(files["report.html"], render_demo(demo).encode())
+    write_atomically(files["demo.json"], json.dumps(demo.to_dict(), ensure_ascii=False).encode())
+    write_atomically(files["demo.png"], samples_png(first_of_each(demo.samples)[:PICTURED]))
+    return replace(demo, files=files)
+
+
+def render_demo(demo: Demo) -> str:
+    """The demo's report as HTML."""
+    main = demo.results[0].evaluation
+    plots = [
+        (
+            "Recall at a distance",
+            "How much the right responses surprise the model, all entries together, with more and "
+            "more story between prompt and question. Lower is better: at 0 it would know them by "
+            "heart.",
+            recall_by_distance(main, "Recall at a distance"),
+        ),
+        (
+            "Drift",
+            "How much the prompts change what the model predicts for unrelated text. Lower is "
+            "better: 0 is not at all.",
+            drift_bars(main, "Drift"),
+        ),
+        *map(_training_plot, demo.results),
+    ]
+    return render_page(
+        "demo.html.j2",
+        demo=demo,
+        evaluation=main,
+        mark_lore_words=mark_lore_words,
+        plots=plots,
+        conditioning_names=CONDITIONING_NAMES,
+        total=main.total(),
+        costs=_costs(demo),
+    )
+
+
+def _training_plot(result: DemoResult) -> tuple[str, str, str]:
+    name = f"Training: {result.method.title}"
+    note = f"{result.trained.updates} updates, {result.trained.seconds:.0f} s with preparation."
+    return name, note, loss_curves(result.trained.curves, name)
 
 
 def _costs(demo: Demo) -> list[dict[str, Any]]:
-    """A row for each prompt: what it takes of the context and of the disk, and what it gives."""
+    """A row for each prompt: its size in the context and on disk, its cost and its measures."""
     rows = []
-    for one in demo.trained:
-        entries = {entry.name: entry for entry in one.evaluation.entries}
-        for name, prompt in one.prompts.items():
+    for result in demo.results:
+        entries = {entry.name: entry for entry in result.evaluation.entries}
+        for name, prompt in result.prompts.items():
             conditionings = entries[name].conditionings
             text = conditionings["text"]
             rows.append(
@@ -104,8 +124,117 @@ def _costs(demo: Demo) -> list[dict[str, Any]]:
                     "tokens": len(prompt),
                     "text_tokens": text.tokens if text else None,
                     "kilobytes": prompt.tensor.numel() * 4 / 1024,
-                    "seconds": one.seconds / len(one.prompts),
-                    "heads": conditionings,
+                    "seconds": result.trained.seconds_each,
+                    "conditionings": conditionings,
                 }
             )
     return rows
+
+
+# comparisons -----------------------------------------------------------------------------------
+
+
+def write_comparison_page(comparison: Comparison, path: Path) -> None:
+    """Writes a comparison as one HTML file.
+
+    Raises:
+        ConfigError: matplotlib or jinja2 is not installed.
+        StorageError: the file can't be written.
+    """
+    need_extra()
+    write_atomically(path, render_comparison(comparison).encode())
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """A comparison as HTML."""
+    near = f"recall_{comparison.distances[0]}"
+    plots = [
+        (
+            "Recall against drift",
+            "NLL of the right responses (down is better) against the change of unrelated text "
+            "(left is better).",
+            _scatter(comparison, "drift", near, "drift, nats a token", "Recall against drift"),
+        ),
+        (
+            "Recall against tokens",
+            "Tokens of the context, on a logarithmic scale: left is cheaper.",
+            _scatter(comparison, "tokens", near, "tokens", "Recall against tokens", log=True),
+        ),
+        (
+            "Held-out calls against tokens",
+            "The same for calls in words that nothing was searched or trained on.",
+            _scatter(comparison, "tokens", "held_out", "tokens", "Held-out calls", log=True),
+        ),
+    ]
+    return render_page(
+        "comparison.html.j2",
+        comparison=comparison,
+        total=comparison.total,
+        best=_best(comparison.total, (near, "held_out", "lore_words")),
+        plots=[plot for plot in plots if plot[2]],
+        title=column_title,
+        shown=shown,
+        note=comparison_note(comparison),
+        warning="" if comparison.has_recall else NO_RECALL,
+        samples=dict(islice(_samples(comparison), SAMPLED_ENTRIES)),
+    )
+
+
+def _scatter(
+    comparison: Comparison, x: str, y: str, label: str, name: str, log: bool = False
+) -> str:
+    """The methods as points; "" where none has both figures."""
+    points = []
+    for method, kind in comparison.methods.items():
+        at, value = comparison.total[method][x], comparison.total[method][y]
+        if at is not None and value is not None:
+            points.append((method, kind, at.mean, value.mean))
+    measure = "held-out calls" if y == "held_out" else "recall"
+    return scatter(points, label, f"{measure}, nats a token", name, log) if points else ""
+
+
+def _best(total: Means, columns: Sequence[str]) -> dict[str, tuple[str, Interval]]:
+    """By column: the method with the lowest (lore words: highest) figure."""
+    best = {}
+    for column in columns:
+        means = {method: mean for method, figures in total.items() if (mean := figures[column])}
+        if means:
+            pick = max if column == "lore_words" else min
+            method = pick(means, key=lambda name: means[name].mean)
+            best[column] = (method, means[method])
+    return best
+
+
+def _samples(comparison: Comparison) -> Iterator[tuple[str, list[Row]]]:
+    """By entry: the rows of the first seed that have a story."""
+    rows = [row for row in comparison.rows if row["seed"] == comparison.seeds[0] and row["story"]]
+    for entry in dict.fromkeys(row["entry"] for row in rows):
+        yield entry, [row for row in rows if row["entry"] == entry]
+
+
+# experiments with hard prompts -----------------------------------------------------------------
+
+
+def write_experiment_page(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
+    """Writes an experiment as one HTML file: a line for each combination, a column for each prompt.
+
+    Raises:
+        ConfigError: jinja2 is not installed.
+        StorageError: the file can't be written.
+    """
+    need_extra()
+    combinations: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        variables = tuple(row["variables"].items())
+        key = (row["model"], variables, row["sample"])
+        combinations.setdefault(key, {})[row["prompt"]] = row
+    html = render_page(
+        "experiment.html.j2",
+        experiment=experiment,
+        prompts=list(dict.fromkeys(row["prompt"] for row in rows)),
+        combinations=combinations,
+        summary=summarize_prompts(rows),
+        passed=sum(row["passed"] for row in rows),
+        count=len(rows),
+    )
+    write_atomically(path, html.encode())

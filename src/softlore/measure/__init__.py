@@ -1,11 +1,10 @@
-"""Measures: recall, drift, copy, fidelity, lore keywords, fluency; and all of them at once."""
+"""Measures: recall, drift, fidelity, copy, lore keywords, fluency; and evaluation by them."""
 
 from softlore.lore.keywords import Hits, count_hits, lore_keywords
-from softlore.measure.copying import Copy, copied, longest_run
 from softlore.measure.evaluate import evaluate
-from softlore.measure.fluency import distinct, perplexity
 from softlore.measure.results import EntryResult, Evaluation, Measures, StoryMeasures
 from softlore.measure.score import divergence, drift, fidelity, recall
+from softlore.measure.text import Copy, copied, distinct, longest_run, perplexity
 
 __all__ = [
     "Copy",

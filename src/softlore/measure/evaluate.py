@@ -1,4 +1,4 @@
-"""All measures of a lorebook's prompts, beside those of no prompt and of the plain text."""
+"""Evaluation: all measures of a lorebook's soft prompts, beside no prompt and the plain text."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from dataclasses import replace
 from softlore.context.compose import ContextLike
 from softlore.errors import ConfigError, UnknownPromptError
 from softlore.lore import Entry, Lorebook
-from softlore.lore.keywords import lore_keywords, words
 from softlore.measure import score
 from softlore.measure.conditioning import ConditioningEvaluator
-from softlore.measure.material import Ids, Material, gather, lore_passages, passage_tokens
-from softlore.measure.results import EntryResult, Evaluation, Measures
-from softlore.measure.stories import judge, story_openings, write_stories
+from softlore.measure.material import gather, lore_passages, passage_tokens
+from softlore.measure.results import CONDITIONINGS, EntryResult, Evaluation, Measures
+from softlore.measure.stories import StoryEvaluator
 from softlore.model import FrozenModel
 from softlore.prompts import Context, SoftPrompt
 
-COMPANY = 4  # most prompts that stand together
-TELLERS = ("none", "text", "soft")  # heads that write stories
+COMPANY = 4  # most prompts that are measured together
+STORY_CONDITIONINGS = ("none", "text", "soft")
 OnProgress = Callable[[float, str], None]  # share done, and what is being done
-Heads = dict[str, ContextLike | None]
+Conditionings = dict[str, ContextLike]  # by name, see CONDITIONINGS
 
 
 def evaluate(
@@ -40,13 +39,13 @@ def evaluate(
     """Measures a lorebook's soft prompts, each by itself and in company.
 
     Args:
-        prompts: by the names of the entries; entries without one are left out, and said to be.
-        seed: of every draw; none of them is one of training's.
-        stories: how many each head writes for each entry; 0 for none.
-        story_tokens: how long they are.
-        distances: tokens of story between head and call.
-        story: text for distances and drift, in place of what the bare model writes.
-        on_progress: called with the share that is done and a word on what comes next.
+        prompts: by the names of the entries; entries without one are skipped and listed as missing.
+        seed: of every draw; independent of training's draws.
+        stories: sampled for each entry and conditioning; 0 for none.
+        story_tokens: length of each.
+        distances: tokens of story between conditioning and call.
+        story: text for distances and drift, in place of samples of the bare model.
+        on_progress: called with the share that is done and what is being done.
 
     Raises:
         UnknownPromptError: no entry has a prompt.
@@ -63,21 +62,24 @@ def evaluate(
             f"expected some of {', '.join(map(repr, missing))}; train them first, or name the "
             "folder that holds them"
         )
-    tell = on_progress or (lambda done, doing: None)
-    tell(0.0, "unrelated text")
+    prompts = {entry.name: prompts[entry.name] for entry in entries}
+    report = on_progress or (lambda done, doing: None)
+    report(0.0, "unrelated text")
     material = gather(model, max(distances), seed, story)
-    found = {entry.name: prompts[entry.name] for entry in entries}
-    work = _Work(model, material, distances, seed, found)
-    results = []
+    evaluator = ConditioningEvaluator(model, material, distances)
+    companies = _companies([entry.name for entry in entries])
+    conditionings = {
+        entry.name: _conditionings(entry, prompts, companies[entry.name]) for entry in entries
+    }
+    measured: dict[str, dict[str, Measures | None]] = {}
     for number, entry in enumerate(entries):
-        tell((number + 0.5) / (len(entries) + 1.5), entry.name)
-        results.append(work.measure(entry))
+        report((number + 0.5) / (len(entries) + 1.5), entry.name)
+        measured[entry.name] = _measure_entry(evaluator, entry, conditionings[entry.name], seed)
+    story_evaluator = StoryEvaluator(model, material, entries, stories, story_tokens, seed)
     if stories:
-        tell(1 - 1 / (len(entries) + 1.5), "stories")
-        results = _with_stories(
-            model, material, entries, results, found, stories, story_tokens, seed
-        )
-    tell(1.0, "done")
+        report(1 - 1 / (len(entries) + 1.5), "stories")
+        _add_stories(story_evaluator, conditionings, measured)
+    report(1.0, "done")
     settings = {
         "seed": seed,
         "stories": stories,
@@ -85,134 +87,108 @@ def evaluate(
         "distances": list(distances),
         "story": "given" if story is not None else "sampled",
     }
+    keywords = story_evaluator.keywords if stories else {}
+    results = [
+        EntryResult(name, prompts[name].kind, companies[name], keywords.get(name, []), measures)
+        for name, measures in measured.items()
+    ]
     seconds = time.monotonic() - start
     return Evaluation(book.name, model.name, settings, results, missing, seconds)
 
 
 def check_settings(stories: int, story_tokens: int, distances: Sequence[int]) -> list[int]:
-    """The distances in order.
+    """Checks settings of a measurement; returns the distances in order, each once.
 
     Raises:
         ConfigError: a setting out of range.
     """
     for name, value, least in (("stories", stories, 0), ("story_tokens", story_tokens, 1)):
         if value < least:
-            raise ConfigError(f"{name} is {value}; expected at least {least}; ask for more")
+            raise ConfigError(f"{name} is {value}; expected at least {least}; raise it")
     if not distances or min(distances) < 0:
         raise ConfigError(
-            f"distances are {list(distances)}; expected some, none below 0; such as 0, 64, 256"
+            f"distances are {list(distances)}; expected one or more, none below 0; give "
+            "some, such as 0, 64, 256"
         )
     return sorted(set(distances))
 
 
 def plain_text(entry: Entry) -> str:
-    """An entry's text as a hard prompt: on a line of its own, as distillation reads it."""
+    """An entry's text as a hard prompt: a line of its own, as in distillation."""
     return entry.text + ("" if entry.text[-1:].isspace() else "\n")
 
 
-def conditionings_of(entry: Entry, prompts: Mapping[str, SoftPrompt]) -> Heads:
-    """What may stand before an entry's calls: nothing, its text if it has one, its soft prompt."""
-    text = plain_text(entry) if entry.text else None
-    return {"none": "", "text": text, "soft": prompts[entry.name]}
+def _conditionings(
+    entry: Entry, prompts: Mapping[str, SoftPrompt], company: Sequence[str]
+) -> Conditionings:
+    """What is put before an entry's calls: nothing, its text, its prompt, its company's prompts."""
+    conditionings: Conditionings = {"none": ""}
+    if entry.text:
+        conditionings["text"] = plain_text(entry)
+    conditionings["soft"] = prompts[entry.name]
+    if company:
+        conditionings["company"] = Context(prompts[name] for name in company)
+    return conditionings
 
 
-class _Work:
-    """Measures entry by entry, each prompt by itself and among others."""
+def _measure_entry(
+    evaluator: ConditioningEvaluator, entry: Entry, conditionings: Conditionings, seed: int
+) -> dict[str, Measures | None]:
+    """All measures but stories', by conditioning; None for one that is absent or does not fit."""
+    fidelities = _fidelities(evaluator.model, entry, conditionings, seed)
+    measured: dict[str, Measures | None] = dict.fromkeys(CONDITIONINGS)
+    for name, conditioning in conditionings.items():
+        measures = evaluator.measure(entry, conditioning)
+        measured[name] = measures and replace(measures, fidelity=fidelities.get(name))
+    return measured
 
-    def __init__(
-        self,
-        model: FrozenModel,
-        material: Material,
-        distances: Sequence[int],
-        seed: int,
-        prompts: Mapping[str, SoftPrompt],
-    ) -> None:
-        self.model = model
-        self.bench = ConditioningEvaluator(model, material, distances)
-        self.seed = seed
-        self.prompts = prompts
-        self.company = _companies(list(prompts))
 
-    def measure(self, entry: Entry) -> EntryResult:
-        """All but the stories."""
-        company = self.company[entry.name]
-        conditionings = conditionings_of(entry, self.prompts)
-        conditionings["company"] = (
-            Context(self.prompts[name] for name in company) if company else None
-        )
-        faithful = self._fidelities(entry, conditionings)
-        measured: dict[str, Measures | None] = {}
-        for name, conditioning in conditionings.items():
-            found = None if conditioning is None else self.bench.measure(entry, conditioning)
-            measured[name] = found and replace(found, fidelity=faithful.get(name))
-        kind = self.prompts[entry.name].kind
-        return EntryResult(entry.name, kind, company, [], measured)
-
-    def _fidelities(self, entry: Entry, conditionings: Heads) -> dict[str, float]:
-        """Of each head, how much of what the text does it does."""
-        model, text = self.model, conditionings["text"]
-        if text is None or not score.fits_after(model, text, passage_tokens(model)):
-            return {}
-        passages = lore_passages(model, entry, text, self.seed)
-        theirs = score.passage_hidden_states(model, text, passages)
-        apart = {"text": 0.0}
-        for name in ("none", "soft", "company"):
-            conditioning = conditionings[name]
-            if conditioning is not None and score.fits_after(
-                model, conditioning, passage_tokens(model)
-            ):
-                apart[name] = score.kl(
-                    model, theirs, score.passage_hidden_states(model, conditioning, passages)
-                )
-        whole = apart["none"]
-        return {name: 1 - kl / whole for name, kl in apart.items()} if whole > 0 else {}
+def _fidelities(
+    model: FrozenModel, entry: Entry, conditionings: Mapping[str, ContextLike], seed: int
+) -> dict[str, float]:
+    """Fidelity of each conditioning to the entry's text; none where there is no text."""
+    fitting = {
+        name: conditioning
+        for name, conditioning in conditionings.items()
+        if score.fits_after(model, conditioning, passage_tokens(model))
+    }
+    if "text" not in fitting:
+        return {}
+    passages = lore_passages(model, entry, fitting["text"], seed)
+    teacher = score.passage_hidden_states(model, fitting["text"], passages)
+    divergences = {
+        name: score.kl(model, teacher, score.passage_hidden_states(model, one, passages))
+        for name, one in fitting.items()
+    }
+    bare = divergences["none"]
+    return {name: 1 - kl / bare for name, kl in divergences.items()} if bare > 0 else {}
 
 
 def _companies(names: Sequence[str]) -> dict[str, list[str]]:
-    """Who stands with whom: groups of equal size, at most `COMPANY`, in the lorebook's order."""
+    """Groups of equal size, at most `COMPANY`, in the lorebook's order; none for a prompt alone."""
     groups = math.ceil(len(names) / COMPANY)
     sizes = [len(names) // groups + (i < len(names) % groups) for i in range(groups)]
-    found: dict[str, list[str]] = {}
+    companies: dict[str, list[str]] = {}
     start = 0
     for size in sizes:
         group = list(names[start : start + size])
-        found |= {name: group if size > 1 else [] for name in group}
+        companies |= {name: group if size > 1 else [] for name in group}
         start += size
-    return found
+    return companies
 
 
-def _with_stories(
-    model: FrozenModel,
-    material: Material,
-    entries: Sequence[Entry],
-    results: Sequence[EntryResult],
-    prompts: Mapping[str, SoftPrompt],
-    count: int,
-    tokens: int,
-    seed: int,
-) -> list[EntryResult]:
-    """The results with what stories came to that each head began."""
-    openings = []
-    for entry in entries:
-        begun = story_openings(entry)
-        openings.append([begun[i % len(begun)] for i in range(count)])
-    keywords = [
-        lore_keywords(entry, material.known.union(*(words(one) for one in begun)))
-        for entry, begun in zip(entries, openings, strict=True)
-    ]
-    found: list[dict[str, Measures | None]] = [dict(result.conditionings) for result in results]
-    for name in TELLERS:
-        there = [i for i, conditionings in enumerate(found) if conditionings[name] is not None]
-        jobs: list[tuple[ContextLike, list[Ids]]] = []
-        for i in there:
-            conditioning = conditionings_of(entries[i], prompts)[name]
-            jobs.append((conditioning or "", [model.encode(opening) for opening in openings[i]]))
-        for i, written in zip(there, write_stories(model, jobs, tokens, seed), strict=True):
-            before = found[i][name]
-            if before is not None and written is not None:
-                told = judge(model, entries[i], openings[i], written, keywords[i])
-                found[i][name] = replace(before, stories=told)
-    return [
-        replace(result, keywords=mine, conditionings=conditionings)
-        for result, mine, conditionings in zip(results, keywords, found, strict=True)
-    ]
+def _add_stories(
+    evaluator: StoryEvaluator,
+    conditionings: Mapping[str, Conditionings],
+    measured: Mapping[str, dict[str, Measures | None]],
+) -> None:
+    """Adds the measures of stories, in place. Each conditioning's stories are one batch."""
+    for name in STORY_CONDITIONINGS:
+        fitting = {
+            entry: conditionings[entry][name]
+            for entry, measures in measured.items()
+            if measures[name] is not None
+        }
+        for entry, stories in evaluator.measure(fitting).items():
+            measures = measured[entry][name]
+            measured[entry][name] = measures and replace(measures, stories=stories)

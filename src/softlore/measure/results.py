@@ -1,4 +1,4 @@
-"""What an evaluation found, as dataclasses and as JSON."""
+"""Results of an evaluation, as dataclasses and as JSON."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from softlore.lore.keywords import Hits
-from softlore.measure.copying import Copy
+from softlore.measure.text import Copy
 
-# What stands before the calls: nothing, the entry's text, its soft prompt, or its soft prompt
-# among those of other entries.
-HEADS = ("none", "text", "soft", "company")
+# What is put before the calls: nothing, the entry's text, its soft prompt, or its soft prompt among
+# those of other entries.
+CONDITIONINGS = ("none", "text", "soft", "company")
 
 
 @dataclass(frozen=True)
 class StoryMeasures:
-    """What stories came to that a head began.
+    """Measures of the stories sampled after a conditioning.
 
     Attributes:
         copy: what they repeat of the responses (or of the text, where there are none).
         lore_words: the lore keywords in them.
-        perplexity: how likely the bare model finds them; lower is likelier.
-        distinct: share of their token pairs that are different ones.
-        first: the first of them, with its opening; not picked.
+        perplexity: under the bare model.
+        distinct: share of distinct token pairs, see `fluency.distinct`.
+        first: the first of them, with its opening.
     """
 
     copy: Copy
@@ -36,15 +36,16 @@ class StoryMeasures:
 
 @dataclass(frozen=True)
 class Measures:
-    """What one head does for one entry; None where it was not or could not be measured.
+    """Measures of one conditioning for one entry; None where it was not or could not be measured.
 
     Attributes:
-        tokens: how much of the context the head takes.
-        recall: NLL of the responses, nats a token, by tokens of story between head and call.
-        held_out: the same of the held-out calls, at no distance.
+        tokens: of the context that the conditioning takes.
+        recall: NLL of the responses, nats a token, by tokens of story between conditioning and
+            call.
+        held_out: the same of the held-out calls, at distance 0.
         drift: KL to the bare model on unrelated text, nats a token.
-        fidelity: how much of what the text does the head does, 1 being all of it.
-        stories: None for a head that wrote none.
+        fidelity: share of the text's effect that the conditioning has.
+        stories: None where none were sampled.
     """
 
     tokens: int
@@ -67,11 +68,11 @@ class Measures:
 
 @dataclass(frozen=True)
 class EntryResult:
-    """An entry's measures by head; None for a head that it lacks, or that does not fit.
+    """An entry's measures by conditioning; None for one that it lacks, or that does not fit.
 
     Attributes:
-        company: the entries whose prompts stand together under the head "company", this one too.
-        keywords: the lore keywords that stories were searched for.
+        company: the entries whose prompts are measured together, this one included.
+        keywords: the lore keywords that are counted in stories.
     """
 
     name: str
@@ -81,23 +82,25 @@ class EntryResult:
     conditionings: dict[str, Measures | None]
 
     def to_dict(self) -> dict[str, Any]:
-        conditionings = {name: one and one.to_dict() for name, one in self.conditionings.items()}
+        conditionings = {
+            name: measures and measures.to_dict() for name, measures in self.conditionings.items()
+        }
         return {
             "name": self.name,
             "kind": self.kind,
             "company": self.company,
             "keywords": self.keywords,
-            "heads": conditionings,
+            "conditionings": conditionings,
         }
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that was measured of a lorebook's prompts.
+    """The measures of a lorebook's soft prompts.
 
     Attributes:
         settings: seed, distances, stories and story tokens.
-        missing: entries without a prompt; they were left out.
+        missing: entries without a prompt, which were not measured.
         seconds: how long it took.
     """
 
@@ -113,68 +116,69 @@ class Evaluation:
         return list(self.settings["distances"])
 
     def total(self) -> dict[str, Measures | None]:
-        """The mean over the entries, by head; each figure over those that have it."""
-        by_head = {
-            conditioning: [entry.conditionings.get(conditioning) for entry in self.entries]
-            for conditioning in HEADS
-        }
+        """The mean over the entries, by conditioning; each figure over those that have it."""
         return {
-            conditioning: _average([one for one in all_of if one], self.distances)
-            for conditioning, all_of in by_head.items()
+            name: _average(
+                [measures for e in self.entries if (measures := e.conditionings.get(name))],
+                self.distances,
+            )
+            for name in CONDITIONINGS
         }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `json.dumps`; figures rounded, and null where there is none."""
-        whole = {
-            "lorebook": self.lorebook,
-            "model": self.model,
-            "settings": self.settings,
-            "total": {
-                conditioning: one and one.to_dict() for conditioning, one in self.total().items()
-            },
-            "entries": [entry.to_dict() for entry in self.entries],
-            "missing": self.missing,
-            "seconds": self.seconds,
-        }
-        cleaned: dict[str, Any] = _clean(whole)
-        return cleaned
+        report: dict[str, Any] = _clean(
+            {
+                "lorebook": self.lorebook,
+                "model": self.model,
+                "settings": self.settings,
+                "total": {
+                    name: measures and measures.to_dict() for name, measures in self.total().items()
+                },
+                "entries": [entry.to_dict() for entry in self.entries],
+                "missing": self.missing,
+                "seconds": self.seconds,
+            }
+        )
+        return report
 
 
-def _average(all_of: Sequence[Measures], distances: Iterable[int]) -> Measures | None:
-    if not all_of:
+def _average(measures: Sequence[Measures], distances: Iterable[int]) -> Measures | None:
+    if not measures:
         return None
     return Measures(
-        tokens=round(sum(one.tokens for one in all_of) / len(all_of)),
-        recall={d: _mean(one.recall.get(d) for one in all_of) for d in distances},
-        held_out=_mean(one.held_out for one in all_of),
-        drift=_mean(one.drift for one in all_of),
-        fidelity=_mean(one.fidelity for one in all_of),
-        stories=_average_stories([one.stories for one in all_of if one.stories]),
+        tokens=round(sum(m.tokens for m in measures) / len(measures)),
+        recall={d: _mean(m.recall.get(d) for m in measures) for d in distances},
+        held_out=_mean(m.held_out for m in measures),
+        drift=_mean(m.drift for m in measures),
+        fidelity=_mean(m.fidelity for m in measures),
+        stories=_average_stories([m.stories for m in measures if m.stories]),
     )
 
 
-def _average_stories(all_of: Sequence[StoryMeasures]) -> StoryMeasures | None:
-    if not all_of:
+def _average_stories(stories: Sequence[StoryMeasures]) -> StoryMeasures | None:
+    if not stories:
         return None
-    share = _mean(one.copy.share for one in all_of)
-    hits = [one.lore_words for one in all_of]
+    hits = [measures.lore_words for measures in stories]
     return StoryMeasures(
-        copy=Copy(max(one.copy.run for one in all_of), share),
+        copy=Copy(max(s.copy.run for s in stories), _mean(s.copy.share for s in stories)),
         lore_words=Hits(
             sum(one.a_story for one in hits) / len(hits), sum(one.share for one in hits) / len(hits)
         ),
-        perplexity=_mean(one.perplexity for one in all_of),
-        distinct=_mean(one.distinct for one in all_of),
+        perplexity=_mean(s.perplexity for s in stories),
+        distinct=_mean(s.distinct for s in stories),
         first="",
     )
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None
+    """The mean of the values that are present."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
 
 
 def _clean(value: Any) -> Any:
+    """Plain data with floats rounded, and None in place of infinities and NaN."""
     if isinstance(value, dict):
         return {key: _clean(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,38 +1,38 @@
-"""Stories that a head begins, and what they came to."""
+"""Stories that a model writes after a conditioning, sampled and measured."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle, islice
 
 from softlore.context import Tree
 from softlore.context.compose import ContextLike
 from softlore.decode import Sampler, SamplingParams, decode
 from softlore.lore import Entry
-from softlore.lore.keywords import count_hits
-from softlore.measure.copying import copied
-from softlore.measure.fluency import distinct, perplexity
-from softlore.measure.material import HELD_OUT, Ids
+from softlore.lore.keywords import count_hits, lore_keywords, words
+from softlore.measure.material import HELD_OUT, Ids, Material
 from softlore.measure.results import StoryMeasures
 from softlore.measure.score import fits_after, trunk
+from softlore.measure.text import copied, distinct, perplexity
 from softlore.model import FrozenModel
 
 ROWS_AT_ONCE = 64
 
 
 def story_openings(entry: Entry) -> list[str]:
-    """How stories about an entry begin: its calls, each up to the word that names the entry.
+    """Openings of stories about an entry: its calls, each up to the word that names the entry.
 
-    Held-out calls come first. A call that does not name it stands whole; an entry without calls
-    is named after "One day,".
+    Held-out calls come first. A call that does not name the entry is used in full; an entry
+    without calls is named after "One day,".
     """
     names = [name for name in [entry.name, *entry.keys] if name[:1] != "/"]
     name = re.compile(rf"\b(?:{'|'.join(map(re.escape, names))})\S*", re.IGNORECASE)
-    found = []
+    openings = []
     for block in [*entry.held_out, *entry.blocks]:
         named = name.search(block.call)
-        found.append(block.call[: named.end()].rstrip(",;:") if named else block.call)
-    return list(dict.fromkeys(found)) or [f"One day, {entry.name}"]
+        openings.append(block.call[: named.end()].rstrip(",;:") if named else block.call)
+    return list(dict.fromkeys(openings)) or [f"One day, {entry.name}"]
 
 
 def write_stories(
@@ -65,25 +65,61 @@ def write_stories(
     return [stories or None for stories in written]
 
 
-def judge(
-    model: FrozenModel,
-    entry: Entry,
-    openings: Sequence[str],
-    written: Sequence[Ids],
-    keywords: Sequence[str],
-) -> StoryMeasures:
-    """What stories came to: `written[i]` is what follows `openings[i]`."""
-    texts = [model.decode(ids) for ids in written]
-    responses = [response for block in entry.blocks for response in block.responses]
-    sources = [model.encode(source) for source in responses or [entry.text]]
-    pairs = [(model.encode(opening), ids) for opening, ids in zip(openings, written, strict=True)]
-    return StoryMeasures(
-        copy=copied(written, sources),
-        lore_words=count_hits(texts, keywords),
-        perplexity=perplexity(model, pairs),
-        distinct=distinct(written),
-        first=openings[0] + texts[0],
-    )
+class StoryEvaluator:
+    """Samples and measures stories about entries, with the same draws for every conditioning.
+
+    Args:
+        material: text whose words are no lore keywords.
+        count: stories for each entry; 0 for none.
+        tokens: length of each, after its opening.
+    """
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        material: Material,
+        entries: Iterable[Entry],
+        count: int,
+        tokens: int,
+        seed: int,
+    ) -> None:
+        self.model, self.tokens, self.seed = model, tokens, seed
+        self.entries = {entry.name: entry for entry in entries}
+        self.openings = {
+            name: list(islice(cycle(story_openings(entry)), count))
+            for name, entry in self.entries.items()
+        }
+        self.keywords = {
+            name: lore_keywords(entry, material.known.union(*map(words, self.openings[name])))
+            for name, entry in self.entries.items()
+        }
+
+    def measure(self, conditionings: Mapping[str, ContextLike]) -> dict[str, StoryMeasures | None]:
+        """By entry: the measures of the stories after its conditioning; None if they don't fit."""
+        jobs = [
+            (conditioning, [self.model.encode(opening) for opening in self.openings[name]])
+            for name, conditioning in conditionings.items()
+        ]
+        written = write_stories(self.model, jobs, self.tokens, self.seed)
+        return {
+            name: self._judge(name, texts) if texts else None
+            for name, texts in zip(conditionings, written, strict=True)
+        }
+
+    def _judge(self, name: str, written: Sequence[Ids]) -> StoryMeasures:
+        """Measures what follows each of an entry's openings."""
+        model, entry, openings = self.model, self.entries[name], self.openings[name]
+        texts = [model.decode(ids) for ids in written]
+        responses = [response for block in entry.blocks for response in block.responses]
+        sources = [model.encode(source) for source in responses or [entry.text]]
+        pairs = zip(map(model.encode, openings), written, strict=True)
+        return StoryMeasures(
+            copy=copied(written, sources),
+            lore_words=count_hits(texts, self.keywords[name]),
+            perplexity=perplexity(model, list(pairs)),
+            distinct=distinct(written),
+            first=openings[0] + texts[0],
+        )
 
 
 def _until_end(model: FrozenModel, ids: Ids) -> Ids:

@@ -1,7 +1,7 @@
-"""Hard prompts: plain text that does a soft prompt's job, as templates, tried and scored."""
+"""Hard prompts: plain text that steers a model, as templates with assertions on the output."""
 
+from softlore.control.hard.assertions import Assertion, AssertionInput
 from softlore.control.hard.experiment import Experiment
-from softlore.control.hard.runner import Case, Outcome, run_experiment
 from softlore.control.hard.templates import Template
 
-__all__ = ["Case", "Experiment", "Outcome", "Template", "run_experiment"]
+__all__ = ["Assertion", "AssertionInput", "Experiment", "Template"]

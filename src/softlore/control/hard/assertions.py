@@ -1,4 +1,4 @@
-"""Assertions: what must be true of a prompt, and of what was written after it."""
+"""Assertions: checks of a hard prompt and of the text that was generated after it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from softlore.control.hard.templates import Template
 from softlore.errors import ConfigError
 from softlore.lore.validation import describe, nearest
 
-LONGEST_SEARCHED = 100_000  # characters of output that a pattern is tried on
+MAX_SEARCHED = 100_000  # characters of output that a pattern is matched against
 SIMILAR = 0.6
 
 
 @dataclass(frozen=True)
-class PatternMatch:
-    """What an assertion looks at.
+class AssertionInput:
+    """What an assertion checks.
 
     Attributes:
-        output: what was written.
-        variables: the case's.
-        measure: by name, computed when it is asked for: perplexity of the output; recall and
-            drift of the prompt; lore keywords in the output.
+        output: the generated text.
+        variables: of the case.
+        measure: computes a measure by name: perplexity of the output, recall and drift of the
+            prompt, lore keywords in the output; None where it can't be measured.
     """
 
     output: str
@@ -34,69 +34,72 @@ class PatternMatch:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an assertion held, what was found, and the number it went by, if any."""
+    """Whether an assertion holds, why, and the number that it compares, if any."""
 
     passed: bool
     reason: str
     value: float | None = None
 
 
-def _contains(found: PatternMatch, wanted: str, _: float | None) -> Verdict:
-    return Verdict(wanted in found.output, "found" if wanted in found.output else "not found")
+Check = Callable[[AssertionInput, str, float | None], Verdict]  # case, expected value, threshold
 
 
-def _icontains(found: PatternMatch, wanted: str, _: float | None) -> Verdict:
-    inside = wanted.casefold() in found.output.casefold()
+def _contains(case: AssertionInput, expected: str, _: float | None) -> Verdict:
+    inside = expected in case.output
     return Verdict(inside, "found" if inside else "not found")
 
 
-def _equals(found: PatternMatch, wanted: str, _: float | None) -> Verdict:
-    same = found.output.strip() == wanted.strip()
+def _icontains(case: AssertionInput, expected: str, _: float | None) -> Verdict:
+    inside = expected.casefold() in case.output.casefold()
+    return Verdict(inside, "found" if inside else "not found")
+
+
+def _equals(case: AssertionInput, expected: str, _: float | None) -> Verdict:
+    same = case.output.strip() == expected.strip()
     return Verdict(same, "equal" if same else "another text")
 
 
-def _regex(found: PatternMatch, wanted: str, _: float | None) -> Verdict:
-    match = re.search(wanted, found.output[:LONGEST_SEARCHED])
+def _regex(case: AssertionInput, expected: str, _: float | None) -> Verdict:
+    match = re.search(expected, case.output[:MAX_SEARCHED])
     return Verdict(match is not None, f"matches {match[0]!r:.60}" if match else "no match")
 
 
-def _similarity(found: PatternMatch, wanted: str, threshold: float | None) -> Verdict:
+def _similarity(case: AssertionInput, expected: str, threshold: float | None) -> Verdict:
     least = SIMILAR if threshold is None else threshold
-    ratio = difflib.SequenceMatcher(None, wanted.split(), found.output.split()).ratio()
-    return Verdict(ratio >= least, f"similarity {ratio:.2f}, at least {least:g} wanted", ratio)
+    ratio = difflib.SequenceMatcher(None, expected.split(), case.output.split()).ratio()
+    return Verdict(ratio >= least, f"similarity {ratio:.2f}, expected at least {least:g}", ratio)
 
 
-def _at_most(name: str) -> Callable[[PatternMatch, str, float | None], Verdict]:
-    def check(found: PatternMatch, wanted: str, _: float | None) -> Verdict:
-        value = found.measure(name)
+def _at_most(name: str) -> Check:
+    def check(case: AssertionInput, expected: str, _: float | None) -> Verdict:
+        value = case.measure(name)
         if value is None:
             return Verdict(False, f"{name} can't be measured here")
-        return Verdict(
-            value <= float(wanted), f"{name} {value:.3g}, at most {wanted} wanted", value
-        )
+        reason = f"{name} {value:.3g}, expected at most {expected}"
+        return Verdict(value <= float(expected), reason, value)
 
     return check
 
 
-def _keywords(found: PatternMatch, wanted: str, _: float | None) -> Verdict:
-    value = found.measure("keywords")
+def _keywords(case: AssertionInput, expected: str, _: float | None) -> Verdict:
+    value = case.measure("keywords")
     if value is None:
         return Verdict(False, "no entry, so no keywords")
-    told = f"{value:g} lore keywords, at least {wanted} wanted"
-    return Verdict(value >= float(wanted), told, value)
+    reason = f"{value:g} lore keywords, expected at least {expected}"
+    return Verdict(value >= float(expected), reason, value)
 
 
-def _python(found: PatternMatch, wanted: str, _: float | None) -> Verdict:
-    names = {**found.variables, "output": found.output}
+def _python(case: AssertionInput, expected: str, _: float | None) -> Verdict:
+    names = {**case.variables, "output": case.output}
     try:
-        held = bool(eval(compile(wanted, "<assertion>", "eval"), {}, names))  # noqa: S307
-    except Exception as error:  # noqa: BLE001 - whatever the user's own line does
+        result = bool(eval(compile(expected, "<assertion>", "eval"), {}, names))  # noqa: S307
+    except Exception as error:  # noqa: BLE001 - the expression is the user's
         return Verdict(False, f"{type(error).__name__}: {error}")
-    return Verdict(held, f"{wanted} is {held}")
+    return Verdict(result, f"{expected} is {result}")
 
 
-# Name -> the check, and whether its value is a number.
-KINDS: dict[str, tuple[Callable[[PatternMatch, str, float | None], Verdict], bool]] = {
+# By name: the check, and whether its value is a number.
+KINDS: dict[str, tuple[Check, bool]] = {
     "contains": (_contains, False),
     "icontains": (_icontains, False),
     "equals": (_equals, False),
@@ -113,10 +116,16 @@ _OPTIONS = ("weight", "threshold")
 
 @dataclass(frozen=True)
 class Assertion:
-    """One line of an experiment's `assert`, such as `{not-contains: pink, weight: 2}`."""
+    """One line of an experiment's `assert`, such as `{not-contains: pink, weight: 2}`.
+
+    Attributes:
+        template: of the value; None for patterns and Python, whose braces are their own.
+        source: the value as it was given.
+    """
 
     kind: str
-    value: Template
+    template: Template | None
+    source: str
     negated: bool = False
     weight: float = 1.0
     threshold: float | None = None
@@ -126,65 +135,68 @@ class Assertion:
         return f"not-{self.kind}" if self.negated else self.kind
 
     @classmethod
-    def of(cls, data: Any, place: int) -> Assertion:
-        """Reads an assertion.
+    def parse(cls, data: Any, number: int) -> Assertion:
+        """Reads an assertion from plain data.
+
+        Args:
+            number: its place in the list, for error messages.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: the data is no valid assertion.
         """
-        what = f"assertion {place}"
+        what = f"assertion {number}"
         if not isinstance(data, dict):
             raise ConfigError(f"{what} is {describe(data)}; expected a mapping, as {{contains: x}}")
-        kinds = [key for key in data if key not in _OPTIONS]
-        known = [*KINDS, *(f"not-{kind}" for kind in KINDS)]
-        if len(kinds) != 1 or kinds[0] not in known:
-            name = next((key for key in kinds if key not in known), None)
-            hint = nearest(str(name), known) if name is not None else ""
-            raise ConfigError(
-                f"{what} has {', '.join(map(repr, kinds)) or 'no kind'}; expected one of "
-                f"{', '.join(KINDS)}, or one of them after 'not-'{hint}"
-            )
-        key, options = kinds[0], {name: data[name] for name in _OPTIONS if name in data}
-        for name, value in options.items():
-            if (
-                not isinstance(value, int | float)
-                or isinstance(value, bool)
-                or not 0 <= value < 1e9
-            ):
-                raise ConfigError(
-                    f"{what} has the {name} {value!r:.60}; expected a number from 0 up; change it"
-                )
+        key = _parse_kind(data, what)
+        options = {name: _parse_option(data[name], name, what) for name in _OPTIONS if name in data}
         kind, value = key.removeprefix("not-"), data[key]
         if KINDS[kind][1] and not _is_number(value):
             raise ConfigError(f"{what} ({key}) is {describe(value)}; expected a number; change it")
         if not isinstance(value, str | int | float):
             raise ConfigError(f"{what} ({key}) is {describe(value)}; expected text; change it")
         if kind == "regex":
-            try:
-                re.compile(str(value))
-            except re.error as error:
-                raise ConfigError(
-                    f"{what} has the pattern {value!r:.60}, which is none ({error}); mend it"
-                ) from error
+            _check_pattern(str(value), what)
         template = Template(str(value), what) if kind not in ("regex", "python") else None
-        return cls(kind, template or _Literal(str(value)), key != kind, **options)
+        return cls(kind, template, str(value), key != kind, **options)
 
-    def check(self, found: PatternMatch) -> Verdict:
-        """Whether it holds."""
-        wanted = self.value.render(found.variables)
-        verdict = KINDS[self.kind][0](found, wanted, self.threshold)
+    def check(self, case: AssertionInput) -> Verdict:
+        """Checks the assertion."""
+        expected = self.template.render(case.variables) if self.template else self.source
+        verdict = KINDS[self.kind][0](case, expected, self.threshold)
         return replace(verdict, passed=verdict.passed != self.negated)
+
+
+def _parse_kind(data: dict[Any, Any], what: str) -> str:
+    """The key of an assertion that names its kind, with or without "not-"."""
+    kinds = [key for key in data if key not in _OPTIONS]
+    known = [*KINDS, *(f"not-{kind}" for kind in KINDS)]
+    if len(kinds) != 1 or kinds[0] not in known:
+        name = next((key for key in kinds if key not in known), None)
+        hint = nearest(str(name), known) if name is not None else ""
+        raise ConfigError(
+            f"{what} has {', '.join(map(repr, kinds)) or 'no kind'}; expected one of "
+            f"{', '.join(KINDS)}, or one of them after 'not-'{hint}"
+        )
+    return str(kinds[0])
+
+
+def _parse_option(value: Any, name: str, what: str) -> float:
+    if not _is_number(value) or not 0 <= value < 1e9:
+        raise ConfigError(
+            f"{what} has the {name} {value!r:.60}; expected a number from 0 up; change it"
+        )
+    return float(value)
+
+
+def _check_pattern(pattern: str, what: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"{what} has the pattern {pattern!r:.60}, which is invalid ({error}); expected a "
+            "regular expression of Python's `re`; fix it"
+        ) from error
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-class _Literal(Template):
-    """A pattern or a line of Python, whose braces are its own."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-
-    def render(self, variables: Any) -> str:
-        return self.source

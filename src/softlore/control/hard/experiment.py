@@ -1,6 +1,6 @@
-"""An experiment file: prompts × variables × models, and what must be true of what is written.
+"""Experiment files: prompts × variables × models, and assertions about the generated text.
 
-See docs/hard.md. Paths in it are taken from the file's own folder, and may not lead out of it.
+See docs/hard.md. Paths in a file are relative to its folder, and may not lead out of it.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from softlore.lore import Lorebook
 from softlore.lore.files import parse, read_bytes, syntax_of
 from softlore.lore.validation import describe, one_line, validation_message
 
-MOST_CASES = 100_000
+MAX_CASES = 100_000
 MODEL = "storyteller"
 
 
 class Experiment(BaseModel):
-    """What is tried, and what is asked of it."""
+    """Prompts to try, and assertions about the text that they lead to."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     name: str = "experiment"
     prompts: dict[str, Any] = Field(min_length=1)
-    """Templates by name: text, or `{file: PATH}`. An empty one is the bare model."""
+    """Templates by name: text, or `{file: PATH}`. An empty template is the bare model."""
     opening: str = ""
-    """Template of what stands after the prompt, and is written on."""
+    """Template of the text after the prompt, which the model continues."""
     variables: dict[str, list[Any] | dict[str, str]] = Field(default_factory=dict)
-    """Each a list of values, or `{file: PATH}` with a value a line; all combinations are tried."""
+    """A list of values, or `{file: PATH}` with a value a line; all combinations are tried."""
     lorebook: str | None = None
-    """A lorebook, each of whose entries becomes the variable `entry`."""
+    """A lorebook; the variable `entry` runs over its entries."""
     models: list[str] = Field(default_factory=lambda: [MODEL], min_length=1)
     tokens: int = Field(40, ge=1, le=100_000)
     samples: int = Field(1, ge=1, le=1000)
     sampling: dict[str, Any] = Field(default_factory=dict)
-    """Fields of `Sampling`."""
+    """Fields of `SamplingParams`."""
     seed: int = Field(0, ge=0, le=2**63 - 1)
     asserts: list[Any] = Field(default_factory=list, alias="assert")
     """Assertions: see `assertions.KINDS`."""
@@ -51,7 +51,7 @@ class Experiment(BaseModel):
 
     @field_validator("variables", mode="before")
     @classmethod
-    def _named_well(cls, value: Any) -> Any:
+    def _check_names(cls, value: Any) -> Any:
         for name in value if isinstance(value, dict) else ():
             if not str(name).isidentifier() or name in ("entry", "output"):
                 raise ValueError(f"names a variable {name!r:.60}; use a word of letters, not entry")
@@ -62,7 +62,7 @@ class Experiment(BaseModel):
         """Reads an experiment from YAML, JSON or TOML.
 
         Raises:
-            ConfigError: it is none, or names files that are not there.
+            ConfigError: the file is no valid experiment, or names files that don't exist.
         """
         try:
             data = parse(read_bytes(path), str(path), syntax_of(path))
@@ -87,7 +87,7 @@ class Experiment(BaseModel):
 
     def assertions(self) -> list[Assertion]:
         """The assertions, checked."""
-        return [Assertion.of(data, place) for place, data in enumerate(self.asserts, 1)]
+        return [Assertion.parse(data, number) for number, data in enumerate(self.asserts, 1)]
 
     def combinations(self) -> Iterator[dict[str, Any]]:
         """Every combination of the variables' values; `entry` is one of them, as an Entry."""
@@ -97,10 +97,10 @@ class Experiment(BaseModel):
         count = self.samples * len(self.models) * len(self.prompts)
         for options in values.values():
             count *= len(options)
-        if count > MOST_CASES:
+        if count > MAX_CASES:
             raise ConfigError(
                 f"the experiment {self.name!r} has {count:,} cases; expected at most "
-                f"{MOST_CASES:,}; leave some values out"
+                f"{MAX_CASES:,}; remove some values"
             )
         for combination in itertools.product(*values.values()):
             yield dict(zip(values, combination, strict=True))
@@ -110,7 +110,7 @@ class Experiment(BaseModel):
             text = self._text(given, f"variable {name!r}")
             given = [line.strip() for line in text.splitlines() if line.strip()]
         if not given:
-            raise ConfigError(f"variable {name!r} has no values; expected one or more; give some")
+            raise ConfigError(f"variable {name!r} has no values; expected one or more; add some")
         return given
 
     def _text(self, source: Any, what: str) -> str:

@@ -1,7 +1,7 @@
-"""Templates of hard prompts: Jinja's, in its sandbox, with few filters and an end to their size.
+"""Templates of hard prompts: Jinja in its sandbox, with a limited set of filters and output size.
 
-A template comes from a file that may be a stranger's: it reaches the variables it is given and
-nothing else, and what it makes is cut off with an error at a million characters.
+A template may come from an untrusted file: it can use only the variables that it is given, and
+raises an error once its output is longer than a million characters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from softlore.errors import ConfigError
 from softlore.lore.styles import sentences
 
-LONGEST = 1_000_000  # characters of a rendered template
+MAX_CHARACTERS = 1_000_000  # characters of a rendered template
 _FILTERS = (
     "capitalize default d first int join last length list lower reject rejectattr replace reverse "
     "round select selectattr map sort string sum title trim unique upper"
@@ -22,13 +22,16 @@ _FILTERS = (
 
 
 class Template:
-    """A template, parsed. `render` gives the text for some variables."""
+    """A parsed template."""
 
     def __init__(self, source: str, name: str = "template") -> None:
         """Parses a template.
 
+        Args:
+            name: for error messages.
+
         Raises:
-            ConfigError: it is no Jinja template, or Jinja is not installed.
+            ConfigError: invalid Jinja, or Jinja is not installed.
         """
         self.name = name
         environment = _environment()
@@ -40,30 +43,30 @@ class Template:
             line = getattr(error, "lineno", None)
             at = f" (line {line})" if line else ""
             raise ConfigError(
-                f"{name} is no template: {_first(error)}{at}; expected Jinja, such as "
-                "'{{ entry.text }}'; mend it"
+                f"{name} is no template: {_first_line(error)}{at}; expected Jinja, such as "
+                "'{{ entry.text }}'; fix it"
             ) from error
 
     def render(self, variables: Mapping[str, Any]) -> str:
-        """The text.
+        """Renders the template with some variables.
 
         Raises:
-            ConfigError: a variable that is not there, something that is not allowed, or more than
-                `LONGEST` characters.
+            ConfigError: an unknown variable, a forbidden operation, or more than `MAX_CHARACTERS`
+                characters.
         """
         parts: list[str] = []
         size = 0
         try:
             for part in self._template.generate(dict(variables)):
                 size += len(part)
-                if size > LONGEST:
-                    raise OverflowError(f"it makes more than {LONGEST:,} characters")
+                if size > MAX_CHARACTERS:
+                    raise OverflowError(f"it makes more than {MAX_CHARACTERS:,} characters")
                 parts.append(part)
         except Exception as error:
             known = ", ".join(sorted(variables)) or "none"
             raise ConfigError(
-                f"{self.name} can't be rendered: {_first(error)}; expected a template over the "
-                f"variables at hand ({known}); mend it"
+                f"{self.name} can't be rendered: {_first_line(error)}; expected a template over "
+                f"the variables ({known}); fix it"
             ) from error
         return "".join(parts)
 
@@ -72,14 +75,14 @@ class Template:
 def _environment() -> Any:
     if not importlib.util.find_spec("jinja2"):
         raise ConfigError(
-            "templates are made with jinja2, not installed here; expected the extra `report`; "
+            "templates need jinja2, not installed here; expected the extra `report`; "
             "run: pip install 'softlore[report]'"
         )
     from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        """No attribute of Python's own, and no text made long by a single operator."""
+        """Forbids Python's own attributes, and operators that make a long text at once."""
 
         intercepted_binops = frozenset(["*", "**", "%"])
 
@@ -90,7 +93,7 @@ def _environment() -> Any:
             return super().call_binop(context, operator, left, right)
 
         def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-            # Methods such as "x".center(10**9) or format make texts of any length.
+            # Methods such as "x".center(10**9) or format can make texts of any length.
             return not callable(value) and super().is_safe_attribute(obj, attr, value)
 
     sandbox = Sandbox(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
@@ -99,5 +102,5 @@ def _environment() -> Any:
     return sandbox
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
