@@ -78,8 +78,9 @@ def run_cases(
             if path is not None:
                 saved += made
                 write_atomically(path, "".join(json.dumps(row) + "\n" for row in saved).encode())
-            for row in made if on_row is not None else ():
-                on_row(row)
+            if on_row is not None:
+                for row in made:
+                    on_row(row)
         rows += made
     return rows
 

@@ -127,7 +127,7 @@ def make_all(
         results += [MethodResult(name, kind, conditionings, seconds)] if conditionings else []
     training_seconds = time_budget * (1 - SEARCH_SHARE) / len(SOFT)
     # The measures ask for calls and responses; entries that all have them are trained on them only.
-    settings = {"distil_weight": 0.0} if all(entry.blocks for entry in book) else {}
+    settings: dict[str, Any] = {"distil_weight": 0.0} if all(entry.blocks for entry in book) else {}
     for kind, n_tokens in SOFT:
         if kind == "embedding" or model.takes_prefix:
             on_method(f"{kind}, {n_tokens}")
@@ -175,7 +175,7 @@ def make_styles(
         if entries:
             on_method(name)
             budget = time_budget / len(methods)
-            common = {"entries": entries, "seed": seed, "time_budget": budget}
+            common: dict[str, Any] = {"entries": entries, "seed": seed, "time_budget": budget}
             results.append(train_method(model, name, **common, **(training | settings)))
     return results
 
