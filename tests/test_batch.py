@@ -69,7 +69,7 @@ COMINGS = st.lists(
 def test_joining_and_leaving_changes_no_text(comings, keeps, read):
     kept = PrefixCache(2**20) if keeps else None
     batch, here, left = RunningBatch(TorchModelRunner(MODEL, kept)), [], set()
-    before, batches.READ = batches.READ, read
+    before, batches.PREFILL_TOKENS = batches.PREFILL_TOKENS, read
     try:
         for coming in comings:
             for number in coming:
@@ -82,7 +82,7 @@ def test_joining_and_leaving_changes_no_text(comings, keeps, read):
             batch.step()
         run(batch)
     finally:
-        batches.READ = before
+        batches.PREFILL_TOKENS = before
     for text, single in here:
         if text in left:
             assert text.output.ids == single.ids[: len(text.output.ids)]
@@ -194,14 +194,14 @@ def test_a_longer_text_takes_the_place_of_its_beginning():
         text += " ran on and on"
         batch.add(GenerationRequest(text, 1, seed=0))
         run(batch)
-    assert len(batch.runner.kept) == 1
+    assert len(batch.runner.prefix_cache) == 1
 
 
 def test_long_contexts_are_read_while_others_are_written():
     batch = RunningBatch(TorchModelRunner(MODEL))
     quick = batch.add(GenerationRequest("The dog", 40, seed=1))
     batch.step()
-    before, batches.READ = batches.READ, 16
+    before, batches.PREFILL_TOKENS = batches.PREFILL_TOKENS, 16
     try:
         slow = batch.add(GenerationRequest("The sea was wide. " * 5, 5, seed=2))
         batch.step()
@@ -209,7 +209,7 @@ def test_long_contexts_are_read_while_others_are_written():
         assert not slow.output.ids
         assert len(quick.output.ids) == 3
     finally:
-        batches.READ = before
+        batches.PREFILL_TOKENS = before
     run(batch)
     assert slow.output.ids == alone(GenerationRequest("The sea was wide. " * 5, 5, seed=2)).ids
 
@@ -231,16 +231,16 @@ def test_slots_hold_what_was_put_there():
     for step in range(60):
         if len(slots) and float(torch.rand(1, generator=generator)) < 0.4:
             row = int(torch.randint(len(slots), (1,), generator=generator))
-            moved = slots.drop(row)
+            moved = slots.remove(row)
             made[row] = made[moved]
             del made[moved]
         else:
             length = int(torch.randint(1, 150, (1,), generator=generator))
             past = _past(length, generator)
-            made[slots.put(past, length)] = past
+            made[slots.insert([past], [length])[0]] = past
         assert slots.lengths == [len(made[row]) for row in range(len(slots))]
         for row, past in made.items():
-            held = slots.past(row)
+            held = slots.read(row)
             for (k, v), (wanted_k, wanted_v) in zip(
                 held.keys_values, past.keys_values, strict=True
             ):
@@ -248,7 +248,7 @@ def test_slots_hold_what_was_put_there():
                 assert torch.equal(v, wanted_v)
             assert torch.equal(held.positions, past.positions), step
     while len(slots):
-        slots.drop(0)
+        slots.remove(0)
     assert slots.bytes == 0
 
 

@@ -1,7 +1,5 @@
 """Writing on: how tokens are chosen, where writing stops, and that no text is lost or broken."""
 
-from unittest import mock
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from softlore import FrozenModel, SoftPrompt, generate
 from softlore.context import compose
-from softlore.decode import Sampler, SamplingParams, decode, writing
+from softlore.decode import OutputStream, Sampler, SamplingParams, Token, sample_ids
 from softlore.errors import ConfigError
 from softlore.model.tiny import byte_tokenizer, tiny_hf, tiny_model
 
@@ -20,17 +18,21 @@ LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 
 
 def scripted(text, **settings):
-    """What `generate` returns when the model writes `text`, a byte a token."""
+    """The text of a model that writes `text`, a byte a token."""
     return written(MODEL, MODEL.encode(text), **settings)
 
 
-def written(model, ids, **settings):
-    def dictate(*_):
-        return iter([[i] for i in ids])
-
-    with mock.patch.object(writing, "decode", dictate):
-        out = generate(model, "x", **settings)
-        return out if isinstance(out, str) else list(out)
+def written(model, ids, stop=(), stream=False):
+    output = OutputStream(model, [stop] if isinstance(stop, str) else stop, 80)
+    pieces = []
+    for i in ids:
+        pieces.append(output.append(Token("", i)).text)
+        if output.finish:
+            break
+    pieces += [token.text for token in output.flush()]
+    pieces = [piece for piece in pieces if piece]
+    assert "".join(pieces) == output.text
+    return pieces if stream else output.text
 
 
 # choosing ----------------------------------------------------------------------------------------
@@ -206,14 +208,15 @@ def test_the_contexts_end(kind):
     limit = MODEL.context_length
     for left in (0, 1, 5):
         context = prompt + "x" * (limit - len(prompt) - left)
-        steps = list(decode(MODEL, [compose(MODEL, context)], Sampler(SamplingParams()), 80))
-        assert len(steps) == left + 1  # the last one is never read
+        (new,) = sample_ids(MODEL, [(compose(MODEL, context), [])], SamplingParams(), 80)
+        assert len(new) == left + 1  # the last one is never run
     assert isinstance(generate(MODEL, context, 80), str)
 
 
-def test_the_end_of_a_batch_is_that_of_its_longest():
-    rows = [compose(MODEL, text) for text in ("x" * (MODEL.context_length - 3), "x")]
-    assert len(list(decode(MODEL, rows, Sampler(SamplingParams()), 80))) == 4
+def test_each_text_of_a_batch_ends_by_itself():
+    trees = [compose(MODEL, text) for text in ("x" * (MODEL.context_length - 3), "x", "y")]
+    new = sample_ids(MODEL, [(tree, []) for tree in trees], SamplingParams(), [80, 80, 9])
+    assert list(map(len, new)) == [4, 80, 9]
 
 
 # streams -----------------------------------------------------------------------------------------

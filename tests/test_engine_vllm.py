@@ -17,7 +17,15 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from softlore import SoftPrompt
 from softlore.context import Node, Tree
-from softlore.decode import GenerationRequest, Sampler, SamplingParams, decode, write
+from softlore.decode import (
+    GenerationRequest,
+    RunningBatch,
+    Sampler,
+    SamplingParams,
+    SequenceGroup,
+    TorchModelRunner,
+    write,
+)
 from softlore.errors import (
     BusyError,
     ConfigError,
@@ -63,13 +71,16 @@ def serving():
         if seen.get("refuses"):
             return JSONResponse({"message": "no such thing"}, 400)
         sampling = SamplingParams(body["temperature"], logit_bias=body.get("logit_bias", {}))
-        chooser = Sampler(sampling, body.get("seed"), MODEL)
-        steps = decode(MODEL, [tree_of(body, seen.get("folder"))], chooser, body["max_tokens"])
+        batch = RunningBatch(TorchModelRunner(MODEL))
+        sampler = Sampler(sampling, body.get("seed"), MODEL)
+        trees = [(tree_of(body, seen.get("folder")), 1.0)]
+        batch.add(SequenceGroup.from_trees(batch.runner, trees, sampler, body["max_tokens"]))
 
         async def stream():
             try:
-                for step in steps:
-                    choice = {"text": "", "token_ids": step, "finish_reason": None}
+                while len(batch):
+                    ids = [token.id for _, token in batch.step()]
+                    choice = {"text": "", "token_ids": ids, "finish_reason": None}
                     if seen.get("breaks"):
                         yield 'data: {"error": {"message": "out of memory"}}\n\n'
                         return

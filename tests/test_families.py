@@ -12,7 +12,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from softlore import Context, FrozenModel, SoftPrompt, generate, logits
 from softlore.context import compose, embed, splice
-from softlore.decode import Sampler, SamplingParams, decode
+from softlore.decode import (
+    RunningBatch,
+    Sampler,
+    SamplingParams,
+    SequenceGroup,
+    TorchModelRunner,
+    sample_ids,
+)
+from softlore.decode.samplers.steps import Step
 from softlore.errors import UnsupportedModelError
 from softlore.model import TESTED_FAMILIES
 from softlore.model.tiny import CONFIGS, WINDOW, byte_tokenizer, tiny_hf, tiny_model
@@ -135,22 +143,23 @@ def test_greedy_generation_is_that_of_the_text(family):
         soft(family, BEFORE + SOFT, "prefix") + AFTER,
         soft(family, BEFORE, "prefix") + soft(family, SOFT, name="two") + AFTER,
     ):
-        steps = decode(model, [compose(model, context)], Sampler(GREEDY), count)
-        assert [step[0] for step in steps] == expected
+        assert sample_ids(model, [(compose(model, context), [])], GREEDY, count) == [expected]
         end = expected.index(0) if 0 in expected else count
         written = generate(model, context, count, temperature=0)
         assert written == model.decode(expected[:end]).replace("\ufffd", "")
 
 
 class Dictated:
-    """Chooses tokens by a rule of its own, and keeps the logits that it was given."""
+    """Leaves one token by a rule of its own, and records the logits that it was given."""
 
-    def __init__(self):
-        self.seen = []
+    def __init__(self, row):
+        self.row, self.seen = row, []
 
-    def __call__(self, logits, texts):
-        self.seen.append(logits)
-        return torch.tensor([[7, 40, 99, 3][len(self.seen) % 4] + i for i in range(len(logits))])
+    def __call__(self, input_ids, scores):
+        self.seen.append(scores[0].clone())
+        only = torch.full_like(scores, -torch.inf)
+        only[:, [7, 40, 99, 3][len(self.seen) % 4] + self.row] = 0.0
+        return only
 
 
 @every_family
@@ -164,14 +173,20 @@ def test_each_step_of_a_padded_batch_has_the_logits_of_its_text(family):
         Context(AFTER),
         soft(family, SOFT) + AFTER,
     ]
-    chooser = Dictated()
-    steps = list(decode(model, [compose(model, c) for c in contexts], chooser, 12))
-    for row, text in enumerate(texts):
-        conditioning = model.encode(text)
-        ids = torch.tensor([[*conditioning, *(step[row] for step in steps[:-1])]])
+    batch, dictated, groups = RunningBatch(TorchModelRunner(model)), [], []
+    for row, context in enumerate(contexts):
+        dictated.append(Dictated(row))
+        sampler = Sampler(GREEDY, before=[Step("dictated", dictated[row], "text")])
+        trees = [(compose(model, context), 1.0)]
+        groups.append(batch.add(SequenceGroup.from_trees(batch.runner, trees, sampler, 12)))
+    while len(batch):
+        batch.step()
+    for text, group, processor in zip(texts, groups, dictated, strict=True):
+        before = model.encode(text)
+        ids = torch.tensor([[*before, *group.output.ids[:-1]]])
         with torch.no_grad():
-            expected = plain(family)(input_ids=ids).logits[0, len(conditioning) - 1 :]
-        assert_same(torch.stack([logits[row] for logits in chooser.seen]), expected)
+            expected = plain(family)(input_ids=ids).logits[0, len(before) - 1 :]
+        assert_same(torch.stack(processor.seen), expected)
 
 
 # (d) prefix prompts ------------------------------------------------------------------------------

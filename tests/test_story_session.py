@@ -141,13 +141,13 @@ def test_a_session_turn_by_turn(story):
     session.say("Emma came in.")
     told = "".join(session.go_on(12))
     assert story.text == "Emma came in." + told
-    conditioning = story.conditioning
-    assert conditioning.by == "model"
-    assert conditioning.data["lore"] == session.plan.lore
+    head = story.head
+    assert head.by == "model"
+    assert head.data["lore"] == session.plan.lore
     assert session.finish in ("length", "end")
     again = "".join(session.retry(12))
     assert story.text == "Emma came in." + again
-    assert [turn.text for turn in story.alternatives(story.conditioning)] == [told, again]
+    assert [turn.text for turn in story.alternatives(story.head)] == [told, again]
     story.undo()
     assert story.text == "Emma came in." + told
 
@@ -203,10 +203,10 @@ def kept_story(story):
     session = StorySession(story, MODEL, BOOK, PROMPTS)
     session.say("Down the lane came Emma. She took off her")
     list(session.go_on(6))
-    story.edit(story.conditioning, " long black gloves.")
+    story.edit(story.head, " long black gloves.")
     session.say(" It rained.")
     list(session.go_on(6))
-    story.mark(story.conditioning)
+    story.mark(story.head)
     return session
 
 
@@ -234,7 +234,7 @@ def test_a_line_is_not_about_whom_the_lore_of_another_names(story):
     session = StorySession(story, MODEL, book)
     session.say("At the forge stood Ada.")
     list(session.go_on(6))
-    story.mark(story.conditioning)
+    story.mark(story.head)
     assert session.plan.lore.keys() == {"Ada", "Rook"}
     assert offers(story, book)[0].entries == ("Ada",)
 

@@ -60,5 +60,5 @@ def test_it_may_be_left_at_any_time():
         next(tokens)
     tokens.close()
     assert all(len(output.ids) <= 2 for output in outputs)
-    with pytest.raises(ConfigError, match="nothing was asked for"):
+    with pytest.raises(ConfigError, match="no requests were given"):
         write_batch(MODEL, [])

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from softlore import FrozenModel, Memory, write
+from softlore import FrozenModel, runner_for, write
 from softlore.model.tiny import byte_tokenizer, tiny_model
 
 OPENING = "Once upon a time there was an old house by the sea, and in it lived"
@@ -73,13 +73,13 @@ def many_turns(model: FrozenModel, turns: int, count: int) -> dict[str, Callable
             found += new
         return found
 
-    def with_memory() -> list[int]:
-        memory = Memory()
-        return told(lambda t: write(model, t, count, temperature=0, memory=memory).drained().ids)
+    def with_cache() -> list[int]:
+        runner = runner_for(model)  # its cache lives on from turn to turn
+        return told(lambda t: write(runner, t, count, temperature=0).drained().ids)
 
     return {
         "transformers": lambda: told(lambda t: theirs(model, model.bos + model.encode(t), count)),
-        "softlore": with_memory,
+        "softlore": with_cache,
     }
 
 

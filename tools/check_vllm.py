@@ -33,7 +33,7 @@ import torch
 import softlore
 from softlore import Context, FrozenModel, SoftPrompt, storyteller
 from softlore.context import compose
-from softlore.decode import GenerationRequest, Sampler, SamplingParams, decode
+from softlore.decode import GenerationRequest, SamplingParams, sample_ids
 from softlore.errors import EngineError
 from softlore.prompts.shapes import Kind
 from softlore.serve.engines.vllm import VLLMEngine
@@ -241,10 +241,8 @@ async def check_failures(engine: VLLMEngine, model: FrozenModel, known: SoftProm
 
 def greedy(model: FrozenModel, context: Any, tokens: int) -> list[int]:
     """Token ids that softlore writes, up to the model's own end."""
-    steps = decode(
-        model, [compose(model, context)], Sampler(SamplingParams(temperature=0), None), tokens
-    )
-    return until_end(model, [step[0] for step in steps])
+    contexts = [(compose(model, context), [])]
+    return until_end(model, sample_ids(model, contexts, SamplingParams(temperature=0), tokens)[0])
 
 
 def convert(prompt: SoftPrompt, folder: str) -> None:

@@ -26,8 +26,7 @@ from typing import Any
 
 import torch
 
-from softlore.context import Node, Tree
-from softlore.decode import Sampler, SamplingParams, decode
+from softlore.decode import SamplingParams, sample_ids
 from softlore.lore import Block, Entry, Lorebook
 from softlore.measure import copied
 from softlore.measure.score import divergence, drift, recall
@@ -264,17 +263,10 @@ def _stories(
 ) -> list[list[int]]:
     from softlore.measure.score import trunk
 
-    base = trunk(model, conditioning)
-    trees = [
-        Tree([*base.nodes, Node(model.encode(start), len(base.nodes) - 1)], base.prefixes)
-        for start in starts
-    ]
-    chooser = Sampler(SamplingParams(temperature=temperature, top_k=top_k), seed)
-    rows: list[list[int]] = [[] for _ in starts]
-    for step in decode(model, trees, chooser, length):
-        for row, token in zip(rows, step, strict=True):
-            row.append(token)
-    return rows
+    before = trunk(model, conditioning)
+    params = SamplingParams(temperature=temperature, top_k=top_k)
+    contexts = [(before, model.encode(start)) for start in starts]
+    return sample_ids(model, contexts, params, length, seed)
 
 
 def _keywords(model: FrozenModel, conditioning: Any, words: list[str]) -> dict[str, float]:

@@ -37,12 +37,12 @@ SEED = 7_000_000
 def logprobs(runner: ModelRunner, conditioning: Head, text: Sequence[int]) -> Tensor:
     """`[len(text), vocab]`: after a head and each token of a text but the last, what comes next."""
     tree = trunk(runner.model, conditioning).then(list(text[:1]))
-    lane = runner.begin(tree)
-    while lane.logits is None:
-        lane.read_on(512)
-    rows = [lane.logits]
-    rows += [runner.step([lane], [token]) for token in text[1:-1]]
-    runner.leave(lane)
+    sequence = runner.start(tree)
+    while sequence.logits is None:
+        runner.prefill([sequence], 512)
+    rows = [sequence.logits[None]]
+    rows += [runner.step([sequence], [token]) for token in text[1:-1]]
+    runner.remove(sequence)
     return torch.cat(rows).log_softmax(1)
 
 

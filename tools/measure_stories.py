@@ -30,7 +30,7 @@ from measure_styles import characters
 from softlore import Entry, FrozenModel, PromptLibrary, WorldInfoTrainer
 from softlore.compare.harness import interval
 from softlore.context import Tree, activate, compose, place_entries
-from softlore.decode import Sampler, SamplingParams, decode
+from softlore.decode import SamplingParams, sample_ids
 from softlore.lore import Lorebook
 from softlore.lore.keywords import count_hits, lore_keywords
 from softlore.measure.evaluate import plain_text
@@ -184,16 +184,9 @@ def as_chosen(composer: ContextComposer, texts: Sequence[str], budget: int) -> t
 
 
 def written(model: FrozenModel, trees: Sequence[Tree], options: Any) -> list[str]:
-    found = []
-    for start in range(0, len(trees), ROWS):
-        part = trees[start : start + ROWS]
-        chooser = Sampler(SamplingParams(temperature=0.8, top_k=40), options.seed + start)
-        ids: list[list[int]] = [[] for _ in part]
-        for step in decode(model, part, chooser, options.tokens):
-            for row, token in zip(ids, step, strict=True):
-                row.append(token)
-        found += [model.decode(row) for row in ids]
-    return found
+    params, contexts = SamplingParams(temperature=0.8, top_k=40), [(tree, []) for tree in trees]
+    new = sample_ids(model, contexts, params, options.tokens, options.seed, ROWS)
+    return [model.decode(ids) for ids in new]
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:

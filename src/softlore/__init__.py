@@ -24,7 +24,7 @@ _WHERE = {
     "logits": "softlore.context",
     "generate": "softlore.decode",
     "write": "softlore.decode",
-    "TextCache": "softlore.decode",
+    "runner_for": "softlore.decode",
     "SoftloreError": "softlore.errors",
 }
 __all__ = ["__version__", *_WHERE]

@@ -44,11 +44,11 @@ def contexts(family):
 
 
 def read(runner, context, at_once=5):
-    lane = runner.begin(compose(runner.model, context))
-    while lane.logits is None:
-        lane.read_on(at_once)
-    runner.leave(lane)
-    return lane.logits[0]
+    sequence = runner.start(compose(runner.model, context))
+    while sequence.logits is None:
+        runner.prefill([sequence], at_once)
+    runner.remove(sequence)
+    return sequence.logits
 
 
 def off(ours, theirs):
@@ -132,9 +132,9 @@ def test_a_text_that_goes_on_reads_only_what_is_new():
     runner = LlamaCppModelRunner(GGUFModel(gguf_file("storyteller")), 2, CacheTypes("f32", "f32"))
     prefix = contexts("storyteller")["prefix"]
     first = read(runner, prefix)
-    lane = runner.begin(compose(runner.model, prefix + " then the"))
-    assert lane.cache_usage.reused == len(runner.model.encode(TEXT))
-    runner.leave(lane)
+    sequence = runner.start(compose(runner.model, prefix + " then the"))
+    assert sequence.cache_usage.reused == len(runner.model.encode(TEXT))
+    runner.remove(sequence)
     assert off(read(runner, prefix), first) < 1e-3
     runner.close()
 

@@ -124,7 +124,7 @@ def command(
         from softlore.serve.engines.local import LocalEngine
 
         runner = gguf_runner(gguf, model_name, context, cache, settings.slots, cache_mb)
-        engine = LocalEngine(runner, **_limits(settings) | {"slots": runner.lanes})
+        engine = LocalEngine(runner, **_limits(settings) | {"slots": runner.n_sequences})
     else:
         model = load_model(model_name or (book.model if book else None), dtype, device)
         engine = _engine(model, settings, engine_url, engine_key)

@@ -1,4 +1,4 @@
-"""A running batch: texts join and leave between steps, each with its own prompts and settings."""
+"""The running batch: sequences join and leave between steps, each with its own settings."""
 
 from __future__ import annotations
 
@@ -7,219 +7,264 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from softlore.decode.conditioning import mix_logits, weighted, with_bare_model
-from softlore.decode.memory import CacheUsage, cache_keys
-from softlore.decode.model_runner import CacheMemory, ModelRunner, RunningSequence
+from softlore.context import Tree
+from softlore.decode.conditioning import (
+    Window,
+    first_windows,
+    mix_logits,
+    slide,
+    weighted,
+    with_bare_model,
+)
+from softlore.decode.model_runner import PREFILL_TOKENS, CacheMemory, ModelRunner, RunningSequence
 from softlore.decode.output import OutputStream, Token, token_with_logprobs
+from softlore.decode.prefix_cache import CacheUsage
 from softlore.decode.request import GenerationRequest, make_sampler, stop_strings
-from softlore.decode.samplers import sample_each
-from softlore.decode.sliding import Window, fitting, slide, windows
-from softlore.model import LanguageModel
-
-READ = 512  # tokens that are read at most in a step, so that texts that are written go on
+from softlore.decode.samplers import Sampler, sample_each
 
 
 class SequenceGroup:
-    """A text of a batch.
+    """One text of a batch: a sequence, or one under each of several conditionings.
+
+    The sequences of a group get the same new tokens, sampled from the mixture of their logits.
+    `len(group)` is how many they are.
 
     Attributes:
-        output: what has come of it: text, ids, finish.
-        reading: how much of its context was known, and how much was read; None until it is begun.
+        output: the text so far: its ids, and why it ended.
+        cache_usage: how much of its context was cached; None until it is started.
+        sampler: what its tokens are sampled with.
+        sequences: those that run; empty before they are started.
+        ids: of the context's text and of the new tokens. Soft rows have none.
+
+    Args:
+        windows: what each sequence reads first.
+        weights: of the sequences' log-probabilities.
+        logprobs: how many of the likeliest tokens to report; None: no log-probabilities.
+        slides: whether full windows slide, or end the text.
+        cache: whether later sequences may reuse what these have read.
     """
 
-    def __init__(self, runner: ModelRunner, request: GenerationRequest) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        windows: Sequence[Window],
+        weights: Sequence[float],
+        sampler: Sampler,
+        output: OutputStream,
+        logprobs: int | None = None,
+        slides: bool = False,
+        cache: bool = True,
+    ) -> None:
+        runner.check([window.tree for window in windows])
+        self.windows = list(windows)
+        self.weights = tuple(weights)
+        self.sampler = sampler
+        self.output = output
+        self.cache_usage: CacheUsage | None = None
+        self.sequences: list[RunningSequence] = []
+        self.cache = cache
+        self._model = runner.model
+        self._logprobs = logprobs
+        self._slides = slides
+        self._open_windows()
+
+    @classmethod
+    def from_request(cls, runner: ModelRunner, request: GenerationRequest) -> SequenceGroup:
+        """The group that generates what is requested.
+
+        Raises:
+            ConfigError: a setting out of range.
+            ContextError: nothing to go on from, or more than fits.
+            PromptMismatchError: a prompt of another model.
+        """
         model = runner.model
         stops, conditionings = stop_strings(request), weighted(request.conditioning)
-        self.output = OutputStream(model, stops, request.max_new_tokens)
-        self.cache_usage: CacheUsage | None = None
-        self.chooser = make_sampler(model, request, conditionings)
+        output = OutputStream(model, stops, request.max_new_tokens)
+        sampler = make_sampler(model, request, conditionings)
         conditionings = with_bare_model(conditionings) if conditionings else []
-        self._weights = [weight for _, weight in conditionings]
-        self._logprobs = request.logprobs
-        self._slides = bool(conditionings)
-        found = windows(model, request.context, conditionings, request.check)
-        if self._slides:
-            found = fitting(model, found)
-        self.sequences = [_GroupRow(self, window) for window in found]
-        runner.check([window.tree for window in found])
-        self._left = self._room(model)
+        windows = first_windows(model, request.context, conditionings, request.check)
+        weights = [weight for _, weight in conditionings] or [1.0]
+        slides = bool(conditionings)
+        return cls(runner, windows, weights, sampler, output, request.logprobs, slides)
 
-    def mixed(self, logits: Tensor) -> Tensor:
-        """What its next token is chosen from, `[vocab]`, given logits `[rows, vocab]`."""
-        if len(self.sequences) == 1:
-            return logits[0]
-        return mix_logits(logits, torch.tensor(self._weights, device=logits.device))
+    @classmethod
+    def from_trees(
+        cls,
+        runner: ModelRunner,
+        trees: Sequence[tuple[Tree, float]],
+        sampler: Sampler,
+        max_new_tokens: int,
+    ) -> SequenceGroup:
+        """A group that samples ids only, after trees mixed by weights; nothing ends it early."""
+        windows, weights = [Window(tree) for tree, _ in trees], [weight for _, weight in trees]
+        output = OutputStream(None, (), max_new_tokens)
+        return cls(runner, windows, weights, sampler, output, cache=False)
 
-    def tell(self, logits: Tensor, chosen: int) -> Iterator[Token]:
-        """The token that was chosen from logits `[vocab]`, with its text; the rest if it ends."""
-        for row in self.sequences:
-            row.chosen(chosen)
-        if self._left is not None:
-            self._left -= 1
-        yield self.output.append(token_with_logprobs(logits, chosen, self._logprobs))
-        if self.output.finish or (self._full and not self._slides):
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether its contexts are run, so that its next token can be sampled."""
+        return bool(self.sequences) and all(s.logits is not None for s in self.sequences)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its windows have no room left."""
+        return self._room == 0
+
+    @property
+    def must_slide(self) -> bool:
+        return self.is_full and self._slides and not self.output.finish
+
+    def start(self, runner: ModelRunner) -> None:
+        """Starts its sequences, once."""
+        if not self.sequences:
+            self.sequences = [runner.start(window.tree) for window in self.windows]
+            self.cache_usage = self.cache_usage or self.sequences[0].cache_usage
+
+    def stop(self, runner: ModelRunner) -> None:
+        """Ends its sequences. Does nothing if none run."""
+        for sequence in reversed(self.sequences):
+            runner.remove(sequence, self.cache)
+        self.sequences = []
+
+    def append(self, token: int, logits: Tensor) -> Iterator[Token]:
+        """Adds the token sampled from logits `[vocab]`: its text, and the rest at the end."""
+        self.ids.append(token)
+        self._new.append(token)
+        if self._room is not None:
+            self._room -= 1
+        plain = self._logprobs is None
+        yield self.output.append(
+            Token("", token) if plain else token_with_logprobs(logits, token, self._logprobs or 0)
+        )
+        if self.output.finish or (self.is_full and not self._slides):
             yield from self.output.flush()
 
-    @property
-    def turns_over(self) -> bool:
-        """Whether its windows are full and must slide."""
-        return self._full and self._slides and not self.output.finish
+    def slide(self) -> None:
+        """Goes on in the next windows, which must be read."""
+        self.windows = slide(self._model, self.windows, self._new)
+        self._open_windows()
 
-    def slide(self, model: LanguageModel) -> None:
-        """Takes the next windows, which must be read."""
-        following = slide(
-            model, [row.window for row in self.sequences], [r.written for r in self.sequences]
-        )
-        self.sequences = [_GroupRow(self, window) for window in following]
-        self._left = self._room(model)
-
-    @property
-    def _full(self) -> bool:
-        return self._left == 0
-
-    def _room(self, model: LanguageModel) -> int | None:
-        """Tokens that can be chosen in these windows; the last one is never read."""
-        if model.context_length is None:
-            return None
-        return model.context_length + 1 - max(row.end for row in self.sequences)
+    def _open_windows(self) -> None:
+        tree = self.windows[0].tree
+        self.ids = [i for n in tree.nodes if not isinstance(n.content, Tensor) for i in n.content]
+        self._new: list[int] = []  # generated in these windows
+        limit = self._model.context_length
+        end = max(window.end for window in self.windows)
+        # Tokens that can be sampled; the last one is never run, so it may stand one past the end.
+        self._room = None if limit is None else limit + 1 - end
 
 
 class RunningBatch:
-    """Texts written side by side over one model. A step tells each of them a token at most.
+    """Generates several texts side by side with one model (continuous batching).
 
-    Every text is what `write` would make of it alone with the same seed, up to rounding. What is
-    to be read is read a part at a step, so that the others are not kept waiting.
+    A step generates at most one token in each text, and reads a part of the contexts of texts that
+    have joined, so that they do not hold up the others:
+
+        add ──▶ reading ──(context run, first token)──▶ generating ──▶ finished, removed
+                   ▲                                        │
+                   └──────────(window full: slide)──────────┘
+
+    Every text is what `write` would generate alone with the same seed, up to rounding.
+
+    Attributes:
+        runner: what runs the sequences.
     """
 
     def __init__(self, runner: ModelRunner) -> None:
         self.runner = runner
-        self._written: list[SequenceGroup] = []
         self._reading: list[SequenceGroup] = []
+        self._generating: list[SequenceGroup] = []
 
     def __len__(self) -> int:
-        """Texts that are read or written."""
-        return len(self._reading) + len(self._written)
+        """How many texts have not finished."""
+        return len(self._reading) + len(self._generating)
 
     def memory_usage(self) -> CacheMemory:
-        """Keys and values of the running texts, and of those that have ended and are kept."""
+        """Keys and values of the running sequences, and of those cached for later ones."""
         return self.runner.memory_usage()
 
     def add(self, request: GenerationRequest | SequenceGroup) -> SequenceGroup:
-        """Takes a text in; it is told from the next step on.
+        """Adds a text, which is generated from the next step on.
 
         Raises:
-            ConfigError, ContextError, PromptMismatchError: as `write` does.
+            ConfigError, ContextError, PromptMismatchError: as `SequenceGroup.from_request`.
         """
-        text = (
-            request if isinstance(request, SequenceGroup) else SequenceGroup(self.runner, request)
-        )
-        self._reading.append(text)
-        return text
+        if isinstance(request, GenerationRequest):
+            request = SequenceGroup.from_request(self.runner, request)
+        self._reading.append(request)
+        return request
 
-    def remove(self, text: SequenceGroup) -> None:
-        """Lets a text go, at once; harmless if it has gone."""
-        self._reading = [one for one in self._reading if one is not text]
-        self._drop(text)
+    def remove(self, group: SequenceGroup) -> None:
+        """Removes a text at once. Does nothing if it has finished."""
+        for groups in (self._reading, self._generating):
+            if group in groups:
+                groups.remove(group)
+        group.stop(self.runner)
 
     @torch.no_grad()
     def step(self) -> list[tuple[SequenceGroup, Token]]:
-        """One token in each text that was read, and a part of what is to be read.
+        """Generates a token in every text that is read, and reads a part of the others.
 
-        Texts whose `output.finish` is set have left.
+        Texts whose `output.finish` is set have been removed.
         """
-        told = self._write()
-        if read := self._read():
-            told += self._choose(
-                read, torch.cat([row.last() for one in read for row in one.sequences])
-            )
-        return told
+        tokens = []
+        if generating := list(self._generating):
+            sequences = [sequence for group in generating for sequence in group.sequences]
+            last = [group.ids[-1] for group in generating for _ in group.sequences]
+            tokens += self._sample(generating, self.runner.step(sequences, last))
+        if read := self._prefill():
+            logits = [s.logits for group in read for s in group.sequences if s.logits is not None]
+            tokens += self._sample(read, torch.stack(logits))
+        return tokens
 
-    # inside ------------------------------------------------------------------------------------
-
-    def _write(self) -> list[tuple[SequenceGroup, Token]]:
-        rows = [row for text in self._written for row in text.sequences]
-        if not rows:
-            return []
-        logits = self.runner.step([row.running() for row in rows], [row.ids[-1] for row in rows])
-        return self._choose(list(self._written), logits)
-
-    def _choose(
-        self, texts: Sequence[SequenceGroup], logits: Tensor
-    ) -> list[tuple[SequenceGroup, Token]]:
-        """Tokens of texts from the logits of their rows, `[rows, vocab]`."""
-        told: list[tuple[SequenceGroup, Token]] = []
-        by_text = logits.split([len(text.sequences) for text in texts])
-        mixed = torch.stack([text.mixed(own) for text, own in zip(texts, by_text, strict=True)])
-        ids = [text.sequences[0].ids for text in texts]
-        tokens = sample_each([text.chooser for text in texts], mixed, ids).tolist()
-        for text, own, token in zip(texts, mixed, tokens, strict=True):
-            told += [(text, one) for one in text.tell(own, token)]
-            if text.output.finish or text.turns_over:
-                self._drop(text)
-            if text.turns_over:
-                text.slide(self.runner.model)
-                self._reading.append(text)
-        return told
-
-    def _read(self) -> list[SequenceGroup]:
-        """Reads on, the first that joined first; gives those that are done."""
-        left, done = READ, []
-        for text in list(self._reading):
-            for row in text.sequences:
-                if not row.is_read and left > 0:
-                    left -= row.read_on(self.runner, left)
-            if not all(row.is_read for row in text.sequences):
+    def _prefill(self) -> list[SequenceGroup]:
+        """Runs a part of the contexts, in the order in which they joined: those that are done."""
+        started, unread = [], 0
+        for group in self._reading:
+            group.start(self.runner)
+            started.append(group)
+            unread += sum(sequence.unread for sequence in group.sequences)
+            if unread >= PREFILL_TOKENS:
                 break
-            self._reading.remove(text)
-            self._written.append(text)
-            done.append(text)
+        if started:
+            self.runner.prefill([s for group in started for s in group.sequences], PREFILL_TOKENS)
+        done = [group for group in started if group.is_read]
+        self._reading = [group for group in self._reading if group not in done]
+        self._generating += done
         return done
 
-    def _drop(self, text: SequenceGroup) -> None:
-        self._written = [one for one in self._written if one is not text]
-        for row in text.sequences:
-            row.leave(self.runner)
+    def _sample(
+        self, groups: Sequence[SequenceGroup], logits: Tensor
+    ) -> list[tuple[SequenceGroup, Token]]:
+        """Samples a token for each group from their sequences' logits `[sequences, vocab]`."""
+        mixed = _mix(groups, logits)
+        samplers, ids = [group.sampler for group in groups], [group.ids for group in groups]
+        sampled = sample_each(samplers, mixed, ids).tolist()
+        tokens = [
+            (group, token)
+            for group, row, new in zip(groups, mixed, sampled, strict=True)
+            for token in group.append(new, row)
+        ]
+        for group in reversed(groups):  # the last rows first: no other row has to move
+            if group.output.finish or group.must_slide:
+                self.remove(group)
+        for group in groups:
+            if group.must_slide:
+                group.slide()
+                self._reading.append(group)
+        return tokens
 
 
-class _GroupRow:
-    """One sequence of a text: its context, or its context under one of several heads."""
-
-    def __init__(self, text: SequenceGroup, window: Window) -> None:
-        self.text = text
-        self.window = window
-        slots = cache_keys(window.tree)
-        self.ids = [slot for slot in slots if isinstance(slot, int)]  # soft rows have none
-        self.written: list[int] = []
-        self.end = window.tree.start + len(slots)  # the position of the first new token
-        self._lane: RunningSequence | None = None
-
-    def chosen(self, token: int) -> None:
-        self.ids.append(token)
-        self.written.append(token)
-
-    @property
-    def is_read(self) -> bool:
-        return self._lane is not None and self._lane.logits is not None
-
-    def running(self) -> RunningSequence:
-        assert self._lane is not None
-        return self._lane
-
-    def last(self) -> Tensor:
-        """Logits `[1, vocab]` after the context."""
-        logits = self.running().logits
-        assert logits is not None
+def _mix(groups: Sequence[SequenceGroup], logits: Tensor) -> Tensor:
+    """What each group's token is sampled from: `[groups, vocab]` of `[sequences, vocab]`."""
+    if len(logits) == len(groups):
         return logits
-
-    def read_on(self, runner: ModelRunner, most: int) -> int:
-        """Reads a part of the context; returns how many tokens."""
-        if self._lane is None:
-            self._lane = runner.begin(self.window.tree)
-            self.text.cache_usage = self.text.cache_usage or self._lane.cache_usage
-        return self._lane.read_on(most)
-
-    def leave(self, runner: ModelRunner) -> None:
-        """Gives its lane back; harmless where it has none."""
-        lane, self._lane = self._lane, None
-        if lane is not None:
-            runner.leave(lane)
+    weights = groups[0].weights
+    if all(group.weights == weights for group in groups):
+        each = torch.tensor(weights, device=logits.device)
+        return mix_logits(logits.unflatten(0, (-1, len(weights))), each)
+    parts = zip(groups, logits.split([len(group) for group in groups]), strict=True)
+    return torch.cat([_mix([group], part) for group, part in parts])

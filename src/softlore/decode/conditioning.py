@@ -1,86 +1,179 @@
-"""Several heads over one text, each with a strength: codes mixed, dosed and set against each other.
+"""Conditionings: what stays before a text, mixed by strengths, while its window slides.
 
-With p the bare model's next-token probabilities and p_i those after head i, tokens are chosen from
+With p the bare model's next-token probabilities and p_i those after conditioning i, tokens are
+sampled from
 
     p_mix ∝ p · Π (p_i / p)^w_i
 
-A single head of strength 1 is that head alone, 0 the bare model, between them an interpolation,
-above 1 more of the head than the head itself; strengths of two heads that sum to 1 are a blend,
-and a negative one steers away. (As classifier-free guidance and DExperts do, Liu et al. 2021.)
+A single conditioning of strength 1 is that conditioning alone, 0 the bare model, between them an
+interpolation, and above 1 an extrapolation. Two strengths that sum to 1 are a blend, and a negative
+one steers away (as classifier-free guidance and DExperts do, Liu et al. 2021).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from softlore.context.compose import ContextLike
-from softlore.decode.loop import SampleFunction
-from softlore.errors import ConfigError
+from softlore.context import Node, Tree, compose
+from softlore.context.compose import ContextLike, count_conditioning_nodes
+from softlore.errors import ConfigError, ContextOverflowError
+from softlore.model import LanguageModel
 
 Conditioning = ContextLike | Sequence[tuple[ContextLike, float]]
-MOST = 16  # heads; each is a row that is run at every step
-PLAUSIBLE = 0.02  # of the likeliest token's probability under the heads that are wanted
+Weighted = list[tuple[ContextLike, float]]
+MAX_CONDITIONINGS = 16  # each is a sequence that is run at every step
+MAX_STRENGTH = 100
+PLAUSIBLE = 0.02  # of the likeliest token's probability under conditionings of positive strength
+RETAINED = 0.5  # of the room after the conditioning: how much text a new window begins with
 
 
-def weighted(steering: Conditioning) -> list[tuple[ContextLike, float]]:
-    """Heads with their strengths; a head by itself has strength 1, and an empty one is none.
+def weighted(conditioning: Conditioning) -> Weighted:
+    """Conditionings with their strengths; 1 for one without, and none for an empty one.
 
     Raises:
-        ConfigError: a strength that is no number, or too many heads.
+        ConfigError: a strength that is not a number, or too many conditionings.
     """
-    if isinstance(steering, Sequence) and not isinstance(steering, str):
-        found = [(conditioning, weight) for conditioning, weight in steering]
+    if isinstance(conditioning, Sequence) and not isinstance(conditioning, str):
+        pairs = [(context, strength) for context, strength in conditioning]
     else:
-        found = [(steering, 1.0)] if steering != "" else []
-    for _, weight in found:
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not math.isfinite(weight) or abs(weight) > 100:
+        pairs = [(conditioning, 1.0)] if conditioning != "" else []
+    for _, strength in pairs:
+        number = isinstance(strength, int | float) and not isinstance(strength, bool)
+        if not number or not math.isfinite(strength) or abs(strength) > MAX_STRENGTH:
             raise ConfigError(
-                f"a head has strength {weight!r}; expected a number from -100 to 100, with 1 for "
-                "the head as it is; change it"
+                f"a conditioning has strength {strength!r}; expected a number from "
+                f"-{MAX_STRENGTH} to {MAX_STRENGTH}, with 1 for the conditioning as it is; "
+                "change it"
             )
-    if len(found) > MOST:
-        raise ConfigError(f"{len(found)} heads were given; expected at most {MOST}; leave some out")
-    return found
+    if len(pairs) > MAX_CONDITIONINGS:
+        raise ConfigError(
+            f"{len(pairs)} conditionings were given; expected at most {MAX_CONDITIONINGS}; leave "
+            "some out"
+        )
+    return pairs
 
 
-class MixedSampler:
-    """Chooses one token for each text, whose rows, one a weight, stand side by side in a batch."""
-
-    def __init__(self, choose: SampleFunction, weights: Sequence[float]) -> None:
-        self._choose = choose
-        self._weights = torch.tensor(list(weights))
-
-    def __call__(self, logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Token ids `[B]`, the same for all rows of a text, from logits `[B, vocab]`."""
-        rows = len(self._weights)
-        mixed = mix_logits(logits.unflatten(0, (-1, rows)), self._weights.to(logits.device))
-        return self._choose(mixed, texts[::rows]).repeat_interleave(rows)
+def with_bare_model(conditionings: Sequence[tuple[ContextLike, float]]) -> Weighted:
+    """Conditionings, and the bare model ("") with what their strengths lack of 1, if anything."""
+    rest = 1.0 - sum(strength for _, strength in conditionings)
+    return [*conditionings, ("", rest)] if abs(rest) > 1e-9 else list(conditionings)
 
 
 def mix_logits(logits: Tensor, weights: Tensor) -> Tensor:
     """Mixed log-probabilities `[..., vocab]`, up to a constant, of logits `[..., rows, vocab]`.
 
-    Where a weight is negative, tokens that the heads with positive ones hold for implausible are
-    left out: there a quotient of two small numbers says nothing (Li et al. 2023).
+    Where a weight is negative, tokens that are implausible under the conditionings with positive
+    ones are excluded: there a quotient of two small numbers says nothing (Li et al. 2023).
     """
     logp = logits.log_softmax(dim=-1)
     mixed = (weights[:, None] * logp).sum(dim=-2)
     if (weights < 0).any():
-        wanted = weights.clamp_min(0)
-        likely = (wanted[:, None] * logp).sum(dim=-2) / wanted.sum()
+        positive = weights.clamp_min(0)
+        likely = (positive[:, None] * logp).sum(dim=-2) / positive.sum()
         least = likely.amax(dim=-1, keepdim=True) + math.log(PLAUSIBLE)
         mixed = mixed.masked_fill(likely < least, -torch.inf)
     return mixed
 
 
-def with_bare_model(
-    conditionings: Sequence[tuple[ContextLike, float]],
-) -> list[tuple[ContextLike, float]]:
-    """Heads, and the bare model ("") with the weight that is left of 1, where one is."""
-    left = 1.0 - sum(weight for _, weight in conditionings)
-    return [*conditionings, ("", left)] if abs(left) > 1e-9 else list(conditionings)
+# sliding windows ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Window:
+    """What of a text the model reads: its conditioning, and as much of its end as fits.
+
+        first window   conditioning | text ..................... full
+        next window    conditioning | its newest half .... | new text
+
+    CTRL's own program keeps token 0, the code, and slides the text by a token at a time (Keskar
+    et al. 2019). Here a full window gives way to one of the newest half, so that keys and values
+    are computed again once in many tokens.
+
+    Attributes:
+        tree: its first `n_nodes` nodes stand in every window, as its prefixes do.
+        n_nodes: nodes of the conditioning.
+    """
+
+    tree: Tree
+    n_nodes: int = 0
+
+    @property
+    def end(self) -> int:
+        """The position of the first new token."""
+        return self.tree.start + self.tree.length
+
+    def room(self, model: LanguageModel) -> int:
+        """Tokens of text that fit after the conditioning."""
+        conditioning = sum(map(len, self.tree.nodes[: self.n_nodes]))
+        return (model.context_length or 0) - self.tree.start - conditioning
+
+    def slide(self, n_tokens: int, new: list[int]) -> Window:
+        """The conditioning, and the last `n_tokens` of the text and what was generated since."""
+        nodes = [
+            Node(node.content, i - 1) for i, node in enumerate(self.tree.nodes[: self.n_nodes])
+        ]
+        contents = [*(node.content for node in self.tree.nodes[self.n_nodes :]), new]
+        for content in _last_tokens(contents, n_tokens):
+            nodes.append(Node(content, len(nodes) - 1))
+        return Window(Tree(nodes, self.tree.prefixes, self.tree.at), self.n_nodes)
+
+
+def first_windows(
+    model: LanguageModel, context: ContextLike, conditionings: Weighted, check: bool = True
+) -> list[Window]:
+    """The windows that a context begins with: one, or one under each conditioning.
+
+    Raises:
+        ContextOverflowError: a conditioning that leaves no room.
+    """
+    if not conditionings:
+        return [Window(compose(model, context, check=check))]
+    windows = [
+        Window(
+            compose(model, context, check=check, conditioning=conditioning),
+            count_conditioning_nodes(model, conditioning),
+        )
+        for conditioning, _ in conditionings
+    ]
+    limit = model.context_length
+    fit = limit is None or max(window.end for window in windows) <= limit
+    return windows if fit else slide(model, windows, [])
+
+
+def slide(model: LanguageModel, windows: Sequence[Window], new: list[int]) -> list[Window]:
+    """The windows that follow full ones, in which the tokens `new` were generated.
+
+    Raises:
+        ContextOverflowError: a conditioning that leaves no room.
+    """
+    room = min(window.room(model) for window in windows)
+    n_tokens = int(room * RETAINED)
+    if n_tokens < 1:
+        raise ContextOverflowError(
+            f"what stands before the text leaves room for {max(room, 0)} tokens in the context of "
+            f"{model.name!r}, {model.context_length}; expected two or more; use shorter or fewer "
+            "soft prompts"
+        )
+    return [window.slide(n_tokens, new) for window in windows]
+
+
+def _last_tokens(
+    contents: Sequence[Sequence[int] | Tensor], n_tokens: int
+) -> list[Sequence[int] | Tensor]:
+    """The last `n_tokens`; soft rows that do not fit completely are left out."""
+    parts: list[Sequence[int] | Tensor] = []
+    for content in reversed(contents):
+        if isinstance(content, Tensor) and len(content) > n_tokens:
+            break
+        part = content[-n_tokens:] if n_tokens < len(content) else content
+        if len(part):
+            parts.insert(0, part)
+        n_tokens -= len(part)
+        if not n_tokens:
+            break
+    return parts

@@ -1,4 +1,4 @@
-"""The runner of models in GGUF files: llama.cpp runs the lanes of a batch."""
+"""The model runner of GGUF files: llama.cpp runs the sequences of a batch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from softlore.context import Tree
-from softlore.decode.memory import CacheKey, CacheUsage, cache_keys, common_length, same_prefixes
 from softlore.decode.model_runner import CacheMemory, ModelRunner, RunningSequence
+from softlore.decode.prefix_cache import (
+    CacheKey,
+    CacheUsage,
+    cache_keys,
+    common_length,
+    same_prefixes,
+)
 from softlore.errors import BusyError, ConfigError, ContextOverflowError
 from softlore.model.gguf import CacheTypes, GGUFModel, LlamaCppContext
 from softlore.model.gguf.runner import PADDED, STEP, Tokens
@@ -17,15 +23,15 @@ MEGABYTE = 2**20
 
 
 class LlamaCppModelRunner(ModelRunner):
-    """Runs lanes with llama.cpp, each in a sequence of its own.
+    """Runs each sequence in one of llama.cpp's own ("seq_id").
 
-    What a text has read stays in its sequence when it ends, until another text needs the place; one
-    that begins like it goes on from there.
+    What was run of a sequence stays there when it ends, until another one needs the place; a new
+    one that begins like it goes on from there.
 
     Args:
-        lanes: texts at once, at most; fewer where `most_mb` has no room for them.
-        cache: what keys and values are held as.
-        most_mb: memory for keys and values, taken at once; one text has room in any case.
+        n_sequences: at once, at most; fewer where `max_mb` has no room for them.
+        cache_types: of keys and values.
+        max_mb: memory for keys and values, allocated at once; one sequence always has room.
     """
 
     model: GGUFModel
@@ -33,145 +39,141 @@ class LlamaCppModelRunner(ModelRunner):
     def __init__(
         self,
         model: GGUFModel,
-        lanes: int = 8,
-        cache: CacheTypes | None = None,
-        most_mb: float = 2048,
+        n_sequences: int = 8,
+        cache_types: CacheTypes | None = None,
+        max_mb: float = 2048,
     ) -> None:
         self.model = model
-        self._cache = cache = cache or CacheTypes()
-        # Prefixes side by side take a cell each, and share positions.
+        cache_types = cache_types or CacheTypes()
+        # Prefixes side by side share positions, but take a cell each.
         cells = -(-((model.context_length or 0) + PADDED) // PADDED) * PADDED
-        each = model.layers * model.kv_heads * model.head_dim
-        self._cell_bytes = each * cache.bytes
-        room = int(most_mb * MEGABYTE // (cells * self._cell_bytes))
-        self.lanes = max(1, min(lanes, room))
-        self._runner = LlamaCppContext(model, self.lanes, cells, cache)
-        self._seats = [_SequenceSlot() for _ in range(self.lanes)]
+        self._cell_bytes = model.layers * model.kv_heads * model.head_dim * cache_types.bytes
+        room = int(max_mb * MEGABYTE // (cells * self._cell_bytes))
+        self.n_sequences = max(1, min(n_sequences, room))
+        self._context = LlamaCppContext(model, self.n_sequences, cells, cache_types)
+        self._slots = [_SequenceSlot() for _ in range(self.n_sequences)]
         self._clock = 0
 
     def check(self, trees: Sequence[Tree]) -> None:
         super().check(trees)
-        if len(trees) > self.lanes:
+        if len(trees) > self.n_sequences:
             raise ConfigError(
                 f"a text under {len(trees)} codes takes as many sequences, and llama.cpp has room "
-                f"for {self.lanes}; expected fewer codes, or more room; raise --slots or --cache-mb"
+                f"for {self.n_sequences}; expected fewer codes, or more room; raise --slots or "
+                "--cache-mb"
             )
         for tree in trees:
             cells = tree.length + sum(int(prefix.shape[3]) for prefix in tree.prefixes)
-            if cells >= self._runner.cells:
+            if cells >= self._context.cells:
                 raise ContextOverflowError(
-                    f"{cells} tokens, prefixes counted, do not fit the {self._runner.cells} cells "
-                    "of a text; expected fewer; shorten the text, or use fewer soft prompts"
+                    f"{cells} tokens, prefixes counted, do not fit the {self._context.cells} cells "
+                    "of a sequence; expected fewer; shorten the text, or use fewer soft prompts"
                 )
 
-    def begin(self, tree: Tree) -> RunningSequence:
-        slots = cache_keys(tree)
-        number, known = self._nearest(tree, slots)
-        seat = self._seats[number]
-        why = "" if known else "nothing like it was read before"
-        if seat.prefixes is not None and same_prefixes(tree.prefixes, seat.prefixes):
-            self._runner.forget(number, tree.start + known)
+    def start(self, tree: Tree) -> RunningSequence:
+        number, reused = self._nearest(tree, cache_keys(tree))
+        slot = self._slots[number]
+        if slot.prefixes is not None and same_prefixes(tree.prefixes, slot.prefixes):
+            self._context.forget(number, tree.start + reused)
         else:
-            seat.prefixes = None
-            self._runner.put(number, tree.prefixes)
-            seat.prefixes = list(tree.prefixes)
-        lane = LlamaCppSequence(
-            self._runner, number, tree, CacheUsage(known, len(slots) - known, why), slots
-        )
-        seat.lane, seat.slots = lane, slots[:known]
-        return lane
+            slot.prefixes = None
+            self._context.put(number, tree.prefixes)
+            slot.prefixes = list(tree.prefixes)
+        why = "" if reused else "no cached text begins like it"
+        sequence = LlamaCppSequence(tree, CacheUsage(reused, tree.length - reused, why), number)
+        slot.sequence, slot.keys = sequence, sequence.keys[:reused]
+        return sequence
 
-    def step(self, lanes: Sequence[RunningSequence], ids: Sequence[int]) -> Tensor:
+    def prefill(self, sequences: Sequence[RunningSequence], max_tokens: int) -> None:
+        for sequence in sequences:
+            while sequence.unread and max_tokens > 0:
+                max_tokens -= self._prefill(sequence, min(max_tokens, STEP))
+
+    def _prefill(self, sequence: RunningSequence, max_tokens: int) -> int:
+        """Runs a part of a context; returns how many tokens."""
+        assert isinstance(sequence, LlamaCppSequence)
+        part = sequence.tree.part(sequence.n_read, sequence.n_read + max_tokens)
+        at, end = part.start, part.start + part.length
+        for node in part.nodes:  # a call takes ids or rows, not both
+            last = part.length == sequence.unread and at + len(node) == end
+            content = node.content if isinstance(node.content, Tensor) else list(node.content)
+            logits = self._context.decode([Tokens(sequence.number, at, content, last)])
+            at += len(node)
+            if last:
+                sequence.logits = logits[0]
+        sequence.n_read += part.length
+        return part.length
+
+    def step(self, sequences: Sequence[RunningSequence], ids: Sequence[int]) -> Tensor:
         runs = []
-        for lane, i in zip(lanes, ids, strict=True):
-            assert isinstance(lane, LlamaCppSequence)
-            runs.append(Tokens(lane.number, lane.tree.start + len(lane.slots), [i], last=True))
-        logits = self._runner.decode(runs)
-        for lane, i in zip(lanes, ids, strict=True):
-            lane.slots.append(i)
+        for sequence, i in zip(sequences, ids, strict=True):
+            assert isinstance(sequence, LlamaCppSequence)
+            runs.append(Tokens(sequence.number, sequence.position, [i], last=True))
+        logits = self._context.decode(runs)
+        for sequence, i in zip(sequences, ids, strict=True):
+            sequence.keys.append(i)
         return logits
 
-    def leave(self, lane: RunningSequence) -> None:
-        assert isinstance(lane, LlamaCppSequence)
-        seat = self._seats[lane.number]
-        if seat.lane is lane:
-            self._clock += 1
-            read = lane.slots if lane.logits is not None else lane.slots[: lane.read]
-            seat.lane, seat.slots, seat.used = None, read, self._clock
+    def remove(self, sequence: RunningSequence, cache: bool = True) -> None:
+        assert isinstance(sequence, LlamaCppSequence)
+        slot = self._slots[sequence.number]
+        if slot.sequence is not sequence:
+            return
+        self._clock += 1
+        n_run = sequence.n_read + len(sequence.keys) - sequence.n_context
+        slot.sequence, slot.keys, slot.used = None, sequence.keys[:n_run], self._clock
+        if not cache:
+            slot.keys = []
 
     def memory_usage(self) -> CacheMemory:
-        busy = sum(len(seat.lane.slots) for seat in self._seats if seat.lane is not None)
-        kept = sum(len(seat.slots) for seat in self._seats if seat.lane is None)
+        running = sum(len(slot.sequence.keys) for slot in self._slots if slot.sequence is not None)
+        cached = sum(len(slot.keys) for slot in self._slots if slot.sequence is None)
         size = self._cell_bytes
-        return CacheMemory(busy, int(busy * size), kept, int(kept * size))
+        return CacheMemory(running, int(running * size), cached, int(cached * size))
 
     def clear(self) -> None:
-        for number in range(self.lanes):
-            self._runner.forget(number)
-        self._seats = [_SequenceSlot() for _ in range(self.lanes)]
+        for number in range(self.n_sequences):
+            self._context.forget(number)
+        self._slots = [_SequenceSlot() for _ in range(self.n_sequences)]
 
     def close(self) -> None:
-        """Gives the memory back."""
-        self._runner.close()
+        self._context.close()
 
-    def _nearest(self, tree: Tree, slots: list[CacheKey]) -> tuple[int, int]:
-        """The free sequence that holds most of a context's beginning, and how much.
+    def _nearest(self, tree: Tree, keys: list[CacheKey]) -> tuple[int, int]:
+        """The free slot that holds most of a context's beginning, and how much that is.
 
         Raises:
-            BusyError: there is none free.
+            BusyError: none is free.
         """
-        free = [number for number, seat in enumerate(self._seats) if seat.lane is None]
+        free = [number for number, slot in enumerate(self._slots) if slot.sequence is None]
         if not free:
             raise BusyError(
-                f"all {self.lanes} sequences are written; expected a free one; ask again later"
+                f"all {self.n_sequences} sequences are in use; expected a free one; try again later"
             )
 
-        def known(number: int) -> int:
-            seat = self._seats[number]
-            if seat.prefixes is None or not same_prefixes(tree.prefixes, seat.prefixes):
+        def reused(number: int) -> int:
+            slot = self._slots[number]
+            if slot.prefixes is None or not same_prefixes(tree.prefixes, slot.prefixes):
                 return 0
-            return min(common_length(slots, seat.slots), len(slots) - 1)
+            return min(common_length(keys, slot.keys), len(keys) - 1)
 
-        best = max(free, key=lambda number: (known(number), -self._seats[number].used))
-        return best, known(best)
-
-
-class _SequenceSlot:
-    """A sequence of llama.cpp: who uses it, and what it holds."""
-
-    def __init__(self) -> None:
-        self.lane: LlamaCppSequence | None = None
-        self.prefixes: list[Tensor] | None = None
-        self.slots: list[CacheKey] = []
-        self.used = 0
+        best = max(free, key=lambda number: (reused(number), -self._slots[number].used))
+        return best, reused(best)
 
 
 class LlamaCppSequence(RunningSequence):
-    """A sequence that llama.cpp runs."""
+    """A sequence that llama.cpp runs, by its number there."""
 
-    def __init__(
-        self,
-        runner: LlamaCppContext,
-        number: int,
-        tree: Tree,
-        reading: CacheUsage,
-        slots: list[CacheKey],
-    ) -> None:
-        super().__init__(tree, reading, slots)
+    def __init__(self, tree: Tree, cache_usage: CacheUsage, number: int) -> None:
+        super().__init__(tree, cache_usage)
         self.number = number
-        self.read = reading.reused
-        self._runner = runner
 
-    def read_on(self, most: int) -> int:
-        part = self.tree.part(self.read, self.read + min(most, STEP))
-        at, end = part.start, part.start + part.length
-        done = self.read + part.length == len(self.slots)
-        for node in part.nodes:  # ids and rows, each by themselves
-            last = done and at + len(node) == end
-            content = node.content if isinstance(node.content, Tensor) else list(node.content)
-            found = self._runner.decode([Tokens(self.number, at, content, last)])
-            at += len(node)
-            if last:
-                self.logits = found
-        self.read += part.length
-        return part.length
+
+class _SequenceSlot:
+    """One of llama.cpp's sequences: who uses it, what it holds, and when it was used last."""
+
+    def __init__(self) -> None:
+        self.sequence: LlamaCppSequence | None = None
+        self.prefixes: list[Tensor] | None = None
+        self.keys: list[CacheKey] = []
+        self.used = 0

@@ -1,13 +1,9 @@
-"""Readers: what runs the sequences of a batch, by transformers or by another program.
-
-A sequence is read a part at a time, so that others are not kept waiting, and then a token at a
-time together with all that are written. What was read of one that has ended is kept, for others
-that begin like it.
-"""
+"""Model runners: what runs the sequences of a batch, on transformers or another program."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,14 +12,22 @@ from torch import Tensor
 
 from softlore.context import Tree, splice
 from softlore.context.splice import check_length
-from softlore.decode.memory import CacheKey, CacheUsage, cache_keys
-from softlore.decode.prefix_cache import CachedSequence, PrefixCache
+from softlore.decode.prefix_cache import (
+    CachedSequence,
+    CacheKey,
+    CacheUsage,
+    PrefixCache,
+    cache_keys,
+)
 from softlore.model import FrozenModel, KVCache, KVSlots, LanguageModel
+
+PREFILL_TOKENS = 512  # of contexts that are run in a step at most, so that others are not held up
+FREE_PADDING = 64  # tokens of padding in a prefill that cost less than a forward of its own
 
 
 @dataclass(frozen=True)
 class CacheMemory:
-    """Keys and values that a runner holds: of what is written, and of what has ended."""
+    """Memory of keys and values: of running sequences, and of those cached for later ones."""
 
     tokens: int = 0
     bytes: int = 0
@@ -31,167 +35,217 @@ class CacheMemory:
     cached_bytes: int = 0
 
 
-class RunningSequence(ABC):
-    """One sequence of a batch: first read, then stepped.
+class RunningSequence:
+    """One sequence of a batch: its context is run in parts (prefill), then a token at a time.
 
     Attributes:
         tree: its context, of one branch.
-        reading: how much of that was known, and how much has to be read.
-        slots: what its keys and values are of.
-        logits: `[1, vocab]` after the context's last token; None until that is read.
+        cache_usage: how much of the context was cached, and how much has to be run.
+        keys: what its keys and values are of, or will be once the context is run.
+        n_read: tokens of the context that are run, or were cached.
+        logits: `[vocab]` after the context's last token; None until that is run.
     """
 
-    def __init__(self, tree: Tree, reading: CacheUsage, slots: list[CacheKey]) -> None:
+    def __init__(self, tree: Tree, cache_usage: CacheUsage) -> None:
         self.tree = tree
-        self.cache_usage = reading
-        self.slots = slots
+        self.cache_usage = cache_usage
+        self.keys: list[CacheKey] = cache_keys(tree)
+        self.n_context = len(self.keys)
+        self.n_read = cache_usage.reused
         self.logits: Tensor | None = None
 
-    @abstractmethod
-    def read_on(self, most: int) -> int:
-        """Reads so many tokens of the context at most; returns how many."""
+    @property
+    def unread(self) -> int:
+        """Tokens of the context that must still be run."""
+        return self.n_context - self.n_read
+
+    @property
+    def position(self) -> int:
+        """Of the next token."""
+        return self.tree.start + len(self.keys)
 
 
 class ModelRunner(ABC):
-    """Holds the lanes of a batch and runs them.
+    """Runs sequences side by side, and caches what it ran of those that have ended.
 
     Attributes:
-        model: whose words and sizes count.
+        model: its tokenizer, sizes and prompts.
     """
 
     model: LanguageModel
 
     def check(self, trees: Sequence[Tree]) -> None:
-        """Refuses a text, whose rows these are, that can never be read.
+        """Refuses a group of contexts that can never be run.
 
         Raises:
-            ContextOverflowError: one that is too long. ConfigError: too many.
+            ContextOverflowError: one is too long. ConfigError: there are too many.
         """
         check_length(self.model, max(tree.start + tree.length for tree in trees))
 
     @abstractmethod
-    def begin(self, tree: Tree) -> RunningSequence:
-        """A lane for a context that `check` has let pass."""
+    def start(self, tree: Tree) -> RunningSequence:
+        """A new sequence for a context that `check` has let pass."""
 
     @abstractmethod
-    def step(self, lanes: Sequence[RunningSequence], ids: Sequence[int]) -> Tensor:
-        """Reads a token more in every lane that was read whole: logits `[lanes, vocab]`."""
+    def prefill(self, sequences: Sequence[RunningSequence], max_tokens: int) -> None:
+        """Runs up to `max_tokens` of contexts, the first sequence's first; sets `logits`."""
 
     @abstractmethod
-    def leave(self, lane: RunningSequence) -> None:
-        """Lets a lane go, at whatever point, once; what was read may be kept."""
+    def step(self, sequences: Sequence[RunningSequence], ids: Sequence[int]) -> Tensor:
+        """Runs one token more in sequences with `logits`: their next logits `[sequences, vocab]`.
+
+        Other running sequences stay as they are.
+        """
+
+    @abstractmethod
+    def remove(self, sequence: RunningSequence, cache: bool = True) -> None:
+        """Ends a sequence, at any point, once. `cache`: later sequences may reuse what it ran."""
 
     @abstractmethod
     def memory_usage(self) -> CacheMemory:
-        """What it holds now."""
+        """What its keys and values take now."""
 
     @abstractmethod
     def clear(self) -> None:
-        """Lets all lanes go, and whatever was kept: after an error nothing is sure."""
+        """Drops all sequences and all that is cached, as after an error nothing is sure."""
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to give back
-        """Gives back what it holds for good; it is not used any more."""
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Frees its memory; it cannot be used after that."""
+
+    def preload(self, tree: Tree) -> None:
+        """Runs and caches a context that several sequences are going to begin with."""
+        sequence = self.start(tree)
+        while sequence.logits is None:
+            self.prefill([sequence], PREFILL_TOKENS)
+        self.remove(sequence)
 
 
 class TorchModelRunner(ModelRunner):
-    """Runs the lanes with transformers: rows of keys and values, side by side.
+    """Runs sequences with transformers, each in a row of `KVSlots`.
+
+    Contexts that are alike in length are run in one forward, padded; from its first step on a
+    sequence has a row of its own:
+
+        start ──▶ prefill: past `[1, P]` grows ──▶ first step: moved to a row ──▶ step, step, …
 
     Args:
-        kept: what was read of texts that have ended, for those that begin like them.
+        prefix_cache: keys and values of sequences that have ended; None caches nothing.
     """
 
     model: FrozenModel
 
-    def __init__(self, model: FrozenModel, kept: PrefixCache | None = None) -> None:
+    def __init__(self, model: FrozenModel, prefix_cache: PrefixCache | None = None) -> None:
         self.model = model
-        self.kept = kept
+        self.prefix_cache = prefix_cache
         self._slots = KVSlots()
-        self._lanes: list[TorchSequence] = []  # those that are written, by their rows in the slots
+        self._by_row: list[TorchSequence] = []
 
-    def begin(self, tree: Tree) -> RunningSequence:
-        past, reading = None, CacheUsage(0, tree.length, "nothing was read before")
-        if self.kept is not None:
-            past, reading = self.kept.nearest(tree)
-        return TorchSequence(self, tree, reading, past)
+    def start(self, tree: Tree) -> TorchSequence:
+        if self.prefix_cache is None:
+            return TorchSequence(tree, CacheUsage(0, tree.length, "nothing is cached"))
+        past, usage = self.prefix_cache.find(tree)
+        return TorchSequence(tree, usage, past)
 
-    def step(self, lanes: Sequence[RunningSequence], ids: Sequence[int]) -> Tensor:
-        rows = [self._placed(lane) for lane in lanes]
-        in_order = [0] * len(rows)
+    @torch.no_grad()
+    def prefill(self, sequences: Sequence[RunningSequence], max_tokens: int) -> None:
+        waiting = deque(s for s in sequences if isinstance(s, TorchSequence) and s.unread)
+        while waiting and max_tokens > 0:
+            batch = _take_alike(waiting, max_tokens)
+            length = min(max_tokens, max(sequence.unread for sequence in batch))
+            self._prefill(batch, length)
+            max_tokens -= length * len(batch)
+
+    def _prefill(self, batch: Sequence[TorchSequence], length: int) -> None:
+        """Runs the next `length` tokens of contexts in one forward."""
+        parts = [s.tree.part(s.n_read, s.n_read + length) for s in batch]
+        pasts = [s.past for s in batch if s.past is not None]
+        spliced = splice(self.model, parts, KVCache.stack(pasts) if pasts else None)
+        hidden, keys_values = self.model.hidden(
+            spliced.embeds, spliced.positions, spliced.visible, spliced.past, keep=True
+        )
+        after = spliced.after(keys_values or [])
+        for row, (sequence, part) in enumerate(zip(batch, parts, strict=True)):
+            sequence.past = after.row(row) if len(batch) > 1 else after
+            sequence.n_read += part.length
+        done = [row for row, sequence in enumerate(batch) if not sequence.unread]
+        if done:
+            last = hidden[done, [parts[row].length - 1 for row in done]]
+            for row, logits in zip(done, self.model.logits(last), strict=True):
+                batch[row].logits = logits
+
+    def step(self, sequences: Sequence[RunningSequence], ids: Sequence[int]) -> Tensor:
+        rows = self._rows(sequences)
+        by_row: list[int | None] = [None] * len(self._slots)
         for row, i in zip(rows, ids, strict=True):
-            in_order[row] = i
-        hidden = self._slots.run(self.model, in_order)
-        for lane, i in zip(lanes, ids, strict=True):
-            lane.slots.append(i)
-        return self.model.logits(hidden[rows])
+            by_row[row] = i
+        hidden = self._slots.forward(self.model, by_row)
+        for sequence, i in zip(sequences, ids, strict=True):
+            sequence.keys.append(i)
+        return self.model.logits(hidden if rows == list(range(len(hidden))) else hidden[rows])
 
-    def leave(self, lane: RunningSequence) -> None:
-        assert isinstance(lane, TorchSequence)
-        if lane.past is not None:  # it was never stepped
-            if lane.logits is not None:
-                self._keep(lane, lane.past)
-            return
-        if lane.row is None:
-            return
-        if self.kept is not None:
-            self._keep(lane, self._slots.past(lane.row))
-        free = self._slots.drop(lane.row)
-        moved = self._lanes.pop(free)
-        if moved is not lane:
-            self._lanes[lane.row], moved.row = moved, lane.row
-        lane.row = None
+    def remove(self, sequence: RunningSequence, cache: bool = True) -> None:
+        assert isinstance(sequence, TorchSequence)
+        past, row, sequence.past = sequence.past, sequence.row, None
+        if cache and self.prefix_cache is not None and (row is not None or past is not None):
+            past = self._slots.read(row) if row is not None else past.compact()  # type: ignore[union-attr]
+            keys = sequence.keys if row is not None else sequence.keys[: sequence.n_read]
+            self.prefix_cache.insert(CachedSequence(keys, sequence.tree.prefixes, past))
+        if row is not None:
+            moved = self._by_row.pop(self._slots.remove(row))
+            if moved is not sequence:
+                self._by_row[row], moved.row = moved, row
+            sequence.row = None
 
     def memory_usage(self) -> CacheMemory:
-        kept = self.kept
+        cache = self.prefix_cache
         return CacheMemory(
             sum(self._slots.lengths),
             self._slots.bytes,
-            kept.tokens if kept else 0,
-            kept.bytes if kept else 0,
+            cache.tokens if cache else 0,
+            cache.bytes if cache else 0,
         )
 
     def clear(self) -> None:
-        self._slots, self._lanes = KVSlots(), []
-        if self.kept is not None:
-            self.kept.clear()
+        self._slots, self._by_row = KVSlots(), []
+        if self.prefix_cache is not None:
+            self.prefix_cache.clear()
 
-    def _placed(self, lane: RunningSequence) -> int:
-        """Its row, where what was read is moved to: all that stands there is stepped."""
-        assert isinstance(lane, TorchSequence)
-        if lane.row is None:
-            assert lane.past is not None
-            lane.row = self._slots.put(lane.past, lane.tree.start + lane.tree.length)
-            lane.past = None
-            self._lanes.append(lane)
-        return lane.row
-
-    def _keep(self, lane: RunningSequence, past: KVCache) -> None:
-        if self.kept is not None:
-            self.kept.keep(CachedSequence(lane.slots, lane.tree.prefixes, past))
+    def _rows(self, sequences: Sequence[RunningSequence]) -> list[int]:
+        """The rows of sequences; those that have none yet are moved to new ones."""
+        known = [s for s in sequences if isinstance(s, TorchSequence)]
+        new = [(s, s.past) for s in known if s.past is not None]
+        if new:
+            rows = self._slots.insert([past for _, past in new], [s.position for s, _ in new])
+            for row, (sequence, _) in zip(rows, new, strict=True):
+                sequence.row, sequence.past = row, None
+                self._by_row.append(sequence)
+        return [s.row for s in known if s.row is not None]
 
 
 class TorchSequence(RunningSequence):
-    """A sequence that transformers runs."""
+    """A sequence that transformers runs.
 
-    def __init__(
-        self, runner: TorchModelRunner, tree: Tree, reading: CacheUsage, past: KVCache | None
-    ) -> None:
-        super().__init__(tree, reading, cache_keys(tree))
-        self._model = runner.model
-        self.past = past  # what was read, until it is stepped
-        self.row: int | None = None  # where it is from then on
-        self._read = reading.reused
+    Attributes:
+        past: keys and values that were run or cached, until the sequence has a row.
+        row: where they are from then on.
+    """
 
-    @torch.no_grad()
-    def read_on(self, most: int) -> int:
-        model = self._model
-        part = self.tree.part(self._read, self._read + most)
-        count = part.length
-        spliced = splice(model, [part], self.past)
-        hidden, keys_values = model.hidden(
-            spliced.embeds, spliced.positions, spliced.visible, spliced.past, keep=True
-        )
-        self.past = spliced.after(keys_values or [])
-        self._read += count
-        if self._read == len(self.slots):
-            self.logits = model.logits(hidden[0, count - 1 : count])
-        return count
+    def __init__(self, tree: Tree, cache_usage: CacheUsage, past: KVCache | None = None) -> None:
+        super().__init__(tree, cache_usage)
+        self.past = past
+        self.row: int | None = None
+
+
+def _take_alike(waiting: deque[TorchSequence], max_tokens: int) -> list[TorchSequence]:
+    """Takes the first sequences that can be prefilled together without much padding."""
+    batch = [waiting.popleft()]
+    longest = unread = batch[0].unread
+    while waiting:
+        new = waiting[0]
+        longest, unread = max(longest, new.unread), unread + new.unread
+        padded = longest * (len(batch) + 1)
+        alike = (new.past is None) == (batch[0].past is None)
+        if not alike or padded > max_tokens or padded - unread > max(FREE_PADDING, unread):
+            break
+        batch.append(waiting.popleft())
+    return batch

@@ -1,15 +1,14 @@
-"""Telling: tokens with their text, as one text comes to be, and why it ended."""
+"""OutputStream: the tokens of one text with their text, and why it ended."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
 from softlore.decode.detokenizer import Detokenizer
-from softlore.decode.loop import SampleFunction
 from softlore.model import LanguageModel
 
 FinishReason = Literal["end", "stop", "length", "context"]
@@ -17,13 +16,13 @@ FinishReason = Literal["end", "stop", "length", "context"]
 
 @dataclass(frozen=True)
 class Token:
-    """A token that was chosen, and the text that became sure by it.
+    """A sampled token, and the text that became certain with it.
 
     Attributes:
         text: may be empty (half a character, or what may begin a stop string), and may hold text
             of earlier tokens.
-        id: None for text that was held back, and is let go at the end.
-        logprob: of the token after all soft prompts and before any sampler; None unless asked for.
+        id: None for text that was held back until the end.
+        logprob: of the token after all soft prompts and before any sampler; None unless requested.
         top: the likeliest ids with theirs, likeliest first.
     """
 
@@ -34,60 +33,71 @@ class Token:
 
 
 class OutputStream:
-    """From the ids of one text to tokens with their text, and when it has ended.
+    """From the sampled ids of one text to tokens with their text.
 
     Attributes:
-        text: what was told so far.
-        ids: the ids that were chosen so far, the model's own end among them.
-        finish: why it ended: the model's own "end", a "stop" string, "length" (as many tokens as
-            were asked for) or "context" (no room left); None while it goes on.
+        text: all text so far.
+        ids: all ids so far, the model's own end included.
+        finish: why it ended: the model's own "end", a "stop" string, "length" (`max_new_tokens`)
+            or "context" (no room left); None while it runs.
+
+    Args:
+        model: its tokenizer; None: ids only, of which none ends the text.
+        stops: strings that end the text.
+        max_new_tokens: ids, at most.
     """
 
-    def __init__(self, model: LanguageModel, stops: Sequence[str], most: int) -> None:
+    def __init__(
+        self, model: LanguageModel | None, stops: Sequence[str], max_new_tokens: int
+    ) -> None:
         self.text = ""
         self.ids: list[int] = []
         self.finish: FinishReason | None = None
-        self._eos = model.eos_ids
-        self._detokenizer = Detokenizer(model, stops)
-        self._most = most
+        self._eos_ids = model.eos_ids if model is not None else frozenset()
+        self._detokenizer = Detokenizer(model, stops) if model is not None else None
+        self._max_new_tokens = max_new_tokens
 
     @property
     def stopped_by(self) -> str | None:
         """The stop string that ended it."""
-        return self._detokenizer.stopped_by
+        return self._detokenizer.stopped_by if self._detokenizer is not None else None
 
-    def append(self, step: Token) -> Token:
-        """A token that was chosen, with its text; `finish` is set if it is the last."""
-        assert step.id is not None
-        self.ids.append(step.id)
-        if step.id in self._eos:
+    def append(self, token: Token) -> Token:
+        """Adds a sampled token and returns it with its text; sets `finish` if it is the last."""
+        assert token.id is not None
+        self.ids.append(token.id)
+        if token.id in self._eos_ids:
             self.finish = "end"
-            return step
-        text = self._detokenizer.feed(step.id)
+            return token
+        text = self._detokenizer.add(token.id) if self._detokenizer is not None else ""
         if self.stopped_by is not None:
             self.finish = "stop"
-        elif len(self.ids) == self._most:
+        elif len(self.ids) == self._max_new_tokens:
             self.finish = "length"
         self.text += text
-        return Token(text, step.id, step.logprob, step.top)
+        return Token(text, token.id, token.logprob, token.top)
 
     def flush(self) -> Iterator[Token]:
-        """What was held back, once no more ids come."""
+        """The text that was held back, once no more ids come."""
         self.finish = self.finish or "context"
-        if rest := self._detokenizer.flush():
+        if self._detokenizer is not None and (rest := self._detokenizer.flush()):
             self.text += rest
             yield Token(rest)
 
 
 class OutputView:
-    """A text as those see it who read it while it is told."""
+    """Read access to a text that is being generated.
+
+    Attributes:
+        output: the text.
+    """
 
     def __init__(self, output: OutputStream) -> None:
         self.output = output
 
     @property
     def text(self) -> str:
-        """What has come so far."""
+        """All text so far."""
         return self.output.text
 
     @property
@@ -100,31 +110,12 @@ class OutputView:
         return self.output.stopped_by
 
 
-def token_with_logprobs(logits: Tensor, chosen: int, logprobs: int | None) -> Token:
-    """A token that was chosen, with what the model thought of it: logits `[vocab]` before samplers.
+def token_with_logprobs(logits: Tensor, sampled: int, logprobs: int) -> Token:
+    """A sampled token with its log-probability, and those of the `logprobs` likeliest ids.
 
-    `logprobs`: how many of the likeliest tokens to tell of; None tells nothing.
+    `logits`: `[vocab]`, before any sampler.
     """
-    if logprobs is None:
-        return Token("", chosen)
     logp = logits.log_softmax(dim=-1)
     top = logp.topk(logprobs)
     likeliest = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-    return Token("", chosen, float(logp[chosen]), likeliest)
-
-
-class ObservedSampler:
-    """A chooser that remembers what the model thought of its last choice."""
-
-    def __init__(self, choose: SampleFunction, logprobs: int | None) -> None:
-        self._choose = choose
-        self._logprobs = logprobs
-        self._last = Token("")
-
-    def __call__(self, logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
-        chosen = self._choose(logits, texts)
-        self._last = token_with_logprobs(logits[0], int(chosen[0]), self._logprobs)
-        return chosen
-
-    def token(self, chosen: int) -> Token:
-        return replace(self._last, id=chosen)
+    return Token("", sampled, float(logp[sampled]), likeliest)

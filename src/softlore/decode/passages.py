@@ -1,12 +1,13 @@
-"""Passages that a model writes itself: unrelated ones, and ones about an entry's lore."""
+"""Sampling many token sequences: passages that a model writes itself, to train and measure on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from softlore.context import Tree
-from softlore.decode.conditioning import MixedSampler
-from softlore.decode.loop import SampleFunction, decode
+from softlore.decode.batch import RunningBatch, SequenceGroup
+from softlore.decode.model_runner import TorchModelRunner
+from softlore.decode.prefix_cache import PrefixCache
 from softlore.decode.samplers import Sampler, SamplingParams
 from softlore.lore import Entry
 from softlore.model import FrozenModel
@@ -19,6 +20,10 @@ OPENERS = (
 # ... and of some that may or may not turn to an entry.
 _ASIDE = ("Once upon a time", "The", "It was a cold day and", "He", "She", "They", "In the")
 ROWS_AT_ONCE = 32
+SHARED = 8  # tokens before several texts from which on they are run once for all
+
+# Contexts mixed by weights that sum to 1.
+WeightedTrees = Sequence[tuple[Tree, float]]
 
 
 def openers(entry: Entry) -> list[str]:
@@ -27,11 +32,6 @@ def openers(entry: Entry) -> list[str]:
     forms = ("{}", "One day, {}", "{} was", "{} looked")
     about = [form.format(name) for name in names for form in forms]
     return [*about, *_ASIDE]
-
-
-WeightedTrees = Sequence[
-    tuple[Tree, float]
-]  # what stands before a text, mixed by weights that sum to 1
 
 
 def sample_passages(
@@ -44,24 +44,68 @@ def sample_passages(
 ) -> list[list[int]]:
     """Passages of `length` tokens that the model writes after `before` and an opener each.
 
-    Their law is the model's own (temperature 1), so that a KL on them is an honest mean. One that
-    the model ends itself is shorter.
+    They are drawn from the model's own distribution (temperature 1), so that a KL on them is an
+    unbiased mean. One that the model ends itself is shorter.
     """
     encoded = [ids for ids in (model.encode(opener)[: length - 1] for opener in openers) if ids]
-    doses: WeightedTrees = [(before, 1.0)] if isinstance(before, Tree) else before
-    passages: list[list[int]] = []
-    for start in range(0, count, ROWS_AT_ONCE):
-        heads = [encoded[i % len(encoded)] for i in range(start, min(count, start + ROWS_AT_ONCE))]
-        trees = [tree.then(head) for head in heads for tree, _ in doses]
-        chooser = Sampler(SamplingParams(temperature=1.0, top_k=0), seed=seed * 1_000_003 + start)
-        mixed = MixedSampler(chooser, [weight for _, weight in doses])
-        choose: SampleFunction = chooser if len(doses) == 1 else mixed
-        rows = [list(head) for head in heads]
-        for step in decode(model, trees, choose, length - min(map(len, heads))):
-            for row, token in zip(rows, step[:: len(doses)], strict=True):
-                row.append(token)
-        passages.extend(row[:length] for row in rows)
-    return [_before_end(model, passage) for passage in passages]
+    begun = [encoded[i % len(encoded)] for i in range(count)]
+    new = sample_ids(
+        model,
+        [(before, ids) for ids in begun],
+        SamplingParams(temperature=1.0, top_k=0),
+        [length - len(ids) for ids in begun],
+        seed,
+        ROWS_AT_ONCE,
+    )
+    return [_before_end(model, [*a, *b]) for a, b in zip(begun, new, strict=True)]
+
+
+def sample_ids(
+    model: FrozenModel,
+    contexts: Sequence[tuple[Tree | WeightedTrees, Sequence[int]]],
+    params: SamplingParams,
+    max_new_tokens: int | Sequence[int],
+    seed: int = 0,
+    rows_at_once: int = 64,
+) -> list[list[int]]:
+    """New ids after each context; the model's own end does not end them, the context's does.
+
+    Args:
+        contexts: what stands before each text (or several of them, mixed), and its first ids. What
+            several share (the same object) is run once.
+        max_new_tokens: of all, or of each.
+        seed: with the place among the contexts it decides the draws.
+        rows_at_once: texts that are generated side by side.
+    """
+    limits = [max_new_tokens] * len(contexts) if isinstance(max_new_tokens, int) else max_new_tokens
+    runner = TorchModelRunner(model, PrefixCache())
+    batch = RunningBatch(runner)
+    groups: list[SequenceGroup] = []
+    for start in range(0, len(contexts), rows_at_once):
+        _preload_shared(runner, [before for before, _ in contexts[start : start + rows_at_once]])
+        for place in range(start, min(start + rows_at_once, len(contexts))):
+            before, ids = contexts[place]
+            mixed = [(before, 1.0)] if isinstance(before, Tree) else before
+            trees = [(tree.then(ids) if ids else tree, weight) for tree, weight in mixed]
+            sampler = Sampler(params, (seed * 1_000_003 + place) % 2**63, model)
+            group = SequenceGroup.from_trees(runner, trees, sampler, limits[place])
+            groups.append(batch.add(group))
+        while len(batch):
+            batch.step()
+    return [group.output.ids for group in groups]
+
+
+def _preload_shared(runner: TorchModelRunner, befores: Sequence[Tree | WeightedTrees]) -> None:
+    """Runs what stands before several texts; what other texts shared is dropped."""
+    trees = [
+        tree
+        for before in befores
+        for tree in ([before] if isinstance(before, Tree) else [tree for tree, _ in before])
+    ]
+    runner.clear()
+    for tree in {id(tree): tree for tree in trees if tree.length >= SHARED}.values():
+        if sum(other is tree for other in trees) > 1:
+            runner.preload(tree)
 
 
 def _before_end(model: FrozenModel, ids: list[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""What is wanted of a text: a context, how long, how it ends, how its tokens are chosen."""
+"""GenerationRequest: a context, how long to generate, where to stop, how to sample."""
 
 from __future__ import annotations
 
@@ -16,12 +16,29 @@ from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
 
 Stop = str | Sequence[str]
-MOST_LOGPROBS = 1000
+MAX_LOGPROBS = 1000
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What is wanted of one text; the fields are those of `write`."""
+    """A request to generate one text.
+
+    Attributes:
+        context: text, a SoftPrompt, or a Context of both.
+        max_new_tokens: the most tokens to generate; the model's own end, a stop string or the
+            context's end may come sooner.
+        stop: a string, or several, that end the text; not part of it.
+        seed: makes the draws repeatable.
+        no_copy: suppress tokens that would repeat so many tokens of the prompts' training
+            responses word for word; 0 lets them be repeated.
+        logprobs: how many of the likeliest tokens to report at each step, with the sampled one;
+            None reports none.
+        conditioning: what stands before the context and stays there: a control code, say; or
+            several with a strength each, `[(horror, 1.5), (humor, -0.5)]` (see
+            `decode.conditioning`). With one the text may be longer than the model's context.
+        check: refuse prompts of another model.
+        sampling: fields of `SamplingParams`.
+    """
 
     context: ContextLike
     max_new_tokens: int = 80
@@ -35,7 +52,7 @@ class GenerationRequest:
 
 
 def stop_strings(request: GenerationRequest) -> tuple[str, ...]:
-    """The stop strings.
+    """The stop strings of a request, whose numbers are checked, too.
 
     Raises:
         ConfigError: a setting out of range.
@@ -44,24 +61,24 @@ def stop_strings(request: GenerationRequest) -> tuple[str, ...]:
         raise ConfigError(
             f"max_new_tokens is {request.max_new_tokens}; expected at least 1; ask for more"
         )
-    if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
+    if request.logprobs is not None and not 0 <= request.logprobs <= MAX_LOGPROBS:
         raise ConfigError(
-            f"logprobs is {request.logprobs}; expected 0 to {MOST_LOGPROBS}, or None for none; "
-            "another"
+            f"logprobs is {request.logprobs}; expected 0 to {MAX_LOGPROBS}, or None for none; "
+            "choose another"
         )
     stop = request.stop
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(one, str) and one for one in stops):
-        raise ConfigError(f"stop is {stop!r}; expected strings of at least one character; mend it")
-    return stops
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(string, str) and string for string in strings):
+        raise ConfigError(f"stop is {stop!r}; expected strings of at least one character; fix it")
+    return strings
 
 
 def prompts_in(
     request: GenerationRequest, conditionings: Sequence[tuple[ContextLike, float]]
 ) -> list[SoftPrompt]:
-    """The soft prompts of a request's context, and of its heads as `dosed` has them."""
-    read = (request.context, *(conditioning for conditioning, _ in conditionings))
-    return [prompt for one in read for prompt in Context(one).prompts]
+    """The soft prompts of a request's context, and of its conditionings."""
+    contexts = (request.context, *(conditioning for conditioning, _ in conditionings))
+    return [prompt for context in contexts for prompt in Context(context).prompts]
 
 
 def make_sampler(
@@ -69,12 +86,15 @@ def make_sampler(
     request: GenerationRequest,
     conditionings: Sequence[tuple[ContextLike, float]],
 ) -> Sampler:
-    """The chooser of one text: its sampling, and what is never to be written."""
+    """The sampler of one text, which never samples what its model is never to write.
+
+    Raises:
+        ConfigError: a setting out of range.
+    """
     prompts = prompts_in(request, conditionings)
     banned = (*request.sampling.get("banned", ()), *model.banned_ids)
     if any(p.training.get("style") == BRACKETED for p in prompts):
-        banned += model.bracket_ids  # what was learned in brackets is told without them
+        banned += model.bracket_ids  # its training responses were in brackets, its text is not
+    params = SamplingParams.of({**request.sampling, "banned": banned})
     before = [no_copy_step(prompts, request.no_copy)] if request.no_copy else []
-    return Sampler(
-        SamplingParams.of({**request.sampling, "banned": banned}), request.seed, model, before
-    )
+    return Sampler(params, request.seed, model, before)

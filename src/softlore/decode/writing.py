@@ -2,56 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Literal, Self, overload
 
-from softlore.context import compose
 from softlore.context.compose import ContextLike
-from softlore.decode.conditioning import Conditioning, MixedSampler, weighted, with_bare_model
-from softlore.decode.loop import decode
-from softlore.decode.memory import TextCache
-from softlore.decode.output import FinishReason, ObservedSampler, OutputStream, OutputView, Token
-from softlore.decode.request import GenerationRequest, Stop, make_sampler, stop_strings
-from softlore.decode.sliding import decode_sliding, windows
-from softlore.model import FrozenModel
+from softlore.decode.batch import RunningBatch, SequenceGroup
+from softlore.decode.conditioning import Conditioning, weighted
+from softlore.decode.model_runner import ModelRunner, TorchModelRunner
+from softlore.decode.output import FinishReason, OutputStream, OutputView, Token
+from softlore.decode.prefix_cache import CacheUsage, PrefixCache
+from softlore.decode.request import GenerationRequest, Stop
+from softlore.errors import ConfigError, UnsupportedModelError
+from softlore.model import FrozenModel, LanguageModel
+
+Runnable = LanguageModel | ModelRunner
+
+
+def runner_for(model: Runnable, n_sequences: int = 1, cached: bool = True) -> ModelRunner:
+    """What runs a model, for `write` and others that take one in its place.
+
+    Handed to `write` turn after turn, it caches what was read: only what is new is read again.
+
+    Args:
+        model: of transformers, or in a GGUF file; a runner is returned as it is.
+        n_sequences: generated at once at most (llama.cpp), and cached.
+        cached: whether transformers' keys and values are cached at all.
+
+    Raises:
+        UnsupportedModelError: another kind of model.
+    """
+    if isinstance(model, ModelRunner):
+        return model
+    if isinstance(model, FrozenModel):
+        cache = PrefixCache(max_sequences=n_sequences) if cached else None
+        return TorchModelRunner(model, cache)
+    from softlore.decode.llamacpp import LlamaCppModelRunner
+    from softlore.model.gguf import GGUFModel
+
+    if isinstance(model, GGUFModel):
+        return LlamaCppModelRunner(model, n_sequences)
+    raise UnsupportedModelError(
+        f"{model!r} cannot be run here; expected a FrozenModel or a GGUFModel; load it as one"
+    )
 
 
 class TextStream(OutputView, Iterator[Token]):
-    """The tokens of one text as they come; `close()` ends it at once."""
+    """The tokens of one text as they are generated; `close()` ends it at once."""
 
-    def __init__(self, output: OutputStream, steps: Iterator[Token]) -> None:
-        super().__init__(output)
-        self._steps = steps
-        self._tokens: Generator[Token] = self._run()
+    def __init__(self, batch: RunningBatch, group: SequenceGroup, close_runner: bool) -> None:
+        super().__init__(group.output)
+        self._group = group
+        self._tokens = _run(batch, group, close_runner)
 
     @property
     def finish(self) -> FinishReason | None:
-        """How it ended; None while it goes on."""
+        """Why it ended; None while it runs."""
         return self.output.finish
+
+    @property
+    def cache_usage(self) -> CacheUsage | None:
+        """How much of the context was cached; None before the first token."""
+        return self._group.cache_usage
 
     def __next__(self) -> Token:
         return next(self._tokens)
 
     def drained(self) -> Self:
-        """This writing, once it has come to its end."""
+        """Generates the text to its end."""
         for _ in self:
             pass
         return self
 
     def close(self) -> None:
-        """Ends the writing where it is."""
+        """Ends the text where it is."""
         self._tokens.close()
 
-    def _run(self) -> Generator[Token]:
-        for step in self._steps:
-            yield self.output.append(step)
-            if self.output.finish:
-                break
-        yield from self.output.flush()
+
+def _run(batch: RunningBatch, group: SequenceGroup, close_runner: bool) -> Generator[Token]:
+    try:
+        while len(batch):
+            for _, token in batch.step():
+                yield token
+    finally:
+        batch.remove(group)
+        if close_runner:
+            batch.runner.close()
 
 
 def write(
-    model: FrozenModel,
+    model: Runnable,
     context: ContextLike,
     max_new_tokens: int = 80,
     *,
@@ -59,91 +98,108 @@ def write(
     seed: int | None = None,
     check: bool = True,
     conditioning: Conditioning = "",
-    memory: TextCache | None = None,
     logprobs: int | None = None,
     no_copy: int = 0,
     **sampling: Any,
 ) -> TextStream:
-    """Writes on from a context, a token at a time.
+    """Generates text after a context, a token at a time.
 
     Args:
-        context: text, a SoftPrompt, or a Context of both.
-        max_new_tokens: the most tokens to write; the model's own end, a stop string or the
-            context's end may come sooner.
-        stop: a string, or several, that end the writing; not part of what is told.
-        seed: makes the draws repeatable.
-        check: refuse prompts of another model.
-        head: what stands before the context and stays there: a control code, say; or several with
-            a strength each, `[(horror, 1.5), (humor, -0.5)]` (see `decode.mixing`). With one the
-            writing goes on past the context's end, the window sliding under the head.
-        memory: what was read in earlier turns, and will be of this one; its `reading` says how
-            much of the context was known. Not used with a `head`.
-        logprobs: how many of the likeliest tokens to tell of at each step, with the chosen one;
-            None: nothing of the kind.
-        no_copy: steer off what would repeat so many tokens of the prompts' training responses
-            word for word; 0 lets them be repeated.
-        sampling: fields of `Sampling`; temperature 0 is greedy. What a model is never to write is
-            banned in any case (CTRL: unknown words, and links).
+        model: or a runner (`runner_for`), which caches what earlier texts have read.
+        sampling: fields of `SamplingParams`; temperature 0 is greedy. What a model is never to
+            write is banned in any case (CTRL: unknown words, and links).
+
+    For the others see `GenerationRequest`.
 
     Raises:
         ConfigError: a setting out of range.
         ContextError: nothing to go on from, or more than fits.
         PromptMismatchError: a prompt of another model.
     """
-    wish = GenerationRequest(
-        context, max_new_tokens, stop, seed, no_copy, logprobs, conditioning, check, sampling
+    return write_request(
+        model,
+        GenerationRequest(
+            context, max_new_tokens, stop, seed, no_copy, logprobs, conditioning, check, sampling
+        ),
     )
-    return write_request(model, wish, memory)
 
 
-def write_request(
-    model: FrozenModel, wish: GenerationRequest, memory: TextCache | None = None
-) -> TextStream:
-    """`write`, for what is wanted in one piece. Raises as it does."""
-    stops, conditionings = stop_strings(wish), weighted(wish.conditioning)
-    chooser = ObservedSampler(make_sampler(model, wish, conditionings), wish.logprobs)
-    steps: Iterator[list[int]]
-    if conditionings:
-        conditionings = with_bare_model(conditionings)
-        several = len(conditionings) > 1
-        choose = (
-            MixedSampler(chooser, [weight for _, weight in conditionings]) if several else chooser
-        )
-        rows = windows(model, wish.context, conditionings, wish.check)
-        steps = decode_sliding(model, rows, choose, wish.max_new_tokens)
-    else:
-        tree = compose(model, wish.context, check=wish.check)
-        steps = decode(model, [tree], chooser, wish.max_new_tokens, memory)
-    output = OutputStream(model, stops, wish.max_new_tokens)
-    return TextStream(output, (chooser.token(step[0]) for step in steps))
+def write_request(model: Runnable, request: GenerationRequest) -> TextStream:
+    """`write` with all that is requested in one object. Raises as it does."""
+    n_sequences = len(weighted(request.conditioning)) + 1
+    batch = RunningBatch(runner_for(model, n_sequences, cached=False))
+    return TextStream(batch, batch.add(request), close_runner=batch.runner is not model)
+
+
+def write_batch(
+    model: Runnable, requests: Sequence[GenerationRequest | ContextLike]
+) -> tuple[list[OutputStream], Generator[tuple[int, Token]]]:
+    """Generates several texts at once, a token each in turn.
+
+    Every text is what `write` would generate alone with the same seed, up to rounding.
+
+    Args:
+        model: or a runner, which may have room for so many texts only.
+
+    Returns:
+        The texts (filled as they are generated), and the tokens as they come, each with the number
+        of its text.
+
+    Raises:
+        ConfigError: no requests, or a setting out of range.
+        ContextError, PromptMismatchError: as `write` does.
+    """
+    if not requests:
+        raise ConfigError("no requests were given; expected at least one context; give some")
+    n_sequences = sum(
+        len(weighted(r.conditioning)) + 1 if isinstance(r, GenerationRequest) else 1
+        for r in requests
+    )
+    batch = RunningBatch(runner_for(model, n_sequences, cached=False))
+    groups = [
+        batch.add(r if isinstance(r, GenerationRequest) else GenerationRequest(r)) for r in requests
+    ]
+    numbers = {group: number for number, group in enumerate(groups)}
+
+    def tokens() -> Generator[tuple[int, Token]]:
+        try:
+            while len(batch):
+                for group, token in batch.step():
+                    yield numbers[group], token
+        finally:
+            for group in groups:
+                batch.remove(group)
+            if batch.runner is not model:
+                batch.runner.close()
+
+    return [group.output for group in groups], tokens()
 
 
 @overload
 def generate(
-    model: FrozenModel, context: ContextLike, max_new_tokens: int = ..., *, stream: Literal[True],
+    model: Runnable, context: ContextLike, max_new_tokens: int = ..., *, stream: Literal[True],
     stop: Stop = ..., seed: int | None = ..., check: bool = ..., conditioning: Conditioning = ...,
     **sampling: Any,
 ) -> Iterator[str]: ...  # fmt: skip
 @overload
 def generate(
-    model: FrozenModel, context: ContextLike, max_new_tokens: int = ..., *,
+    model: Runnable, context: ContextLike, max_new_tokens: int = ..., *,
     stream: Literal[False] = ..., stop: Stop = ..., seed: int | None = ..., check: bool = ...,
     conditioning: Conditioning = ..., **sampling: Any,
 ) -> str: ...  # fmt: skip
 def generate(
-    model: FrozenModel,
+    model: Runnable,
     context: ContextLike,
     max_new_tokens: int = 80,
     *,
     stream: bool = False,
     **settings: Any,
 ) -> str | Iterator[str]:
-    """Writes on from a context: the new text, without the context.
+    """Generates text after a context: the new text, without the context.
 
     Args:
         stream: return an iterator of text as it comes.
         settings: all that `write` takes.
     """
-    writing = write(model, context, max_new_tokens, **settings)
-    pieces = (token.text for token in writing if token.text)
+    pieces = (t.text for t in write(model, context, max_new_tokens, **settings) if t.text)
     return pieces if stream else "".join(pieces)

@@ -8,7 +8,7 @@ from itertools import cycle, islice
 
 from softlore.context import Tree
 from softlore.context.compose import ContextLike
-from softlore.decode import Sampler, SamplingParams, decode
+from softlore.decode import SamplingParams, sample_ids
 from softlore.lore import Entry
 from softlore.lore.keywords import count_hits, lore_keywords, words
 from softlore.measure.material import HELD_OUT, Ids, Material
@@ -16,8 +16,6 @@ from softlore.measure.results import StoryMeasures
 from softlore.measure.score import fits_after, trunk
 from softlore.measure.text import copied, distinct, perplexity
 from softlore.model import FrozenModel
-
-ROWS_AT_ONCE = 64
 
 
 def story_openings(entry: Entry) -> list[str]:
@@ -46,22 +44,16 @@ def write_stories(
     None for a head after which openings and stories do not fit the context. Draws depend on the
     seed and on the place among the jobs, so that heads can be compared story by story.
     """
-    sampling = SamplingParams(temperature=0.8, top_k=40)
-    rows: list[tuple[int, Tree]] = []
+    rows: list[tuple[int, tuple[Tree, Ids]]] = []
     for job, (conditioning, openings) in enumerate(jobs):
         if fits_after(model, conditioning, max(map(len, openings), default=0) + tokens):
             before = trunk(model, conditioning)
-            rows += [(job, before.then(ids)) for ids in openings]
+            rows += [(job, (before, ids)) for ids in openings]
     written: list[list[Ids]] = [[] for _ in jobs]
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        part = rows[start : start + ROWS_AT_ONCE]
-        chooser = Sampler(sampling, HELD_OUT + seed + start)
-        texts: list[Ids] = [[] for _ in part]
-        for step in decode(model, [tree for _, tree in part], chooser, tokens):
-            for text, token in zip(texts, step, strict=True):
-                text.append(token)
-        for (job, _), text in zip(part, texts, strict=True):
-            written[job].append(_until_end(model, text))
+    params = SamplingParams(temperature=0.8, top_k=40)
+    new = sample_ids(model, [context for _, context in rows], params, tokens, HELD_OUT + seed)
+    for (job, _), ids in zip(rows, new, strict=True):
+        written[job].append(_until_end(model, ids))
     return [stories or None for stories in written]
 
 

@@ -1,12 +1,14 @@
-"""The keys and values that come before a text: prefixes, or a trunk that was already run."""
+"""The keys and values that tokens may look back on: prefixes, and text that was already run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 # One (key, value) a layer, each `[B, kv_heads, P, head_dim]`.
@@ -15,11 +17,17 @@ KeysValues = list[tuple[Tensor, Tensor]]
 
 @dataclass
 class KVCache:
-    """Keys and values that queries may look back on, and where they stand.
+    """Keys and values of a batch of rows, with the position of each key.
+
+    A row holds prefixes side by side, then text; several prefixes share positions, and padding
+    may stand anywhere, as it is invisible:
+
+        row 0   prefix a | prefix b  | text ......... | text
+        row 1   prefix a | (padding) | text | (padding) | text
 
     Attributes:
         keys_values: one pair a layer, each `[B, kv_heads, P, head_dim]`, in the model's dtype.
-        positions: `[B, P]` text positions of the keys (several prefixes share positions).
+        positions: `[B, P]` text positions of the keys.
         visible: `[B, P]` bool; False is padding, or a node that this row may not see.
     """
 
@@ -30,32 +38,68 @@ class KVCache:
     def __len__(self) -> int:
         return int(self.positions.shape[1])
 
+    @property
+    def bytes(self) -> int:
+        return sum(k.nbytes + v.nbytes for k, v in self.keys_values)
+
+    @classmethod
+    def stack(cls, caches: Sequence[KVCache]) -> KVCache:
+        """One batch of the rows of several caches, each padded at its end to the longest."""
+        if len(caches) == 1:
+            return caches[0]
+        missing = [max(map(len, caches)) - len(cache) for cache in caches]
+        layers = zip(*(cache.keys_values for cache in caches), strict=True)
+        pairs = [
+            tuple(
+                torch.cat([pad(t, (0, 0, 0, n)) for t, n in zip(tensors, missing, strict=True)])
+                for tensors in zip(*layer, strict=True)
+            )
+            for layer in layers
+        ]
+        positions, visible = (
+            torch.cat([pad(t, (0, n)) for t, n in zip(tensors, missing, strict=True)])
+            for tensors in zip(*((c.positions, c.visible) for c in caches), strict=True)
+        )
+        return cls([(k, v) for k, v in pairs], positions, visible)
+
+    def row(self, index: int) -> KVCache:
+        """Row `index` as a batch of one; shares memory with this cache."""
+        one = slice(index, index + 1)
+        pairs = [(k[one], v[one]) for k, v in self.keys_values]
+        return KVCache(pairs, self.positions[one], self.visible[one])
+
     def rows(self, index: Tensor, visible: Tensor) -> KVCache:
-        """Past of a new batch whose row i is row `index[i]` of this one, seeing `visible[i]`."""
+        """A new batch whose row i is row `index[i]` of this one, seeing `visible[i]`."""
         pairs = [(k.index_select(0, index), v.index_select(0, index)) for k, v in self.keys_values]
         return KVCache(pairs, self.positions.index_select(0, index), visible)
 
     def cut(self, length: int) -> KVCache:
-        """The first `length` of this past."""
+        """The first `length` keys; shares memory with this cache."""
         pairs = [(k[:, :, :length], v[:, :, :length]) for k, v in self.keys_values]
         return KVCache(pairs, self.positions[:, :length], self.visible[:, :length])
+
+    def compact(self) -> KVCache:
+        """The visible keys of a cache of one row, in memory of their own."""
+        keys = self.visible[0].nonzero()[:, 0]
+        pairs = [(k.index_select(2, keys), v.index_select(2, keys)) for k, v in self.keys_values]
+        return KVCache(pairs, self.positions[:, keys], self.visible[:, keys])
 
     def key_positions(self, new: Tensor) -> Tensor:
         """Positions `[B, P + T]` of all keys once tokens at `new` `[B, T]` are run after it."""
         return torch.cat([self.positions, new], dim=1)
 
     def layers(self) -> list[DynamicLayer]:
-        """The layers of a transformers cache that holds it, each whole: none slides by itself."""
-        found = []
+        """The layers of a transformers cache with these keys; none of them slides by itself."""
+        layers = []
         for key, value in self.keys_values:
             layer = DynamicLayer()
             layer.lazy_initialization(key, value)
             layer.keys, layer.values = key, value
-            found.append(layer)
-        return found
+            layers.append(layer)
+        return layers
 
     def extend(self, keys_values: KeysValues, positions: Tensor, visible: Tensor) -> KVCache:
-        """This past followed by tokens that were just run (`keys_values` holds both)."""
+        """This cache followed by tokens that were just run (`keys_values` holds both)."""
         return KVCache(
             keys_values,
             torch.cat([self.positions, positions], dim=1),
@@ -75,5 +119,5 @@ def fill_cache(past: KVCache | None, mask: Any = None) -> DynamicCache:
 
 
 def read_cache(cache: DynamicCache) -> KeysValues:
-    """Keys and values of each layer of a cache, as they lie there."""
+    """Keys and values of each layer of a transformers cache."""
     return [(layer.keys, layer.values) for layer in cache.layers]

@@ -1,8 +1,4 @@
-"""Keys and values of texts that are written side by side: a row each, joining, growing and leaving.
-
-`Past.extend` makes a new tensor at every token, which for many long texts is most of the work.
-Here a token's keys and values are written where they belong, in a tensor that has room to spare.
-"""
+"""Preallocated keys and values of sequences that are generated side by side, a row each."""
 
 from __future__ import annotations
 
@@ -18,54 +14,71 @@ from softlore.model.kv_cache import KeysValues, KVCache
 if TYPE_CHECKING:
     from softlore.model.frozen import FrozenModel
 
-STEP = 64  # tokens; the room of a row grows by as much at least
+STEP = 64  # keys; the room of a row grows by at least this many
 
 
 class KVSlots:
-    """Rows of keys and values, one a text, from 0 on without gaps.
+    """Rows of keys and values, one a sequence, that grow by a key at each step.
+
+    `KVCache.extend` makes new tensors at every token, which for many long texts is most of the
+    work. Here a new token's keys and values are written into tensors with room to spare:
+
+                 0                    length      room
+        row 0    prefix | text .......... | new | free |
+        row 1    prefix | text | new | free .......... |
+        (free)   ..................................... |
+
+    Each layer's tensors are `[capacity, kv_heads, room, head_dim]`. Rows 0 to n - 1 are in use,
+    without gaps: the last row moves into the place of one that is removed. A row may hold padding,
+    which is invisible.
 
     Attributes:
-        lengths: how many keys each row holds.
+        lengths: how many keys, padding included, each row holds.
     """
 
     def __init__(self) -> None:
         self.lengths: list[int] = []
         self._next: list[int] = []  # the position of each row's next token
-        self._layers: KeysValues = []  # each `[rows, kv_heads, room, head_dim]`, zeros where free
-        self._positions = torch.zeros(0, 0, dtype=torch.long)
-        self._seen = torch.zeros(0, 0, dtype=torch.bool)
+        self._layers: KeysValues = []
+        self._positions = torch.zeros(0, 0, dtype=torch.long)  # [capacity, room]
+        self._visible = torch.zeros(0, 0, dtype=torch.bool)  # [capacity, room]
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     @property
     def bytes(self) -> int:
-        """What the rows take in memory, free room and all."""
+        """Memory of all rows, free room included."""
         return sum(k.nbytes + v.nbytes for k, v in self._layers)
 
-    def put(self, past: KVCache, position: int) -> int:
-        """Takes in a text that was read, a past of one row, whose next token is at `position`.
+    def insert(self, caches: Sequence[KVCache], positions: Sequence[int]) -> range:
+        """Copies caches of one row each into new rows.
+
+        Args:
+            positions: of each row's next token.
 
         Returns:
-            Its row.
+            The new rows.
         """
-        row, length = len(self), len(past)
-        self._make_room(past, row + 1, length + 1)
-        for (keys, values), (k, v) in zip(self._layers, past.keys_values, strict=True):
-            keys[row, :, :length] = k[0]
-            values[row, :, :length] = v[0]
-        self._positions[row, :length] = past.positions[0]
-        self._seen[row] = False
-        self._seen[row, :length] = past.visible[0]
-        self.lengths.append(length)
-        self._next.append(position)
-        return row
+        rows = range(len(self), len(self) + len(caches))
+        self._make_room(caches[0], rows.stop, max(map(len, caches)) + 1)
+        for row, cache in zip(rows, caches, strict=True):
+            length = len(cache)
+            for (keys, values), (k, v) in zip(self._layers, cache.keys_values, strict=True):
+                keys[row, :, :length] = k[0]
+                values[row, :, :length] = v[0]
+            self._positions[row, :length] = cache.positions[0]
+            self._visible[row] = False
+            self._visible[row, :length] = cache.visible[0]
+            self.lengths.append(length)
+        self._next.extend(positions)
+        return rows
 
-    def drop(self, row: int) -> int:
-        """Lets a row go; the last one takes its place. Returns the row that is free now."""
+    def remove(self, row: int) -> int:
+        """Frees a row; the last row takes its place. Returns the last row's old number."""
         last = len(self) - 1
         if row != last:
-            for tensors in (*self._layers, (self._positions, self._seen)):
+            for tensors in (*self._layers, (self._positions, self._visible)):
                 for tensor in tensors:
                     tensor[row] = tensor[last]
             self.lengths[row], self._next[row] = self.lengths[last], self._next[last]
@@ -74,98 +87,127 @@ class KVSlots:
             self._layers = []
         return last
 
-    def past(self, row: int) -> KVCache:
-        """A copy of what a row holds, as a past of one row."""
+    def read(self, row: int) -> KVCache:
+        """A copy of what a row holds, without padding."""
         length = self.lengths[row]
         pairs = [(k[row, None, :, :length], v[row, None, :, :length]) for k, v in self._layers]
-        return KVCache(
-            [(k.clone(), v.clone()) for k, v in pairs],
-            self._positions[row, None, :length].clone(),
-            self._seen[row, None, :length].clone(),
-        )
+        positions, visible = (t[row, None, :length] for t in (self._positions, self._visible))
+        return KVCache(pairs, positions, visible).compact()
 
     @torch.no_grad()
-    def run(self, model: FrozenModel, ids: Sequence[int]) -> Tensor:
-        """Reads one more token in every row: its last hidden states `[rows, hidden]`."""
+    def forward(self, model: FrozenModel, ids: Sequence[int | None]) -> Tensor:
+        """Runs one more token in every row; rows whose id is None stay as they are.
+
+        Returns:
+            Last hidden states `[rows, hidden]`; those of rows that stay mean nothing.
+        """
         count, room = len(self), max(self.lengths) + 1
         self._grow(count, room)
-        rows = torch.arange(count, device=model.device)
-        at = torch.tensor(self.lengths, device=model.device)
-        positions = torch.tensor(self._next, device=model.device)
-        self._positions[rows, at] = positions
-        self._seen[rows, at] = True
-        views = [(k[:count, :, :room], v[:count, :, :room]) for k, v in self._layers]
-        seen = self._seen[:count, :room]
-        past = _InPlace(views, self._positions[:count, :room], seen, rows, at)
-        embeds = model.embed_ids(list(ids))[:, None]
-        hidden, _ = model.hidden(embeds, positions[:, None], seen[:, None], past)
-        self.lengths = [length + 1 for length in self.lengths]
-        self._next = [place + 1 for place in self._next]
+        positions = torch.tensor(self._next, device=model.device)[:, None]  # [rows, 1]
+        writes = _RowWrites(self.lengths, model.device)
+        writes.into(self._positions, positions[:, 0])
+        writes.into(self._visible, True)
+        past = _SlotsCache(
+            [(k[:count, :, :room], v[:count, :, :room]) for k, v in self._layers],
+            self._positions[:count, :room],
+            self._visible[:count, :room],
+            writes,
+        )
+        embeds = model.embed_ids([i or 0 for i in ids])[:, None]
+        hidden, _ = model.hidden(embeds, positions, past.visible[:, None], past)
+        for row, i in enumerate(ids):
+            if i is None:
+                self._visible[row, self.lengths[row]] = False
+            else:
+                self.lengths[row] += 1
+                self._next[row] += 1
         return hidden[:, 0]
 
-    def _make_room(self, past: KVCache, rows: int, room: int) -> None:
+    def _make_room(self, like: KVCache, rows: int, room: int) -> None:
+        """Makes the tensors large enough; the first ones have the device and shape of `like`."""
         if not self._layers:
-            device = past.positions.device
-            self._layers = [(k[:0, :, :0], v[:0, :, :0]) for k, v in past.keys_values]
+            device = like.positions.device
+            self._layers = [(k[:0, :, :0], v[:0, :, :0]) for k, v in like.keys_values]
             self._positions = torch.zeros(0, 0, dtype=torch.long, device=device)
-            self._seen = torch.zeros(0, 0, dtype=torch.bool, device=device)
+            self._visible = torch.zeros(0, 0, dtype=torch.bool, device=device)
         self._grow(rows, room)
 
     def _grow(self, rows: int, room: int) -> None:
-        """Makes the tensors larger where they must be, with some to spare."""
-        had_rows, had_room = self._seen.shape
-        if rows <= had_rows and room <= had_room:
+        """Moves everything to larger tensors, with some room to spare, where it must."""
+        old_rows, old_room = self._visible.shape
+        if rows <= old_rows and room <= old_room:
             return
-        if rows > had_rows:
-            rows = max(rows, 2 * had_rows)
-        if room > had_room:
-            room = -(-max(room, had_room + had_room // 4) // STEP) * STEP
-        shape = max(rows, had_rows), max(room, had_room)
+        if rows > old_rows:
+            rows = max(rows, 2 * old_rows)
+        if room > old_room:
+            room = -(-max(room, old_room + old_room // 4) // STEP) * STEP
+        rows, room = max(rows, old_rows), max(room, old_room)
 
-        def larger(tensor: Tensor) -> Tensor:  # [rows, (kv_heads,) room, …]
-            sizes = list(tensor.shape)
-            sizes[0], sizes[1 if tensor.dim() == 2 else 2] = shape
-            new = tensor.new_zeros(sizes)
-            if tensor.dim() == 2:
-                new[:had_rows, :had_room] = tensor
-            else:
-                new[:had_rows, :, :had_room] = tensor
+        def larger(tensor: Tensor) -> Tensor:  # [rows, room], or [rows, kv_heads, room, head_dim]
+            axis = 1 if tensor.dim() == 2 else 2
+            new = tensor.new_zeros(rows, *tensor.shape[1:axis], room, *tensor.shape[axis + 1 :])
+            new[:old_rows].narrow(axis, 0, old_room).copy_(tensor)
             return new
 
         self._layers = [(larger(k), larger(v)) for k, v in self._layers]
-        self._positions, self._seen = larger(self._positions), larger(self._seen)
+        self._positions, self._visible = larger(self._positions), larger(self._visible)
 
 
-class _InPlace(KVCache):
-    """Views of the rows up to the longest, with a place in each for the token to be run."""
+class _RowWrites:
+    """Where the next key of each row goes: one place for all where they are of equal length."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self._count = len(lengths)
+        self._place = lengths[0] if min(lengths) == max(lengths) else None
+        if self._place is None:  # advanced indexing takes far longer than a slice
+            self._rows = torch.arange(len(lengths), device=device)
+            self._places = torch.tensor(lengths, device=device)
+
+    def into(self, tensor: Tensor, new: Tensor | bool) -> None:
+        """Writes `[rows]` into `[≥ rows, room]`."""
+        if self._place is None:
+            tensor[self._rows, self._places] = new
+        else:
+            tensor[: self._count, self._place] = new
+
+    def into_keys(self, tensor: Tensor, new: Tensor) -> None:
+        """Writes `[rows, kv_heads, 1, head_dim]` into `[rows, kv_heads, room, head_dim]`."""
+        if self._place is None:
+            tensor[self._rows, :, self._places] = new[:, :, 0]
+        else:
+            tensor.narrow(2, self._place, 1).copy_(new)
+
+
+class _SlotsCache(KVCache):
+    """The rows in use, up to the longest, with a place in each for the token to be run."""
 
     def __init__(
-        self, views: KeysValues, positions: Tensor, visible: Tensor, rows: Tensor, at: Tensor
+        self, views: KeysValues, positions: Tensor, visible: Tensor, writes: _RowWrites
     ) -> None:
         super().__init__(views, positions, visible)
-        self._rows, self._at = rows, at
+        self._writes = writes
 
     def key_positions(self, new: Tensor) -> Tensor:
-        return self.positions  # the new ones stand there already
+        return self.positions  # the new ones are already there
 
     def layers(self) -> list[DynamicLayer]:
-        return [_InPlaceLayer(k, v, self._rows, self._at) for k, v in self.keys_values]
+        return [_SlotsLayer(k, v, self._writes) for k, v in self.keys_values]
 
 
-class _InPlaceLayer(DynamicLayer):
-    """A layer of a transformers cache that writes a token's keys and values into its row."""
+class _SlotsLayer(DynamicLayer):
+    """A layer of a transformers cache that writes a token's keys and values into its rows."""
 
-    def __init__(self, keys: Tensor, values: Tensor, rows: Tensor, at: Tensor) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, writes: _RowWrites) -> None:
         super().__init__()
-        self.lazy_initialization(keys, values)
+        self.is_initialized, self.device = True, keys.device
         self.keys, self.values = keys, values
-        self._rows, self._at = rows, at
+        self._writes = writes
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        self.keys[self._rows, :, self._at] = key_states[:, :, 0]
-        self.values[self._rows, :, self._at] = value_states[:, :, 0]
+        self._writes.into_keys(self.keys, key_states)
+        self._writes.into_keys(self.values, value_states)
         return self.keys, self.values
 
     def get_seq_length(self) -> int:

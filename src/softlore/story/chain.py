@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from softlore.decode import TextCache, generate
+from softlore.decode import generate, runner_for
+from softlore.decode.writing import Runnable
 from softlore.disk import storage_error
 from softlore.errors import ConfigError, ContextError, SoftloreError
-from softlore.model import FrozenModel
 from softlore.prompts import Context
 from softlore.prompts.pieces import PromptSource
 
@@ -32,7 +32,7 @@ class Link:
 
 
 def chain(
-    model: FrozenModel,
+    model: Runnable,
     items: Iterable[str],
     template: str = TEMPLATE,
     *,
@@ -64,7 +64,7 @@ def chain(
 
 
 def _links(
-    model: FrozenModel,
+    model: Runnable,
     items: Iterable[str],
     template: str,
     tokens: int,
@@ -73,7 +73,7 @@ def _links(
     seed: int,
     settings: dict[str, Any],
 ) -> Iterator[Link]:
-    previous, memory = "", TextCache()
+    previous, runner = "", runner_for(model)
     for place, item in enumerate(items):
         prompt = fill(template, previous, item)
         if place < len(done):
@@ -87,9 +87,7 @@ def _links(
         else:
             try:
                 context = Context.parse(prompt, prompts)
-                output = generate(
-                    model, context, tokens, seed=seed + place, memory=memory, **settings
-                )
+                output = generate(runner, context, tokens, seed=seed + place, **settings)
             except SoftloreError as error:
                 raise ContextError(f"item {place + 1}, {item!r:.60}: {error}") from error
             link = Link(item, prompt, output)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from softlore.context.timers import Timers
-from softlore.decode import CacheUsage, GenerationRequest, TextCache, write_request
+from softlore.decode import CacheUsage, GenerationRequest, ModelRunner, runner_for, write_request
 from softlore.decode.conditioning import Conditioning
 from softlore.decode.output import FinishReason
-from softlore.decode.writing import TextStream
+from softlore.decode.writing import Runnable, TextStream
 from softlore.errors import ContextError, StoryError
 from softlore.lore import Lorebook
-from softlore.model import DEFAULT_MODEL, FrozenModel, LanguageModel, require_frozen_model
+from softlore.model import DEFAULT_MODEL, FrozenModel
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.story.composing import ContextComposer, ContextPlan
 from softlore.story.settings import StorySettings
@@ -71,17 +71,18 @@ class StorySession:
     def __init__(
         self,
         story: Story,
-        model: LanguageModel,
+        model: Runnable,
         book: Lorebook | None = None,
         prompts: Mapping[str, SoftPrompt] | None = None,
     ) -> None:
         self.story = story
-        self.model = model
+        self.model = model.model if isinstance(model, ModelRunner) else model
         self.book = book
-        self.composer = ContextComposer(model, book.entries if book else (), prompts)
+        self.composer = ContextComposer(self.model, book.entries if book else (), prompts)
         self.plan: ContextPlan | None = None
         self.finish: FinishReason | None = None
-        self._memory = TextCache()
+        self.cache_usage = CacheUsage(0, 0)
+        self._runnable = model
 
     @classmethod
     def open(
@@ -98,10 +99,6 @@ class StorySession:
         """
         settings = story.settings
         return cls(story, *sources(settings.changed(model=model or settings.model), dtype, device))
-
-    @property
-    def cache_usage(self) -> CacheUsage:
-        return self._memory.cache_usage
 
     def say(self, text: str) -> Turn:
         """Adds a turn of the writer's."""
@@ -183,9 +180,8 @@ class StorySession:
         return self.composer.plan(self.story.settings, texts, tokens, _timers(turns))
 
     def _write(self, draft: TurnDraft) -> Iterator[str]:
-        writing = write_request(
-            require_frozen_model(self.model, "writing here"), draft.request, self._memory
-        )
+        self._runnable = runner_for(self._runnable)
+        writing = write_request(self._runnable, draft.request)
         self.plan, self.finish = draft.plan, None
         return self._told(writing, draft)
 
@@ -197,6 +193,7 @@ class StorySession:
         finally:
             writing.close()
             self.finish = writing.finish
+            self.cache_usage = writing.cache_usage or CacheUsage(0, 0)
             draft.keep(writing.text, len(writing.ids), writing.finish)
 
     def _seed(self, after: int) -> int:

@@ -1,4 +1,4 @@
-"""The draw: logits through all steps, then a seeded choice, for a row or for many."""
+"""Sampler: logits through all steps, then a seeded draw, for one row or many."""
 
 from __future__ import annotations
 
@@ -13,66 +13,68 @@ from softlore.settings import SamplingParams
 
 
 class Sampler:
-    """Chooses a token a row, for one run of writing.
+    """Samples the tokens of one text, or of several side by side, told apart by their rows.
 
-    What it has chosen itself is the new text, which some samplers look at alone, and Mirostat
-    learns as it goes: so take another for another text. Rows are told apart by their place.
+    It remembers what it sampled, which some steps look at alone, and Mirostat's state: another
+    text needs another sampler.
+
+    Args:
+        params: what the steps are made from.
+        seed: makes all draws repeatable.
+        model: whose tokens they are; steps that look for strings need it.
+        before: steps that come before those of `params`.
+
+    Raises:
+        ConfigError: strings without a model, or ids that it does not have.
     """
 
     def __init__(
         self,
-        sampling: SamplingParams,
+        params: SamplingParams,
         seed: int | None = None,
         model: LanguageModel | None = None,
         before: Sequence[Step] = (),
     ) -> None:
-        """A seed makes all draws repeatable; samplers that know strings need the model.
-
-        `before`: steps that stand before those of the sampling.
-
-        Raises:
-            ConfigError: strings without a model, or ids that it does not have.
-        """
-        self._sampling = sampling
+        self.params = params
         self._generator = torch.Generator()
         if seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(seed)
-        self._steps = [*before, *build_steps(sampling, model, self._generator)]
+        self._steps = [*before, *build_steps(params, model, self._generator)]
         self._remembers = any(step.reads == "written" for step in self._steps)
-        self._written = torch.zeros(0, 0, dtype=torch.long)  # [B, tokens chosen so far]
+        self._sampled = torch.zeros(0, 0, dtype=torch.long)  # [B, tokens sampled so far]
         self._texts: list[_GrowingIds] = []
 
     def __call__(self, logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Token ids `[B]` from logits `[B, vocab]`; `texts` are the ids that stand so far."""
-        self._begin(logits)
+        """Token ids `[B]` from logits `[B, vocab]`; `texts` are the ids of each text so far."""
+        self._open_rows(logits)
         scores = logits
         for step in self._steps:
-            scores = self._through(step, scores, texts)
-        token = _drawn(scores, None if self._sampling.greedy else self._numbers(len(scores)))
+            scores = self._apply(step, scores, texts)
+        token = _draw(scores, None if self.params.greedy else self._numbers(len(scores)))
         self._remember(token)
         return token
 
-    def _begin(self, logits: Tensor) -> None:
+    def _open_rows(self, logits: Tensor) -> None:
         if len(logits) != len(self._texts):
-            self._written = torch.zeros(len(logits), 0, dtype=torch.long, device=logits.device)
+            self._sampled = torch.zeros(len(logits), 0, dtype=torch.long, device=logits.device)
             self._texts = [_GrowingIds() for _ in logits]
 
     def _numbers(self, rows: int) -> Tensor:
-        """What decides the draw: a number from 0 to 1 a row, `[B, 1]`."""
+        """A number from 0 to 1 a row, which decides its draw: `[B, 1]`."""
         return torch.rand(rows, 1, dtype=torch.float64, generator=self._generator)
 
     def _remember(self, token: Tensor) -> None:
         if self._remembers:
-            self._written = torch.cat([self._written, token[:, None]], dim=1)
+            self._sampled = torch.cat([self._sampled, token[:, None]], dim=1)
 
-    def _through(self, step: Step, scores: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
+    def _apply(self, step: Step, scores: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
         if step.reads == "written":
-            return step.processor(self._written, scores)
+            return step.processor(self._sampled, scores)
         if step.reads == "nothing":
-            return step.processor(self._written[:, :0], scores)
-        rows = [  # they differ in length, so each is handed over by itself
+            return step.processor(self._sampled[:, :0], scores)
+        rows = [  # texts differ in length, so each is handed over by itself
             step.processor(known.ids(text, scores.device), row[None])
             for known, text, row in zip(self._texts, texts, scores, strict=True)
         ]
@@ -80,71 +82,83 @@ class Sampler:
 
 
 def sample_each(
-    choosers: Sequence[Sampler], logits: Tensor, texts: Sequence[Sequence[int]]
+    samplers: Sequence[Sampler], logits: Tensor, texts: Sequence[Sequence[int]]
 ) -> Tensor:
-    """Token ids `[B]` from logits `[B, vocab]`, each row chosen by its own chooser.
+    """Token ids `[B]` from logits `[B, vocab]`, each row by its own sampler.
 
-    They are what the choosers would give one by one. Rows with the same sampling go through its
-    steps together, but for what looks at their texts or draws on the way.
+    They are what the samplers would give one by one. Rows with the same parameters go through
+    their steps together, except for steps that look at a row's text or draw.
     """
-    groups: dict[tuple[SamplingParams, int], list[int]] = {}
-    for row, chooser in enumerate(choosers):
-        groups.setdefault((chooser._sampling, len(chooser._steps)), []).append(row)
+    if len(samplers) == 1:
+        return samplers[0](logits, texts)
+    groups = _group_alike(samplers)
+    if len(groups) == 1:
+        return _sample_alike(samplers, logits, texts)
     tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
-    for rows in groups.values():
-        mine = [choosers[row] for row in rows]
-        tokens[rows] = _chosen_alike(mine, logits[rows], [texts[row] for row in rows])
+    for rows in groups:
+        tokens[rows] = _sample_alike(
+            [samplers[row] for row in rows], logits[rows], [texts[row] for row in rows]
+        )
     return tokens
 
 
-def _chosen_alike(
-    choosers: Sequence[Sampler], logits: Tensor, texts: Sequence[Sequence[int]]
+def _group_alike(samplers: Sequence[Sampler]) -> list[list[int]]:
+    """Rows whose samplers have the same parameters and so many steps."""
+    by_object: dict[tuple[int, int], list[int]] = {}  # many rows share one object of parameters
+    for row, sampler in enumerate(samplers):
+        by_object.setdefault((id(sampler.params), len(sampler._steps)), []).append(row)
+    groups: dict[tuple[SamplingParams, int], list[int]] = {}
+    for (_, n_steps), rows in by_object.items():
+        groups.setdefault((samplers[rows[0]].params, n_steps), []).extend(rows)
+    return [sorted(rows) for rows in groups.values()]
+
+
+def _sample_alike(
+    samplers: Sequence[Sampler], logits: Tensor, texts: Sequence[Sequence[int]]
 ) -> Tensor:
-    """`choose_each` for choosers with the same sampling."""
-    first, scores = choosers[0], logits
-    for chooser, row in zip(choosers, logits.split(1), strict=True):
-        chooser._begin(row)
+    """`sample_each` for samplers with the same parameters."""
+    first, scores = samplers[0], logits
+    for sampler, row in zip(samplers, logits.split(1), strict=True):
+        sampler._open_rows(row)
     for place, step in enumerate(first._steps):
         if step.alike:
-            scores = first._through(step, scores, texts)
+            scores = first._apply(step, scores, texts)
             continue
-        each = zip(choosers, scores.split(1), texts, strict=True)
-        scores = torch.cat(
-            [one._through(one._steps[place], row, [text]) for one, row, text in each]
-        )
+        rows = zip(samplers, scores.split(1), texts, strict=True)
+        scores = torch.cat([s._apply(s._steps[place], row, [text]) for s, row, text in rows])
     numbers = None
-    if not first._sampling.greedy:
-        numbers = torch.cat([chooser._numbers(1) for chooser in choosers])
-    tokens = _drawn(scores, numbers)
-    for chooser, token in zip(choosers, tokens.split(1), strict=True):
-        chooser._remember(token)
+    if not first.params.greedy:
+        numbers = torch.cat([sampler._numbers(1) for sampler in samplers])
+    tokens = _draw(scores, numbers)
+    for sampler, token in zip(samplers, tokens.split(1), strict=True):
+        sampler._remember(token)
     return tokens
 
 
-def _drawn(scores: Tensor, numbers: Tensor | None) -> Tensor:
-    """A token a row, `[B]`, from scores `[B, vocab]` by one number each; None takes the likeliest.
+def _draw(scores: Tensor, numbers: Tensor | None) -> Tensor:
+    """Token ids `[B]` from scores `[B, vocab]` by a number each; None takes the likeliest.
 
     torch.multinomial draws a number for every token of the vocabulary, which takes longer than all
-    samplers together.
+    steps together.
     """
     if numbers is None:
         return scores.argmax(dim=-1)
     sums = scores.softmax(dim=-1).cpu().double().cumsum(dim=-1)
     # The first token whose sum is above the number: never one of probability 0.
-    found = torch.searchsorted(sums, numbers * sums[:, -1:], right=True)[:, 0]
-    found = found.clamp_max(scores.shape[1] - 1)  # a product that was rounded up
-    return found.to(scores.device)
+    tokens = torch.searchsorted(sums, numbers * sums[:, -1:], right=True)[:, 0]
+    tokens = tokens.clamp_max(scores.shape[1] - 1)  # a product that was rounded up
+    return tokens.to(scores.device)
 
 
 class _GrowingIds:
-    """A text's ids as a tensor to which new ones are added, as making it anew takes longer."""
+    """A text's ids as a tensor that grows in place, as making it anew takes longer."""
 
     def __init__(self) -> None:
         self._known: list[int] = []
         self._room = torch.empty(1, 0, dtype=torch.long)
 
     def ids(self, text: Sequence[int], device: torch.device) -> Tensor:
-        """The ids `[1, T]`; another text than before, or one that was changed, is read anew."""
+        """The ids `[1, T]`; all are copied if they do not go on from those of the last call."""
         known = len(self._known)
         if list(text[:known]) != self._known:
             known = 0

@@ -53,7 +53,7 @@ class LocalEngine(Engine):
 
     def start(self, request: GenerationRequest) -> AsyncOutputStream:
         self._refuse_if_busy()  # before the text is made, which takes longer
-        running = _Local(self, SequenceGroup(self._batch.runner, request))
+        running = _Local(self, SequenceGroup.from_request(self._batch.runner, request))
         with self._wake:
             self._refuse_if_busy()
             self._waiting.append(running)
@@ -129,8 +129,8 @@ class LocalEngine(Engine):
         return True
 
     def _fits(self, text: SequenceGroup) -> bool:
-        taken = sum(len(one.writing.sequences) for one in self._running)
-        return not taken or taken + len(text.sequences) <= self._slots
+        taken = sum(len(one.writing) for one in self._running)
+        return not taken or taken + len(text) <= self._slots
 
     def _tell(self, told: Iterable[tuple[SequenceGroup, Token]]) -> None:
         """Hands tokens over, and lets texts go that have ended, for whatever reason."""

@@ -21,7 +21,7 @@ from softlore.context.compose import ContextLike
 from softlore.context.splice import check_length
 from softlore.decode import GenerationRequest, OutputStream, SamplingParams, Token
 from softlore.decode.conditioning import weighted
-from softlore.decode.memory import cache_keys
+from softlore.decode.prefix_cache import cache_keys
 from softlore.decode.request import prompts_in, stop_strings
 from softlore.errors import BusyError, ConfigError, ContextOverflowError, EngineError
 from softlore.model import FrozenModel
