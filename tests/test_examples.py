@@ -48,9 +48,13 @@ def test_a_loop_of_ones_own_learns(tmp_path):
 @pytest.mark.filterwarnings("default")
 def test_a_decoder_feeds_on_its_own_words(tmp_path):
     told = "\n".join(_executed("decoding.ipynb", tmp_path))
-    for line in ("decode: the same tokens", "write: the same tokens", "generate: the same text"):
+    for line in (
+        "RunningBatch: the same tokens",
+        "write: the same tokens",
+        "generate: the same text",
+    ):
         assert line in told
-    readings = [line for line in told.splitlines() if line.startswith("known")]
+    readings = [line for line in told.splitlines() if line.startswith("reused")]
     assert len(readings) == 3
     assert int(readings[2].split()[1].rstrip(",")) > 20
     assert "the lighthouse |" in told
