@@ -70,7 +70,9 @@ def serving():
         seen["bodies"].append(body)
         if seen.get("refuses"):
             return JSONResponse({"message": "no such thing"}, 400)
-        sampling = SamplingParams(body["temperature"], logit_bias=body.get("logit_bias", {}))
+        sampling = SamplingParams(
+            temperature=body["temperature"], logit_bias=body.get("logit_bias", {})
+        )
         batch = RunningBatch(TorchModelRunner(MODEL))
         sampler = Sampler(sampling, body.get("seed"), MODEL)
         trees = [(tree_of(body, seen.get("folder")), 1.0)]
