@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from softlore.lore import Entry
 from softlore.lore.keywords import STOP_WORDS, words
-from softlore.measure import copied, count_hits, distinct, longest_run, lore_keywords
+from softlore.measure import copied, count_keywords, distinct, longest_run, lore_keywords
 from softlore.measure.stories import story_openings
 
 texts = st.lists(st.integers(0, 5), max_size=12)
@@ -68,15 +68,15 @@ def test_keywords_hold_no_stop_word_and_are_found_in_their_own_text(text):
     keywords = lore_keywords(entry)
     assert "lamp" in keywords
     assert not STOP_WORDS.intersection(keywords)
-    hits = count_hits([entry.text, "-"], keywords)
+    hits = count_keywords([entry.text, "-"], keywords)
     assert (hits.a_story, hits.share) == (len(keywords) / 2, 0.5)
 
 
 def test_a_keyword_counts_once_a_story_and_only_as_a_word():
-    hits = count_hits(["Red, RED, red’s", "redder", "oil and red"], ["red", "oil"])
+    hits = count_keywords(["Red, RED, red’s", "redder", "oil and red"], ["red", "oil"])
     assert hits.a_story == pytest.approx(1.0)
     assert hits.share == pytest.approx(2 / 3)
-    assert count_hits([], ["red"]).a_story == 0
+    assert count_keywords([], ["red"]).a_story == 0
 
 
 def test_words():

@@ -237,7 +237,7 @@ def test_a_folder_is_replaced_only_by_its_like(tmp_path):
         write(prompt, place)
     assert load_prompt(place).description == "new"
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(StorageError, match="no folder is there"):
+    with pytest.raises(StorageError, match="not a folder is there"):
         write(prompt, tmp_path / "file")
     with pytest.raises(StorageError, match="make the folder first"):
         write(prompt, tmp_path / "none" / "zoe")

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from softlore import SoftPrompt, load_prompt
-from softlore.disk import atomic_file, write_atomically
+from softlore.disk import write_atomically
 from softlore.errors import PromptError, StorageError
 from softlore.prompts import Reason, read_header
 from softlore.prompts.names import is_name
@@ -211,17 +211,18 @@ def test_a_failing_disk_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
 
-    def interrupted() -> None:
-        with atomic_file(path) as file:
-            file.write(b"new")
-            raise KeyboardInterrupt
+    def interrupt(file: int) -> None:
+        raise KeyboardInterrupt
 
+    monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
+        write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -32,7 +32,7 @@ from softlore.compare.harness import interval
 from softlore.context import Tree, activate, compose, place_entries
 from softlore.decode import SamplingParams, sample_ids
 from softlore.lore import Lorebook
-from softlore.lore.keywords import count_hits, lore_keywords
+from softlore.lore.keywords import count_keywords, lore_keywords
 from softlore.measure.evaluate import plain_text
 from softlore.measure.material import gather
 from softlore.prompts import Context
@@ -109,7 +109,7 @@ def lore(options: Any) -> list[dict[str, Any]]:
         for way, made in ways.items():
             texts = written(model, [tree for tree, _ in made], options)
             hits[way] = [
-                count_hits(
+                count_keywords(
                     [text], sorted({word for name in names for word in keywords[name]})
                 ).a_story
                 for text, (_, names) in zip(texts, stories, strict=True)

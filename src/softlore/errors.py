@@ -1,62 +1,62 @@
-"""Every error softlore raises on purpose, in one tree.
+"""Exceptions that softlore raises on purpose.
 
 ::
 
-    SoftloreError                     exit 1   the root: catch this to catch them all
-    ├── InputError                    exit 2   what was given cannot be used
-    │   ├── LoreError                          a lorebook, an entry or a block
-    │   ├── PromptError                        a soft prompt's name, shape or values
-    │   │   ├── PromptFileError                a prompt file; `.reason` says in which way
-    │   │   └── PromptMismatchError            a prompt made for another model
-    │   ├── ModelError                         a model that is unknown or does not load
-    │   │   ├── UnknownModelError              a model that a server is asked for and has not
-    │   │   └── UnsupportedModelError          a model family that cannot do what was asked
-    │   ├── ContextError                       the pieces of text and prompts to be read
-    │   │   ├── ContextOverflowError           more tokens than the model or the budget holds
-    │   │   └── UnknownPromptError             a name that no prompt at hand carries
-    │   ├── StoryError                         a story's name, its turns or what is asked of them
-    │   │   ├── StoryNotFoundError             a name that no story at hand carries
-    │   │   └── StoryFileError                 a file that holds no story, or a damaged one
-    │   └── ConfigError                        a setting, an option or a combination of them
-    ├── TrainingError                 exit 1   training could not go on
-    │   └── DivergedError                      the loss became NaN or infinite
-    ├── ServeError                    exit 1   serving could not begin, or could not go on
-    │   ├── BusyError                          as much is asked for at once as can be; ask again
-    │   └── EngineError                        what writes the texts has failed
-    ├── StorageError                  exit 2   the disk: full, read-only, missing, not permitted
-    └── CheckError                    exit 1   a check was made and it failed
+    SoftloreError                     exit 1   root of the tree: catches all of them
+    ├── InputError                    exit 2   what the user gave cannot be used
+    │   ├── LoreError                          lorebook, entry or block
+    │   ├── PromptError                        soft prompt: name, shape, values, metadata
+    │   │   ├── PromptFileError                prompt file; `.reason` is a member of `Reason`
+    │   │   └── PromptMismatchError            prompt trained for another model
+    │   ├── ModelError                         model that is unknown or does not load
+    │   │   ├── UnknownModelError              model that a server does not serve
+    │   │   └── UnsupportedModelError          model family that lacks what is needed
+    │   ├── ContextError                       text and soft prompts that the model reads
+    │   │   ├── ContextOverflowError           more tokens than the model or the budget allows
+    │   │   └── UnknownPromptError             name of no loaded prompt
+    │   ├── StoryError                         story: name, turns, operations on them
+    │   │   ├── StoryNotFoundError             name of no story in the folder
+    │   │   └── StoryFileError                 story file that is damaged, or no story
+    │   └── ConfigError                        setting, option, or combination of them
+    ├── TrainingError                 exit 1   training that cannot continue
+    │   └── DivergedError                      loss that became NaN or infinite
+    ├── ServeError                    exit 1   server that cannot start or continue
+    │   ├── BusyError                          more requests than can run at once
+    │   └── EngineError                        decoding that failed
+    ├── StorageError                  exit 2   disk that is full, read-only, missing, not permitted
+    └── CheckError                    exit 1   check that was run and failed
 
-A message says what was wrong with what, what was expected, and how to mend it. The library
-raises; only the command line and the server turn errors into exit codes and replies, by
-`exit_code`. This module imports nothing, so every other module can import it.
+A message has three parts: what is wrong with what, what was expected, how to fix it. The library
+raises; only the command line and the server turn errors into exit codes and responses, by
+`exit_code`. This module imports nothing, so that every other module can import it.
 """
 
 
 class SoftloreError(Exception):
-    """The root of the tree. `exit_code` is what the command line ends with."""
+    """Base class of all errors. `exit_code` is the exit code of the command line."""
 
     exit_code: int = 1
 
 
 class InputError(SoftloreError, ValueError):
-    """What the user gave cannot be used; they can mend it."""
+    """Something that the user gave cannot be used, and they can fix it."""
 
     exit_code = 2
 
 
 class LoreError(InputError):
-    """A lorebook, an entry or a block is wrong."""
+    """A lorebook, an entry or a block is invalid."""
 
 
 class PromptError(InputError):
-    """A soft prompt's name, shape, values or metadata are wrong."""
+    """A soft prompt's name, shape, values or metadata are invalid."""
 
 
 class PromptFileError(PromptError):
     """A prompt file cannot be read.
 
-    `reason` is a short fixed word for the way in which it is wrong: a member of
-    `softlore.prompts.Reason` (a `StrEnum`), so that programs need not read the message.
+    `reason` is a fixed word for what is wrong with it, a member of `softlore.prompts.Reason` (a
+    `StrEnum`), so that programs need not parse the message.
     """
 
     def __init__(self, message: str, *, reason: str = "unreadable") -> None:
@@ -65,55 +65,55 @@ class PromptFileError(PromptError):
 
 
 class PromptMismatchError(PromptError):
-    """A soft prompt was made for another model than the one it is used with."""
+    """A soft prompt is used with another model than the one it was trained for."""
 
 
 class ModelError(InputError):
-    """A model is unknown, or does not load."""
+    """A model is unknown or does not load."""
 
 
 class UnknownModelError(ModelError):
-    """A server is asked for a model that it does not serve."""
+    """A request names a model that the server does not serve."""
 
 
 class UnsupportedModelError(ModelError):
-    """The model's family cannot do what was asked, whatever its weights."""
+    """The model's family cannot do what was requested, whatever its weights."""
 
 
 class ContextError(InputError):
-    """The pieces of text and soft prompts the model is to read are wrong."""
+    """The pieces of text and soft prompts that the model is to read are invalid."""
 
 
 class ContextOverflowError(ContextError):
-    """The context holds more tokens than the model, or the budget, allows."""
+    """The context has more tokens than the model or the budget allows."""
 
 
 class UnknownPromptError(ContextError, KeyError):
-    """A prompt is named that is not at hand."""
+    """A context names a prompt that is not loaded."""
 
-    __str__ = Exception.__str__  # KeyError's shows the message in quotes
+    __str__ = Exception.__str__  # KeyError's puts the message in quotes
 
 
 class StoryError(InputError):
-    """A story's name, a turn of it, or what is asked of them is wrong."""
+    """A story's name, a turn, or an operation on a story is invalid."""
 
 
 class StoryNotFoundError(StoryError, KeyError):
-    """A story is named that is not in the folder."""
+    """There is no story of this name in the folder."""
 
-    __str__ = Exception.__str__  # KeyError's shows the message in quotes
+    __str__ = Exception.__str__  # KeyError's puts the message in quotes
 
 
 class StoryFileError(StoryError):
-    """A file holds no story, or a damaged one, or one of a newer softlore."""
+    """A file holds no story, is damaged, or was written by a newer softlore."""
 
 
 class ConfigError(InputError):
-    """A setting is out of range, unknown, or at odds with another."""
+    """A setting is unknown, out of range, or conflicts with another."""
 
 
 class TrainingError(SoftloreError):
-    """Training began and could not go on."""
+    """Training started and cannot continue."""
 
 
 class DivergedError(TrainingError):
@@ -121,22 +121,22 @@ class DivergedError(TrainingError):
 
 
 class ServeError(SoftloreError):
-    """Serving could not begin, or could not go on."""
+    """The server cannot start or continue."""
 
 
 class BusyError(ServeError):
-    """As much is asked for at once as can be written; ask again later."""
+    """As many requests are running as can run at once; retry later."""
 
 
 class EngineError(ServeError):
-    """What writes the texts has failed: a model's forward, or another program's server."""
+    """Decoding failed: in a model's forward, or in another program's server."""
 
 
 class StorageError(SoftloreError, OSError):
-    """The disk refused: full, read-only, missing or not permitted."""
+    """The disk is full, read-only, missing or not permitted."""
 
     exit_code = 2
 
 
 class CheckError(SoftloreError):
-    """A check was made, and it failed."""
+    """A check was run and failed."""

@@ -20,7 +20,7 @@ from softlore.decode import SamplingParams, generate
 from softlore.disk import write_atomically
 from softlore.errors import ConfigError, ContextError, StorageError
 from softlore.lore import Entry
-from softlore.measure import count_hits, drift, lore_keywords, perplexity, recall
+from softlore.measure import count_keywords, drift, lore_keywords, perplexity, recall
 from softlore.measure.score import fits
 from softlore.model import FrozenModel
 from softlore.tune.teacher import unrelated_passages
@@ -228,7 +228,7 @@ class _CaseRunner:
     def _keywords(self, output: str, entry: Any) -> float | None:
         if not isinstance(entry, Entry):
             return None
-        return count_hits([output], lore_keywords(entry)).a_story
+        return count_keywords([output], lore_keywords(entry)).a_story
 
     @cached_property
     def _unrelated(self) -> list[list[int]]:

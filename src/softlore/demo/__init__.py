@@ -1,7 +1,4 @@
-"""The demo's data: a lorebook about a small harbour town, and how its stories begin.
-
-It holds no model and no code but the ways to its files; `softlore demo` does the rest.
-"""
+"""The data of `softlore demo`: a lorebook about a small harbour town, and openings of stories."""
 
 from pathlib import Path
 
@@ -11,11 +8,11 @@ _HERE = Path(__file__).parent
 
 
 def lorebook_path() -> Path:
-    """Returns where the demo lorebook is, for `Lorebook.load`."""
+    """Returns the path of the demo lorebook, for `Lorebook.load`."""
     return _HERE / "lorebook.yaml"
 
 
 def openings() -> list[tuple[str, str]]:
-    """Returns the demo's story openings: (entry name, text that the model is to go on from)."""
+    """Returns the story openings, as (entry name, text that the model continues)."""
     with (_HERE / "openings.yaml").open(encoding="utf-8") as file:
         return [(item["entry"], item["opening"]) for item in yaml.safe_load(file)]

@@ -1,4 +1,4 @@
-"""Lore keywords: words of an entry's lore that stories hardly hold unless they know it."""
+"""Lore keywords: words of an entry that stories hardly contain unless the model knows it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from softlore.lore.entry import Entry
 
-# Words that say nothing about a subject. Those of other languages fall away by standing in the
-# stories that the bare model writes.
+# Words that say nothing about a subject. Those of other languages are excluded where they are in
+# the stories that the bare model writes (`known`).
 STOP_WORDS = frozenset(
     """
     about above across after again against ago all almost alone along already also although always
@@ -33,16 +33,16 @@ STOP_WORDS = frozenset(
     """.split()
 )
 _WORD = re.compile(r"[^\W\d_]+(?:[’'-][^\W\d_]+)*")
-SHORTEST = 3  # letters
+SHORTEST = 3  # letters of a keyword
 
 
 @dataclass(frozen=True)
-class Hits:
-    """Lore keywords in several stories.
+class KeywordCounts:
+    """How many lore keywords are in several stories.
 
     Attributes:
-        a_story: different keywords in a story, on average.
-        share: share of the stories that hold at least one.
+        a_story: different keywords per story, on average.
+        share: share of the stories that contain at least one, 0 to 1.
     """
 
     a_story: float
@@ -50,27 +50,28 @@ class Hits:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, without a possessive 's."""
-    found = (match.group().casefold().replace("’", "'") for match in _WORD.finditer(text))
-    return [word.removesuffix("'s") for word in found]
+    """Returns the words of a text in lower case, without a possessive 's."""
+    matches = (match.group().casefold().replace("’", "'") for match in _WORD.finditer(text))
+    return [word.removesuffix("'s") for word in matches]
 
 
 def lore_keywords(entry: Entry, known: Collection[str] = ()) -> list[str]:
-    """Keywords of an entry, in the order of its lore.
+    """Returns the keywords of an entry, in the order of its text and responses.
 
-    They are the words of its text and responses, less short ones, `STOP_WORDS`, its own name, and
-    `known`: words that stand in stories of the bare model, or in the opening of a story.
+    They are the words of these, less short ones, `STOP_WORDS` and the entry's name.
+
+    Args:
+        known: further words to leave out: those in stories of the bare model, or in the opening.
     """
     lore = [entry.text, *(response for block in entry.blocks for response in block.responses)]
-    dull = {*STOP_WORDS, *words(entry.name), *known}
-    found = dict.fromkeys(word for piece in lore for word in words(piece))
-    return [word for word in found if len(word) >= SHORTEST and word not in dull]
+    excluded = {*STOP_WORDS, *words(entry.name), *known}
+    distinct = dict.fromkeys(word for text in lore for word in words(text))
+    return [word for word in distinct if len(word) >= SHORTEST and word not in excluded]
 
 
-def count_hits(stories: Sequence[str], keywords: Collection[str]) -> Hits:
-    """How many of the keywords stand in stories (what was written, without the opening)."""
-    wanted = set(keywords)
-    counts = [len(wanted.intersection(words(story))) for story in stories]
+def count_keywords(stories: Sequence[str], keywords: Collection[str]) -> KeywordCounts:
+    """Counts the keywords in stories, given without their openings."""
+    counts = [len(set(keywords).intersection(words(story))) for story in stories]
     if not counts:
-        return Hits(0.0, 0.0)
-    return Hits(sum(counts) / len(counts), sum(map(bool, counts)) / len(counts))
+        return KeywordCounts(0.0, 0.0)
+    return KeywordCounts(sum(counts) / len(counts), sum(map(bool, counts)) / len(counts))

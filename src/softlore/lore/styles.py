@@ -1,8 +1,7 @@
-"""Authoring styles: an entry's text as blocks, for those who have written no calls and responses.
+"""Authoring styles: make blocks of calls and responses from an entry's text.
 
 mkultra left open how lore is best put into calls and responses; these are the candidates. All are
-plain rules over English sentences and words: they need no model, and the same text always gives
-the same blocks.
+rules over English sentences and words: they need no model, and are deterministic.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from softlore.lore.keywords import lore_keywords
 from softlore.lore.lorebook import Lorebook
 from softlore.lore.validation import nearest
 
-BRACKETED = "bracketed"  # its responses stand in brackets, which are banned when a story is written
-CLOUDS, CLOUD_WORDS = 6, 8  # word clouds an entry, and words in each
-EXAMPLES = 3  # lines of story for each fact
+BRACKETED = "bracketed"  # responses in brackets, tokens that are banned in generation
+CLOUDS, CLOUD_WORDS = 6, 8  # word clouds per entry, words per cloud
+EXAMPLES = 3  # leads per fact
 _SENTENCE = re.compile(r"(?<=[.!?])[\"'”’)]*\s+")
 _SUBJECTS = {"he": "his", "she": "her", "it": "its", "they": "their"}
-# How a line of story comes to a subject, before a fact about it is shown.
+# Lines of a story that lead to a subject, before a fact about it.
 _LEADS = (
     "It was late when {name} came in.", "The door opened, and there stood {name}.",
     "Nobody in the room spoke when {name} came.", "That was the first time they saw {name}.",
@@ -34,12 +33,12 @@ _LEADS = (
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text."""
+    """Splits a text into sentences."""
     return [part.strip() for part in _SENTENCE.split(str(text)) if part.strip()]
 
 
 def style_blocks(entry: Entry, style: str) -> list[Block]:
-    """An entry's text as blocks, in a style of `STYLES`.
+    """Returns an entry's text as blocks, in a style of `STYLES`.
 
     Raises:
         ConfigError: there is no such style.
@@ -51,14 +50,14 @@ def style_blocks(entry: Entry, style: str) -> list[Block]:
         )
     merged: dict[str, list[str]] = {}
     for call, response in STYLES[style](entry):
-        if call.strip() and response.strip(" []"):  # else there is nothing to cut
+        if call.strip() and response.strip(" []"):  # a sentence of one word has no response
             answers = merged.setdefault(call, [])
             answers += [response] if response not in answers else []
     return [Block(call=call, responses=answers) for call, answers in merged.items()]
 
 
 def with_blocks(book: Lorebook, style: str) -> Lorebook:
-    """A lorebook in which entries that have only a text have blocks made of it.
+    """Returns a lorebook in which entries without blocks get blocks from their text.
 
     Raises:
         ConfigError: there is no such style.
@@ -71,52 +70,49 @@ def with_blocks(book: Lorebook, style: str) -> Lorebook:
 
 
 def _noun(entry: Entry) -> list[tuple[str, str]]:
-    """Each sentence cut after its subject and verb, the subject always named."""
-    return [_cut(_named(entry, sentence)) for sentence in _told(entry)]
+    """Each sentence, cut after its subject and verb; the subject is the name."""
+    return [_cut(_named(entry, sentence)) for sentence in _facts(entry)]
 
 
 def _pronoun(entry: Entry) -> list[tuple[str, str]]:
-    """The same after a line that names the subject, which then is a pronoun."""
+    """As `noun`, but after a lead that has the name, with a pronoun as the subject."""
     pairs = []
-    for place, sentence in enumerate(_told(entry)):
+    for place, sentence in enumerate(_facts(entry)):
         call, response = _cut(_unnamed(entry, sentence))
-        lead = _LEADS[place % len(_LEADS)].format(name=entry.name)
-        pairs.append((f"{lead} {call}", response))
+        pairs.append((f"{_lead(entry, place)} {call}", response))
     return pairs
 
 
 def _mixed(entry: Entry) -> list[tuple[str, str]]:
-    """Proper noun and pronoun, both."""
+    """Both `noun` and `pronoun`."""
     return _noun(entry) + _pronoun(entry)
 
 
 def _sentences(entry: Entry) -> list[tuple[str, str]]:
-    """Whole sentences, each the answer to the subject's name or to the sentence before it."""
-    told = _told(entry)
-    pairs = [(entry.name + ".", " " + sentence) for sentence in told]
-    return pairs + [(a, " " + b) for a, b in itertools.pairwise(told)]
+    """Uncut sentences, each the response to the name, and to the sentence before it."""
+    facts = _facts(entry)
+    pairs = [(entry.name + ".", " " + sentence) for sentence in facts]
+    return pairs + [(a, " " + b) for a, b in itertools.pairwise(facts)]
 
 
 def _cloud(entry: Entry) -> list[tuple[str, str]]:
-    """The name, and some of the lore's keywords in any order."""
+    """The name, and a sample of the lore's keywords in any order."""
     keywords = lore_keywords(entry)
-    draw = random.Random(f"cloud/{entry.name}")
+    rng = random.Random(f"cloud/{entry.name}")
     clouds = []
     for _ in range(CLOUDS if keywords else 0):
-        some = draw.sample(keywords, min(CLOUD_WORDS, len(keywords)))
-        clouds.append((f"{entry.name}:", " " + ", ".join(some) + "."))
+        sample = rng.sample(keywords, min(CLOUD_WORDS, len(keywords)))
+        clouds.append((f"{entry.name}:", " " + ", ".join(sample) + "."))
     return clouds
 
 
 def _implicit(entry: Entry) -> list[tuple[str, str]]:
-    """Each fact shown in a line of story: the line leads to the subject, and the fact follows."""
-    pairs = []
-    for place, sentence in enumerate(_told(entry)):
-        fact = _unnamed(entry, sentence)
-        for number in range(EXAMPLES):
-            lead = _LEADS[(place + number * 3) % len(_LEADS)].format(name=entry.name)
-            pairs.append((lead, " " + fact))
-    return pairs
+    """Several leads to the subject, each followed by the uncut fact."""
+    return [
+        (_lead(entry, place + number * 3), " " + _unnamed(entry, sentence))
+        for place, sentence in enumerate(_facts(entry))
+        for number in range(EXAMPLES)
+    ]
 
 
 def _bracketed(entry: Entry) -> list[tuple[str, str]]:
@@ -135,31 +131,34 @@ STYLES: dict[str, Callable[[Entry], list[tuple[str, str]]]] = {
 }
 
 
-def _told(entry: Entry) -> list[str]:
-    """The sentences that say something: of three words or more."""
-    found = [sentence for sentence in sentences(entry.text) if len(sentence.split()) > 2]
-    return found or ([entry.text.strip()] if entry.text.strip() else [])
+def _lead(entry: Entry, number: int) -> str:
+    return _LEADS[number % len(_LEADS)].format(name=entry.name)
+
+
+def _facts(entry: Entry) -> list[str]:
+    """The sentences of three words or more; the whole text if there is none."""
+    facts = [sentence for sentence in sentences(entry.text) if len(sentence.split()) > 2]
+    return facts or ([entry.text.strip()] if entry.text.strip() else [])
 
 
 def _pronoun_of(entry: Entry) -> str:
     """The pronoun that the text uses most for its subject; "they" where it uses none."""
     words = re.findall(r"[a-z]+", entry.text.lower())
-    counts = {p: words.count(p) + words.count(own) for p, own in _SUBJECTS.items()}
+    counts = {p: words.count(p) + words.count(owner) for p, owner in _SUBJECTS.items()}
     best = max(counts, key=lambda pronoun: counts[pronoun])
     return best if counts[best] else "they"
 
 
 def _named(entry: Entry, sentence: str) -> str:
-    """A sentence whose first word is the name, where it was a pronoun."""
+    """A sentence with the name in place of a pronoun as its first word."""
     first, _, rest = sentence.partition(" ")
-    own = {own: pronoun for pronoun, own in _SUBJECTS.items()}
     if first.lower() in _SUBJECTS:
         return f"{entry.name} {rest}"
-    return f"{entry.name}'s {rest}" if first.lower() in own else sentence
+    return f"{entry.name}'s {rest}" if first.lower() in _SUBJECTS.values() else sentence
 
 
 def _unnamed(entry: Entry, sentence: str) -> str:
-    """A sentence whose first word is a pronoun, where it was the name."""
+    """A sentence with a pronoun in place of the name as its first word."""
     pronoun = _pronoun_of(entry)
     for name, instead in ((f"{entry.name}'s ", _SUBJECTS[pronoun]), (f"{entry.name} ", pronoun)):
         if sentence.startswith(name):
@@ -168,7 +167,7 @@ def _unnamed(entry: Entry, sentence: str) -> str:
 
 
 def _cut(sentence: str) -> tuple[str, str]:
-    """A sentence cut after its subject and verb, near enough: a third of it, two words at least."""
+    """A sentence cut roughly after its subject and verb: a third of it, two words at least."""
     words = sentence.split(" ")
     at = max(2, min(len(words) // 3 + 1, 5)) if len(words) > 2 else 1
     return " ".join(words[:at]), " " + " ".join(words[at:])

@@ -1,6 +1,6 @@
 """Measures: recall, drift, fidelity, copy, lore keywords, fluency; and evaluation by them."""
 
-from softlore.lore.keywords import Hits, count_hits, lore_keywords
+from softlore.lore.keywords import KeywordCounts, count_keywords, lore_keywords
 from softlore.measure.evaluate import evaluate
 from softlore.measure.results import EntryResult, Evaluation, Measures, StoryMeasures
 from softlore.measure.score import divergence, drift, fidelity, recall
@@ -10,11 +10,11 @@ __all__ = [
     "Copy",
     "EntryResult",
     "Evaluation",
-    "Hits",
+    "KeywordCounts",
     "Measures",
     "StoryMeasures",
     "copied",
-    "count_hits",
+    "count_keywords",
     "distinct",
     "divergence",
     "drift",

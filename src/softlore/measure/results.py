@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from softlore.lore.keywords import Hits
+from softlore.lore.keywords import KeywordCounts
 from softlore.measure.text import Copy
 
 # What is put before the calls: nothing, the entry's text, its soft prompt, or its soft prompt among
@@ -28,7 +28,7 @@ class StoryMeasures:
     """
 
     copy: Copy
-    lore_words: Hits
+    lore_words: KeywordCounts
     perplexity: float | None
     distinct: float | None
     first: str
@@ -162,7 +162,7 @@ def _average_stories(stories: Sequence[StoryMeasures]) -> StoryMeasures | None:
     hits = [measures.lore_words for measures in stories]
     return StoryMeasures(
         copy=Copy(max(s.copy.run for s in stories), _mean(s.copy.share for s in stories)),
-        lore_words=Hits(
+        lore_words=KeywordCounts(
             sum(one.a_story for one in hits) / len(hits), sum(one.share for one in hits) / len(hits)
         ),
         perplexity=_mean(s.perplexity for s in stories),

@@ -10,7 +10,7 @@ from softlore.context import Tree
 from softlore.context.compose import ContextLike
 from softlore.decode import SamplingParams, sample_ids
 from softlore.lore import Entry
-from softlore.lore.keywords import count_hits, lore_keywords, words
+from softlore.lore.keywords import count_keywords, lore_keywords, words
 from softlore.measure.material import HELD_OUT, Ids, Material
 from softlore.measure.results import StoryMeasures
 from softlore.measure.score import fits_after, trunk
@@ -107,7 +107,7 @@ class StoryEvaluator:
         pairs = zip(map(model.encode, openings), written, strict=True)
         return StoryMeasures(
             copy=copied(written, sources),
-            lore_words=count_hits(texts, self.keywords[name]),
+            lore_words=count_keywords(texts, self.keywords[name]),
             perplexity=perplexity(model, list(pairs)),
             distinct=distinct(written),
             first=openings[0] + texts[0],

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from softlore.disk import TEMPORARY_PREFIX, flush_folder, storage_error
+from softlore.disk import flush_folder, storage_error, temporary_path
 from softlore.errors import StorageError, StoryError, StoryFileError, StoryNotFoundError
 from softlore.story.settings import MAX_SETTINGS
 from softlore.story.turns import MAX_DATA, MAX_TEXT
@@ -92,7 +91,7 @@ def making(path: Path) -> Iterator[Path]:
     It is there whole or not at all. Raises StoryError if something is at `path` already, and
     StorageError where the disk refuses.
     """
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
+    temporary = temporary_path(path)
     try:
         with told(path), contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as db:
             db.execute("PRAGMA synchronous = OFF")  # it is flushed with what is put into it

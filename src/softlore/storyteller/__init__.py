@@ -1,7 +1,7 @@
-"""storyteller: the small story model that comes with softlore, used when no model is named.
+"""The folder of the storyteller, a small story model, the default where no model is named.
 
-The folder holds what transformers reads (weights in bfloat16, tokenizer, configs), the model card
-``CARD.md`` and the list of the books it was trained on, ``PROVENANCE.md``.
+It holds what transformers reads (weights in bfloat16, tokenizer, configs), the model card `CARD.md`
+and the list of the books the model was trained on, `PROVENANCE.md`.
 """
 
 from pathlib import Path
@@ -10,5 +10,5 @@ __all__ = ["path"]
 
 
 def path() -> Path:
-    """The folder of the weights, for ``AutoModelForCausalLM.from_pretrained(path())``."""
+    """Returns the folder, for `AutoModelForCausalLM.from_pretrained(path())`."""
     return Path(__file__).resolve().parent
