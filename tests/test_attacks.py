@@ -212,7 +212,7 @@ PICKLES: dict[str, tuple[bytes, R, str]] = {
     "FROZENSET": (PROTO + b"(\x91.", R.PICKLE_OPCODE, "opcode FROZENSET"),
     "BYTEARRAY8 of 8 EiB": (PROTO + b"\x96" + b"\xff" * 8, R.PICKLE_OPCODE, "BYTEARRAY8"),
     "NEXT_BUFFER": (b"\x80\x05\x97.", R.PICKLE_OPCODE, "opcode NEXT_BUFFER"),
-    "no opcode": (PROTO + b"\xff.", R.PICKLE_OPCODE, "0xff, which is none"),
+    "no opcode": (PROTO + b"\xff.", R.PICKLE_OPCODE, "0xff, which is unknown"),
     # sizes
     "a mark a million deep": (PROTO + b"(" * 10**6, R.PICKLE_TOO_LARGE, "more than 20,000"),
     "tuples a million deep": (PROTO + b")" + b"\x85" * 10**6, R.PICKLE_TOO_LARGE, "20,000"),

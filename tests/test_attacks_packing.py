@@ -113,9 +113,9 @@ FILES: dict[str, tuple[bytes, R, str]] = {
     "a zip that is cut": (GOOD[:-30], R.ZIP_DAMAGED, "no end record"),
     "a zip's end alone": (GOOD[-22:], R.ZIP_DAMAGED, "after the end record"),
     "an empty zip": (archive(), R.OTHER_FORMAT, "holds nothing"),
-    "a zip with something after it": (GOOD + b"x", R.ZIP_DAMAGED, "single whole archive"),
+    "a zip with something after it": (GOOD + b"x", R.ZIP_DAMAGED, "single complete archive"),
     "a part of several": (
-        GOOD[:-18] + b"\1\0" + GOOD[-16:], R.ZIP_DAMAGED, "single whole archive"
+        GOOD[:-18] + b"\1\0" + GOOD[-16:], R.ZIP_DAMAGED, "single complete archive"
     ),
     "more members than listed": (
         archive(Member(b"meta.json", META), count=2), R.ZIP_DAMAGED, "breaks off"
@@ -139,18 +139,18 @@ FILES: dict[str, tuple[bytes, R, str]] = {
     "members that overlap": (
         archive(Member(b"meta.json", META), Member(b"tensor.npy", TENSOR, start=8)),
         R.ZIP_OVERLAP,
-        "runs into what follows",
+        "overlaps what follows",
     ),
     "all members in one place": (
-        archive(*(Member(b"%d" % n, TENSOR, start=0) for n in range(9))), R.ZIP_OVERLAP, "runs into"
+        archive(*(Member(b"%d" % n, TENSOR, start=0) for n in range(9))), R.ZIP_OVERLAP, "overlaps"
     ),
     "a member in the directory": (
-        archive(Member(b"tensor.npy", TENSOR, said_packed=10**6)), R.ZIP_OVERLAP, "runs into"
+        archive(Member(b"tensor.npy", TENSOR, said_packed=10**6)), R.ZIP_OVERLAP, "overlaps"
     ),
     "a member that is elsewhere": (
         archive(Member(b"meta.json", META), Member(b"tensor.npy", TENSOR, start=50)),
         R.ZIP_OVERLAP,
-        "runs into",
+        "overlaps",
     ),
     "an encrypted member": (one(flags=1), R.ZIP_ENCRYPTED, "is encrypted"),
     "a strongly encrypted member": (one(flags=0x41), R.ZIP_ENCRYPTED, "is encrypted"),
@@ -294,7 +294,7 @@ FILES: dict[str, tuple[bytes, R, str]] = {
             json.dumps({"prompt_embeddings": test_prompts_malformed.ENTRY}).encode()
         ),
         R.OTHER_TENSORS,
-        "of a PEFT adapter: name the folder",
+        "to a PEFT adapter: name its folder",
     ),
     # others
     "an empty file": (b"", R.TOO_SHORT, "the file is empty"),

@@ -462,8 +462,11 @@ def test_what_write_refuses(town, model, tmp_path):
     out = town / "out"
     command = ["write", "--model", model, "--prompts", out]
     refused = [
-        ([*command, "Then [[soft:Eda]]"], "[[soft:Eda]], which is not at hand; did you mean"),
-        ([*command, "Then [[soft:Zoe]]"], "[[soft:Zoe]], which is not at hand; known: 'Ada', 'Bo'"),
+        ([*command, "Then [[soft:Eda]]"], "[[soft:Eda]], which is not available; did you mean"),
+        (
+            [*command, "Then [[soft:Zoe]]"],
+            "which is not available; known: 'Ada', 'Bo'",
+        ),
         ([*command, "on " * 99], "297 tokens do not fit", "whose context is 256"),
         ([*command, "Ada", "--tokens", -3], "max_new_tokens is -3; expected at least 1"),
         ([*command, "Ada", "--tokens", 0], "max_new_tokens is 0; expected at least 1"),
@@ -510,7 +513,7 @@ def test_damaged_prompt_files(town, model):
         (line,) = ended.lines
         assert line.startswith("unreadable: ")
         ended = softlore("write", "[[soft:Ada]]", "--model", model, "--prompts", town / "out")
-        assert_refused(ended, "[[soft:Ada]], which is not at hand")
+        assert_refused(ended, "[[soft:Ada]], which is not available")
     ended = train(town, model)
     assert ended.code == 0, ended.err
     assert "kept beside the new ones: Bo" in ended.err

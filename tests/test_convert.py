@@ -19,7 +19,8 @@ from running import save_tiny_model, softlore
 from softlore import Context, FrozenModel, PromptLibrary, SoftPrompt, embed, load_prompt
 from softlore.cli.convert import FORMATS
 from softlore.model.tiny import tiny_hf, tiny_model
-from softlore.prompts.writers import WRITERS
+from softlore.prompts import FORMATS as PROMPT_FORMATS
+from softlore.prompts import WRITABLE, write_prompt
 from test_cli import assert_refused
 from test_prompts_native import TEXTS
 
@@ -70,8 +71,8 @@ def bits(prompt):
 def test_every_pair_of_formats_keeps_every_bit(way, prompt):
     with tempfile.TemporaryDirectory() as folder:
         for to in way:
-            path = Path(folder) / f"it{WRITERS[to].suffix}"
-            WRITERS[to].write(prompt, path)
+            path = Path(folder) / f"it{PROMPT_FORMATS[to].suffix}"
+            write_prompt(prompt, to, path)
             loaded = load_prompt(path)
             assert bits(loaded) == bits(prompt)
             prompt = loaded
@@ -91,14 +92,14 @@ def test_a_prefix_keeps_every_bit(values):
     prompt = SoftPrompt("Emma", "prefix", tensor)
     with tempfile.TemporaryDirectory() as folder:
         for to in ("peft", "safetensors", "peft"):
-            path = Path(folder) / f"it{WRITERS[to].suffix}"
-            WRITERS[to].write(prompt, path)
+            path = Path(folder) / f"it{PROMPT_FORMATS[to].suffix}"
+            write_prompt(prompt, to, path)
             assert load_prompt(path) == prompt
     assert tuple(prompt.tensor.shape) == (layers, 2, heads, n, dim)
 
 
 def test_the_command_knows_every_writer():
-    assert list(WRITERS) == list(FORMATS)
+    assert WRITABLE == FORMATS
 
 
 # what it does ------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from softlore.errors import (
     PromptError,
 )
 from softlore.model.tiny import tiny_model
-from softlore.prompts.formats import vllm_prefix
+from softlore.prompts.formats import vllm
 from softlore.serve.engines.vllm import VLLMEngine
 from softlore.vllm_connector.files import read_folder, side_by_side
 from softlore.vllm_connector.placeholders import of_set
@@ -190,7 +190,7 @@ def test_prefixes_are_named_by_placeholders(server, tmp_path, context):
     url, seen = server
     seen["folder"] = tmp_path
     for prompt in (PREFIX, CAT):
-        vllm_prefix.write(prompt, MODEL, tmp_path / f"{prompt.name}.safetensors")
+        vllm.write_prefix(prompt, MODEL, tmp_path / f"{prompt.name}.safetensors")
 
     async def work(engine):
         return await engine.start(
@@ -204,9 +204,9 @@ def test_prefixes_that_cannot_stand_side_by_side_are_refused():
     for family in ("gpt2", "mistral"):  # no rotary positions; layers that slide
         model = tiny_model(family)
         two = [SoftPrompt.from_text(t, model, name=t, kind="prefix") for t in ("one", "two")]
-        assert len(vllm_prefix.company_of(two[:1], model)) == 3
+        assert len(vllm.prefix_set_ids(two[:1], model)) == 3
         with pytest.raises(PromptError, match="'one', 'two' cannot stand side by side"):
-            vllm_prefix.company_of(two, model)
+            vllm.prefix_set_ids(two, model)
 
 
 def test_it_says_what_it_cannot_do(server):

@@ -25,7 +25,7 @@ from softlore import SoftPrompt, load_prompt
 from softlore.errors import PromptError, PromptFileError
 from softlore.prompts import Reason
 from softlore.prompts.formats import kobold, mkultra
-from softlore.prompts.formats.imported import import_name, time_of
+from softlore.prompts.formats.rows import import_name, time_of
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "prompts"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -124,7 +124,7 @@ def test_no_data_breaks_the_reader(data):
 
 @given(text=st.text(max_size=140))
 def test_names_follow_the_rule_of_prompts(text):
-    from softlore.prompts.names import is_name
+    from softlore.prompts import is_name
 
     assert is_name(as_name(text))
     assert is_name(text) == (not name_problem(text))

@@ -16,7 +16,7 @@ from softlore import SoftPrompt, disk, load_prompt, logits
 from softlore.errors import ConfigError, PromptFileError, StorageError
 from softlore.model import prompt_shape
 from softlore.model.tiny import tiny_hf, tiny_model
-from softlore.prompts import Reason, native
+from softlore.prompts import Reason
 from softlore.prompts.formats.peft import CONFIG, PICKLE, TENSORS, write
 from test_prompts_native import prompts
 
@@ -308,7 +308,7 @@ REFUSED = {
     ),
     "list": ([CONFIGURED], ROWS, R.ADAPTER_CONFIG, "is list; expected an object"),
     "not JSON": (b"{", ROWS, R.NOT_JSON, "is not JSON"),
-    "not UTF-8": (b"{\xff}", ROWS, R.NOT_UTF8, "byte 1 is not UTF-8"),
+    "not UTF-8": (b"{\xff}", ROWS, R.NOT_UTF8, "byte 1 of the configuration is not UTF-8"),
     "twice": (b'{"a": 1, "a": 2}', ROWS, R.DUPLICATE_KEY, "has the key 'a' twice"),
     "deep": (b"[" * 100_000, ROWS, R.TOO_DEEP, "100000 deep"),
     "large": (b" " * 300_000, ROWS, R.TOO_LARGE, "has 300,000 bytes; expected at most 262,144"),
@@ -370,7 +370,7 @@ def test_what_is_not_acted_upon(tmp_path):
 
 
 def test_metadata_that_softlore_left(tmp_path):
-    kept = native.metadata_of(SoftPrompt("Zoë", "embedding", torch.ones(2, 3)))
+    kept = SoftPrompt("Zoë", "embedding", torch.ones(2, 3)).metadata
     wrong = {
         "a list": ("[]", "is list"),
         "a number": ('{"name": 1}', "is int"),
@@ -401,7 +401,7 @@ def test_folders_that_lack_something(tmp_path):
     safetensors.numpy.save_file(ROWS, tmp_path / "tensors" / TENSORS, {"format": "pt"})
     with pytest.raises(PromptFileError, match=f"no prompt file '.*{CONFIG}'"):
         load_prompt(tmp_path / "tensors")
-    with pytest.raises(PromptFileError, match="name the folder it lies in"):
+    with pytest.raises(PromptFileError, match="name its folder"):
         load_prompt(tmp_path / "tensors" / TENSORS)
     (folder / TENSORS).mkdir()
     with pytest.raises(PromptFileError, match="not a regular file"):

@@ -11,8 +11,7 @@ import torch
 
 from softlore import Context, PromptLibrary, SoftPrompt
 from softlore.errors import PromptFileError, StorageError, UnknownPromptError
-from softlore.prompts import Reason, default_folder, native
-from softlore.prompts.library import slug_of
+from softlore.prompts import Reason, default_folder, native, slug_of
 
 
 def prompt(name: str, value: float = 1.0) -> SoftPrompt:

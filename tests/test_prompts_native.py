@@ -23,8 +23,7 @@ from hypothesis.extra import numpy as hnp
 from softlore import SoftPrompt, load_prompt
 from softlore.disk import write_atomically
 from softlore.errors import PromptError, StorageError
-from softlore.prompts import Reason, read_header
-from softlore.prompts.names import is_name
+from softlore.prompts import Reason, is_name, read_header
 
 GOLDEN = Path(__file__).parent / "golden"
 PLACE = {"created": "2026-11-23T12:00:00Z", "library_version": "0.1.0", "base_model": "tiny"}

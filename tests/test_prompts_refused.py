@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from softlore import SoftPrompt, load_prompt
 from softlore.errors import PromptFileError, StorageError
-from softlore.prompts import Reason, read_header
-from softlore.prompts import sniff as sniffing
+from softlore.prompts import Reason, opening, read_header
 
 GOOD = (Path(__file__).parent / "golden" / "prompt-v1-embedding.safetensors").read_bytes()
 
@@ -76,8 +75,8 @@ def test_a_file_that_shrinks_while_it_is_read(
         os.truncate(path, len(GOOD) - 8)
         return status
 
-    monkeypatch.setattr(sniffing.os, "fstat", cut_after)
-    with pytest.raises(PromptFileError, match="grew shorter while it was read") as caught:
+    monkeypatch.setattr(opening.os, "fstat", cut_after)
+    with pytest.raises(PromptFileError, match="became shorter while it was read") as caught:
         SoftPrompt.load(path)
     assert caught.value.reason == Reason.CHANGED
 
@@ -93,7 +92,7 @@ def others(folder: Path) -> dict[str, Path]:
         "tensor.npy with meta.json": folder / "kobold.zip",
         "dtype is '<f8'": folder / "tune.npy",
         "the pickle names the global": folder / "old.pt",
-        "the pickle is not sound": folder / "mkultra.json",
+        "the pickle is malformed": folder / "mkultra.json",
         "a Git LFS pointer": folder / "pointer.safetensors",
         "begins with b'once upo'": folder / "story.txt",
     }

@@ -11,7 +11,7 @@ from softlore import FrozenModel, SoftPrompt, logits
 from softlore.context import Node, Tree, splice
 from softlore.model.families import TESTED_FAMILIES
 from softlore.model.tiny import tiny_model
-from softlore.prompts.formats import vllm_prefix
+from softlore.prompts.formats import vllm
 from softlore.vllm_connector.files import read, read_folder, side_by_side
 from softlore.vllm_connector.folder import Folder
 from softlore.vllm_connector.placeholders import of_set, placeholder
@@ -23,7 +23,7 @@ ROTARY = sorted(TESTED_FAMILIES - set("bloom ctrl gpt2 gpt_neo mpt opt xglm".spl
 def written(folder, prompts, model):
     """Files for the connector, in the prompts' order."""
     for prompt in prompts:
-        vllm_prefix.write(prompt, model, folder / f"{prompt.name}.safetensors")
+        vllm.write_prefix(prompt, model, folder / f"{prompt.name}.safetensors")
     return [read(folder / f"{prompt.name}.safetensors") for prompt in prompts]
 
 
@@ -61,17 +61,17 @@ def test_positions_that_are_not_rotary_are_known():
 def test_placeholders_are_of_the_tensor_and_of_ordinary_ids():
     model = tiny_model("llama")
     dog, cat, owl = prefixes(model)
-    ids = vllm_prefix.placeholder_of(dog, model)
+    ids = vllm.prefix_ids(dog, model)
     assert len(ids) == len(dog)
-    assert ids == vllm_prefix.placeholder_of(dog.replace(name="another"), model)
-    assert ids != vllm_prefix.placeholder_of(dog.replace(tensor=dog.tensor * 1.01), model)
+    assert ids == vllm.prefix_ids(dog.replace(name="another"), model)
+    assert ids != vllm.prefix_ids(dog.replace(tensor=dog.tensor * 1.01), model)
     assert not set(ids) & model.special_ids
-    pair = vllm_prefix.company_of([dog, cat], model)
-    assert pair == vllm_prefix.company_of([cat, dog], model)
-    assert sorted(pair) == sorted([*ids, *vllm_prefix.placeholder_of(cat, model)])
+    pair = vllm.prefix_set_ids([dog, cat], model)
+    assert pair == vllm.prefix_set_ids([cat, dog], model)
+    assert sorted(pair) == sorted([*ids, *vllm.prefix_ids(cat, model)])
     assert pair[: len(ids)] != ids  # else vLLM would take keys that stand elsewhere for these
-    assert vllm_prefix.company_of([dog, dog], model) == ids
-    assert len(vllm_prefix.company_of([dog, cat, owl], model)) == len(dog) + len(cat) + len(owl)
+    assert vllm.prefix_set_ids([dog, dog], model) == ids
+    assert len(vllm.prefix_set_ids([dog, cat, owl], model)) == len(dog) + len(cat) + len(owl)
 
 
 def test_placeholders_never_change():
@@ -90,7 +90,7 @@ def test_convert_writes_what_the_connector_reads(tmp_path, monkeypatch):
     Path("out").mkdir()
     assert softlore("convert", *told, "--out", "out/").code == 0
     [file] = read_folder("out")
-    assert (file.name, file.ids) == ("dog", vllm_prefix.placeholder_of(dog, model))
+    assert (file.name, file.ids) == ("dog", vllm.prefix_ids(dog, model))
     assert torch.equal(file.key_values, dog.key_values)
     again = softlore("convert", *told, "--out", "out/")
     assert again.code == 2
@@ -104,7 +104,7 @@ def test_other_files_are_refused(tmp_path):
     model = tiny_model("llama")
     dog = prefixes(model)[0]
     dog.save(tmp_path / "native.safetensors")
-    vllm_prefix.write(dog, model, tmp_path / "good.safetensors")
+    vllm.write_prefix(dog, model, tmp_path / "good.safetensors")
     whole = (tmp_path / "good.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[:-9])
     (tmp_path / "bytes.safetensors").write_bytes(b"{" * 99)
@@ -160,7 +160,7 @@ def test_prefixes_of_another_model_or_version_are_refused(tmp_path):
         with pytest.raises(ValueError, match="is for another model"):
             Ready(*other, torch.float32).prepare([dog])
     changed = prompts[0].replace(tensor=prompts[0].tensor * 2)
-    vllm_prefix.write(changed, model, tmp_path / "dog.safetensors")
+    vllm.write_prefix(changed, model, tmp_path / "dog.safetensors")
     with pytest.raises(ValueError, match="another version"):
         Ready(layers, heads, head_dim, torch.float32).prepare([dog])
 
@@ -176,7 +176,7 @@ def test_a_folder_is_read_again_where_it_changed(tmp_path, monkeypatch, caplog):
     written(tmp_path, [dog, cat], model)
     folder = Folder(str(tmp_path), 1)
     assert list(folder.files()) == ["cat", "dog"]
-    ids = vllm_prefix.placeholder_of(dog, model)
+    ids = vllm.prefix_ids(dog, model)
     assert folder.begun([*ids, 5]).name == "dog"
     assert folder.begun(ids[:-1]) is None
     assert folder.begun(()) is None

@@ -35,7 +35,7 @@ from softlore import Context, FrozenModel, SoftPrompt, storyteller
 from softlore.context import compose
 from softlore.decode import GenerationRequest, SamplingParams, sample_ids
 from softlore.errors import EngineError
-from softlore.prompts.shapes import Kind
+from softlore.prompts import Kind
 from softlore.serve.engines.vllm import VLLMEngine
 
 ROWS = [  # contexts of the embedding kind, which a plain request can hold

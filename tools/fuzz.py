@@ -100,7 +100,7 @@ def _fuzz(name: str, flags: list[str]) -> int:
     import torch  # noqa: F401
 
     with atheris.instrument_imports(include=["softlore.prompts"]):
-        import softlore.prompts.readers  # noqa: F401
+        import softlore.prompts  # noqa: F401
     from fuzz_seeds import TARGETS
     from softlore.errors import SoftloreError
 

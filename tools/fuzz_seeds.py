@@ -24,10 +24,10 @@ import safetensors.torch
 import torch
 
 from softlore import SoftPrompt
+from softlore.prompts import PromptFile, read_prompt
 from softlore.prompts.formats import kobold, mkultra, peft
-from softlore.prompts.formats.npy import write_npy
+from softlore.prompts.formats.npy import to_npy
 from softlore.prompts.formats.peft_config import parse_config
-from softlore.prompts.readers import parse_prompt
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 ROWS = torch.arange(6, dtype=torch.float32).reshape(2, 3)
@@ -35,15 +35,15 @@ ROWS = torch.arange(6, dtype=torch.float32).reshape(2, 3)
 
 def read_file(data: bytes) -> SoftPrompt:
     """Reads a file of any format from memory."""
-    return parse_prompt(io.BytesIO(data), len(data), Path("fuzz"))
+    return read_prompt(PromptFile.of_bytes(data, Path("fuzz")))
 
 
 def read_folder(data: bytes) -> SoftPrompt:
     """Reads a PEFT folder from memory: the configuration's length, it, and the tensor file."""
     length = int.from_bytes(data[:2], "little")
     config = parse_config(data[2 : 2 + length])
-    tensors = data[2 + length :]
-    return peft.parse_tensors(io.BytesIO(tensors), len(tensors), config, Path("fuzz"))
+    file = PromptFile.of_bytes(data[2 + length :], Path("fuzz/tensors"))
+    return peft.read_adapter_tensors(file, config)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def arrays() -> list[bytes]:
     halves = rows.astype("<f2")
     raw = rows.view("<u4").__rshift__(16).astype("<u2").view("V2")
     kinds = [rows, halves, raw, np.asfortranarray(rows), rows.astype("<f8")]
-    return [write_npy(rows), *(_npy(kind) for kind in kinds)]
+    return [to_npy(rows), *(_npy(kind) for kind in kinds)]
 
 
 def archives() -> list[bytes]:
@@ -123,7 +123,7 @@ def archives() -> list[bytes]:
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", compression=method) as archive:
-            archive.writestr("tensor.npy", write_npy(ROWS.numpy()))
+            archive.writestr("tensor.npy", to_npy(ROWS.numpy()))
             archive.writestr("meta.json", '{"name": "dog", "description": ""}')
         found.append(packed.getvalue())
     packed = io.BytesIO()

@@ -226,7 +226,7 @@ def test_llama_server_restores_a_slot_file_and_writes_the_same(server, by):
 
 def test_placeholders_are_words_that_encode_to_themselves():
     gguf = GGUFModel(gguf_file("storyteller"))
-    stands = llamacpp.placeholder_of(prompt("storyteller", "A big brown dog", "prefix"), gguf)
+    stands = llamacpp.prefix_placeholder(prompt("storyteller", "A big brown dog", "prefix"), gguf)
     assert gguf.encode(stands.text) == stands.ids
 
 

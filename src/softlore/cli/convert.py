@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from softlore.prompts import SoftPrompt
 
 CONNECTOR_SUFFIX = ".vllm.safetensors"  # of what vLLM's connector reads
-# The names in softlore.prompts.writers, which takes seconds to import.
+# softlore.prompts.WRITABLE, which takes seconds to import.
 FORMATS = ("safetensors", "kobold", "peft", "mkultra", "vllm")
 
 
@@ -136,12 +136,10 @@ def _write(
     text: str | None,
 ) -> Path:
     """Writes the prompt, or the context that names it; returns where."""
-    from softlore.prompts import PromptLibrary
-    from softlore.prompts.library import slug_of
-    from softlore.prompts.writers import WRITERS
+    from softlore.prompts import FORMATS, PromptLibrary, slug_of, write_prompt
 
-    writer = WRITERS[to]
-    suffix = CONNECTOR_SUFFIX if to == "vllm" and prompt.kind == "prefix" else writer.suffix
+    connector = to == "vllm" and prompt.kind == "prefix"
+    suffix = CONNECTOR_SUFFIX if connector else FORMATS[to].suffix
     path = Path(out or "")
     if _goes_into(out, to):
         if to == "safetensors" and out is not None:  # a library has one prompt of a name
@@ -155,11 +153,11 @@ def _write(
     if model is not None and text is not None:
         _write_context(model, clean(text, "--text"), prompt, path)
     elif model is not None and suffix == CONNECTOR_SUFFIX:
-        from softlore.prompts.formats import vllm_prefix
+        from softlore.prompts.formats import vllm
 
-        vllm_prefix.write(prompt, model, path)
+        vllm.write_prefix(prompt, model, path)
     else:
-        writer.write(prompt, path)
+        write_prompt(prompt, to, path)
     return path
 
 
@@ -173,8 +171,8 @@ def _write_slot(
     json_path: str | None,
 ) -> None:
     """Writes a slot file for llama-server, and says how a text begins that is to find it."""
+    from softlore.prompts import slug_of
     from softlore.prompts.formats import llamacpp
-    from softlore.prompts.library import slug_of
 
     path = Path(out or "")
     if _goes_into(out, LLAMACPP):
@@ -202,7 +200,7 @@ def _goes_into(out: str | None, to: str) -> bool:
     path = Path(out or "")
     if out is None or out.endswith(("/", os.sep)) or path == default_folder():
         return True
-    adapter = to == "peft" and path.is_dir() and (peft.takes(path, b"") or not any(path.iterdir()))
+    adapter = to == "peft" and path.is_dir() and (peft.is_adapter(path) or not any(path.iterdir()))
     return path.is_dir() and not adapter
 
 

@@ -86,7 +86,7 @@ def distil(
     """
     from softlore.cli.progress import watch, working
     from softlore.control import find_codes
-    from softlore.prompts.names import clean_name
+    from softlore.prompts.fields import clean_name
     from softlore.tune import WorldInfoTrainer
     from softlore.tune.conditioning import conditioning_fidelity
 

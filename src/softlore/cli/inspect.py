@@ -32,7 +32,7 @@ def _is_prompt(folder: Path) -> bool:
     """Whether a folder is a prompt itself, as another program keeps one."""
     from softlore.prompts.formats import peft
 
-    return peft.takes(folder, b"")
+    return peft.is_adapter(folder)
 
 
 def _show_folder(folder: Path | None, json_path: str | None) -> None:

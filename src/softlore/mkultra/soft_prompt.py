@@ -15,7 +15,7 @@ from torch import Tensor
 from softlore import prompts
 from softlore.mkultra.registry import SOFT_TOKEN, register, registered, vocabularies
 from softlore.prompts.formats import mkultra
-from softlore.prompts.formats.imported import import_name, time_of
+from softlore.prompts.formats.rows import import_name, time_of
 
 PREFIX = f"{mkultra.NAME}."  # of mkultra's metadata in `extra`, as softlore's reader has it
 SHAPE = "shape"  # metadata that tells of a batch axis

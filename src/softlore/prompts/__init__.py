@@ -1,27 +1,40 @@
-"""Soft prompts, the contexts they stand in, and their files."""
+"""Soft prompts, contexts of text and soft prompts, and their files."""
 
-from softlore.prompts.library import BadFile, Listing, PromptLibrary, default_folder
+from softlore.prompts.fields import Kind, is_name
+from softlore.prompts.formats.registry import (
+    FORMATS,
+    WRITABLE,
+    PromptFormat,
+    load_prompt,
+    read_prompt,
+    write_prompt,
+)
+from softlore.prompts.library import BadFile, Listing, PromptLibrary, default_folder, slug_of
 from softlore.prompts.native import PromptHeader, read_header
-from softlore.prompts.pieces import Context, TokenCount
-from softlore.prompts.readers import READERS, PromptReader, load_prompt
+from softlore.prompts.opening import PromptFile
 from softlore.prompts.reasons import Reason
-from softlore.prompts.shapes import Kind
-from softlore.prompts.soft_prompt import PromptModel, SoftPrompt
+from softlore.prompts.soft_prompt import Context, PromptSource, SoftPrompt, TokenCount
 
 __all__ = [
-    "READERS",
+    "FORMATS",
+    "WRITABLE",
     "BadFile",
     "Context",
     "Kind",
     "Listing",
+    "PromptFile",
+    "PromptFormat",
     "PromptHeader",
     "PromptLibrary",
-    "PromptModel",
-    "PromptReader",
+    "PromptSource",
     "Reason",
     "SoftPrompt",
     "TokenCount",
     "default_folder",
+    "is_name",
     "load_prompt",
     "read_header",
+    "read_prompt",
+    "slug_of",
+    "write_prompt",
 ]

@@ -1,4 +1,4 @@
-"""A folder of prompt files, used as a mapping from names to prompts."""
+"""PromptLibrary: a folder of prompt files as a mapping from names to prompts."""
 
 from __future__ import annotations
 
@@ -15,29 +15,28 @@ from pathlib import Path
 
 from softlore.disk import storage_error, user_folder
 from softlore.errors import PromptFileError, SoftloreError, StorageError, UnknownPromptError
-from softlore.prompts import native
-from softlore.prompts.native import SUFFIX, PromptHeader
+from softlore.prompts.native import SUFFIX, PromptHeader, read_header
 from softlore.prompts.reasons import Reason
 from softlore.prompts.soft_prompt import SoftPrompt
 
 FOLDER_VARIABLE = "SOFTLORE_PROMPTS"
-MOST_READ = 256  # prompts that are kept once they were read
+MAX_CACHED = 256  # prompts
 _MAX_SLUG = 80
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)")
 
 
 def default_folder() -> Path:
-    """Where prompts are kept when no folder is named.
+    """The folder of prompts where none is named.
 
     `$SOFTLORE_PROMPTS` if set, else the user's data folder (`~/.local/share/softlore/prompts` on
-    Linux). It need not exist yet.
+    Linux). It may not exist yet.
     """
     return user_folder("prompts", FOLDER_VARIABLE)
 
 
 @dataclass(frozen=True)
 class BadFile:
-    """A file of a library that is no usable prompt, and why."""
+    """A file of a library that cannot be read as a prompt, and why."""
 
     path: Path
     error: SoftloreError
@@ -45,7 +44,7 @@ class BadFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder holds: headers by prompt name, in order, and the files that were skipped."""
+    """The contents of a folder: headers in the order of names, and the files that were skipped."""
 
     headers: tuple[PromptHeader, ...]
     bad: tuple[BadFile, ...]
@@ -54,15 +53,15 @@ class Listing:
 class PromptLibrary(Mapping[str, SoftPrompt]):
     """The prompts in a folder's `*.safetensors` files, by the names they carry.
 
-    A mapping: `library["dog"]` reads the file, `"dog" in library`, `len`, and iterating over
-    names read headers only, and all is read once until a file changes. Files that are no prompts
-    are skipped; `listing().bad` tells of them. A folder that does not exist is an empty library.
+    A mapping: `library["dog"]` reads the file; `"dog" in library`, `len` and iteration over names
+    read headers only. Headers and prompts are cached until their file changes. Files that are no
+    prompts are skipped and listed in `listing().bad`. A missing folder is an empty library.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = default_folder() if folder is None else Path(folder)
-        self._seen: dict[Path, tuple[tuple[int, int], PromptHeader | BadFile]] = {}
-        self._read: dict[Path, tuple[tuple[int, int] | None, SoftPrompt]] = {}
+        self._headers: dict[Path, tuple[tuple[int, int], PromptHeader | BadFile]] = {}
+        self._prompts: dict[Path, tuple[tuple[int, int] | None, SoftPrompt]] = {}
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -72,17 +71,17 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
         """Reads the headers of new and changed files. Raises StorageError for the folder only."""
         headers: dict[str, PromptHeader] = {}
         bad: list[BadFile] = []
-        for found in self._scan():
-            if isinstance(found, BadFile):
-                bad.append(found)
-            elif found.name in headers:
-                bad.append(_same_name(found, headers[found.name]))
+        for file in self._scan():
+            if isinstance(file, BadFile):
+                bad.append(file)
+            elif file.name in headers:
+                bad.append(_same_name(file, headers[file.name]))
             else:
-                headers[found.name] = found
+                headers[file.name] = file
         return Listing(tuple(headers[name] for name in sorted(headers)), tuple(bad))
 
     def header(self, name: str) -> PromptHeader:
-        """What the prompt's file says of it. Raises UnknownPromptError."""
+        """The header of a prompt's file. Raises UnknownPromptError."""
         name = unicodedata.normalize("NFC", name)
         headers = self.listing().headers
         for header in headers:
@@ -96,9 +95,9 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
         )
 
     def save(self, prompt: SoftPrompt) -> Path:
-        """Writes the prompt, in place of the one of its name if there is one; returns the path.
+        """Writes the prompt, replacing the one of the same name; returns the path.
 
-        Makes the folder if need be. Raises StorageError.
+        Creates the folder where needed. Raises StorageError.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -119,14 +118,14 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
     def __getitem__(self, name: str) -> SoftPrompt:
         with self._lock:
             path = self.header(name).path
-            stamp = self._seen.get(path, (None,))[0]  # another thread may be listing the folder
-            known = self._read.pop(path, None)
-            if known is None or stamp is None or known[0] != stamp:
-                known = stamp, native.read_prompt(path)
-            self._read[path] = known  # the latest last
-            if len(self._read) > MOST_READ:
-                self._read.pop(next(iter(self._read)))
-            return known[1]
+            stamp = self._headers.get(path, (None,))[0]  # another thread may be listing the folder
+            cached = self._prompts.pop(path, None)
+            if cached is None or stamp is None or cached[0] != stamp:
+                cached = stamp, SoftPrompt.load(path)
+            self._prompts[path] = cached  # most recently used last
+            if len(self._prompts) > MAX_CACHED:
+                self._prompts.pop(next(iter(self._prompts)))
+            return cached[1]
 
     def __contains__(self, name: object) -> bool:
         return any(header.name == name for header in self.listing().headers)
@@ -143,13 +142,13 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
                 return header.path
         slug, number = slug_of(name), 1
         path = self.folder / (slug + SUFFIX)
-        while os.path.lexists(path):  # another prompt's, or no prompt at all
+        while os.path.lexists(path):  # of another prompt, or not a prompt
             number += 1
             path = self.folder / f"{slug}-{number}{SUFFIX}"
         return path
 
     def _scan(self) -> Iterator[PromptHeader | BadFile]:
-        """What each prompt file is, in order of file names."""
+        """The header of each prompt file, or why it has none, in the order of file names."""
         try:
             with os.scandir(self.folder) as entries:
                 files = sorted(
@@ -160,21 +159,21 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
             files = []
         except OSError as error:
             raise storage_error("list", self.folder, error) from error
-        seen, self._seen = self._seen, {}
+        cached, self._headers = self._headers, {}
         for entry in files:
             path = self.folder / entry.name
             stamp = _stamp(entry)
-            if stamp is None or seen.get(path, (None,))[0] != stamp:
-                found = _look_at(path)
+            if stamp is None or cached.get(path, (None,))[0] != stamp:
+                file = _read_header(path)
             else:
-                found = seen[path][1]
+                file = cached[path][1]
             if stamp is not None:
-                self._seen[path] = (stamp, found)
-            yield found
+                self._headers[path] = (stamp, file)
+            yield file
 
 
 def slug_of(name: str) -> str:
-    """A file name, less its suffix, for a prompt's name: `a-z0-9-`, fit for every system."""
+    """A file name without suffix for a prompt's name: `a-z0-9-`, valid on every system."""
     plain = unicodedata.normalize("NFKD", name.casefold()).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:_MAX_SLUG].rstrip("-")
     if not slug:  # a name in another script
@@ -187,16 +186,16 @@ def _is_prompt_file(name: str) -> bool:
 
 
 def _stamp(entry: os.DirEntry[str]) -> tuple[int, int] | None:
-    """When the file last changed, and its size; None for a broken link."""
+    """Time of the last change and size of a file; None for a broken link."""
     with contextlib.suppress(OSError):
         status = entry.stat()
         return status.st_mtime_ns, status.st_size
     return None
 
 
-def _look_at(path: Path) -> PromptHeader | BadFile:
+def _read_header(path: Path) -> PromptHeader | BadFile:
     try:
-        return native.read_header(path)
+        return read_header(path)
     except (PromptFileError, StorageError) as error:
         return BadFile(path, error)
 

@@ -1,10 +1,17 @@
-"""The ways in which a prompt file can be wrong: what `PromptFileError.reason` holds."""
+"""Why a prompt file is rejected: `Reason`, and the functions that raise PromptFileError."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 from enum import StrEnum
+from typing import NoReturn
+
+from softlore.errors import PromptError, PromptFileError
 
 
 class Reason(StrEnum):
-    """One member a way; the value is stable, and is what JSON reports carry."""
+    """Why a file was rejected; values are stable, and are what JSON reports contain."""
 
     # The file
     MISSING = "missing"
@@ -57,7 +64,7 @@ class Reason(StrEnum):
     ZIP_CHECKSUM = "zip-checksum"
     # A NumPy array
     NPY_HEADER = "npy-header"
-    # A pickle: parsed, never loaded
+    # A pickle, which is parsed and never loaded
     PICKLE_OPCODE = "pickle-opcode"
     PICKLE_GLOBAL = "pickle-global"
     PICKLE_CALL = "pickle-call"
@@ -71,3 +78,18 @@ class Reason(StrEnum):
     ADAPTER_CONFIG = "adapter-config"
     # A folder of prompts
     DUPLICATE_NAME = "duplicate-name"
+
+
+def refuse(reason: Reason, message: str) -> NoReturn:
+    """Raises PromptFileError."""
+    raise PromptFileError(message, reason=reason) from None
+
+
+@contextlib.contextmanager
+def as_file_error(reason: Reason) -> Iterator[None]:
+    """Turns a PromptError about a value into a PromptFileError about the file that holds it."""
+    try:
+        yield
+    except PromptError as error:
+        known = error.reason if isinstance(error, PromptFileError) else reason
+        raise PromptFileError(str(error), reason=known) from None

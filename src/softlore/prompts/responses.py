@@ -1,9 +1,9 @@
-"""Hashed responses: what a prompt was trained to say, so that it need not be said word for word.
+"""Hashed responses of a prompt's training, by which decoding can avoid copying them (`no_copy`).
 
-For every run of `RUN` tokens of a response, two numbers are kept: a hash of all but its last
-token, and the last token's id hidden under a second hash of the same. Whoever has just written
-those tokens learns which one would go on with a response; from the numbers alone no text can be
-read. (Short runs can be guessed, as those of any hash can.)
+For every run of `RUN` tokens of a response, two numbers are stored: a hash of all but its last
+token, and the last token's id XORed with a second hash of the same tokens. Decoding that has just
+generated those tokens can compute which token would continue a response; from the numbers alone no
+text can be read. (Short runs can be guessed, as with any hash.)
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-RUN = 4  # tokens; copies shorter than this cannot be told
-MOST = 4096  # runs a prompt: 12 bytes each, 64 KB in its file
+RUN = 4  # tokens; shorter copies are not recognized
+MOST = 4096  # runs per prompt: 12 bytes each, 64 KB in its file
 _ENTRY = struct.Struct("<QI")
-KEY = "responses"  # what a prompt file calls it, in its `training`
+KEY = "responses"  # in the `training` metadata of a prompt file
 
 
 @dataclass(frozen=True)
 class HashedResponses:
-    """What goes on after any `RUN` - 1 tokens of a response: hash → hidden ids."""
+    """The tokens after any `RUN` - 1 tokens of a response: hash → hidden ids."""
 
     following: dict[int, tuple[int, ...]]
 
     @classmethod
     def of(cls, responses: Iterable[Sequence[int]]) -> Self:
-        """From the ids of the responses."""
+        """Hashes the token ids of responses."""
         following: dict[int, tuple[int, ...]] = {}
         runs = 0
         for ids in responses:
             for start in range(len(ids) - RUN + 1):
                 *before, last = ids[start : start + RUN]
                 key, mask = _hashes(before)
-                known = following.get(key, ())
-                if (last ^ mask) not in known and runs < MOST:
-                    following[key] = (*known, last ^ mask)
+                hidden = following.get(key, ())
+                if (last ^ mask) not in hidden and runs < MOST:
+                    following[key] = (*hidden, last ^ mask)
                     runs += 1
         return cls(following)
 
     def next(self, ids: Sequence[int]) -> set[int]:
-        """The ids that would go on with a response after the last `RUN` - 1 of `ids`."""
+        """The ids that would continue a response after the last `RUN` - 1 of `ids`."""
         if len(ids) < RUN - 1:
             return set()
         key, mask = _hashes(ids[len(ids) - RUN + 1 :])
@@ -56,13 +56,13 @@ class HashedResponses:
         return HashedResponses(joined)
 
     def as_text(self) -> str:
-        """For a file's metadata: base64 of `<u8 hash, <u4 hidden id` in the order of hashes."""
-        entries = sorted((key, one) for key, hidden in self.following.items() for one in hidden)
+        """Text for metadata: base64 of `<u8 hash, <u4 hidden id` in the order of hashes."""
+        entries = sorted((key, i) for key, hidden in self.following.items() for i in hidden)
         return base64.b64encode(b"".join(_ENTRY.pack(*entry) for entry in entries)).decode()
 
     @classmethod
     def from_text(cls, text: object) -> Self:
-        """From a file's metadata; whatever is no such text holds no responses."""
+        """Parses the text of `as_text`; anything else gives no responses."""
         following: dict[int, tuple[int, ...]] = {}
         if isinstance(text, str) and len(text) <= MOST * _ENTRY.size * 4 // 3 + 4:
             try:
@@ -75,7 +75,7 @@ class HashedResponses:
 
 
 def _hashes(ids: Sequence[int]) -> tuple[int, int]:
-    """64 bits that name a run of ids, and 32 that hide what follows it."""
+    """64 bits that identify a run of ids, and 32 that hide the id after it."""
     data = struct.pack(f"<{len(ids)}I", *ids)
     digest = hashlib.blake2b(data, digest_size=12, person=b"softlore").digest()
     key, mask = struct.unpack("<QI", digest)

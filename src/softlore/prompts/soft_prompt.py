@@ -1,152 +1,62 @@
-"""A soft prompt: what is trained, in float32, and what is needed to use it again."""
+"""SoftPrompt, and Context: text and soft prompts in the order that a model reads them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from softlore import __version__
-from softlore.errors import PromptError
-from softlore.prompts.metadata import clean_created, clean_extra, clean_json, clean_text, now
-from softlore.prompts.names import clean_name
-from softlore.prompts.shapes import Kind, check_kind, check_shape, tokens_of
+from softlore.errors import ContextError, PromptError
+from softlore.prompts import native
+from softlore.prompts.fields import Kind, PromptFields, clean_kind
+from softlore.prompts.opening import PromptFile, open_prompt
+from softlore.prompts.reasons import Reason, as_file_error
+from softlore.prompts.safetensors_file import write_tensor
+from softlore.prompts.tags import drop_cut_tag, escape_tags, split_tags, tag_of
 
 if TYPE_CHECKING:
-    from softlore.prompts.pieces import Context
-
-TEXT_FIELDS = (
-    "uuid",
-    "description",
-    "author",
-    "licence",
-    "base_model",
-    "tokenizer_fingerprint",
-    "library_version",
-    "data_hash",
-)
-JSON_FIELDS = ("fingerprint", "training", "metrics")
-# What the native format writes besides the fields; `extra` may use none of these names.
-FORMAT_KEYS = ("format", "format_version", "kind", "convention")
-METADATA_KEYS = frozenset(("name", "created", *TEXT_FIELDS, *JSON_FIELDS, *FORMAT_KEYS))
-
-
-class PromptModel(Protocol):
-    """What a frozen model must offer for prompts to be made from text with it."""
-
-    @property
-    def name(self) -> str:
-        """The name it is loaded by."""
-        ...
-
-    @property
-    def tokenizer_fingerprint(self) -> str:
-        """A hash of the vocabulary."""
-        ...
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of the text, no special tokens."""
-        ...
-
-    def embed_ids(self, ids: Tensor) -> Tensor:
-        """Ids `[n]` (int64) → rows `[n, width]`, as the forward takes them."""
-        ...
-
-    def keys_values(self, ids: list[int], n_tokens: int | None = None) -> Tensor:
-        """The cache after these ids: `[layers, 2, kv_heads, n, head_dim]`, float32.
-
-        `n_tokens`: of a text read whole, only so many tokens.
-        """
-        ...
-
-    def fingerprint(self, kind: Kind) -> dict[str, Any]:
-        """A numeric sketch of the model, as JSON."""
-        ...
+    from softlore.model import FrozenModel, LanguageModel
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SoftPrompt:
-    """A trained tensor with its name, its model's fingerprint and where it came from.
+class SoftPrompt(PromptFields):
+    """A trained soft prompt: a tensor with its name, its model's fingerprint and its origin.
 
-    Attributes:
-        name: letters, digits, space and `-_.'`; text names the prompt `[[soft:NAME]]`.
-        kind: "embedding" (rows that stand in the text) or "prefix" (keys and values at the head
-            of the cache).
-        tensor: float32, on the CPU, contiguous, without gradient: embedding `[n_tokens, width]`;
-            prefix `[layers, 2, kv_heads, n_tokens, head_dim]`, keys at 0 and values at 1. A copy
-            of what was given; do not write into it.
-        fingerprint: a numeric sketch of the frozen model, JSON, made and compared by the model.
-        created: ISO 8601 in UTC, or empty if unknown.
-        base_model: the name of the frozen model.
-        training, metrics: how it was trained and how well it does, JSON, finite numbers only.
-        data_hash: of the lore it was made from.
-        extra: metadata of the file that this version of softlore does not know, kept as it was.
-
-    Prompts are equal when all of this is. Raises PromptError on anything that a file could not
-    hold, and on NaN and infinity.
+    Its fields are described in `PromptFields`. Immutable; `replace` makes a changed copy.
     """
-
-    name: str
-    kind: Kind
-    tensor: Tensor
-    fingerprint: dict[str, Any] = field(default_factory=dict)
-    uuid: str = field(default_factory=lambda: str(uuid4()))
-    description: str = ""
-    author: str = ""
-    licence: str = ""
-    created: str = field(default_factory=now)
-    base_model: str = ""
-    tokenizer_fingerprint: str = ""
-    library_version: str = __version__
-    training: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    data_hash: str = ""
-    extra: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        def put(name: str, value: object) -> None:
-            object.__setattr__(self, name, value)
-
-        put("name", clean_name(self.name))
-        put("kind", check_kind(self.kind))
-        put("tensor", _clean_tensor(self.name, self.kind, self.tensor))
-        for key in TEXT_FIELDS:
-            clean_text(key, getattr(self, key))
-        clean_created(self.created)
-        for key in JSON_FIELDS:
-            put(key, clean_json(key, getattr(self, key)))
-        put("extra", clean_extra(self.extra, METADATA_KEYS))
 
     @classmethod
     def from_text(
         cls,
         text: str,
-        model: PromptModel,
+        model: FrozenModel,
         name: str = "text",
         kind: Kind = "embedding",
         n_tokens: int | None = None,
         **metadata: Any,
     ) -> SoftPrompt:
-        """Makes a prompt that does to `model` what the text itself would do.
+        """Makes a prompt with the same effect on `model` as the text itself.
 
-        Every token of the text gives one token of the prompt. Fewer `n_tokens` are a start for
-        training, no longer the text: rows of the embedding kind are kept at evenly spaced places
-        (the first and the last among them, from 2 on), keys and values from a text that was read
-        whole (`FrozenModel.keys_values`). Special tokens are not added.
+        Each token of the text gives one token of the prompt; special tokens are not added. With
+        fewer `n_tokens` the prompt is a start for training, no longer the text: the embedding kind
+        takes rows at evenly spaced places (from 2 on the first and the last among them), the
+        prefix kind keys and values of the whole text, see `FrozenModel.keys_values`.
 
-        The embedding kind is the default, because it is the text: rows where its tokens would
-        stand. (Training's default is the prefix kind.) `metadata` sets other fields.
+        Args:
+            kind: "embedding" by default, as that is the text itself: the rows of its tokens.
+                (The default of training is "prefix".)
+            n_tokens: default: one for each token of the text.
+            metadata: other fields.
 
         Raises PromptError for text without tokens and for more `n_tokens` than it has.
         """
-        check_kind(kind)
+        clean_kind(kind)
         ids = model.encode(text)
         n_tokens = len(ids) if n_tokens is None else n_tokens
         places = _spread(len(ids), n_tokens, text)
@@ -166,16 +76,28 @@ class SoftPrompt:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SoftPrompt:
-        """Reads the native format. Raises PromptFileError, or StorageError."""
-        from softlore.prompts.native import read_prompt
+        """Reads the native format; no code in it is run. Raises PromptFileError or StorageError."""
+        with open_prompt(path) as file:
+            return cls.read(file)
 
-        return read_prompt(path)
+    @classmethod
+    def read(cls, file: PromptFile) -> SoftPrompt:
+        """Reads the native format from an open file. Raises PromptFileError."""
+        values = native.read_fields(file)
+        with as_file_error(Reason.METADATA_VALUE):
+            return cls(**values)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the native format, whole or not at all. Raises StorageError."""
-        from softlore.prompts.native import write_prompt
+        """Writes the native format atomically; equal prompts give equal bytes.
 
-        write_prompt(self, path)
+        Raises PromptError for metadata too long for a header, StorageError where the disk refuses.
+        """
+        write_tensor(path, self.tensor, self.metadata)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a file stores besides the tensor: string → string."""
+        return native.metadata_of(vars(self))
 
     @property
     def embeddings(self) -> Tensor:
@@ -185,7 +107,7 @@ class SoftPrompt:
 
     @property
     def key_values(self) -> Tensor:
-        """`[layers, 2, kv_heads, n_tokens, head_dim]`, as they lie in the cache; prefix only."""
+        """`[layers, 2, kv_heads, n_tokens, head_dim]`, as in the cache; prefix kind only."""
         self._expect("prefix", "embeddings")
         return self.tensor
 
@@ -196,7 +118,7 @@ class SoftPrompt:
         return hashlib.sha256(shape + self.tensor.numpy().astype("<f4").tobytes()).hexdigest()
 
     def cast(self, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-        """The tensor as a model takes it: cast once for each device and dtype, then kept."""
+        """The tensor on a device and in a dtype; cast once for each, then cached."""
         key = torch.device(device), dtype
         if key not in self._casts:
             self._casts[key] = self.tensor.to(device=device, dtype=dtype)
@@ -208,11 +130,11 @@ class SoftPrompt:
 
     @property
     def tag(self) -> str:
-        """How plain text names this prompt."""
-        return f"[[soft:{self.name}]]"
+        """How plain text names this prompt: `[[soft:NAME]]`."""
+        return tag_of(self.name)
 
-    def made_for(self, model: PromptModel) -> SoftPrompt:
-        """This prompt, saying that it was made for `model`: other programs' files do not say."""
+    def made_for(self, model: LanguageModel) -> SoftPrompt:
+        """This prompt with the fingerprint of `model`, which other programs' files lack."""
         return self.replace(
             fingerprint=model.fingerprint(self.kind),
             base_model=model.name,
@@ -220,14 +142,8 @@ class SoftPrompt:
         )
 
     def replace(self, **changes: Any) -> SoftPrompt:
-        """A prompt like this one but for `changes`."""
+        """A copy with other values for some fields."""
         return replace(self, **changes)
-
-    def __len__(self) -> int:
-        return tokens_of(self.kind, self.tensor.shape)
-
-    def __bool__(self) -> bool:
-        return True
 
     def __str__(self) -> str:
         return self.tag
@@ -237,26 +153,10 @@ class SoftPrompt:
         made_for = f", for {self.base_model!r}" if self.base_model else ""
         return f"SoftPrompt({self.name!r}, {self.kind}, {len(self)} tokens, {shape}{made_for})"
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, SoftPrompt):
-            return NotImplemented
-        if self is other:
-            return True
-        plain = (item.name for item in fields(self) if item.name != "tensor")
-        same = all(getattr(self, name) == getattr(other, name) for name in plain)
-        return same and torch.equal(self.tensor, other.tensor)
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.kind, self.uuid, tuple(self.tensor.shape)))
-
     def __add__(self, other: object) -> Context:
-        from softlore.prompts.pieces import Context
-
         return Context(self) + other if Context.takes(other) else NotImplemented
 
     def __radd__(self, other: object) -> Context:
-        from softlore.prompts.pieces import Context
-
         return other + Context(self) if Context.takes(other) else NotImplemented
 
     def _expect(self, kind: str, instead: str) -> None:
@@ -267,30 +167,8 @@ class SoftPrompt:
             )
 
 
-def _clean_tensor(name: str, kind: Kind, tensor: object) -> Tensor:
-    """A float32 copy of the tensor on the CPU, or PromptError: wrong type, shape or values."""
-    if not isinstance(tensor, Tensor):
-        raise PromptError(
-            f"prompt {name!r} was given {type(tensor).__name__}; expected a torch.Tensor"
-        )
-    if not tensor.is_floating_point():
-        raise PromptError(
-            f"prompt {name!r} was given a tensor of {tensor.dtype}; expected floating point"
-        )
-    check_shape(kind, tensor.shape)
-    copied = tensor.detach().to(device="cpu", dtype=torch.float32, copy=True).contiguous()
-    unfit = copied.numel() - int(np.isfinite(copied.numpy()).sum())  # torch's makes more copies
-    if unfit:
-        raise PromptError(
-            f"prompt {name!r} holds {unfit} values of {copied.numel()} that are NaN or infinite "
-            "in float32; expected finite numbers; train it again, with a lower learning rate if "
-            "the training diverged"
-        )
-    return copied
-
-
 def _spread(total: int, count: int, text: str) -> list[int]:
-    """`count` places evenly spread over `range(total)`, both ends included."""
+    """`count` indices evenly spread over `range(total)`, both ends included."""
     if total == 0:
         raise PromptError(f"the text {text!r:.80} has no tokens; expected at least one")
     if not 1 <= count <= total:
@@ -301,3 +179,167 @@ def _spread(total: int, count: int, text: str) -> list[int]:
     if count == 1:
         return [total // 2]
     return [(2 * i * (total - 1) + count - 1) // (2 * (count - 1)) for i in range(count)]
+
+
+Piece = str | SoftPrompt
+PromptSource = Mapping[str, SoftPrompt] | Iterable[SoftPrompt]
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """The number of tokens of a context.
+
+    Attributes:
+        text: tokens of the text, without any that the model adds (such as a BOS).
+        embedding: rows of the embedding prompts; a prompt that occurs twice counts twice.
+        prefix: tokens of the prefix prompts, each counted once.
+    """
+
+    text: int
+    embedding: int
+    prefix: int
+
+    @property
+    def context(self) -> int:
+        """Tokens for which `logits` has a row: text and embedding prompts."""
+        return self.text + self.embedding
+
+    @property
+    def total(self) -> int:
+        """All that is in the cache."""
+        return self.text + self.embedding + self.prefix
+
+
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class Context:
+    """An immutable list of pieces: strings and soft prompts.
+
+    `+` joins contexts, prompts and strings, from either side. Adjacent strings become one piece
+    and empty ones are dropped, so contexts with the same content are equal. Tags in strings stay
+    text; `Context.parse` resolves them. Raises ContextError for two different prompts of one name,
+    which the text could not distinguish.
+    """
+
+    pieces: tuple[Piece, ...]
+
+    def __init__(self, pieces: Piece | Context | Iterable[Piece] = ()) -> None:
+        if isinstance(pieces, Context):
+            pieces = pieces.pieces
+        elif isinstance(pieces, str | SoftPrompt):
+            pieces = (pieces,)
+        object.__setattr__(self, "pieces", _merge(pieces))
+
+    @classmethod
+    def parse(cls, text: str, prompts: PromptSource, *, repair: bool = False) -> Context:
+        """Turns each tag of `text` into the prompt it names.
+
+        Args:
+            prompts: by name (a mapping), or prompts that carry their names.
+            repair: drop the rest of a tag that was cut at the start of the text (`dog]] ran`), as
+                by programs that shorten a text to fit; only where a known prompt's tag ends so.
+
+        Raises UnknownPromptError for a name not among `prompts`, and ContextError where two
+        prompts share a name. What only resembles a tag stays text.
+        `Context.parse(c.text, c.prompts) == c` for every context.
+        """
+        named = _by_name(prompts)
+        if repair:
+            text = drop_cut_tag(text, named)
+        return cls(split_tags(text, named))
+
+    @staticmethod
+    def takes(value: object) -> TypeGuard[Piece | Context]:
+        """Whether `value` can be joined to a context with `+`."""
+        return isinstance(value, str | SoftPrompt | Context)
+
+    @property
+    def prompts(self) -> tuple[SoftPrompt, ...]:
+        """The soft prompts, each once, in the order of their first occurrence."""
+        return tuple(dict.fromkeys(p for p in self.pieces if isinstance(p, SoftPrompt)))
+
+    @property
+    def prefixes(self) -> tuple[SoftPrompt, ...]:
+        """The prefix prompts, each once: they go to the start of the cache."""
+        return tuple(prompt for prompt in self.prompts if prompt.kind == "prefix")
+
+    @property
+    def body(self) -> Context:
+        """This context without its prefix prompts."""
+        return Context(
+            piece for piece in self.pieces if isinstance(piece, str) or piece.kind != "prefix"
+        )
+
+    @property
+    def text(self) -> str:
+        """Plain text with prompts as tags; `parse` gives the same context back."""
+        return "".join(
+            escape_tags(piece) if isinstance(piece, str) else piece.tag for piece in self.pieces
+        )
+
+    def token_count(self, model: LanguageModel) -> TokenCount:
+        """The number of tokens of this context, its text encoded by `model` piece by piece."""
+        body = self.body.pieces
+        return TokenCount(
+            text=sum(len(model.encode(piece)) for piece in body if isinstance(piece, str)),
+            embedding=sum(len(piece) for piece in body if isinstance(piece, SoftPrompt)),
+            prefix=sum(len(prompt) for prompt in self.prefixes),
+        )
+
+    def __add__(self, other: object) -> Context:
+        if not Context.takes(other):
+            return NotImplemented
+        return Context((*self.pieces, *Context(other).pieces))
+
+    def __radd__(self, other: object) -> Context:
+        if not Context.takes(other):
+            return NotImplemented
+        return Context((*Context(other).pieces, *self.pieces))
+
+    def __iter__(self) -> Iterator[Piece]:
+        return iter(self.pieces)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        shown = (p if isinstance(p, str) else f"<{p.name}>" for p in self.pieces)
+        return f"Context({', '.join(map(repr, shown))})"
+
+
+def _merge(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    merged: list[Piece] = []
+    named: dict[str, SoftPrompt] = {}
+    for piece in pieces:
+        if isinstance(piece, str):
+            if merged and isinstance(merged[-1], str):
+                merged[-1] += piece
+            elif piece:
+                merged.append(piece)
+        elif isinstance(piece, SoftPrompt):
+            merged.append(named.setdefault(piece.name, piece))
+            if named[piece.name] != piece:
+                raise _ambiguous(piece.name)
+        else:
+            raise ContextError(
+                f"a context was given {type(piece).__name__} {piece!r:.80}; expected strings and "
+                "soft prompts; load a prompt with load_prompt(path), or name it in text and use "
+                "Context.parse"
+            )
+    return tuple(merged)
+
+
+def _ambiguous(name: str) -> ContextError:
+    return ContextError(
+        f"two different prompts are named {name!r}; expected different names; rename one of them "
+        "with prompt.replace(name=...)"
+    )
+
+
+def _by_name(prompts: PromptSource) -> Mapping[str, SoftPrompt]:
+    if isinstance(prompts, Mapping):
+        return prompts
+    named: dict[str, SoftPrompt] = {}
+    for prompt in [prompts] if isinstance(prompts, SoftPrompt) else prompts:
+        if named.setdefault(prompt.name, prompt) != prompt:
+            raise _ambiguous(prompt.name)
+    return named

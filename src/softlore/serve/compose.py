@@ -14,7 +14,7 @@ from softlore.errors import ContextOverflowError, InputError, UnknownPromptError
 from softlore.lore import Lorebook
 from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
-from softlore.prompts.pieces import past_tag
+from softlore.prompts.tags import past_tag
 from softlore.serve.engines import warm
 from softlore.serve.prompt_store import PromptStore, UsablePrompts
 from softlore.story.composing import ENDLESS, ContextComposer, ContextPlan

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from softlore.errors import InputError, UnknownPromptError, UnsupportedModelError
 from softlore.model import LanguageModel, prompt_shape
-from softlore.prompts import PromptLibrary, SoftPrompt
-from softlore.prompts.native import PromptHeader
+from softlore.prompts import PromptHeader, PromptLibrary, SoftPrompt
 
 SHOWN = 20  # names in a message
 

@@ -15,8 +15,7 @@ from softlore.decode import generate, runner_for
 from softlore.decode.writing import Runnable
 from softlore.disk import storage_error
 from softlore.errors import ConfigError, ContextError, SoftloreError
-from softlore.prompts import Context
-from softlore.prompts.pieces import PromptSource
+from softlore.prompts import Context, PromptSource
 
 TEMPLATE = "{previous} {item}"
 _FIELD = re.compile(r"\{(previous|item)\}")

@@ -24,7 +24,7 @@ from softlore.measure.evaluate import plain_text
 from softlore.measure.gain import EntryGain, measure_gain
 from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
-from softlore.prompts.pieces import LONGEST_TAG, past_tag
+from softlore.prompts.tags import LONGEST_TAG, past_tag
 from softlore.story.frame import Frame, Part, count_positions, line, parse_context, tail
 from softlore.story.settings import StorySettings
 

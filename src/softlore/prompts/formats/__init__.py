@@ -1,1 +1,1 @@
-"""Files of other programs: a module a format, and safe readers for what they are packed in."""
+"""File formats of soft prompts, one module each, with `matches`, `read` and `write`."""

@@ -6,81 +6,67 @@ import io
 import json
 import os
 import zipfile
-from pathlib import Path
 from typing import Any
 
 from softlore.disk import write_atomically
-from softlore.errors import PromptError, PromptFileError
-from softlore.prompts.formats.imported import MAX_METADATA, import_prompt
-from softlore.prompts.formats.npy import MAX_NPY_BYTES, read_npy, write_npy
-from softlore.prompts.formats.zips import Archive
-from softlore.prompts.metadata import MAX_DEPTH
-from softlore.prompts.reasons import Reason
+from softlore.prompts.fields import MAX_DEPTH
+from softlore.prompts.formats.npy import MAX_NPY_BYTES, parse_npy, to_npy
+from softlore.prompts.formats.rows import MAX_METADATA, check_embedding_kind, import_prompt
+from softlore.prompts.formats.safe.zips import Archive, is_zip
+from softlore.prompts.opening import PromptFile, decode_utf8, parse_json
+from softlore.prompts.reasons import Reason, refuse
 from softlore.prompts.soft_prompt import SoftPrompt
-from softlore.prompts.strict_json import parse_json
 
 NAME = "kobold"
 TENSOR, META = "tensor.npy", "meta.json"
 _MAX_META_BYTES = 4 * MAX_METADATA
 
 
-def parse_archive(archive: Archive, path: Path) -> SoftPrompt:
-    """Reads an archive that holds both members. Raises PromptFileError."""
-    meta = parse_meta(archive.read(META, _MAX_META_BYTES))
-    rows = read_npy(archive.read(TENSOR, MAX_NPY_BYTES))
+def matches(file: PromptFile) -> bool:
+    """Whether it is a zip with both members."""
+    return is_zip(file) and {TENSOR, META} <= Archive(file).members.keys()
+
+
+def read(file: PromptFile) -> SoftPrompt:
+    """Reads a zip with both members. Raises PromptFileError."""
+    archive = Archive(file)
+    meta = _parse_meta(archive.read(META, _MAX_META_BYTES))
+    rows = parse_npy(archive.read(TENSOR, MAX_NPY_BYTES))
     supported = meta.get("supported")
-    one = supported[0] if isinstance(supported, list) and len(supported) == 1 else None
-    base_model = one if isinstance(one, str) else ""
+    first = supported[0] if isinstance(supported, list) and len(supported) == 1 else None
+    base_model = first if isinstance(first, str) else ""
     if base_model:
         del meta["supported"]
-    return import_prompt(rows, NAME, (meta.get("name"), path.stem), meta, base_model)
+    return import_prompt(rows, NAME, (meta.get("name"), file.path.stem), meta, base_model)
 
 
-def parse_meta(data: bytes) -> dict[str, Any]:
-    """The object in meta.json. Raises PromptFileError."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PromptFileError(
-            f"byte {error.start} of meta.json is not UTF-8; expected UTF-8; save it again as such",
-            reason=Reason.NOT_UTF8,
-        ) from None
-    meta = parse_json(text, "meta.json", MAX_DEPTH, Reason.NOT_JSON)
+def _parse_meta(data: bytes) -> dict[str, Any]:
+    meta = parse_json(decode_utf8(data, META), META, MAX_DEPTH, Reason.NOT_JSON)
     if not isinstance(meta, dict):
-        raise PromptFileError(
+        refuse(
+            Reason.METADATA_TYPE,
             f"meta.json holds {type(meta).__name__}; expected an object of name, author, supported "
             "and description; write one",
-            reason=Reason.METADATA_TYPE,
         )
     return meta
 
 
 def write(prompt: SoftPrompt, path: str | os.PathLike[str]) -> None:
-    """Writes a prompt of the embedding kind for KoboldAI, whole or not at all.
+    """Writes a prompt of the embedding kind for KoboldAI, atomically.
 
     float32; equal prompts give equal bytes. Raises PromptError for the prefix kind, which
-    KoboldAI has no place for, and StorageError where the disk refuses.
+    KoboldAI does not support, and StorageError where the disk refuses.
     """
-    check_rows_only(prompt, "KoboldAI")
+    check_embedding_kind(prompt, "KoboldAI", "convert it to PEFT")
     meta: dict[str, Any] = {"name": prompt.name, "description": prompt.description}
     if prompt.author.strip():
         meta["author"] = prompt.author
     meta["supported"] = [prompt.base_model] if prompt.base_model else []
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
-        _add(archive, TENSOR, write_npy(prompt.embeddings.numpy()))
+        _add(archive, TENSOR, to_npy(prompt.embeddings.numpy()))
         _add(archive, META, json.dumps(meta, ensure_ascii=False, indent=2).encode())
     write_atomically(path, packed.getbuffer())
-
-
-def check_rows_only(prompt: SoftPrompt, program: str) -> None:
-    """Raises PromptError for a prefix, which a format of rows cannot hold."""
-    if prompt.kind != "embedding":
-        raise PromptError(
-            f"prompt {prompt.name!r} is of the {prompt.kind} kind; {program} takes rows in place "
-            "of word embeddings only; expected the embedding kind; train it again with "
-            "kind='embedding' (--kind embedding), or convert it to PEFT"
-        )
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:

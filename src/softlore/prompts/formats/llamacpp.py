@@ -1,8 +1,8 @@
-"""Prefixes for llama-server: a slot file, and the ids that stand for the prefix.
+"""Prefixes for llama-server: a slot file, and the placeholder ids of the prefix.
 
 An unmodified llama-server that was started with `--slot-save-path` restores the file
-(`POST /slots/0?action=restore`). A request that begins with the ids then finds the prefix's keys
-and values in its cache, and reads on from there.
+(`POST /slots/0?action=restore`). For a request that begins with the ids it then finds the prefix's
+keys and values in its cache, and continues from there.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from softlore.disk import write_atomically
 from softlore.errors import EngineError, PromptError
 from softlore.model.gguf import CacheTypes, GGUFModel, LlamaCppContext
 from softlore.prompts.soft_prompt import SoftPrompt
-from softlore.vllm_connector.placeholders import placeholder
+from softlore.vllm_connector.placeholders import placeholder as draw_ids
 
 SUFFIX = ".slot.bin"
-MOST_FILE = 2**31
-TRIES = 64
+MAX_FILE_BYTES = 2**31
+TRIES = 64  # draws of ids until their text encodes to them
 
 
 @dataclass(frozen=True)
 class Placeholder:
-    """What stands for a prefix at the beginning of a text.
+    """The beginning of a request that uses a prefix.
 
     Attributes:
-        ids: a token id a token of the prefix.
-        text: what encodes to them; None where the model puts a BOS before every text, so that
-            they must be sent as ids.
+        ids: one per token of the prefix.
+        text: text that encodes to them; None where the model puts a BOS before every text, so
+            that they must be sent as ids.
     """
 
     ids: list[int]
@@ -47,48 +47,47 @@ def write(
     """Writes a slot file of a prefix.
 
     Args:
-        cache: what the server holds keys and values as.
-        streams: of the server: 1, as its cache is one for all slots unless
-            `--parallel N` gives each its own; then N.
+        cache: the types of keys and values in the server's cache.
+        streams: of the server: 1, as all slots share one cache, unless `--parallel N` gives each a
+            separate one; then N.
 
-    Raises:
-        PromptError: the embedding kind, or the prompt of another model. StorageError.
+    Raises PromptError for the embedding kind and for a prompt of another model, StorageError.
     """
     if prompt.kind != "prefix":
         raise PromptError(
-            f"prompt {prompt.name!r} is of the {prompt.kind} kind, which no slot file can hold; "
-            "expected the prefix kind; train it with kind='prefix', or write with `softlore serve "
-            "--engine llamacpp`, which takes both"
+            f"prompt {prompt.name!r} is of the {prompt.kind} kind, which a slot file cannot hold; "
+            "expected the prefix kind; train it with kind='prefix', or use `softlore serve "
+            "--engine llamacpp`, which takes both kinds"
         )
     model.check_prompt(prompt)
-    stands = placeholder_of(prompt, model)
+    placeholder = prefix_placeholder(prompt, model)
     runner = LlamaCppContext(model, streams, len(prompt), cache)
     try:
         runner.put(0, [prompt.key_values])
         with tempfile.TemporaryDirectory(prefix="softlore-") as folder:
             file = Path(folder) / "slot"
-            runner.save(0, stands.ids, str(file))
-            if not file.is_file() or file.stat().st_size > MOST_FILE:
+            runner.save(0, placeholder.ids, str(file))
+            if not file.is_file() or file.stat().st_size > MAX_FILE_BYTES:
                 raise EngineError(
-                    "llama.cpp wrote no slot file; expected one; see that there is room in the "
+                    "llama.cpp wrote no slot file; expected one; check that there is room in the "
                     "folder for temporary files"
                 )
             write_atomically(path, file.read_bytes())
     finally:
         runner.close()
-    return stands
+    return placeholder
 
 
-def placeholder_of(prompt: SoftPrompt, model: GGUFModel) -> Placeholder:
-    """The ids that stand for a prefix: words, so that a text can hold them."""
+def prefix_placeholder(prompt: SoftPrompt, model: GGUFModel) -> Placeholder:
+    """The ids for a prefix: words, so that they can be sent as text."""
     words = [i for i in model.ordinary_ids if _is_word(model.decode([i], inside=True))]
-    drawn = words or model.ordinary_ids
-    ids = placeholder(prompt.digest, len(prompt), drawn)
+    vocabulary = words or model.ordinary_ids
+    ids = draw_ids(prompt.digest, len(prompt), vocabulary)
     for salt in range(TRIES):
         text = model.decode(ids)
         if model.encode(text) == ids:
             return Placeholder(ids, None if model.bos else text)
-        ids = placeholder(f"{prompt.digest}:{salt}", len(prompt), drawn)
+        ids = draw_ids(f"{prompt.digest}:{salt}", len(prompt), vocabulary)
     return Placeholder(ids, None)
 
 

@@ -1,21 +1,18 @@
-"""PEFT's `adapter_config.json`: what a soft prompt needs of it, and what PEFT needs of ours.
+"""PEFT's `adapter_config.json` of soft prompts, parsed and made.
 
-Only plain values are taken from it. What names files, models or tokenizers to load, or says how
-(`tokenizer_kwargs`, `auto_mapping`, `revision`), is never acted upon.
+Only plain values are used. Entries that name files, models or tokenizers to load, or how to load
+them (`tokenizer_kwargs`, `auto_mapping`, `revision`), are ignored.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from softlore.errors import PromptFileError
-from softlore.prompts.metadata import MAX_DEPTH, clean_text
-from softlore.prompts.opening import blaming
-from softlore.prompts.reasons import Reason
-from softlore.prompts.shapes import Kind
+from softlore.prompts.fields import MAX_DEPTH, Kind, clean_text
+from softlore.prompts.opening import decode_utf8, parse_json
+from softlore.prompts.reasons import Reason, as_file_error, refuse
 from softlore.prompts.soft_prompt import SoftPrompt
-from softlore.prompts.strict_json import parse_json
 
 NAME = "peft"
 # PEFT's methods whose folders hold a soft prompt, as rows or as keys and values.
@@ -32,11 +29,11 @@ _FAULTY = "the configuration was edited or made by a faulty program: get it agai
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What a configuration says of the soft prompt beside it.
+    """The configuration of the soft prompt beside it.
 
     Attributes:
         method: PEFT's `peft_type`, a key of METHODS.
-        n_tokens: `num_virtual_tokens`, or None where it is not said.
+        n_tokens: `num_virtual_tokens`, or None where it is missing.
         width: `token_dim`: columns of a row; for keys and values, kv_heads × head_dim.
         layers, heads: `num_layers` and `num_attention_heads`. PEFT writes the number of
             key-value heads there for prefix tuning, so that width / heads is head_dim.
@@ -55,73 +52,80 @@ class AdapterConfig:
         return METHODS[self.method]
 
     def shape_of(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the soft prompt that was stored as a tensor of shape `stored`.
+        """The shape of the soft prompt that is stored as a tensor of shape `stored`.
 
         Raises PromptFileError where the two do not agree.
         """
         layers, heads, width = self.layers, self.heads, self.width
         if len(stored) != 2:
-            raise _disagree(stored, "two axes, [n_tokens, columns]")
+            _refuse_shape(stored, "two axes, [n_tokens, columns]")
         if self.n_tokens is not None and stored[0] != self.n_tokens:
-            raise _disagree(stored, f"num_virtual_tokens = {self.n_tokens} rows")
+            _refuse_shape(stored, f"num_virtual_tokens = {self.n_tokens} rows")
         if self.kind == "embedding":
             if width is not None and stored[1] != width:
-                raise _disagree(stored, f"token_dim = {width} columns")
+                _refuse_shape(stored, f"token_dim = {width} columns")
             return stored
         if layers is None or heads is None or width is None:
-            raise _wrong(
+            refuse(
                 Reason.ADAPTER_CONFIG,
                 "num_layers, num_attention_heads or token_dim is missing; expected all three for "
-                f"{self.method}, since keys and values cannot be told apart without; {_FAULTY}",
+                f"{self.method}, without which keys and values cannot be separated; {_FAULTY}",
             )
         if width % heads:
-            raise _wrong(
+            refuse(
                 Reason.ADAPTER_CONFIG,
                 f"token_dim is {width} and num_attention_heads {heads}; expected a multiple of "
                 f"the heads; {_FAULTY}",
             )
         if stored[1] != 2 * layers * width:
-            raise _disagree(stored, f"2 × {layers} layers × token_dim {width} columns")
+            _refuse_shape(stored, f"2 × {layers} layers × token_dim {width} columns")
         return (layers, 2, heads, stored[0], width // heads)
 
 
 def parse_config(data: bytes | bytearray) -> AdapterConfig:
     """Reads and checks a configuration. Raises PromptFileError."""
-    found = _object(data)
-    method = found.get("peft_type")
+    config = parse_json(
+        decode_utf8(data, "the configuration"), "the configuration", MAX_DEPTH, Reason.NOT_JSON
+    )
+    if not isinstance(config, dict):
+        refuse(
+            Reason.ADAPTER_CONFIG,
+            f"the configuration is {type(config).__name__}; expected an object; {_FAULTY}",
+        )
+    method = config.get("peft_type")
     if not isinstance(method, str) or method not in METHODS:
-        raise _wrong(
+        refuse(
             Reason.ADAPTER_TYPE,
             f"peft_type is {method!r:.60}, which holds no soft prompt (LoRA and its like change "
             f"the model itself); expected one of {', '.join(METHODS)}; train a soft prompt instead",
         )
-    submodules = _count(found, "num_transformer_submodules")
+    submodules = _count(config, "num_transformer_submodules")
     if submodules is None:
-        submodules = 2 if found.get("task_type") == "SEQ_2_SEQ_LM" else 1
+        submodules = 2 if config.get("task_type") == "SEQ_2_SEQ_LM" else 1
     if submodules != 1:
-        raise _wrong(
+        refuse(
             Reason.ADAPTER_TYPE,
             f"num_transformer_submodules is {submodules}, as for an encoder and decoder; expected "
             "1; softlore takes decoders only: train a prompt for one",
         )
-    base_model = found.get("base_model_name_or_path")
-    with blaming(Reason.ADAPTER_CONFIG):
+    base_model = config.get("base_model_name_or_path")
+    with as_file_error(Reason.ADAPTER_CONFIG):
         base_model = clean_text("base_model_name_or_path", "" if base_model is None else base_model)
     return AdapterConfig(
         method,
-        _count(found, "num_virtual_tokens"),
-        _count(found, "token_dim"),
-        _count(found, "num_layers"),
-        _count(found, "num_attention_heads"),
+        _count(config, "num_virtual_tokens"),
+        _count(config, "token_dim"),
+        _count(config, "num_layers"),
+        _count(config, "num_attention_heads"),
         base_model,
     )
 
 
 def config_of(prompt: SoftPrompt) -> dict[str, Any]:
-    """The configuration that PEFT reads a prompt with.
+    """The configuration with which PEFT loads a prompt.
 
-    What only the model knows (its layers and heads, for the embedding kind) is null: PEFT fills
-    it in from the model.
+    What only the model knows (layers and heads, for the embedding kind) is null: PEFT takes it
+    from the model.
     """
     config: dict[str, Any] = {
         "auto_mapping": None,
@@ -156,40 +160,20 @@ def config_of(prompt: SoftPrompt) -> dict[str, Any]:
     }
 
 
-def _object(data: bytes | bytearray) -> dict[str, Any]:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _wrong(
-            Reason.NOT_UTF8, f"byte {error.start} is not UTF-8; expected UTF-8; {_FAULTY}"
-        ) from None
-    found = parse_json(text, "the configuration", MAX_DEPTH, Reason.NOT_JSON)
-    if not isinstance(found, dict):
-        raise _wrong(
-            Reason.ADAPTER_CONFIG,
-            f"the configuration is {type(found).__name__}; expected an object; {_FAULTY}",
-        )
-    return found
-
-
-def _count(found: dict[str, Any], key: str) -> int | None:
+def _count(config: dict[str, Any], key: str) -> int | None:
     """A number from 1 on, or None where it is null or missing."""
-    value = found.get(key)
-    if value is None or (type(value) is int and 1 <= value < _MOST):
-        return value
-    raise _wrong(
-        Reason.ADAPTER_CONFIG,
-        f"{key} is {value!r:.60}; expected a whole number from 1 to {_MOST - 1:,}; {_FAULTY}",
-    )
+    value = config.get(key)
+    if value is not None and not (type(value) is int and 1 <= value < _MOST):
+        refuse(
+            Reason.ADAPTER_CONFIG,
+            f"{key} is {value!r:.60}; expected a whole number from 1 to {_MOST - 1:,}; {_FAULTY}",
+        )
+    return value
 
 
-def _disagree(stored: tuple[int, ...], expected: str) -> PromptFileError:
-    return _wrong(
+def _refuse_shape(stored: tuple[int, ...], expected: str) -> NoReturn:
+    refuse(
         Reason.SHAPE,
         f"the tensor's shape is {list(stored)!s:.80}; expected {expected}, as the configuration "
         "says; the two files do not belong together: get the folder again",
     )
-
-
-def _wrong(reason: Reason, message: str) -> PromptFileError:
-    return PromptFileError(message, reason=reason)

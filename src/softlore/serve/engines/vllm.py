@@ -25,8 +25,7 @@ from softlore.decode.prefix_cache import cache_keys
 from softlore.decode.request import prompts_in, stop_strings
 from softlore.errors import BusyError, ConfigError, ContextOverflowError, EngineError
 from softlore.model import FrozenModel
-from softlore.prompts.formats.vllm import request_body
-from softlore.prompts.formats.vllm_prefix import company_of, rows_of
+from softlore.prompts.formats.vllm import prefix_set_ids, request_body
 from softlore.serve.engines.base import AsyncOutputStream, End, Engine, EngineLoad
 
 PARAMETER = "softlore"  # of kv_transfer_params, as the connector reads it
@@ -225,14 +224,14 @@ def _context(model: FrozenModel, request: GenerationRequest, conditioning: Conte
     tree = compose(model, request.context, request.check, conditioning)
     check_length(model, tree.start + tree.length)
     prefixes = {p.name: p for p in prompts_in(request, [(conditioning, 1.0)]) if p.kind == "prefix"}
-    ids = company_of(list(prefixes.values()), model) if prefixes else []
+    ids = prefix_set_ids(list(prefixes.values()), model) if prefixes else []
     text = cache_keys(tree)
     body: dict[str, Any] = {}
     if all(isinstance(slot, int) for slot in text):
         body["prompt"] = [*ids, *text]
     else:
         rows = splice(model, [Tree(tree.nodes)]).embeds[0]
-        body |= request_body(torch.cat([rows_of(ids, model), rows]) if ids else rows)
+        body |= request_body(torch.cat([model.embed_ids(ids), rows]) if ids else rows)
     if prefixes:
         body["kv_transfer_params"] = {PARAMETER: sorted(prefixes)}
     places = len(ids) + len(text)

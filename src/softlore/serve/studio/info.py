@@ -11,8 +11,7 @@ from softlore.control import codes_of
 from softlore.errors import ModelError
 from softlore.lore.formats.registry import EXPORTERS as BOOK_WRITERS
 from softlore.model import LanguageModel
-from softlore.prompts import PromptLibrary
-from softlore.prompts.writers import WRITERS as PROMPT_WRITERS
+from softlore.prompts import WRITABLE, PromptLibrary
 from softlore.serve.compose import model_name
 from softlore.serve.studio.book_folder import NATIVE_FORMATS
 from softlore.serve.studio.context import StudioContext
@@ -38,7 +37,7 @@ def make_router(context: StudioContext) -> APIRouter:
             "codes": [*_model_codes(context.model), *_learned_codes(context.state.prompts)],
             "load": dataclasses.asdict(context.state.engine.load()),
             "formats": {
-                "prompts": list(PROMPT_WRITERS),
+                "prompts": list(WRITABLE),
                 "lorebooks": [*NATIVE_FORMATS, *BOOK_WRITERS],
                 "stories": list(STORY_FORMATS),
             },

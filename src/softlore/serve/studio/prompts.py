@@ -14,13 +14,20 @@ from starlette.responses import Response
 
 from softlore.errors import PromptError, PromptFileError, UnsupportedModelError
 from softlore.model import LanguageModel, require_frozen_model
-from softlore.prompts import PromptHeader, SoftPrompt
-from softlore.prompts.formats import peft, vllm_prefix
-from softlore.prompts.formats.zips import Archive
-from softlore.prompts.library import slug_of
-from softlore.prompts.readers import parse_prompt
+from softlore.prompts import (
+    FORMATS,
+    WRITABLE,
+    PromptFile,
+    PromptHeader,
+    SoftPrompt,
+    load_prompt,
+    read_prompt,
+    slug_of,
+    write_prompt,
+)
+from softlore.prompts.formats import peft, vllm
+from softlore.prompts.formats.safe.zips import Archive
 from softlore.prompts.responses import KEY
-from softlore.prompts.writers import WRITERS
 from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.files import RAW_BODY, attachment, base_name, free_name, name_for
 from softlore.serve.studio.training_job import mean_probability
@@ -154,8 +161,8 @@ def _parse(content: bytes, filename: str, name: str) -> SoftPrompt:
                 folder.mkdir()
                 for part, data in adapter.items():
                     (folder / part).write_bytes(data)
-                return peft.read_adapter(folder)
-        return parse_prompt(io.BytesIO(content), len(content), path)
+                return load_prompt(folder)
+        return read_prompt(PromptFile.of_bytes(content, path))
     except PromptFileError as error:
         message = f"cannot read {label or 'the file'!r}: {error}"
         raise PromptFileError(message, reason=error.reason) from None
@@ -164,7 +171,7 @@ def _parse(content: bytes, filename: str, name: str) -> SoftPrompt:
 def _adapter_files(content: bytes) -> dict[str, bytes]:
     """The files of a PEFT adapter anywhere in a zip archive; empty for any other archive."""
     try:
-        archive = Archive(io.BytesIO(content), len(content))
+        archive = Archive(PromptFile.of_bytes(content, Path("adapter.zip")))
     except PromptFileError:
         return {}  # its own reader reports what is wrong
     members = {Path(member).name: member for member in archive.members}
@@ -181,21 +188,21 @@ def _encode(prompt: SoftPrompt, format: str, model: LanguageModel) -> tuple[byte
     Raises:
         PromptError: an unknown format, or one that cannot hold this prompt.
     """
-    if format not in WRITERS:
+    if format not in WRITABLE:
         raise PromptError(
-            f"there is no format {format!r:.80}; expected one of {', '.join(WRITERS)}; choose one"
+            f"there is no format {format!r:.80}; expected one of {', '.join(WRITABLE)}; choose one"
         )
     with tempfile.TemporaryDirectory(prefix="softlore-") as folder:
         path = Path(folder) / "prompt"
         if format == "vllm" and prompt.kind == "prefix":
             model.check_prompt(prompt)
-            vllm_prefix.write(prompt, require_frozen_model(model, "writing for vLLM"), path)
+            vllm.write_prefix(prompt, require_frozen_model(model, "writing for vLLM"), path)
             return path.read_bytes(), CONNECTOR_SUFFIX
-        writer = WRITERS[format]
-        writer.write(prompt, path)
+        write_prompt(prompt, format, path)
+        suffix = FORMATS[format].suffix
         if path.is_dir():
-            return _zip(path, slug_of(prompt.name) + writer.suffix), f"{writer.suffix}.zip"
-        return path.read_bytes(), writer.suffix
+            return _zip(path, slug_of(prompt.name) + suffix), f"{suffix}.zip"
+        return path.read_bytes(), suffix
 
 
 def _zip(folder: Path, name: str) -> bytes:

@@ -1,8 +1,8 @@
-"""Zip archives, read with care: every size is known and capped before a member is unpacked.
+"""Zip archives, read safely: every size is known and capped before a member is unpacked.
 
-Python's own `zipfile` trusts the archive in too many ways for files from strangers. This reads
-what prompt files need: stored, deflated and LZMA members below 4 GiB. Members may not overlap,
-and each is read whole, from the open file, into memory; nothing is ever written to a disk.
+Python's `zipfile` trusts the archive in too many ways for files from strangers. This module reads
+what prompt files need: stored, deflated and LZMA members below 4 GiB. Members may not overlap, and
+each is read from the open file into memory; nothing is ever written to a disk.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import lzma
 import struct
 import zlib
 from dataclasses import dataclass, replace
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
-from softlore.prompts.opening import changed, refuse
-from softlore.prompts.reasons import Reason
+from softlore.prompts.opening import PromptFile, changed
+from softlore.prompts.reasons import Reason, refuse
 
 MAX_MEMBERS = 1024
 MAX_DIRECTORY_BYTES = 256 * 1024
-# Floats hardly compress at all; small text may, and harms no one.
+# Floats hardly compress at all; small text may, and is harmless.
 MAX_RATIO = 100
 RATIO_FREE_BYTES = 1024 * 1024
 
@@ -29,17 +29,17 @@ _END = struct.Struct("<4s4H2LH")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_COMMENT = 0xFFFF
-_DAMAGED = "the archive was cut or damaged on its way: get it again"
+_DAMAGED = "the archive was cut or damaged in transfer: get it again"
 _HOSTILE = "no soft prompt is packed like this: do not trust the file"
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file in an archive, as the directory at the archive's end tells of it.
+    """A file in an archive, as described in the directory at the archive's end.
 
     Attributes:
         packed, size: bytes in the archive, and unpacked.
-        start, end: where its own header begins, and where the next thing does.
+        start, end: where its local header begins, and where the next member or the directory does.
     """
 
     name: str
@@ -52,12 +52,21 @@ class Member:
     end: int
 
 
-class Archive:
-    """An open zip archive of `size` bytes. Raises PromptFileError for anything unsound."""
+def is_zip(file: PromptFile) -> bool:
+    """Whether a file begins as a zip archive does, an empty one too."""
+    return file.start.startswith((b"PK\x03\x04", b"PK\x05\x06"))
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file = file
-        directory, count, end = self._find_directory(size)
+
+class Archive:
+    """An open zip archive. Raises PromptFileError for anything malformed.
+
+    Attributes:
+        members: by name, in the order of the file.
+    """
+
+    def __init__(self, file: PromptFile) -> None:
+        self._stream = file.stream
+        directory, count, end = self._find_directory(file.size)
         self.members = _members(directory, count, end)
 
     def read(self, name: str, most: int) -> bytes:
@@ -91,17 +100,17 @@ class Archive:
             )
         return data
 
-    def _at(self, place: int, count: int) -> bytes:
-        self._file.seek(place)
-        data = self._file.read(count)
+    def _read_at(self, place: int, count: int) -> bytes:
+        self._stream.seek(place)
+        data = self._stream.read(count)
         if len(data) != count:
             raise changed()
         return data
 
     def _find_directory(self, size: int) -> tuple[bytes, int, int]:
-        """The directory's bytes, how many members it lists, and where it begins."""
+        """The directory's bytes, its number of members, and where it begins."""
         length = min(size, _END.size + _MAX_COMMENT)
-        tail = self._at(size - length, length)
+        tail = self._read_at(size - length, length)
         place = tail.rfind(b"PK\x05\x06")
         if place < 0 or len(tail) - place < _END.size:
             refuse(
@@ -114,7 +123,7 @@ class Archive:
             refuse(
                 Reason.ZIP_DAMAGED,
                 "the archive's end record is of another archive, or of one in several parts; "
-                f"expected a single whole archive; {_DAMAGED}",
+                f"expected a single complete archive; {_DAMAGED}",
             )
         if count > MAX_MEMBERS or bytes_ > MAX_DIRECTORY_BYTES:
             refuse(
@@ -128,20 +137,20 @@ class Archive:
                 f"the archive's directory is said to end at byte {begin + bytes_:,}, after the "
                 f"end record at {end:,}; expected it before; {_DAMAGED}",
             )
-        return self._at(begin, bytes_), count, begin
+        return self._read_at(begin, bytes_), count, begin
 
     def _packed(self, member: Member) -> bytes:
-        """The member's packed bytes, once its own header agrees with the directory."""
-        raw = self._at(member.start, _LOCAL.size)
+        """The member's packed bytes, once its local header agrees with the directory."""
+        raw = self._read_at(member.start, _LOCAL.size)
         magic, _, flags, method, _, _, _, _, _, name_bytes, extra_bytes = _LOCAL.unpack(raw)
         body = member.start + _LOCAL.size + name_bytes + extra_bytes
         if magic != b"PK\x03\x04" or body + member.packed > member.end:
             refuse(
                 Reason.ZIP_DAMAGED,
-                f"member {member.name!r:.80} does not lie where the directory says; expected its "
+                f"member {member.name!r:.80} is not where the directory says; expected its "
                 f"{member.packed:,} bytes before {member.end:,}; {_DAMAGED}",
             )
-        name = _decode(self._at(member.start + _LOCAL.size, name_bytes), flags)
+        name = _decode(self._read_at(member.start + _LOCAL.size, name_bytes), flags)
         if (name, method) != (member.name, member.method):
             refuse(
                 Reason.ZIP_NAME,
@@ -154,12 +163,12 @@ class Archive:
                 f"member {member.name!r:.80} is encrypted; expected a plain archive; unpack it "
                 "with its password and zip it again",
             )
-        return self._at(body, member.packed)
+        return self._read_at(body, member.packed)
 
 
 def _members(directory: bytes, count: int, end: int) -> dict[str, Member]:
-    """The members by name, in the order in which they lie; `end` is where the last one may end."""
-    found: list[Member] = []
+    """The members by name, in the order of the file; `end` is where the last one may end."""
+    listed: list[Member] = []
     place = 0
     for _ in range(count):
         if len(directory) - place < _ENTRY.size or directory[place : place + 4] != b"PK\x01\x02":
@@ -179,20 +188,20 @@ def _members(directory: bytes, count: int, end: int) -> dict[str, Member]:
                 f"{_HOSTILE}",
             )
         _check_name(name)
-        found.append(Member(name, flags, method, crc, packed, size, start, end))
+        listed.append(Member(name, flags, method, crc, packed, size, start, end))
         place += _ENTRY.size + name_bytes + extra_bytes + comment_bytes
     if place > len(directory):
         refuse(
             Reason.ZIP_DAMAGED,
             f"the archive's directory has {len(directory):,} bytes; expected {place:,}; {_DAMAGED}",
         )
-    return _side_by_side(found, end)
+    return _check_overlap(listed, end)
 
 
-def _side_by_side(found: list[Member], end: int) -> dict[str, Member]:
-    """The members with their ends set; refuses names used twice and members that overlap."""
+def _check_overlap(listed: list[Member], end: int) -> dict[str, Member]:
+    """The members with their ends set; rejects duplicate names and overlapping members."""
     members: dict[str, Member] = {}
-    for member in sorted(found, key=lambda member: member.start, reverse=True):
+    for member in sorted(listed, key=lambda member: member.start, reverse=True):
         if member.name in members:
             refuse(
                 Reason.ZIP_NAME,
@@ -202,7 +211,7 @@ def _side_by_side(found: list[Member], end: int) -> dict[str, Member]:
         if member.start + _LOCAL.size + len(member.name) + member.packed > end:
             refuse(
                 Reason.ZIP_OVERLAP,
-                f"member {member.name!r:.80} runs into what follows it at byte {end:,}; expected "
+                f"member {member.name!r:.80} overlaps what follows it at byte {end:,}; expected "
                 f"members side by side; {_HOSTILE}",
             )
         members[member.name] = replace(member, end=end)
@@ -215,7 +224,7 @@ def _decode(raw: bytes, flags: int) -> str:
 
 
 def _check_name(name: str) -> None:
-    """Members are never written to a disk; such names all the same only come from attackers."""
+    """Rejects names that leave the folder: nothing is written, but only attackers use them."""
     parts = name.replace("\\", "/").split("/")
     if not name or name[:1] in "/\\" or ".." in parts or ":" in name or "\0" in name:
         refuse(
@@ -246,50 +255,50 @@ def _inflate(member: Member, packed: bytes) -> bytes:
     try:
         data = unpacker.decompress(packed, member.size + 1)
     except zlib.error as error:
-        _undone(member, str(error))
-    return _whole(member, data, unpacker.eof, unpacker.unused_data)
+        _refuse_damaged(member, str(error))
+    return _check_end(member, data, unpacker.eof, unpacker.unused_data)
 
 
 def _unlzma(member: Member, packed: bytes) -> bytes:
     """LZMA in a zip: version (2 bytes), length of the properties (2), properties, the stream."""
     if len(packed) < 9 or packed[2:4] != b"\5\0" or packed[4] >= 9 * 5 * 5:
-        _undone(member, "its LZMA properties are wrong")
+        _refuse_damaged(member, "its LZMA properties are wrong")
     rest, literal_bits = divmod(packed[4], 9)
     position_bits, literal_position_bits = divmod(rest, 5)
-    wanted = int.from_bytes(packed[5:9], "little")
+    dict_size = int.from_bytes(packed[5:9], "little")
     kind = {
         "id": lzma.FILTER_LZMA1,
         "lc": literal_bits,
         "lp": literal_position_bits,
         "pb": position_bits,
-        # Allocated before anything is unpacked; more than the whole output is never looked up.
-        "dict_size": max(4096, min(wanted, member.size)),
+        # Allocated before anything is unpacked; more than the output is never used.
+        "dict_size": max(4096, min(dict_size, member.size)),
     }
     try:
         unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[kind])
         data = unpacker.decompress(packed[9:], member.size + 1)
     except (lzma.LZMAError, EOFError) as error:
-        _undone(member, str(error))
+        _refuse_damaged(member, str(error))
     # The marker at the stream's end is optional.
-    return _whole(member, data, unpacker.eof or len(data) == member.size, unpacker.unused_data)
+    return _check_end(member, data, unpacker.eof or len(data) == member.size, unpacker.unused_data)
 
 
-def _whole(member: Member, data: bytes, ended: bool, unused: bytes) -> bytes:
+def _check_end(member: Member, data: bytes, ended: bool, unused: bytes) -> bytes:
     """The unpacked bytes, if the stream ended where the archive says it does."""
     if len(data) > member.size:
         refuse(
             Reason.ZIP_BOMB,
             f"member {member.name!r:.80} unpacks to more than the {member.size:,} bytes that it "
-            f"is said to have; expected exactly so many; {_HOSTILE}",
+            f"is said to have; expected exactly as many; {_HOSTILE}",
         )
     if not ended or unused:
-        _undone(member, "its stream does not end where it should")
+        _refuse_damaged(member, "its stream does not end where it should")
     return data
 
 
-def _undone(member: Member, why: str) -> NoReturn:
+def _refuse_damaged(member: Member, why: str) -> NoReturn:
     refuse(
         Reason.ZIP_DAMAGED,
-        f"member {member.name!r:.80} cannot be unpacked: {why:.120}; expected a whole stream; "
+        f"member {member.name!r:.80} cannot be unpacked: {why:.120}; expected a complete stream; "
         f"{_DAMAGED}",
     )

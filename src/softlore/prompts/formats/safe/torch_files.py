@@ -1,21 +1,19 @@
-"""What torch.save writes, in its two forms, and tensors in pickles: read without torch.load.
+"""Tensors in files of torch.save (both forms) and in pickles, read without torch.load.
 
 A tensor is pickled as a call of `torch._utils._rebuild_tensor_v2` with a storage, an offset, a
-shape and strides. The storage's bytes lie in the pickle itself (as a torch.save of its own),
-after it (the older form of torch.save), or in a member of a zip (the newer one). The device it
-was saved on is a mere word in it.
+shape and strides. The storage's bytes are in the pickle itself (as a nested torch.save), after it
+(the older form of torch.save), or in a member of a zip (the newer form). The device is ignored.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from softlore.prompts.formats.pickles import DAMAGED, AllowedGlobals, Global, parse_pickle
-from softlore.prompts.formats.values import (
+from softlore.prompts.formats.rows import (
     ITEM_BYTES,
     MAX_BYTES,
     Rows,
@@ -23,11 +21,11 @@ from softlore.prompts.formats.values import (
     check_rows,
     to_float32,
 )
-from softlore.prompts.formats.zips import Archive
-from softlore.prompts.opening import refuse
-from softlore.prompts.reasons import Reason
+from softlore.prompts.formats.safe.pickles import DAMAGED, AllowedGlobals, Global, parse_pickle
+from softlore.prompts.formats.safe.zips import Archive
+from softlore.prompts.reasons import Reason, refuse
 
-MAX_PICKLE_BYTES = 1024 * 1024  # data.pkl: without the numbers, a few KB
+MAX_PICKLE_BYTES = 1024 * 1024  # data.pkl: a few KB, as the numbers are elsewhere
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 
@@ -35,7 +33,7 @@ _REBUILD = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
 _FROM_BYTES = "torch.storage._load_from_bytes"
 _ORDERED = "collections.OrderedDict"
-# dtype and bytes of a number, by what torch calls the storage.
+# dtype and bytes per number, by torch's name of the storage.
 _STORAGES = {
     "torch.FloatStorage": ("F32", 4),
     "torch.HalfStorage": ("F16", 2),
@@ -53,13 +51,13 @@ _TYPES = frozenset(_STORAGES)
 
 @dataclass
 class Storage:
-    """Numbers one after another, of which tensors are views.
+    """A one-dimensional array of numbers, of which tensors are views.
 
     Attributes:
         dtype: as in `_STORAGES`.
-        key: what the file calls it.
-        count: how many numbers.
-        data: their bytes, once they are found.
+        key: its name in the file.
+        count: of numbers.
+        data: their bytes, once they are read.
     """
 
     dtype: str
@@ -70,7 +68,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class TensorView:
-    """A tensor as a pickle tells of it; nothing is checked but the types."""
+    """A tensor as a pickle describes it; only the types are checked."""
 
     storage: Storage
     offset: int
@@ -107,8 +105,8 @@ class TensorView:
         return check_finite(np.ascontiguousarray(view))
 
 
-def tensor_in_pickle(data: bytes) -> TensorView:
-    """The tensor that `pickle.dumps(tensor)` wrote: the whole of `data`. Raises PromptFileError."""
+def parse_pickled_tensor(data: bytes) -> TensorView:
+    """The tensor in the bytes of `pickle.dumps(tensor)`. Raises PromptFileError."""
     view = memoryview(data)
     inner = _OneStorage()
     value, end = parse_pickle(view, AllowedGlobals(_CALLS | {_FROM_BYTES: inner.from_bytes}))
@@ -122,11 +120,16 @@ def tensor_in_pickle(data: bytes) -> TensorView:
     return value
 
 
-def read_legacy(data: memoryview, calls: bool = True) -> Any:
-    """What torch.save wrote in its older form, tensors as TensorView. Raises PromptFileError.
+def read_torch_legacy(data: memoryview, calls: bool = True) -> Any:
+    """The object that torch.save wrote in its older form, tensors as TensorView.
 
-    Five pickles (a magic number, a version, facts about the machine, the object, the keys of its
-    storages), then for each key a count (int64) and so many numbers.
+    The form is five pickles (a magic number, a version, facts about the machine, the object, the
+    keys of its storages), then for each key a count (int64) and as many numbers.
+
+    Args:
+        calls: whether the object may be a tensor, or only a storage.
+
+    Raises PromptFileError.
     """
     known: dict[str, Storage] = {}
     magic, place = parse_pickle(data, AllowedGlobals())
@@ -134,7 +137,7 @@ def read_legacy(data: memoryview, calls: bool = True) -> Any:
         refuse(
             Reason.PICKLE_DAMAGED,
             f"the first pickle holds {describe(magic)}; expected torch.save's magic number; this "
-            "is a pickle of another kind: it is not read, as no soft prompt comes in it",
+            "is another kind of pickle, in which no soft prompt is stored",
         )
     version, place = parse_pickle(data, AllowedGlobals(), place)
     system, place = parse_pickle(data, AllowedGlobals(), place)
@@ -145,17 +148,25 @@ def read_legacy(data: memoryview, calls: bool = True) -> Any:
             f"torch.save's version is {describe(version)}, its byte order little: "
             f"{describe(little)}; expected {PROTOCOL} and True; save it again on a common machine",
         )
-    speech = AllowedGlobals(_CALLS if calls else {}, _TYPES, lambda name: _storage(name, known))
-    value, place = parse_pickle(data, speech, place)
+    allowed = AllowedGlobals(_CALLS if calls else {}, _TYPES, lambda name: _storage(name, known))
+    value, place = parse_pickle(data, allowed, place)
     keys, place = parse_pickle(data, AllowedGlobals(), place)
-    _fill(data, place, keys, known)
+    _set_data(data, place, keys, known)
     return value
 
 
-def read_zipped(archive: Archive) -> Any:
-    """What torch.save wrote in its newer form, tensors as TensorView. Raises PromptFileError."""
-    pickles = [name for name in archive.members if name.endswith("/data.pkl")]
-    top = pickles[0].removesuffix("data.pkl")
+def is_torch_zip(archive: Archive) -> bool:
+    """Whether a zip is of torch.save's newer form: exactly one data.pkl in a folder."""
+    return len(_data_pickles(archive)) == 1
+
+
+def read_torch_zip(archive: Archive) -> Any:
+    """The object that torch.save wrote in its newer form, tensors as TensorView.
+
+    Storages have no data yet: see `load_storage`. Raises PromptFileError.
+    """
+    (pickle,) = _data_pickles(archive)
+    top = pickle.removesuffix("data.pkl")
     if top + "byteorder" in archive.members:
         order = archive.read(top + "byteorder", 16)
         if order != b"little":
@@ -165,16 +176,16 @@ def read_zipped(archive: Archive) -> Any:
                 "a common machine",
             )
     known: dict[str, Storage] = {}
-    speech = AllowedGlobals(_CALLS, _TYPES, lambda name: _storage(name, known))
-    data = memoryview(archive.read(pickles[0], MAX_PICKLE_BYTES))
-    value, end = parse_pickle(data, speech)
+    allowed = AllowedGlobals(_CALLS, _TYPES, lambda name: _storage(name, known))
+    data = memoryview(archive.read(pickle, MAX_PICKLE_BYTES))
+    value, end = parse_pickle(data, allowed)
     _check_end(data, end)
     return value
 
 
-def load_zipped(archive: Archive, view: TensorView) -> TensorView:
+def load_storage(archive: Archive, view: TensorView) -> TensorView:
     """The view, with its storage's bytes read from the archive."""
-    pickle = next(name for name in archive.members if name.endswith("/data.pkl"))
+    (pickle,) = _data_pickles(archive)
     member = f"{pickle.removesuffix('data.pkl')}data/{view.storage.key}"
     _check_dtype(view.storage.dtype)
     if member not in archive.members:
@@ -184,13 +195,17 @@ def load_zipped(archive: Archive, view: TensorView) -> TensorView:
         )
     data = archive.read(member, MAX_BYTES)
     if len(data) != ITEM_BYTES[view.storage.dtype] * view.storage.count:
-        _wrong_length(view.storage, len(data))
+        _refuse_length(view.storage, len(data))
     view.storage.data = data
     return view
 
 
+def _data_pickles(archive: Archive) -> list[str]:
+    return [name for name in archive.members if name.endswith("/data.pkl")]
+
+
 def describe(value: object) -> str:
-    """A word for what a pickle holds. Never the value itself: its repr could fill the memory."""
+    """A short description of a value. Never its full repr, which could fill the memory."""
     if value is None or isinstance(value, bool):
         return repr(value)
     if isinstance(value, int | str):
@@ -226,8 +241,8 @@ def _storage(name: Any, known: dict[str, Storage]) -> Storage:
     return storage
 
 
-def _fill(data: memoryview, place: int, keys: Any, known: dict[str, Storage]) -> None:
-    """Gives each storage its bytes, which lie from `place` to the end of `data`."""
+def _set_data(data: memoryview, place: int, keys: Any, known: dict[str, Storage]) -> None:
+    """Sets the bytes of each storage, which are between `place` and the end of `data`."""
     if type(keys) is not list or any(type(key) is not str for key in keys):
         refuse(
             Reason.TORCH_STORAGE,
@@ -244,7 +259,7 @@ def _fill(data: memoryview, place: int, keys: Any, known: dict[str, Storage]) ->
         item = next(size for dtype, size in _STORAGES.values() if dtype == storage.dtype)
         begin, end = place + 8, place + 8 + item * storage.count
         if end > len(data) or struct.unpack_from("<q", data, place)[0] != storage.count:
-            _wrong_length(storage, max(0, len(data) - begin))
+            _refuse_length(storage, max(0, len(data) - begin))
         storage.data = data[begin:end]
         place = end
     if place != len(data):
@@ -254,10 +269,10 @@ def _fill(data: memoryview, place: int, keys: Any, known: dict[str, Storage]) ->
         )
 
 
-def _wrong_length(storage: Storage, found: int) -> Any:
+def _refuse_length(storage: Storage, n_bytes: int) -> NoReturn:
     refuse(
         Reason.TORCH_STORAGE,
-        f"the storage {storage.key!r:.40} has {found:,} bytes in the file, or a count of its own; "
+        f"the storage {storage.key!r:.40} has {n_bytes:,} bytes in the file, or another count; "
         f"expected {storage.count:,} × {storage.dtype}; {DAMAGED}",
     )
 
@@ -280,31 +295,30 @@ def _check_dtype(dtype: str) -> None:
 
 
 class _OneStorage:
-    """Stands for `torch.storage._load_from_bytes`, which a single tensor's pickle calls once.
+    """Stand-in for `torch.storage._load_from_bytes`, which a single tensor's pickle calls once.
 
-    More calls are refused: thousands, each with thousands of opcodes within, would take minutes.
+    More calls are rejected: thousands, each with thousands of opcodes, would take minutes.
     """
 
     def __init__(self) -> None:
         self.called = False
 
     def from_bytes(self, arguments: tuple[Any, ...]) -> Storage:
-        """The storage that torch.save wrote, by itself, into the bytes."""
+        """The storage in the bytes of a nested torch.save."""
         if len(arguments) != 1 or type(arguments[0]) is not memoryview or self.called:
             _refuse_call(_FROM_BYTES, "one value, of bytes, once")
         self.called = True
-        storage = read_legacy(arguments[0], calls=False)
+        storage = read_torch_legacy(arguments[0], calls=False)
         if not isinstance(storage, Storage):
             refuse(
                 Reason.TORCH_STORAGE,
-                f"the bytes within the pickle hold {describe(storage)}; expected a storage; "
-                f"{DAMAGED}",
+                f"the bytes in the pickle hold {describe(storage)}; expected a storage; {DAMAGED}",
             )
         return storage
 
 
 def _tensor(arguments: tuple[Any, ...]) -> TensorView:
-    """Stands for `_rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)`."""
+    """Stand-in for `_rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)`."""
     if not 6 <= len(arguments) <= 7 or not isinstance(arguments[0], Storage):
         _refuse_call(_REBUILD, "a storage, an offset, a shape, strides, a flag and hooks")
     storage, offset, shape, strides = arguments[:4]
@@ -316,7 +330,7 @@ def _tensor(arguments: tuple[Any, ...]) -> TensorView:
 
 
 def _parameter(arguments: tuple[Any, ...]) -> TensorView:
-    """Stands for `_rebuild_parameter(tensor, requires_grad, hooks)`: a tensor that was trained."""
+    """Stand-in for `_rebuild_parameter(tensor, requires_grad, hooks)`: a trained tensor."""
     if len(arguments) != 3 or not isinstance(arguments[0], TensorView):
         _refuse_call(_PARAMETER, "a tensor, a flag and hooks")
     return arguments[0]
@@ -328,10 +342,10 @@ def _ordered(arguments: tuple[Any, ...]) -> dict[Any, Any]:
     return {}
 
 
-def _refuse_call(name: str, expected: str) -> Any:
+def _refuse_call(name: str, expected: str) -> NoReturn:
     refuse(
         Reason.PICKLE_CALL,
-        f"the pickle calls {name} with other values than torch would; expected {expected}; "
+        f"the pickle calls {name} with other values than torch does; expected {expected}; "
         f"{DAMAGED}",
     )
 

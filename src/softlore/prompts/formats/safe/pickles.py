@@ -1,9 +1,10 @@
-"""Pickles, parsed and never loaded: a small walker over the few opcodes that tensors need.
+"""Parses pickles without unpickling: a stack machine for the few opcodes that tensors need.
 
-A pickle is a program. Python's unpickler runs it, and so runs whatever its author wished. This
-walker knows the opcodes that build plain data, takes a global for the mere name it is, and
-"calls" only functions of ours that a format lists by that name, which return inert values.
-Everything else is refused, by the name of the opcode or the global. Work and memory are bounded
+A pickle is a program for a stack machine. Python's unpickler imports and calls whatever functions
+it names, so loading one runs any code of its author. The machine here has the opcodes that build
+plain data; a global stays a mere name (`Global`), and a call of it calls the function that
+`AllowedGlobals` lists under that name, which returns inert values (see `torch_files.py`).
+Everything else is rejected with the name of the opcode or the global. Work and memory are bounded
 by the pickle's length and MAX_STEPS.
 """
 
@@ -15,15 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from softlore.errors import PromptFileError
-from softlore.prompts.opening import refuse
-from softlore.prompts.reasons import Reason
+from softlore.prompts.reasons import Reason, refuse
 
-MAX_STEPS = 20_000  # opcodes; a tensor takes about fifty, an optimizer's state a few hundred
+MAX_STEPS = 20_000  # opcodes; a tensor takes about 50, an optimizer's state a few hundred
 MAX_NAME_BYTES = 256
 
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
-DAMAGED = "the file was cut or damaged on its way, or made to mislead: get it again"
+DAMAGED = "the file was cut or damaged in transfer, or is malicious: get it again"
 _HOSTILE = (
     "pickles can run code, so only what a saved tensor needs is read, and none of it is run; do "
     "not trust the file"
@@ -32,20 +31,20 @@ _HOSTILE = (
 
 @dataclass(frozen=True)
 class Global:
-    """A global that a pickle names: its name, and nothing more."""
+    """The name of a global in a pickle; nothing is imported."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class AllowedGlobals:
-    """What a pickle may speak of.
+    """The globals that a pickle may name.
 
     Attributes:
-        calls: functions of ours by the global that they stand for; each is given the arguments,
-            a tuple of anything, and refuses what it does not expect.
-        types: globals that may be named, not called.
-        persistent: what stands for a persistent id, given the id; none may occur if None.
+        calls: stand-in functions by the name of the global that they replace. Each gets the
+            arguments, a tuple of anything, and rejects what it does not expect.
+        types: globals that may be named, but not called.
+        persistent: the function that resolves persistent ids; none may occur if None.
     """
 
     calls: Mapping[str, Callable[[tuple[Any, ...]], Any]] = field(default_factory=dict)
@@ -53,21 +52,21 @@ class AllowedGlobals:
     persistent: Callable[[Any], Any] | None = None
 
 
-def parse_pickle(data: memoryview, vocabulary: AllowedGlobals, start: int = 0) -> tuple[Any, int]:
-    """The value of the pickle that begins at `start`, and where it ends.
+def parse_pickle(data: memoryview, allowed: AllowedGlobals, start: int = 0) -> tuple[Any, int]:
+    """The value of the pickle that begins at `start`, and the index of its end.
 
     Bytes in it are memoryviews into `data`; dicts, lists, tuples, text, numbers and None are
-    Python's own; the rest is what `vocabulary` makes of it. Raises PromptFileError.
+    Python's; everything else is the result of a function of `allowed`. Raises PromptFileError.
     """
-    return _Walk(data, vocabulary, start).run()
+    return _Machine(data, allowed, start).run()
 
 
-class _Walk:
-    """The unpickler's machine: a stack, the stacks set aside by marks, and a memo."""
+class _Machine:
+    """A stack, the stacks set aside by marks, and a memo; a method for each group of opcodes."""
 
-    def __init__(self, data: memoryview, vocabulary: AllowedGlobals, start: int) -> None:
+    def __init__(self, data: memoryview, allowed: AllowedGlobals, start: int) -> None:
         self.data = data
-        self.vocabulary = vocabulary
+        self.allowed = allowed
         self.place = start
         self.frame_end: int | None = None
         self.stack: list[Any] = []
@@ -78,21 +77,23 @@ class _Walk:
         for _ in range(MAX_STEPS):
             opcode = self.take(1)[0]
             if opcode == _STOP:
-                return self.end()
+                break
             step = _STEPS.get(opcode)
             if step is None:
-                name = _NAMES.get(opcode, f"0x{opcode:02x}, which is none")
+                name = _NAMES.get(opcode, f"0x{opcode:02x}, which is unknown")
                 refuse(
                     Reason.PICKLE_OPCODE,
                     f"the pickle holds the opcode {name} at byte {self.place - 1}; expected those "
                     f"of plain data and tensors; {_HOSTILE}",
                 )
             step(self)
-        raise PromptFileError(
-            f"the pickle has more than {MAX_STEPS:,} opcodes; expected the few that one soft "
-            f"prompt takes; {_HOSTILE}",
-            reason=Reason.PICKLE_TOO_LARGE,
-        )
+        else:
+            refuse(
+                Reason.PICKLE_TOO_LARGE,
+                f"the pickle has more than {MAX_STEPS:,} opcodes; expected the few that one soft "
+                f"prompt takes; {_HOSTILE}",
+            )
+        return self.end()
 
     def end(self) -> tuple[Any, int]:
         value = self.pop()
@@ -101,7 +102,7 @@ class _Walk:
         return value, self.place
 
     def take(self, count: int) -> memoryview:
-        """The next bytes; a frame that was announced may not end among them."""
+        """The next bytes; a frame may not end among them."""
         end = self.place + count
         if end > len(self.data):
             self.damaged(f"it ends where {count:,} more bytes are expected")
@@ -110,9 +111,8 @@ class _Walk:
                 self.damaged("its frame ends within an opcode")
             if end == self.frame_end:
                 self.frame_end = None
-        taken = self.data[self.place : end]
-        self.place = end
-        return taken
+        start, self.place = self.place, end
+        return self.data[start:end]
 
     def number(self, form: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
@@ -124,7 +124,7 @@ class _Walk:
             self.damaged("a text in it is not UTF-8")
 
     def line(self) -> str:
-        """A line of at most MAX_NAME_BYTES, without its end."""
+        """A line of at most MAX_NAME_BYTES, without its newline."""
         window = bytes(self.data[self.place : self.place + MAX_NAME_BYTES])
         end = window.find(b"\n")
         if end < 0:
@@ -141,7 +141,7 @@ class _Walk:
     def pop_mark(self) -> list[Any]:
         """The values since the last mark."""
         if not self.marked:
-            self.damaged("it goes back to a mark that it never set")
+            self.damaged("it returns to a mark that it never set")
         values, self.stack = self.stack, self.marked.pop()
         return values
 
@@ -152,7 +152,7 @@ class _Walk:
 
     def remember(self, index: int) -> None:
         if not self.stack:
-            self.damaged("it remembers a value of an empty stack")
+            self.damaged("it stores a value of an empty stack")
         self.memo[index] = self.stack[-1]
 
     def recall(self, index: int) -> None:
@@ -161,39 +161,39 @@ class _Walk:
         self.stack.append(self.memo[index])
 
     def name(self, module: Any, name: Any) -> None:
-        """Puts a global on the stack, if it is one of the vocabulary's."""
+        """Pushes a global, if it is allowed."""
         full = f"{module}.{name}" if type(module) is type(name) is str else ""
-        if full not in self.vocabulary.calls and full not in self.vocabulary.types:
+        if full not in self.allowed.calls and full not in self.allowed.types:
             refuse(
                 Reason.PICKLE_GLOBAL,
                 f"the pickle names the global {full!r:.120} at byte {self.place}; expected "
-                f"{', '.join(sorted(self.vocabulary.calls)) or 'none'}; {_HOSTILE}",
+                f"{', '.join(sorted(self.allowed.calls)) or 'none'}; {_HOSTILE}",
             )
         self.stack.append(Global(full))
 
     def call(self) -> None:
         arguments, called = self.pop(), self.pop()
-        function = self.vocabulary.calls.get(called.name) if type(called) is Global else None
+        function = self.allowed.calls.get(called.name) if type(called) is Global else None
         if function is None or type(arguments) is not tuple:
             shown = called.name if type(called) is Global else type(called).__name__
             refuse(
                 Reason.PICKLE_CALL,
                 f"the pickle calls {shown!r:.120} with {type(arguments).__name__}; expected one "
-                f"of {', '.join(sorted(self.vocabulary.calls))} with a tuple; {_HOSTILE}",
+                f"of {', '.join(sorted(self.allowed.calls))} with a tuple; {_HOSTILE}",
             )
         self.stack.append(function(arguments))
 
     def persistent(self) -> None:
-        if self.vocabulary.persistent is None:
+        if self.allowed.persistent is None:
             refuse(
                 Reason.PICKLE_OPCODE,
                 f"the pickle holds the opcode BINPERSID at byte {self.place - 1}; expected none, "
-                f"as nothing lies outside this pickle; {_HOSTILE}",
+                f"as all of its data is in the pickle; {_HOSTILE}",
             )
-        self.stack.append(self.vocabulary.persistent(self.pop()))
+        self.stack.append(self.allowed.persistent(self.pop()))
 
     def put(self, target: dict[Any, Any], values: list[Any]) -> None:
-        """Adds keys and values to a dict. Keys are short: hashing a deep tuple takes for ever."""
+        """Adds keys and values to a dict. Keys are scalars: hashing a deep tuple may never end."""
         if len(values) % 2:
             self.damaged("a key in it has no value")
         for key, value in zip(values[::2], values[1::2], strict=True):
@@ -208,7 +208,7 @@ class _Walk:
     def frame(self) -> None:
         length = self.number("<Q")
         if self.frame_end is not None or length > len(self.data) - self.place:
-            self.damaged(f"it announces a frame of {length:,} bytes that cannot be there")
+            self.damaged(f"it has a frame of {length:,} bytes that cannot be there")
         self.frame_end = self.place + length if length else None
 
     def protocol(self) -> None:
@@ -225,7 +225,7 @@ class _Walk:
         self.stack[-count:] = [tuple(self.stack[-count:])]
 
     def wrap_marked(self) -> None:
-        values = self.pop_mark()  # which changes the stack, so it stands before the append
+        values = self.pop_mark()  # changes the stack, so it comes before the append
         self.stack.append(tuple(values))
 
     def set_item(self) -> None:
@@ -255,52 +255,52 @@ class _Walk:
     def damaged(self, why: str) -> NoReturn:
         refuse(
             Reason.PICKLE_DAMAGED,
-            f"the pickle is not sound: {why}, at byte {self.place}; expected what pickle.dumps "
+            f"the pickle is malformed: {why}, at byte {self.place}; expected what pickle.dumps "
             f"writes; {DAMAGED}",
         )
 
 
 _STOP = ord(".")
-# Written out: an opcode that is not here is refused.
-_STEPS: dict[int, Callable[[_Walk], Any]] = {
-    0x80: _Walk.protocol,
-    0x95: _Walk.frame,
+# Any other opcode is rejected.
+_STEPS: dict[int, Callable[[_Machine], Any]] = {
+    0x80: _Machine.protocol,
+    0x95: _Machine.frame,
     # plain values
-    ord("N"): lambda walk: walk.stack.append(None),
-    0x88: lambda walk: walk.stack.append(True),
-    0x89: lambda walk: walk.stack.append(False),
-    ord("J"): lambda walk: walk.stack.append(walk.number("<i")),
-    ord("K"): lambda walk: walk.stack.append(walk.number("<B")),
-    ord("M"): lambda walk: walk.stack.append(walk.number("<H")),
-    0x8A: _Walk.long,
-    ord("G"): lambda walk: walk.stack.append(walk.number(">d")),
-    ord("X"): lambda walk: walk.stack.append(walk.text(walk.number("<I"))),
-    0x8C: lambda walk: walk.stack.append(walk.text(walk.number("<B"))),
-    ord("B"): lambda walk: walk.stack.append(walk.take(walk.number("<I"))),
-    ord("C"): lambda walk: walk.stack.append(walk.take(walk.number("<B"))),
-    0x8E: lambda walk: walk.stack.append(walk.take(walk.number("<Q"))),
+    ord("N"): lambda m: m.stack.append(None),
+    0x88: lambda m: m.stack.append(True),
+    0x89: lambda m: m.stack.append(False),
+    ord("J"): lambda m: m.stack.append(m.number("<i")),
+    ord("K"): lambda m: m.stack.append(m.number("<B")),
+    ord("M"): lambda m: m.stack.append(m.number("<H")),
+    0x8A: _Machine.long,
+    ord("G"): lambda m: m.stack.append(m.number(">d")),
+    ord("X"): lambda m: m.stack.append(m.text(m.number("<I"))),
+    0x8C: lambda m: m.stack.append(m.text(m.number("<B"))),
+    ord("B"): lambda m: m.stack.append(m.take(m.number("<I"))),
+    ord("C"): lambda m: m.stack.append(m.take(m.number("<B"))),
+    0x8E: lambda m: m.stack.append(m.take(m.number("<Q"))),
     # containers
-    ord("("): _Walk.mark,
-    ord(")"): lambda walk: walk.stack.append(()),
-    0x85: lambda walk: walk.wrap(1),
-    0x86: lambda walk: walk.wrap(2),
-    0x87: lambda walk: walk.wrap(3),
-    ord("t"): _Walk.wrap_marked,
-    ord("]"): lambda walk: walk.stack.append([]),
-    ord("a"): _Walk.append,
-    ord("e"): _Walk.extend,
-    ord("}"): lambda walk: walk.stack.append({}),
-    ord("s"): _Walk.set_item,
-    ord("u"): _Walk.set_items,
+    ord("("): _Machine.mark,
+    ord(")"): lambda m: m.stack.append(()),
+    0x85: lambda m: m.wrap(1),
+    0x86: lambda m: m.wrap(2),
+    0x87: lambda m: m.wrap(3),
+    ord("t"): _Machine.wrap_marked,
+    ord("]"): lambda m: m.stack.append([]),
+    ord("a"): _Machine.append,
+    ord("e"): _Machine.extend,
+    ord("}"): lambda m: m.stack.append({}),
+    ord("s"): _Machine.set_item,
+    ord("u"): _Machine.set_items,
     # the memo
-    0x94: lambda walk: walk.remember(len(walk.memo)),
-    ord("q"): lambda walk: walk.remember(walk.number("<B")),
-    ord("r"): lambda walk: walk.remember(walk.number("<I")),
-    ord("h"): lambda walk: walk.recall(walk.number("<B")),
-    ord("j"): lambda walk: walk.recall(walk.number("<I")),
-    # names and calls: stand-ins only
-    ord("c"): lambda walk: walk.name(walk.line(), walk.line()),
-    0x93: _Walk.stack_global,
-    ord("R"): _Walk.call,
-    ord("Q"): _Walk.persistent,
+    0x94: lambda m: m.remember(len(m.memo)),
+    ord("q"): lambda m: m.remember(m.number("<B")),
+    ord("r"): lambda m: m.remember(m.number("<I")),
+    ord("h"): lambda m: m.recall(m.number("<B")),
+    ord("j"): lambda m: m.recall(m.number("<I")),
+    # globals and calls: stand-ins only
+    ord("c"): lambda m: m.name(m.line(), m.line()),
+    0x93: _Machine.stack_global,
+    ord("R"): _Machine.call,
+    ord("Q"): _Machine.persistent,
 }

@@ -1,0 +1,323 @@
+"""The fields of a soft prompt, and their checks: name, kind, tensor, text, JSON.
+
+Each `clean_…` function returns its value, where needed as a copy in the form that a file gives
+back, or raises PromptError.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, get_args
+from uuid import uuid4
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softlore import __version__
+from softlore.errors import PromptError
+
+Kind = Literal["embedding", "prefix"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+TEXT_FIELDS = (
+    "uuid",
+    "description",
+    "author",
+    "licence",
+    "base_model",
+    "tokenizer_fingerprint",
+    "library_version",
+    "data_hash",
+)
+JSON_FIELDS = ("fingerprint", "training", "metrics")
+# What the native format stores besides the fields; `extra` may use none of these names.
+FORMAT_KEYS = ("format", "format_version", "kind", "convention")
+METADATA_KEYS = frozenset(("name", "created", *TEXT_FIELDS, *JSON_FIELDS, *FORMAT_KEYS))
+
+MAX_NAME = 128  # characters
+MAX_TOKENS = 2047
+MAX_TENSOR_BYTES = 2 * 1024**3
+MAX_DEPTH = 16  # of nested lists and objects in JSON fields
+_PUNCTUATION = " -_.'"
+
+# The largest size of each axis, in order, and its name. Generous: ten times today's models.
+_AXES: dict[str, tuple[tuple[str, int], ...]] = {
+    "embedding": (("n_tokens", MAX_TOKENS), ("width", 262_144)),
+    "prefix": (
+        ("layers", 1024),
+        ("key and value", 2),
+        ("kv_heads", 1024),
+        ("n_tokens", MAX_TOKENS),
+        ("head_dim", 8192),
+    ),
+}
+
+
+def now() -> str:
+    """The current time, ISO 8601 in UTC, to the second: `2026-11-23T19:10:00Z`."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PromptFields:
+    """The fields of a `SoftPrompt`: a trained tensor, its model's fingerprint, its origin.
+
+    Attributes:
+        name: letters, digits, space and `-_.'`; text names the prompt `[[soft:NAME]]`.
+        kind: "embedding" (rows among those of the text's tokens) or "prefix" (keys and values at
+            the start of the cache).
+        tensor: float32, on the CPU, contiguous, without gradient: embedding `[n_tokens, width]`;
+            prefix `[layers, 2, kv_heads, n_tokens, head_dim]`, keys at 0 and values at 1. A copy
+            of the argument; do not modify it.
+        fingerprint: a numeric sketch of the frozen model, JSON (see `model.fingerprint`).
+        created: ISO 8601 in UTC, or empty if unknown.
+        base_model: the name of the frozen model.
+        training, metrics: how it was trained and evaluated, JSON, finite numbers only.
+        data_hash: of the lore it was made from.
+        extra: metadata of the file that this version of softlore does not know, unchanged.
+
+    Prompts are equal when all fields are. Raises PromptError for values that a file could not
+    hold, and for NaN and infinity.
+    """
+
+    name: str
+    kind: Kind
+    tensor: Tensor
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    uuid: str = field(default_factory=lambda: str(uuid4()))
+    description: str = ""
+    author: str = ""
+    licence: str = ""
+    created: str = field(default_factory=now)
+    base_model: str = ""
+    tokenizer_fingerprint: str = ""
+    library_version: str = __version__
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    data_hash: str = ""
+    extra: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        put("name", clean_name(self.name))
+        put("kind", clean_kind(self.kind))
+        put("tensor", clean_tensor(self.name, self.kind, self.tensor))
+        for key in TEXT_FIELDS:
+            clean_text(key, getattr(self, key))
+        clean_created(self.created)
+        for key in JSON_FIELDS:
+            put(key, clean_json(key, getattr(self, key)))
+        put("extra", clean_extra(self.extra, METADATA_KEYS))
+
+    def __len__(self) -> int:
+        return tokens_of(self.kind, self.tensor.shape)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PromptFields):
+            return NotImplemented
+        if self is other:
+            return True
+        plain = (item.name for item in fields(self) if item.name != "tensor")
+        same = all(getattr(self, name) == getattr(other, name) for name in plain)
+        return same and torch.equal(self.tensor, other.tensor)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.kind, self.uuid, tuple(self.tensor.shape)))
+
+
+def _describe_axes(kind: Kind) -> str:
+    """The axes of a kind, for messages: `[n_tokens, width]`."""
+    return (
+        "[" + ", ".join("2" if axis == "key and value" else axis for axis, _ in _AXES[kind]) + "]"
+    )
+
+
+def clean_kind(kind: object) -> Kind:
+    """A kind, or PromptError."""
+    if kind not in KINDS:
+        raise PromptError(f"prompt kind {kind!r:.80} is unknown; expected 'embedding' or 'prefix'")
+    return kind  # type: ignore[return-value]
+
+
+def check_shape(kind: Kind, shape: Sequence[int]) -> None:
+    """Raises PromptError unless `shape` is one that `kind` can have, within the limits."""
+    axes, sizes = _AXES[kind], list(shape)
+    if len(sizes) != len(axes):
+        raise PromptError(
+            f"the tensor's shape {sizes} has {len(sizes)} axes; expected {len(axes)} for the "
+            f"{kind} kind: {_describe_axes(kind)}"
+        )
+    for size, (axis, most) in zip(sizes, axes, strict=True):
+        least = 2 if axis == "key and value" else 1
+        if not least <= size <= most:
+            raise PromptError(
+                f"the tensor's shape {sizes} has {size} for {axis}; expected {least} to {most} in "
+                f"{_describe_axes(kind)}"
+            )
+    n_bytes = 4 * math.prod(sizes)
+    if n_bytes > MAX_TENSOR_BYTES:
+        raise PromptError(
+            f"the tensor's shape {sizes} takes {n_bytes:,} bytes in float32; expected at most "
+            f"{MAX_TENSOR_BYTES:,}; use fewer tokens"
+        )
+
+
+def tokens_of(kind: Kind, shape: Sequence[int]) -> int:
+    """The number of tokens of a tensor of this shape."""
+    return int(shape[0] if kind == "embedding" else shape[3])
+
+
+def clean_name(name: object) -> str:
+    """A prompt's name in Unicode's composed form (NFC), or PromptError.
+
+    Letters, marks and digits of any script, space and `-_.'`; at least one letter or digit; no
+    space at either end; at most 128 characters.
+    """
+    if not isinstance(name, str):
+        raise PromptError(f"a prompt's name is a string; got {type(name).__name__} {name!r:.80}")
+    fault = _too_long_to_compose(name)
+    composed = name if fault else unicodedata.normalize("NFC", name)
+    fault = fault or _name_fault(composed)
+    if fault:
+        raise PromptError(
+            f"prompt name {name!r:.160} {fault}; expected 1 to {MAX_NAME} letters, digits, "
+            "spaces and any of -_.' (such as 'dog' or \"Emma's house\"); give it another name"
+        )
+    return composed
+
+
+def is_name(name: str) -> bool:
+    """Whether `name`, once composed, is a valid prompt name."""
+    if _too_long_to_compose(name):
+        return False
+    return not _name_fault(unicodedata.normalize("NFC", name))
+
+
+def _too_long_to_compose(name: str) -> str:
+    """Composing is quadratic in a run of combining marks: a minute for 100,000."""
+    return f"is {len(name)} characters long" if len(name) > 8 * MAX_NAME else ""
+
+
+def _name_fault(name: str) -> str:
+    if len(name) > MAX_NAME:
+        return f"is {len(name)} characters long"
+    for character in name:
+        if character not in _PUNCTUATION and unicodedata.category(character)[0] not in "LMN":
+            return f"holds {character!r}"
+    if not any(character.isalnum() for character in name):
+        return "holds no letter or digit"
+    if name != name.strip():
+        return "begins or ends with a space"
+    return ""
+
+
+def clean_text(field: str, value: object) -> str:
+    """Text that UTF-8 can encode, or PromptError."""
+    if not isinstance(value, str):
+        raise PromptError(
+            f"{field} is {type(value).__name__} {value!r:.80}; expected a string (an empty one if "
+            "there is nothing to say)"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{field} holds half a character (a lone surrogate) at {error.start}; expected "
+            "Unicode text; remove that character"
+        ) from None
+    return value
+
+
+def clean_created(value: object) -> str:
+    """A time in ISO 8601 and UTC, or empty; else PromptError."""
+    text = clean_text("created", value)
+    try:
+        if not text or datetime.fromisoformat(text).utcoffset() == timedelta(0):
+            return text
+    except ValueError:
+        pass
+    raise PromptError(
+        f"created is {text!r:.80}; expected ISO 8601 in UTC, such as '2026-11-23T19:10:00Z', or "
+        "an empty string if it is not known"
+    )
+
+
+def clean_json(field: str, value: object) -> dict[str, Any]:
+    """A deep copy of a JSON object, as a file would give it back, or PromptError.
+
+    Numbers are finite, keys are strings, depth is at most 16. Tuples become lists.
+    """
+    if not isinstance(value, dict):
+        raise PromptError(f"{field} is {type(value).__name__}; expected a dict of JSON values")
+    _check_json(field, value, MAX_DEPTH)
+    try:
+        text = json.dumps(value, allow_nan=False)
+        return dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise PromptError(
+            f"{field} cannot be stored as JSON: {error}; expected strings, finite numbers, true, "
+            "false, None, and lists and dicts of these; convert the value, or leave it out"
+        ) from None
+
+
+def clean_extra(value: object, known: frozenset[str]) -> dict[str, str]:
+    """A copy of the metadata that this version of softlore does not know, or PromptError."""
+    if not isinstance(value, dict):
+        raise PromptError(f"extra is {type(value).__name__}; expected a dict of strings")
+    for key, text in value.items():
+        clean_text("a key of extra", key)
+        clean_text(f"extra[{key!r:.80}]", text)
+        if key in known:
+            raise PromptError(f"extra holds {key!r}, a key of the format itself; set that field")
+    return copy.copy(value)
+
+
+def _check_json(field: str, value: object, depth: int) -> None:
+    """Rejects what json.dumps would silently change or fail on: keys, depth, surrogates."""
+    if isinstance(value, str):
+        clean_text(field, value)
+    elif isinstance(value, dict | list | tuple):
+        if depth == 0:
+            raise PromptError(f"{field} is nested more than {MAX_DEPTH} deep; flatten it")
+        if isinstance(value, dict):
+            for key in value:
+                clean_text(f"a key of {field}", key)
+            value = list(value.values())
+        for item in value:
+            _check_json(field, item, depth - 1)
+
+
+def clean_tensor(name: str, kind: Kind, tensor: object) -> Tensor:
+    """A float32 copy of the tensor on the CPU, or PromptError: wrong type, shape or values."""
+    if not isinstance(tensor, Tensor):
+        raise PromptError(
+            f"prompt {name!r} was given {type(tensor).__name__}; expected a torch.Tensor"
+        )
+    if not tensor.is_floating_point():
+        raise PromptError(
+            f"prompt {name!r} was given a tensor of {tensor.dtype}; expected floating point"
+        )
+    check_shape(kind, tensor.shape)
+    copied = tensor.detach().to(device="cpu", dtype=torch.float32, copy=True).contiguous()
+    invalid = copied.numel() - int(
+        np.isfinite(copied.numpy()).sum()
+    )  # torch.isfinite makes more copies
+    if invalid:
+        raise PromptError(
+            f"prompt {name!r} holds {invalid} values of {copied.numel()} that are NaN or infinite "
+            "in float32; expected finite numbers; train it again, with a lower learning rate if "
+            "the training diverged"
+        )
+    return copied

@@ -1,0 +1,1 @@
+"""Parsers of containers from strangers: pickles, torch.save's files, zips. None runs any code."""
