@@ -37,10 +37,10 @@ from softlore.story import (
     StoryLibrary,
     StorySettings,
     Turn,
+    database,
     library,
-    opening,
 )
-from softlore.story.rewriting import pieces_of
+from softlore.story.rewriting import segments_of
 from story_processes import Model, differs, draw_operation
 
 TURN = Turn(1, ROOT, "model", "", "2026-01-01T00:00:00Z")
@@ -116,15 +116,15 @@ def test_any_text_is_kept_as_it_is(text, story, path):
         ((b"bytes",), "text is bytes"),
         (("a" * (2**24 + 1),), "expected at most 16,777,216"),
         (("a", "nobody"), "by 'nobody'; expected 'writer' or 'model'"),
-        (("a", "model", {"a": {1, 2}}), "no plain JSON"),
-        (("a", "model", {"a": float("nan")}), "no plain JSON"),
-        (("a", "model", {1: "a"}), "no plain JSON"),
-        (("a", "model", 7), "no plain JSON"),
+        (("a", "model", {"a": {1, 2}}), "not plain JSON"),
+        (("a", "model", {"a": float("nan")}), "not plain JSON"),
+        (("a", "model", {1: "a"}), "not plain JSON"),
+        (("a", "model", 7), "not plain JSON"),
         (("a", "model", {"a": "b" * 2**20}), "expected at most 1,048,576"),
         (("a", "model", None, 9), "has no turn 9"),
-        (("a", "model", None, -1), "-1 is no turn's number"),
-        (("a", "model", None, True), "True is no turn's number"),
-        (("a", "model", None, "1"), "'1' is no turn's number"),
+        (("a", "model", None, -1), "-1 is not a turn's number"),
+        (("a", "model", None, True), "True is not a turn's number"),
+        (("a", "model", None, "1"), "'1' is not a turn's number"),
     ],
     ids=lambda value: None if isinstance(value, str) else "arguments",
 )
@@ -200,7 +200,7 @@ def test_only_turns_of_the_story_as_it_stands_are_edited(story):
     one, two = tell(story, "one ", "two ")
     story.cut(two)
     for operation in (lambda: story.edit(two, "x"), lambda: story.cut(two)):
-        with pytest.raises(StoryError, match="turn 2 does not stand in the story 'a' now"):
+        with pytest.raises(StoryError, match="turn 2 is not in the story 'a' as it is now"):
             operation()
     assert story.turns == [one]
     with pytest.raises(StoryError, match="has no turn 77"):
@@ -320,7 +320,7 @@ def test_quite_another_text_of_a_long_story_is_found_out_fast():
         dataclasses.replace(TURN, id=n + 1, text=f"turn number {n} of many ") for n in range(9999)
     ]
     start = time.perf_counter()
-    pieces = pieces_of(turns, "something else altogether " * 10000)
+    pieces = segments_of(turns, "something else altogether " * 10000)
     assert len(pieces) == 1
     assert time.perf_counter() - start < 2
 
@@ -651,7 +651,7 @@ def test_threads_share_a_story(story):
 
 
 def test_a_story_that_is_held_says_so(story, path, monkeypatch):
-    monkeypatch.setattr(opening, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     with (
         contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db,
         Story(path) as other,
@@ -686,7 +686,7 @@ def test_a_closed_story_says_so(story):
     story.close()
     story.close()
     for use in (lambda: story.text, lambda: story.add("a"), story.branches):
-        with pytest.raises(StoryError, match=r"cannot be used .*; open it anew"):
+        with pytest.raises(StoryError, match=r"cannot be used .*; open it again"):
             use()
 
 
@@ -713,7 +713,10 @@ def refused(path, match, kind=StoryFileError):
 
 def test_files_of_other_kinds_are_refused(tmp_path):
     path = tmp_path / "a.story"
-    for content, told in [(b"", "it is empty"), (b"Once upon", "does not begin as one does")]:
+    for content, told in [
+        (b"", "it is empty"),
+        (b"Once upon", "does not start with SQLite's signature"),
+    ]:
         path.write_bytes(content)
         refused(path, told)
     path.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
@@ -732,7 +735,7 @@ def test_another_programs_database_is_refused_and_left_alone(tmp_path):
         db.execute("PRAGMA user_version = 3")
         db.execute("CREATE TABLE bookmarks (id)")
         db.commit()
-    refused(path, "of another program and holds the table 'bookmarks'")
+    refused(path, "of another program and has the table 'bookmarks'")
 
 
 def tampered(path, *statements):
@@ -796,19 +799,19 @@ def read_all(path):
         ("UPDATE turns SET parent = -5 WHERE id = 2", "turn 2 follows -5"),
         ("DELETE FROM turns WHERE id = 1", "turn 1, which others follow, is missing"),
         ("UPDATE turns SET made_by = 'me'", "is by 'me'"),
-        ("UPDATE turns SET text = x'ff'", "has no text"),
+        ("UPDATE turns SET text = x'ff'", "text of turn 3 is missing"),
         ("UPDATE turns SET text = CAST(x'ff' AS TEXT)", "UTF-8"),
-        ("UPDATE turns SET created = '<script>'", "was made at"),
-        ("UPDATE turns SET data = '{'", "what is kept with turn"),
-        ("UPDATE turns SET data = '[1]'", "what is kept with turn"),
-        ("UPDATE turns SET data = '{\"a\": NaN}'", "what is kept with turn"),
-        ("UPDATE turns SET data = '" + "[" * 90000 + "'", "what is kept with turn"),
+        ("UPDATE turns SET created = '<script>'", "was created at"),
+        ("UPDATE turns SET data = '{'", "data of turn"),
+        ("UPDATE turns SET data = '[1]'", "data of turn"),
+        ("UPDATE turns SET data = '{\"a\": NaN}'", "data of turn"),
+        ("UPDATE turns SET data = '" + "[" * 90000 + "'", "data of turn"),
         ("UPDATE settings SET content = 'x'", "its settings cannot be read"),
         ("UPDATE settings SET content = x'00'", "its settings cannot be read"),
         ("UPDATE settings SET content = '{\"memory\": 7}'", "memory is 7"),
         ("DELETE FROM settings", "its settings cannot be read"),
-        ("DELETE FROM now", "does not say where it stands"),
-        ("UPDATE now SET state = 99", "does not say where it stands"),
+        ("DELETE FROM now", "current state is missing"),
+        ("UPDATE now SET state = 99", "current state is missing"),
         ("UPDATE states SET head = 99", "turn 99, which others follow, is missing"),
         ("UPDATE states SET head = 'x'", "its journal cannot be read"),
         ("UPDATE states SET operation = x'00'", "its journal cannot be read"),
@@ -825,7 +828,7 @@ def test_tampered_rows_are_told(statement, told, story, path):
 def test_a_row_too_large_is_not_read(story, path, monkeypatch):
     story.add("a" * 200_000)
     story.close()
-    monkeypatch.setattr(opening, "_MAX_ROW", 100_000)
+    monkeypatch.setattr(database, "_MAX_ROW", 100_000)
     with pytest.raises(StoryFileError, match="too big"):
         read_all(path)
 
@@ -922,7 +925,7 @@ def test_a_story_that_is_not_there(tmp_path):
     stories = StoryLibrary(tmp_path)
     stories.create("harbour").close()
     with pytest.raises(
-        StoryNotFoundError, match="expected one of its 1 stories; did you mean 'harbour'"
+        StoryNotFoundError, match="expected one of the 1 there; did you mean 'harbour'"
     ):
         stories.open("harbor")
     with pytest.raises(KeyError):
@@ -977,7 +980,7 @@ def test_two_who_make_the_same_story_get_the_same(tmp_path, monkeypatch):
         patched.setattr(library.StoryLibrary, "open", once_not_found(StoryLibrary.open))
         with stories.open_or_create("a") as second:
             assert second.text == "x"
-    with pytest.raises(StoryError, match="something is at"):
+    with pytest.raises(StoryError, match="there is a file"):
         Story.create(first.path)
     assert first.text == "x"
     first.close()

@@ -1,8 +1,8 @@
-"""Stories: turns with undo and branches, kept in files that nothing is lost from."""
+"""Stories: turns with undo and branches, in SQLite files."""
 
 from softlore.story.library import StoryLibrary
 from softlore.story.settings import StorySettings
 from softlore.story.story import Story
-from softlore.story.turns import ROOT, Branch, StoryDraft, Turn
+from softlore.story.turns import ROOT, StoryBranch, StoryDraft, Turn
 
-__all__ = ["ROOT", "Branch", "Story", "StoryDraft", "StoryLibrary", "StorySettings", "Turn"]
+__all__ = ["ROOT", "Story", "StoryBranch", "StoryDraft", "StoryLibrary", "StorySettings", "Turn"]

@@ -70,7 +70,7 @@ class NamedFiles:
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "create it first"
             raise self._missing(
                 f"there is no {self._kind} {name!r} in {str(self.folder)!r}; expected one of "
-                f"{len(paths)}; {hint}"
+                f"the {len(paths)} there; {hint}"
             )
         return path
 

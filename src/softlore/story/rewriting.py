@@ -1,4 +1,4 @@
-"""A text that was edited as a whole, as turns again: which of the old ones are still there."""
+"""Splits an edited text into turns again: which turns are unchanged, changed or new."""
 
 from __future__ import annotations
 
@@ -7,41 +7,39 @@ from dataclasses import dataclass
 
 from softlore.story.turns import By, Turn
 
-ANCHOR = 16  # characters: shorter turns are found again beside their neighbours only
+ANCHOR = 16  # characters; shorter turns are recognized only next to other unchanged ones
 _MAX_MISSES = 64  # each costs a search through the whole text
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A piece of the new text: an old turn unchanged, a new version of one, or neither (None)."""
+class Segment:
+    """A part of a new text: an old turn, a new version of one, or a new turn (None)."""
 
     text: str
     by: By
     turn: Turn | None = None
 
-    @property
-    def unchanged(self) -> bool:
-        return self.turn is not None and self.keeps(self.turn)
-
-    def keeps(self, turn: Turn) -> bool:
+    def equals(self, turn: Turn) -> bool:
         """Whether it is that turn, unchanged."""
         return self.turn is turn and self.text == turn.text
 
 
-def pieces_of(turns: Sequence[Turn], text: str) -> list[Piece]:
-    """Returns pieces that make up `text`, with as many of `turns` unchanged as can be found.
+def segments_of(turns: Sequence[Turn], text: str) -> list[Segment]:
+    """Splits `text` so that as many of `turns` as can be found stay unchanged, in order.
 
-    First the turns at either end, then in what is left the longer ones wherever they stand, in
-    order. What lies between two that were found is a new version of the turn that was there (of
-    the first, if there were several), or a new piece by the writer.
+    First the turns at both ends are matched, then longer ones anywhere between. The text between
+    two matches is a new version of the first turn that was there, or a new turn by the writer::
+
+        turns   │ A │ B │ C │ D │ E │        A and E match at the ends, C in the middle;
+        text    │ A │ B'    │ C │ x │ E │    B' is a version of B, x one of D
     """
-    return _trimmed(turns, text, _anchored)
+    return _match_ends(turns, text, _match_inside)
 
 
-def _trimmed(
-    turns: Sequence[Turn], text: str, inner: Callable[[Sequence[Turn], str], list[Piece]]
-) -> list[Piece]:
-    """Takes off the unchanged turns at both ends, and leaves the rest to `inner`."""
+def _match_ends(
+    turns: Sequence[Turn], text: str, inner: Callable[[Sequence[Turn], str], list[Segment]]
+) -> list[Segment]:
+    """Matches unchanged turns at both ends, and leaves the rest to `inner`."""
     first, start = 0, 0
     while first < len(turns) and text.startswith(turns[first].text, start):
         start += len(turns[first].text)
@@ -54,32 +52,32 @@ def _trimmed(
     return same[:first] + inner(turns[first:last], text[start:end]) + same[last:]
 
 
-def _anchored(turns: Sequence[Turn], text: str) -> list[Piece]:
-    """Finds the longer turns again, wherever they stand now, in order."""
-    pieces: list[Piece] = []
-    waiting: list[Turn] = []
-    at = misses = 0
+def _match_inside(turns: Sequence[Turn], text: str) -> list[Segment]:
+    """Matches longer turns wherever they are, in order."""
+    segments: list[Segment] = []
+    unmatched: list[Turn] = []
+    start = misses = 0
     for turn in turns:
         found = -1
         if len(turn.text) >= ANCHOR and misses < _MAX_MISSES:
-            found = text.find(turn.text, at)
+            found = text.find(turn.text, start)
             misses += found < 0
         if found < 0:
-            waiting.append(turn)
+            unmatched.append(turn)
             continue
-        pieces += [*_trimmed(waiting, text[at:found], _changed), _same(turn)]
-        waiting, at = [], found + len(turn.text)
-    return pieces + _trimmed(waiting, text[at:], _changed)
+        segments += [*_match_ends(unmatched, text[start:found], _changed), _same(turn)]
+        unmatched, start = [], found + len(turn.text)
+    return segments + _match_ends(unmatched, text[start:], _changed)
 
 
-def _changed(turns: Sequence[Turn], text: str) -> list[Piece]:
+def _changed(turns: Sequence[Turn], text: str) -> list[Segment]:
     if not text:
         return []
     if not turns:
-        return [Piece(text, "writer")]
+        return [Segment(text, "writer")]
     by = turns[0].by if len({turn.by for turn in turns}) == 1 else "writer"
-    return [Piece(text, by, turns[0])]
+    return [Segment(text, by, turns[0])]
 
 
-def _same(turn: Turn) -> Piece:
-    return Piece(turn.text, turn.by, turn)
+def _same(turn: Turn) -> Segment:
+    return Segment(turn.text, turn.by, turn)

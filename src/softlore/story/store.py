@@ -1,4 +1,4 @@
-"""The rows of a story's file, as checked values."""
+"""Reads and writes the rows of a story's file, and checks them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from softlore.errors import StoryError, StoryFileError
-from softlore.story.opening import connect, damaged, held, told
+from softlore.story.database import connect, damaged, in_use, translate_errors
 from softlore.story.settings import StorySettings
 from softlore.story.turns import ROOT, Turn, now, turn_from_row
 
 _COLUMNS = "turns.id, turns.parent, turns.made_by, turns.text, turns.created, turns.data"
-# From a turn back, so many turns. It ends, whatever the rows say: each id is below the last.
+# A turn and those before it, up to a number. Ends in any file, as each id is below the last.
 _PATH = f"""WITH RECURSIVE path (id) AS (
   SELECT ? UNION ALL
   SELECT turns.parent FROM path JOIN turns ON turns.id = path.id WHERE turns.parent < turns.id
   LIMIT ?
 ) SELECT {_COLUMNS} FROM path CROSS JOIN turns ON turns.id = path.id"""
-_FIRST_TURNS = 8  # read at once; then eight times as many, and so on
+_FIRST_TURNS = 8  # read at first; each further read takes eight times as many
 
 
 @dataclass(frozen=True)
 class StoryState:
-    """What the story was after an operation: the turn it ended with, and a row of settings."""
+    """An entry of the undo journal: what the story was after an operation.
+
+    Attributes:
+        head: the number of the last turn, or ROOT.
+        settings: the number of a row of settings.
+    """
 
     id: int
     operation: str
@@ -36,7 +41,7 @@ class StoryState:
 
 
 class StoryFile:
-    """The rows of one story. Reads and writes as it is told; what for, `Story` knows."""
+    """The rows of one story. Its methods are called within `transaction`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,8 +52,8 @@ class StoryFile:
 
     @contextlib.contextmanager
     def transaction(self, writing: bool = False) -> Iterator[None]:
-        """All that is done inside sees one state of the file, and is kept whole or not at all."""
-        with told(self.path):
+        """A transaction: the block sees one state of the file; it is committed, or rolled back."""
+        with translate_errors(self.path):
             self._db.execute("BEGIN IMMEDIATE" if writing else "BEGIN")
             try:
                 yield
@@ -60,41 +65,41 @@ class StoryFile:
 
     @property
     def version(self) -> int:
-        """A number that changes when another connection has written."""
-        with told(self.path):
+        """A number that changes when another connection has committed."""
+        with translate_errors(self.path):
             return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     # turns ---------------------------------------------------------------------------------------
 
     def turn(self, number: int) -> Turn:
-        """One turn. Raises StoryError if there is none of that number."""
-        row = self._one(f"SELECT {_COLUMNS} FROM turns WHERE id = ?", number)
+        """Raises StoryError if there is no turn with that number."""
+        row = self._row(f"SELECT {_COLUMNS} FROM turns WHERE id = ?", number)
         if row is None:
             raise StoryError(
-                f"the story {str(self.path)!r} has no turn {number}; expected one that it holds; "
-                "look at its turns and branches"
+                f"the story {str(self.path)!r} has no turn {number}; expected one of its "
+                "turns; list its turns and branches"
             )
-        return self._turn(row)
+        return self._make_turn(row)
 
     def back_from(self, number: int) -> Iterator[Turn]:
-        """The turn, the one it follows, and so on to a first one; read as they are asked for."""
-        many = _FIRST_TURNS
+        """The turn, its parent, and so on to a first one; read lazily."""
+        limit = _FIRST_TURNS
         while number != ROOT:
-            wanted = number
-            with contextlib.closing(self._db.execute(_PATH, (number, many))) as rows:
-                for turn in map(self._turn, rows):
+            start = number
+            with contextlib.closing(self._db.execute(_PATH, (number, limit))) as rows:
+                for turn in map(self._make_turn, rows):
                     if turn.id != number:
                         break
                     number = turn.parent
                     yield turn
-            if number == wanted:
+            if number == start:
                 raise self._damaged(f"turn {number}, which others follow, is missing")
-            many *= _FIRST_TURNS
+            limit *= _FIRST_TURNS
 
     def children(self, parent: int) -> list[Turn]:
         """The turns that follow one, or ROOT, oldest first."""
         query = f"SELECT {_COLUMNS} FROM turns WHERE parent IS ? ORDER BY id"
-        return [self._turn(row) for row in self._db.execute(query, (parent or None,))]
+        return [self._make_turn(row) for row in self._db.execute(query, (parent or None,))]
 
     def parents(self) -> Iterator[tuple[int, int]]:
         """Every turn's number and its parent's, oldest first."""
@@ -115,7 +120,7 @@ class StoryFile:
         return int(added.lastrowid or 0)
 
     def marked(self) -> set[int]:
-        """The numbers of the turns that the writer has accepted."""
+        """The numbers of the turns that are marked."""
         return {number for (number,) in self._db.execute("SELECT turn FROM marks")}
 
     def set_mark(self, number: int, kept: bool) -> None:
@@ -124,14 +129,14 @@ class StoryFile:
         )
         self._db.execute(query, (number,))
 
-    # states --------------------------------------------------------------------------------------
+    # the undo journal ----------------------------------------------------------------------------
 
     def state(self) -> StoryState:
         """The state that the story is in."""
-        found = self._state("id = (SELECT state FROM now WHERE id = 1)")
-        if found is None:
-            raise self._damaged("it does not say where it stands")
-        return found
+        state = self._state("id = (SELECT state FROM now WHERE id = 1)")
+        if state is None:
+            raise self._damaged("its current state is missing")
+        return state
 
     def state_before(self, state: StoryState) -> StoryState | None:
         """The state that undo goes to."""
@@ -141,24 +146,24 @@ class StoryFile:
         """The state that redo goes to."""
         return self._state(f"id > {state.id:d} ORDER BY id LIMIT 1")
 
-    def stand_at(self, state: int) -> None:
+    def set_state(self, state: int) -> None:
         self._db.execute("INSERT OR REPLACE INTO now VALUES (1, ?)", (state,))
 
     def add_state(self, after: int, operation: str, head: int, settings: int) -> None:
-        """Goes on from the state `after`: what could be redone is dropped from the journal."""
+        """Adds a state after the state `after`, and deletes the later ones, which redo goes to."""
         self._db.execute("DELETE FROM states WHERE id > ?", (after,))
         added = self._db.execute(
             "INSERT INTO states (operation, head, settings, created) VALUES (?, ?, ?, ?)",
             (operation, head or None, settings, now()),
         )
-        self.stand_at(int(added.lastrowid or 0))
+        self.set_state(int(added.lastrowid or 0))
 
     def settings(self, number: int) -> StorySettings:
-        row = self._one("SELECT content FROM settings WHERE id = ?", number)
+        row = self._row("SELECT content FROM settings WHERE id = ?", number)
         try:
             data = json.loads(row[0]) if row and type(row[0]) is str else None
             if not isinstance(data, dict):
-                raise ValueError("no JSON object")
+                raise ValueError("not a JSON object")
             return StorySettings.from_data(data)
         except (ValueError, RecursionError) as error:  # ConfigError is a ValueError
             raise self._damaged(f"its settings cannot be read: {error!s:.200}") from None
@@ -170,15 +175,15 @@ class StoryFile:
     # ---------------------------------------------------------------------------------------------
 
     def release(self) -> None:
-        """Makes one file of it again. Raises StorageError while anybody else has it open."""
-        with told(self.path):
+        """Leaves WAL mode: the story is one file then. Raises StorageError if it is in use."""
+        with translate_errors(self.path):
             self._db.execute("PRAGMA busy_timeout = 500")
             mode = self._db.execute("PRAGMA journal_mode = DELETE").fetchone()[0]
         if mode == "wal":
-            raise held(self.path)
+            raise in_use(self.path)
 
     def _state(self, where: str) -> StoryState | None:
-        row = self._one(f"SELECT id, operation, head, settings FROM states WHERE {where}")
+        row = self._row(f"SELECT id, operation, head, settings FROM states WHERE {where}")
         if row is None:
             return None
         number, operation, head, settings = row
@@ -187,11 +192,11 @@ class StoryFile:
             raise self._damaged(f"state {number} of its journal cannot be read")
         return StoryState(number, operation, head, settings)
 
-    def _one(self, query: str, *values: Any) -> tuple[Any, ...] | None:
-        found: tuple[Any, ...] | None = self._db.execute(query, values).fetchone()
-        return found
+    def _row(self, query: str, *values: Any) -> tuple[Any, ...] | None:
+        row: tuple[Any, ...] | None = self._db.execute(query, values).fetchone()
+        return row
 
-    def _turn(self, row: tuple[Any, ...]) -> Turn:
+    def _make_turn(self, row: tuple[Any, ...]) -> Turn:
         try:
             return turn_from_row(row)
         except ValueError as error:

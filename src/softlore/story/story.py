@@ -1,80 +1,74 @@
-"""A story: turns that form a tree, the path of them that is the text, undo, settings."""
+"""Stories: operations that add, edit and undo turns, each saved when the call returns."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from softlore.errors import StoryError
-from softlore.story.branches import branches_of
-from softlore.story.opening import making
-from softlore.story.rewriting import Piece, pieces_of
+from softlore.story.database import create_database
+from softlore.story.rewriting import Segment, segments_of
 from softlore.story.settings import StorySettings
 from softlore.story.store import StoryFile, StoryState
 from softlore.story.turns import (
     ROOT,
-    Branch,
     By,
     StoryDraft,
     Turn,
-    clean_by,
-    clean_data,
-    clean_text,
+    check_by,
+    check_data,
+    check_text,
+    index_of,
     number_of,
-    place_of,
 )
+from softlore.story.view import UNKNOWN, StoryView
 
 
-class Story:
-    """A story in a file. What has been done is on the disk when the call returns.
+class Story(StoryView):
+    """A story in a file. Each operation is on the disk when its call returns.
 
     The text is a path of turns, from a first one to the head. Turns are never changed or deleted:
-    an edit, a retry and a cut begin another branch. Every operation but `mark` can be undone.
+    an edit, a retry and a cut begin another branch (see `softlore.story.view`). Every operation
+    but `mark` can be undone.
 
-    Other processes may have the same story open: what they do is seen when something is next read
-    here. A turn is added after the head that was last seen here, so that two who write at once
-    write two branches; the later one is the head, and `moved_by_other` says so. One object may be
-    used by several threads.
+    Other processes may have the same story open: their operations are seen with the next read. A
+    turn is added after the head that was last seen here, so that two who write at once write two
+    branches; the later one is the head then, and `moved_by_other` is true. An object may be used
+    by several threads.
 
     Args:
-        path: the file, which must exist; `Story.create` makes one.
+        path: an existing file; `Story.create` makes one.
 
     Raises:
         StoryNotFoundError: there is no such file.
-        StoryFileError: the file is no story, is damaged, or is of a newer softlore. Every method
-            raises it when it comes upon damage.
-        StorageError: the disk refuses, or another process holds the story for many seconds.
-            Nothing has been done then. Every method may raise it.
+        StoryFileError: the file is not a story, is damaged, or is of a newer softlore. Any method
+            may raise it.
+        StorageError: the disk cannot be used, or another process holds the story for many
+            seconds. Nothing has been changed then. Any method may raise it.
+
+    Attributes:
+        moved_by_other: whether another process had moved the head before the last operation.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
         self.moved_by_other = False
-        """Whether the last operation found that another process had moved the head meanwhile."""
-        self._lock = threading.RLock()
-        self._file = StoryFile(self.path)
-        self._seen = _Seen(_UNKNOWN, StoryState(0, "", ROOT, 0), [], StorySettings())
-        try:
-            self._look()
-        except BaseException:
-            self._file.close()
-            raise
+        super().__init__(path)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], draft: StoryDraft | None = None) -> Self:
-        """Makes a story's file, with what the draft holds, and opens it.
+        """Creates a story's file with the content of the draft, and opens it.
 
-        Raises StoryError if something is at `path` already, StorageError.
+        Raises:
+            StoryError: there is a file at `path` already.
+            StorageError: it cannot be written.
         """
         draft = StoryDraft() if draft is None else draft
-
         with (
-            making(Path(path)) as temporary,
+            create_database(Path(path)) as temporary,
             contextlib.closing(StoryFile(temporary)) as file,
             file.transaction(writing=True),
         ):
@@ -84,100 +78,6 @@ class Story:
             file.add_state(0, "create", head, file.add_settings(draft.settings))
         return cls(path)
 
-    def close(self) -> None:
-        """Closes the file. The story cannot be used after that."""
-        with self._lock:
-            self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"Story({str(self.path)!r})"
-
-    # what it is ----------------------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
-
-    @property
-    def turns(self) -> list[Turn]:
-        """The story's turns, oldest first."""
-        return list(self._look().turns)
-
-    @property
-    def text(self) -> str:
-        return "".join(turn.text for turn in self._look().turns)
-
-    @property
-    def head(self) -> Turn | None:
-        """The turn that the story ends with; None while there is none."""
-        turns = self._look().turns
-        return turns[-1] if turns else None
-
-    @property
-    def settings(self) -> StorySettings:
-        return self._look().settings
-
-    def __len__(self) -> int:
-        return len(self._look().turns)
-
-    def __bool__(self) -> bool:
-        return True  # also one without turns
-
-    def draft(self) -> StoryDraft:
-        """What stands in the story now, as it would go to another file."""
-        seen = self._look()
-        return StoryDraft(seen.settings, tuple((turn.by, turn.text) for turn in seen.turns))
-
-    def turn(self, number: int) -> Turn:
-        """A turn of any branch. Raises StoryError if there is none of that number."""
-        with self._lock, self._file.transaction():
-            return self._file.turn(number)
-
-    def continuations(self, turn: Turn | int) -> list[Turn]:
-        """The turns that follow a turn of any branch, or ROOT, oldest first."""
-        with self._lock, self._file.transaction():
-            return self._file.children(self._existing(turn))
-
-    def alternatives(self, turn: Turn | int) -> list[Turn]:
-        """The turns that follow the same one as `turn`, itself among them, oldest first."""
-        with self._lock, self._file.transaction():
-            return self._file.children(self._file.turn(number_of(turn)).parent)
-
-    def branches(self) -> list[Branch]:
-        """Where the story ends and where it could, the newest end first."""
-        with self._lock, self._file.transaction():
-            return branches_of(self._file, self._refresh().turns)
-
-    def kept(self) -> list[Turn]:
-        """The turns of the story that the writer has marked as accepted, oldest first."""
-        with self._lock:
-            turns = self._look().turns
-            with self._file.transaction():
-                marked = self._file.marked()
-            return [turn for turn in turns if turn.id in marked]
-
-    @property
-    def undoable(self) -> str:
-        """The operation that `undo` would take back; empty if there is none."""
-        with self._lock, self._file.transaction():
-            state = self._file.state()
-            return state.operation if self._file.state_before(state) else ""
-
-    @property
-    def redoable(self) -> str:
-        """The operation that `redo` would bring back; empty if there is none."""
-        with self._lock, self._file.transaction():
-            after = self._file.state_after(self._file.state())
-            return after.operation if after else ""
-
-    # operations ----------------------------------------------------------------------------------
-
     def add(
         self,
         text: str,
@@ -185,23 +85,23 @@ class Story:
         data: Mapping[str, Any] | None = None,
         after: Turn | int | None = None,
     ) -> Turn:
-        """Adds a turn, which is the head then.
+        """Adds a turn, which becomes the head.
 
         Args:
             text: may be empty.
-            data: JSON to keep with the turn.
-            after: the turn it follows, or ROOT; the head as last seen here if left out. To try
-                the last turn again, `after=story.retry_from().parent`.
+            data: JSON to save with the turn.
+            after: the turn it follows, or ROOT; the head as last seen here if left out. To retry
+                the last turn, `after=story.retry_from().parent`.
         """
-        text, by, kept = clean_text(text), clean_by(by), clean_data(data)
-        with self._changing() as now:
-            parent = self._seen.head if after is None else self._existing(after)
-            head = self._file.add_turn(parent, by, text, kept)
-            self._file.add_state(now.id, "add", head, now.settings)
+        text, by, json = check_text(text), check_by(by), check_data(data)
+        with self._operation() as state:
+            parent = self._snapshot.head if after is None else self._existing(after)
+            head = self._file.add_turn(parent, by, text, json)
+            self._file.add_state(state.id, "add", head, state.settings)
             return self._file.turn(head)
 
     def retry_from(self) -> Turn:
-        """The last turn, if the model wrote it: what another one is put beside.
+        """The last turn, to which a retry is an alternative.
 
         Raises StoryError if there is none, or if the writer wrote it.
         """
@@ -209,186 +109,131 @@ class Story:
         if head is None or head.by != "model":
             what = "the writer wrote its last turn" if head else "it has no turns yet"
             raise StoryError(
-                f"there is nothing to try again in the story {self.name!r}: {what}; expected one "
-                "of the model's; let it write on instead"
+                f"there is nothing to retry in the story {self.name!r}: {what}; expected a turn by "
+                "the model; let it write one"
             )
         return head
 
     def edit(self, turn: Turn | int, text: str) -> Turn:
-        """Puts a new version in place of a turn of the story; returns it.
+        """Replaces a turn of the story by a new version of it, and returns that.
 
-        Its `data` are the old one's, with the old one's number as `edited_from`. The turns after
-        it stay after it, as copies with `copied_from`, marks and all. Raises StoryError if the
-        turn does not stand in the story.
+        The new version has the old one's `data`, and its number as `edited_from`. The turns after
+        it are copied, each with the number of the original as `copied_from`, and with its mark.
+
+        Raises:
+            StoryError: the turn is not in the story.
         """
-        clean_text(text)
-        with self._changing() as now:
-            place = self._place(turn)
-            turns = self._seen.turns
-            old = turns[place]
+        check_text(text)
+        with self._operation() as state:
+            index = self._index(turn)
+            old, *after = self._snapshot.turns[index:]
             if text == old.text:
                 return old
-            after = [Piece(turn.text, turn.by, turn) for turn in turns[place + 1 :]]
-            return self._file.turn(self._rewrite(now, place, [Piece(text, old.by, old), *after]))
+            segments = [Segment(turn.text, turn.by, turn) for turn in after]
+            first = self._rewrite(state, index, [Segment(text, old.by, old), *segments])
+            return self._file.turn(first)
 
     def replace_text(self, text: str) -> None:
-        """Makes `text` the story's text, as after an edit of it all; keeps the turns it can.
+        """Replaces the text of the story; turns that are still in it are kept.
 
         Raises StoryError.
         """
-        with self._changing() as now:
-            turns = self._seen.turns
-            pieces = pieces_of(turns, text)
+        with self._operation() as state:
+            turns = self._snapshot.turns
+            segments = segments_of(turns, text)
             same = 0
-            while same < min(len(turns), len(pieces)) and pieces[same].keeps(turns[same]):
+            while same < min(len(turns), len(segments)) and segments[same].equals(turns[same]):
                 same += 1
-            if same < max(len(turns), len(pieces)):
-                for piece in pieces:
-                    clean_text(piece.text)
-                self._rewrite(now, same, pieces[same:])
+            if same < max(len(turns), len(segments)):
+                for segment in segments:
+                    check_text(segment.text)
+                self._rewrite(state, same, segments[same:])
 
     def cut(self, turn: Turn | int) -> None:
         """Goes back to before a turn of the story, which stays as a branch. Raises StoryError."""
-        with self._changing() as now:
-            head = self._seen.turns[self._place(turn)].parent
-            self._file.add_state(now.id, "cut", head, now.settings)
+        with self._operation() as state:
+            head = self._snapshot.turns[self._index(turn)].parent
+            self._file.add_state(state.id, "cut", head, state.settings)
 
     def go_to(self, turn: Turn | int) -> None:
-        """Goes to a turn of any branch, which is the head then. Raises StoryError."""
-        with self._changing() as now:
+        """Makes a turn of any branch the head. Raises StoryError."""
+        with self._operation() as state:
             head = self._existing(turn)
-            if head != now.head:
-                self._file.add_state(now.id, "go to", head, now.settings)
+            if head != state.head:
+                self._file.add_state(state.id, "go to", head, state.settings)
 
     def set(self, **changes: Any) -> StorySettings:
         """Changes settings, all of them in one operation. Raises ConfigError."""
-        with self._changing() as now:
-            old = self._file.settings(now.settings)
+        with self._operation() as state:
+            old = self._file.settings(state.settings)
             new = old.changed(**changes)
             if new != old:
-                self._file.add_state(now.id, "set", now.head, self._file.add_settings(new))
+                self._file.add_state(state.id, "set", state.head, self._file.add_settings(new))
             return new
 
     def undo(self) -> str:
-        """Takes the last operation back; returns its name, or an empty text if there is none."""
-        with self._changing() as now:
-            return now.operation if self._stand_at(self._file.state_before(now)) else ""
+        """Undoes the last operation and returns its name, or an empty text if there is none."""
+        with self._operation() as state:
+            before = self._file.state_before(state)
+            if before is None:
+                return ""
+            self._file.set_state(before.id)
+            return state.operation
 
     def redo(self) -> str:
-        """Brings back what was undone last; returns its name, or an empty text if there is none."""
-        with self._changing() as now:
-            after = self._file.state_after(now)
-            return after.operation if self._stand_at(after) and after else ""
+        """Redoes the operation undone last; returns its name, or an empty text if there is none."""
+        with self._operation() as state:
+            after = self._file.state_after(state)
+            if after is None:
+                return ""
+            self._file.set_state(after.id)
+            return after.operation
 
     def mark(self, turn: Turn | int, kept: bool = True) -> None:
-        """Says that the writer accepts a turn, or no longer does.
-
-        It is said of the turn, not of the story: undo leaves it, `kept=False` takes it back.
-        """
-        with self._changing():
+        """Marks a turn of any branch to learn from, or removes the mark. Undo leaves marks."""
+        with self._operation():
             self._file.set_mark(self._file.turn(number_of(turn)).id, kept)
 
-    # ---------------------------------------------------------------------------------------------
-
-    def _look(self) -> _Seen:
-        """The story as it stands now, whoever wrote last."""
-        with self._lock:
-            if self._seen.version != self._file.version:
-                with self._file.transaction():
-                    self._refresh()
-            return self._seen
-
-    def _refresh(self) -> _Seen:
-        """Reads what has changed: of the path, only the turns that were not in it."""
-        old, state = self._seen, self._file.state()
-        turns, settings = old.turns, old.settings
-        if state.head != old.head:
-            shared, new = 0, []
-            for turn in self._file.back_from(state.head) if state.head else ():
-                place = place_of(turn.id, turns)
-                if place is not None:
-                    shared = place + 1
-                    break
-                new.append(turn)
-            turns = [*turns[:shared], *reversed(new)]
-        if state.settings != old.state.settings:
-            settings = self._file.settings(state.settings)
-        self._seen = _Seen(self._file.version, state, turns, settings)
-        return self._seen
-
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[StoryState]:
-        """One operation: gives the state it goes on from, and sees the one it leaves."""
+    def _operation(self) -> Iterator[StoryState]:
+        """A transaction. Gives the state before it, and reads the one after it."""
         with self._lock:
-            before = self._seen
+            before = self._snapshot
             try:
                 with self._file.transaction(writing=True):
-                    now = self._file.state()
-                    yield now
+                    state = self._file.state()
+                    yield state
                     self._refresh()
-            except BaseException:  # what is seen stays true; whether it is all, the file knows
-                self._seen = replace(before, version=_UNKNOWN)
+            except BaseException:  # rolled back: read the file again before the next use
+                self._snapshot = replace(before, version=UNKNOWN)
                 raise
-            self.moved_by_other = now.head != before.head
+            self.moved_by_other = state.head != before.head
 
-    def _rewrite(self, now: StoryState, start: int, pieces: Sequence[Piece]) -> int:
-        """Puts the pieces in place of all turns from `start` on; returns the first one's number."""
-        parent = self._seen.turns[start - 1].id if start else ROOT
+    def _rewrite(self, state: StoryState, start: int, segments: Sequence[Segment]) -> int:
+        """Replaces all turns from index `start` on; returns the number of the first new one."""
+        parent = self._snapshot.turns[start - 1].id if start else ROOT
         marked = self._file.marked()
         numbers = []
-        for piece in pieces:
-            old = piece.turn
-            data: dict[str, Any] = {}
+        for segment in segments:
+            old, data = segment.turn, dict[str, Any]()
             if old is not None:
                 data = old.data
-                data.pop("copied_from", None)  # that was said of the old one
-                data["copied_from" if piece.unchanged else "edited_from"] = old.id
-            parent = self._file.add_turn(parent, piece.by, piece.text, clean_data(data))
-            if old is not None and piece.unchanged and old.id in marked:
+                data.pop("copied_from", None)  # of the old turn
+                data["copied_from" if segment.equals(old) else "edited_from"] = old.id
+            parent = self._file.add_turn(parent, segment.by, segment.text, check_data(data))
+            if old is not None and segment.equals(old) and old.id in marked:
                 self._file.set_mark(parent, True)
             numbers.append(parent)
-        self._file.add_state(now.id, "edit", parent, now.settings)
+        self._file.add_state(state.id, "edit", parent, state.settings)
         return numbers[0] if numbers else ROOT
 
-    def _stand_at(self, state: StoryState | None) -> bool:
-        """Goes to a state of the journal, if there is one."""
-        if state is not None:
-            self._file.stand_at(state.id)
-        return state is not None
-
-    def _existing(self, turn: Turn | int) -> int:
-        """The number of a turn of any branch, or ROOT."""
+    def _index(self, turn: Turn | int) -> int:
+        """The index of a turn in the story as last seen here. Raises StoryError."""
         number = number_of(turn)
-        return number and self._file.turn(number).id
-
-    def _place(self, turn: Turn | int) -> int:
-        """Where a turn stands in the story as last seen here."""
-        number = number_of(turn)
-        place = place_of(number, self._seen.turns)
-        if place is None:
+        index = index_of(number, self._snapshot.turns)
+        if index is None:
             raise StoryError(
-                f"turn {number} does not stand in the story {self.name!r} now; expected one of its "
-                f"{len(self._seen.turns)} turns; go to a branch that holds it first"
+                f"turn {number} is not in the story {self.name!r} as it is now; expected one of "
+                f"its {len(self._snapshot.turns)} turns; go to a branch that has it first"
             )
-        return place
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What an object last saw of its story.
-
-    Attributes:
-        version: the file's version then, or _UNKNOWN.
-    """
-
-    version: int
-    state: StoryState
-    turns: list[Turn]
-    settings: StorySettings
-
-    @property
-    def head(self) -> int:
-        return self.state.head
-
-
-_UNKNOWN = -1
+        return index

@@ -20,7 +20,7 @@ from softlore.serve.prompt_store import PromptStore, UsablePrompts
 from softlore.serve.state import ServerState
 from softlore.serve.studio.book_folder import BookFolder, Stamp
 from softlore.serve.studio.fitting import Fitting
-from softlore.story import Branch, Story, StoryLibrary, Turn
+from softlore.story import Story, StoryBranch, StoryLibrary, Turn
 from softlore.story.session import StorySession
 
 MAX_OPEN = 16  # stories that stay open while nobody uses them
@@ -247,7 +247,7 @@ def _turn_dict(turn: Turn, marked: bool, tries: list[int]) -> dict[str, Any]:
     return data | ({"finish": finish} if isinstance(finish, str) else {})
 
 
-def _tries(story: Story, turns: list[Turn], branches: list[Branch]) -> dict[int, list[int]]:
+def _tries(story: Story, turns: list[Turn], branches: list[StoryBranch]) -> dict[int, list[int]]:
     """By turn, the alternatives to it and itself. Looked up only where a branch leaves."""
     forks = {branch.shared for branch in branches if branch.turns > branch.shared}
     return {

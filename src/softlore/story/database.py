@@ -1,14 +1,20 @@
-"""A story's file, opened and made: SQLite, refused unless it is what softlore wrote.
+"""Opens and creates the SQLite files of stories; rejects any other file.
 
-Five tables. `turns` is the tree of all that was ever written; no row of it is changed or deleted.
-`states` is the journal: what the story was after each operation, as a turn that it ends with and
-a row of `settings`; `now` says at which of them it stands, so that undo and redo move it and
-nothing else. `marks` are the turns that the writer has accepted.
+Five tables::
 
-The file is in WAL mode with synchronous=FULL: what has been committed is on the disk, and two
-processes may write by turns. It may come from a stranger, so its schema is compared, word for
-word, with the one below before anything else is asked of it: no trigger, no view, no expression
-of somebody else's ever runs.
+    turns       the tree of all turns ever written; its rows are never changed or deleted
+    settings    all settings the story has had
+    states      the undo journal: head and settings after each operation
+    now         the current state: undo and redo move it along the journal
+    marks       turns that the writer has marked to learn from
+
+        states   create ── add ── add ── set ── cut        After an undo, `now` is at `set`; `redo`
+                                          ↑                goes to `cut`, any other operation
+                                         now               replaces it.
+
+The file is in WAL mode with synchronous=FULL: what is committed is on the disk, and two processes
+may write in turn. As the file may come from an untrusted source, its schema is compared verbatim
+with the one below before anything else is read: no trigger, view or expression in it is run.
 """
 
 from __future__ import annotations
@@ -25,8 +31,8 @@ from softlore.story.settings import MAX_SETTINGS
 from softlore.story.turns import MAX_DATA, MAX_TEXT
 
 SCHEMA_VERSION = 1
-APPLICATION_ID = 0x736C7374  # "slst": how a story is told from other programs' SQLite files
-BUSY_SECONDS = 10.0  # how long another process may take for its operation
+APPLICATION_ID = 0x736C7374  # "slst", in the header of the SQLite file
+BUSY_SECONDS = 10.0  # that an operation waits for another process
 _MAGIC = b"SQLite format 3\0"
 _MAX_ROW = 4 * (MAX_TEXT + MAX_DATA + MAX_SETTINGS)  # bytes
 _SCHEMA = {
@@ -63,7 +69,7 @@ _SCHEMA = {
 def connect(path: Path) -> sqlite3.Connection:
     """Opens a story's file. Raises StoryNotFoundError, StoryFileError, StorageError."""
     _check_magic(path)
-    with told(path):
+    with translate_errors(path):
         db = sqlite3.connect(
             path.absolute().as_uri() + "?mode=rw",
             uri=True,
@@ -85,16 +91,20 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 @contextlib.contextmanager
-def making(path: Path) -> Iterator[Path]:
-    """Gives a new file to fill, with empty tables, which becomes `path` when the block ends well.
+def create_database(path: Path) -> Iterator[Path]:
+    """Gives a temporary file with empty tables, which is moved to `path` when the block succeeds.
 
-    It is there whole or not at all. Raises StoryError if something is at `path` already, and
-    StorageError where the disk refuses.
+    Raises:
+        StoryError: there is a file at `path` already.
+        StorageError: it cannot be written.
     """
     temporary = temporary_path(path)
     try:
-        with told(path), contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as db:
-            db.execute("PRAGMA synchronous = OFF")  # it is flushed with what is put into it
+        with (
+            translate_errors(path),
+            contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as db,
+        ):
+            db.execute("PRAGMA synchronous = OFF")  # flushed with the first transaction
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("BEGIN")
             for statement in _SCHEMA.values():
@@ -103,31 +113,31 @@ def making(path: Path) -> Iterator[Path]:
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             db.execute("COMMIT")
         yield temporary
-        _place(temporary, path)
+        _move(temporary, path)
     finally:
         for rest in ("", "-wal", "-shm", "-journal"):
             with contextlib.suppress(OSError):
                 os.unlink(f"{temporary}{rest}")
 
 
-def _place(temporary: Path, path: Path) -> None:
-    """Gives the file its name, unless something has that name: two may be making it at once."""
+def _move(temporary: Path, path: Path) -> None:
+    """Renames a file atomically. Raises StoryError if the name is taken, also meanwhile."""
     try:
         try:
             if os.name == "nt":
-                os.rename(temporary, path)  # refuses to replace there
+                os.rename(temporary, path)  # fails there if the target exists
             else:
                 os.link(temporary, path)
         except FileExistsError:
             raise
-        except OSError:  # a disk without links
+        except OSError:  # a file system without links
             if os.path.lexists(path):
                 raise FileExistsError from None
             os.rename(temporary, path)
         flush_folder(path.parent)
     except FileExistsError:
         raise StoryError(
-            f"something is at {str(path)!r} already; expected a new name for a new story; choose "
+            f"there is a file {str(path)!r} already; expected a new name for a new story; choose "
             "another name, or open that one"
         ) from None
     except OSError as error:
@@ -146,34 +156,36 @@ def _check_magic(path: Path) -> None:
     except OSError as error:
         raise storage_error("read", path, error) from error
     except ValueError:  # a name with a zero byte
-        raise StoryError(f"{str(path)!r:.160} can name no file; choose another name") from None
+        raise StoryError(
+            f"{str(path)!r:.160} is not a path; expected one; choose another name"
+        ) from None
     if start != _MAGIC:
-        what = "is empty" if not start else "does not begin as one does"
+        what = "is empty" if not start else "does not start with SQLite's signature"
         raise StoryFileError(
-            f"{str(path)!r} is no story: it {what}; expected a file that softlore wrote; a text or "
-            "another program's save is imported, not opened; a damaged file is replaced by a copy"
+            f"{str(path)!r} is not a story: it {what}; expected a file written by softlore; import "
+            "texts and other programs' saves instead, or restore a copy of a damaged file"
         )
 
 
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Turns SQLite's errors into softlore's."""
+def translate_errors(path: Path) -> Iterator[None]:
+    """Raises SQLite's errors as softlore's."""
     try:
         yield
     except sqlite3.ProgrammingError as error:
         raise StoryError(
-            f"the story {str(path)!r} cannot be used ({error}); expected an open one; open it anew"
+            f"the story {str(path)!r} cannot be used ({error}); expected an open one; open it again"
         ) from error
     except sqlite3.Error as error:
         kind = getattr(error, "sqlite_errorname", "").split("_")[1:2]
         if kind in (["BUSY"], ["LOCKED"]):
-            raise held(path) from error
+            raise in_use(path) from error
         if kind and kind[0] in _DISK:
             raise StorageError(
                 f"could not use the story {str(path)!r}: {error}; {_DISK[kind[0]]}"
             ) from error
         raise damaged(path, str(error)) from error
-    except UnicodeDecodeError as error:  # SQLite's own message quotes what it found
+    except UnicodeDecodeError as error:  # not quoted, as the message has the text
         raise damaged(path, "it holds text that is not UTF-8") from error
 
 
@@ -188,33 +200,33 @@ _DISK = {
 }
 
 
-def held(path: Path) -> StorageError:
-    """The error for a story that another process does not let go of."""
+def in_use(path: Path) -> StorageError:
+    """The error for a story that another process holds."""
     return StorageError(
-        f"the story {str(path)!r} is in use elsewhere; expected to have it within some seconds; "
+        f"the story {str(path)!r} is in use elsewhere; expected it to be released within seconds; "
         "close it there, or try again"
     )
 
 
 def damaged(path: Path, how: str) -> StoryFileError:
-    """The error for a story's file that holds what softlore would not have written."""
+    """The error for a story's file with content that softlore does not write."""
     return StoryFileError(
-        f"the story {str(path)!r} is damaged: {how}; expected a story as softlore writes it; go "
-        "back to a copy of it"
+        f"the story {str(path)!r} is damaged: {how}; expected a story as softlore writes it; "
+        "restore a copy of it"
     )
 
 
 def _check_schema(db: sqlite3.Connection, path: Path) -> None:
-    """Refuses all but the file of a story, before anything is asked of its tables."""
+    """Rejects all but files of stories, before anything is read from their tables."""
     application = db.execute("PRAGMA application_id").fetchone()[0]
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    # A list: a trigger may have the name of a table.
-    found = sorted(db.execute("SELECT type, name, sql FROM sqlite_master LIMIT 100"), key=str)
+    # A list, as a trigger may have the name of a table.
+    objects = sorted(db.execute("SELECT type, name, sql FROM sqlite_master LIMIT 100"), key=str)
     if application != APPLICATION_ID:
-        what = f"holds the {found[0][0]} {found[0][1]!r:.60}" if found else "has no tables"
+        what = f"has the {objects[0][0]} {objects[0][1]!r:.60}" if objects else "has no tables"
         raise StoryFileError(
-            f"{str(path)!r} is no story: it is an SQLite file of another program and "
-            f"{what}; expected one made by softlore; name another file"
+            f"{str(path)!r} is not a story: it is an SQLite file of another program and "
+            f"{what}; expected one written by softlore; choose another file"
         )
     if version > SCHEMA_VERSION:
         raise StoryFileError(
@@ -222,7 +234,9 @@ def _check_schema(db: sqlite3.Connection, path: Path) -> None:
             f"number {version}, and this one reads up to {SCHEMA_VERSION}); expected an older "
             "one; install the newer softlore"
         )
-    ours = sorted(((sql.split()[1].lower(), name, sql) for name, sql in _SCHEMA.items()), key=str)
-    if version < 1 or found != ours:
-        odd = ", ".join(sorted({f"{kind} {name}" for kind, name, _ in {*found} ^ {*ours}}))
+    expected = sorted(
+        ((sql.split()[1].lower(), name, sql) for name, sql in _SCHEMA.items()), key=str
+    )
+    if version < 1 or objects != expected:
+        odd = ", ".join(sorted({f"{kind} {name}" for kind, name, _ in {*objects} ^ {*expected}}))
         raise damaged(path, f"its tables are not those of a story ({odd:.100})")
