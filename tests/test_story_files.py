@@ -65,7 +65,7 @@ PLAIN = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_TEXT, inner, max_size=3),
     max_leaves=6,
 )
-KNOWN = {*StorySettings().as_data(), "extra", "koboldai", "softlore-story"}
+KNOWN = {*StorySettings().to_dict(), "extra", "koboldai", "softlore-story"}
 SETTINGS = st.builds(
     StorySettings,
     title=ANY_TEXT,

@@ -412,7 +412,7 @@ def test_settings_change_together_and_are_kept(story, path):
         ({"sampling": [1]}, "expected a mapping"),
         ({"sampling": {"a": float("inf")}}, "not finite"),
         ({"sampling": {1: 2}}, "field name 1 is not text"),
-        ({"extra": {"memory": "a"}}, "extra holds 'memory'"),
+        ({"extra": {"memory": "a"}}, "extra has 'memory'"),
         ({"memory": "a" * 2**25}, "expected at most 33,554,432"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value),

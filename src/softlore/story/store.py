@@ -164,7 +164,7 @@ class StoryFile:
             data = json.loads(row[0]) if row and type(row[0]) is str else None
             if not isinstance(data, dict):
                 raise ValueError("not a JSON object")
-            return StorySettings.from_data(data)
+            return StorySettings.from_dict(data)
         except (ValueError, RecursionError) as error:  # ConfigError is a ValueError
             raise self._damaged(f"its settings cannot be read: {error!s:.200}") from None
 

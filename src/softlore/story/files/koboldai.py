@@ -64,7 +64,7 @@ def read(text: str) -> StoryDraft:
     by = _by(ours.get("by"), texts)
     lorebook = data.get("worldinfo")
     return StoryDraft(
-        StorySettings.from_data({**settings, EXTRA: data}),
+        StorySettings.from_dict({**settings, EXTRA: data}),
         tuple(zip(by, texts, strict=False)),  # an empty prompt that no one wrote is left out
         lorebook or None,
     )
@@ -74,7 +74,7 @@ def write(draft: StoryDraft) -> str:
     """A draft as a save, with the fields that KoboldAI needs to open it."""
     others = draft.settings.extra.get(EXTRA)
     others = others if isinstance(others, dict) else {}
-    own = draft.settings.unusual()
+    own = draft.settings.non_defaults()
     told = {*_SETTINGS.values(), EXTRA}
     prompt, *actions = [text for _, text in draft.turns] or [""]
     data = {

@@ -56,12 +56,12 @@ def read(text: str) -> StoryDraft:
     turns = list(plain_text.read(before).turns)  # nothing, unless somebody put it there
     for by, part in zip(parts[::2], parts[1::2], strict=True):
         turns.append((cast(By, by), _ESCAPED.sub(r"<!--\1\2-->", part)))
-    return StoryDraft(StorySettings.from_data(data), tuple(turns))
+    return StoryDraft(StorySettings.from_dict(data), tuple(turns))
 
 
 def write(draft: StoryDraft) -> str:
     """Settings that have their defaults are left out."""
-    front = write_yaml({_NAME: VERSION, **draft.settings.unusual()})
+    front = write_yaml({_NAME: VERSION, **draft.settings.non_defaults()})
     body = "".join(
         f"<!--{by}-->" + _ESCAPABLE.sub(r"<!--\\\1\2-->", text) for by, text in draft.turns
     )
