@@ -6,8 +6,8 @@ import time
 import pytest
 
 from softlore.context import ScanSettings, Timers, activate, place_entries
-from softlore.context.keys import ScannedTexts, Watch, read_keys
-from softlore.context.patterns import MAX_COPIES, compiled, split_pattern
+from softlore.context.keys import PatternSearch, ScannedTexts, prepare_keys
+from softlore.context.patterns import MAX_COPIES, compile_pattern, split_pattern
 from softlore.context.scan import draw
 from softlore.errors import ConfigError, ContextError
 from softlore.lore import Entry
@@ -32,11 +32,15 @@ def reason(entry, *messages, **fields):
 
 
 def why(activation, name):
-    return next(passed.why for passed in activation.passed if passed.entry.name == name)
+    return next(skipped.why for skipped in activation.skipped if skipped.entry.name == name)
 
 
 def finds(key, text, case_sensitive=False, whole_words=True):
-    return bool(read_keys((key,), case_sensitive, whole_words).find(ScannedTexts([text]), Watch()))
+    return bool(
+        prepare_keys((key,), case_sensitive, whole_words).find(
+            ScannedTexts([text]), PatternSearch()
+        )
+    )
 
 
 # Keys
@@ -111,7 +115,7 @@ def test_case_and_whole_words():
     ],
 )
 def test_a_pattern_is_read_as_javascript(key, text, found):
-    assert read_keys((key,), False, True).wrong == ()
+    assert prepare_keys((key,), False, True).invalid == []
     assert finds(key, text, case_sensitive=True) is found
 
 
@@ -131,7 +135,7 @@ def test_what_is_not_quite_a_pattern_is_plain(key):
     ],
 )
 def test_a_pattern_that_is_none_is_reported(pattern):
-    assert compiled(pattern, "")[1]
+    assert compile_pattern(pattern, "")[1]
     found = activate([entry("Emma", f"/{pattern}/", "hat")], ["Emma " + pattern, "a hat"])
     assert names(found) == ["Emma"]
     assert [(bad.entry.name, bad.key) for bad in found.bad_keys] == [("Emma", f"/{pattern}/")]
@@ -139,9 +143,9 @@ def test_a_pattern_that_is_none_is_reported(pattern):
 
 
 def test_repeats_are_counted_as_compiling_copies_them():
-    assert not compiled(rf"(?:ab){{{MAX_COPIES // 2}}}", "")[1]
-    assert compiled(rf"(?:ab){{{MAX_COPIES // 2}}}c", "")[1]
-    assert not compiled(r"\d{4}-\d{2}-\d{2}.{0,2000}[xy]{3}" * 10, "")[1]
+    assert not compile_pattern(rf"(?:ab){{{MAX_COPIES // 2}}}", "")[1]
+    assert compile_pattern(rf"(?:ab){{{MAX_COPIES // 2}}}c", "")[1]
+    assert not compile_pattern(r"\d{4}-\d{2}-\d{2}.{0,2000}[xy]{3}" * 10, "")[1]
 
 
 def test_a_pattern_that_would_never_end_is_given_up():
@@ -170,7 +174,7 @@ def test_only_the_last_messages_are_searched():
     assert reason(emma, "No one.", "Emma came.") == "key 'Emma' in the last message"
     assert reason(emma, "Emma came.", "No one.") == "key 'Emma' 1 message back"
     assert not called(emma, "Emma came.", "No one.", "No one.")
-    assert called(emma, "Emma came.", "No one.", "No one.", scanning=ScanSettings(scan_depth=3))
+    assert called(emma, "Emma came.", "No one.", "No one.", settings=ScanSettings(scan_depth=3))
     assert called(emma.model_copy(update={"scan_depth": 3}), "Emma came.", "No one.", "No one.")
     assert not called(emma.model_copy(update={"scan_depth": 0}), "Emma came.")
     assert not called(emma)
@@ -184,16 +188,16 @@ def test_the_nearest_text_and_the_first_key_are_named():
 
 def test_the_entry_overrides_the_settings():
     loose = ScanSettings(match_whole_words=False, case_sensitive=True)
-    assert called(entry("AI", "ai"), "ain't", scanning=loose)
-    assert not called(entry("AI", "ai", match_whole_words=True), "ain't", scanning=loose)
-    assert not called(entry("AI", "AI"), "ain't", scanning=loose)
-    assert called(entry("AI", "AI", case_sensitive=False), "ain't", scanning=loose)
+    assert called(entry("AI", "ai"), "ain't", settings=loose)
+    assert not called(entry("AI", "ai", match_whole_words=True), "ain't", settings=loose)
+    assert not called(entry("AI", "AI"), "ain't", settings=loose)
+    assert called(entry("AI", "AI", case_sensitive=False), "ain't", settings=loose)
 
 
 def test_constant_and_disabled():
     assert reason(entry("town", constant=True)) == "constant"
     assert not called(entry("town", constant=True, enabled=False))
-    assert activate([entry("town", constant=True, enabled=False)], []).passed == []
+    assert activate([entry("town", constant=True, enabled=False)], []).skipped == []
 
 
 @pytest.mark.parametrize(
@@ -214,7 +218,7 @@ def test_secondary_keys(logic, with_none, with_one, with_both):
     ]:
         found = activate([emma], story)
         assert bool(found.active) is used
-        assert bool(found.passed) is not used
+        assert bool(found.skipped) is not used
     assert not called(emma, "A hat.", "A gun.")
     assert called(emma.model_copy(update={"selective": False}), "Emma, a hat, a gun")
 
@@ -251,15 +255,15 @@ def test_the_draw_is_once_a_scan():
     book = [entry("Emma", "Emma", "Marta", probability=0), entry("Marta", constant=True)]
     found = activate(book, ["Emma"])
     assert names(found) == ["Marta"]
-    assert [passed.entry.name for passed in found.passed] == ["Emma"]
+    assert [skipped.entry.name for skipped in found.skipped] == ["Emma"]
 
 
 def test_a_group_has_one_active_member():
     book = [entry(name, constant=True, group="weather") for name in ("rain", "sun", "snow")]
     found = activate(book, [])
     assert len(found.active) == 1
-    for passed in found.passed:
-        assert passed.why == f"lost in group 'weather' to {found.active[0].entry.name!r}"
+    for skipped in found.skipped:
+        assert skipped.why == f"lost in group 'weather' to {found.active[0].entry.name!r}"
     winners = {names(activate(book, [], seed=seed))[0] for seed in range(50)}
     assert winners == {"rain", "sun", "snow"}
 
@@ -326,7 +330,7 @@ def test_the_text_of_an_entry_calls_up_others():
     assert names(found) == ["harbour", "Emma", "Lane"]
     assert [active.round for active in found.active] == [3, 1, 2]
     lane = found.active[2]
-    assert lane.reason == "called up by entry 'Emma': key 'Rook Lane' in its text"
+    assert lane.reason == "triggered by entry 'Emma': key 'Rook Lane' in its text"
     assert names(activate(book, ["Emma"], ScanSettings(recursive=False))) == ["Emma"]
     assert names(activate(book, ["Emma"], ScanSettings(max_rounds=1))) == ["Emma"]
     assert names(activate(book, ["Emma"], ScanSettings(max_rounds=2))) == ["Emma", "Lane"]
@@ -379,7 +383,7 @@ def test_without_recursion_delayed_entries_wait():
         entry("deeper", "Emma", delay_until_recursion=2),
     ]
     assert activate(book, ["Emma came."]).active == []
-    assert activate(book, ["Emma came."]).passed == []
+    assert activate(book, ["Emma came."]).skipped == []
 
 
 # Time
@@ -391,7 +395,7 @@ def used_at(one, lengths, word="Emma", at=(), timers=None):
     for length in lengths:
         message = word if length in at else "Nothing."
         found = activate([one], ["Nothing."] * (length - 1) + [message], timers=timers)
-        timers = Timers.from_data(json.loads(json.dumps(found.timers.data())))
+        timers = Timers.from_dict(json.loads(json.dumps(found.timers.to_dict())))
         if found.active:
             used.append(length)
     return used
@@ -425,7 +429,7 @@ def test_delay():
     emma = entry("Emma", "Emma", delay=3)
     assert used_at(emma, range(1, 5), at=range(1, 5)) == [3, 4]
     found = activate([emma], ["Emma"])
-    assert why(found, "Emma") == "too early: the story has 1 message, and it asks for 3"
+    assert why(found, "Emma") == "too early: the story has 1 message; its delay is 3"
 
 
 def test_a_sticky_entry_is_not_drawn_again_and_holds_its_group():
@@ -460,7 +464,7 @@ def test_timers_of_another_book_are_kept():
 @pytest.mark.parametrize("data", [None, [], {"Emma": -1}, {"Emma": True}, {"Emma": "2"}, {1: 1}])
 def test_timers_that_are_none(data):
     with pytest.raises(ContextError, match="expected"):
-        Timers.from_data(data)
+        Timers.from_dict(data)
 
 
 # Budget
@@ -489,7 +493,7 @@ def test_a_spent_budget_stops_recursion():
     ]
     found = activate(book, ["Emma"], cost=lambda one: len(one.text), budget=10)
     assert names(found) == ["Emma"]
-    assert [passed.entry.name for passed in found.passed] == ["Marta"]
+    assert [skipped.entry.name for skipped in found.skipped] == ["Marta"]
 
 
 # Places

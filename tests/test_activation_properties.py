@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softlore.context import ScanSettings, Timers, activate, place_entries
-from softlore.context.keys import ScannedTexts, Watch, grams, read_keys
+from softlore.context.keys import PatternSearch, ScannedTexts, prepare_keys, trigrams
 from softlore.context.scan import draw
 from softlore.lore import Entry
 
@@ -121,7 +121,7 @@ class Reference:
         self.n = len(messages)
         self.called = {name: at for name, at in called.items() if at < self.n}
         self.budget = math.inf if budget is None else budget
-        self.round_of, self.key_of, self.passed = {}, {}, set()
+        self.round_of, self.key_of, self.skipped = {}, {}, set()
         self.rounds = []  # the entries that entered, by round
         self.lost, self.full, self.spent = set(), False, 0
         self.run()
@@ -199,7 +199,7 @@ class Reference:
             key = None if entry.constant or sticky else self.first_key(entry)
             if not (entry.constant or sticky or key):
                 continue
-            self.passed.add(entry.name)
+            self.skipped.add(entry.name)
             if self.n < entry.delay or self.cools(entry):
                 continue
             if key and not self.secondary(entry):
@@ -282,20 +282,20 @@ def test_activation_does_what_the_rules_say(number):
     budget = rng.choice([None, None, 5, 20])
     price = None if budget is None else cost
     for messages in a_story(rng):
-        rules = Reference(book, messages, scanning, timers.called, seed, budget)
+        rules = Reference(book, messages, scanning, timers.triggered, seed, budget)
         found = activate(book, messages, scanning, timers, seed=seed, cost=price, budget=budget)
         expected = sorted((e for e in book if e.name in rules.round_of), key=lambda e: e.order)
         assert [one.entry for one in found.active] == expected
         assert [(one.round, one.key) for one in found.active] == [
             (rules.round_of[e.name], rules.key_of[e.name]) for e in expected
         ]
-        assert {one.entry.name for one in found.passed} == rules.passed - set(rules.round_of)
-        assert found.timers.data() == rules.timers()
+        assert {one.entry.name for one in found.skipped} == rules.skipped - set(rules.round_of)
+        assert found.timers.to_dict() == rules.timers()
         if budget is not None:
             assert found.cost == sum(cost(e) for e in expected)
         again = activate(book, messages, scanning, timers, seed=seed, cost=price, budget=budget)
         assert again == found
-        timers = Timers.from_data(json.loads(json.dumps(found.timers.data())))
+        timers = Timers.from_dict(json.loads(json.dumps(found.timers.to_dict())))
 
 
 @given(seeds)
@@ -325,29 +325,29 @@ letters = st.text(alphabet="aAb艾가é\u0301-' _1", max_size=6)
 @given(letters, letters, st.booleans())
 def test_a_key_that_is_cut_out_of_a_text_is_found_in_it(before, key, case):
     for text in (f"{before} {key} {before}", key):
-        keys = read_keys((key,), case, False)
+        keys = prepare_keys((key,), case, False)
         expected = {0: 0} if key.strip() else {}
-        assert keys.find(ScannedTexts([text]), Watch()) == expected
-        whole = read_keys((key.strip(),), case, True).find(ScannedTexts([text]), Watch())
+        assert keys.find(ScannedTexts([text]), PatternSearch()) == expected
+        whole = prepare_keys((key.strip(),), case, True).find(ScannedTexts([text]), PatternSearch())
         assert whole == expected
 
 
 @given(st.lists(letters, max_size=3), st.lists(letters, max_size=3), st.booleans())
 def test_the_short_cuts_change_nothing(keys, texts, whole):
     """Keys found together are those found one by one, in the nearest text that holds them."""
-    together = read_keys(tuple(keys), False, whole).find(ScannedTexts(texts), Watch())
+    together = prepare_keys(tuple(keys), False, whole).find(ScannedTexts(texts), PatternSearch())
     apart = {}
     for place, key in enumerate(keys):
         for i, text in enumerate(texts):
-            if read_keys((key,), False, whole).find(ScannedTexts([text]), Watch()):
+            if prepare_keys((key,), False, whole).find(ScannedTexts([text]), PatternSearch()):
                 apart.setdefault(place, i)
     assert together == apart
 
 
-@given(st.text(max_size=6), st.integers(1, 3))
-def test_grams(text, n):
-    assert all(gram in text and len(gram) == n for gram in grams(text, n))
-    assert len(grams(text, n)) <= max(0, len(text) - n + 1)
+@given(st.text(max_size=6))
+def test_trigrams(text):
+    assert all(trigram in text and len(trigram) == 3 for trigram in trigrams(text))
+    assert len(trigrams(text)) <= max(0, len(text) - 2)
 
 
 # What stands between slashes may be anything.

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softlore.context.budget import LEAST, LoreOption, choose_within_budget
+from softlore.context.budget import MIN_GAIN, LoreOption, choose_within_budget
 
 
 @st.composite
@@ -29,7 +29,7 @@ def mixes(offers):
 
 
 def worth(mix):
-    return sum(max(offer.gain, LEAST) for offer in mix)
+    return sum(max(offer.gain, MIN_GAIN) for offer in mix)
 
 
 @given(offered(), st.integers(-2, 40))

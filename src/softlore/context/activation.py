@@ -1,18 +1,24 @@
-"""Activation: which entries of World Info a story calls up, by the rules that SillyTavern set.
+"""Activation: which entries a story activates, by the rules of SillyTavern's World Info.
 
-A scan goes round by round. In each, of the entries that are enabled and not yet active,
+A scan runs in rounds. The first searches the last messages of the story for keys, each further one
+the texts of the entries that became active in the round before (recursion)::
 
-1. constant and sticky ones, and those with a key in the text searched, are called up;
-2. those whose time has not come (delay, cooldown) or whose secondary keys say no are passed over;
-3. of each group, one is left;
-4. probability is drawn;
-5. by descending order, those enter that the budget has room for.
+    messages ──▶ 1 trigger ──▶ 2 timers, secondary ──▶ 3 groups ──▶ 4 probability ──▶ 5 budget
+                    ▲            keys                                                    │
+                    └────────────── texts of the entries that became active ◀────────────┘
 
-The first round searches the last messages; the text of the entries that entered is searched by the
-next one as well, until nothing new enters. Entries delayed until recursion join in from the second
-round on: the lowest level first, each next one when a round has brought nothing new.
+In each round, of the entries that are enabled and not yet active,
 
-Everything here is pure: the same story, settings and seed give the same result.
+1. constant and sticky ones, and those with a key in the texts searched, are triggered;
+2. those whose delay or cooldown is not over, or whose secondary keys forbid it, are skipped;
+3. one entry of each group remains;
+4. the others become active with their probability;
+5. by descending order, entries enter until one does not fit the budget.
+
+The scan ends when a round activates nothing new. Entries with `delay_until_recursion` take part
+from the second round on: the lowest level first, the next when a round activated nothing.
+
+All functions are pure: the same story, settings and seed give the same result.
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ from softlore.lore.entry import Role
 
 @dataclass(frozen=True)
 class ActiveEntry:
-    """An entry that is used, the reason in plain words, the key that called it, and the round."""
+    """An active entry: why, by which key, and in which round it became so."""
 
     entry: Entry
     reason: str
@@ -41,7 +47,7 @@ class ActiveEntry:
 
 @dataclass(frozen=True)
 class SkippedEntry:
-    """An entry that was called up and is not used, and why, in plain words."""
+    """An entry that was triggered and is not active, and why."""
 
     entry: Entry
     why: str
@@ -49,7 +55,7 @@ class SkippedEntry:
 
 @dataclass(frozen=True)
 class BadKey:
-    """A key that matches nothing, being no valid regular expression or taking too long."""
+    """A key that matches nothing: an invalid regular expression, or one that takes too long."""
 
     entry: Entry
     key: str
@@ -58,18 +64,18 @@ class BadKey:
 
 @dataclass(frozen=True)
 class Activation:
-    """What a scan found.
+    """The result of a scan.
 
     Attributes:
-        active: the entries used, in the order of insertion: by ascending `order`, then as given.
-        passed: those called up but not used, in the same order.
+        active: in insertion order: by ascending `order`, then as given.
+        skipped: in the same order.
         bad_keys: keys that could not be searched for.
-        timers: to be handed to the next scan.
-        cost: what the active entries cost together; 0 without a budget.
+        timers: to be passed to the next scan.
+        cost: of the active entries together; 0 without a budget.
     """
 
     active: list[ActiveEntry]
-    passed: list[SkippedEntry]
+    skipped: list[SkippedEntry]
     bad_keys: list[BadKey]
     timers: Timers
     cost: int
@@ -77,11 +83,10 @@ class Activation:
 
 @dataclass
 class EntryPlacement:
-    """Active entries by where they go, each list in the order of insertion.
+    """Active entries by position, each list in insertion order.
 
     Attributes:
-        at_depth: by how many messages before the end of the story, and who says it; in the order
-            of the text, the deepest first.
+        at_depth: by how many messages before the end of the story, and role; the deepest first.
     """
 
     before_char: list[ActiveEntry] = field(default_factory=list)
@@ -97,25 +102,25 @@ class EntryPlacement:
 def activate(
     entries: Iterable[Entry],
     messages: Sequence[str],
-    scanning: ScanSettings | None = None,
+    settings: ScanSettings | None = None,
     timers: Timers | None = None,
     *,
     seed: int = 0,
     cost: Callable[[Entry], int] | None = None,
     budget: int | None = None,
 ) -> Activation:
-    """Finds the entries that a story calls up.
+    """Returns the entries that a story activates.
 
     Args:
-        entries: a lorebook, or entries of several; timers and draws know them by name.
+        entries: a lorebook, or entries of several; timers and draws identify them by name.
         messages: the story so far, the oldest message first.
-        scanning: settings of the program; None: the defaults.
-        timers: what the scan before this one gave; None: none yet.
-        seed: of the draws by probability and by weight. They depend on the number of messages and
-            on names besides, so that the same story gives the same draws.
-        cost: what an entry costs, in tokens.
-        budget: in each round entries enter by descending order until one does not fit; from then
-            on none but those with `ignore_budget` enter, and recursion stops.
+        settings: None: the defaults.
+        timers: those of the scan before this one; None: none yet.
+        seed: of the draws by probability and by weight. They also depend on the number of messages
+            and on names, so that the same story gives the same draws.
+        cost: returns the tokens that an entry takes.
+        budget: in tokens. In each round entries enter by descending order until one does not fit;
+            after that only those with `ignore_budget` enter, and recursion stops.
 
     Raises:
         ConfigError: a cost without a budget or the other way round, or a budget below 0.
@@ -130,45 +135,44 @@ def activate(
     scan = Scan(
         list(entries),
         messages,
-        scanning or ScanSettings(),
+        settings or ScanSettings(),
         timers or Timers(),
         seed,
         cost or (lambda entry: 0),
         math.inf if budget is None else budget,
     )
     scan.run()
-    inserted = sorted(scan.everyone, key=lambda c: (c.entry.order, c.place))
-    used = set(scan.active)
+    ordered = sorted(scan.candidates, key=lambda c: (c.entry.order, c.place))
+    active = set(scan.active)
     return Activation(
-        [ActiveEntry(c.entry, c.reason, c.key, c.round) for c in inserted if c in used],
-        [SkippedEntry(c.entry, c.why_not) for c in inserted if c not in used and c.why_not],
-        [BadKey(c.entry, *bad) for c in scan.everyone for bad in _bad_keys(c, scan.watch.slow)],
+        [ActiveEntry(c.entry, c.reason, c.key, c.round) for c in ordered if c in active],
+        [SkippedEntry(c.entry, c.skipped) for c in ordered if c not in active and c.skipped],
+        [bad for c in scan.candidates for bad in _bad_keys(c, scan.search.timeouts)],
         scan.timers.after(scan.entries, (c.entry for c in scan.active), len(messages)),
         scan.spent,
     )
 
 
-def _bad_keys(candidate: Candidate, slow: dict[str, str]) -> list[tuple[str, str]]:
-    """The keys of a candidate that match nothing, each with the reason."""
-    found: list[tuple[str, str]] = []
+def _bad_keys(candidate: Candidate, timeouts: dict[str, str]) -> list[BadKey]:
+    problems: list[tuple[str, str]] = []
     for keys in (candidate.keys, candidate.secondary):
-        found += keys.wrong
-        found += [(key, slow[key]) for key, _, _ in keys.patterns if key in slow]
-    return found
+        problems += keys.invalid
+        problems += [(key, timeouts[key]) for key, _, _ in keys.patterns if key in timeouts]
+    return [BadKey(candidate.entry, key, why) for key, why in problems]
 
 
 def place_entries(active: Iterable[ActiveEntry]) -> EntryPlacement:
-    """Sorts active entries by where they go."""
-    places = EntryPlacement()
+    """Sorts active entries by position."""
+    placement = EntryPlacement()
     depths: dict[tuple[int, Role], list[ActiveEntry]] = {}
-    for one in sorted(active, key=lambda one: one.entry.order):
-        entry = one.entry
+    for item in sorted(active, key=lambda item: item.entry.order):
+        entry = item.entry
         if entry.position == "at_depth":
-            depths.setdefault((entry.depth, entry.role), []).append(one)
+            depths.setdefault((entry.depth, entry.role), []).append(item)
         else:
-            listed: list[ActiveEntry] = getattr(places, entry.position)
-            listed.append(one)
+            listed: list[ActiveEntry] = getattr(placement, entry.position)
+            listed.append(item)
     roles = get_args(Role)
     for depth, role in sorted(depths, key=lambda at: (-at[0], roles.index(at[1]))):
-        places.at_depth[depth, role] = depths[depth, role]
-    return places
+        placement.at_depth[depth, role] = depths[depth, role]
+    return placement

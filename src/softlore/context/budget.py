@@ -1,8 +1,8 @@
-"""A budget that chooses: which active entries stand in the context, as soft prompt or as text.
+"""Chooses, under a token budget, which active entries enter, as a soft prompt or as text.
 
-Each entry is offered in one form or two, with its tokens and the recall it was measured to gain.
-Under a token budget the mix with the highest gain in all is taken: a knapsack with a choice of
-form for each entry, solved exactly.
+Each entry has one option or two (soft prompt, text), with its tokens and the recall it was measured
+to gain. The choice is a multiple-choice knapsack: at most one option per entry, the highest total
+gain within the budget, solved exactly.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 LoreForm = Literal["soft", "text"]
-LEAST = 0.01  # nats a token: an entry is called up for a reason, even if no gain was measured
+MIN_GAIN = 0.01  # nats per token: an active entry is of some use, even if no gain was measured
 
 
 @dataclass(frozen=True)
@@ -23,33 +23,33 @@ class LoreOption:
 
     Attributes:
         tokens: of the context that it takes.
-        gain: recall that it adds, nats a token of response.
+        gain: of recall, nats per token of response.
+        outside: whether it does not count against the budget, and enters in any case.
     """
 
     entry: str
     form: LoreForm
     tokens: int
     gain: float
-    outside: bool = False  # of the budget: it enters in any case
+    outside: bool = False
 
 
 @dataclass(frozen=True)
 class CutEntry:
-    """An entry that was called up and does not stand in the context, and why."""
+    """An active entry that does not enter the context, and why."""
 
     entry: str
     why: str
-    offers: tuple[LoreOption, ...]
 
 
 @dataclass(frozen=True)
 class BudgetChoice:
-    """What was chosen.
+    """What enters the context.
 
     Attributes:
-        chosen: in the order in which they were offered, at most one an entry.
-        cut: the others.
-        budget: tokens there were for those that count.
+        chosen: at most one option per entry, in the order of the options.
+        cut: the other entries.
+        budget: in tokens, for the options that count against it.
     """
 
     chosen: tuple[LoreOption, ...]
@@ -58,80 +58,79 @@ class BudgetChoice:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all that was chosen, what stands outside of the budget too."""
-        return sum(offer.tokens for offer in self.chosen)
-
-    @property
-    def gain(self) -> float:
-        return sum(offer.gain for offer in self.chosen)
+        """Tokens of all chosen options, those outside the budget included."""
+        return sum(option.tokens for option in self.chosen)
 
 
-def choose_within_budget(offers: Sequence[LoreOption], budget: int) -> BudgetChoice:
-    """The mix of offers within a budget that gains most; of equals, the one of fewest tokens.
+def choose_within_budget(options: Sequence[LoreOption], budget: int) -> BudgetChoice:
+    """Returns the choice of the highest total gain; of equal ones, the one of fewest tokens.
 
-    Entries that were offered first win ties. An entry without offers cannot be chosen.
+    Earlier entries win ties.
     """
     by_entry: dict[str, list[LoreOption]] = {}
-    for offer in offers:
-        by_entry.setdefault(offer.entry, []).append(offer)
+    for option in options:
+        by_entry.setdefault(option.entry, []).append(option)
     outside = {
-        name: max(mine, key=lambda offer: (offer.gain, -offer.tokens))
-        for name, mine in by_entry.items()
-        if mine[0].outside
+        name: max(entry_options, key=lambda option: (option.gain, -option.tokens))
+        for name, entry_options in by_entry.items()
+        if entry_options[0].outside
     }
-    rest = [mine for name, mine in by_entry.items() if name not in outside]
-    picked = {offer.entry: offer for offer in _knapsack(rest, max(0, budget))}
-    picked |= outside
-    chosen = tuple(picked[name] for name in by_entry if name in picked)
-    left = budget - sum(offer.tokens for offer in chosen if not offer.outside)
+    counted = [group for name, group in by_entry.items() if name not in outside]
+    best = {option.entry: option for option in _knapsack(counted, max(0, budget))} | outside
+    chosen = tuple(best[name] for name in by_entry if name in best)
+    left = budget - sum(option.tokens for option in chosen if not option.outside)
     cut = tuple(
-        CutEntry(name, _why(mine, left, budget), tuple(mine))
-        for name, mine in by_entry.items()
-        if name not in picked
+        CutEntry(name, _why_cut(group, left, budget))
+        for name, group in by_entry.items()
+        if name not in best
     )
     return BudgetChoice(chosen, cut, budget)
 
 
 def _knapsack(groups: Sequence[Sequence[LoreOption]], budget: int) -> list[LoreOption]:
-    """At most one offer of each group, of the highest value in all.
+    """At most one option of each group, of the highest total value.
 
-    `best[t]` is the highest value in at most `t` tokens; exact, in time groups × budget.
+    Dynamic programming over tokens, in time groups × budget: after group g, `best[t]` is the
+    highest value of options of groups 0 to g in at most t tokens, and `picked[g, t]` the number of
+    the option of group g that it contains, or -1. The choice is read from `picked` backwards::
+
+        tokens    0  1  2 …  budget
+        group 0 [ …                ]
+        group 1 [ …     ◀── tokens less those of the option picked in group 2
+        group 2 [ …             ▲  ]   start: picked[-1, budget]
     """
-    # A token costs a little, so that of two mixes as good the shorter one wins; and an earlier
-    # entry is worth a little more than a later one.
+    # A token costs a little, so that of equal choices the shorter wins, and a later group is worth
+    # a little less than an earlier one.
     price = 1e-6 / max(1, budget)
     best = np.zeros(budget + 1)
-    taken = np.full((len(groups), budget + 1), -1, dtype=np.int16)
+    picked = np.full((len(groups), budget + 1), -1, dtype=np.int16)
     for row, group in enumerate(groups):
-        known = best.copy()
-        for number, offer in enumerate(group):
-            if offer.tokens > budget:
+        without = best.copy()
+        for number, option in enumerate(group):
+            if option.tokens > budget:
                 continue
-            value = max(offer.gain, LEAST) * (1 - 1e-9 * row) - price * offer.tokens
-            tried = np.full(budget + 1, -np.inf)
-            tried[offer.tokens :] = known[: budget + 1 - offer.tokens] + value
-            better = tried > best
-            best[better] = tried[better]
-            taken[row, better] = number
-    found, tokens = [], budget
+            value = max(option.gain, MIN_GAIN) * (1 - 1e-9 * row) - price * option.tokens
+            values = np.full(budget + 1, -np.inf)
+            values[option.tokens :] = without[: budget + 1 - option.tokens] + value
+            better = values > best
+            best[better] = values[better]
+            picked[row, better] = number
+    chosen, tokens = [], budget
     for row in range(len(groups) - 1, -1, -1):
-        number = int(taken[row, tokens])
+        number = int(picked[row, tokens])
         if number >= 0:
-            found.append(groups[row][number])
+            chosen.append(groups[row][number])
             tokens -= groups[row][number].tokens
-    return found[::-1]
+    return chosen[::-1]
 
 
-def _why(offers: Sequence[LoreOption], left: int, budget: int) -> str:
-    forms = " or ".join(f"{offer.tokens} tokens as {_called(offer.form)}" for offer in offers)
-    if min(offer.tokens for offer in offers) > budget:
+def _why_cut(options: Sequence[LoreOption], left: int, budget: int) -> str:
+    names = {"soft": "a soft prompt", "text": "text"}
+    forms = " or ".join(f"{option.tokens} tokens as {names[option.form]}" for option in options)
+    if min(option.tokens for option in options) > budget:
         return f"{forms} would not fit the budget of {budget} by itself"
-    best = max(offers, key=lambda offer: offer.gain)
+    best = max(options, key=lambda option: option.gain)
     return (
-        f"{forms} (gaining {best.gain:.2f} nats a token) would have pushed out what gains more; "
+        f"{forms} (gaining {best.gain:.2f} nats per token) would displace entries that gain more; "
         f"{left} of {budget} tokens are left"
     )
-
-
-def _called(form: LoreForm) -> str:
-    return "a soft prompt" if form == "soft" else "text"

@@ -1,7 +1,13 @@
-"""Keys: whether the words, phrases and regular expressions of an entry stand in a text.
+"""Finds the keys of entries in texts: words, phrases and regular expressions.
 
 A key is a word, a phrase, or `/pattern/flags` as JavaScript writes it. Lorebooks come from
 strangers, so a pattern is checked before it is compiled, and searched for under a time limit.
+
+Most keys of a book are in none of the texts, so what is searched for is indexed, once per text:
+
+- a key that is a single word, and must match as one, is looked up in the set of the text's words;
+- any other plain key is searched as a substring, if all its trigrams are among the text's;
+- regular expressions are searched one by one.
 """
 
 from __future__ import annotations
@@ -9,20 +15,19 @@ from __future__ import annotations
 import time
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
 import regex
 
-from softlore.context.patterns import compiled, split_pattern
+from softlore.context.patterns import compile_pattern, split_pattern
 
-KEY_SECONDS = 0.1  # the longest one search for one regular expression may take
-ALL_SECONDS = 2.0  # the longest all of them together may take, in one activation
-GRAM = 3  # characters; see `_Piece.grams`
+KEY_SECONDS = 0.1  # limit of one search for one regular expression
+TOTAL_SECONDS = 2.0  # limit of all such searches in one activation
 
-# Scripts that set no spaces between words, or join particles to them: there, a word has no edge
-# that could be checked, and a key is found wherever it stands.
+# Scripts that write no spaces between words, or join particles to them: a word has no boundary
+# there that could be checked, so that a key matches anywhere.
 _SPACELESS = (
     r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー"
 )
@@ -31,52 +36,53 @@ _word = regex.compile(rf"[[\w\p{{M}}]--[{_SPACELESS}]]", regex.V1)
 _words = regex.compile(rf"[[\w\p{{M}}]--[{_SPACELESS}]]+", regex.V1)
 
 
-class Watch:
-    """How long regular expressions have searched in one activation, and which took too long.
+class PatternSearch:
+    """Searches for regular expressions, within the time limits of one activation.
 
     Attributes:
-        slow: the keys that were given up, each with the reason in plain words. They match nothing.
+        timeouts: the keys that were given up, with the reason. They match nothing.
     """
 
     def __init__(self) -> None:
-        self.slow: dict[str, str] = {}
-        self._left = ALL_SECONDS
+        self.timeouts: dict[str, str] = {}
+        self._remaining = TOTAL_SECONDS
 
-    def finds(self, key: str, pattern: Any, text: str) -> bool:
-        if key in self.slow:
+    def matches(self, key: str, pattern: Any, text: str) -> bool:
+        if key in self.timeouts:
             return False
-        if self._left <= 0:
-            self.slow[key] = f"not searched for: those before it took over {ALL_SECONDS:g} s"
+        if self._remaining <= 0:
+            self.timeouts[key] = f"not searched for: others took over {TOTAL_SECONDS:g} s"
             return False
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
-            return pattern.search(text, timeout=min(KEY_SECONDS, self._left)) is not None
+            return pattern.search(text, timeout=min(KEY_SECONDS, self._remaining)) is not None
         except (TimeoutError, MemoryError):
-            self.slow[key] = f"given up after {KEY_SECONDS:g} s; make the pattern simpler"
+            self.timeouts[key] = f"given up after {KEY_SECONDS:g} s; make the pattern simpler"
             return False
         finally:
-            self._left -= time.perf_counter() - began
+            self._remaining -= time.perf_counter() - start
 
 
 class ScannedTexts:
-    """Texts to search, the nearest first. What is made of them is made once, when first needed."""
+    """Texts to search, the nearest first. Their indexes are made once, when first needed."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = list(texts)
-        self._folded: dict[bool, _Folded] = {}
+        self._folded: dict[bool, _FoldedTexts] = {}
 
-    def folded(self, case_sensitive: bool) -> _Folded:
+    def folded(self, case_sensitive: bool) -> _FoldedTexts:
         if case_sensitive not in self._folded:
-            self._folded[case_sensitive] = _Folded([fold(t, case_sensitive) for t in self.texts])
+            self._folded[case_sensitive] = _FoldedTexts(
+                [fold(text, case_sensitive) for text in self.texts]
+            )
         return self._folded[case_sensitive]
 
 
-class _Folded:
-    """Texts made alike, their words, and their runs of `n` characters."""
+class _FoldedTexts:
+    """Normalized texts, with their words and trigrams."""
 
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts
-        self.grams = _Grams(texts)
 
     @cached_property
     def words_of(self) -> list[set[str]]:
@@ -86,140 +92,113 @@ class _Folded:
     def words(self) -> set[str]:
         return set().union(*self.words_of)
 
-
-class _Grams(dict[int, set[str]]):
-    """All runs of `n` characters in texts, by `n`."""
-
-    def __init__(self, texts: list[str]) -> None:
-        self._texts = texts
-
-    def __missing__(self, n: int) -> set[str]:
-        self[n] = set().union(*(grams(text, n) for text in self._texts))
-        return self[n]
+    @cached_property
+    def trigrams(self) -> set[str]:
+        return set().union(*map(trigrams, self.texts))
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """A key that is looked for as a run of characters.
-
-    `grams` are its runs of `n` characters. Most keys are not there, and a set says so far sooner
-    than a search through the text.
-    """
+class _Substring:
+    """A key that is searched as a substring; `bounded`: only as a word by itself."""
 
     place: int
-    needle: str
-    n: int
-    grams: frozenset[str]
+    text: str
+    trigrams: frozenset[str]
     bounded: bool
 
+    def is_in(self, text: str) -> bool:
+        start = text.find(self.text)
+        while start >= 0 and self.bounded:
+            end = start + len(self.text)
+            before, after = text[start - 1 : start] if start else "", text[end : end + 1]
+            if not (_joined(before, self.text[0]) or _joined(after, self.text[-1])):
+                return True
+            start = text.find(self.text, start + 1)
+        return start >= 0
 
-@dataclass(frozen=True)
+
+@dataclass
 class Keys:
-    """An entry's keys, made ready to be found. A key is known by its place in the list.
+    """An entry's keys, prepared for search. A key is identified by its place in the list.
 
     Attributes:
-        size: how many keys there are.
-        wrong: keys that are no valid regular expression, each with the reason. They match nothing.
+        size: the number of keys, blank and invalid ones included.
+        words: the places of keys that are single words, by word.
+        invalid: keys that are no valid regular expression, with the reason. They match nothing.
     """
 
     size: int
     case_sensitive: bool
-    words: tuple[tuple[str, int], ...]
-    word_set: frozenset[str]
-    pieces: tuple[_Piece, ...]
-    patterns: tuple[tuple[str, Any, int], ...]
-    wrong: tuple[tuple[str, str], ...]
+    words: dict[str, list[int]] = field(default_factory=dict)
+    substrings: list[_Substring] = field(default_factory=list)
+    patterns: list[tuple[str, Any, int]] = field(default_factory=list)
+    invalid: list[tuple[str, str]] = field(default_factory=list)
 
-    def find(self, texts: ScannedTexts, watch: Watch) -> dict[int, int]:
-        """The places of the keys that are found, each with the place of the nearest text."""
+    def find(self, texts: ScannedTexts, search: PatternSearch) -> dict[int, int]:
+        """Returns the places of the keys found, each with the place of the nearest text."""
         found: dict[int, int] = {}
-        if self.word_set or self.pieces:
+        if self.words or self.substrings:
             self._find_plain(texts.folded(self.case_sensitive), found)
         for key, pattern, place in self.patterns:
             for i, text in enumerate(texts.texts):
-                # SillyTavern sets this character before every message, and keys may ask for it.
-                if watch.finds(key, pattern, "\x01" + text if r"\x01" in key else text):
+                # SillyTavern puts this character before every message, and keys may match it.
+                if search.matches(key, pattern, "\x01" + text if r"\x01" in key else text):
                     found[place] = i
                     break
-            if key in watch.slow:
+            if key in search.timeouts:
                 found.pop(place, None)
         return found
 
-    def _find_plain(self, folded: _Folded, found: dict[int, int]) -> None:
-        if not self.word_set.isdisjoint(folded.words):
-            for word, place in self.words:
-                if word in folded.words:
-                    found[place] = next(i for i, own in enumerate(folded.words_of) if word in own)
-        known = folded.grams
-        for piece in self.pieces:
-            if piece.grams <= known[piece.n]:
+    def _find_plain(self, folded: _FoldedTexts, found: dict[int, int]) -> None:
+        if not folded.words.isdisjoint(self.words):
+            for word in folded.words & self.words.keys():
+                nearest = next(i for i, words in enumerate(folded.words_of) if word in words)
+                found.update(dict.fromkeys(self.words[word], nearest))
+        for substring in self.substrings:
+            if substring.trigrams <= folded.trigrams:
                 for i, text in enumerate(folded.texts):
-                    if _stands(piece, text):
-                        found[piece.place] = i
+                    if substring.is_in(text):
+                        found[substring.place] = i
                         break
 
 
 @lru_cache(maxsize=2**15)
-def read_keys(keys: tuple[str, ...], case_sensitive: bool, whole_words: bool) -> Keys:
-    """Makes keys ready to be found. As in SillyTavern, whole words are asked of single words only.
+def prepare_keys(keys: tuple[str, ...], case_sensitive: bool, whole_words: bool) -> Keys:
+    """Prepares keys for search.
 
-    With `whole_words`, a key without a space in it must stand as a word of its own; one with a
-    space is found as it stands. Blank keys match nothing. Case and whole words say nothing about
-    `/pattern/flags`, nor does anything about a key that is not quite of that form: it is plain.
+    With `whole_words`, a key without a space in it must be a word by itself; as in SillyTavern, one
+    with a space matches anywhere. Blank keys match nothing. Neither setting applies to
+    `/pattern/flags`; a key that is not quite of that form is plain.
     """
-    words: list[tuple[str, int]] = []
-    pieces: list[_Piece] = []
-    patterns: list[tuple[str, Any, int]] = []
-    wrong: list[tuple[str, str]] = []
+    prepared = Keys(len(keys), case_sensitive)
     for place, key in enumerate(keys):
         if parts := split_pattern(key.strip()):
-            pattern, why = compiled(*parts)
-            if why:
-                wrong.append((key, why))
+            pattern, problem = compile_pattern(*parts)
+            if problem:
+                prepared.invalid.append((key, problem))
             else:
-                patterns.append((key, pattern, place))
+                prepared.patterns.append((key, pattern, place))
             continue
-        needle = fold(key.strip(), case_sensitive)
-        bounded = whole_words and len(needle.split()) == 1
-        if bounded and _words.fullmatch(needle):
-            words.append((needle, place))
-        elif needle:
-            n = min(GRAM, len(needle))
-            pieces.append(_Piece(place, needle, n, frozenset(grams(needle, n)), bounded))
-    word_set = frozenset(word for word, _ in words)
-    return Keys(
-        len(keys),
-        case_sensitive,
-        tuple(words),
-        word_set,
-        tuple(pieces),
-        tuple(patterns),
-        tuple(wrong),
-    )
+        text = fold(key.strip(), case_sensitive)
+        bounded = whole_words and len(text.split()) == 1
+        if bounded and _words.fullmatch(text):
+            prepared.words.setdefault(text, []).append(place)
+        elif text:
+            substring = _Substring(place, text, frozenset(trigrams(text)), bounded)
+            prepared.substrings.append(substring)
+    return prepared
 
 
 def fold(text: str, case_sensitive: bool) -> str:
-    """A text with accents, apostrophes and, unless it matters, case written in one way."""
+    """Normalizes accents and apostrophes, and, unless it matters, case."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text).replace("’", "'")
     return text if case_sensitive else text.casefold()
 
 
-def grams(text: str, n: int) -> set[str]:
-    """Every run of `n` characters in a text."""
-    return {text[i : i + n] for i in range(len(text) - n + 1)}
-
-
-def _stands(piece: _Piece, text: str) -> bool:
-    needle = piece.needle
-    at = text.find(needle)
-    while at >= 0 and piece.bounded:
-        end = at + len(needle)
-        before, after = text[at - 1 : at] if at else "", text[end : end + 1]
-        if not (_joined(before, needle[0]) or _joined(after, needle[-1])):
-            return True
-        at = text.find(needle, at + 1)
-    return at >= 0
+def trigrams(text: str) -> set[str]:
+    """Every run of three characters in a text."""
+    return {text[i : i + 3] for i in range(len(text) - 2)}
 
 
 def _joined(neighbour: str, edge: str) -> bool:

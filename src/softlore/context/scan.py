@@ -1,4 +1,4 @@
-"""A scan: the rounds in which a story calls up entries, a method a step. See `activation.py`."""
+"""One scan of a story for the entries it activates, a method per step. See `activation.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from softlore.context.keys import Keys, ScannedTexts, Watch, read_keys
+from softlore.context.keys import Keys, PatternSearch, ScannedTexts, prepare_keys
 from softlore.context.timers import Timers
 from softlore.errors import ConfigError
 from softlore.lore import Entry
@@ -15,16 +15,16 @@ from softlore.lore import Entry
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """How stories are searched, where an entry does not say it itself.
+    """How stories are scanned, where an entry does not say it itself.
 
     Attributes:
         scan_depth: how many of the last messages are searched; 0: only the text of entries.
         case_sensitive: whether keys must match in upper and lower case.
-        match_whole_words: whether a key that is a single word must stand as one. SillyTavern's own
-            default is False; but then "AI" is found in "ain't".
+        match_whole_words: whether a key that is a single word must be a word by itself. False in
+            SillyTavern by default, where "AI" is found in "ain't".
         recursive: whether the text of active entries is searched too.
-        max_rounds: the most rounds of a scan: 1 is no recursion; 0 is no limit, and a scan still
-            ends, since every entry enters once.
+        max_rounds: the most rounds of a scan: 1 is no recursion; 0 is no limit (a scan ends in any
+            case, since an entry becomes active once).
     """
 
     scan_depth: int = 2
@@ -47,48 +47,60 @@ class ScanSettings:
 
 
 def draw(seed: int, messages: int, *names: str) -> float:
-    """A number from 0 up to 1, the same whenever it is asked for."""
+    """Returns a random number in [0, 1) that depends on the arguments only."""
     return random.Random(repr((seed, messages, *names))).random()
 
 
 @dataclass(eq=False)
 class Candidate:
-    """An enabled entry in a scan: what is known of it before, and what has been found out."""
+    """An enabled entry in a scan.
+
+    Attributes:
+        place: among the entries given.
+        depth: how many messages are searched.
+        sticky: for how many more messages it is sticky.
+        blocked: why its delay or cooldown keeps it out; empty if they do not.
+        match: the first key that was found, and the reason in words.
+        skipped: why it was triggered and is not active; empty otherwise.
+    """
 
     entry: Entry
     place: int
     keys: Keys
     secondary: Keys
-    depth: int  # how many messages are searched
-    sticky: int  # for how many messages more
-    waits: str  # why its time has not come
-    found: tuple[str, str] | None = None  # a key, and why it calls the entry up
+    depth: int
+    sticky: int
+    blocked: str
+    match: tuple[str, str] | None = None
     reason: str = ""
     key: str | None = None
     round: int = 0
-    why_not: str = ""
+    skipped: str = ""
 
     @property
     def rank(self) -> tuple[bool, int, int]:
-        """Who enters first: sticky ones, then by descending order."""
+        """Sorts by who enters first: sticky entries, then by descending order."""
         return (not self.sticky, -self.entry.order, self.place)
 
     @property
     def groups(self) -> list[str]:
-        """A group may be several, with commas between."""
+        """An entry may be in several groups, separated by commas."""
         return [name.strip() for name in self.entry.group.split(",") if name.strip()]
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Texts that were new in one round: messages, the last first, or what entries say."""
+class _RoundTexts:
+    """The texts that are new in a round: the messages, last first, or texts of entries.
+
+    `sources` are the names of these entries; None for messages.
+    """
 
     texts: ScannedTexts
-    speakers: Sequence[str] | None = None
+    sources: Sequence[str] | None = None
 
     def reason(self, key: str, place: int) -> str:
-        if self.speakers is not None:
-            return f"called up by entry {self.speakers[place]!r}: key {key!r} in its text"
+        if self.sources is not None:
+            return f"triggered by entry {self.sources[place]!r}: key {key!r} in its text"
         return f"key {key!r} " + (f"{count(place)} back" if place else "in the last message")
 
 
@@ -97,203 +109,203 @@ class Scan:
     """One scan.
 
     Attributes:
-        everyone: the enabled entries, as given.
-        active: those that have entered, in the order they did.
-        spent: what they cost.
-        watch: which keys took too long.
+        candidates: the enabled entries, as given.
+        active: those that became active, in that order.
+        spent: their cost.
+        search: knows which regular expressions took too long.
     """
 
     entries: Sequence[Entry]
     messages: Sequence[str]
-    scanning: ScanSettings
+    settings: ScanSettings
     timers: Timers
     seed: int
     cost: Callable[[Entry], int]
     budget: float
-    everyone: list[Candidate] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
     active: list[Candidate] = field(default_factory=list)
     spent: int = 0
-    watch: Watch = field(default_factory=Watch)
+    search: PatternSearch = field(default_factory=PatternSearch)
 
     def __post_init__(self) -> None:
-        self.everyone = [self._candidate(i, e) for i, e in enumerate(self.entries) if e.enabled]
-        self._waiting = list(self.everyone)  # neither active nor out of luck
-        self._windows: dict[int, _Batch] = {}  # the last messages, by how many
-        self._spoken: list[_Batch] = []  # what entries say, by the round in which they entered
+        self.candidates = [self._candidate(i, e) for i, e in enumerate(self.entries) if e.enabled]
+        self._pending = list(self.candidates)  # neither active nor lost by probability
+        self._messages_by_depth: dict[int, _RoundTexts] = {}
+        self._entry_texts: list[_RoundTexts] = []  # by the round in which they became active
         self._round = 0
-        self._level = 0  # entries delayed until recursion beyond this level wait
-        self._full = ""  # the entry that did not fit the budget
+        self._level = 0  # the highest `delay_until_recursion` that may be triggered
+        self._overflowed = ""  # the entry that did not fit the budget
 
     def _candidate(self, place: int, entry: Entry) -> Candidate:
-        def own(value: bool | None, given: bool) -> bool:
-            return given if value is None else value
-
-        case = own(entry.case_sensitive, self.scanning.case_sensitive)
-        whole = own(entry.match_whole_words, self.scanning.match_whole_words)
-        secondary = entry.secondary_keys if entry.selective else []
-        now, waits = len(self.messages), ""
+        defaults, now, blocked = self.settings, len(self.messages), ""
+        case = defaults.case_sensitive if entry.case_sensitive is None else entry.case_sensitive
+        words = entry.match_whole_words
+        words = defaults.match_whole_words if words is None else words
         if entry.delay > now:
-            waits = f"too early: the story has {count(now)}, and it asks for {entry.delay}"
-        elif left := self.timers.cooldown_left(entry, now):
-            waits = f"cooling down for {count(left)} more"
+            blocked = f"too early: the story has {count(now)}; its delay is {entry.delay}"
+        elif cooldown := self.timers.cooldown_left(entry, now):
+            blocked = f"cooling down for {count(cooldown)} more"
         return Candidate(
             entry,
             place,
-            keys=read_keys(tuple(entry.keys), case, whole),
-            secondary=read_keys(tuple(secondary), case, whole),
-            depth=self.scanning.scan_depth if entry.scan_depth is None else entry.scan_depth,
+            keys=prepare_keys(tuple(entry.keys), case, words),
+            secondary=prepare_keys(
+                tuple(entry.secondary_keys) if entry.selective else (), case, words
+            ),
+            depth=defaults.scan_depth if entry.scan_depth is None else entry.scan_depth,
             sticky=self.timers.sticky_left(entry, now),
-            waits=waits,
+            blocked=blocked,
         )
 
     def run(self) -> None:
-        """Every round, until nothing new enters and no level is left."""
-        levels = sorted({c.entry.delay_until_recursion for c in self.everyone} - {0})
+        """Runs the rounds until no entry becomes active and no recursion level is left."""
+        levels = sorted({c.entry.delay_until_recursion for c in self.candidates} - {0})
         while True:
             self._round += 1
-            new = self._afford(self._lucky(self._one_of_each_group(self._call())))
+            triggered = self._one_per_group(self._triggered())
+            new = self._within_budget(self._draw_probability(triggered))
             self.active += new
-            if self._full or not self.scanning.recursive:
+            if self._overflowed or not self.settings.recursive:
                 return
-            speakers = [c.entry for c in new if not c.entry.prevent_recursion]
-            if self._round == self.scanning.max_rounds:
+            sources = [c.entry for c in new if not c.entry.prevent_recursion]
+            if self._round == self.settings.max_rounds:
                 return
-            if not speakers and (self._round == 1 or not levels):
+            if not sources and (self._round == 1 or not levels):
                 return
-            if levels and (not speakers or not self._level):
+            if levels and (not sources or not self._level):
                 self._level = levels.pop(0)
-            texts = ScannedTexts([entry.text for entry in speakers])
-            self._spoken.append(_Batch(texts, [entry.name for entry in speakers]))
+            texts = ScannedTexts([entry.text for entry in sources])
+            self._entry_texts.append(_RoundTexts(texts, [entry.name for entry in sources]))
 
-    def _call(self) -> list[Candidate]:
-        """Those called up in this round and let in by all but chance, the first to enter first."""
-        called = []
-        for candidate in self._waiting:
-            self._search(candidate)
+    def _triggered(self) -> list[Candidate]:
+        """Step 1 and 2: the triggered candidates whose timers and secondary keys agree, by rank."""
+        triggered = []
+        for candidate in self._pending:
+            self._search_keys(candidate)
             entry, sticky = candidate.entry, candidate.sticky
             delayed = entry.delay_until_recursion > self._level
             if (delayed or (entry.exclude_recursion and self._round > 1)) and not sticky:
                 continue
-            why_not = candidate.waits
+            skipped = candidate.blocked
             if entry.constant:
                 candidate.reason = "constant"
             elif sticky:
                 candidate.reason = f"sticky for {count(sticky)} more"
-            elif candidate.found:
-                candidate.key, candidate.reason = candidate.found
-                why_not = why_not or self._refused(candidate)
+            elif candidate.match:
+                candidate.key, candidate.reason = candidate.match
+                skipped = skipped or self._secondary_problem(candidate)
             else:
                 continue
-            candidate.why_not = why_not
-            if not why_not:
-                called.append(candidate)
-        return sorted(called, key=lambda candidate: candidate.rank)
+            candidate.skipped = skipped
+            if not skipped:
+                triggered.append(candidate)
+        return sorted(triggered, key=lambda candidate: candidate.rank)
 
-    def _search(self, candidate: Candidate) -> None:
-        """Looks for the keys in what is new since the round before."""
-        if candidate.found or candidate.entry.constant or candidate.sticky:
+    def _search_keys(self, candidate: Candidate) -> None:
+        """Searches what is new since the previous round for the keys of a candidate."""
+        if candidate.match or candidate.entry.constant or candidate.sticky:
             return
-        batch = self._batches(candidate)[-1]
-        found = candidate.keys.find(batch.texts, self.watch)
-        if found:
-            first = min(found)
+        texts = self._texts(candidate)[-1]
+        if places := candidate.keys.find(texts.texts, self.search):
+            first = min(places)
             key = candidate.entry.keys[first]
-            candidate.found = (key, batch.reason(key, found[first]))
+            candidate.match = (key, texts.reason(key, places[first]))
 
-    def _batches(self, candidate: Candidate) -> list[_Batch]:
-        """All that is searched for the candidate's keys, by round."""
+    def _texts(self, candidate: Candidate) -> list[_RoundTexts]:
+        """All texts that are searched for a candidate's keys, by round."""
         depth = candidate.depth
-        if depth not in self._windows:
-            window = self.messages[-depth:] if depth else []
-            self._windows[depth] = _Batch(ScannedTexts(window[::-1]))
-        return [self._windows[depth], *self._spoken]
+        if depth not in self._messages_by_depth:
+            last = self.messages[-depth:] if depth else []
+            self._messages_by_depth[depth] = _RoundTexts(ScannedTexts(last[::-1]))
+        return [self._messages_by_depth[depth], *self._entry_texts]
 
-    def _refused(self, candidate: Candidate) -> str:
-        """Why the secondary keys do not let the entry in; empty if they do."""
+    def _secondary_problem(self, candidate: Candidate) -> str:
+        """Why the secondary keys keep a candidate out; empty if they do not."""
         keys = candidate.secondary
         if not keys.size:
             return ""
-        found: set[int] = set()
-        for batch in self._batches(candidate):
-            found |= keys.find(batch.texts, self.watch).keys()
-        some, every = bool(found), len(found) == keys.size
-        refused, why = {
-            "and_any": (not some, "none of its secondary keys is there"),
-            "and_all": (not every, "not all of its secondary keys are there"),
-            "not_any": (some, "one of its secondary keys is there"),
-            "not_all": (every, "all of its secondary keys are there"),
+        places: set[int] = set()
+        for texts in self._texts(candidate):
+            places |= keys.find(texts.texts, self.search).keys()
+        any_found, all_found = bool(places), len(places) == keys.size
+        failed, problem = {
+            "and_any": (not any_found, "none of its secondary keys is found"),
+            "and_all": (not all_found, "not all of its secondary keys are found"),
+            "not_any": (any_found, "one of its secondary keys is found"),
+            "not_all": (all_found, "all of its secondary keys are found"),
         }[candidate.entry.selective_logic]
-        return why if refused else ""
+        return problem if failed else ""
 
-    def _one_of_each_group(self, called: list[Candidate]) -> list[Candidate]:
-        """Leaves one of a group: all that are sticky, if any; none, if one is active already."""
+    def _one_per_group(self, triggered: list[Candidate]) -> list[Candidate]:
+        """Step 3: one of each group: all sticky ones if any; none if one is active already."""
         groups: dict[str, list[Candidate]] = {}
-        for candidate in called:
+        for candidate in triggered:
             for name in candidate.groups:
                 groups.setdefault(name, []).append(candidate)
-        # Groups with sticky ones first: who loses to those takes no part in another group.
-        in_turn = sorted(groups, key=lambda name: not any(c.sticky for c in groups[name]))
-        kept = dict.fromkeys(called)
-        for name in in_turn:
-            members = [c for c in groups[name] if c in kept]
-            held = [c for c in self.active if name in c.groups]
+        # Groups with sticky entries first: what loses to those does not compete in other groups.
+        ordered = sorted(groups, key=lambda name: not any(c.sticky for c in groups[name]))
+        remaining = dict.fromkeys(triggered)
+        for name in ordered:
+            members = [c for c in groups[name] if c in remaining]
+            active = [c for c in self.active if name in c.groups]
             winners = [c for c in members if c.sticky]
-            if members and not winners and not held:
-                winners = [self._winner(name, members)]
+            if members and not winners and not active:
+                winners = [self._group_winner(name, members)]
             for loser in members:
                 if loser not in winners:
-                    winner = (winners or held)[0].entry.name
-                    loser.why_not = f"lost in group {name!r} to {winner!r}"
-                    del kept[loser]
-        return list(kept)
+                    winner = (winners or active)[0].entry.name
+                    loser.skipped = f"lost in group {name!r} to {winner!r}"
+                    del remaining[loser]
+        return list(remaining)
 
-    def _winner(self, group: str, members: list[Candidate]) -> Candidate:
-        """The first by order of those that override, else one drawn by weight."""
+    def _group_winner(self, group: str, members: list[Candidate]) -> Candidate:
+        """The first by rank of those that override, else one drawn by weight."""
 
-        def wait(candidate: Candidate) -> float:
-            # Of events that each come at their own rate, the first is any with odds like its rate.
+        def waiting_time(candidate: Candidate) -> float:
+            # Of independent exponential waiting times, the one of rate w is the shortest with a
+            # probability proportional to w.
             drawn = draw(self.seed, len(self.messages), group, candidate.entry.name)
             weight = candidate.entry.group_weight
             return -math.log1p(-drawn) / weight if weight else math.inf
 
         overriding = [c for c in members if c.entry.group_override]
-        return overriding[0] if overriding else min(members, key=wait)
+        return overriding[0] if overriding else min(members, key=waiting_time)
 
-    def _lucky(self, called: list[Candidate]) -> list[Candidate]:
-        """Those that win the draw of probability; who loses it is out for the whole scan."""
+    def _draw_probability(self, triggered: list[Candidate]) -> list[Candidate]:
+        """Step 4: those that win their draw. One that loses it is out for the whole scan."""
         lost = set()
-        for candidate in called:
+        for candidate in triggered:
             percent = candidate.entry.probability
             if percent < 100 and not candidate.sticky:
                 drawn = draw(self.seed, len(self.messages), candidate.entry.name)
                 if drawn * 100 >= percent:
-                    candidate.why_not = f"lost the draw of probability ({percent:g}%)"
+                    candidate.skipped = f"lost the draw of probability ({percent:g}%)"
                     lost.add(candidate)
-        self._waiting = [c for c in self._waiting if c not in lost]
-        return [c for c in called if c not in lost]
+        self._pending = [c for c in self._pending if c not in lost]
+        return [c for c in triggered if c not in lost]
 
-    def _afford(self, called: list[Candidate]) -> list[Candidate]:
-        """Those that the budget has room for."""
+    def _within_budget(self, triggered: list[Candidate]) -> list[Candidate]:
+        """Step 5: those that the budget has room for."""
         new = []
-        for candidate in called:
+        for candidate in triggered:
             entry, price = candidate.entry, self.cost(candidate.entry)
-            if self._full and not entry.ignore_budget:
-                candidate.why_not = (
-                    f"budget: nothing enters after {self._full!r}, which did not fit"
+            if self._overflowed and not entry.ignore_budget:
+                candidate.skipped = (
+                    f"budget: nothing enters after {self._overflowed!r}, which did not fit"
                 )
             elif self.spent + price > self.budget and not entry.ignore_budget:
                 left = max(0, self.budget - self.spent)
-                candidate.why_not = f"budget: costs {price}, and {left} of {self.budget} are left"
-                self._full = entry.name
+                candidate.skipped = f"budget: costs {price}, and {left} of {self.budget} are left"
+                self._overflowed = entry.name
             else:
                 self.spent += price
                 candidate.round = self._round
                 new.append(candidate)
         entered = set(new)
-        self._waiting = [c for c in self._waiting if c not in entered]
+        self._pending = [c for c in self._pending if c not in entered]
         return new
 
 
 def count(messages: int) -> str:
-    """A number of messages, in words."""
+    """Returns "1 message", "2 messages" and so on."""
     return f"{messages} message" if messages == 1 else f"{messages} messages"

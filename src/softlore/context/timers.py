@@ -1,4 +1,4 @@
-"""Timers: since when entries are sticky or cooling down, as a story stores them with each turn."""
+"""Timers of sticky and cooldown, as a story stores them with each turn."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ from softlore.lore import Entry
 
 @dataclass(frozen=True)
 class Timers:
-    """When entries with `sticky` or `cooldown` were called up, by name, in messages of the story.
+    """When entries with `sticky` or `cooldown` were triggered, by name, in messages of the story.
 
-    An entry called up when the story has `at` messages is sticky while it has more than `at` and
-    fewer than `at + sticky`; then, or at once if it is not sticky, it cools down for `cooldown`
-    messages. What happened at this length or later is as if it had not: a turn that is tried
-    again, or undone, leaves no trace.
+    ::
+
+        messages   at ──────────▶ at + sticky ──────────▶ at + sticky + cooldown
+                       sticky                  cooldown
+
+    An entry triggered when the story has `at` messages is sticky while the story has more than `at`
+    and fewer than `at + sticky`, then cools down for `cooldown` messages. A timer is ignored while
+    the story has `at` messages or fewer, so that a turn that is undone or retried leaves no trace.
     """
 
-    called: Mapping[str, int] = field(default_factory=dict)
+    triggered: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def from_data(cls, data: Any) -> Self:
-        """The timers that `data()` gave as plain data.
+    def from_dict(cls, data: Any) -> Self:
+        """Returns the timers that `to_dict` wrote.
 
         Raises:
-            ContextError: it holds something else than names with message counts.
+            ContextError: it is something else than names with message counts.
         """
         if not isinstance(data, Mapping):
             raise ContextError(f"timers are {data!r:.60}; expected names with message counts")
@@ -39,38 +43,38 @@ class Timers:
                 )
         return cls(dict(data))
 
-    def data(self) -> dict[str, int]:
-        """The timers as JSON can hold them."""
-        return dict(self.called)
+    def to_dict(self) -> dict[str, int]:
+        """Returns the timers as JSON can hold them."""
+        return dict(self.triggered)
 
     def sticky_left(self, entry: Entry, messages: int) -> int:
-        """For how many messages more the entry is sticky; 0 if it is not."""
-        at = self.called.get(entry.name, messages)
+        """Returns for how many more messages the entry is sticky; 0 if it is not."""
+        at = self.triggered.get(entry.name, messages)
         return max(0, at + entry.sticky - messages) if at < messages else 0
 
     def cooldown_left(self, entry: Entry, messages: int) -> int:
-        """For how many messages more the entry cools down; 0 if it does not."""
-        at = self.called.get(entry.name, messages)
+        """Returns for how many more messages the entry cools down; 0 if it does not."""
+        at = self.triggered.get(entry.name, messages)
         if at >= messages or self.sticky_left(entry, messages):
             return 0
         return max(0, at + entry.sticky + entry.cooldown - messages)
 
     def after(self, entries: Iterable[Entry], active: Iterable[Entry], messages: int) -> Self:
-        """The timers once `active` of all `entries` were used at this length of the story.
+        """Returns the timers after a scan at this length of the story, with its active entries.
 
-        Timers of entries that are not at hand are kept: their lorebook may come back.
+        Timers of entries that are not given are retained: their lorebook may be loaded again.
         """
-        known, running = set(), set()
+        names, running = set(), set()
         for entry in entries:
-            known.add(entry.name)
+            names.add(entry.name)
             if self.sticky_left(entry, messages) or self.cooldown_left(entry, messages):
                 running.add(entry.name)
-        called = {
+        triggered = {
             name: at
-            for name, at in self.called.items()
-            if at < messages and (name in running or name not in known)
+            for name, at in self.triggered.items()
+            if at < messages and (name in running or name not in names)
         }
         for entry in active:
             if entry.sticky or entry.cooldown:
-                called.setdefault(entry.name, messages)
-        return type(self)(called)
+                triggered.setdefault(entry.name, messages)
+        return type(self)(triggered)

@@ -136,7 +136,7 @@ class ContextComposer:
             room -= over  # prompts that the story itself names take room as well
         parts = [*frame.parts, frame.story_part(texts, start, self.prompts)]
         not_used = {cut.entry: cut.why for cut in mix.cut} | without
-        not_used |= {passed.entry.name: passed.why for passed in found.passed}
+        not_used |= {skipped.entry.name: skipped.why for skipped in found.skipped}
         return ContextPlan(context, limit, reserve, parts, start, found, mix, not_used)
 
     def worth(self, entry: Entry) -> EntryGain:

@@ -52,7 +52,7 @@ class TurnDraft:
             "seed": request.seed,
             "sampling": sampling,
             "lore": plan.lore,
-            "timers": plan.activation.timers.data(),
+            "timers": plan.activation.timers.to_dict(),
             "tokens": tokens,
             "finish": finish,
         }
@@ -224,7 +224,7 @@ def _timers(turns: Sequence[Turn]) -> Timers | None:
     for turn in reversed(turns):
         if turn.by == "model" and (kept := turn.data.get("timers")) is not None:
             try:
-                return Timers.from_data(kept)
+                return Timers.from_dict(kept)
             except ContextError as error:
                 raise StoryError(
                     f"turn {turn.id}: {error}; go back to a copy of the file"
