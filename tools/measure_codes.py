@@ -4,141 +4,110 @@
     python tools/measure_codes.py strength --data runs/corpus
 
 `--data` is what ``tools/corpus.py`` wrote. `learned` trains codes for genres that the model was
-never told apart, and asks them whose held-out passages are; `strength` writes under storyteller's
-own codes at several strengths, and asks a naive Bayes classifier of words what came of it.
+not trained with, and attributes held-out passages by them; `strength` generates under
+storyteller's own codes at several strengths, and classifies the texts by naive Bayes over words.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import time
-from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Annotated
 
 import numpy as np
-import torch
 from transformers import AutoTokenizer
 
 from evaluate_storyteller import ATTRIBUTED, NaiveBayes, read_passages
-from softlore import FrozenModel, WorldInfoTrainer, generate
+from measuring import Corpus, Keep, Kinds, Seed, main, measure
+from softlore import FrozenModel, generate
 from softlore.cli.train import CODE_SETTINGS
+from softlore.compare.harness import Row, grid
+from softlore.compare.methods import train_method
 from softlore.control import Code, attribute, codes_of
 from softlore.measure import distinct, perplexity
+from windows import CODES
 
 TRAINED_ON = 120_000  # tokens of each genre
 OPENINGS = ("The door", "He", "That evening", "She looked", "There was", "At last")
 
 
-def learned(model: FrozenModel, options: Any) -> list[dict[str, Any]]:
+def learned(
+    *,
+    data: Corpus,
+    model: str = "storyteller",
+    storyteller: Annotated[str, "the tokenizer's folder"] = "src/softlore/storyteller",
+    genres: list[str] = ["Fairytale", "SciFi"],  # noqa: B006 - read only
+    kinds: Kinds = ["prefix", "embedding"],  # noqa: B006
+    n_tokens: list[int] = [1, 8],  # noqa: B006
+    max_steps: int = 200,
+    passages: Annotated[int, "for each genre"] = 100,
+    seed: Seed = 0,
+    keep: Keep = None,
+) -> list[Row]:
     """Codes of each kind and length, trained in one run, and how often they name a passage."""
-    tokenizer = AutoTokenizer.from_pretrained(options.storyteller)
+    frozen = FrozenModel.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(storyteller)
     corpora = {}
-    for genre in options.genres:
-        ids = np.fromfile(options.data / f"train-{genre}.bin", np.uint16)[:TRAINED_ON]
+    for genre in genres:
+        ids = np.fromfile(data / f"train-{genre}.bin", np.uint16)[:TRAINED_ON]
         corpora[genre] = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
-    held_out = read_passages(options.data, options.passages, 8 * ATTRIBUTED)
-    rows = []
-    for kind in options.kinds:
-        for n_tokens in options.n_tokens:
-            start = time.perf_counter()
-            trainer = WorldInfoTrainer(
-                model,
-                corpora=corpora,
-                kind=kind,
-                n_tokens=n_tokens,
-                max_steps=options.max_steps,
-                seed=options.seed,
-                **CODE_SETTINGS,
-            )
-            made = trainer.train()
-            seconds = time.perf_counter() - start
-            codes = {name: Code(name, prompt) for name, prompt in made.items()}
-            right = {
-                genre: [
-                    attribute(model, _cut(model, text), codes)[0].code == genre
-                    for text in held_out[genre]
-                ]
-                for genre in options.genres
-            }
-            named = [one for found in right.values() for one in found]
-            rows.append(
-                {
-                    "kind": kind,
-                    "n_tokens": n_tokens,
-                    "named right": round(sum(named) / len(named), 3),
-                    **{genre: round(sum(r) / len(r), 3) for genre, r in right.items()},
-                    "passages": len(named),
-                    "seconds": round(seconds),
-                }
-            )
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    return rows
+    held_out = read_passages(data, passages, 8 * ATTRIBUTED)
+
+    def case(kind: str, n_tokens: int) -> Row:
+        settings = {"kind": kind, "n_tokens": n_tokens, "max_steps": max_steps, "seed": seed}
+        trained = train_method(frozen, kind, corpora=corpora, **settings, **CODE_SETTINGS)
+        codes = {name: Code(name, prompt) for name, prompt in trained.conditionings.items()}
+        named = {genre: named_right(frozen, held_out[genre], genre, codes) for genre in genres}
+        every = [right for of_genre in named.values() for right in of_genre]
+        return {
+            "named right": round(fmean(every), 3),
+            **{genre: round(fmean(right), 3) for genre, right in named.items()},
+            "passages": len(every),
+            "seconds": round(trained.seconds),
+        }
+
+    return measure(grid(kind=kinds, n_tokens=n_tokens), case, keep)
 
 
-def strength(model: FrozenModel, options: Any) -> list[dict[str, Any]]:
-    """Texts written at several strengths: whose words they are in, and how well they read."""
-    bayes = NaiveBayes(options.data, model.tokenizer)
-    codes = {name: code for name, code in codes_of(model).items() if name in options.genres}
-    rows = []
-    for dose in options.strengths:
+def named_right(
+    model: FrozenModel, passages: list[str], genre: str, codes: dict[str, Code]
+) -> list[bool]:
+    """For each passage, whether its genre's code makes it the likeliest."""
+    cut = [model.decode(model.encode(passage)[:ATTRIBUTED]) for passage in passages]
+    return [attribute(model, passage, codes)[0].code == genre for passage in cut]
+
+
+def strength(
+    *,
+    data: Corpus,
+    model: str = "storyteller",
+    genres: list[str] = list(CODES),  # noqa: B006 - read only
+    strengths: list[float] = [0, 0.5, 1, 1.5, 2, 3],  # noqa: B006
+    texts: Annotated[int, "for each code and strength"] = 12,
+    keep: Keep = None,
+) -> list[Row]:
+    """Texts generated at several strengths: which genre their words are of, and their fluency."""
+    frozen = FrozenModel.from_pretrained(model)
+    bayes = NaiveBayes(data, frozen.tokenizer)
+    codes = {name: code for name, code in codes_of(frozen).items() if name in genres}
+
+    def case(strength: float) -> Row:
         right, pairs = [], []
-        for name, code in codes.items():
-            for seed in range(options.texts):
-                opening = OPENINGS[seed % len(OPENINGS)]
-                told = generate(
-                    model,
-                    opening,
-                    80,
-                    conditioning=[(code.conditioning, dose)],
-                    seed=seed,
-                    temperature=0.8,
-                )
-                right.append(bayes.name(opening + told) == name)
-                pairs.append((model.encode(opening), model.encode(told, inside=True)))
-        rows.append(
-            {
-                "strength": dose,
-                "named right": round(sum(right) / len(right), 3),
-                "perplexity": round(perplexity(model, pairs) or 0.0, 1),
-                "distinct-2": round(distinct([written for _, written in pairs]) or 0.0, 3),
-                "texts": len(right),
-            }
-        )
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    return rows
+        for (name, code), seed in ((item, n) for item in codes.items() for n in range(texts)):
+            opening = OPENINGS[seed % len(OPENINGS)]
+            conditioning = [(code.conditioning, strength)]
+            settings = {"conditioning": conditioning, "seed": seed, "temperature": 0.8}
+            text = generate(frozen, opening, 80, **settings)
+            right.append(bayes.name(opening + text) == name)
+            pairs.append((frozen.encode(opening), frozen.encode(text, inside=True)))
+        return {
+            "named right": round(fmean(right), 3),
+            "perplexity": round(perplexity(frozen, pairs) or 0.0, 1),
+            "distinct-2": round(distinct([written for _, written in pairs]) or 0.0, 3),
+            "texts": len(right),
+        }
 
-
-def _cut(model: FrozenModel, text: str) -> str:
-    return model.decode(model.encode(text)[:ATTRIBUTED])
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=["learned", "strength"])
-    parser.add_argument("--data", type=Path, required=True, help="folder that corpus.py wrote")
-    parser.add_argument("--model", default="storyteller")
-    parser.add_argument("--storyteller", default="src/softlore/storyteller", help="its tokenizer")
-    parser.add_argument("--genres", nargs="*", help="[default: two for `learned`, else all seven]")
-    parser.add_argument("--kinds", nargs="*", default=["prefix", "embedding"])
-    parser.add_argument("--n-tokens", type=int, nargs="*", default=[1, 8])
-    parser.add_argument("--max-steps", type=int, default=200)
-    parser.add_argument("--passages", type=int, default=100, help="a genre")
-    parser.add_argument("--strengths", type=float, nargs="*", default=[0, 0.5, 1, 1.5, 2, 3])
-    parser.add_argument("--texts", type=int, default=12, help="a code and strength")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    if not options.genres:
-        of_all = "Adventure Detective Fairytale Horror Humor Romance SciFi".split()
-        options.genres = ["Fairytale", "SciFi"] if options.what == "learned" else of_all
-    model = FrozenModel.from_pretrained(options.model)
-    print(json.dumps(globals()[options.what](model, options), indent=1))
+    return measure(grid(strength=strengths), case, keep)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, learned, strength)

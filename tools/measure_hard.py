@@ -1,161 +1,148 @@
 """Measures of hard prompts: the figures of docs/results.md, one command each.
 
-    python tools/measure_hard.py search --shared DIR     # Emma: each method, and what it must beat
+    python tools/measure_hard.py search --shared DIR     # Emma: each method, and its baselines
     python tools/measure_hard.py fidelity --shared DIR   # ten texts into 4 to 32 soft tokens
     python tools/measure_hard.py codes --data runs/corpus    # codes of the storyteller distilled
 
-DIR holds `models/tinytalk-3m` and `data/`; `--data` is what ``tools/corpus.py`` wrote.
+DIR has `models/tinytalk-3m` and `data/`; `--data` is what ``tools/corpus.py`` wrote.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import sys
-import time
-from pathlib import Path
-from typing import Any
-
-import torch
+from statistics import fmean
+from typing import Annotated, Any
 
 from evaluate_storyteller import ATTRIBUTED, read_passages
-from measure import HELD_OUT, Bench, _merged, light_entries
-from softlore import FrozenModel, WorldInfoTrainer
-from softlore.compare.harness import interval
-from softlore.control import Code, attribute, codes_of
+from measure import HELD_OUT, TinytalkData, light_entries, merge_blocks
+from measure_codes import named_right
+from measuring import Corpus, Keep, Kinds, Seed, Shared, main, measure
+from softlore import FrozenModel
+from softlore.compare.harness import Row, grid, interval
+from softlore.compare.methods import TrainedMethod, train_method
+from softlore.control import Code, codes_of
 from softlore.control.search import METHODS, Scorer, Searcher, best_of_random
 from softlore.measure import recall
 from softlore.tune.conditioning import conditioning_fidelity
 
 HAND_WRITTEN = " Emma is a cold, classy British cyborg assassin in a black pantsuit.\n"
+Lengths = Annotated[list[int], "tokens of the soft prompts"]
+Passages = Annotated[int, "that the teacher writes"]
 
 
-def told(row: dict[str, Any]) -> dict[str, Any]:
-    print(json.dumps(row), file=sys.stderr, flush=True)
-    return row
-
-
-def search(options: Any) -> list[dict[str, Any]]:
+def search(
+    *,
+    shared: Shared,
+    seconds: Annotated[float, "of each search"] = 120.0,
+    seed: Seed = 0,
+    keep: Keep = None,
+) -> list[Row]:
     """Sixteen tokens by each method, beside nothing, a hand-written line and random prompts."""
-    bench = Bench(options.shared)
-    model, blocks, held_out = bench.model, bench.emma.blocks, _merged(HELD_OUT)
+    data = TinytalkData(shared)
+    model, blocks, held_out = data.model, data.emma.blocks, merge_blocks(HELD_OUT)
+    texts = {"nothing": "", "hand-written": HAND_WRITTEN}
+    methods = [*texts, "best of 100 random", *(name for name in METHODS if name != "random")]
 
-    def row(name: str, text: str, seconds: float = 0.0, **more: Any) -> dict[str, Any]:
-        figures = {
+    def case(method: str) -> Row:
+        text, spent, more = texts.get(method, ""), 0.0, {}
+        if method == "best of 100 random":
+            found = best_of_random(Scorer(model, blocks), 16, 100, seed)
+            text, spent = found.text + "\n", found.seconds
+        elif method in METHODS:
+            searcher = Searcher(Scorer(model, blocks), method, 16, seconds=seconds, seed=seed)
+            found = searcher.search()
+            text, spent = found.text + "\n", found.seconds
+            more = {"steps": found.steps, "passes": found.passes}
+        return {
             "recall": round(recall(model, text, blocks), 3),
             "held-out calls": round(recall(model, text, held_out), 3),
             "tokens": len(model.encode(text)),
-            "seconds": round(seconds),
+            "seconds": round(spent),
+            "text": text.strip(),
+            **more,
         }
-        return told({"way": name, **figures, "text": text.strip(), **more})
 
-    rows = [row("nothing", ""), row("hand-written", HAND_WRITTEN)]
-    found = best_of_random(Scorer(model, blocks), 16, 100, options.seed)
-    rows.append(row("best of 100 random", found.text + "\n", found.seconds))
-    for method in METHODS:
-        if method == "random":
-            continue
-        scorer = Scorer(model, blocks)
-        one = Searcher(scorer, method, 16, seconds=options.seconds, seed=options.seed).search()
-        more = {"steps": one.steps, "passes": one.passes}
-        rows.append(row(method, one.text + "\n", one.seconds, **more))
-    return rows
+    return measure(grid(method=methods), case, keep)
 
 
-def fidelity(options: Any) -> list[dict[str, Any]]:
+def distilled(
+    model: FrozenModel, conditionings: dict[str, Any], distil_passages: int, **settings: Any
+) -> TrainedMethod:
+    """Soft prompts distilled from conditionings, none in company."""
+    settings |= {"distil_passages": distil_passages, "company_size": 1}
+    return train_method(model, "", conditionings=conditionings, **settings)
+
+
+def fidelity(
+    *,
+    shared: Shared,
+    texts: Annotated[int, "personas that are distilled"] = 10,
+    kinds: Kinds = ["prefix", "embedding"],  # noqa: B006 - read only
+    n_tokens: Lengths = [4, 8, 16, 32],  # noqa: B006
+    max_steps: int = 200,
+    passages: Passages = 256,
+    seed: Seed = 0,
+    keep: Keep = None,
+) -> list[Row]:
     """Personas distilled as they are, all of one kind and length in a run."""
-    bench = Bench(options.shared)
-    texts = {
+    data = TinytalkData(shared)
+    model = data.model
+    personas = {
         entry.name: " ".join(r.strip() for block in entry.blocks for r in block.responses) + "\n"
-        for entry in light_entries(bench.data, options.texts)
+        for entry in light_entries(data.folder, texts)
     }
-    rows = []
-    for kind in options.kinds:
-        for n_tokens in options.n_tokens:
-            start = time.perf_counter()
-            trainer = WorldInfoTrainer(
-                bench.model,
-                conditionings=texts,
-                kind=kind,
-                n_tokens=n_tokens,
-                max_steps=options.max_steps,
-                distil_passages=options.passages,
-                company_size=1,
-                seed=options.seed,
-            )
-            made = trainer.train()
-            found = [conditioning_fidelity(bench.model, texts[name], made[name]) for name in texts]
-            rows.append(
-                told(
-                    {
-                        "kind": kind,
-                        "n_tokens": n_tokens,
-                        "fidelity": str(interval(found)),
-                        "least": round(min(found), 3),
-                        "texts": len(found),
-                        "text tokens": round(
-                            statistics.mean(len(bench.model.encode(t)) for t in texts.values())
-                        ),
-                        "seconds": round(time.perf_counter() - start),
-                    }
-                )
-            )
-    return rows
+    text_tokens = round(fmean(len(model.encode(text)) for text in personas.values()))
 
-
-def codes(options: Any) -> list[dict[str, Any]]:
-    """The storyteller's own codes distilled, and whether they still tell whose a passage is."""
-    model = FrozenModel.from_pretrained("storyteller")
-    own = {name: code for name, code in codes_of(model).items() if name != "Quest"}
-    held_out = read_passages(options.data, options.attributed, 8 * ATTRIBUTED)
-    sets: dict[str, dict[str, Code]] = {"the codes": own}
-    for kind in options.kinds:
-        for n_tokens in options.n_tokens:
-            trainer = WorldInfoTrainer(
-                model,
-                conditionings={name: code.conditioning for name, code in own.items()},
-                kind=kind,
-                n_tokens=n_tokens,
-                max_steps=options.max_steps,
-                distil_passages=options.passages,
-                company_size=1,
-                seed=options.seed,
-            )
-            made = trainer.train()
-            sets[f"{kind}, {n_tokens}"] = {name: Code(name, one) for name, one in made.items()}
-    rows = []
-    for name, these in sets.items():
-        right = [
-            attribute(model, model.decode(model.encode(text)[:ATTRIBUTED]), these)[0].code == genre
-            for genre, texts in held_out.items()
-            for text in texts
+    def case(kind: str, n_tokens: int) -> Row:
+        settings = {"kind": kind, "n_tokens": n_tokens, "max_steps": max_steps, "seed": seed}
+        trained = distilled(model, personas, passages, **settings)
+        values = [
+            conditioning_fidelity(model, text, trained.conditionings[name])
+            for name, text in personas.items()
         ]
-        share = round(sum(right) / len(right), 3)
-        rows.append(told({"codes": name, "named right": share, "passages": len(right)}))
-    return rows
+        return {
+            "fidelity": str(interval(values)),
+            "least": round(min(values), 3),
+            "texts": len(values),
+            "text tokens": text_tokens,
+            "seconds": round(trained.seconds),
+        }
+
+    return measure(grid(kind=kinds, n_tokens=n_tokens), case, keep)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=["search", "fidelity", "codes"])
-    parser.add_argument("--shared", type=Path)
-    parser.add_argument("--data", type=Path, help="folder that corpus.py wrote")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of each search")
-    parser.add_argument("--texts", type=int, default=10)
-    parser.add_argument("--kinds", nargs="*", default=["prefix", "embedding"])
-    parser.add_argument("--n-tokens", type=int, nargs="*", default=[4, 8, 16, 32])
-    parser.add_argument("--max-steps", type=int, default=200)
-    parser.add_argument("--passages", type=int, default=256, help="that a teacher writes")
-    parser.add_argument("--attributed", type=int, default=100, help="passages a genre")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    print(json.dumps(globals()[options.what](options), indent=1))
+def codes(
+    *,
+    data: Corpus,
+    kinds: Kinds = ["prefix", "embedding"],  # noqa: B006 - read only
+    n_tokens: Lengths = [4, 8, 16, 32],  # noqa: B006
+    max_steps: int = 200,
+    passages: Passages = 256,
+    attributed: Annotated[int, "passages of each genre"] = 100,
+    seed: Seed = 0,
+    keep: Keep = None,
+) -> list[Row]:
+    """The storyteller's codes distilled, and how often they still attribute a passage right."""
+    model = FrozenModel.from_pretrained("storyteller")
+    known = {name: code for name, code in codes_of(model).items() if name != "Quest"}
+    held_out = read_passages(data, attributed, 8 * ATTRIBUTED)
+
+    def case(kind: str, n_tokens: int) -> Row:
+        tried = known
+        if kind != "the codes":
+            settings = {"kind": kind, "n_tokens": n_tokens, "max_steps": max_steps, "seed": seed}
+            conditionings = {name: code.conditioning for name, code in known.items()}
+            trained = distilled(model, conditionings, passages, **settings)
+            tried = {name: Code(name, one) for name, one in trained.conditionings.items()}
+        right = [
+            right
+            for genre, texts in held_out.items()
+            for right in named_right(model, texts, genre, tried)
+        ]
+        return {"named right": round(fmean(right), 3), "passages": len(right)}
+
+    cases = [{"kind": "the codes", "n_tokens": 1}, *grid(kind=kinds, n_tokens=n_tokens)]
+    return measure(cases, case, keep)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, search, fidelity, codes)
