@@ -32,6 +32,11 @@ def running(work, **settings):
     return asyncio.run(main())
 
 
+async def drained(engine, request):
+    """A text, after its end."""
+    return await (await engine.start(request)).drained()
+
+
 async def until(true):
     end = time.monotonic() + 20
     while not true():
@@ -41,7 +46,7 @@ async def until(true):
 
 def test_texts_are_what_they_would_be_alone():
     async def work(engine):
-        return await asyncio.gather(*(engine.start(request(i)).drained() for i in range(20)))
+        return await asyncio.gather(*(drained(engine, request(i)) for i in range(20)))
 
     for number, text in enumerate(running(work, slots=4, queue=20)):
         single = write(MODEL, f"The dog {number} ran", 12, seed=number).drained()
@@ -50,7 +55,7 @@ def test_texts_are_what_they_would_be_alone():
 
 def test_tokens_come_one_after_the_other():
     async def work(engine):
-        text, told = engine.start(request(0, stop=("e",))), []
+        text, told = await engine.start(request(0, stop=("e",))), []
         async for token in text:
             told.append(token)
         return text, told
@@ -63,15 +68,15 @@ def test_tokens_come_one_after_the_other():
 
 def test_a_full_queue_refuses_and_takes_again():
     async def work(engine):
-        texts = [engine.start(request(i, LONG)) for i in range(2)]
+        texts = [await engine.start(request(i, LONG)) for i in range(2)]
         await until(lambda: engine.load().running == 1)
-        texts.append(engine.start(request(2, LONG)))
+        texts.append(await engine.start(request(2, LONG)))
         with pytest.raises(BusyError, match="ask again later"):
-            engine.start(request(3))
+            await engine.start(request(3))
         for text in texts:
             text.cancel()
         await asyncio.gather(*(text.drained() for text in texts))
-        return (await engine.start(request(4)).drained()).finish
+        return (await drained(engine, request(4))).finish
 
     assert running(work, slots=1, queue=2) == "length"
 
@@ -81,7 +86,7 @@ def test_a_burst_finds_as_much_room_as_there_is():
         texts, refused = [], 0
         for number in range(50):
             try:
-                texts.append(engine.start(request(number)))
+                texts.append(await engine.start(request(number)))
             except BusyError:
                 refused += 1
         await asyncio.gather(*(text.drained() for text in texts))
@@ -92,10 +97,10 @@ def test_a_burst_finds_as_much_room_as_there_is():
 
 def test_a_text_that_waits_too_long_is_told_so():
     async def work(engine):
-        first = engine.start(request(0, LONG))
+        first = await engine.start(request(0, LONG))
         await until(lambda: engine.load().running == 1)
         with pytest.raises(BusyError, match="waited"):
-            await engine.start(request(1)).drained()
+            await drained(engine, request(1))
         first.cancel()
         await first.drained()
 
@@ -104,7 +109,7 @@ def test_a_text_that_waits_too_long_is_told_so():
 
 def test_a_text_that_takes_too_long_ends_with_what_is_there():
     async def work(engine):
-        return await engine.start(request(0, 1000, sampling={"top_k": 0})).drained()
+        return await drained(engine, request(0, 1000, sampling={"top_k": 0}))
 
     text = running(work, text_seconds=0.2)
     assert text.finish == "timeout"
@@ -115,7 +120,7 @@ def test_cancelling_frees_what_was_taken():
     async def work(engine):
         draws = random.Random(0)
         for _ in range(40):
-            texts = [engine.start(request(i, LONG)) for i in range(draws.randint(1, 6))]
+            texts = [await engine.start(request(i, LONG)) for i in range(draws.randint(1, 6))]
             for text in texts:
                 for _ in range(draws.randint(0, 3)):
                     await anext(text)
@@ -134,15 +139,15 @@ def test_cancelling_frees_what_was_taken():
 def test_what_cannot_be_written_is_refused_at_once():
     async def work(engine):
         with pytest.raises(ConfigError, match="temperature"):
-            engine.start(request(0, sampling={"temperature": "warm"}))
-        return await engine.start(request(0)).drained()
+            await engine.start(request(0, sampling={"temperature": "warm"}))
+        return await drained(engine, request(0))
 
     assert running(work).finish == "length"
 
 
 def test_a_failure_ends_what_runs_and_nothing_else(monkeypatch):
     async def work(engine):
-        text = engine.start(request(0, LONG))
+        text = await engine.start(request(0, LONG))
         await anext(text)
 
         def broken(*_):
@@ -152,7 +157,7 @@ def test_a_failure_ends_what_runs_and_nothing_else(monkeypatch):
             patched.setattr(engine._batch, "step", broken)
             with pytest.raises(EngineError, match="could not write on"):
                 await text.drained()
-        return await engine.start(request(1)).drained()
+        return await drained(engine, request(1))
 
     text = running(work)
     assert text.text == write(MODEL, "The dog 1 ran", 12, seed=1).drained().text
@@ -160,10 +165,10 @@ def test_a_failure_ends_what_runs_and_nothing_else(monkeypatch):
 
 def test_closing_lets_texts_end():
     async def work(engine):
-        texts = [engine.start(request(i, 40)) for i in range(3)]
+        texts = [await engine.start(request(i, 40)) for i in range(3)]
         await engine.close(30)
         with pytest.raises(BusyError, match="closing"):
-            engine.start(request(4))
+            await engine.start(request(4))
         return [(await text.drained()).finish for text in texts]
 
     assert running(work, slots=2) == ["length"] * 3
@@ -171,10 +176,9 @@ def test_closing_lets_texts_end():
 
 def test_a_story_goes_on_from_what_was_read():
     async def work(engine):
-        first = await engine.start(request(0)).drained()
+        first = await drained(engine, request(0))
         await until(lambda: engine.load().running == 0)
-        second = engine.start(GenerationRequest("The dog 0 ran" + first.text + " on", 5, seed=1))
-        await second.drained()
-        return second.cache_usage
+        story = "The dog 0 ran" + first.text + " on"
+        return (await drained(engine, GenerationRequest(story, 5, seed=1))).cache_usage
 
     assert running(work).reused > 12

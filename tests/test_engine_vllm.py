@@ -123,16 +123,22 @@ def run(url, work, **settings):
     return asyncio.run(main())
 
 
+async def drained(engine, request):
+    """A text, after its end."""
+    return await (await engine.start(request)).drained()
+
+
 def test_what_is_written_there_equals_what_is_written_here(server):
     url, seen = server
 
     async def work(engine):
-        first = await engine.start(WISH).drained()
-        ended = await engine.start(
+        first = await drained(engine, WISH)
+        ended = await drained(
+            engine,
             GenerationRequest(
                 WISH.context, 12, stop=(first.text[3:5],), sampling={"temperature": 0}
-            )
-        ).drained()
+            ),
+        )
         return first, ended, engine.load().running
 
     first, ended, left = run(url, work)
@@ -149,7 +155,7 @@ def test_samplers_go_under_its_names(server):
     sampling = {"top_k": 0, "temperature": 0.5, "banned": (3,), "logit_bias": {7: 2.0}}
 
     async def work(engine):
-        await engine.start(GenerationRequest("The dog", 3, seed=5, sampling=sampling)).drained()
+        await drained(engine, GenerationRequest("The dog", 3, seed=5, sampling=sampling))
 
     run(url, work, name="served")
     body = seen["bodies"][0]
@@ -167,7 +173,7 @@ def test_a_text_that_is_cancelled_is_dropped_there(server):
     seen["pause"] = 0.01
 
     async def work(engine):
-        text = engine.start(GenerationRequest("The dog", 500, seed=1))
+        text = await engine.start(GenerationRequest("The dog", 500, seed=1))
         await anext(text)
         text.cancel()
         await text.drained()
@@ -193,9 +199,7 @@ def test_prefixes_are_named_by_placeholders(server, tmp_path, context):
         vllm.write_prefix(prompt, MODEL, tmp_path / f"{prompt.name}.safetensors")
 
     async def work(engine):
-        return await engine.start(
-            GenerationRequest(context, 12, sampling={"temperature": 0})
-        ).drained()
+        return await drained(engine, GenerationRequest(context, 12, sampling={"temperature": 0}))
 
     assert run(url, work).ids == write(MODEL, context, 12, temperature=0).drained().ids
 
@@ -215,16 +219,16 @@ def test_it_says_what_it_cannot_do(server):
 
     async def work(engine):
         with pytest.raises(ContextOverflowError, match="one after the other"):
-            engine.start(
+            await engine.start(
                 GenerationRequest(PREFIX + CAT + ("The dog" + "x" * (length - len(PREFIX) - 7)), 1)
             )
         with pytest.raises(ConfigError, match="one code of strength 1"):
-            engine.start(GenerationRequest("The dog", conditioning=[("Horror ", 2.0)]))
+            await engine.start(GenerationRequest("The dog", conditioning=[("Horror ", 2.0)]))
         with pytest.raises(ConfigError, match="no_copy"):
-            engine.start(GenerationRequest("The dog", no_copy=8))
-        conditioning = await engine.start(
-            GenerationRequest("The dog", 5, conditioning="A ", sampling={"temperature": 0})
-        ).drained()
+            await engine.start(GenerationRequest("The dog", no_copy=8))
+        conditioning = await drained(
+            engine, GenerationRequest("The dog", 5, conditioning="A ", sampling={"temperature": 0})
+        )
         return conditioning.ids
 
     single = write(MODEL, "The dog", 5, conditioning="A ", temperature=0).drained()
@@ -237,18 +241,18 @@ def test_what_goes_wrong_there_is_told(server):
     async def refused(engine):
         seen["refuses"] = True
         with pytest.raises(EngineError, match=r"answered 400.*no such thing"):
-            await engine.start(WISH).drained()
+            await drained(engine, WISH)
         seen.update(refuses=False, breaks=True)
         with pytest.raises(EngineError, match="out of memory"):
-            await engine.start(WISH).drained()
+            await drained(engine, WISH)
         seen["breaks"] = False
-        return (await engine.start(WISH).drained()).finish
+        return (await drained(engine, WISH)).finish
 
     assert run(url, refused) == "length"
 
     async def nobody(engine):
         with pytest.raises(EngineError, match=r"cannot be reached.*--engine-url"):
-            await engine.start(WISH).drained()
+            await drained(engine, WISH)
 
     run("http://127.0.0.1:9", nobody)
 
@@ -258,9 +262,9 @@ def test_only_so_many_at_once(server):
     seen["pause"] = 0.01
 
     async def work(engine):
-        texts = [engine.start(GenerationRequest("The dog", 20, seed=1)) for _ in range(3)]
+        texts = [await engine.start(GenerationRequest("The dog", 20, seed=1)) for _ in range(3)]
         with pytest.raises(BusyError):
-            engine.start(GenerationRequest("The dog", 20))
+            await engine.start(GenerationRequest("The dog", 20))
         assert (engine.load().running, engine.load().waiting) == (2, 1)
         return [(await text.drained()).finish for text in texts]
 
@@ -272,9 +276,9 @@ def test_a_text_that_takes_too_long_keeps_what_there_is(server):
     seen["pause"] = 0.02
 
     async def work(engine):
-        return await engine.start(
-            GenerationRequest("The dog", 500, sampling={"banned": MODEL.eos_ids})
-        ).drained()
+        return await drained(
+            engine, GenerationRequest("The dog", 500, sampling={"banned": MODEL.eos_ids})
+        )
 
     text = run(url, work, text_seconds=0.5)
     assert text.finish == "timeout"

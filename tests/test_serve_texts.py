@@ -1,4 +1,4 @@
-"""From a client's text to the engine's wish: tags, lore, what gives way, samplers, chats."""
+"""From a client's text to the engine's request: tags, lore, what gives way, samplers, chats."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +13,11 @@ from softlore.decode.samplers import SamplingParams
 from softlore.errors import InputError, PromptMismatchError, UnknownPromptError
 from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
-from softlore.serve.chat import chat_of, read_messages
-from softlore.serve.compose import ClientRequest, RequestComposer
+from softlore.serve.chat import read_messages, render_chat
+from softlore.serve.compose import RequestComposer
 from softlore.serve.lenient import sampling_of
+from softlore.serve.prompt_store import PromptStore
 from softlore.serve.responses import event
-from softlore.story.frame import count_positions
 
 MODEL = tiny_model("llama")
 LIMIT = MODEL.context_length
@@ -42,8 +42,16 @@ def made(folder, book=None):
     library = PromptLibrary(folder)
     for prompt in (EMMA, DOG, OTHER):
         library.save(prompt)
-    engine = SimpleNamespace(model=MODEL)
-    return RequestComposer(SimpleNamespace(engine=engine, prompts=library, book=book))
+    state = SimpleNamespace(
+        engine=SimpleNamespace(model=MODEL), prompt_store=PromptStore(library, MODEL), book=book
+    )
+    return RequestComposer(state)
+
+
+def positions(request):
+    """What a request takes of the context, counted from its text."""
+    longest = max(map(len, request.context.prefixes), default=0)
+    return len(MODEL.bos) + request.context.token_count(MODEL).context + longest
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +59,9 @@ def texts(tmp_path_factory):
     return made(tmp_path_factory.mktemp("prompts"))
 
 
-def read(texts, text, **asked):
+def read(texts, text, **options):
     """The context of a client's text."""
-    return texts.composed(ClientRequest([text], **asked)).wish.context
+    return texts.compose(text, **options).context
 
 
 # tags --------------------------------------------------------------------------------------------
@@ -99,12 +107,12 @@ def test_a_prompt_that_is_trained_anew_is_read_anew(tmp_path):
     texts = made(tmp_path)
     assert read(texts, "[[soft:dog]]").prompts == (DOG,)
     again = SoftPrompt.from_text("bad boy", MODEL, name="dog", kind="embedding")
-    texts.shelf.library.save(again)
+    texts.store.library.save(again)
     assert read(texts, "[[soft:dog]]").prompts == (again,)
-    texts.shelf.library.remove("dog")
+    texts.store.library.remove("dog")
     with pytest.raises(UnknownPromptError):
         read(texts, "[[soft:dog]]")
-    assert "dog" not in texts.names()
+    assert "dog" not in texts.store.compatible()
 
 
 def test_tokens_are_counted_with_those_of_prompts(texts):
@@ -120,13 +128,13 @@ def test_tokens_are_counted_with_those_of_prompts(texts):
 
 def test_a_long_text_loses_its_beginning_and_never_its_memory(texts):
     story = "".join(f"Line {n}.\n" for n in range(500))
-    composed = texts.composed(ClientRequest([story], memory="A tale of [[soft:Emma]].", tokens=30))
-    context = composed.wish.context
+    request = texts.compose(story, 30, memory="A tale of [[soft:Emma]].")
+    context = request.context
     assert "A tale of ." in context.body.text
     assert context.body.text.endswith("Line 499.\n")
     assert context.prompts == (EMMA,)
-    assert composed.wish.max_new_tokens == 30
-    assert count_positions(MODEL, context) + 30 <= LIMIT
+    assert request.max_new_tokens == 30
+    assert positions(request) + 30 <= LIMIT
 
 
 @given(
@@ -141,15 +149,15 @@ def test_a_long_text_loses_its_beginning_and_never_its_memory(texts):
 def test_whatever_is_asked_for_fits(texts, text, memory, limit, tokens, messages, always):
     text = "".join(text)
     turns = re.findall(r"[^\n]*\n|[^\n]+", text)
-    ask = ClientRequest(
-        turns, memory=memory, limit=limit, tokens=tokens, messages=messages, always=always
+    request = texts.compose(
+        turns if messages else text, tokens, memory=memory, context_tokens=limit, always=always
     )
-    composed = texts.composed(ask)
-    wish = composed.wish
-    assert 1 <= wish.max_new_tokens <= (tokens or LIMIT)
+    assert 1 <= request.max_new_tokens <= (tokens or LIMIT)
     most = min(LIMIT, max(limit, 128)) if limit > 0 else LIMIT
-    assert count_positions(MODEL, wish.context) + wish.max_new_tokens <= most
-    assert wish.context.text.endswith(text[-12:])
+    assert positions(request) + request.max_new_tokens <= most
+    assert positions(request) == request.tree.start + request.tree.length
+    newest = turns[-1] if messages and turns else text
+    assert request.context.text.endswith(newest[-3:])  # more, where a tag or turn fits whole
 
 
 def test_no_tag_is_cut_in_two(texts):
@@ -159,9 +167,8 @@ def test_no_tag_is_cut_in_two(texts):
 
 
 def test_asking_for_more_than_the_context_gives_half_of_it_at_least(texts):
-    composed = texts.composed(ClientRequest(["Once"], tokens=5000))
-    assert composed.wish.max_new_tokens == LIMIT - 4
-    long = texts.composed(ClientRequest(["word " * 500], tokens=5000)).wish
+    assert texts.compose("Once", 5000).max_new_tokens == LIMIT - 4
+    long = texts.compose("word " * 500, 5000)
     assert long.max_new_tokens >= LIMIT // 2
 
 
@@ -179,27 +186,26 @@ def test_a_monstrous_text_is_refused(texts):
 
 def test_the_servers_lore_reaches_a_client_that_knows_nothing_of_it(tmp_path):
     texts = made(tmp_path, BOOK)
-    composed = texts.composed(ClientRequest(["A dog ran.\nEmma came to the gate.\nIt rained."]))
-    assert composed.plan.lore == {"Emma": "soft", "Gate": "text"}
-    assert composed.wish.context.prefixes == (EMMA,)
-    assert "gate.\nThe gate is shut.\nIt rained." in composed.wish.context.text
+    context = read(texts, "A dog ran.\nEmma came to the gate.\nIt rained.")
+    assert context.prefixes == (EMMA,)
+    assert context.body.text.endswith("gate.\nThe gate is shut.\nIt rained.")
     far = "Emma came.\n" + "A dog ran.\n" * 8
-    assert not texts.composed(ClientRequest([far])).plan.lore
+    assert read(texts, far).text == far
     texts.state.book = None
-    assert not texts.composed(ClientRequest(["Emma came."])).plan.lore
+    assert read(texts, "Emma came.").text == "Emma came."
 
 
 def test_lore_whose_prompt_is_of_another_model_enters_as_text(tmp_path):
     texts = made(tmp_path, BOOK)
-    assert texts.composed(ClientRequest(["The cat sat."])).plan.lore == {"cat": "text"}
+    assert read(texts, "The cat sat.").pieces == ("The cat is grey.\nThe cat sat.",)
 
 
 def test_many_threads_compose_at_once(tmp_path):
     texts = made(tmp_path, BOOK)
-    asked = [ClientRequest([f"Emma and [[soft:dog]] {n}."]) for n in range(24)]
+    asked = [f"Emma and [[soft:dog]] {n}." for n in range(24)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda ask: texts.composed(ask).wish.context.text, asked))
-    assert found == [texts.composed(ask).wish.context.text for ask in asked]
+        found = list(pool.map(lambda text: read(texts, text).text, asked))
+    assert found == [read(texts, text).text for text in asked]
 
 
 # samplers ----------------------------------------------------------------------------------------
@@ -287,11 +293,11 @@ def messages(*said):
 
 def test_a_chat_is_a_transcript_where_the_model_has_no_template():
     said = messages(("system", "Be kind."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Go"))
-    chat = chat_of(MODEL, said)
+    chat = render_chat(MODEL, said)
     assert chat.memory == "Be kind."
     assert chat.turns == ["User: Hi\n", "Assistant: Yes?\n", "User: Go\nAssistant:"]
     assert "\nUser:" in chat.stop
-    assert chat_of(MODEL, messages(("user", "Hi"), ("assistant", "It is"))).turns[-1] == (
+    assert render_chat(MODEL, messages(("user", "Hi"), ("assistant", "It is"))).turns[-1] == (
         "Assistant: It is"
     )
 
@@ -300,26 +306,24 @@ def test_a_chat_is_rendered_by_the_models_template():
     model = tiny_model("llama")
     model.tokenizer.chat_template = CHATML
     said = messages(("system", "Be kind."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Go"))
-    chat = chat_of(model, said)
+    chat = render_chat(model, said)
     assert chat.memory == "<|system|>\nBe kind.</s>\n"
     assert chat.turns == [
         "<|user|>\nHi</s>\n", "<|assistant|>\nYes?</s>\n", "<|user|>\nGo</s>\n<|assistant|>\n",
     ]  # fmt: skip
     assert not chat.stop
-    going_on = chat_of(model, messages(("user", "Hi"), ("assistant", "It is")))
+    going_on = render_chat(model, messages(("user", "Hi"), ("assistant", "It is")))
     assert going_on.turns[-1] == "<|assistant|>\nIt is"
     model.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InputError, match="roles must alternate"):
-        chat_of(model, said)
+        render_chat(model, said)
 
 
 def test_old_messages_give_way_whole(texts):
     said = [("system", "Be kind."), *[("user", f"Question {n}?") for n in range(60)]]
-    chat = chat_of(MODEL, messages(*said))
-    wish = texts.composed(
-        ClientRequest(chat.turns, memory=chat.memory, tokens=None, messages=True, stop=chat.stop)
-    ).wish
-    text = wish.context.text
+    chat = render_chat(MODEL, messages(*said))
+    request = texts.compose(chat.turns, None, memory=chat.memory, stop=chat.stop)
+    text = request.context.text
     assert text.startswith("Be kind.\nUser: Question ")
     assert text.endswith("User: Question 59?\nAssistant:")
-    assert wish.max_new_tokens >= LIMIT // 4
+    assert request.max_new_tokens >= LIMIT // 4

@@ -36,6 +36,7 @@ from softlore.context import compose
 from softlore.decode import GenerationRequest, SamplingParams, sample_ids
 from softlore.errors import EngineError
 from softlore.prompts import Kind
+from softlore.serve.engines import AsyncOutputStream
 from softlore.serve.engines.vllm import VLLMEngine
 
 ROWS = [  # contexts of the embedding kind, which a plain request can hold
@@ -159,11 +160,16 @@ async def check_engine(
     return results + each
 
 
+async def drained(engine: VLLMEngine, request: GenerationRequest) -> AsyncOutputStream:
+    """A text, after its end."""
+    return await (await engine.start(request)).drained()
+
+
 async def all_of(engine: VLLMEngine, contexts: Sequence[Any], tokens: int) -> list[list[int]]:
     wishes = [
         GenerationRequest(context, tokens, sampling={"temperature": 0}) for context in contexts
     ]
-    done = await asyncio.gather(*(engine.start(wish).drained() for wish in wishes))
+    done = await asyncio.gather(*(drained(engine, wish) for wish in wishes))
     return [one.ids for one in done]
 
 
@@ -227,12 +233,12 @@ async def check_failures(engine: VLLMEngine, model: FrozenModel, known: SoftProm
     stale = known.replace(tensor=known.tensor * 1.5)
     for prompt in (other, stale):
         try:
-            text = await engine.start(GenerationRequest(prompt + "The house", 5)).drained()
+            text = await drained(engine, GenerationRequest(prompt + "The house", 5))
             print(f"{prompt.name!r}, which is not there: {text.finish}, {text.text!r}")
         except EngineError as error:
             print(f"{prompt.name!r}, which is not there: {error}")
-    after = await engine.start(GenerationRequest(known + "The house", 5)).drained()
-    cancelled = engine.start(GenerationRequest(known + "The house", 500))
+    after = await drained(engine, GenerationRequest(known + "The house", 5))
+    cancelled = await engine.start(GenerationRequest(known + "The house", 500))
     await anext(cancelled)
     cancelled.cancel()
     await cancelled.drained()

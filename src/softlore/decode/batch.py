@@ -82,7 +82,10 @@ class SequenceGroup:
         output = OutputStream(model, stops, request.max_new_tokens)
         sampler = make_sampler(model, request, conditionings)
         conditionings = with_bare_model(conditionings) if conditionings else []
-        windows = first_windows(model, request.context, conditionings, request.check)
+        if conditionings:
+            windows = first_windows(model, request.context, conditionings, request.check)
+        else:
+            windows = [Window(request.compose(model))]
         weights = [weight for _, weight in conditionings] or [1.0]
         slides = bool(conditionings)
         return cls(runner, windows, weights, sampler, output, request.logprobs, slides)

@@ -126,13 +126,11 @@ class Window:
 def first_windows(
     model: LanguageModel, context: ContextLike, conditionings: Weighted, check: bool = True
 ) -> list[Window]:
-    """The windows that a context begins with: one, or one under each conditioning.
+    """The windows that a context begins with, one under each conditioning.
 
     Raises:
         ContextOverflowError: a conditioning that leaves no room.
     """
-    if not conditionings:
-        return [Window(compose(model, context, check=check))]
     windows = [
         Window(
             compose(model, context, check=check, conditioning=conditioning),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from softlore.context import Tree, compose
 from softlore.context.compose import ContextLike
 from softlore.decode.conditioning import Conditioning
 from softlore.decode.no_copy import no_copy_step
@@ -38,6 +39,7 @@ class GenerationRequest:
             `decode.conditioning`). With one the text may be longer than the model's context.
         check: refuse prompts of another model.
         sampling: fields of `SamplingParams`.
+        tree: the context as `compose` encodes it, where that has been done.
     """
 
     context: ContextLike
@@ -49,6 +51,13 @@ class GenerationRequest:
     conditioning: Conditioning = ""
     check: bool = True
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    tree: Tree | None = None
+
+    def compose(self, model: LanguageModel, conditioning: ContextLike = "") -> Tree:
+        """The context after a conditioning, encoded. Raises as `softlore.context.compose` does."""
+        if self.tree is not None and conditioning == "":
+            return self.tree
+        return compose(model, self.context, self.check, conditioning)
 
 
 def stop_strings(request: GenerationRequest) -> tuple[str, ...]:

@@ -56,10 +56,10 @@ def make_app(state: ServerState) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.softlore = state
-    desk = GenerationService(state)
+    service = GenerationService(state)
     for router in (
-        kobold.make_router(desk),
-        openai.make_router(desk),
+        kobold.make_router(service),
+        openai.make_router(service),
         studio.make_router(state),
         _facts(state, engine),
     ):

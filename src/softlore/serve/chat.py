@@ -1,4 +1,4 @@
-"""From the messages of a chat to a text: the model's own template, or a plain transcript."""
+"""From the messages of a chat to a text: by the model's chat template, or as a plain transcript."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any
 
 from softlore.errors import InputError
 from softlore.model import LanguageModel
-from softlore.serve.compose import lines
 
 MOST_MESSAGES = 10_000
-_SPLIT = 100  # messages of a template that are told apart; rendering takes time for each
+_SPLIT = 100  # newest messages that a template's text is split at; each takes a rendering
 _SYSTEM = ("system", "developer")
 _NAMES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
 
 
 @dataclass(frozen=True)
 class Message:
-    """Who says what."""
+    """A message of a chat."""
 
     role: str
     text: str
@@ -26,61 +25,61 @@ class Message:
 
 @dataclass(frozen=True)
 class Chat:
-    """A chat as the model is to read it.
+    """A chat as a text for the model.
 
     Attributes:
-        memory: what the system says first; it does not give way.
-        turns: the other messages; the last one leads over to the reply.
+        memory: the system's first messages, which are not cut.
+        turns: the other messages, the last one with what introduces the reply; or all as one text.
         stop: what ends the reply, besides the model's own end.
-        bare: whether the reply begins with a space that is none of it.
+        strip: whether the reply begins with a space that does not belong to it.
     """
 
     memory: str
-    turns: list[str]
+    turns: str | list[str]
     stop: tuple[str, ...] = ()
-    bare: bool = False
+    strip: bool = False
 
 
-def read_messages(sent: object) -> list[Message]:
-    """The messages of a request; the content of each is text, or parts that are.
+def read_messages(messages: object) -> list[Message]:
+    """The messages of a request; the content of each is text, or a list of text parts.
 
     Raises:
-        InputError: there are none, or they hold what is no text.
+        InputError: there are none, or one holds something else.
     """
-    if not isinstance(sent, list) or not sent or len(sent) > MOST_MESSAGES:
+    if not isinstance(messages, list) or not messages or len(messages) > MOST_MESSAGES:
         raise InputError(
             "messages holds no message; expected a list such as "
             f'[{{"role": "user", "content": "Hello"}}], of at most {MOST_MESSAGES:,}; send one'
         )
-    return [_read_message(number, one) for number, one in enumerate(sent)]
+    return [_read_message(number, message) for number, message in enumerate(messages)]
 
 
-def chat_of(model: LanguageModel, messages: Sequence[Message]) -> Chat:
-    """A chat rendered for a model. Raises InputError where its template refuses the messages."""
+def render_chat(model: LanguageModel, messages: Sequence[Message]) -> Chat:
+    """A chat as a text. Raises InputError where the model's template refuses the messages."""
     if getattr(model.tokenizer, "chat_template", None):
-        return _rendered(model, messages)
+        return _templated(model, messages)
     return _transcript(messages)
 
 
-def _read_message(number: int, sent: object) -> Message:
-    if not isinstance(sent, dict) or not isinstance(sent.get("role"), str) or not sent["role"]:
+def _read_message(number: int, message: object) -> Message:
+    role = message.get("role") if isinstance(message, dict) else None
+    if not isinstance(message, dict) or not isinstance(role, str) or not role:
         raise InputError(
-            f"message {number} is {sent!r:.80}; expected a role and a content, such as "
-            '{"role": "user", "content": "Hello"}; mend it'
+            f"message {number} is {message!r:.80}; expected a role and a content, such as "
+            '{"role": "user", "content": "Hello"}; fix it'
         )
-    content = sent.get("content")
+    content = message.get("content")
     if content is None or isinstance(content, str):
-        return Message(sent["role"], content or "")
-    texts = [_part(number, one) for one in content] if isinstance(content, list) else None
-    if texts is None:
+        return Message(role, content or "")
+    if not isinstance(content, list):
         raise InputError(
             f"the content of message {number} is {type(content).__name__}; expected a string, or "
-            'parts such as {"type": "text", "text": "Hello"}; mend it'
+            'parts such as {"type": "text", "text": "Hello"}; fix it'
         )
-    return Message(sent["role"], "".join(texts))
+    return Message(role, "".join(_read_part(number, part) for part in content))
 
 
-def _part(number: int, part: object) -> str:
+def _read_part(number: int, part: object) -> str:
     if isinstance(part, str):
         return part
     text = part.get("text") if isinstance(part, dict) else None
@@ -94,50 +93,50 @@ def _part(number: int, part: object) -> str:
 
 
 def _transcript(messages: Sequence[Message]) -> Chat:
-    head = _leading(messages)
-    turns = [f"{_named(one)}: {one.text.rstrip()}\n" for one in messages[head:]]
+    """`User: …` and `Assistant: …` in turn."""
+    system = _count_system(messages)
+    turns = [f"{_speaker(m.role)}: {m.text.rstrip()}\n" for m in messages[system:]]
     stop = tuple(f"\n{name}:" for name in ("User", "System", "Assistant"))
-    memory = "\n".join(one.text for one in messages[:head] if one.text)
-    if messages[-1].role == "assistant":  # it has begun to speak
-        return Chat(memory, [*turns[:-1], turns[-1][:-1]], stop)
-    leading = [*turns[:-1], (turns[-1] if turns else "") + "Assistant:"]
-    return Chat(memory, leading, stop, bare=True)
+    memory = "\n".join(m.text for m in messages[:system] if m.text)
+    if messages[-1].role == "assistant":  # whose message is to be continued
+        return Chat(memory, [*turns[:-1], turns[-1].removesuffix("\n")], stop)
+    last = (turns[-1] if turns else "") + "Assistant:"
+    return Chat(memory, [*turns[:-1], last], stop, strip=True)
 
 
-def _named(message: Message) -> str:
-    return _NAMES.get(message.role) or message.role[:40].capitalize()
+def _speaker(role: str) -> str:
+    return _NAMES.get(role) or role[:40].capitalize()
 
 
-def _leading(messages: Sequence[Message]) -> int:
-    """How many messages of the system stand before all others."""
-    return next((i for i, one in enumerate(messages) if one.role not in _SYSTEM), len(messages))
+def _count_system(messages: Sequence[Message]) -> int:
+    """How many messages of the system come before all others."""
+    return next((i for i, m in enumerate(messages) if m.role not in _SYSTEM), len(messages))
 
 
-def _rendered(model: LanguageModel, messages: Sequence[Message]) -> Chat:
-    """By the template; what it makes of the messages is cut where one of them begins."""
-    goes_on = messages[-1].role == "assistant"
-    start = "" if model.bos_id is None else str(model.tokenizer.bos_token or "")
-    whole = _render(model, messages, not goes_on, goes_on).removeprefix(start)
+def _templated(model: LanguageModel, messages: Sequence[Message]) -> Chat:
+    """By the model's template; its text is split where messages begin, as far as that shows."""
+    continued = messages[-1].role == "assistant"
+    bos = "" if model.bos_id is None else str(model.tokenizer.bos_token or "")
+    text = _render(model, messages, not continued, continued).removeprefix(bos)
 
-    def place(count: int) -> int | None:
-        """Where the text of so many messages ends in the whole one."""
+    def length_of(count: int) -> int | None:
+        """Characters of the first `count` messages; None where the template does not tell."""
         if not count:
             return 0
         try:
-            before = _render(model, messages[:count]).removeprefix(start)
-        except InputError:  # it may refuse a chat that ends there
+            start = _render(model, messages[:count]).removeprefix(bos)
+        except InputError:  # a template may refuse a chat that ends there
             return None
-        return len(before) if whole.startswith(before) else None
+        return len(start) if text.startswith(start) else None
 
-    head = _leading(messages)
-    memory = place(head)
+    system = _count_system(messages)
+    memory = length_of(system)
     if memory is None:
-        return Chat("", lines(whole))
-    counts = range(max(head + 1, len(messages) - _SPLIT), len(messages))
-    cuts = [memory, *(found for count in counts if (found := place(count)) is not None)]
-    cuts = sorted(set(cuts))
-    turns = [whole[a:b] for a, b in zip(cuts, [*cuts[1:], len(whole)], strict=True)]
-    return Chat(whole[:memory], turns)
+        return Chat("", text)
+    lengths = map(length_of, range(max(system + 1, len(messages) - _SPLIT), len(messages)))
+    cuts = sorted({memory, *(length for length in lengths if length is not None)})
+    turns = [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+    return Chat(text[:memory], turns)
 
 
 def _render(
@@ -146,15 +145,17 @@ def _render(
     add_generation_prompt: bool = False,
     continue_final: bool = False,
 ) -> str:
-    said = [{"role": one.role, "content": one.text} for one in messages]
-    options: dict[str, Any] = {"tokenize": False}
-    options["add_generation_prompt"] = add_generation_prompt
-    if continue_final:
-        options["continue_final_message"] = True
+    options: dict[str, Any] = {"continue_final_message": True} if continue_final else {}
     try:
-        return str(model.tokenizer.apply_chat_template(said, **options))
+        text = model.tokenizer.apply_chat_template(
+            [{"role": m.role, "content": m.text} for m in messages],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **options,
+        )
     except Exception as error:  # noqa: BLE001 - a template is a program of the model's makers
         raise InputError(
             f"the model's chat template refuses these messages ({error!s:.160}); expected the "
             "roles and the order that it knows; change them"
         ) from None
+    return str(text)

@@ -3,53 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from softlore.decode import Token
 from softlore.errors import BusyError, InputError, SoftloreError
-from softlore.model import LanguageModel
-from softlore.serve.compose import ClientRequest, model_name
+from softlore.serve.compose import model_name
 from softlore.serve.engines import AsyncOutputStream
-from softlore.serve.lenient import (
-    Flag,
-    Strings,
-    Text,
-    Whole,
-    body_of,
-    read_object,
-    sampling_of,
-    strings,
-)
-from softlore.serve.logprobs import as_chat, as_completion
+from softlore.serve.lenient import Flag, Strings, Text, Whole, body_of, read_object, sampling_of
+from softlore.serve.logprobs import chat_logprobs, completion_logprobs
 from softlore.serve.responses import RETRY_AFTER, event, event_stream, kobold_error
 from softlore.serve.service import (
     FAILURES,
     ActiveResponse,
     GenerationService,
-    answering,
-    reason,
+    finish_reason,
+    route_class,
 )
-from softlore.serve.state import ServerState
 
 PROGRAM = {"result": "KoboldCpp", "version": "1.87"}  # from 1.88 on Lite makes templates otherwise
 PROTOCOL = "1.2.5"
-USUAL_TOKENS = 80
+DEFAULT_TOKENS = 80
 MOST_COPIES = 16
-LIKELIEST = 5  # tokens told beside each, where they are asked for
-Route = TypeVar("Route", bound=Callable[..., Any])
+TOP_LOGPROBS = 5
 BUSY = "Server is busy; please try again later."
+Route = TypeVar("Route", bound=Callable[..., Any])
 
 
-class Generate(BaseModel):
-    """What a client may send; anything else is ignored, and what is odd has its default."""
+class GenerateBody(BaseModel):
+    """The body of /generate. An odd value counts as the default; other fields are samplers'."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
 
     prompt: Text = ""
     memory: Text = ""
@@ -57,70 +45,68 @@ class Generate(BaseModel):
     max_context_length: Whole = None
     max_length: Whole = None
     sampler_seed: Whole = None
-    stop_sequence: Strings = []
+    stop_sequence: Strings = Field([], validation_alias=AliasChoices("stop_sequence", "stop"))
     trim_stop: Flag = None
     genkey: Text = ""
     logprobs: Flag = None
 
 
-class Keyed(BaseModel):
-    """A request about a text that is being written."""
+class KeyBody(BaseModel):
+    """A request about the texts of another request."""
 
     genkey: Text = ""
 
 
-class Counted(BaseModel):
+class CountBody(BaseModel):
     """A text whose tokens are counted."""
 
     prompt: Text = ""
 
 
-class Chosen(BaseModel):
-    """A soft prompt's name."""
+class PromptBody(BaseModel):
+    """The name of a soft prompt."""
 
     value: Text = ""
 
 
-def make_router(desk: GenerationService) -> APIRouter:
+def make_router(service: GenerationService) -> APIRouter:
     """The routes under /api."""
-    router = APIRouter(route_class=answering(reply), tags=["KoboldAI"], responses=FAILURES)
-    state = desk.state
-    _add_facts(router, state, desk)
-    _add_writing(router, desk)
-    _add_prompts(router, state, desk)
+    router = APIRouter(route_class=route_class(respond), tags=["KoboldAI"], responses=FAILURES)
+    _add_info(router, service)
+    _add_generation(router, service)
+    _add_soft_prompt(router, service)
     return router
 
 
-def reply(error: Exception) -> Response:
-    """An error in the API's own shape."""
+def respond(error: Exception) -> Response:
+    """The response to an error, in the API's own shape."""
     if isinstance(error, BusyError):
-        headers = RETRY_AFTER
-        return JSONResponse(kobold_error(BUSY, "service_unavailable"), 503, headers)
+        return JSONResponse(kobold_error(BUSY, "service_unavailable"), 503, RETRY_AFTER)
     if isinstance(error, InputError | ValidationError):
         return JSONResponse(kobold_error(error, "bad_input"), 400)
     return JSONResponse(kobold_error(error, "server_error"), 503)
 
 
-def _add_facts(router: APIRouter, state: ServerState, desk: GenerationService) -> None:
+def _add_info(router: APIRouter, service: GenerationService) -> None:
     """What clients ask when they connect."""
-    settings, model = state.settings, state.engine.model
+    settings, longest = service.state.settings, service.composer.context_length
 
-    @_both(router, "GET", "model")
+    @_both_versions(router, "GET", "model")
     async def name() -> dict[str, str]:
-        return {"result": model_name(model)}
+        return {"result": model_name(service.model)}
 
-    @_both(router, "GET", "info/version")
+    @_both_versions(router, "GET", "info/version")
     async def protocol() -> dict[str, str]:
         return {"result": PROTOCOL}
 
-    @_both(router, "GET", "config/max_context_length")
+    @_both_versions(router, "GET", "config/max_context_length")
     @router.get("/api/extra/true_max_context_length")
-    async def longest() -> dict[str, int]:
-        return {"value": desk.texts.longest}
+    async def max_context_length() -> dict[str, int]:
+        return {"value": longest}
 
-    @_both(router, "GET", "config/max_length")
-    async def usual_length() -> dict[str, int]:
-        return {"value": desk.texts.longest // 2}
+    @_both_versions(router, "GET", "config/max_length")
+    async def max_length() -> dict[str, int]:
+        return {"value": longest // 2}
 
     @router.get("/api/extra/version")
     async def program() -> dict[str, Any]:
@@ -130,148 +116,149 @@ def _add_facts(router: APIRouter, state: ServerState, desk: GenerationService) -
     async def preloaded() -> dict[str, Any]:
         return {}
 
-    @router.post("/api/extra/tokencount", openapi_extra=body_of(Counted))
+    @router.post("/api/extra/tokencount", openapi_extra=body_of(CountBody))
     async def count(request: Request) -> dict[str, Any]:
-        sent = Counted.model_validate(await read_object(request))
-        value, ids = await run_in_threadpool(desk.texts.count, sent.prompt)
+        body = CountBody.model_validate(await read_object(request))
+        value, ids = await run_in_threadpool(service.composer.count, body.prompt)
         return {"value": value, "ids": ids}
 
 
-def _add_writing(router: APIRouter, desk: GenerationService) -> None:
-    @_both(router, "POST", "generate", openapi_extra=body_of(Generate, samplers=True))
+def _add_generation(router: APIRouter, service: GenerationService) -> None:
+    @_both_versions(router, "POST", "generate", openapi_extra=body_of(GenerateBody, samplers=True))
     async def generate(request: Request) -> dict[str, Any]:
-        sent, answer = await _begin(desk, request)
-        tokens = await answer.whole()
-        results = [
-            _result(desk.state.engine.model, running, some, sent)
-            for running, some in zip(answer.running, tokens, strict=True)
-        ]
-        return {"results": results}
+        body, response = await _start(service, request)
+        tokens = await response.tokens()
+        return {"results": [_result(response, stream, tokens, body) for stream in response.streams]}
 
-    @router.post("/api/extra/generate/stream", openapi_extra=body_of(Generate, samplers=True))
+    @router.post("/api/extra/generate/stream", openapi_extra=body_of(GenerateBody, samplers=True))
     async def stream(request: Request) -> Response:
-        sent, answer = await _begin(desk, request, most=1)
-        return await event_stream(_events(answer, sent))
+        body, response = await _start(service, request, most=1)
+        return await event_stream(_events(response, body))
 
     @router.get("/api/extra/generate/check")
     async def check_any() -> dict[str, Any]:
-        return _so_far(desk, "")
+        return _so_far(service, "")
 
-    @router.post("/api/extra/generate/check", openapi_extra=body_of(Keyed))
+    @router.post("/api/extra/generate/check", openapi_extra=body_of(KeyBody))
     async def check(request: Request) -> dict[str, Any]:
-        return _so_far(desk, await _key(request))
+        return _so_far(service, await _key(request))
 
-    @router.post("/api/extra/abort", openapi_extra=body_of(Keyed))
+    @router.post("/api/extra/abort", openapi_extra=body_of(KeyBody))
     async def abort(request: Request) -> dict[str, str]:
         key = await _key(request)
-        found = desk.find(key)
+        found = service.find(key)
         if not found and not key:
-            found = desk.answers[-1:]  # of the only one who writes, most likely
-        for answer in found:
-            answer.cancel()
-        return {"success": "true" if found else "false", "done": "true" if found else "false"}
+            found = service.active[-1:]  # most likely there is one writer only
+        for response in found:
+            response.cancel()
+        return dict.fromkeys(("success", "done"), "true" if found else "false")
 
 
-def _add_prompts(router: APIRouter, state: ServerState, desk: GenerationService) -> None:
+def _add_soft_prompt(router: APIRouter, service: GenerationService) -> None:
     """KoboldAI's own choice of a soft prompt, which stands before every text."""
+    state = service.state
 
-    @_both(router, "GET", "config/soft_prompts_list")
+    @_both_versions(router, "GET", "config/soft_prompts_list")
     async def names() -> dict[str, Any]:
-        found = await run_in_threadpool(desk.texts.names)
-        return {"values": [{"value": name} for name in found]}
+        return {"values": [{"value": name} for name in await service.prompt_names()]}
 
-    @_both(router, "GET", "config/soft_prompt")
+    @_both_versions(router, "GET", "config/soft_prompt")
     async def chosen() -> dict[str, str]:
         return {"value": state.chosen}
 
-    @_both(router, "PUT", "config/soft_prompt", openapi_extra=body_of(Chosen))
+    @_both_versions(router, "PUT", "config/soft_prompt", openapi_extra=body_of(PromptBody))
     async def choose(request: Request) -> dict[str, str]:
-        name = Chosen.model_validate(await read_object(request)).value.strip()
+        name = PromptBody.model_validate(await read_object(request)).value.strip()
         if name:
-            name = (await run_in_threadpool(desk.texts.prompt, name)).name
+            store = await run_in_threadpool(state.prompt_store.refresh)
+            name = (await run_in_threadpool(store.__getitem__, name)).name
         state.chosen = name
         return {}
 
 
-async def _begin(
-    desk: GenerationService, request: Request, most: int = MOST_COPIES
-) -> tuple[Generate, ActiveResponse]:
-    """Starts the texts that a request asks for, at most so many."""
-    fields = await read_object(request)
-    sent = Generate.model_validate(fields)
-    chosen = desk.state.chosen
-    if chosen and chosen not in await run_in_threadpool(desk.texts.names):
-        chosen = desk.state.chosen = ""  # its file is gone, and Lite has no way to say so
-    seed = sent.sampler_seed
-    ask = ClientRequest(
-        [sent.prompt],
-        memory=sent.memory,
-        limit=sent.max_context_length or 0,
-        tokens=max(1, sent.max_length or USUAL_TOKENS),
+async def _start(
+    service: GenerationService, request: Request, most: int = MOST_COPIES
+) -> tuple[GenerateBody, ActiveResponse]:
+    """Starts the texts of a request, at most so many."""
+    body = GenerateBody.model_validate(await read_object(request))
+    chosen = service.state.chosen
+    if chosen and chosen not in await service.prompt_names():
+        chosen = service.state.chosen = ""  # its file was deleted, and Lite has no way to say so
+    seed = body.sampler_seed
+    generation = await service.compose(
+        body.prompt,
+        max(1, body.max_length or DEFAULT_TOKENS),
+        memory=body.memory,
+        context_tokens=body.max_context_length or 0,
         always=[chosen] if chosen else [],
-        stop=sent.stop_sequence or strings(fields.get("stop")),
+        stop=body.stop_sequence,
         seed=seed if seed is not None and seed >= 0 else None,
-        logprobs=LIKELIEST if sent.logprobs else None,
-        sampling=sampling_of(fields, desk.state.engine.model),
+        logprobs=TOP_LOGPROBS if body.logprobs else None,
+        sampling=sampling_of(body.model_extra or {}, service.model),
     )
-    copies = min(most, max(1, sent.n or 1))
-    return sent, await desk.answer(request, [ask], copies, sent.genkey)
+    copies = min(most, max(1, body.n or 1))
+    return body, await service.respond(request, [generation], copies, body.genkey)
 
 
 def _result(
-    model: LanguageModel, running: AsyncOutputStream, tokens: Sequence[Token], sent: Generate
+    response: ActiveResponse,
+    stream: AsyncOutputStream,
+    tokens: Sequence[Sequence[Token]],
+    body: GenerateBody,
 ) -> dict[str, Any]:
-    """A text as /generate tells of it."""
-    text = running.text + _stop_shown(running, sent)
-    result: dict[str, Any] = {"text": text, "finish_reason": reason(running)}
-    if sent.logprobs:
-        told = as_completion(model, tokens, len(running.text))
-        result["logprobs"] = as_chat(model, tokens, len(running.text)) | told
+    """A text as /generate returns it."""
+    text = stream.text + _shown_stop(stream, body)
+    result: dict[str, Any] = {"text": text, "finish_reason": finish_reason(stream)}
+    if body.logprobs:
+        arguments = response.model, tokens[stream.number], len(stream.text)
+        result["logprobs"] = chat_logprobs(*arguments) | completion_logprobs(*arguments)
     return result
 
 
-async def _events(answer: ActiveResponse, sent: Generate) -> AsyncGenerator[bytes]:
-    """The tokens of a text, and a last event that says why it ended."""
-    async with aclosing(answer.told()) as told:
+async def _events(response: ActiveResponse, body: GenerateBody) -> AsyncGenerator[bytes]:
+    """An event for each token, and one at the end that says why the text ended."""
+    with response:
         try:
-            async for number, token in told:
-                running = answer.running[number]
+            async for stream, token in response:
                 if token is None:
-                    last = {"token": _stop_shown(running, sent), "finish_reason": reason(running)}
+                    reason = finish_reason(stream)
+                    last = {"token": _shown_stop(stream, body), "finish_reason": reason}
                     yield event(last, "message")
                 elif token.text:
                     yield event({"token": token.text, "finish_reason": None}, "message")
         except SoftloreError:
-            if not any(running.text for running in answer.running):
+            if not any(stream.text for stream in response.streams):
                 raise
             yield event({"token": "", "finish_reason": "error"}, "message")
 
 
-def _stop_shown(running: AsyncOutputStream, sent: Generate) -> str:
+def _shown_stop(stream: AsyncOutputStream, body: GenerateBody) -> str:
     """The stop string that ended a text, where the client wants to see it."""
-    return running.stopped_by or "" if sent.trim_stop is False else ""
+    return stream.stopped_by or "" if body.trim_stop is False else ""
 
 
-def _so_far(desk: GenerationService, key: str) -> dict[str, Any]:
-    texts = [running.text for answer in desk.find(key) for running in answer.running]
+def _so_far(service: GenerationService, key: str) -> dict[str, Any]:
+    texts = [stream.text for response in service.find(key) for stream in response.streams]
     return {"results": [{"text": text} for text in texts or [""]]}
 
 
 async def _key(request: Request) -> str:
     try:
-        return Keyed.model_validate(await read_object(request)).genkey
-    except InputError:  # any body will do, as it does for koboldcpp
+        return KeyBody.model_validate(await read_object(request)).genkey
+    except InputError:  # koboldcpp accepts any body
         return ""
 
 
-def _both(router: APIRouter, method: str, path: str, **described: Any) -> Callable[[Route], Route]:
-    """A route of the KoboldAI API proper, which has two names."""
+def _both_versions(
+    router: APIRouter, method: str, path: str, **description: Any
+) -> Callable[[Route], Route]:
+    """A route under /api/v1 and /api/latest; the description of the API shows the first."""
 
     def add(function: Route) -> Route:
-        for version, shown in (("v1", True), ("latest", False)):
-            at = f"/api/{version}/{path}"
-            kept = described if shown else {}
-            router.add_api_route(at, function, methods=[method], include_in_schema=shown, **kept)
+        router.add_api_route(f"/api/v1/{path}", function, methods=[method], **description)
+        router.add_api_route(
+            f"/api/latest/{path}", function, methods=[method], include_in_schema=False
+        )
         return function
 
     return add

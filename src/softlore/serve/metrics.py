@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from softlore.decode import GenerationRequest
 from softlore.errors import BusyError
 from softlore.model import LanguageModel
-from softlore.serve.engines import AsyncOutputStream, Engine, EngineLoad
+from softlore.serve.engines import AsyncOutputStream, Engine, EngineLoad, OutputQueue
 from softlore.serve.logs import request_id, requests_log
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -86,8 +86,8 @@ class Metrics:
     def ended(self, text: AsyncOutputStream) -> None:
         self.texts.labels(text.finish).inc()
         self.tokens.inc(len(text.ids))
-        if text.first is not None:
-            self.first.observe(text.first)
+        if text.seconds_to_first is not None:
+            self.first.observe(text.seconds_to_first)
 
 
 class _Gauges:
@@ -110,17 +110,19 @@ class CountedEngine(Engine):
         self.metrics = Metrics(engine)
         self._engine = engine
 
-    def start(self, wish: GenerationRequest) -> AsyncOutputStream:
+    async def start(
+        self, request: GenerationRequest, outputs: OutputQueue | None = None
+    ) -> AsyncOutputStream:
         try:
-            running = self._engine.start(wish)
+            stream = await self._engine.start(request, outputs)
         except BusyError:
             self.metrics.refused.inc()
             raise
-        running.on_end = self.metrics.ended
+        stream.on_end = self.metrics.ended
         texts = _texts.get()
         if texts is not None:
-            texts.append(running)
-        return running
+            texts.append(stream)
+        return stream
 
     def load(self) -> EngineLoad:
         return self._engine.load()

@@ -1,10 +1,10 @@
-"""The OpenAI API: models, completions and chat completions, event_stream or whole."""
+"""The OpenAI API: models, completions and chat completions, streamed or whole."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from softlore.decode import Token
+from softlore.decode import GenerationRequest
 from softlore.errors import (
     BusyError,
     InputError,
@@ -21,87 +21,87 @@ from softlore.errors import (
     UnknownModelError,
     UnknownPromptError,
 )
-from softlore.serve.chat import chat_of, read_messages
-from softlore.serve.compose import ClientRequest, lines, model_name
-from softlore.serve.lenient import (
-    body_of,
-    first,
-    flag,
-    read_object,
-    sampling_of,
-    strings,
-    text,
-    whole,
+from softlore.serve.chat import read_messages, render_chat
+from softlore.serve.compose import model_name
+from softlore.serve.lenient import body_of, read_object, sampling_of
+from softlore.serve.openai_forms import (
+    LONGEST_KEY,
+    ChatBodies,
+    ChatBody,
+    CompletionBodies,
+    CompletionBody,
+    GenerationBody,
+    ResponseBodies,
 )
-from softlore.serve.openai_forms import Chatted, Common, Completed, Replies
 from softlore.serve.responses import DONE, RETRY_AFTER, event, event_stream, openai_error
-from softlore.serve.service import FAILURES, ActiveResponse, GenerationService, answering
+from softlore.serve.service import FAILURES, ActiveResponse, GenerationService, route_class
 
-USUAL_TOKENS = 16  # of a completion, as OpenAI has it
-LONGEST_KEY = 200
+DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it
 
 
-def make_router(desk: GenerationService) -> APIRouter:
+def make_router(service: GenerationService) -> APIRouter:
     """The routes under /v1."""
-    router = APIRouter(route_class=answering(reply), tags=["OpenAI"], responses=FAILURES)
-    state = desk.state
-    begun = int(time.time())
+    router = APIRouter(route_class=route_class(respond), tags=["OpenAI"], responses=FAILURES)
+    created = int(time.time())
 
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
-        names = await run_in_threadpool(desk.texts.names)
-        base = model_name(state.engine.model)
-        listed = [base, *(f"{base}:{name}" for name in names)]
-        return {"object": "list", "data": [_model(name, begun) for name in listed]}
+        base = model_name(service.model)
+        names = [base, *(f"{base}:{name}" for name in await service.prompt_names())]
+        return {"object": "list", "data": [_model(name, created) for name in names]}
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        await run_in_threadpool(_always, desk, name)
-        return _model(name, begun)
+        await _prompts_of_model(service, name)
+        return _model(name, created)
 
-    @router.post("/v1/completions", openapi_extra=body_of(Completed, samplers=True))
+    @router.post("/v1/completions", openapi_extra=body_of(CompletionBody, samplers=True))
     async def completions(request: Request) -> Response:
-        fields = await read_object(request)
-        sent = Completed.model_validate(fields)
-        prompts = await run_in_threadpool(_prompts, desk, sent.prompt)
-        always = await run_in_threadpool(_always, desk, sent.model)
-        asks = [_ask_to_complete(desk, sent, fields, one, always) for one in prompts]
-        answer = await _begin(desk, request, sent, fields, asks)
-        replies = Replies(answer, sent, prompts if sent.echo else [""] * len(prompts))
-        return await _told(answer, sent, replies)
+        body = CompletionBody.model_validate(await read_object(request))
+        prompts = await run_in_threadpool(_prompts, service, body.prompt)
+        compose = await _composer(service, body)
+        tokens = body.tokens(DEFAULT_TOKENS)
+        requests = [
+            await compose(prompt, tokens, memory=body.memory, stop=body.stops) for prompt in prompts
+        ]
+        response = await _start(service, request, body, requests)
+        echoed = prompts if body.echo else [""] * len(prompts)
+        return await _respond(response, body, CompletionBodies(response, body, echoed))
 
-    @router.post("/v1/chat/completions", openapi_extra=body_of(Chatted, samplers=True))
+    @router.post("/v1/chat/completions", openapi_extra=body_of(ChatBody, samplers=True))
     async def chat(request: Request) -> Response:
-        fields = await read_object(request)
-        sent = Chatted.model_validate(fields)
-        always = await run_in_threadpool(_always, desk, sent.model)
-        ask, bare = await run_in_threadpool(_ask_to_chat, desk, sent, fields, always)
-        answer = await _begin(desk, request, sent, fields, [ask])
-        return await _told(answer, sent, Replies(answer, sent, [""], chat=True, bare=bare))
+        body = ChatBody.model_validate(await read_object(request))
+        messages = read_messages(body.messages)
+        chat = await run_in_threadpool(render_chat, service.model, messages)
+        compose = await _composer(service, body)
+        stops = [*body.stops, *chat.stop]
+        composed = await compose(chat.turns, body.tokens(None), memory=chat.memory, stop=stops)
+        response = await _start(service, request, body, [composed])
+        return await _respond(response, body, ChatBodies(response, body, strip=chat.strip))
 
     return router
 
 
-def reply(error: Exception) -> Response:
-    """An error in the API's own shape."""
+def respond(error: Exception) -> Response:
+    """The response to an error, in the API's own shape."""
     if isinstance(error, BusyError):
-        headers = RETRY_AFTER
-        return JSONResponse(openai_error(error, "service_unavailable", "busy"), 503, headers)
+        content = openai_error(error, "service_unavailable", "busy")
+        return JSONResponse(content, 503, RETRY_AFTER)
     if isinstance(error, UnknownModelError):
-        what = openai_error(error, "invalid_request_error", "model_not_found", "model")
-        return JSONResponse(what, 404)
+        content = openai_error(error, "invalid_request_error", "model_not_found", "model")
+        return JSONResponse(content, 404)
     if isinstance(error, ValidationError):
-        return JSONResponse(_wrong_field(error), 400)
+        return JSONResponse(_invalid_field(error), 400)
     if isinstance(error, InputError):
         return JSONResponse(openai_error(error, "invalid_request_error", _code(error)), 400)
     return JSONResponse(openai_error(error, "server_error", "engine_error"), 503)
 
 
-def _wrong_field(error: ValidationError) -> dict[str, Any]:
-    wrong = error.errors(include_url=False, include_input=False)[0]
-    field = str(wrong["loc"][0]) if wrong["loc"] else None
-    told = f"{field or 'the body'}: {wrong['msg']}; expected what OpenAI's API takes; mend it"
-    return openai_error(told, "invalid_request_error", "invalid_value", field)
+def _invalid_field(error: ValidationError) -> dict[str, Any]:
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = str(first["loc"][0]) if first["loc"] else None
+    message = f"{field or 'the body'}: {first['msg']}; expected what OpenAI's API takes; fix it"
+    return openai_error(message, "invalid_request_error", "invalid_value", field)
 
 
 def _code(error: InputError) -> str | None:
@@ -114,19 +114,19 @@ def _model(name: str, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "softlore"}
 
 
-def _always(desk: GenerationService, model: str | None) -> list[str]:
+async def _prompts_of_model(service: GenerationService, model: str | None) -> list[str]:
     """The soft prompts that a model's name stands for: MODEL, or MODEL:NAME.
 
     Raises:
         UnknownModelError: no such model is served.
     """
-    base = model_name(desk.state.engine.model)
-    if not model or model in (base, desk.state.engine.model.name):
+    base = model_name(service.model)
+    if not model or model in (base, service.model.name):
         return []
-    names = desk.texts.names()
+    names = await service.prompt_names()
     name = model.removeprefix(f"{base}:")
     if name == model or name not in names:
-        listed = ", ".join([base, *(f"{base}:{one}" for one in names[:10])])
+        listed = ", ".join([base, *(f"{base}:{known}" for known in names[:10])])
         more = " …" if len(names) > 10 else ""
         raise UnknownModelError(
             f"there is no model {model!r:.200}; expected one of: {listed}{more}; name another"
@@ -134,128 +134,73 @@ def _always(desk: GenerationService, model: str | None) -> list[str]:
     return [name]
 
 
-def _prompts(desk: GenerationService, sent: Any) -> list[str]:
+def _prompts(service: GenerationService, prompt: Any) -> list[str]:
     """The texts to complete; ids are turned into text."""
-    some = sent if isinstance(sent, list) else [sent or ""]
-    if some and isinstance(some[0], int):
-        some = [some]
-    model = desk.state.engine.model
-    for one in some:
-        wrong = [i for i in one if not 0 <= i < model.vocab_size] if isinstance(one, list) else []
-        if wrong:
-            raise InputError(
-                f"prompt holds the id {wrong[0]}; expected ids of {model.name!r}, below "
-                f"{model.vocab_size}; send text"
-            )
-    return [one if isinstance(one, str) else model.decode(one) for one in some or [""]]
+    prompts = prompt if isinstance(prompt, list) else [prompt]
+    if prompts and isinstance(prompts[0], int):
+        prompts = [prompts]
+    return [one if isinstance(one, str) else _decode(service, one) for one in prompts or [""]]
 
 
-def _ask_to_complete(
-    desk: GenerationService,
-    sent: Completed,
-    fields: dict[str, Any],
-    prompt: str,
-    always: Sequence[str],
-) -> ClientRequest:
-    limit = whole(first(fields, "max_context_length", "truncation_length"))
-    return ClientRequest(
-        lines(prompt),
-        memory=text(fields.get("memory")),
-        limit=max(0, limit or 0),
-        tokens=_tokens(sent, fields, USUAL_TOKENS),
-        always=always,
-        stop=_stops(fields),
-        seed=_seed(sent, fields),
-        logprobs=sent.likeliest,
-        sampling=sampling_of(fields, desk.state.engine.model),
-    )
-
-
-def _ask_to_chat(
-    desk: GenerationService, sent: Chatted, fields: dict[str, Any], always: Sequence[str]
-) -> tuple[ClientRequest, bool]:
-    model = desk.state.engine.model
-    chat = chat_of(model, read_messages(sent.messages))
-    ask = ClientRequest(
-        chat.turns,
-        memory=chat.memory,
-        limit=max(0, whole(first(fields, "max_context_length", "truncation_length")) or 0),
-        tokens=_tokens(sent, fields, None),
-        always=always,
-        messages=True,
-        stop=[*_stops(fields), *chat.stop],
-        seed=_seed(sent, fields),
-        logprobs=sent.likeliest,
-        sampling=sampling_of(fields, model),
-    )
-    return ask, chat.bare
-
-
-def _tokens(sent: Common, fields: dict[str, Any], usual: int | None) -> int | None:
-    """How many tokens to write; None, or a number below 0, is as many as there is room for."""
-    aliases = whole(first(fields, "max_new_tokens", "n_predict", "max_length"))
-    asked = next(
-        (n for n in (sent.max_completion_tokens, sent.max_tokens, aliases) if n is not None), usual
-    )
-    if asked == 0:
-        raise InputError("max_tokens is 0; expected 1 or more; ask for more")
-    return None if asked is None or asked < 0 else asked
-
-
-def _stops(fields: dict[str, Any]) -> list[str]:
-    found = [*strings(fields.get("stop")), *strings(fields.get("stopping_strings"))]
-    return list(dict.fromkeys([*found, *strings(fields.get("stop_sequence"))]))
-
-
-def _seed(sent: Common, fields: dict[str, Any]) -> int | None:
-    """OpenAI's seed, or KoboldAI's, which is -1 for none."""
-    seed = sent.seed if sent.seed is not None else whole(fields.get("sampler_seed"))
-    return seed if seed is not None and seed >= 0 else None
-
-
-async def _begin(
-    desk: GenerationService,
-    request: Request,
-    sent: Common,
-    fields: dict[str, Any],
-    asks: Sequence[ClientRequest],
-) -> ActiveResponse:
-    load = desk.state.engine.load()
-    copies = sent.n or 1
-    if copies * len(asks) > load.slots + load.queue:
+def _decode(service: GenerationService, ids: Sequence[int]) -> str:
+    model = service.model
+    if invalid := [i for i in ids if not 0 <= i < model.vocab_size]:
         raise InputError(
-            f"{copies * len(asks)} texts are asked for at once; expected at most "
-            f"{load.slots + load.queue}, which is all that this server holds; ask for fewer"
+            f"prompt holds the id {invalid[0]}; expected ids of {model.name!r}, below "
+            f"{model.vocab_size}; send text"
         )
-    return await desk.answer(request, asks, copies, text(fields.get("genkey"))[:LONGEST_KEY])
+    return model.decode(ids)
 
 
-async def _told(answer: ActiveResponse, sent: Common, replies: Replies) -> Response:
-    if flag(sent.stream):
-        return await event_stream(_events(answer, replies))
-    return JSONResponse(replies.whole(await answer.whole()))
+async def _composer(
+    service: GenerationService, body: GenerationBody
+) -> Callable[..., Awaitable[GenerationRequest]]:
+    """`GenerationService.compose` with the settings of a body."""
+    return partial(
+        service.compose,
+        context_tokens=body.context_tokens or 0,
+        always=await _prompts_of_model(service, body.model),
+        seed=body.used_seed,
+        logprobs=body.top_logprobs_shown,
+        sampling=sampling_of(body.sampling_fields, service.model),
+    )
 
 
-async def _events(answer: ActiveResponse, replies: Replies) -> AsyncGenerator[bytes]:
-    """The chunks of a stream; an error among them is told as OpenAI does."""
-    async with aclosing(answer.told()) as told:
+async def _start(
+    service: GenerationService,
+    request: Request,
+    body: GenerationBody,
+    requests: Sequence[GenerationRequest],
+) -> ActiveResponse:
+    load, copies = service.state.engine.load(), body.n or 1
+    if copies * len(requests) > load.slots + load.queue:
+        raise InputError(
+            f"{copies * len(requests)} texts are asked for at once; expected at most "
+            f"{load.slots + load.queue}, the size of the server's queue; ask for fewer"
+        )
+    return await service.respond(request, requests, copies, body.genkey[:LONGEST_KEY])
+
+
+async def _respond(
+    response: ActiveResponse, body: GenerationBody, bodies: ResponseBodies
+) -> Response:
+    if body.stream:
+        return await event_stream(_events(response, bodies))
+    return JSONResponse(bodies.whole(await response.tokens()))
+
+
+async def _events(response: ActiveResponse, bodies: ResponseBodies) -> AsyncGenerator[bytes]:
+    """The chunks of a stream; an error after the first of them is an event, as OpenAI sends it."""
+    with response:
         try:
-            async for number, token in told:
-                for chunk in _chunks(replies, number, token):
+            async for stream, token in response:
+                for chunk in bodies.chunks(stream.number, token):
                     yield event(chunk)
         except SoftloreError as error:
-            if not replies.begun:
+            if not bodies.started:
                 raise
             yield event(openai_error(error, "server_error", "engine_error"))
             return
-    if (usage := replies.usage_chunk()) is not None:
+    if (usage := bodies.usage_chunk()) is not None:
         yield event(usage)
     yield DONE
-
-
-def _chunks(replies: Replies, number: int, token: Token | None) -> list[dict[str, Any]]:
-    chunks = replies.beginning(number)
-    return [
-        *chunks,
-        *(replies.ending(number) if token is None else replies.going_on(number, token)),
-    ]

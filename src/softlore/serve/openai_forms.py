@@ -1,4 +1,4 @@
-"""The forms of the OpenAI API: what requests hold, and what replies and chunks look like."""
+"""The bodies of the OpenAI API: what requests may hold, and responses whole and in chunks."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from softlore.decode import Token
+from softlore.decode import GenerationRequest, Token
+from softlore.errors import InputError
 from softlore.serve.compose import model_name
-from softlore.serve.lenient import Flag, flag
-from softlore.serve.logprobs import as_chat, as_completion
-from softlore.serve.service import ActiveResponse, reason
+from softlore.serve.lenient import Flag, Strings, Text, Whole, strings
+from softlore.serve.logprobs import chat_logprobs, completion_logprobs
+from softlore.serve.service import ActiveResponse, finish_reason
 
-LIKELIEST = 20  # tokens told beside each, at most
+MOST_LOGPROBS = 20  # alternatives for each token
 MOST_COPIES = 128
+LONGEST_KEY = 200  # characters
 
-_MESSAGE = {
-    "type": "object",
-    "properties": {"role": {"type": "string"}, "content": {"type": "string"}},
-    "required": ["role", "content"],
-}
 Tokens = Annotated[int | None, Field(le=2**53)]
 
 
-class Common(BaseModel, ABC):
-    """What both kinds of completion take; what is not named here is taken leniently, or ignored."""
+class GenerationBody(BaseModel, ABC):
+    """Fields of both kinds of completion. Those of other servers are read leniently.
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    Fields that are not declared are samplers', under the names of `softlore.serve.samplers`; null
+    is the same as no field.
+    """
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     model: str | None = None
     stream: Flag = None
@@ -44,163 +45,260 @@ class Common(BaseModel, ABC):
     presence_penalty: float | None = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     stop: str | list[str] | None = None
+    # of SillyTavern, KoboldAI, text-generation-webui and llama.cpp
+    memory: Text = ""
+    genkey: Text = ""
+    sampler_seed: Whole = None
+    stopping_strings: Strings = []
+    stop_sequence: Strings = []
+    context_tokens: Whole = Field(
+        None, validation_alias=AliasChoices("max_context_length", "truncation_length")
+    )
+    max_new_tokens: Whole = Field(
+        None, validation_alias=AliasChoices("max_new_tokens", "n_predict", "max_length")
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, fields: Any) -> Any:
+        return {name: value for name, value in fields.items() if value is not None}
 
     @property
     @abstractmethod
-    def likeliest(self) -> int | None:
-        """How many likely tokens are told beside each."""
+    def top_logprobs_shown(self) -> int | None:
+        """How many alternatives are returned with each token; None: no log-probabilities."""
+
+    @property
+    def sampling_fields(self) -> dict[str, Any]:
+        """The fields that may be samplers'."""
+        declared = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
+        return (self.model_extra or {}) | {name: getattr(self, name) for name in declared}
+
+    @property
+    def stops(self) -> list[str]:
+        """All stop strings, each once."""
+        stops = [*strings(self.stop), *self.stopping_strings, *self.stop_sequence]
+        return list(dict.fromkeys(stops))
+
+    @property
+    def used_seed(self) -> int | None:
+        """OpenAI's seed, or KoboldAI's, which is -1 for none."""
+        seed = self.seed if self.seed is not None else self.sampler_seed
+        return seed if seed is not None and seed >= 0 else None
+
+    def tokens(self, default: int | None) -> int | None:
+        """How many tokens to write; None, as any negative number, is as many as there is room for.
+
+        Raises:
+            InputError: 0 of them.
+        """
+        for tokens in (self.max_completion_tokens, self.max_tokens, self.max_new_tokens, default):
+            if tokens == 0:
+                raise InputError("max_tokens is 0; expected 1 or more; ask for more")
+            if tokens is not None:
+                return tokens if tokens > 0 else None
+        return None
 
 
-class Completed(Common):
+class CompletionBody(GenerationBody):
     """The body of /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] | None = ""
+    prompt: str | list[str] | list[int] | list[list[int]] = ""
     echo: Flag = None
     logprobs: Annotated[int | None, BeforeValidator(lambda v: v or None)] = None
 
     @property
-    def likeliest(self) -> int | None:
-        return None if self.logprobs is None else min(LIKELIEST, max(0, self.logprobs))
+    def top_logprobs_shown(self) -> int | None:
+        return None if self.logprobs is None else min(MOST_LOGPROBS, max(0, self.logprobs))
 
 
-class Chatted(Common):
+_MESSAGE = {
+    "type": "object",
+    "properties": {"role": {"type": "string"}, "content": {"type": "string"}},
+    "required": ["role", "content"],
+}
+
+
+class ChatBody(GenerationBody):
     """The body of /v1/chat/completions."""
 
     messages: Annotated[list[dict[str, Any]], Field(json_schema_extra={"items": _MESSAGE})]
     logprobs: Flag = None
-    top_logprobs: Annotated[int | None, Field(ge=0, le=LIKELIEST)] = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=MOST_LOGPROBS)] = None
 
     @property
-    def likeliest(self) -> int | None:
+    def top_logprobs_shown(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class Replies:
-    """The replies to one request, whole or in chunks.
+class ResponseBodies(ABC):
+    """The bodies of the response to one request: whole, or in chunks that are streamed.
 
     Args:
-        before: what is echoed before the text of each prompt.
-        chat: whether it is a chat's.
-        bare: whether a reply's first space is none of it.
+        echoed: what is shown before the text of each request.
+        strip: leave out the space that each text begins with.
 
     Attributes:
-        begun: the choices that have had a chunk.
+        started: the numbers of the choices that have had a chunk.
     """
+
+    id_prefix: str
+    object: str
+    chunk_object: str
+    last_part: ClassVar[dict[str, Any]]  # of a choice, in its last chunk
 
     def __init__(
         self,
-        answer: ActiveResponse,
-        sent: Common,
-        before: Sequence[str],
-        chat: bool = False,
-        bare: bool = False,
+        response: ActiveResponse,
+        body: GenerationBody,
+        echoed: Sequence[str] = ("",),
+        strip: bool = False,
     ) -> None:
-        self.begun: set[int] = set()
-        self._answer, self._sent = answer, sent
-        self._model = answer.model
-        self._before = [one for one in before for _ in range(answer.copies)]
-        self._chat, self._bare = chat, bare
-        self._said = [False] * len(self._before)
-        self._at = [len(one) for one in self._before]
-        self._usage = bool(flag((sent.stream_options or {}).get("include_usage")))
-        kind = "chat.completion" if chat else "text_completion"
-        self._head: dict[str, Any] = {
-            "id": ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
-            "object": kind,
+        self.started: set[int] = set()
+        self._response = response
+        copies = len(response.streams) // len(echoed)
+        self._echoed = [text for text in echoed for _ in range(copies)]
+        self._offsets = [len(text) for text in self._echoed]
+        self._to_strip = {stream.number for stream in response.streams if strip}
+        self._logprobs = body.top_logprobs_shown is not None
+        self._show_usage = bool((body.stream_options or {}).get("include_usage"))
+        self._common: dict[str, Any] = {
+            "id": f"{self.id_prefix}-{uuid.uuid4().hex}",
+            "object": self.object,
             "created": int(time.time()),
-            "model": sent.model or model_name(answer.model),
+            "model": body.model or model_name(response.model),
         }
 
-    # whole -------------------------------------------------------------------------------------
+    @abstractmethod
+    def _first_part(self, number: int) -> dict[str, Any] | None:
+        """What the first chunk of a choice holds; None: it begins with its text."""
+
+    @abstractmethod
+    def _part(self, text: str) -> dict[str, Any]:
+        """What a chunk holds for a part of the text."""
+
+    @abstractmethod
+    def _whole(self, number: int, text: str) -> dict[str, Any]:
+        """What a whole choice holds for its text."""
+
+    @abstractmethod
+    def _logprobs_of(self, tokens: Sequence[Token], length: int, offset: int) -> dict[str, Any]:
+        """Log-probabilities of the tokens of the first `length` characters."""
 
     def whole(self, tokens: Sequence[Sequence[Token]]) -> dict[str, Any]:
-        """The reply, once all texts have ended."""
-        choices = [self._choice(number, some) for number, some in enumerate(tokens)]
-        return {**self._head, "choices": choices, "usage": self._used()}
+        """The whole response, given the tokens of each text, after the end of all."""
+        choices = [
+            {
+                "index": stream.number,
+                "finish_reason": finish_reason(stream),
+                "logprobs": self._likelihoods(stream.number, tokens[stream.number], stream.text),
+                **self._whole(stream.number, self._visible(stream.number, stream.text)),
+            }
+            for stream in self._response.streams
+        ]
+        return {**self._common, "choices": choices, "usage": self._usage()}
 
-    def _choice(self, number: int, tokens: Sequence[Token]) -> dict[str, Any]:
-        running = self._answer.running[number]
-        choice: dict[str, Any] = {
-            "index": number,
-            "finish_reason": reason(self._answer.running[number]),
-        }
-        choice["logprobs"] = self._likelihoods(tokens, len(running.text), self._at[number])
-        if self._chat:
-            told = self._piece(number, running.text)
-            return choice | {"message": {"role": "assistant", "content": told, "refusal": None}}
-        return choice | {"text": self._before[number] + running.text}
-
-    # in chunks ---------------------------------------------------------------------------------
-
-    def beginning(self, number: int) -> list[dict[str, Any]]:
-        """What comes before a choice's first token."""
-        if number in self.begun:
-            return []
-        self.begun.add(number)
-        if self._chat:
-            return [self._chunk(number, {"delta": {"role": "assistant", "content": ""}})]
-        before = self._before[number]
-        return [self._chunk(number, {"text": before})] if before else []
-
-    def going_on(self, number: int, token: Token) -> list[dict[str, Any]]:
-        """A token's chunk, if there is anything to tell."""
-        piece = self._piece(number, token.text)
-        some = [token] if token.id is not None else []
-        likely = self._likelihoods(some, 1, self._at[number]) if some else None
-        self._at[number] += len(token.text)
-        if not piece and likely is None:
-            return []
-        told = {"delta": {"content": piece}} if self._chat else {"text": piece}
-        return [self._chunk(number, told, likely)]
-
-    def ending(self, number: int) -> list[dict[str, Any]]:
-        """The last chunk of a choice."""
-        told: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
-        return [self._chunk(number, told, None, reason(self._answer.running[number]))]
+    def chunks(self, number: int, token: Token | None) -> list[dict[str, Any]]:
+        """The chunks for a token of a choice, or for its end."""
+        chunks = []
+        if number not in self.started:
+            self.started.add(number)
+            if (first := self._first_part(number)) is not None:
+                chunks.append(self._chunk(number, first))
+        if token is None:
+            reason = finish_reason(self._response.streams[number])
+            return [*chunks, self._chunk(number, self.last_part, finish_reason=reason)]
+        text = self._visible(number, token.text)
+        likely = self._likelihoods(number, [token], " ") if token.id is not None else None
+        self._offsets[number] += len(token.text)
+        if text or likely is not None:
+            chunks.append(self._chunk(number, self._part(text), likely))
+        return chunks
 
     def usage_chunk(self) -> dict[str, Any] | None:
-        """What follows the last choice, where it was asked for."""
-        return {**self._chunk_head(), "choices": [], "usage": self._used()} if self._usage else None
-
-    # inside ------------------------------------------------------------------------------------
+        """What follows the last choice, where the client asked for it."""
+        if not self._show_usage:
+            return None
+        return {**self._common, "object": self.chunk_object, "choices": [], "usage": self._usage()}
 
     def _chunk(
         self,
         number: int,
-        told: dict[str, Any],
-        likely: dict[str, Any] | None = None,
-        reason: str | None = None,
+        part: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
     ) -> dict[str, Any]:
-        choice = {"index": number, **told, "logprobs": likely, "finish_reason": reason}
-        return {**self._chunk_head(), "choices": [choice]} | (
-            {"usage": None} if self._usage else {}
-        )
+        choice = {"index": number, **part, "logprobs": logprobs, "finish_reason": finish_reason}
+        chunk = {**self._common, "object": self.chunk_object, "choices": [choice]}
+        return chunk | ({"usage": None} if self._show_usage else {})
 
-    def _chunk_head(self) -> dict[str, Any]:
-        return self._head | ({"object": "chat.completion.chunk"} if self._chat else {})
-
-    def _piece(self, number: int, text: str) -> str:
-        """A part of a choice's text, without the space that leads over to it."""
-        if self._bare and not self._said[number]:
-            text = text.lstrip()
-        self._said[number] = self._said[number] or bool(text)
+    def _visible(self, number: int, text: str) -> str:
+        """A part of a choice's text, without the space at its beginning where that is stripped."""
+        if number in self._to_strip and (text := text.lstrip()):
+            self._to_strip.remove(number)
         return text
 
     def _likelihoods(
-        self, tokens: Sequence[Token], length: int, start: int
+        self, number: int, tokens: Sequence[Token], text: str
     ) -> dict[str, Any] | None:
-        if self._sent.likeliest is None:
+        if not self._logprobs:
             return None
-        if self._chat:
-            return as_chat(self._model, tokens, length) | {"refusal": None}
-        return as_completion(self._model, tokens, length, start)
+        return self._logprobs_of(tokens, len(text), self._offsets[number])
 
-    def _used(self) -> dict[str, int]:
-        """Each prompt's tokens count once, however many choices it has."""
-        read = sum(one.tokens for one in self._answer.asked)
-        written = sum(len(running.ids) for running in self._answer.running)
+    def _usage(self) -> dict[str, int]:
+        """The tokens of each prompt count once, however many choices it has."""
+        read = sum(map(_prompt_tokens, self._response.requests))
+        written = sum(len(stream.ids) for stream in self._response.streams)
         return {
             "prompt_tokens": read,
             "completion_tokens": written,
             "total_tokens": read + written,
         }
+
+
+class CompletionBodies(ResponseBodies):
+    """Those of /v1/completions."""
+
+    id_prefix = "cmpl"
+    object = chunk_object = "text_completion"
+    last_part: ClassVar = {"text": ""}
+
+    def _first_part(self, number: int) -> dict[str, Any] | None:
+        return {"text": self._echoed[number]} if self._echoed[number] else None
+
+    def _part(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def _whole(self, number: int, text: str) -> dict[str, Any]:
+        return {"text": self._echoed[number] + text}
+
+    def _logprobs_of(self, tokens: Sequence[Token], length: int, offset: int) -> dict[str, Any]:
+        return completion_logprobs(self._response.model, tokens, length, offset)
+
+
+class ChatBodies(ResponseBodies):
+    """Those of /v1/chat/completions."""
+
+    id_prefix = "chatcmpl"
+    object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+    last_part: ClassVar = {"delta": {}}
+
+    def _first_part(self, number: int) -> dict[str, Any] | None:
+        return {"delta": {"role": "assistant", "content": ""}}
+
+    def _part(self, text: str) -> dict[str, Any]:
+        return {"delta": {"content": text}}
+
+    def _whole(self, number: int, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def _logprobs_of(self, tokens: Sequence[Token], length: int, offset: int) -> dict[str, Any]:
+        return chat_logprobs(self._response.model, tokens, length) | {"refusal": None}
+
+
+def _prompt_tokens(request: GenerationRequest) -> int:
+    """Tokens that are read for a request: BOS, text, rows and prefixes."""
+    tree = request.tree
+    assert tree is not None  # made by RequestComposer
+    return tree.length + sum(int(prefix.shape[3]) for prefix in tree.prefixes)

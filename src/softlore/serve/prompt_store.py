@@ -1,51 +1,78 @@
-"""The prompts of a library as the texts of clients name them: checked, and listed."""
+"""The soft prompts that the server's model can use: listed, checked and loaded by name."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Self
 
-from softlore.errors import InputError, UnknownPromptError, UnsupportedModelError
+from softlore.errors import InputError, UnknownPromptError
 from softlore.model import LanguageModel, prompt_shape
+from softlore.model.fingerprint import check
 from softlore.prompts import PromptHeader, PromptLibrary, SoftPrompt
 
-SHOWN = 20  # names in a message
+NAMES_SHOWN = 20  # in an error message
 
 
 class PromptStore(Mapping[str, SoftPrompt]):
-    """A library's prompts, each checked once; `look` sees what has changed.
+    """A library's prompts, each checked against the model once; may be shared between threads.
 
-    Indexing raises UnknownPromptError, PromptMismatchError for a prompt of another model, and
-    PromptFileError or StorageError for a file that has become unreadable.
+    It shows the folder as `refresh` saw it last. Indexing raises UnknownPromptError,
+    PromptMismatchError for a prompt of another model, and PromptFileError or StorageError for a
+    file that cannot be read any more.
     """
 
     def __init__(self, library: PromptLibrary, model: LanguageModel) -> None:
         self.library = library
         self.model = model
+        self._lock = threading.Lock()
         self._headers: dict[str, PromptHeader] = {}
         self._checked: dict[str, SoftPrompt] = {}
+        self._compatible: dict[Path, tuple[PromptHeader, bool]] = {}
 
-    def look(self) -> None:
-        """Looks into the folder."""
-        self._headers = {header.name: header for header in self.library.listing().headers}
-        for name in self._checked.keys() - self._headers.keys():
-            self._checked.pop(name, None)
+    def refresh(self) -> Self:
+        """Lists the folder again; returns the store. Raises StorageError."""
+        listed = self.library.listing().headers
+        with self._lock:
+            self._headers = {header.name: header for header in listed}
+            for name in self._checked.keys() - self._headers.keys():
+                del self._checked[name]
+        return self
 
-    def shown(self) -> str:
-        """The names, some of many, for a message."""
-        some = sorted(self._headers)
-        return ", ".join(some[:SHOWN]) + (" …" if len(some) > SHOWN else "") or "none, as yet"
+    def compatible(self) -> dict[str, PromptHeader]:
+        """Headers of the prompts made for this model, by name, as they are in the folder now.
 
-    def fitting(self) -> list[str]:
-        """Names of the prompts whose shape is right for the model."""
-        return [name for name, header in self._headers.items() if self._fits(header)]
+        Judged by shape and fingerprint; a file is judged again when it has changed. Raises
+        StorageError.
+        """
+        headers = self.refresh()._headers.values()
+        with self._lock:
+            known, self._compatible = self._compatible, {}
+            for header in headers:
+                judged = known.get(header.path)
+                if judged is None or judged[0] is not header:
+                    judged = header, self._is_compatible(header)
+                self._compatible[header.path] = judged
+            return {header.name: header for header, fits in self._compatible.values() if fits}
+
+    def usable(self) -> Mapping[str, SoftPrompt]:
+        """A view of the store in which a prompt that cannot be used is missing."""
+        return _UsablePrompts(self)
+
+    def names(self) -> str:
+        """The names for an error message, at most some of them."""
+        names = sorted(self._headers)
+        listed = ", ".join(names[:NAMES_SHOWN]) + (" …" if len(names) > NAMES_SHOWN else "")
+        return listed or "none so far"
 
     def __getitem__(self, name: str) -> SoftPrompt:
         if name not in self._headers:
             raise UnknownPromptError(
-                f"there is no soft prompt {name!r:.200}; expected one of: {self.shown()}; name "
+                f"there is no soft prompt {name!r:.200}; expected one of: {self.names()}; name "
                 "another"
             )
-        prompt = self.library[name]  # read once, until its file changes
+        prompt = self.library[name]  # the library reads a file once, until it changes
         if prompt is not self._checked.get(name):
             self.model.check_prompt(prompt)
             self._checked[name] = prompt
@@ -60,30 +87,31 @@ class PromptStore(Mapping[str, SoftPrompt]):
     def __len__(self) -> int:
         return len(self._headers)
 
-    def _fits(self, header: PromptHeader) -> bool:
+    def _is_compatible(self, header: PromptHeader) -> bool:
         try:
-            return header.shape == prompt_shape(self.model, header.kind, header.n_tokens)
-        except UnsupportedModelError:
+            if header.shape != prompt_shape(self.model, header.kind, header.n_tokens):
+                return False
+            expected = self.model.fingerprint(header.kind)
+            check(expected, header.fields()["fingerprint"], header.name, self.model.name)
+        except InputError:
             return False
+        return True
 
 
-class UsablePrompts(Mapping[str, SoftPrompt]):
-    """A shelf on which prompts that cannot be used do not stand: lore enters as text then."""
+class _UsablePrompts(Mapping[str, SoftPrompt]):
+    """A store without the prompts that cannot be used, so that their lore enters as text."""
 
-    def __init__(self, shelf: PromptStore) -> None:
-        self._shelf = shelf
+    def __init__(self, store: PromptStore) -> None:
+        self._store = store
 
     def __getitem__(self, name: str) -> SoftPrompt:
         try:
-            return self._shelf[name]
+            return self._store[name]
         except (InputError, OSError) as error:
             raise UnknownPromptError(str(error)) from None
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._shelf
-
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shelf)
+        return iter(self._store)
 
     def __len__(self) -> int:
-        return len(self._shelf)
+        return len(self._store)

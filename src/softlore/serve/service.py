@@ -1,12 +1,13 @@
-"""Answering a request: its texts are started, told as they come, and end when the caller goes."""
+"""The service behind the APIs: composes requests, starts texts, and ends them with their caller."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
 
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
@@ -17,142 +18,162 @@ from starlette.responses import Response
 from softlore.decode import GenerationRequest, Token
 from softlore.errors import SoftloreError
 from softlore.model import LanguageModel
-from softlore.serve.compose import ClientRequest, ComposedRequest, RequestComposer
-from softlore.serve.engines import AsyncOutputStream, cancel_all, merged
+from softlore.serve.compose import RequestComposer
+from softlore.serve.engines import AsyncOutputStream, OutputQueue
 from softlore.serve.state import ServerState
 
 SEEDS = 2**63
-# What every route may answer besides, for the description of the API.
+# Responses of every route that generates, for the description of the API.
 FAILURES: dict[int | str, dict[str, Any]] = {
-    400: {"description": "What was sent cannot be used; the message says why"},
-    503: {"description": "As much is asked for as can be written; ask again later"},
+    400: {"description": "The request cannot be used; the message says why"},
+    503: {"description": "The queue is full; try again later"},
 }
 
 
-class ActiveResponse:
-    """The texts that answer one request: `told` gives their tokens as they come.
-
-    Attributes:
-        key: by which others may ask for it, or abort it; empty for none.
-        asked: what was asked for.
-        copies: how often each of them is written, side by side.
-        running: the texts as they are written.
-    """
-
-    def __init__(
-        self,
-        desk: GenerationService,
-        request: Request,
-        key: str,
-        composed: Sequence[ComposedRequest],
-        copies: int,
-    ) -> None:
-        self.key = key
-        self.asked = list(composed)
-        self.copies = copies
-        self.running: list[AsyncOutputStream] = []
-        self._desk = desk
-        try:
-            for one in composed:
-                for number in range(copies):
-                    self.running.append(desk.state.engine.start(_copy(one.wish, number)))
-        except BaseException:
-            self.cancel()
-            raise
-        self._watching = asyncio.create_task(self._until_gone(request))
-        desk.answers.append(self)
-
-    @property
-    def model(self) -> LanguageModel:
-        """Whose texts they are."""
-        return self._desk.state.engine.model
-
-    async def told(self) -> AsyncGenerator[tuple[int, Token | None]]:
-        """Tokens, each with the number of its text; None when that one has ended.
-
-        Raises:
-            BusyError, EngineError: as the engine does.
-        """
-        async with aclosing(merged(self.running)) as tokens:
-            try:
-                async for one in tokens:
-                    yield one
-            finally:
-                self.close()
-
-    async def whole(self) -> list[list[Token]]:
-        """All tokens of each text, once the last has ended. Raises as `told` does."""
-        tokens: list[list[Token]] = [[] for _ in self.running]
-        async with aclosing(self.told()) as told:
-            async for number, token in told:
-                if token is not None:
-                    tokens[number].append(token)
-        return tokens
-
-    def cancel(self) -> None:
-        """Ends the texts where they are; what there is of them is the answer."""
-        cancel_all(self.running)
-
-    def close(self) -> None:
-        """Ends the texts, and lets nobody ask for them any more."""
-        self.cancel()
-        self._watching.cancel()
-        if self in self._desk.answers:
-            self._desk.answers.remove(self)
-
-    async def _until_gone(self, request: Request) -> None:
-        """Cancels the texts when the caller has dropped the connection."""
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        self.cancel()
-
-
 class GenerationService:
-    """Where the requests of all APIs are answered; one for a server.
+    """Composes and answers the requests of all APIs; one for a server.
 
     Attributes:
-        texts: what composes them.
-        answers: those under way, the newest last. Only for the event loop.
+        composer: makes generation requests of texts.
+        active: the responses under way, the newest last; only for the event loop.
     """
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
-        self.texts = RequestComposer(state)
-        self.answers: list[ActiveResponse] = []
+        self.composer = RequestComposer(state)
+        self.active: list[ActiveResponse] = []
 
-    async def answer(
-        self, request: Request, asks: Sequence[ClientRequest], copies: int = 1, key: str = ""
+    @property
+    def model(self) -> LanguageModel:
+        return self.state.engine.model
+
+    async def prompt_names(self) -> list[str]:
+        """The soft prompts that fit the model."""
+        return list(await run_in_threadpool(self.state.prompt_store.compatible))
+
+    async def compose(
+        self, text: str | Sequence[str], max_new_tokens: int | None, **options: Any
+    ) -> GenerationRequest:
+        """`RequestComposer.compose` in a worker thread. Raises as it does."""
+        return await run_in_threadpool(
+            partial(self.composer.compose, text, max_new_tokens, **options)
+        )
+
+    async def respond(
+        self,
+        caller: Request,
+        requests: Sequence[GenerationRequest],
+        copies: int = 1,
+        key: str = "",
     ) -> ActiveResponse:
-        """Starts the texts that are asked for, each so many times over, with seeds of their own.
+        """Starts each text `copies` times, each with a seed of its own.
+
+        Args:
+            caller: the HTTP request; the texts end when its client disconnects.
+            key: by which other requests may refer to the response; "" for none.
 
         Raises:
-            BusyError: no room in the queue for all of them.
-            InputError, StorageError: what `Texts.composed` raises.
+            BusyError: the queue has no room for all of them.
         """
-        composed = await run_in_threadpool(lambda: [self.texts.composed(ask) for ask in asks])
-        return ActiveResponse(self, request, key, composed, copies)
+        outputs = OutputQueue()
+        try:
+            for request in requests:
+                for number in range(copies):
+                    await self.state.engine.start(_copy(request, number), outputs)
+        except BaseException:
+            outputs.cancel()
+            raise
+        return ActiveResponse(self, caller, requests, outputs, key)
 
     def find(self, key: str) -> list[ActiveResponse]:
-        """The answers of a key; without one the newest of those that have none."""
-        found = [answer for answer in self.answers if answer.key == key]
+        """The responses with a key; for "" the newest of those without one."""
+        found = [response for response in self.active if response.key == key]
         return found if key else found[-1:]
 
 
-def _copy(wish: GenerationRequest, number: int) -> GenerationRequest:
-    """A wish once more: what is drawn with a seed must differ."""
-    seed = wish.seed
-    return wish if seed is None or not number else replace(wish, seed=(seed + number) % SEEDS)
+class ActiveResponse:
+    """The texts that answer one request; they are cancelled when its `with` block ends.
+
+    Iteration gives tokens as `OutputQueue` does.
+
+    Attributes:
+        model: which generates them.
+        requests: one for each text of the client's.
+        streams: the texts; all copies of the first request, then those of the next.
+        key: see `GenerationService.respond`.
+    """
+
+    def __init__(
+        self,
+        service: GenerationService,
+        caller: Request,
+        requests: Sequence[GenerationRequest],
+        outputs: OutputQueue,
+        key: str,
+    ) -> None:
+        self.model = service.model
+        self.requests = requests
+        self.key = key
+        self._outputs = outputs
+        self._active = service.active
+        self._active.append(self)
+        self._watcher = asyncio.create_task(self._cancel_on_disconnect(caller))
+
+    @property
+    def streams(self) -> list[AsyncOutputStream]:
+        return self._outputs.streams
+
+    def __aiter__(self) -> AsyncIterator[tuple[AsyncOutputStream, Token | None]]:
+        return self._outputs
+
+    async def tokens(self) -> list[list[Token]]:
+        """The tokens of each text, after the end of the last. Raises what the engine raises."""
+        tokens: list[list[Token]] = [[] for _ in self.streams]
+        with self:
+            async for stream, token in self:
+                if token is not None:
+                    tokens[stream.number].append(token)
+        return tokens
+
+    def cancel(self) -> None:
+        """Ends the texts at their next token; what has been generated is the response."""
+        self._outputs.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.cancel()
+        self._watcher.cancel()
+        if self in self._active:
+            self._active.remove(self)
+
+    async def _cancel_on_disconnect(self, caller: Request) -> None:
+        while (await caller.receive())["type"] != "http.disconnect":
+            pass
+        self.cancel()
 
 
-def reason(running: AsyncOutputStream) -> str:
-    """Why a text ended, in the words of the APIs."""
-    return "stop" if running.finish in ("end", "stop", "cancelled") else "length"
+def _copy(request: GenerationRequest, number: int) -> GenerationRequest:
+    """A request for the copy of that number: where there is a seed, with another."""
+    seed = request.seed
+    return request if seed is None or not number else replace(request, seed=(seed + number) % SEEDS)
 
 
-def answering(reply: Callable[[Exception], Response]) -> type[APIRoute]:
-    """A class of routes whose errors become replies in the API's own shape."""
+def finish_reason(stream: AsyncOutputStream) -> str:
+    """Why a text ended, by the names of the APIs."""
+    return "stop" if stream.finish in ("end", "stop", "cancelled") else "length"
 
-    class Answering(APIRoute):
+
+def route_class(respond: Callable[[Exception], Response]) -> type[APIRoute]:
+    """Routes whose errors become responses in the API's own shape, which `respond` makes."""
+
+    class Route(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handler = super().get_route_handler()
 
@@ -160,10 +181,10 @@ def answering(reply: Callable[[Exception], Response]) -> type[APIRoute]:
                 try:
                     return await handler(request)
                 except ClientDisconnect:
-                    return Response(status_code=400)  # nobody is there to read it
+                    return Response(status_code=400)  # which nobody reads
                 except (SoftloreError, ValidationError) as error:
-                    return reply(error)
+                    return respond(error)
 
             return handle
 
-    return Answering
+    return Route

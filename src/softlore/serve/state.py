@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from softlore.disk import user_folder
 from softlore.lore import Lorebook
 from softlore.prompts import PromptLibrary
 from softlore.serve.engines import Engine
+from softlore.serve.prompt_store import PromptStore
 from softlore.settings import ServeSettings
 from softlore.story import StoryLibrary
 
@@ -48,6 +50,11 @@ class ServerState:
     chosen: str = ""
     at_close: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     closing: bool = False
+
+    @cached_property
+    def prompt_store(self) -> PromptStore:
+        """The soft prompts as the model can use them."""
+        return PromptStore(self.prompts, self.engine.model)
 
     async def close(self) -> None:
         """Lets what is under way come to its end, for `close_seconds`. A second call is nothing."""

@@ -9,11 +9,11 @@ quarter of the room at a time, so that most turns read only what is new.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from softlore.context import Tree, compose
 from softlore.context.activation import Activation, ActiveEntry, activate, place_entries
 from softlore.context.budget import BudgetChoice, LoreForm, LoreOption, choose_within_budget
 from softlore.context.scan import ScanSettings
@@ -24,18 +24,25 @@ from softlore.measure.evaluate import plain_text
 from softlore.measure.gain import EntryGain, measure_gain
 from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
-from softlore.prompts.tags import LONGEST_TAG, past_tag
-from softlore.story.frame import Frame, Part, count_positions, line, parse_context, tail
+from softlore.story.frame import (
+    Frame,
+    Part,
+    StoryText,
+    TokenCounter,
+    Turn,
+    line,
+    parse_context,
+)
 from softlore.story.settings import StorySettings
 
 ENDLESS = 8192  # tokens, for models whose context has no end
 LORE = 4  # the part of the context that lore may take, where the writer does not say
 STEP = 4  # the part of the room for the story by which its beginning gives way
 LEAST = 32  # tokens of story that must fit, or nothing is written
+SMALL_STEP = 25  # characters; less story than `LEAST` is read only where no larger step does
 SCANNED = 6  # turns that are searched for keys: lore stays a while after it was mentioned
 WORD = 8  # characters a token at most, nearly always
 SLACK = 8  # tokens: pieces that meet may be cut into tokens otherwise
-_BREAK = re.compile(r"(?<=[\n.!?])[\"'”’]*\s+|\n")
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class ContextPlan:
     """What the model reads next, and the report of what went where.
 
     Attributes:
+        context: text and soft prompts.
+        tree: the context, encoded; None where it is empty and the model has no BOS.
         limit: tokens the model reads at most, those that it is to write among them.
         reserved: tokens kept for writing.
         parts: all that is read, in order; prefixes stand at the head of the cache.
@@ -51,6 +60,7 @@ class ContextPlan:
     """
 
     context: Context
+    tree: Tree | None
     limit: int
     reserved: int
     parts: list[Part]
@@ -67,6 +77,11 @@ class ContextPlan:
     @property
     def tokens(self) -> int:
         return sum(part.tokens for part in self.parts)
+
+    @property
+    def positions(self) -> int:
+        """Positions that the context takes; prefixes share theirs."""
+        return self.tree.start + self.tree.length if self.tree is not None else 0
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
@@ -97,47 +112,58 @@ class ContextComposer:
         self.entries = [_waking(entry) for entry in entries]
         self.prompts = prompts if prompts is not None else {}
         self.scanning = scanning or ScanSettings(scan_depth=SCANNED)
+        self._count = TokenCounter(model)
         self._worths: dict[str, EntryGain] = {}
         self._usable: dict[str, SoftPrompt] = {}
 
     def plan(
         self,
         settings: StorySettings,
-        texts: Sequence[str],
+        turns: Sequence[Turn],
         reserve: int = 80,
         timers: Timers | None = None,
         always: Sequence[SoftPrompt] = (),
+        memory: Context | None = None,
+        whole_turns: bool = False,
     ) -> ContextPlan:
-        """What is read after `texts`, the turns of a story, with room for `reserve` more tokens.
+        """What is read after the turns of a story, with room for `reserve` more tokens.
 
-        `always`: soft prompts that stand before everything, whatever the story mentions.
+        Args:
+            turns: strings, whose tags are resolved here, or contexts.
+            always: soft prompts that stand before everything, whatever the story mentions.
+            memory: replaces the memory of the settings.
+            whole_turns: begin with a whole turn where the first ones do not fit.
 
         Raises:
             ContextOverflowError: memory, note and lore leave no room for the story.
         """
         limit = self._limit(settings, reserve)
-        found = activate(self.entries, texts, self.scanning, timers, seed=settings.seed or 0)
+        story = StoryText(turns, self.prompts, self._count)
+        if memory is None:
+            memory = parse_context(settings.memory, self.prompts)
+        found = activate(self.entries, story.texts, self.scanning, timers, seed=settings.seed or 0)
         offers, without = self._offers(found)
         mix = choose_within_budget(offers, settings.budget or limit // LORE)
-        frame = Frame(self.model)
+        frame = Frame(self.model, self._count)
         for prompt in always:
             self.model.check_prompt(prompt)
             frame.put("soft", prompt.name, prompt)
-        self._lay(frame, settings, found, mix)
-        room = limit - reserve - frame.taken() - SLACK
-        while True:
-            if room < LEAST:
-                raise _no_room(frame.taken(), limit, reserve)
-            start = self._start(texts, room)
-            context = frame.context(texts, start, self.prompts)
-            over = count_positions(self.model, context) + reserve - limit
-            if over <= 0:
-                break
-            room -= over  # prompts that the story itself names take room as well
-        parts = [*frame.parts, frame.story_part(texts, start, self.prompts)]
+        self._lay(frame, settings, memory, found, mix)
         not_used = {cut.entry: cut.why for cut in mix.cut} | without
         not_used |= {skipped.entry.name: skipped.why for skipped in found.skipped}
-        return ContextPlan(context, limit, reserve, parts, start, found, mix, not_used)
+        room = limit - reserve - frame.positions() - SLACK
+        while True:
+            if room < LEAST:
+                raise _no_room(frame.positions(), limit, reserve)
+            start = self._start(story, room, whole_turns)
+            context = frame.context(story, start)
+            tree = self._compose(context)
+            parts = [*frame.parts, frame.story_part(story, start)]
+            plan = ContextPlan(context, tree, limit, reserve, parts, start, found, mix, not_used)
+            over = plan.positions + reserve - limit
+            if over <= 0:
+                return plan
+            room -= over  # prompts that the story itself names take room as well
 
     def worth(self, entry: Entry) -> EntryGain:
         """What an entry's forms were measured to gain."""
@@ -159,6 +185,12 @@ class ContextComposer:
             )
         return limit
 
+    def _compose(self, context: Context) -> Tree | None:
+        """The context encoded, the only time that this is done."""
+        if not context.body.pieces and not self.model.bos:
+            return None
+        return compose(self.model, context, check=False)  # entries and `always` are checked
+
     def _prompt(self, entry: Entry) -> SoftPrompt | None:
         """An entry's soft prompt as it is now: it may have been trained again meanwhile."""
         prompt = self.prompts.get(entry.name)
@@ -179,7 +211,7 @@ class ContextComposer:
             if prompt is not None:
                 mine.append(("soft", len(prompt)))
             if entry.text and entry.use != "soft":
-                mine.append(("text", len(self.model.encode(plain_text(entry)))))
+                mine.append(("text", self._count.text(plain_text(entry))))
             offers += [
                 LoreOption(
                     entry.name, form, tokens, self.worth(entry).gain(form), entry.ignore_budget
@@ -191,7 +223,12 @@ class ContextComposer:
         return offers, without
 
     def _lay(
-        self, frame: Frame, settings: StorySettings, found: Activation, mix: BudgetChoice
+        self,
+        frame: Frame,
+        settings: StorySettings,
+        memory: Context,
+        found: Activation,
+        mix: BudgetChoice,
     ) -> None:
         """Puts everything but the story where it goes."""
         forms = {offer.entry: offer.form for offer in mix.chosen}
@@ -206,8 +243,8 @@ class ContextComposer:
                     frame.put("lore", entry.name, plain_text(entry), depth)
 
         lay([*places.before_char, *places.outlet])
-        if settings.memory:
-            frame.put("memory", "memory", parse_context(line(settings.memory), self.prompts))
+        if memory.pieces:
+            frame.put("memory", "memory", line(memory))
         lay([*places.after_char, *places.examples_top, *places.examples_bottom])
         for (depth, _), some in places.at_depth.items():
             lay(some, depth)
@@ -215,34 +252,22 @@ class ContextComposer:
         lay(places.note_top, note)
         if settings.note:
             text = settings.note_template.replace("<|>", settings.note)
-            frame.put("note", "author's note", parse_context(line(text), self.prompts), note)
+            frame.put("note", "author's note", line(parse_context(text, self.prompts)), note)
         lay(places.note_bottom, note)
 
-    def _start(self, texts: Sequence[str], room: int) -> int:
+    def _start(self, story: StoryText, room: int, whole_turns: bool) -> int:
         """The character of the story that is read first: a place that changes seldom."""
-        total = sum(map(len, texts))
         step = max(200, room * 4 // STEP)
         while step:
-            for start in range(self._first(total, room, step), total, step):
-                start = _beginning(texts, start, step)
-                if start < total and len(self.model.encode(tail(texts, start))) <= room:
+            first = max(0, -(-(story.length - room * WORD) // step)) * step
+            for start in range(first, story.length, step):
+                start = story.beginning(start, step, whole_turns)
+                tokens = story.tokens_from(start, room)
+                enough = tokens >= LEAST or step <= SMALL_STEP
+                if start < story.length and tokens <= room and enough:
                     return start
-            step //= 2  # where nothing would be left
-        return total
-
-    def _first(self, total: int, room: int, step: int) -> int:
-        """A place before which nothing can fit, as a token has only so many characters."""
-        return max(0, -(-(total - room * WORD) // step)) * step
-
-
-def _beginning(texts: Sequence[str], start: int, step: int) -> int:
-    """The first sentence or line from a character on, and no half of a tag."""
-    if not start:
-        return 0
-    found = _BREAK.search(tail(texts, start), 0, step)
-    start += found.end() if found else 0
-    before = max(0, start - LONGEST_TAG)
-    return before + past_tag(tail(texts, before)[: 2 * LONGEST_TAG], start - before)
+            step //= 2  # where nothing, or next to nothing, would be left
+        return story.length
 
 
 def _waking(entry: Entry) -> Entry:

@@ -132,7 +132,7 @@ class StorySession:
             self.story.retry_from()
             turns = turns[:-1]
         plan = self._planned(turns, tokens)
-        if not plan.context.body.pieces and not self.model.bos:
+        if plan.tree is None:
             raise ContextError(
                 "the story is empty; expected an opening for the model to go on from; write one"
             )
@@ -148,6 +148,7 @@ class StorySession:
             conditioning=conditioning,
             check=False,  # the composer has
             sampling=sampling,
+            tree=plan.tree,
         )
         return TurnDraft(self.story, plan, request, after)
 

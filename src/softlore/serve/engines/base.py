@@ -1,19 +1,18 @@
-"""What every engine does: texts are started, told a token at a time, and cancelled."""
+"""The interface of engines: they start texts and stream their tokens to the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from softlore.decode import CacheUsage, GenerationRequest, OutputStream, Token
 from softlore.decode.output import FinishReason, OutputView
 from softlore.model import LanguageModel
 
-STRINGS = ("banned_strings", "dry_multiplier")  # samplers that look for strings in the vocabulary
 End = FinishReason | Literal["cancelled", "timeout"]
 
 
@@ -26,9 +25,9 @@ class EngineLoad:
         waiting: texts in the queue.
         slots: texts that can run at once.
         queue: texts that can wait.
-        tokens: of which keys and values are held for the running texts.
-        bytes: what these take in memory.
-        kept_tokens, kept_bytes: the same of texts that have ended and may go on.
+        tokens, bytes: size of the keys and values of the running texts.
+        kept_tokens, kept_bytes: the same of texts that have ended, cached for those that
+            continue them.
     """
 
     running: int
@@ -41,79 +40,122 @@ class EngineLoad:
     kept_bytes: int = 0
 
 
-class AsyncOutputStream(OutputView, AsyncIterator[Token]):
-    """A text that was started: its tokens as they come. Made and used within one event loop.
+class OutputQueue(AsyncIterator[tuple["AsyncOutputStream", Token | None]]):
+    """The tokens of one or more texts, in the order in which they are generated.
 
-    Iteration ends when the text does; an engine that fails raises EngineError there.
+    Iteration gives each token with its stream, and None instead of a token when that stream has
+    ended; it stops after the last one. An engine's error is raised there. Belongs to the event
+    loop in which it was made.
 
     Attributes:
-        finish: how it ended; None while it goes on.
-        first: seconds from its start to its first token; None until then.
+        streams: the texts, in the order in which they were started.
+    """
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.streams: list[AsyncOutputStream] = []
+        self._items: asyncio.Queue[tuple[AsyncOutputStream, Token | Exception | None]]
+        self._items = asyncio.Queue()
+        self._ended = 0
+        self._error: Exception | None = None
+
+    async def __anext__(self) -> tuple[AsyncOutputStream, Token | None]:
+        if self._error is not None:
+            raise self._error
+        if self._ended == len(self.streams):
+            raise StopAsyncIteration
+        stream, item = await self._items.get()
+        if isinstance(item, Exception):
+            self._error = item
+            raise item
+        self._ended += item is None
+        return stream, item
+
+    def put(self, stream: AsyncOutputStream, item: Token | Exception | None) -> None:
+        """Adds a token, an error, or None for the end of a stream; within the event loop."""
+        self._items.put_nowait((stream, item))
+
+    def cancel(self) -> None:
+        """Ends the texts that still run, at their next token."""
+        for stream in self.streams:
+            if stream.finish is None:
+                stream.cancel()
+
+
+class AsyncOutputStream(OutputView, AsyncIterator[Token]):
+    """A text that an engine generates. Iteration gives its tokens and raises what an engine does.
+
+    Several streams may share one `OutputQueue`; then that is to be iterated over.
+
+    Attributes:
+        number: its place among the streams of the queue.
+        finish: how it ended; None while it runs.
+        seconds_to_first: from its start to its first token; None until then.
         on_end: called once, when it has ended.
     """
 
-    def __init__(self, output: OutputStream) -> None:
+    def __init__(self, output: OutputStream, outputs: OutputQueue | None = None) -> None:
         super().__init__(output)
-        self.loop = asyncio.get_running_loop()
+        self.outputs = outputs if outputs is not None else OutputQueue()
+        self.number = len(self.outputs.streams)
+        self.outputs.streams.append(self)
         self.finish: End | None = None
-        self.first: float | None = None
+        self.seconds_to_first: float | None = None
         self.on_end: Callable[[AsyncOutputStream], None] | None = None
         self._start = time.monotonic()
-        self._heard: asyncio.Queue[Token | Exception | None] = asyncio.Queue()
 
     @property
     def cache_usage(self) -> CacheUsage | None:
-        """How much of the context was known, and how much was read; None if that is not known."""
+        """How much of the context was cached and how much was read; None where not known."""
         return None
 
     @abstractmethod
     def cancel(self) -> None:
-        """Ends it at the next token; harmless once it has ended. Never blocks."""
+        """Ends it at its next token. Never blocks; does nothing if it has ended."""
 
     async def __anext__(self) -> Token:
-        heard = await self._heard.get()
-        if isinstance(heard, Token):
-            return heard
-        self._heard.put_nowait(heard)  # the end stays the end
-        if heard is None:
+        _, token = await anext(self.outputs)
+        if token is None:
             raise StopAsyncIteration
-        raise heard
+        return token
 
     async def drained(self) -> Self:
-        """Itself, once it has come to its end."""
+        """The stream itself, after its end."""
         async for _ in self:
             pass
         return self
 
-    def hear(self, heard: Iterable[Token | Exception], why: End | None = None) -> None:
-        """Takes in, within its event loop, what has come; `why` it has ended, if it has."""
-        for one in heard:
-            if self.first is None and isinstance(one, Token):
-                self.first = time.monotonic() - self._start
-            self._heard.put_nowait(one)
-        if why is not None and self.finish is None:
-            self.finish = why
-            self._heard.put_nowait(None)
+    def deliver(self, items: Iterable[Token | Exception], finish: End | None = None) -> None:
+        """Passes on, within the event loop, what was generated, and how it ended if it has."""
+        for item in items:
+            if self.seconds_to_first is None and isinstance(item, Token):
+                self.seconds_to_first = time.monotonic() - self._start
+            self.outputs.put(self, item)
+        if finish is not None and self.finish is None:
+            self.finish = finish
+            self.outputs.put(self, None)
             if self.on_end is not None:
                 self.on_end(self)
 
 
 class Engine(ABC):
-    """Writes texts with one model, several at once.
+    """Generates texts with one model, several at once.
 
     Attributes:
-        model: whose tokenizer, embeddings and context length count.
+        model: its tokenizer, embeddings and context length are those of the texts.
     """
 
     model: LanguageModel
 
     @abstractmethod
-    def start(self, request: GenerationRequest) -> AsyncOutputStream:
-        """Puts a text in the queue. Never blocks; called from within an event loop.
+    async def start(
+        self, request: GenerationRequest, outputs: OutputQueue | None = None
+    ) -> AsyncOutputStream:
+        """Queues a text, whose tokens go to `outputs`, or to a queue of its own.
 
         Raises:
             BusyError: the queue is full, or the engine is closing.
-            InputError: what is wished for cannot be written.
+            InputError: the request cannot be carried out.
         """
 
     @abstractmethod
@@ -122,54 +164,4 @@ class Engine(ABC):
 
     @abstractmethod
     async def close(self, seconds: float = 10.0) -> None:
-        """Takes nothing new, lets what runs come to its end for so long, then cancels it."""
-
-
-def warm(model: LanguageModel, sampling: Mapping[str, Any]) -> None:
-    """Makes what these samplers need of the model, which takes a while: in a worker thread.
-
-    `Engine.start` would make it on the event loop.
-    """
-    if any(sampling.get(name) for name in STRINGS):
-        _ = model.vocabulary
-
-
-async def merged(texts: Sequence[AsyncOutputStream]) -> AsyncGenerator[tuple[int, Token | None]]:
-    """Tokens of several texts as they come, each with its text's number; None when that has ended.
-
-    Closing it, and an error in one of them, ends those that still run.
-
-    Raises:
-        BusyError, EngineError: as an engine does.
-    """
-    heard: asyncio.Queue[tuple[int, Token | Exception | None]] = asyncio.Queue()
-
-    async def follow(number: int, text: AsyncOutputStream) -> None:
-        try:
-            async for token in text:
-                heard.put_nowait((number, token))
-        except Exception as error:  # noqa: BLE001 - whoever listens raises it
-            heard.put_nowait((number, error))
-        else:
-            heard.put_nowait((number, None))
-
-    tasks = [asyncio.create_task(follow(number, text)) for number, text in enumerate(texts)]
-    left = len(texts)
-    try:
-        while left:
-            number, token = await heard.get()
-            if isinstance(token, Exception):
-                raise token
-            left -= token is None
-            yield number, token
-    finally:
-        cancel_all(texts)
-        for task in tasks:
-            task.cancel()
-
-
-def cancel_all(texts: Iterable[AsyncOutputStream]) -> None:
-    """Ends those that still run, at the next token."""
-    for text in texts:
-        if text.finish is None:
-            text.cancel()
+        """Accepts no more texts, waits so long for those that run, then cancels them."""

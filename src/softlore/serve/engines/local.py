@@ -1,4 +1,4 @@
-"""The engine of this process: one model, a running batch in its own thread, a bounded queue."""
+"""The engine of this process: a running batch in a thread of its own, and a bounded queue."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from softlore.decode import CacheUsage, GenerationRequest, ModelRunner, RunningBatch, Token
 from softlore.decode.batch import SequenceGroup
 from softlore.errors import BusyError, EngineError
-from softlore.serve.engines.base import AsyncOutputStream, End, Engine, EngineLoad
+from softlore.serve.engines.base import AsyncOutputStream, End, Engine, EngineLoad, OutputQueue
 
-TRIM_SECONDS = 30.0  # between two times that free memory is given back
+TRIM_SECONDS = 30.0  # between two times that free memory is returned to the system
 _log = logging.getLogger(__name__)
 
 
 class LocalEngine(Engine):
-    """Writes texts by continuous batching: they join and leave between tokens.
+    """Generates texts by continuous batching: they join and leave between tokens.
+
+        event loop                                  engine's thread
+        start ── SequenceGroup (worker thread) ──▶ waiting ─▶ running ─▶ RunningBatch.step
+        OutputQueue ◀── call_soon_threadsafe, once a step ──────────────┘
 
     Args:
-        runner: what runs the model, used by nothing else.
-        slots: rows of the batch; a text takes one, or one a head.
-        queue: texts that may wait for one.
-        queue_seconds: how long; then BusyError is raised in their iteration.
-        text_seconds: how long a text may be read and written; then it ends with "timeout".
+        runner: runs the model, and is used by nothing else.
+        slots: sequences of the batch; a text takes one, or one for each conditioning.
+        queue: texts that may wait for a slot.
+        queue_seconds: for how long; then iterating over the text raises BusyError.
+        text_seconds: the most that a text may run; then it ends with "timeout".
     """
 
     def __init__(
@@ -44,33 +48,42 @@ class LocalEngine(Engine):
         self._queue_seconds, self._text_seconds = queue_seconds, text_seconds
         self._batch = RunningBatch(runner)
         self._wake = threading.Condition()
-        self._waiting: deque[_Local] = deque()
-        self._running: list[_Local] = []
+        self._starting = 0  # only for the event loop
+        self._waiting: deque[_LocalStream] = deque()
+        self._running: list[_LocalStream] = []
         self._closing = False
-        self._load = EngineLoad(0, 0, slots, queue)
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def start(self, request: GenerationRequest) -> AsyncOutputStream:
-        self._refuse_if_busy()  # before the text is made, which takes longer
-        running = _Local(self, SequenceGroup.from_request(self._batch.runner, request))
+    async def start(
+        self, request: GenerationRequest, outputs: OutputQueue | None = None
+    ) -> AsyncOutputStream:
+        self._check_room()
+        self._starting += 1
+        try:
+            # Encoding, and what some samplers need of the vocabulary, may take a while.
+            group = await asyncio.to_thread(SequenceGroup.from_request, self._batch.runner, request)
+        finally:
+            self._starting -= 1
         with self._wake:
-            self._refuse_if_busy()
-            self._waiting.append(running)
+            if self._closing:
+                raise _closing()
+            stream = _LocalStream(self, group, outputs)
+            self._waiting.append(stream)
             self._wake.notify()
-        return running
+        return stream
 
     def load(self) -> EngineLoad:
-        held = self._batch.memory_usage()
+        memory = self._batch.memory_usage()
         return EngineLoad(
-            running=len(self._running),
-            waiting=len(self._waiting),
-            slots=self._slots,
-            queue=self._queue,
-            tokens=held.tokens,
-            bytes=held.bytes,
-            kept_tokens=held.cached_tokens,
-            kept_bytes=held.cached_bytes,
+            len(self._running),
+            len(self._waiting),
+            self._slots,
+            self._queue,
+            memory.tokens,
+            memory.bytes,
+            memory.cached_tokens,
+            memory.cached_bytes,
         )
 
     async def close(self, seconds: float = 10.0) -> None:
@@ -80,168 +93,161 @@ class LocalEngine(Engine):
         end = time.monotonic() + seconds
         while (self._running or self._waiting) and time.monotonic() < end:
             await asyncio.sleep(0.05)
-        for running in [*self._waiting, *self._running]:
-            running.cancel()
+        for stream in [*self._waiting, *self._running]:
+            stream.cancel()
         await asyncio.to_thread(self._thread.join)
         self._batch.runner.close()
 
     def wake(self) -> None:
-        """Lets the thread look at what has changed."""
+        """Makes the thread look at what has changed."""
         with self._wake:
             self._wake.notify()
 
+    def _check_room(self) -> None:
+        if self._closing:
+            raise _closing()
+        waiting = len(self._waiting) + self._starting
+        if waiting + len(self._running) >= self._queue + self._slots:
+            raise BusyError(
+                f"{len(self._running)} texts are being written and {waiting} wait; expected room "
+                "in the queue; ask again later"
+            )
+
     # in the engine's thread --------------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         trimmed = time.monotonic()
-        while self._take_in():
+        while self._admit():
             if time.monotonic() - trimmed > TRIM_SECONDS:
-                give_back_memory()
+                trim_memory()
                 trimmed = time.monotonic()
-            told: list[tuple[SequenceGroup, Token]] = []
             try:
-                told = self._batch.step()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the others must go on
+                tokens = self._batch.step()
+            except Exception as error:  # noqa: BLE001 - the thread must outlive any error
                 self._fail(error)
-            self._tell(told)
+            else:
+                self._deliver(tokens)
 
-    def _take_in(self) -> bool:
-        """Waits for something to do, and takes in what there is room for; False is the end."""
+    def _admit(self) -> bool:
+        """Waits for texts, and adds those to the batch that there is room for; False at the end."""
         with self._wake:
             while not self._waiting and not self._running:
                 if self._closing:
                     return False
                 self._wake.wait()
-            now, kept_waiting = time.monotonic(), deque[_Local]()
+            now, waiting = time.monotonic(), deque[_LocalStream]()
             while self._waiting:
-                one = self._waiting.popleft()
-                if one.cancelled:
-                    one.end("cancelled")
-                elif now - one.since > self._queue_seconds:
-                    one.fail(_waited(self._queue_seconds))
-                elif kept_waiting or not self._fits(one.writing):
-                    kept_waiting.append(one)
+                stream = self._waiting.popleft()
+                if stream.cancelled:
+                    _send([(stream, [], "cancelled")])
+                elif now - stream.since > self._queue_seconds:
+                    _send([(stream, [_waited(self._queue_seconds)], "cancelled")])
+                elif waiting or not self._fits(stream.group):
+                    waiting.append(stream)
                 else:
-                    one.since = now
-                    self._running.append(one)
-                    self._batch.add(one.writing)
-            self._waiting = kept_waiting
+                    stream.since = now
+                    self._running.append(stream)
+                    self._batch.add(stream.group)
+            self._waiting = waiting
         return True
 
-    def _fits(self, text: SequenceGroup) -> bool:
-        taken = sum(len(one.writing) for one in self._running)
-        return not taken or taken + len(text) <= self._slots
+    def _fits(self, group: SequenceGroup) -> bool:
+        used = sum(len(stream.group) for stream in self._running)
+        return not used or used + len(group) <= self._slots
 
-    def _tell(self, told: Iterable[tuple[SequenceGroup, Token]]) -> None:
-        """Hands tokens over, and lets texts go that have ended, for whatever reason."""
+    def _deliver(self, step: Iterable[tuple[SequenceGroup, Token]]) -> None:
+        """Passes on the tokens of a step, and removes texts that have ended for any reason."""
         tokens: dict[SequenceGroup, list[Token]] = {}
-        for text, token in told:
-            tokens.setdefault(text, []).append(token)
-        now, going_on, batches = time.monotonic(), [], _Batches()
-        for one in self._running:
-            mine = tokens.get(one.writing, [])
-            why: End | None = one.writing.output.finish
-            if why is None and one.cancelled:
-                why = "cancelled"
-            elif why is None and now - one.since > self._text_seconds:
-                why = "timeout"
-            if why in ("cancelled", "timeout"):
-                self._batch.remove(one.writing)
-                mine += one.writing.output.flush()
-            batches.add(one, mine, why)
-            if why is None:
-                going_on.append(one)
-        self._running = going_on
-        batches.send()
+        for group, token in step:
+            tokens.setdefault(group, []).append(token)
+        deliveries: list[Delivery] = []
+        now, running = time.monotonic(), []
+        for stream in self._running:
+            group, items = stream.group, tokens.get(stream.group, [])
+            finish: End | None = group.output.finish
+            if finish is None and stream.cancelled:
+                finish = "cancelled"
+            elif finish is None and now - stream.since > self._text_seconds:
+                finish = "timeout"
+            if finish in ("cancelled", "timeout"):
+                self._batch.remove(group)
+                items += group.output.flush()
+            if items or finish is not None:
+                deliveries.append((stream, items, finish))
+            if finish is None:
+                running.append(stream)
+        self._running = running
+        _send(deliveries)
 
     def _fail(self, error: Exception) -> None:
-        """A step that failed leaves nothing to go on from: all that ran have failed."""
+        """Ends all running texts: after a step that failed, no cache can be relied on."""
         _log.error("the engine failed", exc_info=error)
         self._batch.runner.clear()
         self._batch = RunningBatch(self._batch.runner)
-        running, self._running = self._running, []
-        for one in running:
-            one.fail(
-                EngineError(
-                    f"the model could not write on ({type(error).__name__}); expected a forward "
-                    "to succeed; ask for less at once, and see the server's log"
-                )
-            )
-
-    def _refuse_if_busy(self) -> None:
-        if self._closing:
-            raise BusyError("the server is closing; expected it to go on; ask again later")
-        if len(self._waiting) + len(self._running) >= self._queue + self._slots:
-            raise BusyError(
-                f"{len(self._running)} texts are being written and {len(self._waiting)} wait; "
-                "expected room in the queue; ask again later"
-            )
+        failed, self._running = self._running, []
+        _send([(stream, [_failure(error)], "cancelled") for stream in failed])
 
 
-class _Local(AsyncOutputStream):
-    """A text in the local engine: the thread writes it, the event loop hears of it."""
+class _LocalStream(AsyncOutputStream):
+    """A text of the local engine: written in its thread, read in the event loop."""
 
-    def __init__(self, engine: LocalEngine, writing: SequenceGroup) -> None:
-        super().__init__(writing.output)
-        self.writing = writing
-        self.since = time.monotonic()
+    def __init__(
+        self, engine: LocalEngine, group: SequenceGroup, outputs: OutputQueue | None
+    ) -> None:
+        super().__init__(group.output, outputs)
+        self.group = group
+        self.since = time.monotonic()  # in the queue, then in the batch
         self.cancelled = False
         self._engine = engine
 
     @property
     def cache_usage(self) -> CacheUsage | None:
-        return self.writing.cache_usage
+        return self.group.cache_usage
 
     def cancel(self) -> None:
         self.cancelled = True
         self._engine.wake()
 
-    def end(self, why: End) -> None:
-        """Says, from the engine's thread, that nothing more comes."""
-        batches = _Batches()
-        batches.add(self, [], why)
-        batches.send()
 
-    def fail(self, error: Exception) -> None:
-        batches = _Batches()
-        batches.add(self, [error], "cancelled")
-        batches.send()
+Delivery = tuple[_LocalStream, Sequence[Token | Exception], End | None]
 
 
-class _Batches:
-    """What has come in a step, handed to each event loop in a single call."""
-
-    def __init__(self) -> None:
-        self._by_loop: dict[
-            asyncio.AbstractEventLoop, list[tuple[_Local, list[Token | Exception], End | None]]
-        ] = {}
-
-    def add(self, one: _Local, tokens: Iterable[Token | Exception], why: End | None) -> None:
-        heard = list(tokens)
-        if heard or why is not None:
-            self._by_loop.setdefault(one.loop, []).append((one, heard, why))
-
-    def send(self) -> None:
-        for loop, heard in self._by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_hear, heard)
-            except RuntimeError:  # the loop has closed: nobody listens any more
-                for one, _, _ in heard:
-                    one.cancelled = True
+def _send(deliveries: Iterable[Delivery]) -> None:
+    """Hands over to each event loop, in one call, what its streams have got."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Delivery]] = {}
+    for delivery in deliveries:
+        by_loop.setdefault(delivery[0].outputs.loop, []).append(delivery)
+    for loop, received in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_receive, received)
+        except RuntimeError:  # the loop is closed: nobody reads them any more
+            for stream, _, _ in received:
+                stream.cancelled = True
 
 
-def _hear(heard: list[tuple[_Local, list[Token | Exception], End | None]]) -> None:
-    for one, tokens, why in heard:
-        one.hear(tokens, why)
+def _receive(deliveries: Sequence[Delivery]) -> None:
+    for stream, items, finish in deliveries:
+        stream.deliver(items, finish)
 
 
-def give_back_memory() -> None:
-    """Gives memory that is free back to the system, where the C library can (glibc).
+def trim_memory() -> None:
+    """Returns free memory to the system, where the C library can (glibc).
 
-    Keys and values of all lengths come and go, and what lies free between them would add up.
+    Keys and values of all lengths come and go; the gaps between them would add up.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _closing() -> BusyError:
+    return BusyError("the server is closing; expected it to run; ask again later")
+
+
+def _failure(error: Exception) -> EngineError:
+    return EngineError(
+        f"the model could not write on ({type(error).__name__}); expected a forward to succeed; "
+        "ask for less at once, and see the server's log"
+    )
 
 
 def _waited(seconds: float) -> BusyError:

@@ -1,7 +1,7 @@
-"""A vLLM server as an engine: contexts go there as ids or embedding rows, tokens come back.
+"""A vLLM server as an engine: contexts are sent as ids or embedding rows, tokens are streamed back.
 
 Source of the request's form: vLLM's OpenAI-compatible server, 0.32, started with
-`--enable-prompt-embeds`. The texts share its batch; here is the tokenizer and the embedding table.
+`--enable-prompt-embeds`. Texts share its batch; tokenizer and embedding table are used here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import torch
 
-from softlore.context import Tree, compose, splice
+from softlore.context import Tree, splice
 from softlore.context.compose import ContextLike
 from softlore.context.splice import check_length
 from softlore.decode import GenerationRequest, OutputStream, SamplingParams, Token
@@ -26,28 +26,29 @@ from softlore.decode.request import prompts_in, stop_strings
 from softlore.errors import BusyError, ConfigError, ContextOverflowError, EngineError
 from softlore.model import FrozenModel
 from softlore.prompts.formats.vllm import prefix_set_ids, request_body
-from softlore.serve.engines.base import AsyncOutputStream, End, Engine, EngineLoad
+from softlore.serve.engines.base import AsyncOutputStream, End, Engine, EngineLoad, OutputQueue
 
 PARAMETER = "softlore"  # of kv_transfer_params, as the connector reads it
-NEVER = -100.0  # the least that vLLM adds to a logit
-# Fields of `Sampling` that vLLM knows, under its names.
-_SAME = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+NEVER = -100.0  # the lowest bias that vLLM adds to a logit
+# Fields of `SamplingParams` that vLLM has too, by the same names.
+_SAME_NAMES = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty",
          "frequency_penalty")  # fmt: skip
 
 
 class VLLMEngine(Engine):
-    """Writes texts on a vLLM server, which has the same model as the one here.
+    """Generates texts on a vLLM server that runs the same model.
 
     Prefixes must have been converted for its connector (see `softlore.vllm_connector`). Control
-    codes with a strength and `no_copy` are refused, samplers that vLLM lacks are left out.
+    codes with a strength and `no_copy` are rejected; samplers that vLLM lacks are left out.
 
     Args:
-        model: for its tokenizer and embeddings.
+        model: its tokenizer and embeddings are used.
         url: of the server, without `/v1`.
-        name: what the server calls its model; "" takes the one it has.
-        api_key: what the server wants to be shown.
-        slots, queue: how many texts may be under way from here at once.
-        text_seconds: how long a text may take; then it ends with "timeout".
+        name: the server's name for its model; "": the only one that it has.
+        api_key: the server's API key.
+        slots: texts that are sent to the server at once.
+        queue: texts that may wait for that.
+        text_seconds: the most that a text may take; then it ends with "timeout".
     """
 
     model: FrozenModel
@@ -70,28 +71,37 @@ class VLLMEngine(Engine):
             base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(60.0, read=None)
         )
         self._free = asyncio.Semaphore(slots)
-        self._running: set[_Remote] = set()
+        self._starting = 0
+        self._streams: set[_RemoteStream] = set()
         self._closing = False
 
-    def start(self, request: GenerationRequest) -> AsyncOutputStream:
-        if self._closing or len(self._running) >= self._slots + self._queue:
+    async def start(
+        self, request: GenerationRequest, outputs: OutputQueue | None = None
+    ) -> AsyncOutputStream:
+        active = len(self._streams) + self._starting
+        if self._closing or active >= self._slots + self._queue:
             raise BusyError(
-                f"{len(self._running)} texts are being written; expected room for another; ask "
-                "again later"
+                f"{active} texts are being written; expected room for another; ask again later"
             )
-        body, output = self._request(request)
-        running = _Remote(output)
-        self._running.add(running)
-        running.task = asyncio.create_task(self._write(running, body))
-        return running
+        self._starting += 1
+        try:
+            body, output = await asyncio.to_thread(self._prepare, request)
+        finally:
+            self._starting -= 1
+        stream = _RemoteStream(output, outputs)
+        self._streams.add(stream)
+        stream.task = asyncio.create_task(self._generate(stream, body))
+        # A task that is cancelled before its first step runs none of its own code.
+        stream.task.add_done_callback(lambda _: self._end(stream))
+        return stream
 
     def load(self) -> EngineLoad:
-        running = min(len(self._running), self._slots)
-        return EngineLoad(running, len(self._running) - running, self._slots, self._queue)
+        running = min(len(self._streams), self._slots)
+        return EngineLoad(running, len(self._streams) - running, self._slots, self._queue)
 
     async def close(self, seconds: float = 10.0) -> None:
         self._closing = True
-        tasks = [one.task for one in self._running if one.task]
+        tasks = [stream.task for stream in self._streams if stream.task]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=seconds)
             for task in late:
@@ -99,8 +109,13 @@ class VLLMEngine(Engine):
             await asyncio.gather(*late, return_exceptions=True)
         await self._client.aclose()
 
-    def _request(self, request: GenerationRequest) -> tuple[dict[str, Any], OutputStream]:
-        """The body of a request, less the rows; and what is told of the answer."""
+    def _end(self, stream: _RemoteStream) -> None:
+        self._streams.discard(stream)
+        if stream.finish is None:
+            stream.end("cancelled")
+
+    def _prepare(self, request: GenerationRequest) -> tuple[dict[str, Any], OutputStream]:
+        """The body of the HTTP request, and the stream that its tokens go to."""
         stops, conditionings = stop_strings(request), weighted(request.conditioning)
         if [strength for _, strength in conditionings if strength != 1] or len(conditionings) > 1:
             raise ConfigError(
@@ -109,13 +124,13 @@ class VLLMEngine(Engine):
             )
         if request.no_copy:
             raise ConfigError(
-                "no_copy looks at every token before it is chosen, which a vLLM server does not "
-                "let us do; expected 0; use --engine local for it"
+                "no_copy changes the logits before each token, which a vLLM server does not offer; "
+                "expected 0; use --engine local for it"
             )
         context = _context(self.model, request, conditionings[0][0] if conditionings else "")
         most = request.max_new_tokens
         if self.model.context_length is not None:
-            most = min(most, self.model.context_length - context.places)
+            most = min(most, self.model.context_length - context.positions)
         sampling = SamplingParams.of(request.sampling)
         body = {
             **context.body,
@@ -131,8 +146,8 @@ class VLLMEngine(Engine):
         output = OutputStream(self.model, stops, request.max_new_tokens)
         return {name: value for name, value in body.items() if value is not None}, output
 
-    async def _write(self, running: _Remote, body: dict[str, Any]) -> None:
-        """The life of a text: waits for its turn, asks, tells what comes."""
+    async def _generate(self, stream: _RemoteStream, body: dict[str, Any]) -> None:
+        """Waits for a free slot, sends the request, and passes on what is streamed back."""
         try:
             async with (
                 self._free,
@@ -140,32 +155,32 @@ class VLLMEngine(Engine):
                 contextlib.aclosing(self._choices(body)) as choices,
             ):
                 async for choice in choices:
-                    running.tell(choice)
-                    if running.ended:
+                    stream.receive(choice)
+                    if stream.output.finish is not None:
                         break
-            running.close()
+            stream.end()
         except TimeoutError:
-            running.close("timeout")
+            stream.end("timeout")
         except asyncio.CancelledError:
-            running.close("cancelled")
+            stream.end("cancelled")
         except EngineError as error:
-            running.hear([error], "cancelled")
+            stream.deliver([error], "cancelled")
         except (httpx.HTTPError, ValueError, TypeError, AttributeError, KeyError) as error:
-            running.hear([_lost(self._client.base_url, error)], "cancelled")
+            stream.deliver([_lost(self._client.base_url, error)], "cancelled")
         finally:
-            self._running.discard(running)
+            self._streams.discard(stream)
 
     async def _choices(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-        """What comes of the text, a part at a time, as the server sends it."""
-        async with self._client.stream("POST", "/v1/completions", json=body) as reply:
-            if reply.status_code != 200:
-                said = (await reply.aread()).decode(errors="replace")[:300]
+        """The choices of each chunk that the server streams."""
+        async with self._client.stream("POST", "/v1/completions", json=body) as response:
+            if response.status_code != 200:
+                text = (await response.aread()).decode(errors="replace")[:300]
                 raise EngineError(
-                    f"the vLLM server answered {reply.status_code}: {' '.join(said.split())}; "
-                    "expected 200; see that it serves this model and was started with "
+                    f"the vLLM server answered {response.status_code}: {' '.join(text.split())}; "
+                    "expected 200; check that it serves this model and was started with "
                     "--enable-prompt-embeds"
                 )
-            async for line in reply.aiter_lines():
+            async for line in response.aiter_lines():
                 data = line.removeprefix("data: ")
                 if data == line or data == "[DONE]":
                     continue
@@ -179,28 +194,24 @@ class VLLMEngine(Engine):
                     yield choice
 
 
-class _Remote(AsyncOutputStream):
-    """A text that another server writes."""
+class _RemoteStream(AsyncOutputStream):
+    """A text that a vLLM server generates."""
 
-    def __init__(self, output: OutputStream) -> None:
-        super().__init__(output)
+    def __init__(self, output: OutputStream, outputs: OutputQueue | None) -> None:
+        super().__init__(output, outputs)
         self.task: asyncio.Task[None] | None = None
 
-    @property
-    def ended(self) -> bool:
-        return self.output.finish is not None
-
-    def tell(self, choice: dict[str, Any]) -> None:
-        """Tells the tokens of a part; an end that the server saw is one, whatever the token."""
+    def receive(self, choice: dict[str, Any]) -> None:
+        """Passes on the tokens of a choice; the server may see an end that they don't show."""
         for token in _tokens(choice):
-            if not self.ended:
-                self.hear([self.output.append(token)])
-        if not self.ended and choice.get("finish_reason") == "stop":
+            if self.output.finish is None:
+                self.deliver([self.output.append(token)])
+        if self.output.finish is None and choice.get("finish_reason") == "stop":
             self.output.finish = "end"
 
-    def close(self, why: End | None = None) -> None:
+    def end(self, finish: End | None = None) -> None:
         rest = list(self.output.flush())
-        self.hear(rest, why or self.output.finish)
+        self.deliver(rest, finish or self.output.finish)
 
     def cancel(self) -> None:
         if self.task is not None:
@@ -209,45 +220,45 @@ class _Remote(AsyncOutputStream):
 
 @dataclass(frozen=True)
 class _Context:
-    """A context as vLLM is sent it, and how many positions it takes there."""
+    """A context as fields of a request's body, and how many positions it takes on the server."""
 
     body: dict[str, Any]
-    places: int
+    positions: int
 
 
 def _context(model: FrozenModel, request: GenerationRequest, conditioning: ContextLike) -> _Context:
-    """Ids where there is nothing but text; else rows. Prefixes go as the ids that stand for them.
+    """Ids where the context is text only; else rows. Prefixes are sent as their placeholder ids.
 
     Raises:
         ContextOverflowError: more than fits; PromptError: prefixes that cannot stand side by side.
     """
-    tree = compose(model, request.context, request.check, conditioning)
+    tree = request.compose(model, conditioning)
     check_length(model, tree.start + tree.length)
     prefixes = {p.name: p for p in prompts_in(request, [(conditioning, 1.0)]) if p.kind == "prefix"}
     ids = prefix_set_ids(list(prefixes.values()), model) if prefixes else []
-    text = cache_keys(tree)
+    tokens = cache_keys(tree)
     body: dict[str, Any] = {}
-    if all(isinstance(slot, int) for slot in text):
-        body["prompt"] = [*ids, *text]
+    if all(isinstance(token, int) for token in tokens):
+        body["prompt"] = [*ids, *tokens]
     else:
         rows = splice(model, [Tree(tree.nodes)]).embeds[0]
         body |= request_body(torch.cat([model.embed_ids(ids), rows]) if ids else rows)
     if prefixes:
         body["kv_transfer_params"] = {PARAMETER: sorted(prefixes)}
-    places = len(ids) + len(text)
-    if model.context_length is not None and places > model.context_length:
+    positions = len(ids) + len(tokens)
+    if model.context_length is not None and positions > model.context_length:
         raise ContextOverflowError(
-            f"{places} tokens do not fit {model.name!r}, whose context is {model.context_length}; "
-            "on vLLM soft prompts stand one after the other; expected fewer; shorten the text"
+            f"{positions} tokens do not fit {model.name!r}, whose context is {model.context_length}"
+            "; on vLLM soft prompts stand one after the other; expected fewer; shorten the text"
         )
-    return _Context(body, places)
+    return _Context(body, positions)
 
 
 def _settings(sampling: SamplingParams, model: FrozenModel) -> dict[str, Any]:
-    """Samplers as vLLM knows them."""
+    """The fields of a request for the samplers that vLLM has."""
     bias = {str(i): float(value) for i, value in dict(sampling.logit_bias).items()}
     bias |= {str(i): NEVER for i in (*sampling.banned, *model.banned_ids)}
-    settings: dict[str, Any] = {name: getattr(sampling, name) for name in _SAME}
+    settings: dict[str, Any] = {name: getattr(sampling, name) for name in _SAME_NAMES}
     settings["top_k"] = sampling.top_k or -1
     if sampling.greedy:
         settings["temperature"] = 0.0
@@ -264,12 +275,12 @@ def _tokens(choice: dict[str, Any]) -> list[Token]:
                 "the vLLM server sent no token ids; expected them; use vLLM 0.11 or newer"
             )
         return []
-    told = choice.get("logprobs") or {}
-    own = told.get("token_logprobs") or [None] * len(ids)
-    likeliest = told.get("top_logprobs") or [None] * len(ids)
+    logprobs = choice.get("logprobs") or {}
+    chosen = logprobs.get("token_logprobs") or [None] * len(ids)
+    likeliest = logprobs.get("top_logprobs") or [None] * len(ids)
     return [
         Token("", int(i), logprob, {_id(name): value for name, value in (top or {}).items()})
-        for i, logprob, top in zip(ids, own, likeliest, strict=True)
+        for i, logprob, top in zip(ids, chosen, likeliest, strict=True)
     ]
 
 
@@ -281,5 +292,5 @@ def _id(name: str) -> int:
 def _lost(url: httpx.URL, error: Exception) -> EngineError:
     return EngineError(
         f"the vLLM server at {url} cannot be reached or broke off ({type(error).__name__}: "
-        f"{error}); expected it to answer; start it, or mend --engine-url"
+        f"{error}); expected it to answer; start it, or fix --engine-url"
     )

@@ -57,7 +57,7 @@ def _add_books(router: APIRouter, context: StudioContext) -> None:
     @router.get("")
     def names() -> list[dict[str, Any]]:
         """All lorebooks, each with the number of its entries and how many are trained."""
-        trained = set(context.fitting.headers())
+        trained = set(context.prompt_store.compatible())
         return [_row(context, name, trained) for name in books.names()]
 
     @router.post("")
@@ -135,7 +135,7 @@ def _with_entry(book: dict[str, Any], old: str | None, new: Entry | None) -> dic
 
 
 def _to_dict(context: StudioContext, book: Lorebook) -> dict[str, Any]:
-    headers, prompts = context.fitting.headers(), dict[str, dict[str, Any] | None]()
+    headers, prompts = context.prompt_store.compatible(), dict[str, dict[str, Any] | None]()
     for entry in book:
         row = prompt_row(headers[entry.name], True) if entry.name in headers else None
         prompts[entry.name] = row and row | {"recall": row["trained"].get("recall")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from softlore.lore import Entry
 from softlore.lore.keywords import lore_keywords, words
 from softlore.measure.evaluate import plain_text
 from softlore.prompts import SoftPrompt
-from softlore.serve.engines import AsyncOutputStream, cancel_all, merged, warm
+from softlore.serve.engines import OutputQueue
 from softlore.serve.responses import event, event_stream
 from softlore.serve.studio.context import EVENT_STREAM, StudioContext
 from softlore.serve.studio.forms import CompareForm
@@ -54,32 +53,31 @@ def make_router(context: StudioContext) -> APIRouter:
 async def _events(context: StudioContext, form: CompareForm) -> AsyncGenerator[bytes]:
     sampling = checked_sampling(form.sampling)
     methods, keywords = await run_in_threadpool(_plan, context, form)
-    texts: list[tuple[dict[str, Any], AsyncOutputStream]] = []
+    outputs, labels = OutputQueue(), list[dict[str, Any]]()
     started = False
     try:
         for method in methods:
             for sample in range(form.samples):
                 request = _request(method, form, sampling, sample)
-                output = context.state.engine.start(request)
-                texts.append(({"method": method.name, "sample": sample}, output))
+                await context.state.engine.start(request, outputs)
+                labels.append({"method": method.name, "sample": sample})
         rows = [{"method": method.name, "tokens": method.plan.tokens} for method in methods]
         yield event({"methods": rows, "words": sorted(keywords)}, "begin")
         started = True
-        async with aclosing(merged([output for _, output in texts])) as tokens:
-            async for number, token in tokens:
-                label, output = texts[number]
-                if token is None:
-                    hits = len(keywords.intersection(words(output.text)))
-                    yield event({**label, "finish": output.finish, "keywords": hits}, "done")
-                elif token.text:
-                    yield event({**label, "text": token.text}, "token")
+        async for output, token in outputs:
+            label = labels[output.number]
+            if token is None:
+                hits = len(keywords.intersection(words(output.text)))
+                yield event({**label, "finish": output.finish, "keywords": hits}, "done")
+            elif token.text:
+                yield event({**label, "text": token.text}, "token")
         yield event({}, "end")
     except SoftloreError as error:
         if not started:
             raise  # nothing has been sent: answered with a status of its own
         yield event({"message": str(error), "type": type(error).__name__}, "error")
     finally:
-        cancel_all(output for _, output in texts)
+        outputs.cancel()
 
 
 def _request(
@@ -94,6 +92,7 @@ def _request(
         no_copy=no_copy,
         check=False,  # the prompt store has checked them
         sampling=samplers,
+        tree=method.plan.tree,
     )
 
 
@@ -106,7 +105,6 @@ def _plan(context: StudioContext, form: CompareForm) -> tuple[list[ComparedMetho
     entries, prompts = _find(context, form)
     if not form.text and not context.model.bos:
         raise ContextError("the opening is empty; expected some words to continue; write them")
-    warm(context.model, form.sampling)
     composer = ContextComposer(context.model)
     lore = "".join(plain_text(entry) for entry in entries if entry.text)
 
@@ -127,7 +125,7 @@ def _plan(context: StudioContext, form: CompareForm) -> tuple[list[ComparedMetho
 def _find(context: StudioContext, form: CompareForm) -> tuple[list[Entry], list[SoftPrompt]]:
     """The entries and the soft prompts of the names; a name may be that of both."""
     book = context.books.get(form.book) if form.book else None
-    store = context.shelf()
+    store = context.prompt_store.refresh()
     entries, prompts = [], []
     for name in dict.fromkeys(form.names):
         entry = book[name] if book is not None and name in book else None

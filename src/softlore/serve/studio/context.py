@@ -7,10 +7,8 @@ import threading
 from typing import Any
 
 from softlore.model import LanguageModel
-from softlore.serve.prompt_store import PromptStore
 from softlore.serve.state import ServerState
 from softlore.serve.studio.book_folder import BookFolder
-from softlore.serve.studio.fitting import Fitting
 from softlore.serve.studio.open_stories import OpenStories
 from softlore.serve.studio.training_queue import TrainingQueue
 
@@ -31,20 +29,14 @@ class StudioContext:
         self.state = state
         self.importing = threading.Lock()
         self.books = BookFolder(state.books)
-        self.fitting = Fitting(state.prompts, state.engine.model)
-        self.stories = OpenStories(state, self.books, self.fitting)
+        self.prompt_store = state.prompt_store
+        self.stories = OpenStories(state, self.books)
         self.trainings = TrainingQueue(state.engine.model, state.prompts)
 
     @property
     def model(self) -> LanguageModel:
         """The server's model, which writes every story."""
         return self.state.engine.model
-
-    def shelf(self) -> PromptStore:
-        """The library's prompts as they are now; each is checked when it is read."""
-        store = PromptStore(self.state.prompts, self.model)
-        store.look()
-        return store
 
     async def close(self) -> None:
         """Saves the turns that are being written, and pauses the training."""

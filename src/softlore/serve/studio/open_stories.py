@@ -16,10 +16,8 @@ from starlette.exceptions import HTTPException
 from softlore.errors import SoftloreError
 from softlore.lore.names import normalize_name
 from softlore.serve.engines import AsyncOutputStream
-from softlore.serve.prompt_store import PromptStore, UsablePrompts
 from softlore.serve.state import ServerState
 from softlore.serve.studio.book_folder import BookFolder, Stamp
-from softlore.serve.studio.fitting import Fitting
 from softlore.story import Story, StoryBranch, StoryLibrary, Turn
 from softlore.story.session import StorySession
 
@@ -49,17 +47,14 @@ class OpenStory:
         users: how many requests use the story now.
     """
 
-    def __init__(
-        self, story: Story, state: ServerState, books: BookFolder, fitting: Fitting
-    ) -> None:
+    def __init__(self, story: Story, state: ServerState, books: BookFolder) -> None:
         self.story = story
         self.lock = threading.RLock()
         self.output: AsyncOutputStream | None = None
         self.writing = False
         self.users = 0
         self.file_id = _file_id(story)
-        self._state, self._books, self._fitting = state, books, fitting
-        self._store = PromptStore(state.prompts, state.engine.model)
+        self._state, self._books = state, books
         self._session: StorySession | None = None
         self._session_book: tuple[str, Stamp | None] = ("", None)
 
@@ -80,9 +75,10 @@ class OpenStory:
         if self._session is None or book != self._session_book:
             lorebook = self._books.get(name) if name else None
             model = self._state.engine.model
-            self._session = StorySession(self.story, model, lorebook, UsablePrompts(self._store))
+            prompts = self._state.prompt_store.usable()
+            self._session = StorySession(self.story, model, lorebook, prompts)
             self._session_book = book
-        self._store.look()
+        self._state.prompt_store.refresh()
         return self._session
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,7 +97,7 @@ class OpenStory:
                 {"turn": b.id, "turns": b.turns, "ending": b.words, "here": b.current}
                 for b in branches
             ],
-            "soft": sorted(self._fitting.headers()),
+            "soft": sorted(self._state.prompt_store.compatible()),
             "notes": self._notes(),
         }
 
@@ -129,8 +125,8 @@ class OpenStories:
         tasks: the tasks of the event loop that write turns.
     """
 
-    def __init__(self, state: ServerState, books: BookFolder, fitting: Fitting) -> None:
-        self._state, self._books, self._fitting = state, books, fitting
+    def __init__(self, state: ServerState, books: BookFolder) -> None:
+        self._state, self._books = state, books
         self._open: dict[str, OpenStory] = {}  # the least recently used first
         self._changed = threading.Condition()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -203,7 +199,7 @@ class OpenStories:
             story = None
         if story is None:
             opened = self._state.stories.open(name)
-            story = OpenStory(opened, self._state, self._books, self._fitting)
+            story = OpenStory(opened, self._state, self._books)
         self._open[key] = story
         return story
 

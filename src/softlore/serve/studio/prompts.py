@@ -44,7 +44,7 @@ def make_router(context: StudioContext) -> APIRouter:
     @router.get("")
     def names() -> dict[str, Any]:
         """The library's soft prompts, and the files in it that cannot be read."""
-        fitting, listing = context.fitting.headers(), library.listing()
+        fitting, listing = context.prompt_store.compatible(), library.listing()
         return {
             "prompts": [prompt_row(header, header.name in fitting) for header in listing.headers],
             "bad": [
@@ -125,7 +125,7 @@ def _details(context: StudioContext, name: str) -> dict[str, Any]:
     for large in ("fingerprint", "name"):
         fields.pop(large, None)
     more = {"training": training, "shape": list(header.shape), "dtype": header.dtype}
-    return prompt_row(header, header.name in context.fitting.headers()) | fields | more
+    return prompt_row(header, header.name in context.prompt_store.compatible()) | fields | more
 
 
 def _import(context: StudioContext, content: bytes, filename: str, name: str) -> SoftPrompt:

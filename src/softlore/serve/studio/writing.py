@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 from softlore.control import find_codes
 from softlore.decode import Token
 from softlore.errors import SoftloreError
-from softlore.serve.engines import AsyncOutputStream, warm
+from softlore.serve.engines import AsyncOutputStream
 from softlore.serve.responses import event, event_stream
 from softlore.serve.studio.context import EVENT_STREAM, StudioContext
 from softlore.serve.studio.forms import MAX_TOKENS, CodeStrength, WriteForm
@@ -73,7 +73,7 @@ async def _events(
     try:
         draft, added = await run_in_threadpool(_prepare, context, story, form)
         try:
-            output = context.state.engine.start(draft.request)
+            output = await context.state.engine.start(draft.request)
         except BaseException:
             await run_in_threadpool(_withdraw, story, added)
             raise
@@ -164,7 +164,6 @@ def _prepare(
             retry = form.retry and not form.text
             draft = story.session().begin(form.tokens, form.stop, conditioning, retry, **sampling)
         checked_sampling(draft.request.sampling)  # the story's own, too
-        warm(context.model, draft.request.sampling)
     except BaseException:
         _withdraw(story, added)
         raise
@@ -187,5 +186,5 @@ def _conditioning(context: StudioContext, codes: list[CodeStrength]) -> Any:
     strengths = {code.name: code.strength for code in codes if code.strength}
     if not strengths:
         return ""
-    found = find_codes(context.model, strengths, context.shelf())
+    found = find_codes(context.model, strengths, context.prompt_store.refresh())
     return [(found[name].conditioning, strength) for name, strength in strengths.items()]
