@@ -1,9 +1,8 @@
 """mkultra's names over softlore: its notebooks run once their import lines are changed.
 
 `from mkultra.tuning import …` becomes `from softlore.mkultra import …`; every name that mkultra's
-notebooks import is here, and the modules have its names too. Any causal language model works
-behind any of the model and tokenizer names. What differs from mkultra, and why:
-docs/migrating.md.
+notebooks import is here. Any causal language model can be loaded under any of the model and
+tokenizer names. Differences from mkultra: docs/migrating.md.
 """
 
 from softlore.mkultra.inference import (
@@ -12,9 +11,10 @@ from softlore.mkultra.inference import (
     GPTNeoSoftPromptLM,
     GPTSoftPromptMixin,
 )
-from softlore.mkultra.soft_prompt import SoftPrompt
-from softlore.mkultra.tokenizers import GPT2SPTokenizer, GPT2SPTokenizerFast, GPT2TokenizerFast
-from softlore.mkultra.trainers import SoftPromptTrainer, WorldInfoTrainer
+from softlore.mkultra.models import GPT2SPTokenizer, GPT2SPTokenizerFast, GPT2TokenizerFast
+from softlore.mkultra.soft_prompt import MkultraSoftPrompt as SoftPrompt
+from softlore.mkultra.trainers import MkultraWorldInfoTrainer as WorldInfoTrainer
+from softlore.mkultra.trainers import SoftPromptTrainer
 from softlore.mkultra.tuning import (
     GPT2PromptTuningLM,
     GPTJPromptTuningLM,

@@ -1,4 +1,4 @@
-"""The classic objective, as mkultra trains: softlore's trainer with its settings and optimizers."""
+"""softlore's trainer with mkultra's objective, and with optimizers over mkultra's parameter."""
 
 from __future__ import annotations
 
@@ -16,35 +16,43 @@ from softlore.tune import TrainingProgress
 from softlore.tune.initial import scale_of
 
 
-def _steady(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """No schedule: mkultra has none."""
+def _constant(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """A constant learning rate, as in mkultra."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
 
 
-# The classic objective, as mkultra has it: no drift guard, random tokens for filler.
+# mkultra's objective: no drift guard, random tokens as filler.
 CLASSIC: dict[str, Any] = {
     "kind": "embedding",
     "filler": "random",
     "max_spacing": 0,
     "drift_guard": 0.0,
-    "schedule": _steady,
+    "schedule": _constant,
 }
 
 
 def make_trainer(
     model: Any,
     optimizer: Any,
-    note: Callable[[TrainingProgress], bool | None],
+    on_step: Callable[[TrainingProgress], bool | None],
     settings: Mapping[str, Any],
-    **taught: Any,
+    **source: Any,
 ) -> tune.WorldInfoTrainer:
-    """The trainer of softlore, from what the model has learned so far."""
-    model.eval()  # training is on the model as it writes, without dropout
+    """A softlore trainer that starts from the model's learned embedding.
+
+    Args:
+        model: a PromptTuningLM.
+        optimizer: one over `model.get_soft_params()`, or softlore's `optimizer` setting, or None.
+        on_step: called after each update; True stops.
+        settings: fields of `TrainingConfig`.
+        source: what to train on, and other arguments of softlore's WorldInfoTrainer.
+    """
+    model.eval()  # no dropout in training, as in generation
     settings = dict(settings)
     if isinstance(optimizer, torch.optim.Optimizer):
         unit = float(scale_of(model.frozen, model.learned_embedding.detach(), "embedding"))
         settings["optimizer"] = functools.partial(
-            Stepping, theirs=optimizer, model=model, unit=unit
+            WrappedOptimizer, wrapped=optimizer, model=model, unit=unit
         )
     elif optimizer is not None:
         settings["optimizer"] = optimizer
@@ -57,14 +65,17 @@ def make_trainer(
         uuid=str(uuid.uuid5(uuid.NAMESPACE_OID, rows.numpy().tobytes().hex())),
     )
     settings |= {"n_tokens": len(rows), "initial": start}
-    return tune.WorldInfoTrainer(model.frozen, on_step=note, **taught, **settings)
+    return tune.WorldInfoTrainer(model.frozen, on_step=on_step, **source, **settings)
 
 
-class Stepping(torch.optim.Optimizer):
-    """Lets an optimizer that has the model's learned embedding take the trainer's steps.
+class WrappedOptimizer(torch.optim.Optimizer):
+    """Makes the trainer's updates by an optimizer over the model's learned embedding.
 
-    The trainer's parameter is in units of its own; the learned embedding is stepped in mkultra's,
-    so that learning rate and decay mean what they mean there.
+    The trainer's parameter is in units of `unit`, the root mean square of the model's embedding
+    rows; the learned embedding is in mkultra's, so that learning rate and weight decay have the
+    meaning that they have there:
+
+        learned = parameter × unit,    gradient of learned = gradient of parameter / unit
     """
 
     def __init__(
@@ -72,35 +83,35 @@ class Stepping(torch.optim.Optimizer):
         parameters: Iterable[torch.nn.Parameter],
         lr: float,
         *,
-        theirs: torch.optim.Optimizer,
+        wrapped: torch.optim.Optimizer,
         model: Any,
         unit: float,
     ) -> None:
         super().__init__(parameters, {"lr": lr})
-        self.theirs = theirs
+        self.wrapped = wrapped
         self.learned: torch.nn.Parameter = model.learned_embedding
         self.unit = unit
-        group = theirs.param_groups[0]
+        group = wrapped.param_groups[0]
         if len(group["params"]) != 1 or group["params"][0] is not self.learned:
-            theirs.state.clear()  # made before the learned embedding was set anew
+            wrapped.state.clear()  # made before the learned embedding was replaced
             group["params"] = [self.learned]
-        del theirs.param_groups[1:]
+        del wrapped.param_groups[1:]
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step of theirs, from our gradient."""
-        ours: Tensor = self.param_groups[0]["params"][0]
-        self.learned.copy_(ours * self.unit)
-        assert ours.grad is not None
-        self.learned.grad = (ours.grad / self.unit).to(self.learned)
-        self.theirs.step()
+        """One step of the wrapped optimizer, from the gradient of the trainer's parameter."""
+        parameter: Tensor = self.param_groups[0]["params"][0]
+        self.learned.copy_(parameter * self.unit)
+        assert parameter.grad is not None
+        self.learned.grad = (parameter.grad / self.unit).to(self.learned)
+        self.wrapped.step()
         self.learned.grad = None
-        ours.copy_(self.learned / self.unit)
+        parameter.copy_(self.learned / self.unit)
 
     def state_dict(self) -> dict[str, Any]:
-        """Theirs: that is where the state is."""
-        return self.theirs.state_dict()
+        """The state of the wrapped optimizer."""
+        return self.wrapped.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Gives theirs its state back."""
-        self.theirs.load_state_dict(state_dict)
+        """Restores the state of the wrapped optimizer."""
+        self.wrapped.load_state_dict(state_dict)

@@ -1,8 +1,8 @@
-"""Which placeholder tokens stand for which soft prompts: softlore's only registry, and a weak one.
+"""The placeholder tokens of soft prompts, in tokenizers and models under mkultra's names.
 
-mkultra's tags are plain strings, so that nothing but a registry can lead from a tag back to its
-prompt. It keeps nothing alive: a prompt lives as long as someone holds it, or a tokenizer or model
-that knows its tag.
+mkultra's tags are plain strings, so only a registry can lead from a tag back to its prompt. It is
+softlore's only global state, and holds weak references: a prompt lives as long as it is referenced,
+or a tokenizer or model that knows its tag.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from weakref import WeakSet, WeakValueDictionary
 
 from torch import Tensor
 
-SOFT_TOKEN = "<@>"  # every token of a tag but its first
+SOFT_TOKEN = "<@>"  # every token of a tag except the first
 
 
 class Tagged(Protocol):
-    """A soft prompt that has a tag."""
+    """A soft prompt with a tag."""
 
     def __len__(self) -> int: ...
 
-    def get_inputs_embeds(self) -> Tensor:
-        """Its rows."""
-        ...
+    def get_inputs_embeds(self) -> Tensor: ...
+
+    def get_tag_str(self) -> str: ...
 
     def _unique_token_str(self) -> str: ...
 
 
 class PromptVocabulary:
-    """The placeholder tokens that tokenizers of one vocabulary, and models that read it, share.
+    """The placeholder tokens shared by all tokenizers and models of one vocabulary.
 
-    A placeholder has one id in all of them, past the tokens of each, so that an id says which
-    prompt is meant whichever tokenizer it came from.
+    A placeholder has the same id in all of them, beyond the tokens of each, so that an id
+    identifies a prompt whichever tokenizer it came from.
 
     Attributes:
-        prompts: by the id that their tag begins with.
-        soft: the id of `<@>`; none until there is a tokenizer.
+        prompts: by the first id of their tag.
+        soft: the id of `<@>`; None until there is a tokenizer.
     """
 
     def __init__(self) -> None:
@@ -57,37 +57,37 @@ class PromptVocabulary:
 
     @property
     def ids(self) -> set[int]:
-        """All placeholder ids: none of them may ever be written by a model."""
+        """All placeholder ids, which a model may never generate."""
         return set(self._ids.values())
 
     def join(self, tokenizer: Any) -> None:
-        """Gives a tokenizer the tokens of every prompt that is known here."""
+        """Adds a tokenizer, which gets the tokens of all known prompts."""
         self._tokenizers.add(tokenizer)
         for token in [SOFT_TOKEN, *self._known]:
-            self._give_out(token)
+            self._assign_id(token)
 
     def add(self, prompt: Tagged) -> None:
-        """Gives every tokenizer the token of a prompt."""
+        """Adds a prompt, whose token all tokenizers get."""
         token = prompt._unique_token_str()
         self._known[token] = prompt
         if self._tokenizers:
-            self._give_out(token)
+            self._assign_id(token)
 
-    def _give_out(self, token: str) -> None:
+    def _assign_id(self, token: str) -> None:
         if token not in self._ids:
             free = [_next_id(tokenizer) for tokenizer in self._tokenizers]
-            self._ids[token] = max([*free, *(taken + 1 for taken in self._ids.values())])
+            self._ids[token] = max([*free, *(used + 1 for used in self._ids.values())])
         number = self._ids[token]
         for tokenizer in self._tokenizers:
             while (free_id := _next_id(tokenizer)) < number:
-                _add_token(tokenizer, f"<@{free_id}>")  # holds the place: it has another use
+                _add_token(tokenizer, f"<@{free_id}>")  # an id with another use elsewhere
             _add_token(tokenizer, token)
         if token in self._known:
             self.prompts[number] = self._known[token]
 
 
 def _next_id(tokenizer: Any) -> int:
-    """The id that a tokenizer gives to the next token it is given."""
+    """The id that a tokenizer would assign to a new token."""
     return int(max([tokenizer.vocab_size, *(i + 1 for i in tokenizer.get_added_vocab().values())]))
 
 
@@ -102,7 +102,7 @@ _PROMPTS: WeakSet[Any] = WeakSet()
 
 
 def vocabulary_of(tokenizer: Any) -> PromptVocabulary:
-    """What all tokenizers that were loaded with the same tokens share."""
+    """The vocabulary shared by all tokenizers that were loaded with the same tokens."""
     if hasattr(tokenizer, "softlore_vocabulary"):
         return tokenizer.softlore_vocabulary
     tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -118,12 +118,12 @@ def vocabulary_of(tokenizer: Any) -> PromptVocabulary:
 
 
 def vocabularies() -> Iterator[PromptVocabulary]:
-    """Those that a tokenizer or a model still holds."""
+    """Those that a tokenizer or model still references."""
     return iter(list(_VOCABULARIES.values()))
 
 
 def register(prompt: Tagged) -> None:
-    """Makes a prompt's tag known to all tokenizers, present and future."""
+    """Adds a prompt's tag to all tokenizers, present and future."""
     _PROMPTS.add(prompt)
     for vocabulary in vocabularies():
         vocabulary.add(prompt)

@@ -1,4 +1,4 @@
-"""mkultra's SoftPrompt: rows with free metadata, which join text as a tag in a plain string."""
+"""mkultra's SoftPrompt: rows with metadata, placed in text by a tag in a plain string."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlore import prompts
 from softlore.mkultra.registry import SOFT_TOKEN, register, registered, vocabularies
+from softlore.prompts import SoftPrompt, load_prompt
 from softlore.prompts.formats import mkultra
 from softlore.prompts.formats.rows import import_name, time_of
 
-PREFIX = f"{mkultra.NAME}."  # of mkultra's metadata in `extra`, as softlore's reader has it
-SHAPE = "shape"  # metadata that tells of a batch axis
+PREFIX = f"{mkultra.NAME}."  # of mkultra's metadata in `extra`, see `formats.mkultra`
+SHAPE = "shape"  # metadata of tensors with a batch axis
 
 
-class SoftPrompt:
-    """Rows, and metadata: `name`, `uuid`, `description`, `epoch`, and what a trainer adds.
+class MkultraSoftPrompt:
+    """mkultra's `SoftPrompt`: rows with metadata (`name`, `uuid`, `description`, `epoch`, …).
 
-    In a text it is a tag, `<NAME-UUID-@><@><@>…`, of as many tokens as it has rows.
+    In text it is a tag, `<NAME-UUID-@><@><@>…`, with as many tokens as it has rows.
     """
 
     GENERIC_SOFT_TOKEN_STR = SOFT_TOKEN
 
     def __init__(self, tensor: Tensor, metadata: Mapping[str, Any] | None = None) -> None:
-        """Takes rows `[n_tokens, width]` or `[1, n_tokens, width]`, which are copied.
+        """Copies rows `[n_tokens, width]` or `[1, n_tokens, width]`.
 
         Raises:
-            PromptError: when they are none, or hold what is no finite number.
+            PromptError: another shape, or values that are not finite.
         """
         self._tensor = tensor.detach().clone()
         self._metadata: dict[str, Any] = {
@@ -42,62 +42,64 @@ class SoftPrompt:
             "description": "No description given.",
             "epoch": datetime.datetime.now().timestamp(),
         } | {key: value for key, value in (metadata or {}).items() if value is not None}
-        _ = self.prompt  # raises what is wrong with it
-        self._keep_apart()
+        _ = self.prompt  # checks all values
+        self._make_unique()
         register(self)
 
-    def _keep_apart(self) -> None:
-        """Takes a new uuid if another prompt with other rows has this one's tag."""
+    def _make_unique(self) -> None:
+        """Chooses a new uuid while another prompt with other rows has the same tag."""
         while other := registered(self._unique_token_str()):
             if torch.equal(self._rows(), other._rows()):
                 return
             self._metadata["uuid"] = str(uuid.uuid4())
 
-    # what it is made from ----------------------------------------------------------------------
+    # constructors ------------------------------------------------------------------------------
 
     @staticmethod
-    def from_file(path: str | os.PathLike[str]) -> SoftPrompt:
+    def from_file(path: str | os.PathLike[str]) -> MkultraSoftPrompt:
         """Reads a soft prompt from a file of any format that softlore knows.
 
         Raises:
-            PromptFileError: what is no such file; nothing in it is ever run.
+            PromptFileError: any other file; no code in it is run.
         """
-        return _of(prompts.load_prompt(path))
+        return _of(load_prompt(path))
 
     @staticmethod
-    def from_json(string: str) -> SoftPrompt:
-        """Reads what `to_json` has given.
+    def from_json(string: str) -> MkultraSoftPrompt:
+        """Reads the text of `to_json`.
 
         Raises:
-            PromptFileError: what is no such text; nothing in it is ever run.
+            PromptFileError: any other text; no code in it is run.
         """
         return _of(mkultra.from_json(string))
 
     @staticmethod
     def from_inputs_embeds(
         inputs_embeds: Tensor, metadata: Mapping[str, Any] | None = None
-    ) -> SoftPrompt:
-        """Makes one of embedding rows."""
-        return SoftPrompt(inputs_embeds, metadata)
+    ) -> MkultraSoftPrompt:
+        """Makes a soft prompt of embedding rows."""
+        return MkultraSoftPrompt(inputs_embeds, metadata)
 
     @staticmethod
-    def from_tuning_model(model: Any, metadata: Mapping[str, Any] | None = None) -> SoftPrompt:
-        """Takes what a tuning model has learned."""
-        return SoftPrompt(model.learned_embedding, metadata)
+    def from_tuning_model(
+        model: Any, metadata: Mapping[str, Any] | None = None
+    ) -> MkultraSoftPrompt:
+        """Makes a soft prompt of a tuning model's learned embedding."""
+        return MkultraSoftPrompt(model.learned_embedding, metadata)
 
     @staticmethod
     def from_string(
         string: str, model: Any, tokenizer: Any, metadata: Mapping[str, Any] | None = None
-    ) -> SoftPrompt:
-        """Makes one that does what the text itself would do; no special tokens are added."""
+    ) -> MkultraSoftPrompt:
+        """Makes a soft prompt with the effect of the text itself; no special tokens are added."""
         ids = tokenizer(string, return_tensors="pt", add_special_tokens=False).input_ids
         rows = model.get_input_embeddings()(ids.to(model.device))
-        told = {"name": "FromString", "description": f"Created from string '{string}'"}
-        return SoftPrompt(rows, told if metadata is None else metadata)
+        default = {"name": "FromString", "description": f"Created from string '{string}'"}
+        return MkultraSoftPrompt(rows, default if metadata is None else metadata)
 
     @staticmethod
     def from_input_id(input_id: int) -> Any:
-        """The soft prompt whose tag begins with this id in some tokenizer, or None."""
+        """The soft prompt whose tag begins with this id, or None."""
         for vocabulary in vocabularies():
             if input_id in vocabulary.prompts:
                 return vocabulary.prompts[input_id]
@@ -105,47 +107,47 @@ class SoftPrompt:
 
     @staticmethod
     def get_special_token_strs() -> list[str]:
-        """All placeholder tokens that tokenizers know."""
+        """All placeholder tokens of tokenizers."""
         return [SOFT_TOKEN, *sorted({t for v in vocabularies() for t in v.tokens})]
 
     @staticmethod
     def get_special_token_ids() -> list[int]:
-        """Ids of all placeholder tokens, in any tokenizer."""
+        """Ids of all placeholder tokens of tokenizers."""
         return sorted({i for vocabulary in vocabularies() for i in vocabulary.ids})
 
-    # what it gives -----------------------------------------------------------------------------
+    # contents ----------------------------------------------------------------------------------
 
     def to_json(self) -> str:
-        """Gives mkultra's JSON, which may stand inside another JSON."""
+        """Mkultra's JSON, which may be a string inside another JSON."""
         return mkultra.to_json(self.prompt)
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
-        """Writes mkultra's JSON to a file, whole or not at all."""
+        """Writes mkultra's JSON to a file, atomically."""
         mkultra.write(self.prompt, path)
 
     @property
-    def prompt(self) -> prompts.SoftPrompt:
-        """The same as softlore's own SoftPrompt: what no field is for is in `extra`."""
-        told = dict(self._metadata)
-        name = told.pop("name")
+    def prompt(self) -> SoftPrompt:
+        """The same as softlore's SoftPrompt, other metadata in `extra`."""
+        metadata = dict(self._metadata)
+        name = metadata.pop("name")
         if self._tensor.dim() == 3:
-            told[SHAPE] = list(self._tensor.shape)  # mkultra's files hold rows of either shape
-        return prompts.SoftPrompt(
+            metadata[SHAPE] = list(self._tensor.shape)  # mkultra's files hold rows of either shape
+        return SoftPrompt(
             name=import_name(name),
             kind="embedding",
             tensor=self._rows(),
-            uuid=told.pop("uuid"),
-            description=told.pop("description"),
-            created=time_of(told.pop("epoch")),
-            extra={PREFIX + key: json.dumps(value) for key, value in told.items()},
+            uuid=metadata.pop("uuid"),
+            description=metadata.pop("description"),
+            created=time_of(metadata.pop("epoch")),
+            extra={PREFIX + key: json.dumps(value) for key, value in metadata.items()},
         )
 
     def get_tag_str(self) -> str:
-        """Its tag: a token of its own, then `<@>` for each further row."""
+        """Its tag: a unique token, then `<@>` for each further row."""
         return self._unique_token_str() + SOFT_TOKEN * (len(self) - 1)
 
     def get_inputs_embeds(self) -> Tensor:
-        """Its rows, in the shape they were given."""
+        """Its rows, in the shape in which they were given."""
         return self._tensor
 
     def get_metadata(self) -> dict[str, Any]:
@@ -162,12 +164,12 @@ class SoftPrompt:
         return other + self.get_tag_str()
 
     def __str__(self) -> str:
-        told = self._metadata
+        data = self._metadata
         return (
-            f"{told['name']} ({datetime.datetime.fromtimestamp(told['epoch'])})\n"
+            f"{data['name']} ({datetime.datetime.fromtimestamp(data['epoch'])})\n"
             f"Length: {len(self)}\n"
-            f"UUID:   {told['uuid']}\n"
-            f"Description:\n{told['description']}"
+            f"UUID:   {data['uuid']}\n"
+            f"Description:\n{data['description']}"
         )
 
     def _unique_token_str(self) -> str:
@@ -179,17 +181,19 @@ class SoftPrompt:
         return self._tensor
 
 
-def _of(prompt: prompts.SoftPrompt) -> SoftPrompt:
-    """A SoftPrompt of mkultra's from softlore's.
+def _of(prompt: SoftPrompt) -> MkultraSoftPrompt:
+    """Mkultra's form of a softlore SoftPrompt.
 
     Raises:
-        PromptError: a prefix, which has no rows to stand in a text.
+        PromptError: a prefix, which has no rows for a text.
     """
-    kept = {key: value for key, value in prompt.extra.items() if key.startswith(PREFIX)}
-    told = {key.removeprefix(PREFIX): json.loads(value) for key, value in kept.items()}
-    told |= {"uuid": prompt.uuid, "description": prompt.description or None}
+    metadata: dict[str, Any] = {"name": prompt.name}
+    for key, value in prompt.extra.items():
+        if key.startswith(PREFIX):
+            metadata[key.removeprefix(PREFIX)] = json.loads(value)
+    metadata |= {"uuid": prompt.uuid, "description": prompt.description or None}
     if prompt.created:
-        told["epoch"] = datetime.datetime.fromisoformat(prompt.created).timestamp()
-    batch = told.pop(SHAPE, None) == [1, *prompt.embeddings.shape]
+        metadata["epoch"] = datetime.datetime.fromisoformat(prompt.created).timestamp()
+    batch = metadata.pop(SHAPE, None) == [1, *prompt.embeddings.shape]
     rows = prompt.embeddings[None] if batch else prompt.embeddings
-    return SoftPrompt(rows, {"name": prompt.name} | told)
+    return MkultraSoftPrompt(rows, metadata)

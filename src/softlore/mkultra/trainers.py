@@ -1,4 +1,4 @@
-"""mkultra's trainers over softlore's: its arguments, its files, its optimizer."""
+"""mkultra's trainers, with its arguments, files and optimizers, over softlore's trainer."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ import torch
 from softlore.errors import LoreError
 from softlore.lore import Block
 from softlore.mkultra.classic import CLASSIC, make_trainer
-from softlore.mkultra.soft_prompt import SoftPrompt
+from softlore.mkultra.soft_prompt import MkultraSoftPrompt
 from softlore.tune import TrainingProgress
 
 NAME = "prompt"  # of the only entry
 
 
-class WorldInfoTrainer:
-    """Trains the model's learned embedding on calls and their responses.
+class MkultraWorldInfoTrainer:
+    """mkultra's `WorldInfoTrainer`: trains the learned embedding on calls and responses.
 
     Args:
         model: a PromptTuningLM.
-        tokenizer: there for mkultra's sake; the model's own is used.
-        optimizer: one that has `model.get_soft_params()`; by default softlore's.
+        tokenizer: ignored; the model's is used.
+        optimizer: one over `model.get_soft_params()`; default: softlore's.
         blocks: `{"call": …, "response": …}` or `(call, [responses])`.
-        max_spacing: most random tokens between soft prompt and call.
-        max_block_size: most tokens of soft prompt, spacing, call and response together; a call
-            and response that are longer by themselves have no spacing.
-        min_loss: stop at this mean loss of the responses, nats a token.
-        repeat_to_fill: repeat each response as often as `max_block_size` has room for.
+        max_spacing: maximum number of random tokens between soft prompt and call.
+        max_block_size: maximum number of tokens of soft prompt, spacing, call and response; where
+            call and response alone are longer, there is no spacing.
+        min_loss: stop at this mean loss of the responses, nats per token.
+        repeat_to_fill: repeat each response as often as `max_block_size` allows.
         settings: fields of softlore's `TrainingConfig`, such as `drift_guard`.
 
     Attributes:
-        losses: mean response loss of each update so far.
+        losses: mean response loss of each update so far, nats per token.
 
     Raises:
-        ConfigError, LoreError: settings or blocks that can't be trained.
+        ConfigError, LoreError: invalid settings or blocks.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class WorldInfoTrainer:
         if repeat_to_fill:
             self.blocks = [_filled(model, block, room) for block in self.blocks]
         longest = max(
-            _length(model, block, one) for block in self.blocks for one in block.responses
+            _length(model, block, response) for block in self.blocks for response in block.responses
         )
         self.settings = CLASSIC | {
             "max_spacing": max(0, min(max_spacing, room - longest)),
@@ -73,46 +73,46 @@ class WorldInfoTrainer:
         }
 
     def train(self, epochs: int | None = None) -> None:
-        """Trains until `min_loss`; what is learned stands in the model.
+        """Trains the model's learned embedding until `min_loss`.
 
         Args:
-            epochs: as many updates as mkultra makes in so many epochs, one a block; by default as
-                many as softlore's `max_steps`.
+            epochs: the limit, at one update per block and epoch as in mkultra; default: softlore's
+                `max_steps` updates.
         """
         settings = dict(self.settings)
         if epochs is not None:
             settings["max_steps"] = epochs * len(self.blocks)
         trainer = make_trainer(
-            self.model, self.optimizer, self._note, settings, blocks=self.blocks, name=NAME
+            self.model, self.optimizer, self._on_step, settings, blocks=self.blocks, name=NAME
         )
         self.model.set_soft_prompt_embeds(trainer.train().embeddings)
 
-    def _note(self, progress: TrainingProgress) -> None:
+    def _on_step(self, progress: TrainingProgress) -> None:
         self.losses.append(progress.trainables[NAME].history.response[-1])
 
 
 class SoftPromptTrainer:
-    """Trains the model's learned embedding on a text, in a folder that it can go on from.
+    """Trains the model's learned embedding on a text, resumable from a project folder.
 
-    The folder holds a checkpoint with the optimizer's state, from which the same arguments go on
-    as if there had been no break; mkultra's JSON files, `PROJECT-step-N.json`; and
-    `loss_log.csv`. A folder of mkultra's own is gone on with from its last JSON file.
+    The folder holds a checkpoint with the optimizer's state, from which the same arguments resume
+    with the same results as without a break; mkultra's JSON files, `PROJECT-step-N.json`; and
+    `loss_log.csv`. A folder that mkultra made is resumed from its last JSON file.
 
     Args:
-        model: a PromptTuningLM; its learned embedding is set to where training stands.
-        optimizer: one that has `model.get_soft_params()`; by default softlore's.
-        project_dir: the folder; made if it is not there.
+        model: a PromptTuningLM; its learned embedding is set to the current state of training.
+        optimizer: one over `model.get_soft_params()`; default: softlore's.
+        project_dir: the folder; created where needed.
         text_path: a text file, UTF-8.
-        block_size: tokens of text that `evaluate` reads at a time, and by which an epoch counts.
+        block_size: tokens per block: `evaluate` reads one at a time, an epoch has an update each.
         n_tokens: length of the soft prompt.
-        ema_alpha: how much the last update counts in the loss that is told.
+        ema_alpha: weight of the last update in the smoothed loss.
         checkpoint_interval: updates from one JSON file to the next.
-        shuffle_seed: of every draw.
+        shuffle_seed: of all random numbers.
         settings: fields of softlore's `TrainingConfig`, such as `drift_guard`.
 
     Attributes:
-        sp_step: updates made so far, those of earlier sessions too.
-        ema_loss: their smoothed loss, nats a token.
+        sp_step: updates so far, including earlier sessions.
+        ema_loss: their smoothed loss, nats per token.
     """
 
     def __init__(
@@ -142,31 +142,31 @@ class SoftPromptTrainer:
         self._trainer = make_trainer(
             model,
             optimizer,
-            self._note,
+            self._on_step,
             settings,
             corpus=text,
             name=NAME,
             checkpoint=self.folder / "checkpoint.safetensors",
         )
         self._trainer.prepare()
-        self._left = 0
-        self._settle()
+        self._remaining = 0
+        self._update_model()
 
     @property
     def sp_step(self) -> int:
         return self._before + self._trainer.step
 
     def train(self, num_training_steps: int | None = None) -> None:
-        """Trains for so many updates; by default an epoch, one update a block."""
-        self._left = len(self.blocks) if num_training_steps is None else num_training_steps
-        if self._left > 0:
+        """Trains for a number of updates; default: an epoch, one update per block."""
+        self._remaining = len(self.blocks) if num_training_steps is None else num_training_steps
+        if self._remaining > 0:
             self._trainer.train()
-        self._settle()
-        self._write()
+        self._update_model()
+        self._save()
 
     @torch.no_grad()
     def evaluate(self, eval_percentage: float = 0.1) -> float:
-        """Mean loss, nats a token, of a share of the blocks (at least one), evenly spread."""
+        """Mean loss, nats per token, of a share of the blocks (at least one), evenly spread."""
         scored = [block for block in self.blocks if len(block) > 1]
         count = min(len(scored), max(1, round(eval_percentage * len(scored))))
         losses = []
@@ -176,53 +176,54 @@ class SoftPromptTrainer:
         return sum(losses) / len(losses)
 
     def _start(self, n_tokens: int) -> int:
-        """Puts into the model what the project began with; how many updates mkultra had made."""
-        kept = self.folder / "start.json"
-        if not kept.exists():
-            steps = {_step(path): path for path in self.folder.glob("*-step-*.json")}
+        """Loads the project's first state into the model; returns mkultra's updates until then."""
+        path = self.folder / "start.json"
+        if not path.exists():
+            steps = {_step(file): file for file in self.folder.glob("*-step-*.json")}
             if steps:
-                prompt = SoftPrompt.from_file(steps[max(steps)])
+                prompt = MkultraSoftPrompt.from_file(steps[max(steps)])
                 prompt.get_metadata()["step"] = max(steps)
             else:
                 self.model.initialize_soft_prompt(n_tokens)
-                told = {"name": f"{self.folder.name} start", "step": 0}
-                prompt = SoftPrompt.from_tuning_model(self.model, told)
-            prompt.to_file(kept)
-        start = SoftPrompt.from_file(kept)
+                metadata = {"name": f"{self.folder.name} start", "step": 0}
+                prompt = MkultraSoftPrompt.from_tuning_model(self.model, metadata)
+            prompt.to_file(path)
+        start = MkultraSoftPrompt.from_file(path)
         self.model.set_soft_prompt(start)
         return int(start.get_metadata()["step"])
 
-    def _note(self, progress: TrainingProgress) -> bool:
-        """Logs an update; says whether it was the last one asked for."""
+    def _on_step(self, progress: TrainingProgress) -> bool:
+        """Logs an update; returns whether it was the last one."""
         loss = progress.trainables[NAME].history.response[-1]
         last = self.ema_loss
         self.ema_loss = loss if last is None else last + self.ema_alpha * (loss - last)
         with (self.folder / "loss_log.csv").open("a", encoding="utf-8") as log:
             log.write(f"{self.sp_step},{self.ema_loss}\n")
         if self.sp_step % self.checkpoint_interval == 0:
-            self._settle()
-            self._write()
-        self._left -= 1
-        return self._left <= 0
+            self._update_model()
+            self._save()
+        self._remaining -= 1
+        return self._remaining <= 0
 
-    def _settle(self) -> None:
-        """Puts what has been learned into the model."""
+    def _update_model(self) -> None:
+        """Sets the model's learned embedding to the current state."""
         self.model.set_soft_prompt_embeds(self._trainer.prompts()[NAME].embeddings)
 
-    def _write(self) -> None:
-        told = {"name": f"{self.folder.name} Step {self.sp_step}", "step": self.sp_step}
-        prompt = SoftPrompt.from_tuning_model(self.model, told | {"loss": self.ema_loss})
+    def _save(self) -> None:
+        name = f"{self.folder.name} Step {self.sp_step}"
+        metadata = {"name": name, "step": self.sp_step, "loss": self.ema_loss}
+        prompt = MkultraSoftPrompt.from_tuning_model(self.model, metadata)
         prompt.to_file(self.folder / f"{self.folder.name}-step-{self.sp_step}.json")
 
 
 def _length(model: Any, block: Block, response: str) -> int:
-    """Tokens of a call and one of its responses."""
+    """The number of tokens of a call and one of its responses."""
     frozen = model.frozen
     return len(frozen.encode(block.call)) + len(frozen.encode(response, inside=True))
 
 
 def _filled(model: Any, block: Block, room: int) -> Block:
-    """A block whose responses are repeated while call and response fit."""
+    """A block whose responses are repeated while call and response fit into `room` tokens."""
     responses = []
     for response in block.responses:
         repeated = response
@@ -233,6 +234,6 @@ def _filled(model: Any, block: Block, room: int) -> Block:
 
 
 def _step(path: Path) -> int:
-    """The update that a checkpoint's name tells of."""
-    found = re.search(r"-step-(\d+)\.json$", path.name)
-    return int(found[1]) if found else -1
+    """The update in a checkpoint's name."""
+    match = re.search(r"-step-(\d+)\.json$", path.name)
+    return int(match[1]) if match else -1

@@ -1,4 +1,4 @@
-"""mkultra's models for training: a learned embedding stands before every text."""
+"""mkultra's models for training: a learned embedding is put before every text."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from softlore.context import ROOT, Node, Tree, splice
 from softlore.errors import ContextError, PromptMismatchError
-from softlore.mkultra.loading import Named, banned, by_name
+from softlore.mkultra.models import MkultraModel, by_name, without_ids
 
 
 class SoftParams(dict[str, Any]):
-    """The learned embedding as an optimizer takes it: by itself, and in a list.
+    """The learned embedding in a form that an optimizer takes by itself and in a list.
 
-    torch refuses a bare tensor, which mkultra's notebooks give. This is a parameter group; walked
-    over it gives the tensor, and in all else it reads as that tensor.
+    torch rejects a bare tensor, which mkultra's notebooks pass. This is a parameter group;
+    iterating over it gives the tensor, and otherwise it behaves as that tensor.
     """
 
     def __init__(self, learned: torch.nn.Parameter) -> None:
@@ -41,16 +41,16 @@ class SoftParams(dict[str, Any]):
         return function(*plain(tuple(args)), **{k: plain(v) for k, v in (kwargs or {}).items()})
 
 
-class GPTPromptTuningMixin(Named):
-    """A frozen language model before whose texts a learned embedding stands.
+class GPTPromptTuningMixin(MkultraModel):
+    """A frozen language model with a learned embedding before every text.
 
     Attributes:
-        learned_embedding: the only parameter that learns, `[n_tokens, width]`.
+        learned_embedding: the only trainable parameter, `[n_tokens, width]`.
     """
 
     learned_embedding: torch.nn.Parameter
 
-    def _begin(self) -> None:
+    def _on_load(self) -> None:
         self.initialize_soft_prompt()
 
     def initialize_soft_prompt(self, n_tokens: int = 20) -> None:
@@ -64,7 +64,7 @@ class GPTPromptTuningMixin(Named):
         Raises:
             PromptMismatchError: rows of another width.
         """
-        rows = soft_prompt_embeds.detach().float().clone()  # however coarse the model's numbers
+        rows = soft_prompt_embeds.detach().float().clone()  # whatever the model's dtype
         if rows.dim() == 3 and len(rows) == 1:
             rows = rows[0]
         if rows.dim() != 2 or rows.shape[1] != self.frozen.width:
@@ -74,7 +74,7 @@ class GPTPromptTuningMixin(Named):
             )
         learned = getattr(self, "learned_embedding", None)
         if learned is not None and learned.shape == rows.shape:
-            learned.data.copy_(rows)  # an optimizer that has it goes on with it
+            learned.data.copy_(rows)  # optimizers over it remain valid
         else:
             self.learned_embedding = torch.nn.Parameter(rows.to(self.frozen.device))
 
@@ -86,24 +86,24 @@ class GPTPromptTuningMixin(Named):
         """The learned embedding, for an optimizer."""
         return SoftParams(self.learned_embedding)
 
-    def forward(self, *args: Any, written: bool = False, **options: Any) -> Any:
-        """The model's own forward, the learned embedding before `input_ids`.
+    def forward(self, *args: Any, generating: bool = False, **options: Any) -> Any:
+        """The model's own forward with the learned embedding before `input_ids`.
 
-        Labels and attention mask are for the ids, and extended to match; logits are for all rows.
+        Labels and attention mask are for the ids, and are extended; logits are for all rows.
         With `inputs_embeds`, or a cache that holds the learned embedding already, nothing is added.
 
         Args:
-            written: whether the ids come from `generate`, which has put placeholders before them.
+            generating: called by `generate`, which has put placeholders before the ids.
         """
         options = by_name(self, args, options)
         ids = options.get("input_ids")
         if ids is None:
             return super().forward(**options)  # type: ignore[misc]
         ids = options["input_ids"] = ids.to(self.frozen.device)
-        if written:
-            return self._go_on(ids, options)
-        if not _holds_some(options.get("cache", options.get("past_key_values"))):
-            self._checked(ids)
+        if generating:
+            return self._generation_step(ids, options)
+        if not _is_filled(options.get("cache", options.get("past_key_values"))):
+            self._check_ids(ids)
             embeds = self._cat_learned_embedding_to_input(ids)
             options |= {"input_ids": None, "inputs_embeds": embeds}
             options.pop("position_ids", None)  # they are for the ids alone
@@ -117,10 +117,10 @@ class GPTPromptTuningMixin(Named):
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, **options: Any) -> Any:
-        """Writes on by transformers' `generate`; the learned embedding counts in no length."""
+        """Continues ids by transformers' `generate`; lengths do not count the learned embedding."""
         options.pop("return_full_text", None)  # a pipeline's: mkultra's notebooks give it here too
         ids = input_ids.to(self.frozen.device)
-        self._checked(ids)
+        self._check_ids(ids)
         placeholders = torch.tensor(sorted(self._placeholders), device=ids.device)
         count = len(placeholders)
         options["input_ids"] = torch.cat([placeholders.repeat(len(ids), 1), ids], dim=1)
@@ -136,27 +136,27 @@ class GPTPromptTuningMixin(Named):
         return output
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """What `generate` hands to `forward`: marked, so that placeholders are looked for."""
+        """The arguments that `generate` passes to `forward`, which has to handle placeholders."""
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc]
-        return dict(inputs) | {"written": True}
+        return dict(inputs) | {"generating": True}
 
-    def _go_on(self, ids: Tensor, options: dict[str, Any]) -> Any:
-        """A step of `generate`: the first begins with placeholders; none may be written."""
+    def _generation_step(self, ids: Tensor, options: dict[str, Any]) -> Any:
+        """A step of `generate`: the first begins with placeholders; none may be generated."""
         count = len(self.learned_embedding)
         if ids.shape[1] > count and int(ids[0, 0]) in self._placeholders:
             embeds = self._cat_learned_embedding_to_input(ids[:, count:])
             options |= {"input_ids": None, "inputs_embeds": embeds}
         output = super().forward(**options)  # type: ignore[misc]
-        output.logits = banned(output.logits, self._placeholders)
+        output.logits = without_ids(output.logits, self._placeholders)
         return output
 
     @property
     def _placeholders(self) -> set[int]:
-        """Ids past the vocabulary, one for each row of the learned embedding."""
+        """Ids beyond the vocabulary, one for each row of the learned embedding."""
         rows = self.frozen.vocab_size
         return set(range(rows, rows + len(self.learned_embedding)))
 
-    def _checked(self, ids: Tensor) -> None:
+    def _check_ids(self, ids: Tensor) -> None:
         highest = int(ids.max()) if ids.numel() else 0
         if highest >= self.frozen.vocab_size:
             raise ContextError(
@@ -174,30 +174,25 @@ class GPTPromptTuningMixin(Named):
         return splice(self.frozen, trees).embeds
 
     def _extend_labels(self, labels: Tensor) -> Tensor:
-        """Labels with -100, which no loss looks at, for the learned embedding."""
-        return self._extended(labels, -100)
+        """Labels with -100, which losses ignore, for the learned embedding."""
+        return self._padded(labels, -100)
 
     def _extend_attention_mask(self, attention_mask: Tensor) -> Tensor:
-        """A mask that lets the learned embedding be seen."""
-        return self._extended(attention_mask, 1)
+        """A mask that includes the learned embedding."""
+        return self._padded(attention_mask, 1)
 
-    def _extended(self, values: Tensor, value: int) -> Tensor:
+    def _padded(self, values: Tensor, value: int) -> Tensor:
         """`[B, n_tokens + T]` from `[B, T]` or `[T]`."""
         values = torch.atleast_2d(values).to(self.frozen.device)
         return torch.nn.functional.pad(values, (len(self.learned_embedding), 0), value=value)
 
 
-def _holds_some(cache: Any) -> bool:
+def _is_filled(cache: Any) -> bool:
     return cache is not None and cache.get_seq_length() > 0
 
 
 class GPT2PromptTuningLM(GPTPromptTuningMixin):
-    """mkultra's name; any causal language model."""
+    """Any causal language model; mkultra has a name per family."""
 
 
-class GPTNeoPromptTuningLM(GPTPromptTuningMixin):
-    """mkultra's name; any causal language model."""
-
-
-class GPTJPromptTuningLM(GPTPromptTuningMixin):
-    """mkultra's name; any causal language model."""
+GPTNeoPromptTuningLM = GPTJPromptTuningLM = GPT2PromptTuningLM
