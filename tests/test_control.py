@@ -89,7 +89,7 @@ def test_ctrl_has_its_fifty_five(real_ctrl):
 
 def test_a_model_without_codes():
     assert codes_of(tiny_model("gpt2")) == {}
-    with pytest.raises(ConfigError, match="no control codes of its own"):
+    with pytest.raises(ConfigError, match="no control codes"):
         find_codes(tiny_model("gpt2"), [], {})
 
 
@@ -189,7 +189,7 @@ def test_what_cannot_be_attributed_is_refused():
     for prior in ({"a": 1}, {"a": 1, "b": 0}, {"a": 1, "b": math.inf}, {"a": 1, "b": math.nan}):
         with pytest.raises(ConfigError, match="the prior of code 'b'"):
             attribute(model, "x", codes, prior)
-    with pytest.raises(ContextOverflowError, match="use a shorter one"):
+    with pytest.raises(ContextOverflowError, match="use a shorter code"):
         attribute(model, "x", {"a": Code("a", "a" * 255)})
 
 

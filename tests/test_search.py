@@ -220,7 +220,7 @@ def test_a_soft_prompt_is_made_discrete(scorer):
     soft = SoftPrompt.from_text("a red hat", scorer.model, name="hat", kind="embedding")
     noisy = soft.replace(tensor=soft.embeddings + 0.01 * torch.randn_like(soft.embeddings))
     searcher = Searcher(scorer, "random", len(soft), initial=noisy, passes=1)
-    assert searcher.found().text == "a red hat"
+    assert searcher.result().text == "a red hat"
     prefix = SoftPrompt.from_text("a hat", scorer.model, name="hat", kind="prefix")
     with pytest.raises(ConfigError, match="expected 'embedding'"):
         Searcher(scorer, "gcg", 5, initial=prefix)

@@ -190,9 +190,8 @@ def draw_plot(rows: Sequence[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
     for method, color in (("text", "#888888"), ("softlore", "#5e35b1")):
         of_method = [row for row in rows if row["method"] == method]
-        means, halves = zip(
-            *(map(float, row["lore words"].split(" ±")) for row in of_method), strict=True
-        )
+        cells = [row["lore words"].partition(" ±") for row in of_method]
+        means, halves = [float(mean) for mean, _, _ in cells], [float(h or 0) for *_, h in cells]
         budgets = [row["budget"] for row in of_method]
         axes.errorbar(budgets, means, halves, marker="o", capsize=4, color=color, label=method)
     axes.set_xscale("log", base=2)

@@ -78,16 +78,18 @@ def train_method(
     model: FrozenModel,
     name: str,
     observe: Callable[[], AbstractContextManager[OnStep | None]] = nullcontext,
+    time_budget: float | None = None,
     **settings: Any,
 ) -> TrainedMethod:
     """Trains soft prompts together, and times it.
 
     Args:
         observe: makes a context that gives what the trainer calls after each update.
+        time_budget: seconds of updates.
         settings: `WorldInfoTrainer`'s: entries, corpora or conditionings, and how they are trained.
     """
     start = time.monotonic()
-    trainer = WorldInfoTrainer(model, **settings)
+    trainer = WorldInfoTrainer(model, time_budget=time_budget, **settings)
     trainer.prepare()
     with observe() as trainer.on_step:
         prompts: dict[str, SoftPrompt] = trainer.train()

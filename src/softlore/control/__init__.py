@@ -1,4 +1,4 @@
-"""Control codes: tokens and learned prompts that name a genre or a tone, and whose a text is."""
+"""Control codes: tokens and soft prompts that name a genre or tone, and attribution by them."""
 
 from softlore.control.attribution import Attribution, attribute, posterior
 from softlore.control.codes import Code, codes_of, find_codes

@@ -1,4 +1,4 @@
-"""Source attribution: under which control code a text is the likeliest.
+"""Source attribution: the control code under which a text is the likeliest.
 
 For each code c the text x is read after it, log p(x | c) = Σ log p(x_t | c, x_<t), and Bayes' rule
 gives p(c | x) ∝ p(x | c) p(c) (Keskar et al. 2019, section 5).
@@ -24,13 +24,13 @@ TOKENS_AT_ONCE = 8192
 
 @dataclass(frozen=True)
 class Attribution:
-    """One code's claim on a text.
+    """How likely a text is under one code.
 
     Attributes:
         code: its name.
         nll: −log p(text | code), nats.
         perplexity: exp(nll / tokens).
-        posterior: p(code | text) among the codes that were asked about.
+        posterior: p(code | text) among the given codes.
     """
 
     code: str
@@ -45,44 +45,42 @@ def attribute(
     codes: Mapping[str, Code],
     prior: Mapping[str, float] | None = None,
 ) -> list[Attribution]:
-    """Codes by how likely they make a text, the likeliest first.
+    """Codes by their posterior for a text, the likeliest first.
 
-    All codes are scored in one batch in which each code's trunk carries the same text. A text
-    longer than the context is read in windows, each after the code. Where a code is a prefix
-    prompt, and so nothing stands before the text's first token, that token is left out for all.
+    All codes are scored in one batch: the same text after each code. A text longer than the context
+    is scored in windows, each after the code. With a prefix prompt no token precedes the text's
+    first one, so where any code is one, that token is not scored for any code.
 
     Args:
-        prior: p(code), in any scale; equal for all where it is left out.
+        prior: p(code), unnormalized; uniform if None.
 
     Raises:
-        ContextError: a text too short to say anything.
-        ConfigError: a prior that lacks a code, or is no positive number.
+        ContextError: the text is too short.
+        ConfigError: the prior lacks a code, or is not positive.
     """
-    before = _log_prior(codes, prior)
+    log_prior = _log_prior(codes, prior)
     trees = [trunk(model, code.conditioning) for code in codes.values()]
     inside = all(Context(code.conditioning).body.pieces for code in codes.values())
     ids = model.encode(text, inside=inside)
     start = 0 if all(tree.nodes for tree in trees) else 1
     if len(ids) <= start:
         raise ContextError(
-            f"the text has {len(ids)} tokens; expected at least {start + 1}; give more of it"
+            f"the text has {len(ids)} tokens; expected at least {start + 1}; use a longer one"
         )
     windows = _windows(model, trees, ids)
-    totals = [0.0] * len(trees)
-    for window in windows:
-        for i, loss in enumerate(_losses(model, trees, window, start)):
-            totals[i] += loss
+    losses = [_losses(model, trees, window, start) for window in windows]  # [windows][codes]
+    totals = [sum(of_code) for of_code in zip(*losses, strict=True)]
     scored = sum(len(window) - start for window in windows)
-    chances = posterior([b - total for b, total in zip(before, totals, strict=True)])
-    found = [
-        Attribution(name, total, math.exp(min(total / scored, 700.0)), chance)
-        for name, total, chance in zip(codes, totals, chances, strict=True)
+    posteriors = posterior([p - total for p, total in zip(log_prior, totals, strict=True)])
+    attributions = [
+        Attribution(name, total, math.exp(min(total / scored, 700.0)), probability)
+        for name, total, probability in zip(codes, totals, posteriors, strict=True)
     ]
-    return sorted(found, key=lambda one: -one.posterior)
+    return sorted(attributions, key=lambda attribution: -attribution.posterior)
 
 
 def posterior(scores: list[float]) -> list[float]:
-    """Probabilities from log p(x | c) + log p(c)."""
+    """Softmax of log p(x | c) + log p(c)."""
     highest = max(scores)
     weights = [math.exp(score - highest) for score in scores]
     return [weight / sum(weights) for weight in weights]
@@ -90,21 +88,20 @@ def posterior(scores: list[float]) -> list[float]:
 
 @torch.no_grad()
 def _losses(model: FrozenModel, trees: list[Tree], ids: list[int], start: int) -> list[float]:
-    """−log p(ids[start:]) after each tree, nats; as many trees at once as memory likes."""
+    """−log p(ids[start:]) after each tree, nats, in batches of `TOKENS_AT_ONCE`."""
     most = max(1, TOKENS_AT_ONCE // len(ids))
-    found: list[float] = []
+    losses: list[float] = []
     for at in range(0, len(trees), most):
         part = trees[at : at + most]
         spliced = splice(model, [tree.then(ids) for tree in part])
         hidden, _ = model.hidden(
             spliced.embeds, spliced.positions, spliced.visible, spliced.past
-        )  # [B, T, hidden]; a row tells the token after it
+        )  # [B, T, hidden]; row t predicts token t + 1
         firsts = [tree.length + start - 1 for tree in part]
         rows = [hidden[i, first : first + len(ids) - start] for i, first in enumerate(firsts)]
-        told = torch.tensor(ids[start:] * len(part), device=hidden.device)
-        losses = nll(model, torch.cat(rows), told).view(len(part), -1).sum(dim=1)
-        found += losses.tolist()
-    return found
+        targets = torch.tensor(ids[start:] * len(part), device=hidden.device)
+        losses += nll(model, torch.cat(rows), targets).view(len(part), -1).sum(dim=1).tolist()
+    return losses
 
 
 def _windows(model: FrozenModel, trees: list[Tree], ids: list[int]) -> list[list[int]]:
@@ -113,8 +110,8 @@ def _windows(model: FrozenModel, trees: list[Tree], ids: list[int]) -> list[list
     room = model.context_length - max(tree.start + tree.length for tree in trees)
     if room < 2:
         raise ContextOverflowError(
-            f"a code leaves room for {room} tokens in the context of {model.name!r}; expected two "
-            "or more; use a shorter one"
+            f"a code leaves {room} tokens of the context of {model.name!r} for text; expected two "
+            "or more; use a shorter code"
         )
     count = -(-len(ids) // room)
     size = -(-len(ids) // count)
@@ -125,11 +122,11 @@ def _windows(model: FrozenModel, trees: list[Tree], ids: list[int]) -> list[list
 def _log_prior(codes: Mapping[str, Code], prior: Mapping[str, float] | None) -> list[float]:
     if prior is None:
         return [0.0] * len(codes)
-    found = [prior.get(name, 0.0) for name in codes]
-    for name, value in zip(codes, found, strict=True):
+    values = [prior.get(name, 0.0) for name in codes]
+    for name, value in zip(codes, values, strict=True):
         if not 0 < value < math.inf:
             raise ConfigError(
                 f"the prior of code {name!r} is {value!r}; expected a number above 0 for each of "
-                f"{len(codes)} codes; name it, or leave the prior out"
+                f"{len(codes)} codes; add it, or omit the prior"
             )
-    return [math.log(value) for value in found]
+    return [math.log(value) for value in values]

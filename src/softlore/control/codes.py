@@ -1,8 +1,8 @@
-"""Control codes: which ones a model knows, and how a text under each begins.
+"""Control codes: those that a model was trained with, and soft prompts that serve as codes.
 
-A code is what stands first in every window. CTRL's codes (Keskar et al. 2019) are words of its
-vocabulary; storyteller's are tokens of their own, named by `control_codes` in its config.json,
-where any model may name its own; a learned code is a soft prompt.
+A code is the first thing in every window of text. CTRL's codes (Keskar et al. 2019) are words of
+its vocabulary; storyteller's are special tokens, listed under `control_codes` in its config.json,
+as any model's may be.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ class Code:
     """A control code.
 
     Attributes:
-        name: what users call it.
-        head: what stands first: the code's own text, or a learned soft prompt.
-        template: how a text under it looks; `{code}` is the head.
+        conditioning: what is put before the text: the code's own text, or a soft prompt.
+        template: the form of a text under the code; `{code}` is the conditioning.
         token: its id, where it is one token of the model's vocabulary.
     """
 
@@ -39,17 +38,17 @@ def codes_of(model: LanguageModel) -> dict[str, Code]:
     """The codes that a model was trained with, by name; none for most models.
 
     Raises:
-        ModelError: its config names codes that its tokenizer does not know as one token each.
+        ModelError: its config lists codes that are not one token each for its tokenizer.
     """
     family = model.family
     words = family.codes_in_tokenizer
-    found = model.control_codes
-    if not isinstance(found, Mapping):
-        raise _wrong(model, found)
+    listed = model.control_codes
+    if not isinstance(listed, Mapping):
+        raise _invalid(model, listed)
     codes = {}
-    for name, token in sorted(found.items(), key=lambda item: str(item[0])):
+    for name, token in sorted(listed.items(), key=lambda item: str(item[0])):
         if words and model.tokenizer.convert_ids_to_tokens(token) != name:
-            continue  # a small vocabulary, as of a test model, without this one
+            continue  # a model with a smaller vocabulary
         conditioning = name if words else _text_of(model, name, token)
         codes[name] = Code(name, conditioning, family.code_template(name), token)
     return codes
@@ -58,52 +57,55 @@ def codes_of(model: LanguageModel) -> dict[str, Code]:
 def find_codes(
     model: LanguageModel, names: Iterable[str], prompts: Mapping[str, SoftPrompt]
 ) -> dict[str, Code]:
-    """Codes by name: the model's own, and soft prompts that stand for one.
+    """Codes by name: the model's, and soft prompts that serve as codes.
 
     Raises:
         UnknownPromptError: a name that is neither.
+        ConfigError: no names.
     """
-    own = codes_of(model)
+    of_model = codes_of(model)
     codes = {}
     for name in names:
-        if name in own:
-            codes[name] = own[name]
+        if name in of_model:
+            codes[name] = of_model[name]
         elif name in prompts:
             codes[name] = Code(name, prompts[name])
         else:
-            known = [*own, *prompts]
-            close = difflib.get_close_matches(name, known, n=1)
-            if not known:
-                raise UnknownPromptError(
-                    f"{name!r} is neither a code of {model.name!r}, which has none, nor a soft "
-                    "prompt at hand, and there are none; expected a model with codes, or a folder "
-                    "of prompts that stand for some; name the one or the other"
-                )
-            hint = f"did you mean {close[0]!r}?" if close else "see `softlore codes`"
-            raise UnknownPromptError(
-                f"{name!r} is neither a code of {model.name!r} nor a soft prompt at hand; expected "
-                f"one of {', '.join(map(repr, known[:9]))}; {hint}"
-            )
+            raise _unknown(model, name, [*of_model, *prompts])
     if not codes:
         raise ConfigError(
-            f"{model.name!r} has no control codes of its own; expected names of soft prompts that "
-            "stand for codes; train some, and name them with --codes"
+            f"{model.name!r} has no control codes; expected names of soft prompts that serve as "
+            "codes; train some, and name them with --codes"
         )
     return codes
+
+
+def _unknown(model: LanguageModel, name: str, known: list[str]) -> UnknownPromptError:
+    if not known:
+        return UnknownPromptError(
+            f"{name!r} is neither a code of {model.name!r}, which has none, nor a soft prompt, and "
+            "there are none; expected a model with codes, or a folder of prompts; name one of them"
+        )
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "see `softlore codes`"
+    return UnknownPromptError(
+        f"{name!r} is neither a code of {model.name!r} nor a soft prompt; expected one of "
+        f"{', '.join(map(repr, known[:9]))}; {hint}"
+    )
 
 
 def _text_of(model: LanguageModel, name: Any, token: Any) -> str:
     """The text that encodes to a code's token."""
     if not isinstance(name, str) or type(token) is not int or not 0 <= token < model.vocab_size:
-        raise _wrong(model, {name: token})
+        raise _invalid(model, {name: token})
     text = str(model.tokenizer.convert_ids_to_tokens(token))
     if model.encode(text) != [token]:
-        raise _wrong(model, {name: token})
+        raise _invalid(model, {name: token})
     return text
 
 
-def _wrong(model: LanguageModel, found: Any) -> ModelError:
+def _invalid(model: LanguageModel, value: Any) -> ModelError:
     return ModelError(
-        f"control_codes in the config of {model.name!r} holds {found!r:.80}; expected names with "
-        "the id of one token of its vocabulary each; mend config.json"
+        f"control_codes in the config of {model.name!r} holds {value!r:.80}; expected names with "
+        "the id of one token of its vocabulary each; fix config.json"
     )

@@ -1,4 +1,4 @@
-"""Hard-prompt search: tokens that do a soft prompt's job, found by gradient and by trial."""
+"""Hard-prompt search: discrete prompts optimized by gradients and by trial."""
 
 from softlore.control.search.methods import METHODS, nearest_ids
 from softlore.control.search.run import Searcher, SearchResult, best_of_random

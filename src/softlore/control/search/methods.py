@@ -1,12 +1,13 @@
-"""The ways of searching, each a step from one candidate to the next.
+"""Search methods, each a step from one candidate to the next.
 
-- random: trial and error, for comparison;
-- GCG (Zou et al. 2023): the best of many single swaps, drawn from the top-k of −∇ with respect to
-  the one-hot tokens;
-- AutoPrompt (Shin et al. 2020): at one random position, the best of the top-k of −E·g;
-- PEZ (Wen et al. 2023): rows P move by the gradient taken at P′, the tokens nearest to them.
+- random: random prompts, the baseline;
+- GCG (Zou et al. 2023): the best of many single-token swaps, drawn from the top-k of the negative
+  gradient with respect to the one-hot tokens;
+- AutoPrompt (Shin et al. 2020): at one random position, the best of the top-k of −E·g, for
+  embedding matrix E and gradient g at that position's embedding;
+- PEZ (Wen et al. 2023): continuous rows move by the gradient taken at the tokens nearest to them.
 
-Every draw is a function of the seed and the step alone, so a search resumes where it was.
+Every draw is a function of the seed and the step, so a resumed search gives the same result.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -27,17 +29,17 @@ GCG_WIDTH, GCG_TOP_K = 64, 256
 AUTOPROMPT_TOP_K = 10
 PEZ_RATE = 0.3  # Adafactor's, relative to the rows' own size
 RANDOM_WIDTH = 32
-GROWING_TRIES = 200  # draws a token
-TRIES = 6  # draws for a legal candidate, on average, before a step makes do with fewer
+APPEND_TRIES = 200  # draws for each token of a random prompt
+TRIES = 6  # draws for each candidate of a step, on average; then the step goes with fewer
 
 
 @dataclass
 class SearchState:
-    """Where a search is.
+    """The state of a search.
 
     Attributes:
         ids: the current candidate.
-        step: steps made.
+        step: number of steps done.
         rows: PEZ's continuous prompt `[n, width]`, and its optimizer.
     """
 
@@ -47,21 +49,17 @@ class SearchState:
     optimizer: Any = field(default=None, repr=False)
 
 
-Step = Callable[[Scorer, SearchState, random.Random], list[tuple[list[int], float]]]
+Scored = list[tuple[list[int], float]]  # candidates, and the objective of each
+Step = Callable[[Scorer, SearchState, random.Random], Scored]
 
 
-def random_step(
-    scorer: Scorer, state: SearchState, draw: random.Random
-) -> list[tuple[list[int], float]]:
-    """Candidates of random tokens."""
-    found = [random_ids(scorer, len(state.ids), draw) for _ in range(RANDOM_WIDTH)]
-    return _scored(scorer, found)
+def random_step(scorer: Scorer, state: SearchState, draw: random.Random) -> Scored:
+    """Scores candidates of random tokens."""
+    return _scored(scorer, [random_ids(scorer, len(state.ids), draw) for _ in range(RANDOM_WIDTH)])
 
 
-def gcg_step(
-    scorer: Scorer, state: SearchState, draw: random.Random
-) -> list[tuple[list[int], float]]:
-    """Single swaps; the best of them is the next candidate, be it better or not."""
+def gcg_step(scorer: Scorer, state: SearchState, draw: random.Random) -> Scored:
+    """Scores single swaps; the best of them is the next candidate, even if it is worse."""
     top = top_swaps(scorer.one_hot_gradient(state.ids), GCG_TOP_K)
 
     def swapped() -> list[int]:
@@ -72,26 +70,22 @@ def gcg_step(
 
     scored = _scored(scorer, _legal(scorer, swapped, GCG_WIDTH))
     if scored:
-        state.ids = min(scored, key=lambda one: one[1])[0]
+        state.ids = min(scored, key=itemgetter(1))[0]
     return scored
 
 
-def autoprompt_step(
-    scorer: Scorer, state: SearchState, draw: random.Random
-) -> list[tuple[list[int], float]]:
-    """Swaps at one position, first-order best; kept only if the loss falls."""
+def autoprompt_step(scorer: Scorer, state: SearchState, draw: random.Random) -> Scored:
+    """Scores the first-order best swaps at one position; one is made only if the loss falls."""
     place = draw.randrange(len(state.ids))
     top = top_swaps(scorer.one_hot_gradient(state.ids)[place : place + 1], AUTOPROMPT_TOP_K)[0]
     swaps = [[*state.ids[:place], token, *state.ids[place + 1 :]] for token in top]
     scored = _scored(scorer, [state.ids, *(ids for ids in swaps if scorer.legal(ids))])
-    state.ids = min(scored, key=lambda one: one[1])[0]
+    state.ids = min(scored, key=itemgetter(1))[0]
     return scored
 
 
-def pez_step(
-    scorer: Scorer, state: SearchState, draw: random.Random
-) -> list[tuple[list[int], float]]:
-    """Rows move by the gradient at their nearest tokens; those tokens are the candidate."""
+def pez_step(scorer: Scorer, state: SearchState, draw: random.Random) -> Scored:
+    """Moves the rows by the gradient at their nearest tokens, and scores the new nearest tokens."""
     if state.rows is None:
         state.rows = scorer.table[state.ids].clone()
     if state.optimizer is None:
@@ -105,7 +99,7 @@ def pez_step(
 
 
 def pez_optimizer(rows: Tensor) -> torch.optim.Optimizer:
-    """What moves PEZ's rows."""
+    """The optimizer of PEZ's rows."""
     return torch.optim.Adafactor([rows.requires_grad_(True)], lr=PEZ_RATE)
 
 
@@ -120,55 +114,56 @@ METHODS: dict[str, Step] = {
 def random_ids(scorer: Scorer, n_tokens: int, draw: random.Random, start: Ids = ()) -> list[int]:
     """Random legal ids that begin with `start`, or with as much of it as is legal.
 
-    They grow a token at a time: of whole random sequences few survive, for neighbours merge.
+    They grow token by token: few long random sequences are legal, since the tokenizer merges
+    neighbors.
 
     Raises:
-        ConfigError: no token can follow, whatever is tried.
+        ConfigError: no legal sequence of this length was found.
     """
     tokens = scorer.allowed.nonzero()[:, 0].tolist()
     ids = list(start[:n_tokens])
     while ids and not scorer.legal(ids):
         ids.pop()
-    for _ in range(n_tokens * GROWING_TRIES):
+    for _ in range(n_tokens * APPEND_TRIES):
         if len(ids) == n_tokens:
             return ids
         longer = [*ids, draw.choice(tokens)]
         if scorer.legal(longer):
             ids = longer
     raise ConfigError(
-        f"no {n_tokens} tokens of {scorer.model.name!r} were found that survive decode and encode; "
-        "expected a tokenizer whose text gives its tokens back; search a shorter prompt"
+        f"no {n_tokens} tokens of {scorer.model.name!r} were found that decode and encode to "
+        "themselves; expected a tokenizer that allows it; search a shorter prompt"
     )
 
 
 def nearest_ids(scorer: Scorer, rows: Tensor) -> list[int]:
     """The allowed tokens whose embedding rows are nearest by cosine to `rows` `[n, width]`."""
-    likeness = normalize(rows.float(), dim=-1) @ normalize(scorer.table, dim=-1).T
-    found: list[int] = likeness.masked_fill(~scorer.allowed, -torch.inf).argmax(dim=-1).tolist()
-    return found
+    similarity = normalize(rows.float(), dim=-1) @ normalize(scorer.table, dim=-1).T
+    ids: list[int] = similarity.masked_fill(~scorer.allowed, -torch.inf).argmax(dim=-1).tolist()
+    return ids
 
 
 def top_swaps(gradient: Tensor, k: int) -> list[list[int]]:
-    """For each position the `k` tokens that, to first order, lower the loss the most."""
+    """By position: the `k` tokens that to first order lower the loss most, by `[n, vocab]`."""
     values, tokens = (-gradient).topk(min(k, gradient.shape[1]), dim=-1)
     return [
-        [t for t, v in zip(row, kept, strict=True) if v > -torch.inf]
-        for row, kept in zip(tokens.tolist(), values.tolist(), strict=True)
+        [t for t, v in zip(row, scores, strict=True) if v > -torch.inf]
+        for row, scores in zip(tokens.tolist(), values.tolist(), strict=True)
     ]
 
 
-def _legal(scorer: Scorer, propose: Callable[[], list[int]], wanted: int) -> list[list[int]]:
-    """Different legal candidates, as many as wanted or as are found in a few tries each."""
-    found: dict[tuple[int, ...], None] = {}
-    for _ in range(wanted * TRIES):
+def _legal(scorer: Scorer, propose: Callable[[], list[int]], count: int) -> list[list[int]]:
+    """At most `count` distinct legal candidates."""
+    legal: dict[tuple[int, ...], None] = {}
+    for _ in range(count * TRIES):
         ids = propose()
-        if tuple(ids) not in found and scorer.legal(ids):
-            found[tuple(ids)] = None
-        if len(found) == wanted:
+        if tuple(ids) not in legal and scorer.legal(ids):
+            legal[tuple(ids)] = None
+        if len(legal) == count:
             break
-    return [list(ids) for ids in found]
+    return [list(ids) for ids in legal]
 
 
-def _scored(scorer: Scorer, candidates: Sequence[Ids]) -> list[tuple[list[int], float]]:
+def _scored(scorer: Scorer, candidates: Sequence[Ids]) -> Scored:
     losses = scorer.losses(candidates)
     return [(list(ids), loss) for ids, loss in zip(candidates, losses, strict=True)]

@@ -1,4 +1,4 @@
-"""A search: steps of a method under a budget, the best so far kept, and resumed after a stop."""
+"""The search loop: steps of a method within a budget, with checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from softlore.measure import recall
 from softlore.prompts import SoftPrompt
 from softlore.tune.checkpoint import load_checkpoint, nested, save_checkpoint, uninterrupted
 
-KEEP_SECONDS = 10.0
+SAVE_SECONDS = 10.0  # between checkpoints
 DEFAULT_SECONDS = 120.0
 DEFAULT_TOKENS = 16
 
@@ -38,10 +39,11 @@ class SearchResult:
     """The best hard prompt of a search.
 
     Attributes:
-        text: the prompt; it stands before the call as a line of its own.
-        loss: response loss after `text` tokenized anew, nats a token.
-        chosen_by: what it was chosen by: the loss of the held-out blocks, or the objective.
+        text: the prompt; a line of its own before the call.
+        loss: NLL of the responses after `text` as it is tokenized, nats a token.
+        chosen_by: the loss that it was chosen by: of the held-out blocks, or the objective.
         own_loss: NLL of the text itself under the bare model, nats a token.
+        passes: forward passes.
     """
 
     method: str
@@ -62,14 +64,17 @@ class Searcher:
     """Searches a hard prompt of `n_tokens` tokens.
 
     Args:
-        scorer: what prompts are scored on.
+        scorer: computes the losses of candidates.
         method: one of `METHODS`.
-        n_tokens: by default as many as `initial` has, and 16 where it is left out.
-        initial: a text, or a soft prompt of the embedding kind to start from its nearest tokens;
-            random tokens where it is left out.
-        seconds, passes: the budget; the search ends when either is spent.
-        checkpoint: a file to keep progress in, and to resume from.
-        on_step: called with the searcher after each step; True stops there.
+        n_tokens: default: as many as `initial` has, or 16.
+        initial: where to start: a text, the tokens nearest to a soft prompt of the embedding kind,
+            or random tokens.
+        seconds, passes: the budget; the search ends when either is spent. Default: 120 seconds.
+        checkpoint: a file for progress; if it exists, the search resumes from it.
+        on_step: called with the searcher after each step; True stops the search.
+
+    Raises:
+        ConfigError: a setting out of range, or a checkpoint of another search.
     """
 
     def __init__(
@@ -90,8 +95,8 @@ class Searcher:
                 f"there is no search method {method!r}; expected one of {', '.join(METHODS)}"
             )
         for name, value in (("n_tokens", n_tokens), ("seconds", seconds), ("passes", passes)):
-            if value is not None and not 0 < value < math.inf:  # nan would never be spent
-                raise ConfigError(f"{name} is {value}; expected a number more than 0; give it some")
+            if value is not None and not 0 < value < math.inf:  # NaN would never be spent
+                raise ConfigError(f"{name} is {value}; expected a number above 0; change it")
         self.scorer, self.method, self.seed = scorer, method, seed
         self.seconds = DEFAULT_SECONDS if seconds is None and passes is None else seconds
         self.passes = passes
@@ -116,27 +121,24 @@ class Searcher:
         return min(1.0, max(shares))
 
     def search(self) -> SearchResult:
-        """Searches until the budget is spent, and keeps the best on the way, also on Ctrl-C."""
+        """Searches until the budget is spent. Saves a checkpoint at the end, also on Ctrl-C."""
+        saved = time.monotonic()
         try:
-            self._steps()
+            while self.done < 1:
+                with uninterrupted():  # Ctrl-C takes effect between steps
+                    start = time.monotonic()
+                    self.step()
+                    self.spent += time.monotonic() - start
+                if time.monotonic() - saved >= SAVE_SECONDS:
+                    self.save()
+                    saved = time.monotonic()
+                if self.on_step and self.on_step(self):
+                    break
         except KeyboardInterrupt:
             self.save()
             raise
         self.save()
-        return self.found()
-
-    def _steps(self) -> None:
-        kept = time.monotonic()
-        while self.done < 1:
-            with uninterrupted():  # so that what is kept is the end of a step
-                start = time.monotonic()
-                self.step()
-                self.spent += time.monotonic() - start
-            if self.checkpoint is not None and time.monotonic() - kept >= KEEP_SECONDS:
-                self.save()
-                kept = time.monotonic()
-            if self.on_step and self.on_step(self):
-                break
+        return self.result()
 
     def step(self) -> None:
         """One step of the method."""
@@ -145,8 +147,8 @@ class Searcher:
         self.state.step += 1
         self._consider(scored)
 
-    def found(self) -> SearchResult:
-        """The best so far, measured on its text as any text is."""
+    def result(self) -> SearchResult:
+        """The best prompt so far; its loss is that of its text."""
         assert self.best is not None
         ids, value = self.best
         text = self.scorer.text(ids)
@@ -164,10 +166,10 @@ class Searcher:
         )
 
     def _consider(self, scored: Sequence[tuple[list[int], float]]) -> None:
-        """Keeps the best: a new best by the objective is asked what the held-out blocks say."""
+        """Updates the best prompt: best by the objective, then by the held-out blocks, if any."""
         if not scored:
             return
-        ids, objective = min(scored, key=lambda one: one[1])
+        ids, objective = min(scored, key=itemgetter(1))
         if objective >= self._objective or not self.scorer.legal(ids):
             return
         self._objective = objective
@@ -178,14 +180,14 @@ class Searcher:
     # checkpoints -------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Writes the checkpoint, if one was asked for."""
+        """Writes the checkpoint, if there is one."""
         if self.checkpoint is None:
             return
         tensors: dict[str, Tensor] = {}
         if self.state.rows is not None:
             tensors["rows"] = self.state.rows
-            own = self.state.optimizer.state_dict()["state"][0]
-            tensors |= {f"optimizer/{key}": value for key, value in own.items()}
+            moments = self.state.optimizer.state_dict()["state"][0]
+            tensors |= {f"optimizer/{key}": value for key, value in moments.items()}
         facts = {
             "signature": self._signature(),
             "ids": self.state.ids,
@@ -208,17 +210,16 @@ class Searcher:
         if "rows" in tensors:
             self.state.rows = tensors["rows"].to(self.scorer.model.device)
             optimizer = pez_optimizer(self.state.rows)
-            whole = optimizer.state_dict()
-            whole["state"] = {0: nested(tensors, "optimizer")}
+            moments = {0: nested(tensors, "optimizer")}
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
             self.state.optimizer = optimizer
-            optimizer.load_state_dict(whole)
         self.best = (facts["best"][0], facts["best"][1])
         self._objective, self.spent = facts["objective"], facts["spent"]
         self.scorer.passes = facts["passes"]
 
     def _signature(self) -> str:
         scorer = self.scorer
-        whole = {
+        settings = {
             "model": scorer.model.name,
             "vocabulary": scorer.model.tokenizer_fingerprint,
             "pairs": [[pair.ids, pair.answer] for pair in [*scorer.pairs, *scorer.held_out]],
@@ -227,11 +228,11 @@ class Searcher:
             "length": len(self.state.ids),
             "seed": self.seed,
         }
-        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def best_of_random(scorer: Scorer, n_tokens: int, count: int, seed: int = 0) -> SearchResult:
-    """The best of `count` random prompts: what a search has to beat."""
+    """The best of `count` random prompts, the baseline of every search."""
     searcher = Searcher(scorer, "random", n_tokens, passes=scorer.passes + count, seed=seed)
     return searcher.search()
 
@@ -239,13 +240,13 @@ def best_of_random(scorer: Scorer, n_tokens: int, count: int, seed: int = 0) -> 
 def _initial(
     scorer: Scorer, source: str | SoftPrompt | None, n_tokens: int | None, seed: int
 ) -> list[int]:
-    """Legal ids to start from: a text's, a soft prompt's nearest tokens, or random ones."""
+    """The ids to start from, filled up with random ones to `n_tokens`; see `Searcher`."""
     ids: Ids = []
     if isinstance(source, SoftPrompt):
         if source.kind != "embedding":
             raise ConfigError(
                 f"prompt {source.name!r} is of kind {source.kind!r}; expected 'embedding', whose "
-                "rows have nearest tokens; train that kind"
+                "rows have nearest tokens; train a prompt of that kind"
             )
         scorer.model.check_prompt(source)
         ids = nearest_ids(scorer, source.embeddings.to(scorer.model.device))
