@@ -13,7 +13,7 @@ from softlore.errors import ConfigError, ContextOverflowError, StoryError
 from softlore.model.tiny import tiny_model
 from softlore.story import StoryDraft, StoryLibrary, StorySettings
 from softlore.story.composing import ContextComposer
-from softlore.story.learning import learn, offers, taught
+from softlore.story.learning import add_lines, learn, learnable_lines
 from softlore.story.session import StorySession
 
 MODEL = tiny_model("llama")
@@ -212,7 +212,7 @@ def kept_story(story):
 
 def test_kept_and_edited_lines_are_offered(story):
     kept_story(story)
-    first, second = offers(story, BOOK)
+    first, second = learnable_lines(story, BOOK)
     assert (first.why, first.response) == ("edited", " long black gloves.")
     assert first.call.endswith("She took off her")
     assert first.entries == ("Emma",)
@@ -223,7 +223,7 @@ def test_what_nobody_kept_is_not_offered(story):
     session = StorySession(story, MODEL, BOOK, PROMPTS)
     session.say("Emma came in.")
     list(session.go_on(6))
-    assert offers(story, BOOK) == []
+    assert learnable_lines(story, BOOK) == []
     with pytest.raises(ConfigError, match="no lines were picked"):
         learn(MODEL, BOOK, [], PROMPTS)
 
@@ -236,17 +236,17 @@ def test_a_line_is_not_about_whom_the_lore_of_another_names(story):
     list(session.go_on(6))
     story.mark(story.head)
     assert session.plan.lore.keys() == {"Ada", "Rook"}
-    assert offers(story, book)[0].entries == ("Ada",)
+    assert learnable_lines(story, book)[0].entries == ("Ada",)
 
 
 def test_lines_are_learned_and_measured(story):
     kept_story(story)
-    line = offers(story, BOOK)[0]
+    line = learnable_lines(story, BOOK)[0]
     (found,) = learn(MODEL, BOOK, [line], PROMPTS, max_steps=60)
     assert found.after.lines < found.before.lines
     assert found.prompt.name == "Emma"
     assert (len(found.prompt), found.prompt.kind) == (len(EMMA), "prefix")
-    assert found.entry == taught(BOOK["Emma"], [line])
+    assert found.entry == add_lines(BOOK["Emma"], [line])
     assert found.entry.blocks[0] == BOOK["Emma"].blocks[0]
     assert found.prompt.metrics["recall"]["soft"] < found.prompt.metrics["recall"]["none"]
 

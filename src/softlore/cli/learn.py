@@ -10,7 +10,7 @@ import click
 from softlore.cli.options import interactive, json_option, model_options, write_json
 
 if TYPE_CHECKING:
-    from softlore.story.learning import KeptLine, Learned
+    from softlore.story.learning import LearnableLine, LearnedEntry
 
 
 @click.command()
@@ -54,7 +54,7 @@ def command(
     """
     from softlore.errors import StoryError
     from softlore.story import StoryLibrary
-    from softlore.story.learning import learn, offers
+    from softlore.story.learning import learn, learnable_lines
     from softlore.story.session import StorySession
 
     with StoryLibrary(stories_folder).open(name) as story:
@@ -66,7 +66,7 @@ def command(
         from softlore.lore import Lorebook
 
         book = Lorebook.load(story.settings.lorebook)
-        lines = offers(story, book)
+        lines = learnable_lines(story, book)
         if json_path != "-":
             _show(lines)
         if only_list or not lines:
@@ -91,7 +91,7 @@ def command(
             click.echo("nothing was saved", err=True)
 
 
-def _show(lines: list[KeptLine]) -> None:
+def _show(lines: list[LearnableLine]) -> None:
     if not lines:
         click.echo("no lines to learn: /keep marks the last turn of a story, /edit changes it")
     for number, line in enumerate(lines, start=1):
@@ -101,7 +101,7 @@ def _show(lines: list[KeptLine]) -> None:
         click.secho(line.response, fg="green")
 
 
-def _picked(lines: list[KeptLine], pick: str | None) -> list[KeptLine]:
+def _picked(lines: list[LearnableLine], pick: str | None) -> list[LearnableLine]:
     from softlore.errors import ConfigError
 
     if pick is None:
@@ -123,7 +123,7 @@ def _asked(question: str) -> bool:
     return interactive() and click.confirm(question, default=True, err=True)
 
 
-def _tell(found: list[Learned]) -> None:
+def _tell(found: list[LearnedEntry]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -148,7 +148,7 @@ def _tell(found: list[Learned]) -> None:
     )
 
 
-def _to_dict(one: Learned) -> dict[str, Any]:
+def _to_dict(one: LearnedEntry) -> dict[str, Any]:
     return {
         "entry": one.entry.name,
         "before": vars(one.before),
@@ -157,7 +157,7 @@ def _to_dict(one: Learned) -> dict[str, Any]:
     }
 
 
-def _save(found: list[Learned], book: Any, story: Any, library: Any) -> None:
+def _save(found: list[LearnedEntry], book: Any, story: Any, library: Any) -> None:
     """Prompts into their folder, the old ones aside, and the lorebook with its lines beside."""
     from softlore.prompts import PromptLibrary
 

@@ -1,8 +1,7 @@
-"""Learning from what is kept: lines that the writer accepted or edited become responses.
+"""Learning from a story: lines that the writer marked or edited become responses of entries.
 
-Nothing is learned by itself: `offers` finds lines, the writer picks, `learn` trains on from the
-prompts as they are and measures before and after. What comes of it is returned, and kept only when
-the caller saves it.
+`learnable_lines` lists them and `learn` trains the prompts of the picked ones further. Neither
+changes the story, the lorebook or the prompts: the caller saves the results.
 """
 
 from __future__ import annotations
@@ -25,23 +24,24 @@ from softlore.story.turns import Turn
 from softlore.tune import WorldInfoTrainer
 from softlore.tune.trainer import TrainingProgress
 
-CALL = 160  # characters of story before a line: what it is to be called by
-LINE = 280  # characters of a line that are learned
-STEPS = 120  # updates, where the caller does not say
-COMPANY = 3  # other prompts that stand beside it; each brings its own lessons
-PASSAGES = 128  # that teachers write; the prompts know their lore already
-SCANNING = ScanSettings(recursive=False)  # whom a line names, not whom that one's lore names
+CALL = 160  # most characters of the story before a line that become its call
+LINE = 280  # most characters of a line
+STEPS = 120  # updates of a prompt
+COMPANY = 3  # other prompts that a prompt is trained beside; each adds its own examples
+PASSAGES = 128  # that the teacher writes; fewer than usual, as the prompts know their lore already
+SCAN = ScanSettings(recursive=False)  # entries a line mentions, not those that these mention
 _BREAK = re.compile(r"(?<=[.!?\n])[\"'”’]*\s+|\n+")
 
 
 @dataclass(frozen=True)
-class KeptLine:
-    """A line that may be learned: what led to it, what it says, and whom it is about.
+class LearnableLine:
+    """A line of a story that may become a response.
 
     Attributes:
         turn: the number of the turn it comes from.
-        why: "kept" (the writer marked it) or "edited" (the writer changed it).
-        entries: the entries it is offered to.
+        why: "kept" (the writer marked it) or "edited" (the model wrote it, the writer changed it).
+        call: the text before it.
+        entries: names of the entries it is about.
     """
 
     turn: int
@@ -52,8 +52,14 @@ class KeptLine:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A prompt on some text: recall in nats a token, drift in nats a token; lower is better."""
+class PromptScores:
+    """How well a prompt does, in nats a token; lower is better.
+
+    Attributes:
+        lines: recall of the lines.
+        lore: recall of the entry's own blocks; None if it has none that fit.
+        drift: KL to the bare model on unrelated text.
+    """
 
     lines: float
     lore: float | None
@@ -61,174 +67,182 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What an entry came to: its new prompt and lore, and how both prompts do."""
+class LearnedEntry:
+    """An entry with the lines among its blocks, its new prompt, and the scores of both prompts."""
 
     entry: Entry
     prompt: SoftPrompt
-    before: Measured
-    after: Measured
+    before: PromptScores
+    after: PromptScores
 
     @property
     def better(self) -> bool:
-        """Whether the lines are known better, and neither lore nor other text paid for it."""
-        lore = (self.before.lore or 0.0, self.after.lore or 0.0)
+        """Whether recall of the lines improved, and neither lore nor drift got much worse."""
+        before, after = self.before, self.after
         return (
-            self.after.lines < self.before.lines
-            and lore[1] <= lore[0] + 0.1
-            and self.after.drift <= self.before.drift * 1.1 + 0.02
+            after.lines < before.lines
+            and (after.lore or 0.0) <= (before.lore or 0.0) + 0.1
+            and after.drift <= before.drift * 1.1 + 0.02
         )
 
 
-def offers(story: Story, book: Lorebook) -> list[KeptLine]:
+def learnable_lines(story: Story, book: Lorebook) -> list[LearnableLine]:
     """The lines of a story that may be learned, oldest first.
 
-    A line is a turn that the writer marked, or one of the model's that the writer changed. It is
-    offered to the entries that were active then and are named in it or in what led to it; if none
-    is named, to all that were active.
+    A line is a turn that the writer marked, or one by the model that the writer edited. It is
+    about the entries that were active then and are mentioned in it or before it; if none is
+    mentioned, about all that were active.
     """
-    kept = {turn.id for turn in story.kept()}
+    marked = {turn.id for turn in story.kept()}
     turns = story.turns
-    found = []
-    for place, turn in enumerate(turns):
-        why = _why(turn, kept)
-        call = _call("".join(before.text for before in turns[max(0, place - 8) : place]))
+    lines = []
+    for index, turn in enumerate(turns):
+        why = _why(turn, marked)
+        call = _call("".join(before.text for before in turns[max(0, index - 8) : index]))
         response = _line(turn.text)
         if not why or not call or not response.strip():
             continue
-        entries = _about(turn, book, call + response)
+        entries = _mentioned(turn, book, call + response)
         if entries:
-            found.append(KeptLine(turn.id, why, call, response, entries))
-    return found
+            lines.append(LearnableLine(turn.id, why, call, response, entries))
+    return lines
 
 
 def learn(
     model: FrozenModel,
     book: Lorebook,
-    lines: Sequence[KeptLine],
+    lines: Sequence[LearnableLine],
     prompts: Mapping[str, SoftPrompt],
     *,
     max_steps: int = STEPS,
     seed: int = 0,
     on_entry: Callable[[str], None] = lambda name: None,
     on_step: Callable[[TrainingProgress], bool | None] | None = None,
-) -> list[Learned]:
-    """Trains the prompts that lines are for, from where they are, beside the others.
+) -> list[LearnedEntry]:
+    """Trains the prompts of the lines' entries further, each beside some of the others.
 
-    An entry is taught the lines together with all it was taught before, so that it forgets none
-    of that.
+    An entry's own blocks and text are trained on together with the lines, so that the prompt does
+    not forget them.
+
+    Args:
+        max_steps: updates of each prompt.
+        on_entry: called with the name of each entry before its training.
+        on_step: called after each update, as in `WorldInfoTrainer`.
 
     Raises:
-        ConfigError: no lines, or an entry that has no prompt to go on from.
+        ConfigError: no lines, or an entry without a prompt.
     """
     names = list(dict.fromkeys(name for line in lines for name in line.entries))
     if not names:
-        raise ConfigError("no lines were picked; expected one at least; keep some in the story")
+        raise ConfigError("no lines were picked; expected at least one; mark some in the story")
     for name in names:
         if name not in prompts:
             raise ConfigError(
-                f"entry {name!r} has no soft prompt to go on from; expected one; train it first, "
-                "or pick no lines for it"
+                f"entry {name!r} has no soft prompt to train further; expected one; train it "
+                "first, or pick no lines of it"
             )
     material = gather(model, 0, seed)
-    found = []
+    learned = []
     for name in names:
         on_entry(name)
-        mine = [line for line in lines if name in line.entries]
+        entry, old = book[name], prompts[name]
+        picked = [line for line in lines if name in line.entries]
         company = _company(book, name, prompts)
         trainer = WorldInfoTrainer(
             model,
-            entries=[taught(book[name], mine)],
+            entries=[add_lines(entry, picked)],
             company=company,
             company_entries=[entry for entry in book if entry.name in company],
-            initial=prompts[name],
-            kind=prompts[name].kind,
-            n_tokens=len(prompts[name]),
+            initial=old,
+            kind=old.kind,
+            n_tokens=len(old),
             max_steps=max_steps,
             distil_passages=PASSAGES,
             seed=seed,
             on_step=on_step,
         )
-        made = trainer.train()[name]
-        found.append(_learned(model, book[name], mine, prompts[name], made, material))
-    return found
+        learned.append(_measure(model, entry, picked, old, trainer.train()[name], material))
+    return learned
 
 
-def taught(entry: Entry, lines: Sequence[KeptLine]) -> Entry:
-    """An entry with lines among its blocks."""
+def add_lines(entry: Entry, lines: Sequence[LearnableLine]) -> Entry:
+    """An entry with lines added to its blocks."""
     calls = {block.call: list(block.responses) for block in entry.blocks}
     for line in lines:
-        known = calls.setdefault(line.call, [])
-        known += [] if line.response in known else [line.response]
+        responses = calls.setdefault(line.call, [])
+        if line.response not in responses:
+            responses.append(line.response)
     blocks = [Block(call=call, responses=responses) for call, responses in calls.items()]
     return entry.model_copy(update={"blocks": blocks})
 
 
 def _company(book: Lorebook, name: str, prompts: Mapping[str, SoftPrompt]) -> dict[str, SoftPrompt]:
-    """Some prompts to stand beside an entry's, of its kind: the next ones in the lorebook."""
+    """Prompts of the same kind to train beside: those of the next entries in the lorebook."""
     names = [entry.name for entry in book]
-    at = names.index(name)
+    index = names.index(name)
     others = [
         other
-        for other in names[at + 1 :] + names[:at]
+        for other in names[index + 1 :] + names[:index]
         if other in prompts and prompts[other].kind == prompts[name].kind
     ]
     return {other: prompts[other] for other in others[:COMPANY]}
 
 
-def _learned(
+def _measure(
     model: FrozenModel,
     entry: Entry,
-    lines: Sequence[KeptLine],
+    lines: Sequence[LearnableLine],
     old: SoftPrompt,
     new: SoftPrompt,
     material: Material,
-) -> Learned:
-    blocks = taught(entry.model_copy(update={"blocks": []}), lines).blocks
+) -> LearnedEntry:
+    blocks = add_lines(entry.model_copy(update={"blocks": []}), lines).blocks
     lore = [*entry.held_out, *entry.blocks]
 
-    def measured(prompt: SoftPrompt) -> Measured:
-        known = recall(model, prompt, lore) if lore and fits(model, prompt, lore) else None
-        bent = drift(model, prompt, material.unrelated)
-        return Measured(recall(model, prompt, blocks), known, bent)
+    def scores(prompt: SoftPrompt) -> PromptScores:
+        has_lore = lore and fits(model, prompt, lore)
+        return PromptScores(
+            recall(model, prompt, blocks),
+            recall(model, prompt, lore) if has_lore else None,
+            drift(model, prompt, material.unrelated),
+        )
 
-    mine = taught(entry, lines)
-    worth = measure_gain(model, mine, new).to_dict()
-    kept = new.replace(metrics=new.metrics | {METRIC: worth})
-    return Learned(mine, kept, measured(old), measured(new))
+    entry = add_lines(entry, lines)
+    gain = measure_gain(model, entry, new).to_dict()
+    prompt = new.replace(metrics=new.metrics | {METRIC: gain})
+    return LearnedEntry(entry, prompt, scores(old), scores(new))
 
 
-def _why(turn: Turn, kept: set[int]) -> str:
-    if turn.id in kept:
+def _why(turn: Turn, marked: set[int]) -> str:
+    if turn.id in marked:
         return "kept"
     return "edited" if turn.by == "model" and "edited_from" in turn.data else ""
 
 
-def _about(turn: Turn, book: Lorebook, text: str) -> tuple[str, ...]:
-    """Entries that were active at a turn and are named; all of them if none is."""
+def _mentioned(turn: Turn, book: Lorebook, text: str) -> tuple[str, ...]:
+    """Entries that were active at a turn and are mentioned in a text; all active if none is."""
     lore = turn.data.get("lore")
     active = [name for name in lore if name in book] if isinstance(lore, dict) else []
     entries = [book[name] for name in active] or list(book)
-    waking = [entry.model_copy(update={"constant": False}) for entry in entries]
-    named = {one.entry.name for one in activate(waking, [text], SCANNING).active}
-    named |= {entry.name for entry in entries if entry.name in text}
-    return tuple(name for name in (entry.name for entry in entries) if name in named) or tuple(
-        active
-    )
+    by_key = [entry.model_copy(update={"constant": False}) for entry in entries]
+    mentioned = {match.entry.name for match in activate(by_key, [text], SCAN).active}
+    mentioned |= {entry.name for entry in entries if entry.name in text}
+    names = tuple(entry.name for entry in entries if entry.name in mentioned)
+    return names or tuple(active)
 
 
 def _call(text: str) -> str:
-    """The end of what stands before a line, from the beginning of a sentence if there is one."""
+    """The end of the text before a line, from the start of a sentence if there is one."""
     if len(text) <= CALL:
         return text
     tail = text[-CALL:]
-    found = [m.end() for m in _BREAK.finditer(tail) if m.end() < len(tail)]
-    return tail[found[0] :] if found else tail.partition(" ")[2]
+    starts = [match.end() for match in _BREAK.finditer(tail) if match.end() < len(tail)]
+    return tail[starts[0] :] if starts else tail.partition(" ")[2]
 
 
 def _line(text: str) -> str:
     """The first sentences of a turn."""
     if len(text) <= LINE:
         return text.rstrip()
-    found = [m.start() for m in _BREAK.finditer(text[:LINE])]
-    return text[: found[-1]].rstrip() if found else text[:LINE].rpartition(" ")[0]
+    ends = [match.start() for match in _BREAK.finditer(text[:LINE])]
+    return text[: ends[-1]].rstrip() if ends else text[:LINE].rpartition(" ")[0]

@@ -1,4 +1,4 @@
-"""Stories in other programs' files and in text: read by what they hold, written by suffix."""
+"""Story files of other programs and text: read by their content, written by their suffix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from softlore.disk import storage_error, write_atomically
 from softlore.errors import ConfigError, StoryError, StoryFileError
-from softlore.story.files import koboldai, markdown, plain_text
+from softlore.story.files import koboldai, markdown
 from softlore.story.story import Story
 from softlore.story.turns import StoryDraft
 
@@ -22,10 +22,10 @@ class Format:
     """A format of story files.
 
     Attributes:
-        suffixes: which files it is written to.
+        suffixes: of the files it is written to.
         recognizes: whether a text is in this format.
-        read: a text as a draft; ValueError says what is wrong with it.
-        write: a draft as a text; its lorebook is written where the format has a place for it.
+        read: makes a draft of a text; raises ValueError.
+        write: makes a text of a draft, with its lorebook if the format has a place for it.
     """
 
     suffixes: tuple[str, ...]
@@ -34,25 +34,29 @@ class Format:
     write: Callable[[StoryDraft], str]
 
 
-# The first one that recognizes a text reads it; plain text recognizes all.
+# A text is read by the first one that recognizes it; plain text recognizes all.
 FORMATS = {
     "koboldai": Format((".json",), koboldai.recognizes, koboldai.read, koboldai.write),
     "markdown": Format((".md", ".markdown"), markdown.recognizes, markdown.read, markdown.write),
-    "text": Format((".txt", ".text"), plain_text.recognizes, plain_text.read, plain_text.write),
+    "text": Format(
+        (".txt", ".text"), lambda text: True, markdown.read_plain, lambda draft: draft.text
+    ),
 }
 _BINARY = {
-    b"SQLite format 3\0": "an SQLite file; if it is a story of softlore's, open it instead",
-    b"PK\x03\x04": "a zip archive; take the story out of it first",
-    b"\x89PNG": "a picture; a character card holds no story",
+    b"SQLite format 3\0": "an SQLite file; if it is a story of softlore, open it instead",
+    b"PK\x03\x04": "a zip archive; extract the story first",
+    b"\x89PNG": "a picture; character cards have no story",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
 }
 
 
 def read_story(path: str | os.PathLike[str]) -> StoryDraft:
-    """Reads a story from a KoboldAI save, from Markdown or from plain text, by what it holds.
+    """Reads a story from a KoboldAI save, Markdown or plain text, by the file's content.
 
-    Raises StoryFileError unless it can be read as one of these, StorageError.
+    Raises:
+        StoryFileError: it cannot be read as any of these.
+        StorageError: the file cannot be read.
     """
     path = Path(path)
     text = _decoded(_read_bytes(path), path)
@@ -62,10 +66,10 @@ def read_story(path: str | os.PathLike[str]) -> StoryDraft:
     except (ConfigError, StoryError) as error:
         raise StoryFileError(f"{str(path)!r}: {error}") from None
     except (ValueError, RecursionError) as error:
-        why = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise StoryFileError(
             f"{str(path)!r} cannot be read as a story: {why:.300}; expected a KoboldAI save, "
-            f"Markdown or plain text, and this looks like {name}; save it there again"
+            f"Markdown or plain text, and this looks like {name}; export it again"
         ) from None
 
 
@@ -75,15 +79,16 @@ def write_story(
     format: str | None = None,
     lorebook: Any = None,
 ) -> None:
-    """Writes a story as it stands, its other branches left out; a file that is there is replaced.
+    """Writes a story, without its other branches; replaces an existing file.
 
     Args:
         format: "koboldai", "markdown" or "text"; by the path's suffix if left out.
-        lorebook: World Info for a KoboldAI save, as plain JSON in its form, in place of what came
-            along when the story was imported from one.
+        lorebook: World Info for a KoboldAI save, as plain JSON in its form; that of the imported
+            save if left out.
 
     Raises:
-        StoryError: the format is not known. StorageError: the disk refuses.
+        StoryError: an unknown format.
+        StorageError: the file cannot be written.
     """
     path = Path(path)
     if format is None:
@@ -91,8 +96,8 @@ def write_story(
         format = known.get(path.suffix.lower())
         if format is None:
             raise StoryError(
-                f"{str(path)!r} does not say in which format to write the story; expected a name "
-                f"that ends in one of {', '.join(known)}; name it so, or name a format"
+                f"{str(path)!r} has no suffix of a story format; expected a name that ends in "
+                f"one of {', '.join(known)}; choose such a name, or pass a format"
             )
     if format not in FORMATS:
         raise StoryError(
@@ -106,7 +111,7 @@ def write_story(
 
 
 def _read_bytes(path: Path) -> bytes:
-    """The file's bytes; its size is looked at first."""
+    """The content of a file of at most MAX_BYTES."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -114,7 +119,9 @@ def _read_bytes(path: Path) -> bytes:
     except OSError as error:
         raise storage_error("read", path, error) from error
     except ValueError:  # a name with a zero byte
-        raise StoryError(f"{str(path)!r:.160} can name no file; choose another name") from None
+        raise StoryError(
+            f"{str(path)!r:.160} is not a path; expected one; choose another name"
+        ) from None
     size = max(size, len(content))
     if size > MAX_BYTES:
         raise StoryFileError(
@@ -127,15 +134,15 @@ def _read_bytes(path: Path) -> bytes:
 def _decoded(content: bytes, path: Path) -> str:
     for start, what in _BINARY.items():
         if content.startswith(start):
-            raise StoryFileError(f"{str(path)!r} is no text: it is {what}")
+            raise StoryFileError(f"{str(path)!r} is not text: it is {what}")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise StoryFileError(
             f"{str(path)!r} is not UTF-8 text (byte 0x{content[error.start]:02x} in line {line}); "
-            "expected a text; save it as UTF-8"
+            "expected UTF-8; save it so"
         ) from None
     if "\0" in text[:8192]:
-        raise StoryFileError(f"{str(path)!r} is a binary file; expected a text; name another file")
+        raise StoryFileError(f"{str(path)!r} is a binary file; expected text; choose another file")
     return text.removeprefix("\ufeff")

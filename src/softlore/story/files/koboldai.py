@@ -1,10 +1,9 @@
-"""KoboldAI's saves, as KoboldAI and KoboldAI Lite write them: JSON.
+"""Stories as the JSON saves of KoboldAI and KoboldAI Lite.
 
 `prompt` is the first turn and `actions` are the others; `memory`, `authorsnote` and
-`anotetemplate` are settings. All other fields are kept as they are in `settings.extra["koboldai"]`
-and written again. By whom a turn is, and the settings that KoboldAI does not have, stand in one
-field more, `softlore`, which other programs pass over:
-`{"by": ["writer", "model", …], "settings": {…}}`.
+`anotetemplate` are settings. All other fields are saved in `settings.extra["koboldai"]` and
+written again. The authors of turns, and the settings that KoboldAI does not have, are in one more
+field, `softlore`, which other programs ignore: `{"by": ["writer", "model", …], "settings": {…}}`.
 
 Source: KoboldAI-Client's `aiserver.py` and KoboldAI Lite's `index.html`.
 """
@@ -18,64 +17,63 @@ from softlore.lore.plain import plain
 from softlore.story.settings import StorySettings
 from softlore.story.turns import BY, By, StoryDraft
 
-EXTRA = "koboldai"  # where the other fields are kept in settings.extra
-_OURS = "softlore"
-# The save's field -> the setting.
+EXTRA = "koboldai"  # the place of the other fields in settings.extra
+_SOFTLORE = "softlore"
+# By field of the save: the setting.
 _SETTINGS = {"memory": "memory", "authorsnote": "note", "anotetemplate": "note_template"}
-_INPUT = ("{{[INPUT]}}", "\n\n> ", "> ")  # how Lite marks what was typed, and adventures do
+_INPUT = ("{{[INPUT]}}", "\n\n> ", "> ")  # of Lite, and of adventure mode
 
 
 def recognizes(text: str) -> bool:
-    """Whether it is JSON; which JSON, `read` finds out."""
+    """Whether a text is JSON, which `read` checks further, or a damaged save."""
     if not text.lstrip().startswith(("{", "[")):
         return False
     try:
         return isinstance(json.loads(text), dict | list)
     except (ValueError, RecursionError):
-        # A broken save, if its first lines look like one; else a text that begins with a bracket.
         return any(f'"{name}"' in text for name in ("actions", "authorsnote"))
 
 
 def read(text: str) -> StoryDraft:
-    """A save as a draft. Raises ValueError."""
-    data = plain(_mended(json.loads(text, parse_constant=_refuse)))
+    """A draft from a save. Raises ValueError."""
+    data = plain(_replace_surrogates(json.loads(text, parse_constant=_reject_constant)))
     if not isinstance(data, dict) or not ({"prompt", "actions"} <= data.keys()):
-        raise ValueError("it is JSON, but has no fields `prompt` and `actions`")
+        raise ValueError("it is JSON without the fields `prompt` and `actions`")
     prompt, actions = data.pop("prompt"), data.pop("actions")
     if isinstance(actions, dict):
         raise ValueError(
-            "it is a save of KoboldAI United's own form; download it there as a KoboldAI save"
+            "it is in KoboldAI United's own format; download it there as a KoboldAI save"
         )
     if not isinstance(actions, list):
-        raise ValueError("its `actions` are no list")
+        raise ValueError("its `actions` are not a list")
     texts = [prompt or "", *actions]
-    if not all(isinstance(one, str) for one in texts):
-        raise ValueError("its `prompt` or one of its `actions` is no text")
-    ours = data.pop(_OURS, None)
-    ours = ours if isinstance(ours, dict) else {}
-    own = ours.get("settings")
-    settings = dict(own) if isinstance(own, dict) else {}
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("its `prompt` or one of its `actions` is not text")
+    more = data.pop(_SOFTLORE, None)
+    more = more if isinstance(more, dict) else {}
+    settings = more.get("settings")
+    settings = dict(settings) if isinstance(settings, dict) else {}
     for field, name in _SETTINGS.items():
         value = data.pop(field, None)
         if value is not None and not isinstance(value, str):
-            raise ValueError(f"its `{field}` is no text")
+            raise ValueError(f"its `{field}` is not text")
         if value is not None:
             settings[name] = value
-    by = _by(ours.get("by"), texts)
+    by = _authors(more.get("by"), texts)
     lorebook = data.get("worldinfo")
     return StoryDraft(
         StorySettings.from_dict({**settings, EXTRA: data}),
-        tuple(zip(by, texts, strict=False)),  # an empty prompt that no one wrote is left out
+        tuple(zip(by, texts, strict=False)),  # without an empty prompt that has no author
         lorebook or None,
     )
 
 
 def write(draft: StoryDraft) -> str:
-    """A draft as a save, with the fields that KoboldAI needs to open it."""
+    """A draft as a save, with the fields that KoboldAI requires."""
     others = draft.settings.extra.get(EXTRA)
     others = others if isinstance(others, dict) else {}
-    own = draft.settings.non_defaults()
-    told = {*_SETTINGS.values(), EXTRA}
+    settings = draft.settings.non_defaults()
+    written = {*_SETTINGS.values(), EXTRA}
     prompt, *actions = [text for _, text in draft.turns] or [""]
     data = {
         "gamestarted": True,
@@ -85,19 +83,19 @@ def write(draft: StoryDraft) -> str:
         "actions": actions,
         "actions_metadata": _metadata(others.get("actions_metadata"), actions),
         "worldinfo": others.get("worldinfo", []) if draft.lorebook is None else draft.lorebook,
-        _OURS: {
+        _SOFTLORE: {
             "by": [by for by, _ in draft.turns],
-            "settings": {name: value for name, value in own.items() if name not in told},
+            "settings": {name: value for name, value in settings.items() if name not in written},
         },
     }
     return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
 
 
-def _by(said: Any, texts: list[str]) -> list[By]:
-    """By whom the turns are: as the save says, if it is ours, else as its marks have it."""
-    fits = isinstance(said, list) and (len(said) == len(texts) or (not said and texts == [""]))
-    if fits and all(by in BY for by in said):
-        return cast(list[By], said)
+def _authors(given: Any, texts: list[str]) -> list[By]:
+    """The authors of the turns: as softlore wrote them, else by KoboldAI's marks of input."""
+    fits = isinstance(given, list) and (len(given) == len(texts) or (not given and texts == [""]))
+    if fits and all(by in BY for by in given):
+        return cast(list[By], given)
     typed: list[By] = ["writer" if _is_input(text) else "model" for text in texts[1:]]
     return [] if texts == [""] else ["writer", *typed]
 
@@ -107,26 +105,26 @@ def _is_input(text: str) -> bool:
 
 
 def _metadata(old: Any, actions: list[str]) -> Any:
-    """KoboldAI's alternatives of each action, if they still belong to these actions."""
-    if isinstance(old, dict) and all(isinstance(one, dict) for one in old.values()):
-        selected = [one.get("Selected Text") for one in old.values()]
+    """KoboldAI's alternatives of each action, if the actions are unchanged."""
+    if isinstance(old, dict) and all(isinstance(action, dict) for action in old.values()):
+        selected = [action.get("Selected Text") for action in old.values()]
         if selected == actions:
             return old
     return {}
 
 
-def _mended(value: Any) -> Any:
-    """Half characters (a pair cut apart, as JavaScript does) become U+FFFD."""
+def _replace_surrogates(value: Any) -> Any:
+    """Replaces lone surrogates, which JavaScript leaves when it cuts a character, by U+FFFD."""
     if isinstance(value, str):
         if value.isascii():
             return value
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, list):
-        return [_mended(one) for one in value]
+        return [_replace_surrogates(item) for item in value]
     if isinstance(value, dict):
-        return {_mended(name): _mended(one) for name, one in value.items()}
+        return {_replace_surrogates(k): _replace_surrogates(v) for k, v in value.items()}
     return value
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a number JSON knows")
+def _reject_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number in JSON")

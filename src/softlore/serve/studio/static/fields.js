@@ -131,7 +131,7 @@ export function formatPicker(label, formats, take) {
 }
 
 /** A slider with its figure; a double click, Delete or 0 resets it. */
-export function slider(label, { value, min, max, step, usual, help = "" }, onchange) {
+export function slider(label, { value, min, max, step, default: initial, help = "" }, onchange) {
   const id = newId("slider");
   const shown = h("output", { for: id });
   const input = h("input", { id, type: "range", class: min < 0 ? "signed" : null, min, max, step, title: help || null });
@@ -139,12 +139,12 @@ export function slider(label, { value, min, max, step, usual, help = "" }, oncha
     input, shown);
   const draw = () => {
     shown.textContent = String(Number(input.value));
-    row.classList.toggle("on", Number(input.value) !== usual);
+    row.classList.toggle("on", Number(input.value) !== initial);
   };
   const reset = () => {
-    input.value = usual;
+    input.value = initial;
     draw();
-    onchange(usual);
+    onchange(initial);
   };
   input.addEventListener("input", () => {
     draw();

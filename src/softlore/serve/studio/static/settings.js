@@ -15,16 +15,12 @@ function samplers() {
   const rows = h("div", { class: "group" });
   const draw = () => {
     const chosen = { ...state.story?.settings.sampling };
-    rows.replaceChildren(...(state.info?.samplers ?? []).map((one) => {
-      const span = one.max - one.min;
-      const whole = Number.isInteger(one.default) && span > 5;
-      return slider(one.name.replaceAll("_", " "), { value: chosen[one.name] ?? one.default,
-        min: one.min, max: one.max, step: whole ? 1 : 0.01, usual: one.default, help: one.help },
-      (value) => {
-        chosen[one.name] = value;
-        saveSampling({ ...chosen });
-      });
-    }));
+    rows.replaceChildren(...(state.info?.samplers ?? []).map(({ name, ...range }) =>
+      slider(name.replaceAll("_", " "), { ...range, value: chosen[name] ?? range.default },
+        (value) => {
+          chosen[name] = value;
+          saveSampling({ ...chosen });
+        })));
   };
   on("info", draw);
   onNew(() => state.story?.settings.sampling, rows, draw);
@@ -47,7 +43,7 @@ function codes() {
   const draw = () => {
     const known = state.info?.codes ?? [];
     rows.replaceChildren(...(known.length ? known.map((code) => slider(code.name, {
-      value: habits().codes[code.name] ?? 0, min: -MOST, max: MOST, step: 0.1, usual: 0,
+      value: habits().codes[code.name] ?? 0, min: -MOST, max: MOST, step: 0.1, default: 0,
       help: code.description ?? "",
     }, (value) => {
       const { [code.name]: _, ...rest } = habits().codes;
