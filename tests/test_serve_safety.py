@@ -12,7 +12,7 @@ from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
 from softlore.serve.app import make_app
 from softlore.serve.engines.local import LocalEngine
-from softlore.serve.logs import _Json, _Plain
+from softlore.serve.logs import JsonFormatter, PlainFormatter
 from softlore.serve.state import ServerState
 from softlore.settings import ServeSettings
 from softlore.story import StoryLibrary
@@ -412,7 +412,7 @@ def test_what_fails_is_told_and_not_what_a_story_says(apps, error, status, told,
     failed = [record for record in caplog.records if record.exc_info]
     assert len(failed) == (status == 500)
     for record in failed:
-        for line in (_Json().format(record), _Plain().format(record)):
+        for line in (JsonFormatter().format(record), PlainFormatter().format(record)):
             assert "ZeroDivisionError" in line
             assert "raise error" in line
             assert "Emma" not in line

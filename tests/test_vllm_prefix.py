@@ -12,10 +12,9 @@ from softlore.context import Node, Tree, splice
 from softlore.model.families import TESTED_FAMILIES
 from softlore.model.tiny import tiny_model
 from softlore.prompts.formats import vllm
-from softlore.vllm_connector.files import read, read_folder, side_by_side
-from softlore.vllm_connector.folder import Folder
+from softlore.vllm_connector.files import PrefixFolder, read, read_folder, side_by_side
 from softlore.vllm_connector.placeholders import of_set, placeholder
-from softlore.vllm_connector.ready import Ready, key_of, slots
+from softlore.vllm_connector.prepared import PreparedPrefixes, set_key, slot_mapping
 
 ROTARY = sorted(TESTED_FAMILIES - set("bloom ctrl gpt2 gpt_neo mpt opt xglm".split()))
 
@@ -124,17 +123,17 @@ def test_a_worker_keeps_its_heads_as_the_kernel_takes_them(tmp_path):
     dog, cat, _ = files = written(tmp_path, prefixes(model), model)
     layers, _, heads, _, head_dim = dog.shape
     assert heads == 2
-    ready = Ready(layers, heads, head_dim, torch.float32)
-    whole = ready.prepare([dog])
+    prepared = PreparedPrefixes(layers, heads, head_dim, torch.float32)
+    whole = prepared.prepare([dog])
     assert torch.equal(whole.transpose(2, 3), dog.key_values)
-    assert ready.kept(key_of([dog])) is whole
-    assert torch.equal(ready.prepare([cat, dog]).transpose(2, 3), side_by_side([dog, cat]))
+    assert prepared.get(set_key([dog])) is whole
+    assert torch.equal(prepared.prepare([cat, dog]).transpose(2, 3), side_by_side([dog, cat]))
     for ranks in (2, 4):  # of four, two share each head
         for rank in range(ranks):
-            own = Ready(layers, 1, head_dim, torch.float32, rank, ranks).prepare([dog])
+            own = PreparedPrefixes(layers, 1, head_dim, torch.float32, rank, ranks).prepare([dog])
             assert torch.equal(own[..., 0, :], dog.key_values[:, :, rank * heads // ranks])
             assert own.untyped_storage().nbytes() == own.nbytes == whole.nbytes // 2
-    assert ready.prepare(files).shape == (layers, 2, sum(len(f.ids) for f in files), 2, head_dim)
+    assert prepared.prepare(files).shape == (layers, 2, sum(len(f.ids) for f in files), 2, head_dim)
 
 
 def test_what_was_longest_not_used_is_dropped(tmp_path):
@@ -142,12 +141,12 @@ def test_what_was_longest_not_used_is_dropped(tmp_path):
     dog, cat, owl = written(tmp_path, prefixes(model), model)
     layers, _, heads, _, head_dim = dog.shape
     sizes = [file.key_values.nbytes for file in (dog, cat, owl)]
-    ready = Ready(layers, heads, head_dim, torch.float32, most_bytes=sum(sizes) - 1)
-    ready.prepare([dog])
-    ready.prepare([cat])
-    assert ready.kept(key_of([dog])) is not None
-    ready.prepare([owl])
-    there = [ready.kept(key_of([file])) is not None for file in (dog, cat, owl)]
+    prepared = PreparedPrefixes(layers, heads, head_dim, torch.float32, max_bytes=sum(sizes) - 1)
+    prepared.prepare([dog])
+    prepared.prepare([cat])
+    assert prepared.get(set_key([dog])) is not None
+    prepared.prepare([owl])
+    there = [prepared.get(set_key([file])) is not None for file in (dog, cat, owl)]
     assert there == [True, False, True]
 
 
@@ -158,42 +157,42 @@ def test_prefixes_of_another_model_or_version_are_refused(tmp_path):
     layers, _, heads, _, head_dim = dog.shape
     for other in ((layers + 1, heads, head_dim), (layers, heads + 1, head_dim), (layers, heads, 3)):
         with pytest.raises(ValueError, match="is for another model"):
-            Ready(*other, torch.float32).prepare([dog])
+            PreparedPrefixes(*other, torch.float32).prepare([dog])
     changed = prompts[0].replace(tensor=prompts[0].tensor * 2)
     vllm.write_prefix(changed, model, tmp_path / "dog.safetensors")
     with pytest.raises(ValueError, match="another version"):
-        Ready(layers, heads, head_dim, torch.float32).prepare([dog])
+        PreparedPrefixes(layers, heads, head_dim, torch.float32).prepare([dog])
 
 
 def test_slots_follow_the_blocks():
-    assert slots([7, 3], 0, 4, 2).tolist() == [14, 15, 6, 7]
-    assert slots([7, 3], 2, 4, 2).tolist() == [6, 7]
+    assert slot_mapping([7, 3], 0, 4, 2).tolist() == [14, 15, 6, 7]
+    assert slot_mapping([7, 3], 2, 4, 2).tolist() == [6, 7]
 
 
 def test_a_folder_is_read_again_where_it_changed(tmp_path, monkeypatch, caplog):
     model = tiny_model("llama")
     dog, cat, owl = prefixes(model)
     written(tmp_path, [dog, cat], model)
-    folder = Folder(str(tmp_path), 1)
+    folder = PrefixFolder(str(tmp_path), 1)
     assert list(folder.files()) == ["cat", "dog"]
     ids = vllm.prefix_ids(dog, model)
-    assert folder.begun([*ids, 5]).name == "dog"
-    assert folder.begun(ids[:-1]) is None
-    assert folder.begun(()) is None
+    assert folder.starting([*ids, 5]).name == "dog"
+    assert folder.starting(ids[:-1]) is None
+    assert folder.starting(()) is None
     opened = []
 
     def noted(path):
         opened.append(path.name)
         return read(path)
 
-    monkeypatch.setattr("softlore.vllm_connector.folder.read", noted)
+    monkeypatch.setattr("softlore.vllm_connector.files.read", noted)
     written(tmp_path, [owl.replace(name="again", tensor=cat.tensor)], model)
     (tmp_path / "bad.safetensors").write_bytes(b"none")
     Path(tmp_path, "dog.safetensors").unlink()
     assert sorted(folder.files()) == ["again", "cat"]
     assert opened == ["again.safetensors", "bad.safetensors"]
     assert "is no prefix for the connector" in caplog.text
-    assert folder.begun(ids) is None
+    assert folder.starting(ids) is None
     assert len(folder.named(["again", "cat", "dog"])) == 1  # one tensor under two names
 
 
@@ -201,4 +200,4 @@ def test_prompts_that_are_no_whole_blocks_stop_the_start(tmp_path):
     model = tiny_model("llama")
     written(tmp_path, prefixes(model), model)
     with pytest.raises(ValueError, match="expected a multiple of vLLM's block size, 64"):
-        Folder(str(tmp_path), 64)
+        PrefixFolder(str(tmp_path), 64)

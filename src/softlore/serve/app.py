@@ -1,4 +1,4 @@
-"""The application: every route of the server, joined, behind its guard."""
+"""The application: all routes of the server, behind the guard, with errors as responses."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from softlore import __version__
 from softlore.errors import SoftloreError
 from softlore.serve import kobold, openai, studio
 from softlore.serve.compose import model_name
-from softlore.serve.metrics import CONTENT_TYPE, CountedEngine, Counting
+from softlore.serve.metrics import CONTENT_TYPE, Counting, CountingEngine
 from softlore.serve.responses import error_response, response_to
 from softlore.serve.safety import Guard
 from softlore.serve.service import GenerationService
 from softlore.serve.state import ServerState
 
-USUAL = {
-    404: "there is nothing at this path; expected one of the API's; see /openapi.json",
-    405: "this path takes another method; expected what the Allow header says; see /openapi.json",
+MESSAGES = {
+    404: "there is nothing at this path; expected a path of the API; see /openapi.json",
+    405: "this path does not take this method; expected one of the Allow header; see /openapi.json",
 }
-_log = logging.getLogger(__name__)
-ABOUT = (
+DESCRIPTION = (
     "Stories with soft World Info. `[[soft:NAME]]` in any text stands for a soft prompt. "
     "Under /api is the KoboldAI API, under /v1 OpenAI's, under /studio the studio's own."
 )
+_log = logging.getLogger(__name__)
 
 
 def make_app(state: ServerState) -> FastAPI:
-    """An ASGI application that serves one state; the engine is closed with it."""
-    engine = CountedEngine(state.engine)
+    """The ASGI application for a state, which is closed with it."""
+    engine = CountingEngine(state.engine)
     state.engine = engine
 
     @asynccontextmanager
@@ -46,97 +46,91 @@ def make_app(state: ServerState) -> FastAPI:
         yield
         await state.close()
 
-    # The interactive pages would load scripts from another site.
     app = FastAPI(
         title="softlore",
         version=__version__,
-        description=ABOUT,
-        docs_url=None,
+        description=DESCRIPTION,
+        docs_url=None,  # the interactive pages would load scripts from another site
         redoc_url=None,
         lifespan=lifespan,
     )
     app.state.softlore = state
     service = GenerationService(state)
-    for router in (
-        kobold.make_router(service),
-        openai.make_router(service),
-        studio.make_router(state),
-        _facts(state, engine),
-    ):
-        app.include_router(router)
-    _add_handlers(app)
-    # The last added is the outermost: what the guard refuses is counted too.
-    app.add_middleware(Caught)
+    app.include_router(kobold.make_router(service))
+    app.include_router(openai.make_router(service))
+    app.include_router(studio.make_router(state))
+    app.include_router(_monitoring_router(state, engine))
+    _add_error_handlers(app)
+    # The last is the outermost, so that requests which the guard rejects are counted.
+    app.add_middleware(ErrorLogging)
     app.add_middleware(Guard, settings=state.settings)
     app.add_middleware(Counting, metrics=engine.metrics)
     return app
 
 
-class Caught:
-    """ASGI middleware: what nobody foresaw is logged, and the caller told that it happened."""
+class ErrorLogging:
+    """ASGI middleware that logs unhandled exceptions and returns 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        started = False
 
-        async def sending(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def send_through(message: Message) -> None:
+            nonlocal started
+            started = True
             await send(message)
 
         try:
-            await self.app(scope, receive, sending)
+            await self.app(scope, receive, send_through)
         except ClientDisconnect:
-            pass  # nobody is there to be told
+            pass
         except Exception as error:
             if scope["type"] != "http":
                 raise
             _log.error("a request failed", exc_info=error)
-            if not begun:  # else the answer breaks off, which its reader sees
+            if not started:  # a response that has started breaks off, which its client sees
                 message = "something went wrong in the server; its log says more"
                 await error_response(scope["path"], 500, message)(scope, receive, send)
 
 
-def _facts(state: ServerState, engine: CountedEngine) -> APIRouter:
-    """What those who run the server ask it."""
+def _monitoring_router(state: ServerState, engine: CountingEngine) -> APIRouter:
     router = APIRouter(tags=["server"])
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        """Whether the server is there, and how busy: 503 once it is closing."""
-        told = {"status": "closing" if state.closing else "ok", "model": model_name(engine.model)}
+        """The server's state and load; 503 once it is closing."""
+        status = "closing" if state.closing else "ok"
         load = dataclasses.asdict(engine.load())
-        return JSONResponse(told | {"load": load}, 503 if state.closing else 200)
+        content = {"status": status, "model": model_name(engine.model), "load": load}
+        return JSONResponse(content, 503 if state.closing else 200)
 
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:
-        """Counts for Prometheus."""
+        """Metrics for Prometheus."""
         return Response(engine.metrics.page(), media_type=CONTENT_TYPE)
 
     return router
 
 
-def _add_handlers(app: FastAPI) -> None:
-    """What a caller is told of what went wrong, wherever it did."""
-
+def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(SoftloreError)
-    async def ours(request: Request, error: Exception) -> Response:
+    async def softlore_error(request: Request, error: Exception) -> Response:
         return response_to(request.url.path, error)
 
     @app.exception_handler(RequestValidationError)
-    async def unfit(request: Request, error: Exception) -> Response:
+    async def invalid_request(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
-        message = f"{where or 'the body'}: {first['msg']}; expected what the API takes; mend it"
+        message = f"{where or 'the body'}: {first['msg']}; expected what the API takes; fix it"
         return error_response(request.url.path, 400, message, "invalid_request")
 
     @app.exception_handler(HTTPException)
-    async def missing(request: Request, error: Exception) -> Response:
+    async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message, status = str(error.detail), error.status_code
         if message == HTTPStatus(status).phrase:
-            message = USUAL.get(status, message)
+            message = MESSAGES.get(status, message)
         return error_response(request.url.path, status, message, headers=error.headers)

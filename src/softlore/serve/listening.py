@@ -1,4 +1,4 @@
-"""The address that the server listens on, taken before anything that takes long."""
+"""Opens the server's socket, before anything that takes long is loaded."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import socket
 from softlore.errors import ConfigError
 from softlore.settings import ServeSettings
 
-BACKLOG = 1024  # callers that may knock at once
+BACKLOG = 1024  # connections that may wait to be accepted
 
 
 def listen(settings: ServeSettings) -> socket.socket:
-    """A socket at the address of the settings.
+    """A socket that listens at the address of the settings.
 
     Raises:
-        ConfigError: the address is taken, or is not this machine's.
+        ConfigError: the address is in use, or not one of this machine.
     """
     host = settings.host.strip("[]")
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)

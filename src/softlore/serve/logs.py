@@ -1,4 +1,4 @@
-"""Logs: one line a request, as JSON or for people. Never what a story says, nor a query."""
+"""Logs to standard error, as JSON or for people: never the text of a story, nor a query string."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ import sys
 import time
 import traceback
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any
 
-FIELDS = ("request", "method", "route", "status", "ms", "tokens")
+FIELDS = ("request", "method", "route", "status", "ms", "tokens")  # of a request's line
 requests_log = logging.getLogger("softlore.requests")
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def set_up(level: str, as_json: bool | None = None) -> None:
-    """Sends the logs of softlore and of its server to standard error.
+    """Sends the logs of softlore and uvicorn to standard error.
 
-    `as_json`: lines of JSON; None: where nobody watches.
+    `as_json`: one JSON object a line; None: unless standard error is a terminal.
     """
     handler = logging.StreamHandler(sys.stderr)
     plain = sys.stderr.isatty() if as_json is None else not as_json
-    handler.setFormatter(_Plain() if plain else _Json())
+    handler.setFormatter(PlainFormatter() if plain else JsonFormatter())
     for name in ("softlore", "uvicorn"):
         log = logging.getLogger(name)
         log.handlers, log.propagate = [handler], False
@@ -31,46 +30,45 @@ def set_up(level: str, as_json: bool | None = None) -> None:
     logging.getLogger("uvicorn").setLevel("WARNING")
 
 
-def _trace(record: logging.LogRecord) -> str:
-    """Where an error came from. What it says may hold a story's text: told when debugging only."""
-    if logging.getLogger("softlore").isEnabledFor(logging.DEBUG) or not record.exc_info:
-        return logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+def _traceback(record: logging.LogRecord) -> str:
+    """A record's traceback. Unless debugging, without error messages: they may quote a story."""
+    if not record.exc_info:
+        return ""
+    if logging.getLogger("softlore").isEnabledFor(logging.DEBUG):
+        return logging.Formatter().formatException(record.exc_info)
     error, parts = record.exc_info[1], list[str]()
     while error is not None and len(parts) < 10:
-        parts.append(f"{type(error).__name__}\n{_frames(error.__traceback__)}")
+        parts.append(f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}")
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return "after ".join(parts)
 
 
-def _frames(trace: TracebackType | None) -> str:
-    return "".join(traceback.format_tb(trace))
+class JsonFormatter(logging.Formatter):
+    """A record as a JSON object."""
 
-
-class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
         if request := request_id.get():
-            told["request"] = request
-        told |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+            fields["request"] = request
+        fields |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         if record.exc_info:
-            told["traceback"] = _trace(record)
-        return json.dumps(told)
+            fields["traceback"] = _traceback(record)
+        return json.dumps(fields)
 
 
-class _Plain(logging.Formatter):
+class PlainFormatter(logging.Formatter):
+    """A record as a line for people."""
+
     def format(self, record: logging.LogRecord) -> str:
-        at = time.strftime("%H:%M:%S", time.localtime(record.created))
-        if not hasattr(record, "route"):
-            text = f"{at}  {record.levelname.lower()}  {record.getMessage()}"
-        else:
-            told = {name: getattr(record, name, None) for name in FIELDS}
-            text = f"{at}  {told['status']}  {told['ms']:7.0f} ms  {told['method']} {told['route']}"
-            text += f"  {told['tokens']} tokens" if told["tokens"] else ""
-        if record.exc_info:
-            text += "\n" + _trace(record)
-        return text
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = f"{clock}  {record.levelname.lower()}  {record.getMessage()}"
+        if hasattr(record, "route"):
+            f = record.__dict__
+            text = f"{clock}  {f['status']}  {f['ms']:7.0f} ms  {f['method']} {f['route']}"
+            text += f"  {f['tokens']} tokens" if f["tokens"] else ""
+        return f"{text}\n{_traceback(record)}" if record.exc_info else text

@@ -1,15 +1,16 @@
-"""What the server counts: requests, texts and tokens, for Prometheus and the log."""
+"""Metrics of requests, texts and tokens, for Prometheus and the log."""
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import secrets
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,89 +22,85 @@ from softlore.serve.logs import request_id, requests_log
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 600.0)
-GAUGES = {
+GAUGES = {  # name, field of EngineLoad, help
     "texts_running": ("running", "Texts that are read or written now."),
     "texts_waiting": ("waiting", "Texts in the queue."),
     "slots": ("slots", "Texts that can run at once."),
     "queue": ("queue", "Texts that can wait."),
-    "running_tokens": ("tokens", "Keys and values held for running texts, in tokens."),
-    "running_bytes": ("bytes", "Keys and values held for running texts, in bytes."),
-    "kept_tokens": ("kept_tokens", "Keys and values kept of texts that have ended, in tokens."),
-    "kept_bytes": ("kept_bytes", "Keys and values kept of texts that have ended, in bytes."),
+    "running_tokens": ("tokens", "Keys and values of running texts, in tokens."),
+    "running_bytes": ("bytes", "Keys and values of running texts, in bytes."),
+    "kept_tokens": ("kept_tokens", "Cached keys and values of texts that have ended, in tokens."),
+    "kept_bytes": ("kept_bytes", "Cached keys and values of texts that have ended, in bytes."),
 }
 STATIC = "/studio/static/"
-QUIET = frozenset({"/health", "/metrics", STATIC})  # logged only when debugging, if all is well
+QUIET = frozenset({"/health", "/metrics", STATIC})  # successes are logged on the debug level
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-GONE = 499
-_texts: contextvars.ContextVar[list[AsyncOutputStream] | None] = contextvars.ContextVar(
-    "texts", default=None
-)
+CLIENT_CLOSED = 499  # nginx's status for a client that disconnected before the response
+_request_texts: ContextVar[list[AsyncOutputStream] | None] = ContextVar("texts", default=None)
 
 
 class Metrics:
-    """The counts of one server."""
+    """The metrics of one server."""
 
     def __init__(self, engine: Engine) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
+        registry.register(_LoadCollector(engine))
         self.requests = Counter(
             "softlore_requests",
             "Requests, by route.",
             ("method", "route", "status"),
-            registry=self.registry,
+            registry=registry,
         )
         self.seconds = Histogram(
             "softlore_request_seconds",
-            "From the request to the end of its answer.",
+            "From the request to the end of its response.",
             ("method", "route"),
             buckets=SECONDS,
-            registry=self.registry,
+            registry=registry,
         )
         self.texts = Counter(
-            "softlore_texts", "Texts that have ended, by how.", ("finish",), registry=self.registry
+            "softlore_texts", "Texts that have ended, by how.", ("finish",), registry=registry
         )
-        self.tokens = Counter("softlore_tokens", "Tokens written.", registry=self.registry)
+        self.tokens = Counter("softlore_tokens", "Tokens written.", registry=registry)
         self.refused = Counter(
-            "softlore_refused", "Texts refused, as the queue was full.", registry=self.registry
+            "softlore_refused", "Texts refused, as the queue was full.", registry=registry
         )
         self.gone = Counter(
-            "softlore_gone",
-            "Requests whose caller went before the end of the answer; what was written for them "
-            "ended there.",
-            registry=self.registry,
+            "softlore_gone", "Requests whose client left before the response.", registry=registry
         )
         self.first = Histogram(
             "softlore_first_token_seconds",
-            "From a text's start to its first token, its time in the queue with it.",
+            "From a text's start to its first token, its time in the queue included.",
             buckets=SECONDS,
-            registry=self.registry,
+            registry=registry,
         )
-        self.registry.register(_Gauges(engine))
 
     def page(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def ended(self, text: AsyncOutputStream) -> None:
+    def count_text(self, text: AsyncOutputStream) -> None:
+        """Counts a text that has ended."""
         self.texts.labels(text.finish).inc()
         self.tokens.inc(len(text.ids))
         if text.seconds_to_first is not None:
             self.first.observe(text.seconds_to_first)
 
 
-class _Gauges:
-    """How busy the engine is, when it is asked."""
+class _LoadCollector(Collector):
+    """The engine's load, read when Prometheus asks for it."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
         load = self._engine.load()
-        for name, (field, told) in GAUGES.items():
-            yield GaugeMetricFamily(f"softlore_{name}", told, value=getattr(load, field))
+        for name, (field, text) in GAUGES.items():
+            yield GaugeMetricFamily(f"softlore_{name}", text, value=getattr(load, field))
 
 
-class CountedEngine(Engine):
-    """An engine whose texts are counted, for the server and for the request that started them."""
+class CountingEngine(Engine):
+    """An engine whose texts are counted, for the server and for the request that starts them."""
 
     def __init__(self, engine: Engine) -> None:
         self.model: LanguageModel = engine.model
@@ -118,9 +115,8 @@ class CountedEngine(Engine):
         except BusyError:
             self.metrics.refused.inc()
             raise
-        stream.on_end = self.metrics.ended
-        texts = _texts.get()
-        if texts is not None:
+        stream.on_end = self.metrics.count_text
+        if (texts := _request_texts.get()) is not None:
             texts.append(stream)
         return stream
 
@@ -132,7 +128,7 @@ class CountedEngine(Engine):
 
 
 class Counting:
-    """ASGI middleware: counts and logs each request by the template of its route."""
+    """ASGI middleware: counts and logs each request, by the path template of its route."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -142,67 +138,67 @@ class Counting:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        one = _Request(receive, send)
-        _texts.set(one.texts)
-        request_id.set(one.id)
+        request = _Request(receive, send)
+        _request_texts.set(request.texts)
+        request_id.set(request.id)
         try:
-            await self.app(scope, one.receive, one.send)
+            await self.app(scope, request.receive, request.send)
         finally:
-            self._tell(scope, one)
+            self._count(scope, request)
 
-    def _tell(self, scope: Scope, one: _Request) -> None:
-        method, route = _kind_of(scope)
-        seconds = time.perf_counter() - one.since
-        self.metrics.requests.labels(method, route, one.status).inc()
+    def _count(self, scope: Scope, request: _Request) -> None:
+        method, route = _labels(scope)
+        seconds = time.perf_counter() - request.start
+        self.metrics.requests.labels(method, route, request.status).inc()
         self.metrics.seconds.labels(method, route).observe(seconds)
-        if one.gone:
+        if request.disconnected:
             self.metrics.gone.inc()
-        told = {
+        fields = {
             "method": method,
             "route": route,
-            "status": one.status,
+            "status": request.status,
             "ms": round(seconds * 1000, 1),
-            "tokens": sum(len(text.ids) for text in one.texts),
+            "tokens": sum(len(text.ids) for text in request.texts),
         }
-        level = logging.DEBUG if route in QUIET and one.status < 400 else logging.INFO
-        requests_log.log(level, "%s %s", method, route, extra=told)
+        level = logging.DEBUG if route in QUIET and request.status < 400 else logging.INFO
+        requests_log.log(level, "%s %s", method, route, extra=fields)
 
 
 class _Request:
-    """A request under way: how it is answered, and whether its caller stays for that.
+    """Follows the messages of a request: the status of its response, and whether its client stays.
 
     Attributes:
-        status: what was answered; 499, as others have it, where the caller had gone before.
+        status: 499 where the client disconnected before the response started.
     """
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self.id = secrets.token_hex(4)
-        self.since = time.perf_counter()
+        self.start = time.perf_counter()
         self.texts: list[AsyncOutputStream] = []
         self.status = 500
-        self.gone = False
+        self.disconnected = False
         self._receive, self._send = receive, send
-        self._begun = self._ended = False
+        self._started = self._ended = False
 
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect" and not self._ended:
-            self.gone = True
-            self.status = self.status if self._begun else GONE
+            self.disconnected = True
+            self.status = self.status if self._started else CLIENT_CLOSED
         return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._begun = True
-            self.status = GONE if self.gone else message["status"]
+            self._started = True
+            self.status = CLIENT_CLOSED if self.disconnected else message["status"]
             MutableHeaders(scope=message)["X-Request-Id"] = self.id
         elif not message.get("more_body", False):
             self._ended = True
         await self._send(message)
 
 
-def _kind_of(scope: Scope) -> tuple[str, str]:
-    """Method and route of a request, of which there are only so many."""
+def _labels(scope: Scope) -> tuple[str, str]:
+    """Method and route of a request as labels, of which there are few."""
     method = scope["method"] if scope["method"] in METHODS else "other"
     if scope["path"].startswith(STATIC):
         return method, STATIC

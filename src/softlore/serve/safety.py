@@ -1,8 +1,9 @@
-"""Who may call: checks of host, origin, key and size before anything else sees a request.
+"""Guards the server: checks host, origin, API key and size of a request before anything else.
 
 A page in the writer's browser can send requests to this machine, by its own name or, with DNS
-rebinding, by a name that it controls. So the name must be ours, and a browser's page must be our
-own or one that was allowed. (CVE-2024-28224 of ollama, CVE-2025-59425 of vLLM.)
+rebinding, by a name that the page's owner controls. So a request must name this server, and a
+browser's page must be the server's own or of an origin that was allowed. (CVE-2024-28224 of ollama,
+CVE-2025-59425 of vLLM.)
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ TOO_LARGE = (
     "the request is too large; expected {} MB at most; send less, or start the server with a "
     "larger --upload-mb"
 )
-CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-BODIES = ("application/json", "application/octet-stream")  # a form can send neither
+WRITING_METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+BODY_TYPES = ("application/json", "application/octet-stream")  # an HTML form can send neither
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^\s:/@\[\]]+))(?::\d*)?")
-OPEN = ("/health", "/", "/favicon.ico")  # need no key, and nor does what the page is made of
-OPEN_UNDER = "/studio/static/"
+PUBLIC = ("/health", "/", "/favicon.ico")  # paths that need no key
+PUBLIC_FOLDER = "/studio/static/"
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
-ALWAYS = {
+RESPONSE_HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -43,7 +44,7 @@ ALWAYS = {
 
 
 class Guard:
-    """ASGI middleware that answers what may not be, and passes on the rest as it comes."""
+    """ASGI middleware that answers requests which are not allowed, and passes on the others."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
         self.app = app
@@ -58,74 +59,73 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        answer = self._host(scope, headers) or self._origin(scope, headers)
-        foreign = "" if answer else self._foreign(headers)
-        if answer is None and scope["method"] == "OPTIONS":
-            answer = _preflight(headers, foreign)
-        answer = answer or self._key(scope, headers) or self._body(scope, headers)
-        send = _with_headers(send, foreign)
-        if answer is not None:
-            await answer(scope, receive, send)
+        response = self._check_host(scope, headers) or self._check_origin(scope, headers)
+        allowed_origin = "" if response else self._foreign_origin(headers)
+        if response is None and scope["method"] == "OPTIONS":
+            response = _preflight(headers, allowed_origin)
+        response = response or self._check_key(scope, headers) or self._check_body(scope, headers)
+        send = _adding_headers(send, allowed_origin)
+        if response is not None:
+            await response(scope, receive, send)
             return
-        await self.app(scope, _counted(receive, self.settings.upload_mb), send)
+        await self.app(scope, _limited(receive, self.settings.upload_mb), send)
 
-    # checks, each giving a reply where it fails ------------------------------------------------
+    # Each check returns a response where it fails.
 
-    def _host(self, scope: Scope, headers: Headers) -> Response | None:
-        given = headers.getlist("host")
-        if len(given) == 1 and self._is_ours(_name_of(given[0])):
+    def _check_host(self, scope: Scope, headers: Headers) -> Response | None:
+        hosts = headers.getlist("host")
+        if len(hosts) == 1 and self._is_own_name(_name_of(hosts[0])):
             return None
         return error_response(
             scope["path"],
             403,
-            f"the host {', '.join(given)!r:.100} is not this server's; expected its address or a "
+            f"the host {', '.join(hosts)!r:.100} is not this server's; expected its address or a "
             "name that it was started with; call it by its address, or start it with --allow-host",
             "wrong_host",
         )
 
-    def _is_ours(self, name: str) -> bool:
+    def _is_own_name(self, name: str) -> bool:
         settings = self.settings
         if is_loopback(name) or name in settings.hosts:
             return True
         if settings.loopback:
             return False
-        # Elsewhere an address is as good as another: rebinding needs a name.
+        # Other addresses are safe where the server listens on all: DNS rebinding needs a name.
         return name == settings.host.lower() or (settings.any_address and is_address(name))
 
-    def _origin(self, scope: Scope, headers: Headers) -> Response | None:
+    def _check_origin(self, scope: Scope, headers: Headers) -> Response | None:
         origins, site = headers.getlist("origin"), headers.get("sec-fetch-site", "")
         origin = ", ".join(origins)
         if origins:
-            if self._own(headers) or origin.lower() in self.settings.origins:
+            if self._is_own_page(headers) or origin.lower() in self.settings.origins:
                 return None
         elif site not in ("cross-site", "same-site"):
-            return None  # our own page, or no page at all
+            return None  # the server's own page, or no browser
         elif scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate":
             return None  # a link to the studio
         return error_response(
             scope["path"],
             403,
-            f"a page of {origin or 'another site':.100} may not call this server; expected one "
-            "that it was told of; start it with --origin",
+            f"a page of {origin or 'another site':.100} may not call this server; expected an "
+            "origin that was allowed; start the server with --origin",
             "wrong_origin",
         )
 
-    def _own(self, headers: Headers) -> bool:
+    def _is_own_page(self, headers: Headers) -> bool:
         scheme, _, name = headers.get("origin", "").lower().partition("://")
         return scheme in ("http", "https") and name == headers.get("host", "").lower()
 
-    def _foreign(self, headers: Headers) -> str:
-        """The allowed origin of another site, which the browser must be told."""
-        return "" if self._own(headers) else headers.get("origin", "")
+    def _foreign_origin(self, headers: Headers) -> str:
+        """The allowed origin of another site, which the response must name; "" for none."""
+        return "" if self._is_own_page(headers) else headers.get("origin", "")
 
-    def _key(self, scope: Scope, headers: Headers) -> Response | None:
+    def _check_key(self, scope: Scope, headers: Headers) -> Response | None:
         key, path = self.settings.api_key, scope["path"]
-        open_to_all = path in OPEN or path.startswith(OPEN_UNDER)
-        if key is None or open_to_all:
+        if key is None or path in PUBLIC or path.startswith(PUBLIC_FOLDER):
             return None
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        shown = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if hmac.compare_digest(shown.encode(), key.encode()):
+        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if hmac.compare_digest(given.encode(), key.encode()):
             return None
         return error_response(
             path,
@@ -136,70 +136,70 @@ class Guard:
             {"WWW-Authenticate": "Bearer"},
         )
 
-    def _body(self, scope: Scope, headers: Headers) -> Response | None:
-        most, length = self.settings.upload_mb * MEGABYTE, headers.get("content-length")
-        if length is not None and (not length.isdecimal() or int(length) > most):
+    def _check_body(self, scope: Scope, headers: Headers) -> Response | None:
+        limit, length = self.settings.upload_mb * MEGABYTE, headers.get("content-length")
+        if length is not None and (not length.isdecimal() or int(length) > limit):
             return error_response(scope["path"], 413, TOO_LARGE.format(self.settings.upload_mb))
         browser = "origin" in headers or "sec-fetch-site" in headers
         empty = length in (None, "0") and "transfer-encoding" not in headers
-        if not browser or empty or scope["method"] not in CHANGING:
+        if not browser or empty or scope["method"] not in WRITING_METHODS:
             return None
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind in BODIES:
+        if kind in BODY_TYPES:
             return None
         return error_response(
             scope["path"],
             415,
-            f"a browser sent {kind or 'a body of no type'!r:.100}; expected {' or '.join(BODIES)}; "
-            "set the Content-Type",
+            f"a browser sent {kind or 'a body of no type'!r:.100}; expected "
+            f"{' or '.join(BODY_TYPES)}; set the Content-Type",
         )
 
 
-def _counted(receive: Receive, most_mb: int) -> Receive:
-    """Takes in a body as it comes, and refuses it where it is larger than it may be."""
-    left = most_mb * MEGABYTE
+def _limited(receive: Receive, upload_mb: int) -> Receive:
+    """Receives a body; raises 413 as soon as it is larger than allowed."""
+    left = upload_mb * MEGABYTE
 
-    async def receiving() -> Message:
+    async def receive_limited() -> Message:
         nonlocal left
         message = await receive()
         if message["type"] == "http.request":
             left -= len(message.get("body", b""))
             if left < 0:
-                raise HTTPException(413, TOO_LARGE.format(most_mb))
+                raise HTTPException(413, TOO_LARGE.format(upload_mb))
         return message
 
-    return receiving
+    return receive_limited
 
 
 def _name_of(host: str) -> str:
-    """The host of a Host header, without its port: lower case, IPv6 without brackets."""
-    found = HOST.fullmatch(host.strip().lower())
-    return (found["address"] or found["name"]).rstrip(".") if found else ""
+    """The name in a Host header, without the port: lower case, IPv6 without brackets."""
+    match = HOST.fullmatch(host.strip().lower())
+    return (match["address"] or match["name"]).rstrip(".") if match else ""
 
 
-def _preflight(headers: Headers, foreign: str) -> Response:
-    answer = Response(status_code=204)
-    answer.headers["Allow"] = METHODS
-    if foreign:
-        wanted = headers.get("access-control-request-headers", "Authorization, Content-Type")
-        answer.headers["Access-Control-Allow-Methods"] = METHODS
-        answer.headers["Access-Control-Allow-Headers"] = wanted
-        answer.headers["Access-Control-Max-Age"] = "600"
+def _preflight(headers: Headers, allowed_origin: str) -> Response:
+    """The response to a browser's CORS preflight."""
+    response = Response(status_code=204, headers={"Allow": METHODS})
+    if allowed_origin:
+        requested = headers.get("access-control-request-headers", "Authorization, Content-Type")
+        response.headers["Access-Control-Allow-Methods"] = METHODS
+        response.headers["Access-Control-Allow-Headers"] = requested
+        response.headers["Access-Control-Max-Age"] = "600"
         if headers.get("access-control-request-private-network") == "true":
-            answer.headers["Access-Control-Allow-Private-Network"] = "true"
-    return answer
+            response.headers["Access-Control-Allow-Private-Network"] = "true"
+    return response
 
 
-def _with_headers(send: Send, foreign: str) -> Send:
-    async def sending(message: Message) -> None:
+def _adding_headers(send: Send, allowed_origin: str) -> Send:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in ALWAYS.items():
+            for name, value in RESPONSE_HEADERS.items():
                 headers.setdefault(name, value)
             headers.add_vary_header("Origin")
-            if foreign:
-                headers["Access-Control-Allow-Origin"] = foreign
+            if allowed_origin:
+                headers["Access-Control-Allow-Origin"] = allowed_origin
                 headers["Access-Control-Expose-Headers"] = "Retry-After, X-Request-Id"
         await send(message)
 
-    return sending
+    return send_with_headers

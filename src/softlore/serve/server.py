@@ -1,4 +1,4 @@
-"""Running the server: from when it is ready to an end that loses nothing."""
+"""Runs the server until it is stopped, and lets running texts end."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from softlore.serve.app import make_app
 from softlore.serve.state import ServerState
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-INTERRUPTED = 130
-LAST_WORDS = 3.0  # seconds for answers that are cut short to be sent
+INTERRUPTED = 130  # exit code
+FLUSH_SECONDS = 3.0  # after `close_seconds`, for the rest of the responses to be sent
 _log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """Serves a state until it is told to stop; texts that run then may end, for some seconds.
+    """Serves a state until a signal stops it; running texts then have `close_seconds` to end.
 
-    A signal stops it, and is nobody else's. A second Ctrl-C ends the process at once: what has
-    been told of a story is on the disk.
+    A second Ctrl-C ends the process at once. Nothing is lost by it: what has been generated of a
+    story is on the disk.
+
+    Args:
+        ready: called when requests are accepted.
     """
 
     def __init__(self, state: ServerState, ready: Callable[[], None] | None = None) -> None:
@@ -42,16 +45,16 @@ class Server(uvicorn.Server):
             server_header=False,
             lifespan="on",
             ws="none",
-            timeout_graceful_shutdown=round(state.settings.close_seconds + LAST_WORDS),
+            timeout_graceful_shutdown=round(state.settings.close_seconds + FLUSH_SECONDS),
         )
         super().__init__(config)
 
     def serve_on(self, listening: socket.socket) -> None:
-        """Serves at a socket that listens, until it is told to stop."""
+        """Serves at a listening socket; returns when stopped."""
         asyncio.run(self.serve(sockets=[listening]))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().set_exception_handler(_unheard)
+        asyncio.get_running_loop().set_exception_handler(_log_background_error)
         await super().startup(sockets)
         if self._ready is not None:
             self._ready()
@@ -69,18 +72,20 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, which would send itself the signals once more at the end."""
+        """As uvicorn's, which would raise the captured signals again at the end."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before: dict[signal.Signals, Any] = {s: signal.signal(s, self.handle_exit) for s in SIGNALS}
+        previous: dict[signal.Signals, Any] = {
+            number: signal.signal(number, self.handle_exit) for number in SIGNALS
+        }
         try:
             yield
         finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
-def _unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """An error in a task that nobody waits for; asyncio would show its message, and the task."""
+def _log_background_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Logs the error of a task that nobody awaits, without the task, which asyncio would show."""
     _log.error("in the background: %s", context.get("message"), exc_info=context.get("exception"))

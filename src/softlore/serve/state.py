@@ -1,4 +1,4 @@
-"""What a server has at hand: an engine, soft prompts, lorebooks and stories."""
+"""The state of a server: engine, soft prompts, lorebooks, stories and settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FOLDER_VARIABLE = "SOFTLORE_LOREBOOKS"
 
 
 def default_books() -> Path:
-    """Where the studio keeps lorebooks when no folder is named; it need not exist yet.
+    """The default folder of the studio's lorebooks, which need not exist yet.
 
     `$SOFTLORE_LOREBOOKS` if set, else `lorebooks` in the user's data folder.
     """
@@ -33,12 +33,11 @@ class ServerState:
 
     Attributes:
         books: the folder of the studio's lorebooks.
-        book: the lorebook that every client's text is read with, if any.
-        chosen: the soft prompt that stands before every KoboldAI text, chosen by a client; empty
-            for none.
-        at_close: what else is to be ended, or saved, when the server stops; called once, within
-            its event loop, beside the closing of the engine.
-        closing: whether that has begun.
+        book: the lorebook for the texts of all clients, if any.
+        chosen: the soft prompt that a KoboldAI client chose to stand before every text; "" for
+            none.
+        at_close: called once, in the event loop, while the engine is closed.
+        closing: whether `close` has been called.
     """
 
     engine: Engine
@@ -57,9 +56,9 @@ class ServerState:
         return PromptStore(self.prompts, self.engine.model)
 
     async def close(self) -> None:
-        """Lets what is under way come to its end, for `close_seconds`. A second call is nothing."""
+        """Gives running texts `close_seconds` to end. A second call does nothing."""
         if self.closing:
             return
         self.closing = True
-        ends = [one() for one in self.at_close]
-        await asyncio.gather(self.engine.close(self.settings.close_seconds), *ends)
+        closing = [close() for close in self.at_close]
+        await asyncio.gather(self.engine.close(self.settings.close_seconds), *closing)

@@ -1,1 +1,1 @@
-"""A KV connector for vLLM: prefix prompts under the name of placeholder tokens. Needs vLLM only."""
+"""A KV connector for vLLM: prefix prompts as the keys and values of placeholder tokens."""

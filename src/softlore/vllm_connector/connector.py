@@ -6,9 +6,9 @@ Source of the interface: vLLM 0.32, `KVConnectorBase_V1`. Started with
       "kv_connector_module_path": "softlore.vllm_connector.connector", "kv_role": "kv_both",
       "kv_connector_extra_config": {"prompts": "FOLDER"}}'
 
-The scheduler's half says how many tokens of a request are a prefix; the worker's half writes their
-keys and values into the blocks that the scheduler gave. From then on they are blocks like others:
-vLLM's own prefix cache shares them between requests.
+The scheduler's half reports how many tokens of a request are a prefix; the worker's half writes
+their keys and values into the blocks that the scheduler allocated. From then on they are blocks
+like others: vLLM's own prefix cache shares them between requests.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from vllm.distributed.parallel_state import (
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
-from softlore.vllm_connector.folder import Folder
+from softlore.vllm_connector.files import PrefixFolder
 from softlore.vllm_connector.placeholders import of_set
-from softlore.vllm_connector.ready import Key, Ready, key_of, slots
+from softlore.vllm_connector.prepared import PreparedPrefixes, SetKey, set_key, slot_mapping
 
-PARAMETER = "softlore"  # of a request's kv_transfer_params: names of the prompts in company
+PARAMETER = "softlore"  # of a request's kv_transfer_params: names of its prompts
 logger = init_logger(__name__)
 
 
 @dataclass
 class PrefixLoad:
-    """Keys and values to be written: of these prompts, from a token on, into these blocks.
+    """Keys and values to write: of these prompts, from token `start` on, into these blocks.
 
     Attributes:
-        key: digests of the prompts; () where a request names one that is not there, or does not
-            begin with them: the worker then says that it can't fill the blocks.
+        key: () where the request names a prompt that does not exist, or does not begin with the
+            prompts that it names: the worker then reports that the blocks cannot be filled.
     """
 
     names: tuple[str, ...]
-    key: Key
+    key: SetKey
     start: int
     blocks: list[int] = field(default_factory=list)
 
 
 @dataclass
 class PrefixLoads(KVConnectorMetadata):
-    """What the worker is to write before the next forward."""
+    """What the worker writes before the next forward."""
 
     loads: list[PrefixLoad] = field(default_factory=list)
 
@@ -72,9 +72,9 @@ class SoftloreConnector(KVConnectorBase_V1):
             )
         self._block_size = int(vllm_config.cache_config.block_size)
         self._dtype = vllm_config.model_config.dtype
-        self._folder = Folder(path, self._block_size)
-        self._matched: dict[str, PrefixLoad] = {}  # by request, until it has its blocks
-        self._ready: Ready | None = None
+        self._folder = PrefixFolder(path, self._block_size)
+        self._matched: dict[str, PrefixLoad] = {}  # by request, until its blocks are allocated
+        self._prepared: PreparedPrefixes | None = None
         self._failed: set[int] = set()
         logger.info("softlore: %d prompts in %s", len(self._folder.files()), path)
 
@@ -100,7 +100,7 @@ class SoftloreConnector(KVConnectorBase_V1):
             self._add(meta, new.req_id, new.block_ids[0])
         cached = scheduler_output.scheduled_cached_reqs
         for request, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
-            if blocks is not None:  # one that was preempted has all its blocks anew
+            if blocks is not None:  # a request that was preempted has new blocks
                 self._add(meta, request, blocks[0])
         return meta
 
@@ -110,25 +110,25 @@ class SoftloreConnector(KVConnectorBase_V1):
         self._matched.pop(request.request_id, None)
         return False, None
 
-    def _match(self, request: Any) -> tuple[tuple[str, ...], Key, int]:
-        """The prompts that a request begins with, by name and digest, and their tokens in all.
+    def _match(self, request: Any) -> tuple[tuple[str, ...], SetKey, int]:
+        """The prompts that a request begins with: their names, key and number of tokens.
 
-        Of a request that names prompts and does not begin with them a block is taken, which the
-        worker then says that it can't fill: so that it fails, and nothing is read in their place.
+        A request that names prompts and does not begin with them is matched with one block, which
+        the worker then reports as not filled: it fails, rather than reading something else.
         """
         ids = request.prompt_token_ids or ()
-        asked = (request.kv_transfer_params or {}).get(PARAMETER)
-        if not asked:
-            begun = self._folder.begun(ids)
-            return ((begun.name,), (begun.digest,), len(begun.ids)) if begun else ((), (), 0)
-        names = tuple(str(name) for name in asked)
+        requested = (request.kv_transfer_params or {}).get(PARAMETER)
+        if not requested:
+            file = self._folder.starting(ids)
+            return ((file.name,), (file.digest,), len(file.ids)) if file else ((), (), 0)
+        names = tuple(str(name) for name in requested)
         files = self._folder.named(names)
         placeholder = of_set({file.digest: file.ids for file in files}) if files else []
-        # A context of embeddings has no ids: there the request's word is taken.
+        # A context of embeddings has no ids to compare.
         if {*names} <= {*self._folder.files()} and (
             not ids or list(ids[: len(placeholder)]) == placeholder
         ):
-            return names, key_of(files), len(placeholder)
+            return names, set_key(files), len(placeholder)
         return names, (), self._block_size
 
     def _add(self, meta: PrefixLoads, request: str, blocks: list[int]) -> None:
@@ -146,62 +146,60 @@ class SoftloreConnector(KVConnectorBase_V1):
         if not metadata.loads:
             return
         named = forward_context.no_compile_layers.items()
-        layers = {name: one for name, one in named if getattr(one, "kv_cache", None) is not None}
-        rows, places = [], []
+        layers = {n: layer for n, layer in named if getattr(layer, "kv_cache", None) is not None}
+        tensors, slots = [], []
         for load in metadata.loads:
             try:
-                whole = self._rows(load, layers)
+                tensor = self._tensor(load, layers)
             except (ValueError, OSError) as error:
                 logger.error("softlore: %s", error)
                 self._failed |= set(load.blocks[load.start // self._block_size :])
                 continue
-            rows.append(whole[:, :, load.start :])
-            places.append(slots(load.blocks, load.start, whole.shape[2], self._block_size))
-        if rows:
-            self._write(layers, torch.cat(rows, dim=2), torch.cat(places))
+            tensors.append(tensor[:, :, load.start :])
+            slots.append(slot_mapping(load.blocks, load.start, tensor.shape[2], self._block_size))
+        if tensors:
+            self._write(layers, torch.cat(tensors, dim=2), torch.cat(slots))
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         failed, self._failed = self._failed, set()
         return failed
 
-    def _write(self, layers: dict[str, Any], rows: Tensor, places: Tensor) -> None:
+    def _write(self, layers: dict[str, Any], key_values: Tensor, slots: Tensor) -> None:
         """Writes keys and values `[layers, 2, n, heads, head_dim]`, one kernel a layer.
 
-        By the backend's own kernel, the one that writes what was computed: how a block is laid out,
-        packed and quantized is its own affair.
+        By the attention backend's own kernel, which knows how a block is laid out and quantized.
         """
         device = next(iter(layers.values())).kv_cache.device
-        rows, places = rows.to(device), places.to(device)  # at once: a copy has a price of its own
+        key_values, slots = key_values.to(device), slots.to(device)  # one copy for all layers
         for name, layer in layers.items():
-            keys, values = rows[extract_layer_index(name)]
-            layer.impl.do_kv_cache_update(layer, keys, values, layer.kv_cache, places)
+            keys, values = key_values[extract_layer_index(name)]
+            layer.impl.do_kv_cache_update(layer, keys, values, layer.kv_cache, slots)
 
-    def _rows(self, load: PrefixLoad, layers: dict[str, Any]) -> Tensor:
+    def _tensor(self, load: PrefixLoad, layers: dict[str, Any]) -> Tensor:
         """`[layers, 2, N, heads, head_dim]` of a set. Raises ValueError, OSError."""
-        if self._ready is None:
-            one = next(iter(layers.values()))
-            self._ready = Ready(
+        if self._prepared is None:
+            layer = next(iter(layers.values()))
+            self._prepared = PreparedPrefixes(
                 1 + max(map(extract_layer_index, layers)),
-                one.num_kv_heads,
-                one.head_size,
+                layer.num_kv_heads,
+                layer.head_size,
                 self._dtype,
                 get_tensor_model_parallel_rank(),
                 get_tensor_model_parallel_world_size(),
             )
-        kept = self._ready.kept(load.key)
-        if kept is not None:
-            return kept
+        if (cached := self._prepared.get(load.key)) is not None:
+            return cached
         files = self._folder.named(load.names)
-        if not load.key or key_of(files) != load.key:
+        if not load.key or set_key(files) != load.key:
             raise ValueError(
                 f"a request names {', '.join(map(repr, load.names))}, of which "
-                f"{self._folder.path!r} has not all in the version that the request begins with; "
-                "expected them there; convert them again"
+                f"{self._folder.path!r} does not hold all in the version that the request begins "
+                "with; expected them there; convert them again"
             )
-        return self._ready.prepare(files)
+        return self._prepared.prepare(files)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        return  # all is there before the forward begins
+        return  # all is written before the forward begins
 
     def save_kv_layer(
         self, layer_name: str, kv_layer: Tensor, attn_metadata: Any, **kwargs: Any
