@@ -124,14 +124,14 @@ def test_a_second_run_trains_what_is_new(town, model):
     ended = train(town, model)
     assert ended.code == 0
     assert ended.lines == [
-        "already trained, kept beside the new ones: Ada, Bo",
-        "nothing new to train; --again trains what is there once more",
+        "already trained, in company with the new ones: Ada, Bo",
+        "nothing new to train; --overwrite trains what is there again",
     ]
     with open(town / "lore.yaml", "a", encoding="utf-8") as file:
         file.write(NEW)
     ended = train(town, model, "--json", "-")
     assert ended.code == 0, ended.err
-    assert "already trained, kept beside the new ones: Ada, Bo" in ended.lines
+    assert "already trained, in company with the new ones: Ada, Bo" in ended.lines
     assert "1 entry, up to 3 updates" in ended.err
     report = json.loads(ended.out)
     assert [one["name"] for one in report["trained"]] == ["Cid"]
@@ -147,7 +147,7 @@ def test_changed_lore_is_trained_anew(town, model):
     lore = (town / "lore.yaml").read_text(encoding="utf-8").replace("a hat", "a cap")
     (town / "lore.yaml").write_text(lore, encoding="utf-8")
     ended = train(town, model)
-    assert "kept beside the new ones: Bo" in ended.err
+    assert "in company with the new ones: Bo" in ended.err
     after = contents(town / "out")
     assert after["bo.safetensors"] == before["bo.safetensors"]
     assert after["ada.safetensors"] != before["ada.safetensors"]
@@ -156,7 +156,7 @@ def test_changed_lore_is_trained_anew(town, model):
 def test_one_entry_again(town, model):
     """It stands in company of the others, which stay as they are."""
     before = contents(town / "out")
-    ended = train(town, model, "--entry", "Ada", "--again", "--max-steps", 4)
+    ended = train(town, model, "--entry", "Ada", "--overwrite", "--max-steps", 4)
     assert ended.code == 0, ended.err
     after = contents(town / "out")
     assert after["bo.safetensors"] == before["bo.safetensors"]
@@ -166,7 +166,7 @@ def test_one_entry_again(town, model):
 
 
 def test_all_again(town, model):
-    ended = train(town, model, "--again", "--max-steps", 2, "--kind", "embedding")
+    ended = train(town, model, "--overwrite", "--max-steps", 2, "--kind", "embedding")
     assert ended.code == 0, ended.err
     for prompt in PromptLibrary(town / "out").values():
         assert prompt.kind == "embedding"
@@ -174,7 +174,7 @@ def test_all_again(town, model):
 
 
 def test_options_win_over_the_lorebook(town, model):
-    options = ["--again", "--n-tokens", 5, "--optimizer", "sgd", "--learning-rate", 0.01]
+    options = ["--overwrite", "--n-tokens", 5, "--optimizer", "sgd", "--learning-rate", 0.01]
     options += ["--schedule", "linear", "--drift-guard", 0.5, "--seed", 7, "--filler", "random"]
     options += ["--initial", "witch", "--company-size", 1, "--min-loss", 0.01, "--patience", 9]
     ended = train(town, model, *options)
@@ -195,7 +195,7 @@ def test_from_a_prompt_and_a_story(town, model):
     start = town / "out" / "ada.safetensors"
     shutil.copy(start, town / "start.safetensors")
     options = ["--initial-prompt", town / "start.safetensors", "--story", town / "story.txt"]
-    ended = train(town, model, "--entry", "Ada", "--again", *options)
+    ended = train(town, model, "--entry", "Ada", "--overwrite", *options)
     assert ended.code == 0, ended.err
     told = PromptLibrary(town / "out")["Ada"].training
     assert told["initial"].startswith("prompt ")
@@ -337,21 +337,24 @@ def test_a_code_where_there_are_none(model, tmp_path):
         (["trian"], "No such command 'trian'"),
         (["train"], "Missing argument 'LOREBOOK'"),
         (["write"], "Missing argument 'TEXT'"),
-        (["train", "x.yaml", "--kind", "lora"], "'lora' is not one of 'prefix', 'embedding'"),
+        (
+            ["train", "x.yaml", "--kind", "lora"],
+            "kind is 'lora'; expected one of prefix, embedding",
+        ),
         (["train", "x.yaml", "--n-token", "3"], "No such option '--n-token'"),
-        (["train", "x.yaml", "--n-tokens", "few"], "'few' is not a valid integer"),
+        (["train", "x.yaml", "--n-tokens", "few"], "'few'; expected a whole number"),
         (["train", "x.yaml", "--checkpoint-seconds", "-1"], "-1.0 is not in the range x>=0"),
-        (["train", "x.yaml", "--checkpoint-seconds", "nan"], "'nan' is no finite number"),
-        (["compare", "x.yaml", "--time-budget", "nan"], "'nan' is no finite number"),
-        (["compare", "x.yaml", "--time-budget", "inf"], "'inf' is no finite number"),
+        (["train", "x.yaml", "--checkpoint-seconds", "nan"], "'nan' is not a finite number"),
+        (["compare", "x.yaml", "--time-budget", "nan"], "'nan' is not a finite number"),
+        (["compare", "x.yaml", "--time-budget", "inf"], "'inf' is not a finite number"),
         (["compare", "x.yaml", "--time-budget", "-5"], "-5.0 is not in the range x>=1"),
-        (["demo", "--time-budget", "nan"], "'nan' is no finite number"),
-        (["hard", "search", "x.yaml", "--seconds", "nan"], "'nan' is no finite number"),
-        (["hard", "search", "x.yaml", "--seconds", "inf"], "'inf' is no finite number"),
+        (["demo", "--time-budget", "nan"], "'nan' is not a finite number"),
+        (["hard", "search", "x.yaml", "--seconds", "nan"], "'nan' is not a finite number"),
+        (["hard", "search", "x.yaml", "--seconds", "inf"], "'inf' is not a finite number"),
         (["hard", "search", "x.yaml", "--seconds", "-1"], "-1.0 is not in the range x>0"),
-        (["hard", "search", "x.yaml", "--fluency", "nan"], "'nan' is no finite number"),
+        (["hard", "search", "x.yaml", "--fluency", "nan"], "'nan' is not a finite number"),
         (["hard", "search", "x.yaml", "--fluency", "-1"], "-1.0 is not in the range x>=0"),
-        (["hard", "distil", "x", "--name", "x", "--time-budget", "nan"], "'nan' is no finite"),
+        (["hard", "distil", "x", "--name", "x", "--time-budget", "nan"], "'nan' is not a finite"),
         (["write", "x", "--no-copy", "-1"], "-1 is not in the range"),
         (["write", "x", "--tokens", "1.5"], "'1.5' is not a valid integer"),
         (["write", "x", "--seed", "-1"], "-1 is not in the range"),
@@ -516,7 +519,7 @@ def test_damaged_prompt_files(town, model):
         assert_refused(ended, "[[soft:Ada]], which is not available")
     ended = train(town, model)
     assert ended.code == 0, ended.err
-    assert "kept beside the new ones: Bo" in ended.err
+    assert "in company with the new ones: Bo" in ended.err
     assert set(PromptLibrary(town / "out")) == {"Ada", "Bo"}
     assert ada.read_bytes() == damaged  # what can't be read is left for its owner
 
@@ -542,7 +545,7 @@ def small_files_only():
 def test_a_disk_that_takes_no_more(town, model, tmp_path):
     """It is found out before training begins, and what is there stays."""
     before = contents(town / "out")
-    command = ["train", town / "lore.yaml", "--model", model, "--out", town / "out", "--again"]
+    command = ["train", town / "lore.yaml", "--model", model, "--out", town / "out", "--overwrite"]
     ended = Running(tmp_path, *command, at_start=small_files_only).end()
     assert_refused(ended, "could not write", "File too large", "write to another disk")
     assert contents(town / "out") == before
@@ -553,7 +556,7 @@ def test_a_disk_that_takes_no_more(town, model, tmp_path):
 def test_a_disk_that_fills_up_on_the_way(call, town, model, monkeypatch):
     """At the first checkpoint, at a later one, at the first prompt, at the second."""
     before = {name: prompt.uuid for name, prompt in PromptLibrary(town / "out").items()}
-    more = ["--again", "--seed", 5, "--checkpoint-seconds", 0]
+    more = ["--overwrite", "--seed", 5, "--checkpoint-seconds", 0]
     fsync, calls = os.fsync, []
 
     def full(handle):
@@ -573,7 +576,7 @@ def test_a_disk_that_fills_up_on_the_way(call, town, model, monkeypatch):
     assert sum(kept[name] != uuid for name, uuid in before.items()) == max(0, call - 6)
     ended = train(town, model, *more)
     assert ended.code == 0, ended.err
-    assert ("going on from update" in ended.err) == (call > 2)
+    assert ("continuing from update" in ended.err) == (call > 2)
     for prompt in PromptLibrary(town / "out").values():
         assert prompt.training["seed"] == 5
 
@@ -583,7 +586,7 @@ def test_a_folder_that_may_not_be_written(town, model):
     before = contents(town / "out")
     (town / "out").chmod(0o500)
     try:
-        ended = train(town, model, "--again")
+        ended = train(town, model, "--overwrite")
     finally:
         (town / "out").chmod(0o700)
     assert_refused(ended, "choose a folder that you may write to")
@@ -591,7 +594,9 @@ def test_a_folder_that_may_not_be_written(town, model):
 
 
 def test_a_report_that_cannot_be_written_loses_no_prompt(town, model, tmp_path):
-    ended = train(town, model, "--again", "--seed", 8, "--json", tmp_path / "no" / "report.json")
+    ended = train(
+        town, model, "--overwrite", "--seed", 8, "--json", tmp_path / "no" / "report.json"
+    )
     assert ended.code == 2
     assert "make the folder first" in ended.lines[-1]
     assert {p.training["seed"] for p in PromptLibrary(town / "out").values()} == {8}
@@ -604,7 +609,7 @@ def test_a_run_that_diverges(town, model, monkeypatch):
     """Exit 1; what was there stays; what was not is saved as far as it came, and trained anew."""
     (town / "out" / "bo.safetensors").unlink()
     ada = (town / "out" / "ada.safetensors").read_bytes()
-    more = ["--again", "--optimizer", "sgd", "--learning-rate", "1e38", "--max-steps", 20]
+    more = ["--overwrite", "--optimizer", "sgd", "--learning-rate", "1e38", "--max-steps", 20]
     ended = train(town, model, *more)
     assert ended.code == 1
     assert ended.lines[-1].startswith("softlore: entry ")
@@ -617,7 +622,7 @@ def test_a_run_that_diverges(town, model, monkeypatch):
 
     ended = train(town, model, "--learning-rate", "0.1")
     assert_refused(ended, "of another run", "learning_rate was 1e+38 and is 0.1", "--again")
-    ended = train(town, model, "--learning-rate", "0.1", "--again")
+    ended = train(town, model, "--learning-rate", "0.1", "--overwrite")
     assert ended.code == 0, ended.err
     assert {p.training["stopped"] for p in PromptLibrary(town / "out").values()} == {"max_steps"}
 
@@ -637,15 +642,15 @@ def test_no_memory_left(error, town, model, monkeypatch):
         raise error
 
     monkeypatch.setattr(trainer, "run_in_parts", fail)
-    assert_refused(train(town, model, "--again"), "there is not enough memory", code=1)
+    assert_refused(train(town, model, "--overwrite"), "there is not enough memory", code=1)
     monkeypatch.setattr(trainer, "run_in_parts", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a fault of ours is shown as it is
-        train(town, model, "--again")
+        train(town, model, "--overwrite")
 
 
 def test_a_prefix_that_slides_out_of_sight(town, tmp_path):
     sliding = save_tiny_model(tmp_path / "mistral", "mistral")
-    told = "every layer of this model looks 8 tokens back at most"
+    told = "every layer of this model attends to the last 8 tokens at most"
     assert told in train(town, sliding, "--out", tmp_path / "a").err
     ended = train(town, sliding, "--out", tmp_path / "b", "--kind", "embedding")
     assert (ended.code, told in ended.err) == (0, False)
@@ -656,7 +661,7 @@ def test_a_prompt_that_did_not_come_to_its_end_is_not_kept(town, model):
     ada = library["Ada"]
     library.save(ada.replace(training=ada.training | {"stopped": None}))
     ended = train(town, model)
-    assert "kept beside the new ones: Bo" in ended.err
+    assert "in company with the new ones: Bo" in ended.err
     assert PromptLibrary(town / "out")["Ada"].training["stopped"] == "max_steps"
 
 
@@ -665,7 +670,7 @@ def test_prompts_of_others_beside_ones_own(town, model):
     guest = SoftPrompt.from_text("a wolf", tiny_model("gpt2"), name="wolf")
     path = PromptLibrary(town / "out").save(guest)
     before = path.read_bytes()
-    assert train(town, model, "--again").code == 0
+    assert train(town, model, "--overwrite").code == 0
     assert path.read_bytes() == before
 
 

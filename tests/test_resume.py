@@ -109,7 +109,7 @@ def test_killed_while_a_file_is_written(call, after, model, lore, unbroken, tmp_
     assert len(prompts_in(tmp_path / "out")) == max(0, call - 27 + after)
     ended = Running(tmp_path, *command).end()
     assert ended.code == 0, ended.err
-    assert ("going on from update" in ended.err) == (call > 2 or (call, after) == (2, True))
+    assert ("continuing from update" in ended.err) == (call > 2 or (call, after) == (2, True))
     assert_same(prompts_in(tmp_path / "out"), unbroken)
     if after:
         assert leftovers(tmp_path / "out") == []
@@ -140,14 +140,14 @@ def test_ctrl_c(model, lore, unbroken, tmp_path):
     assert ended.code == 130
     assert ended.out == ""
     said = [line for line in ended.lines if line.startswith("softlore:")]
-    assert said == ["softlore: stopped; progress is kept: the same command goes on from here"]
+    assert said == ["softlore: stopped; progress is saved: the same command continues from here"]
     assert ended.lines[-1] == said[0]
     assert "" not in ended.lines
     assert not prompts_in(tmp_path / "out")
 
     ended = Running(tmp_path, *command).end()
     assert ended.code == 0
-    assert "going on from update" in ended.err
+    assert "continuing from update" in ended.err
     assert_same(prompts_in(tmp_path / "out"), unbroken)
     assert leftovers(tmp_path / "out") == []
 
@@ -470,7 +470,7 @@ def test_the_command_says_in_what_a_run_differs(begun, unbroken, tmp_path):
 @pytest.mark.slow
 def test_the_command_begins_anew_when_told_so(begun, tmp_path):
     command, checkpoint = begun
-    ended = softlore(*command, "--n-tokens", 5, "--again")
+    ended = softlore(*command, "--n-tokens", 5, "--overwrite")
     assert ended.code == 0, ended.err
     assert {len(prompt) for prompt in prompts_in(tmp_path / "out").values()} == {5}
     assert not checkpoint.exists()
@@ -489,5 +489,5 @@ def test_the_command_refuses_a_damaged_checkpoint(begun, unbroken, tmp_path):
     assert checkpoint.read_bytes() == content[:-1]
     assert not prompts_in(tmp_path / "out")
     shutil.copy(checkpoint, tmp_path / "aside")
-    assert softlore(*command, "--again").code == 0
+    assert softlore(*command, "--overwrite").code == 0
     assert_same(prompts_in(tmp_path / "out"), unbroken)

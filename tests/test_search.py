@@ -320,6 +320,6 @@ def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch):
     command = ["hard", "search", tmp_path / "lore.yaml", "--model", model, "--tokens", "4"]
     stopped = softlore(*command, "--checkpoints", tmp_path / "kept")
     assert (stopped.code, len(stopped.lines)) == (130, 1)
-    assert "progress is kept: the same command goes on" in stopped.err
+    assert "progress is saved: the same command continues" in stopped.err
     assert (tmp_path / "kept" / "Ada.search").exists()
-    assert "nothing is kept without --checkpoints" in softlore(*command).err
+    assert "nothing is saved without --checkpoints" in softlore(*command).err

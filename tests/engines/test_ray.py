@@ -193,7 +193,7 @@ def test_the_command_stopped_and_gone_on_with(command, unbroken, tmp_path):
     os.killpg(running.pid, signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130, said
-    assert "stopped; progress is kept" in said
+    assert "stopped; progress is saved" in said
     assert "Traceback" not in said
     assert kept.exists()
 
@@ -202,7 +202,7 @@ def test_the_command_stopped_and_gone_on_with(command, unbroken, tmp_path):
     assert [one["steps"] for one in json.loads(done.stdout)["trained"]] == [60] * len(NAMES)
     assert "begins at update 0" not in done.stderr.split("group 2")[0].split("group 1")[-1]
     assert leftovers(tmp_path / "out") == []
-    once = run([*command, "--max-steps", "60", "--again", "--out", str(tmp_path / "plain")])
+    once = run([*command, "--max-steps", "60", "--overwrite", "--out", str(tmp_path / "plain")])
     assert once.returncode == 0, once.stderr
     assert_same(prompts_in(tmp_path / "out"), prompts_in(tmp_path / "plain"))
 

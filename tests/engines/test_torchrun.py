@@ -122,7 +122,7 @@ def test_all_stop_together(kind, command, tmp_path):
     assert time.monotonic() - start < 25, "torchrun did not have to kill anybody"
     assert running.returncode != 0
     assert kept.exists()
-    assert "progress is kept" in said
+    assert "progress is saved" in said
 
     few = ("--max-steps", LONG, "--patience", 1)  # another run is refused, once
     done = run(command("out", *few))

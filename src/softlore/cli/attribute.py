@@ -8,13 +8,15 @@ from pathlib import Path
 import click
 
 from softlore.cli.options import (
+    PATH,
+    ModelSource,
     given_text,
     json_option,
     library,
-    load_model,
-    model_options,
+    print_table,
     prompts_option,
     read_text,
+    with_model,
     write_json,
 )
 from softlore.errors import ConfigError
@@ -22,17 +24,15 @@ from softlore.errors import ConfigError
 
 @click.command()
 @click.argument("text")
-@model_options
+@with_model
 @prompts_option
 @click.option("--codes", "names", help="Codes to choose from, by commas: of the model, or prompts.")
-@click.option("--prior", "prior_file", type=click.Path(path_type=Path),
+@click.option("--prior", "prior_file", type=PATH,
               help="File of lines `NUMBER CODE`.  [default: all codes alike]")  # fmt: skip
 @json_option
 def command(
     text: str,
-    model_name: str | None,
-    dtype: str | None,
-    device: str | None,
+    source: ModelSource,
     folder: Path | None,
     names: str | None,
     prior_file: Path | None,
@@ -52,25 +52,17 @@ def command(
     text = given_text(text)
     prior = None if prior_file is None else _read_prior(prior_file)
     prompts = library(folder)
-    model = load_model(model_name, dtype, device)
-    wanted = codes_of(model) if names is None else [name.strip() for name in names.split(",")]
-    found = attribute(model, text, find_codes(model, wanted, prompts), prior)
-    write_json([asdict(one) for one in found], json_path)
-    if json_path == "-":
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("code", box=None)
-    for column in ("p(code | text)", "perplexity"):
-        table.add_column(column, justify="right")
-    for one in found:
-        table.add_row(one.code, f"{one.posterior:.1%}", f"{one.perplexity:.2f}")
-    Console().print(table)
+    model = source.load()
+    codes = codes_of(model) if names is None else [name.strip() for name in names.split(",")]
+    results = attribute(model, text, find_codes(model, codes, prompts), prior)
+    write_json([asdict(result) for result in results], json_path)
+    if json_path != "-":
+        rows = [(r.code, f"{r.posterior:.1%}", f"{r.perplexity:.2f}") for r in results]
+        print_table(("code", "p(code | text)", "perplexity"), rows, right=True)
 
 
 def _read_prior(path: Path) -> dict[str, float]:
-    """Lines of a number and a code, as CTRL's own file of priors has them."""
+    """Lines of a number and a code, as in CTRL's file of priors."""
     prior = {}
     for number, line in enumerate(read_text(path, "prior").splitlines(), 1):
         if not line.strip():
@@ -81,6 +73,6 @@ def _read_prior(path: Path) -> dict[str, float]:
         except ValueError:
             raise ConfigError(
                 f"line {number} of {str(path)!r} is {line!r:.60}; expected a number and a code, "
-                "such as '0.25 Horror'; mend it"
+                "such as '0.25 Horror'; fix it"
             ) from None
     return prior

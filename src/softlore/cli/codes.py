@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import click
 
-from softlore.cli.options import json_option, load_model, model_options, write_json
+from softlore.cli.options import ModelSource, json_option, print_table, with_model, write_json
 
 
 @click.command()
-@model_options
+@with_model
 @json_option
-def command(
-    model_name: str | None, dtype: str | None, device: str | None, json_path: str | None
-) -> None:
+def command(source: ModelSource, json_path: str | None) -> None:
     """List the control codes that a model was trained with.
 
     A code stands first in a text, and names its genre or its kind. Any soft prompt can be used as
@@ -25,11 +23,11 @@ def command(
     """
     from softlore.control import codes_of
 
-    model = load_model(model_name, dtype, device)
-    codes = codes_of(model)
+    model = source.load()
+    codes = codes_of(model).values()
     rows = [
         {"code": c.name, "token": c.token, "head": c.conditioning, "template": c.template}
-        for c in codes.values()
+        for c in codes
     ]
     write_json(rows, json_path)
     if json_path == "-":
@@ -40,11 +38,6 @@ def command(
             "kind is one for any model"
         )
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("code", "token", "a text under it", box=None)
-    for code in codes.values():
-        shown = code.template.replace("{code}", str(code.conditioning))
-        table.add_row(code.name, str(code.token), shown.replace("[", r"\["))
-    Console().print(table)
+    texts = [c.template.replace("{code}", str(c.conditioning)) for c in codes]
+    shown = [(c.name, str(c.token), text) for c, text in zip(codes, texts, strict=True)]
+    print_table(("code", "token", "a text under it"), shown)

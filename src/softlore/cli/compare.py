@@ -7,33 +7,41 @@ from pathlib import Path
 import click
 
 from softlore.cli.evaluate import distances_option, measuring_bar
-from softlore.cli.numbers import Finite
-from softlore.cli.options import json_option, load_model, model_options, write_json
+from softlore.cli.options import (
+    PATH,
+    Finite,
+    ModelSource,
+    json_option,
+    say,
+    seed_option,
+    with_model,
+    write_json,
+)
 
 
 @click.command()
-@click.argument("lorebook", required=False, type=click.Path(path_type=Path))
-@model_options
+@click.argument("lorebook", required=False, type=PATH)
+@with_model
 @distances_option
 @click.option("--seeds", default=2, show_default=True, type=click.IntRange(1, 100),
-              help="How often all is made and measured; intervals are over them.")  # fmt: skip
+              help="How often all is made and measured, for confidence intervals.")  # fmt: skip
 @click.option("--time-budget", default=300.0, show_default=True, type=Finite(min=1),
               help="Seconds of searching and training, in all.")  # fmt: skip
-@click.option("--stories", default=4, show_default=True, help="How many to write an entry.")
-@click.option("--story-tokens", default=60, show_default=True, help="How long they are.")
-@click.option("--html", type=click.Path(path_type=Path), default=Path("compare.html"),
-              show_default=True, help="Write the page here.")  # fmt: skip
+@click.option(
+    "--stories", default=4, show_default=True, help="Number of stories written for each entry."
+)
+@click.option("--story-tokens", default=60, show_default=True, help="Length of each, in tokens.")
+@click.option("--html", type=PATH, default=Path("compare.html"),
+              show_default=True, help="File for the report page.")  # fmt: skip
 @click.option("--style", help="Make calls and responses of the texts of entries without: "
               "sentences, noun, pronoun, mixed, implicit, cloud or bracketed.")  # fmt: skip
-@click.option("--styles", is_flag=True, help="Compare authoring styles: ways of making calls and "
+@click.option("--styles", is_flag=True, help="Compare authoring styles: methods to make calls and "
               "responses of the entries' texts.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, help="The first seed.")
+@seed_option
 @json_option
 def command(
     lorebook: Path | None,
-    model_name: str | None,
-    dtype: str | None,
-    device: str | None,
+    source: ModelSource,
     distances: list[int],
     seeds: int,
     time_budget: float,
@@ -45,7 +53,7 @@ def command(
     seed: int,
     json_path: str | None,
 ) -> None:
-    """Show which way of telling a model of LOREBOOK works best, and what each costs.
+    """Show which method of giving LOREBOOK to a model works best, and what each costs.
 
     Nothing, the plain text, the best wording of it, a searched hard prompt, a control code (where
     the model has some) and soft prompts of both kinds: recall, drift, lore words in stories, copy,
@@ -69,7 +77,7 @@ def command(
     book = Lorebook.load(lorebook or demo.lorebook_path())
     if style is not None:
         book = with_blocks(book, style)
-    model = load_model(model_name or book.model, dtype, device)
+    model = source.load(book.model)
     with measuring_bar() as show:
         comparison = run_comparison(
             model,
@@ -92,4 +100,4 @@ def command(
         if not comparison.has_recall:
             console.print(NO_RECALL + "\n", style="bold")
         console.print(comparison_note(comparison), style="dim")
-        click.echo(f"{comparison.seconds:.0f} s; the page: {html.resolve()}", err=True)
+        say(f"{comparison.seconds:.0f} s; the page: {html.resolve()}")

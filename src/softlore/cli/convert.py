@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from softlore.cli.gguf import LLAMACPP, cache_of, cache_options, check_gguf, gguf_option, load_gguf
 from softlore.cli.options import (
+    PATH,
+    ModelSource,
     check_free,
     clean,
+    force_option,
     json_option,
-    load_model,
-    model_options,
+    say,
+    with_model,
     write_json,
 )
 from softlore.errors import ConfigError
@@ -25,30 +28,25 @@ if TYPE_CHECKING:
     from softlore.model.gguf import CacheTypes, GGUFModel
     from softlore.prompts import SoftPrompt
 
-CONNECTOR_SUFFIX = ".vllm.safetensors"  # of what vLLM's connector reads
+CONNECTOR_SUFFIX = ".vllm.safetensors"  # of files for vLLM's connector
 # softlore.prompts.WRITABLE, which takes seconds to import.
 FORMATS = ("safetensors", "kobold", "peft", "mkultra", "vllm")
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--to",
-    "to",
-    required=True,
-    type=click.Choice([*FORMATS, LLAMACPP]),
-    help="The format to write.",
-)
+@click.argument("file", type=PATH)
+@click.option("--to", required=True, type=click.Choice([*FORMATS, LLAMACPP]),
+              help="The format to write.")  # fmt: skip
 @click.option("--out", help="File or folder to write.  [default: here, by the prompt's name]")
 @click.option("--name", help="Give the prompt this name.")
 @click.option("--task", type=click.IntRange(min=0), help="Which prompt of a multitask adapter.")
-@model_options
+@with_model
 @click.option("--text", help="vllm: a whole context, which names the prompt [[soft:NAME]].")
 @gguf_option
 @cache_options
 @click.option("--streams", default=1, show_default=True, type=click.IntRange(1, 256),
               help="llamacpp: N where llama-server is started with --parallel N.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Write over what is there.")
+@force_option
 @json_option
 def command(
     file: Path,
@@ -56,9 +54,7 @@ def command(
     out: str | None,
     name: str | None,
     task: int | None,
-    model_name: str | None,
-    dtype: str | None,
-    device: str | None,
+    source: ModelSource,
     text: str | None,
     gguf: Path | None,
     cache: tuple[str, bool],
@@ -87,32 +83,14 @@ def command(
     prompt = load_prompt(file, task)
     if name is not None:
         prompt = prompt.replace(name=clean(name, "--name"))
-    model = None
     if gguf is not None:
-        _write_slot(prompt, load_gguf(gguf, model_name), out, cache_of(cache), streams, force,
-                    json_path)  # fmt: skip
+        model = load_gguf(gguf, source.name)
+        _write_slot(prompt, model, out, cache_of(cache), streams, force, json_path)
         return
-    for_connector = to == "vllm" and prompt.kind == "prefix"
-    if for_connector and text is not None:
-        raise ConfigError(
-            f"--text makes a context of rows, and {prompt.name!r} is of the prefix kind, which has "
-            "none; expected the embedding kind; leave --text out to write what the connector reads"
-        )
-    if model_name is not None or text is not None or for_connector:
-        model = load_model(model_name, dtype, device)
-        prompt = prompt if prompt.fingerprint else prompt.made_for(model)
-        model.check_prompt(prompt)
-    path = _write(prompt, to, out, force, model, text)
+    prompt, path = _write(prompt, to, out, force, source, text)
     size = _size(path)
-    report = {
-        "read": str(file),
-        "name": prompt.name,
-        "kind": prompt.kind,
-        "n_tokens": len(prompt),
-        "to": to,
-        "written": str(path),
-        "bytes": size,
-    }
+    report = {"read": str(file), "name": prompt.name, "kind": prompt.kind,
+              "n_tokens": len(prompt), "to": to, "written": str(path), "bytes": size}  # fmt: skip
     write_json(report, json_path)
     if json_path == "-":
         return
@@ -123,42 +101,70 @@ def command(
     if to == "safetensors" and out is None:
         from softlore.prompts import default_folder
 
-        folder = default_folder()
-        click.echo(f"for texts to find it, put it among your prompts: --out {folder}", err=True)
+        say(f"for texts to find it, put it among your prompts: --out {default_folder()}")
 
 
 def _write(
-    prompt: SoftPrompt,
-    to: str,
-    out: str | None,
-    force: bool,
-    model: FrozenModel | None,
-    text: str | None,
-) -> Path:
-    """Writes the prompt, or the context that names it; returns where."""
-    from softlore.prompts import FORMATS, PromptLibrary, slug_of, write_prompt
+    prompt: SoftPrompt, to: str, out: str | None, force: bool, source: ModelSource, text: str | None
+) -> tuple[SoftPrompt, Path]:
+    """Writes the prompt, or the context that names it; returns the prompt with its model."""
+    from softlore.prompts import FORMATS, write_prompt
 
-    connector = to == "vllm" and prompt.kind == "prefix"
-    suffix = CONNECTOR_SUFFIX if connector else FORMATS[to].suffix
-    path = Path(out or "")
-    if _goes_into(out, to):
-        if to == "safetensors" and out is not None:  # a library has one prompt of a name
-            library = PromptLibrary(path)
-            if prompt.name in library:
-                check_free(library.header(prompt.name).path, force)
-            return library.save(prompt)
-        path = path / (slug_of(prompt.name) + suffix)
+    for_connector = to == "vllm" and prompt.kind == "prefix"
+    if for_connector and text is not None:
+        raise ConfigError(
+            f"--text makes a context of rows, and {prompt.name!r} is of the prefix kind, which has "
+            "none; expected the embedding kind; leave --text out to write the connector's file"
+        )
+    model = None
+    if source.name is not None or text is not None or for_connector:
+        model = source.load()
+        prompt = prompt if prompt.fingerprint else prompt.made_for(model)
+        model.check_prompt(prompt)
+    if to == "safetensors" and out is not None and _is_folder(out, to):
+        return prompt, _save_to_library(prompt, Path(out), force)
+    path = _target(prompt, to, out, CONNECTOR_SUFFIX if for_connector else FORMATS[to].suffix)
     if to != "peft" or not path.is_dir() or any(path.iterdir()):  # an empty folder may be filled
         check_free(path, force)
     if model is not None and text is not None:
         _write_context(model, clean(text, "--text"), prompt, path)
-    elif model is not None and suffix == CONNECTOR_SUFFIX:
+    elif model is not None and for_connector:
         from softlore.prompts.formats import vllm
 
         vllm.write_prefix(prompt, model, path)
     else:
         write_prompt(prompt, to, path)
-    return path
+    return prompt, path
+
+
+def _save_to_library(prompt: SoftPrompt, folder: Path, force: bool) -> Path:
+    """Saves to a folder of prompts, which has one of each name."""
+    from softlore.prompts import PromptLibrary
+
+    library = PromptLibrary(folder)
+    if prompt.name in library:
+        check_free(library.header(prompt.name).path, force)
+    return library.save(prompt)
+
+
+def _target(prompt: SoftPrompt, to: str, out: str | None, suffix: str) -> Path:
+    """The file or folder to write: `--out`, or in that folder by the prompt's name."""
+    from softlore.prompts import slug_of
+
+    path = Path(out or "")
+    return path / (slug_of(prompt.name) + suffix) if _is_folder(out, to) else path
+
+
+def _is_folder(out: str | None, to: str) -> bool:
+    """Whether `--out` is a folder that the prompt is put into under its own name."""
+    from softlore.prompts import default_folder
+    from softlore.prompts.formats import peft
+
+    path = Path(out or "")
+    if out is None or out.endswith(("/", os.sep)) or path == default_folder():
+        return True
+    adapter = to == "peft" and path.is_dir() and (peft.is_adapter(path) or not any(path.iterdir()))
+    return path.is_dir() and not adapter
 
 
 def _write_slot(
@@ -170,38 +176,24 @@ def _write_slot(
     force: bool,
     json_path: str | None,
 ) -> None:
-    """Writes a slot file for llama-server, and says how a text begins that is to find it."""
-    from softlore.prompts import slug_of
+    """Writes a slot file for llama-server, and says how a text that uses it must begin."""
     from softlore.prompts.formats import llamacpp
 
-    path = Path(out or "")
-    if _goes_into(out, LLAMACPP):
-        path = path / (slug_of(prompt.name) + llamacpp.SUFFIX)
+    path = _target(prompt, LLAMACPP, out, llamacpp.SUFFIX)
     check_free(path, force)
     stands = llamacpp.write(prompt, model, path, cache, streams)
-    report = {"name": prompt.name, "to": "llamacpp", "written": str(path), "ids": stands.ids,
-              "text": stands.text, "bytes": path.stat().st_size}  # fmt: skip
+    size = path.stat().st_size
+    report: dict[str, Any] = {"name": prompt.name, "to": LLAMACPP, "written": str(path),
+                              "ids": stands.ids, "text": stands.text, "bytes": size}  # fmt: skip
     write_json(report, json_path)
     if json_path == "-":
         return
-    click.echo(f"wrote {path} ({path.stat().st_size / 1024:.0f} KB), for cache type {cache.keys}")
+    click.echo(f"wrote {path} ({size / 1024:.0f} KB), for cache type {cache.keys}")
     click.echo("restore it:  POST /slots/0?action=restore  " + json.dumps({"filename": path.name}))
-    bos = [*stands.ids, *model.bos]
-    click.echo('then send    "prompt": ' + json.dumps([*bos, "your text"]) + ', "id_slot": 0')
+    ids = [*stands.ids, *model.bos]
+    click.echo('then send    "prompt": ' + json.dumps([*ids, "your text"]) + ', "id_slot": 0')
     if stands.text is not None:
         click.echo("or begin the text with: " + stands.text)
-
-
-def _goes_into(out: str | None, to: str) -> bool:
-    """Whether the prompt goes into a folder, by its own name, and is not put there itself."""
-    from softlore.prompts import default_folder
-    from softlore.prompts.formats import peft
-
-    path = Path(out or "")
-    if out is None or out.endswith(("/", os.sep)) or path == default_folder():
-        return True
-    adapter = to == "peft" and path.is_dir() and (peft.is_adapter(path) or not any(path.iterdir()))
-    return path.is_dir() and not adapter
 
 
 def _write_context(model: FrozenModel, text: str, prompt: SoftPrompt, path: Path) -> None:
@@ -214,7 +206,7 @@ def _write_context(model: FrozenModel, text: str, prompt: SoftPrompt, path: Path
     if prompt not in context.prompts:
         raise ConfigError(
             f"--text does not name the prompt; expected {prompt.tag} somewhere in it; put it "
-            "where the prompt is to stand"
+            "where the prompt should be"
         )
     vllm.write_body(vllm.request_body(embed(model, context), model.name), path)
 

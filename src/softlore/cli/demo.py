@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from softlore.cli.numbers import Finite
-from softlore.cli.options import interactive, json_option, load_model, model_options, write_json
+from softlore.cli.evaluate import measuring_bar
+from softlore.cli.options import (
+    PATH,
+    Finite,
+    ModelSource,
+    interactive,
+    json_option,
+    say,
+    seed_option,
+    with_model,
+    write_json,
+)
+from softlore.cli.progress import watch
 
 if TYPE_CHECKING:
     from softlore.compare.demo import Demo
-    from softlore.compare.harness import OnProgress
-    from softlore.compare.methods import OnStep
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"),
+@click.option("--out", type=PATH, default=Path("demo-out"),
               show_default=True, help="Folder for the report and the prompts.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Two updates of two entries: shows that it runs.")
 @click.option("--time-budget", default=190.0, show_default=True, type=Finite(min=1),
               help="Most seconds of training; fewer updates are made to keep to it.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, help="Of every draw.")
+@seed_option
 @click.option("--open/--no-open", "show", help="Open the report in a browser.")
-@model_options
+@with_model
 @json_option
 def command(
     out: Path,
@@ -34,9 +41,7 @@ def command(
     time_budget: float,
     seed: int,
     show: bool,
-    model_name: str | None,
-    dtype: str | None,
-    device: str | None,
+    source: ModelSource,
     json_path: str | None,
 ) -> None:
     """Train a small lorebook and show what it does to a story.
@@ -55,15 +60,15 @@ def command(
     from softlore.compare.demo import DemoObserver, run_demo
     from softlore.compare.report import write_demo_report
 
-    model = load_model(model_name, dtype, device)
-    observer = DemoObserver(_say, _training, _measuring)
-    demo = run_demo(model, out, seed=seed, quick=quick, time_budget=time_budget, observer=observer)
+    observer = DemoObserver(say, lambda: watch(interactive()), measuring_bar)
+    demo = run_demo(source.load(), out, seed=seed, quick=quick, time_budget=time_budget,
+                    observer=observer)  # fmt: skip
     demo = write_demo_report(demo, out)
     if json_path != "-":
         _show(demo)
     write_json(demo.to_dict(), json_path)
     report = demo.files["report.html"].resolve()
-    _say(f"{demo.seconds:.0f} s; the report: {report}")
+    say(f"{demo.seconds:.0f} s; the report: {report}")
     if show:
         click.launch(report.as_uri())
 
@@ -78,23 +83,3 @@ def _show(demo: Demo) -> None:
     console.print(evaluation_table(demo.results[0].evaluation))
     console.print(LEGEND + "\n", style="dim")
     console.print(samples_table(first_of_each(demo.samples)))
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
-
-
-@contextmanager
-def _training() -> Iterator[OnStep]:
-    from softlore.cli.progress import watch
-
-    with watch(interactive()) as show:
-        yield show
-
-
-@contextmanager
-def _measuring() -> Iterator[OnProgress | None]:
-    from softlore.cli.evaluate import measuring_bar
-
-    with measuring_bar() as show:
-        yield show

@@ -1,4 +1,4 @@
-"""`softlore evaluate`: what trained prompts are good for, in figures."""
+"""`softlore evaluate`: measures of trained prompts beside no prompt and the plain text."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from pathlib import Path
 import click
 
 from softlore.cli.options import (
+    PATH,
+    ModelSource,
     interactive,
     json_option,
     library,
-    load_model,
-    model_options,
     prompts_option,
     read_text,
+    say,
+    seed_option,
+    with_model,
     write_json,
 )
 
@@ -25,7 +28,7 @@ def parse_distances(_ctx: click.Context, _parameter: click.Parameter, value: str
     try:
         return [int(part) for part in value.split(",")]
     except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of numbers, such as 0,64,256") from None
+        raise click.BadParameter(f"{value!r} is not a list of numbers, such as 0,64,256") from None
 
 
 distances_option = click.option(
@@ -38,22 +41,22 @@ distances_option = click.option(
 
 
 @click.command()
-@click.argument("lorebook", type=click.Path(path_type=Path))
+@click.argument("lorebook", type=PATH)
 @prompts_option
-@model_options
+@with_model
 @distances_option
-@click.option("--stories", default=12, show_default=True, help="How many to write an entry.")
-@click.option("--story-tokens", default=60, show_default=True, help="How long they are.")
-@click.option("--story", type=click.Path(path_type=Path),
+@click.option(
+    "--stories", default=12, show_default=True, help="Number of stories written for each entry."
+)
+@click.option("--story-tokens", default=60, show_default=True, help="Length of each, in tokens.")
+@click.option("--story", type=PATH,
               help="Text for distances and drift, in place of what the model writes.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, help="Of every draw.")
+@seed_option
 @json_option
 def command(
     lorebook: Path,
     folder: Path | None,
-    model_name: str | None,
-    dtype: str | None,
-    device: str | None,
+    source: ModelSource,
     distances: list[int],
     stories: int,
     story_tokens: int,
@@ -76,16 +79,16 @@ def command(
     book = Lorebook.load(lorebook)
     text = None if story is None else read_text(story, "story")
     prompts = library(folder)
-    found = {entry.name: prompts[entry.name] for entry in book if entry.name in prompts}
+    trained = {entry.name: prompts[entry.name] for entry in book if entry.name in prompts}
     for entry in book:
-        if entry.name not in found:
-            click.echo(f"entry {entry.name!r} has no prompt in {prompts.folder}", err=True)
-    model = load_model(model_name or book.model, dtype, device)
+        if entry.name not in trained:
+            say(f"entry {entry.name!r} has no prompt in {prompts.folder}")
+    model = source.load(book.model)
     with measuring_bar() as show:
         result = evaluate(
             model,
             book,
-            found,
+            trained,
             seed=seed,
             stories=stories,
             story_tokens=story_tokens,

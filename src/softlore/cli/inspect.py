@@ -1,4 +1,4 @@
-"""`softlore inspect`: what a prompt file says of itself, or what a folder holds."""
+"""`softlore inspect`: the metadata of a prompt file, or of all prompts in a folder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from typing import Any
 
 import click
 
-from softlore.cli.options import json_option, prompts_option, write_json
+from softlore.cli.options import (
+    PATH,
+    json_option,
+    library,
+    print_table,
+    prompts_option,
+    say,
+    write_json,
+)
 
 
 @click.command()
-@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.argument("file", required=False, type=PATH)
 @prompts_option
 @json_option
 def command(file: Path | None, folder: Path | None, json_path: str | None) -> None:
@@ -29,18 +37,16 @@ def command(file: Path | None, folder: Path | None, json_path: str | None) -> No
 
 
 def _is_prompt(folder: Path) -> bool:
-    """Whether a folder is a prompt itself, as another program keeps one."""
+    """Whether a folder is a prompt itself, such as a PEFT adapter."""
     from softlore.prompts.formats import peft
 
     return peft.is_adapter(folder)
 
 
 def _show_folder(folder: Path | None, json_path: str | None) -> None:
-    from softlore.cli.options import library
-
-    prompts = library(folder, new=True)  # of one that is not there it is told how to fill it
+    prompts = library(folder, new=True)  # where there is none, the text says how to fill it
     listing = prompts.listing()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": header.name,
             "kind": header.kind,
@@ -51,28 +57,19 @@ def _show_folder(folder: Path | None, json_path: str | None) -> None:
         }
         for header in listing.headers
     ]
-    bad = [{"file": str(one.path), "error": str(one.error)} for one in listing.bad]
+    bad = [{"file": str(file.path), "error": str(file.error)} for file in listing.bad]
     write_json({"folder": str(prompts.folder), "prompts": rows, "unreadable": bad}, json_path)
     if json_path == "-":
         return
     click.echo(f"prompts folder: {prompts.folder}")
     if rows:
-        _table(rows)
+        cells = [(r["name"], r["kind"], str(r["n_tokens"]), r["base_model"],
+                  f"{r['bytes'] / 1024:.0f} KB") for r in rows]  # fmt: skip
+        print_table(("name", "kind", "tokens", "model", "size"), cells)
     else:
         click.echo("no prompts yet: `softlore train LOREBOOK` puts them there")
-    for one in bad:
-        click.echo(f"unreadable: {one['error']}", err=True)
-
-
-def _table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("name", "kind", "tokens", "model", "size", box=None)
-    for row in rows:
-        size = f"{row['bytes'] / 1024:.0f} KB"
-        table.add_row(row["name"], row["kind"], str(row["n_tokens"]), row["base_model"], size)
-    Console().print(table)
+    for file in bad:
+        say(f"unreadable: {file['error']}")
 
 
 def _show_file(file: Path, json_path: str | None) -> None:

@@ -1,4 +1,4 @@
-"""`softlore lore`: lorebooks of other programs, brought here, looked at, and brought back."""
+"""`softlore lore`: imports, shows and exports lorebooks of other programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.options import check_free, json_option, write_json
+from softlore.cli.options import (
+    PATH,
+    check_free,
+    count,
+    force_option,
+    json_option,
+    print_table,
+    say,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from softlore.lore import Entry, Lorebook
@@ -24,7 +33,7 @@ def command() -> None:
     """Lorebooks of SillyTavern, character cards, NovelAI, KoboldAI, AI Dungeon and Agnai.
 
     Every command that takes a lorebook takes their files as they are; here they become softlore's
-    own, to be written in, and go back without loss.
+    own, which can be edited, and are converted back without loss.
 
     \b
     Example:
@@ -35,17 +44,17 @@ def command() -> None:
 
 
 @command.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The .yaml or .json file to write.  [default: here, by FILE's name, .yaml]",
 )
-@click.option("--force", is_flag=True, help="Write over what is there.")
+@force_option
 def import_(file: Path, out: Path | None, force: bool) -> None:
     """Make a softlore lorebook of FILE, whichever program it is from.
 
-    What softlore has no field for is kept under `origin`, for the way back.
+    What softlore has no field for is saved under `origin`, for the way back.
 
     \b
     Example:
@@ -58,25 +67,25 @@ def import_(file: Path, out: Path | None, force: bool) -> None:
     path = out or Path(f"{file.stem}.yaml")
     check_free(path, force)
     book.save(path)
-    click.echo(f"read {_counted(book)} from {file} ({_format(book)}); wrote {path}")
-    if kept := _without_lore(book):
-        click.echo(f"{kept} without text kept for the way back", err=True)
+    click.echo(f"read {_entries(len(book))} from {file} ({_format(book)}); wrote {path}")
+    if number := _without_lore(book):
+        say(f"{_entries(number)} without text saved for the way back")
 
 
 @command.command()
-@click.argument("lorebook", type=click.Path(path_type=Path))
+@click.argument("lorebook", type=PATH)
 @click.option("--to", "to", required=True, type=click.Choice(FORMATS), help="The format to write.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="File to write; for a card also .png or .charx.  [default: here, by the lorebook's name]",
 )
 @click.option(
     "--into",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The picture or archive to put a card into.  [default: a small plain one]",
 )
-@click.option("--force", is_flag=True, help="Write over what is there.")
+@force_option
 def export(lorebook: Path, to: str, out: Path | None, into: Path | None, force: bool) -> None:
     """Write LOREBOOK in another program's format.
 
@@ -95,20 +104,22 @@ def export(lorebook: Path, to: str, out: Path | None, into: Path | None, force: 
     path = out or Path(book.name + EXPORTERS[to].suffix)
     check_free(path, force)
     book.save(path, to, into)
-    click.echo(f"read {_counted(book)} from {lorebook}; wrote {path} ({EXPORTERS[to].description})")
+    click.echo(
+        f"read {_entries(len(book))} from {lorebook}; wrote {path} ({EXPORTERS[to].description})"
+    )
     if to == "mkultra":
         for entry in book:
             if not entry.blocks:
-                click.echo(f"left out: {entry.name!r} has no blocks", err=True)
+                say(f"left out: {entry.name!r} has no blocks")
 
 
 @command.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @json_option
 def show(file: Path, json_path: str | None) -> None:
     """Show the entries of FILE, a lorebook in any format that is read.
 
-    Of each: what calls it up, how many characters its text has, how many pairs of call and
+    Of each: what activates it, how many characters its text has, how many pairs of call and
     response it has, and in which form it may enter a story.
 
     \b
@@ -125,16 +136,16 @@ def show(file: Path, json_path: str | None) -> None:
         "format": _format(book),
         "name": book.name,
         "entries": rows,
-        "without_lore": _count_without_lore(book),
+        "without_lore": _without_lore(book),
     }
     write_json(report, json_path)
     if json_path == "-":
         return
-    click.echo(f"{book.name}: {_counted(book)} ({_format(book)})")
+    click.echo(f"{book.name}: {_entries(len(book))} ({_format(book)})")
     if rows:
-        _table(rows)
-    if kept := _without_lore(book):
-        click.echo(f"and {kept} without text")
+        _print_entries(rows)
+    if number := _without_lore(book):
+        click.echo(f"and {_entries(number)} without text")
 
 
 def _row(entry: Entry) -> dict[str, Any]:
@@ -149,37 +160,28 @@ def _row(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+def _print_entries(rows: list[dict[str, Any]]) -> None:
     from softlore.lore.validation import one_line, shorten
 
-    table = Table("entry", "keys", "characters", "pairs", "use", box=None)
+    cells = []
     for row in rows:
         keys = one_line(shorten(", ".join(row["keys"]), 48))
         if row["constant"]:
             keys = f"always ({keys})" if keys else "always"
         use = row["use"] if row["enabled"] else "not enabled"
-        cells = (row["name"], keys, str(row["characters"]), str(row["pairs"]), use)
-        table.add_row(*map(Text, cells))  # as it stands: a key may look like rich's markup
-    Console().print(table)
+        cells.append((row["name"], keys, str(row["characters"]), str(row["pairs"]), use))
+    print_table(("entry", "keys", "characters", "pairs", "use"), cells)
 
 
 def _format(book: Lorebook) -> str:
     return str(book.origin["format"]) if book.origin else "softlore"
 
 
-def _counted(book: Lorebook) -> str:
-    return f"{len(book)} {'entry' if len(book) == 1 else 'entries'}"
+def _entries(number: int) -> str:
+    return count(number, "entry", "entries")
 
 
-def _count_without_lore(book: Lorebook) -> int:
-    kept = (book.origin or {}).get("without_lore")
-    return len(kept) if isinstance(kept, list) else 0
-
-
-def _without_lore(book: Lorebook) -> str:
-    count = _count_without_lore(book)
-    return f"{count} {'entry' if count == 1 else 'entries'}" if count else ""
+def _without_lore(book: Lorebook) -> int:
+    """Entries of another program's file that have no text."""
+    entries = (book.origin or {}).get("without_lore")
+    return len(entries) if isinstance(entries, list) else 0

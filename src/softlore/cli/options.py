@@ -1,15 +1,16 @@
-"""Options that several commands share, and what they stand for."""
+"""Options that several commands share, and what commands do with them: load, read, write."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -21,6 +22,80 @@ if TYPE_CHECKING:
     from softlore.prompts import PromptLibrary
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class Finite(click.FloatRange):
+    """A number within a range, and never nan or inf, which click lets pass any range."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+class ModelSource(NamedTuple):
+    """The model that the options of `with_model` name."""
+
+    name: str | None
+    dtype: str | None
+    device: str | None
+
+    def or_else(self, default: str | None) -> ModelSource:
+        """The same, with a default name where none was given."""
+        return self if self.name is not None else self._replace(name=default)
+
+    def load(self, default: str | None = None) -> FrozenModel:
+        """The model named, or `default`, which may be that of a lorebook, or softlore's default."""
+        return load_model(self.or_else(default).name, self.dtype, self.device)
+
+
+def model_options(function: Command) -> Command:
+    """`--model`, `--dtype`, `--device`, given as `model_name`, `dtype` and `device`."""
+    for option in (
+        click.option("--device", help="Device to run on, such as cuda.  [default: a GPU if any]"),
+        click.option("--dtype", help="float32, bfloat16 or float16.  [default: by device]"),
+        click.option("--model", "model_name", help="Hub id or folder.  [default: storyteller]"),
+    ):
+        function = option(function)
+    return function
+
+
+def with_model(function: Command) -> Command:
+    """The same, given to the command as `source`, a `ModelSource`."""
+
+    @functools.wraps(function)
+    def gathered(
+        *args: Any, model_name: str | None, dtype: str | None, device: str | None, **kwargs: Any
+    ) -> Any:
+        return function(*args, source=ModelSource(model_name, dtype, device), **kwargs)
+
+    command: Any = gathered
+    return model_options(command)
+
+
+prompts_option = click.option(
+    "--prompts", "folder", type=PATH,
+    help="Folder of prompt files.  [default: see `softlore inspect`]",
+)  # fmt: skip
+json_option = click.option(
+    "--json", "json_path", help="Write a JSON report to this file; - is standard output."
+)
+force_option = click.option("--force", is_flag=True, help="Overwrite what is there.")
+seed_option = click.option("--seed", default=0, show_default=True, help="Seed of all random draws.")
+code_option = click.option(
+    "--code", "codes", multiple=True, metavar="NAME[=STRENGTH]",
+    help="Control code to write under: one of the model's, or a soft prompt. May be given often; "
+    "1 is the code as it is, 0 nothing, below 0 away from it.",
+)  # fmt: skip
+
+
+# From declared settings ---------------------------------------------------------------------------
 
 
 def setting_options(settings: type[Settings], *names: str) -> Callable[[Command], Command]:
@@ -29,33 +104,31 @@ def setting_options(settings: type[Settings], *names: str) -> Callable[[Command]
 
     def add(function: Command) -> Command:
         for name in reversed(names or tuple(declared)):
-            function = setting_option(declared[name])(function)
+            function = _option(declared[name])(function)
         return function
 
     return add
 
 
-def setting_option(setting: Setting) -> Callable[[Command], Command]:
-    """The option of one setting, with its type, choices, default and help."""
+def _option(setting: Setting) -> Callable[[Command], Command]:
+    """The option of one setting, with its type, choices, unit, default and help."""
+    notes = [setting.unit] if setting.unit else []
+    if setting.default not in (None, (), False):
+        notes.append(f"default: {setting.default}")
+    help = setting.help + (f"  [{'; '.join(notes)}]" if notes else "")
     more: dict[str, Any] = {}
     if setting.type is bool:
         more["is_flag"] = True
-    elif setting.choices:
-        more["type"] = click.Choice([str(choice) for choice in setting.choices])
     else:
+        if setting.choices:
+            more["metavar"] = f"[{'|'.join(setting.choices)}]"
         more |= {"type": _Value(setting), "multiple": setting.type is tuple}
-    return click.option(setting.flag, setting.name, default=None, help=_help(setting), **more)
+    if setting.env:
+        more |= {"envvar": setting.env, "show_envvar": True}
+    return click.option(setting.flag, setting.name, default=None, help=help, **more)
 
 
-def _help(setting: Setting) -> str:
-    notes = [setting.unit] if setting.unit else []
-    if setting.default not in (None, (), False):
-        default = setting.default
-        notes.append(f"default: {f'{default:g}' if setting.type is float else default}")
-    return setting.help + (f"  [{'; '.join(notes)}]" if notes else "")
-
-
-class _Value(click.ParamType[Any]):
+class _Value(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.1
     """A setting's value; its bounds are checked with all other settings, by their class."""
 
     def __init__(self, setting: Setting) -> None:
@@ -64,65 +137,21 @@ class _Value(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            return self._setting.parse(value) if isinstance(value, str) else value
+            read = self._setting.parse(value) if isinstance(value, str) else value
         except ValueError:
-            raise self._setting.error(value, self._setting.flag) from None
+            read = None
+        if read is None or (self._setting.choices and read not in self._setting.choices):
+            self.fail(str(self._setting.error(value)), param, ctx)
+        return read
 
 
-def model_options(function: Command) -> Command:
-    """`--model`, `--dtype`, `--device`."""
-    for option in (
-        click.option("--device", help="Where to run, such as cuda.  [default: a GPU if any]"),
-        click.option("--dtype", help="float32, bfloat16 or float16.  [default: by device]"),
-        click.option("--model", "model_name", help="Hub id or folder.  [default: storyteller]"),
-    ):
-        function = option(function)
-    return function
-
-
-def prompts_option(function: Command) -> Command:
-    """`--prompts`, given to the command as `folder`."""
-    return click.option(
-        "--prompts",
-        "folder",
-        type=click.Path(path_type=Path),
-        help="Folder of prompt files.  [default: see `softlore inspect`]",
-    )(function)
-
-
-def json_option(function: Command) -> Command:
-    """`--json`, given to the command as `json_path`."""
-    return click.option(
-        "--json", "json_path", help="Write a JSON report to this file; - is standard output."
-    )(function)
-
-
-def code_option(function: Command) -> Command:
-    """`--code NAME[=STRENGTH]`, given to the command as `codes`; see `dose`."""
-    return click.option(
-        "--code",
-        "codes",
-        multiple=True,
-        metavar="NAME[=STRENGTH]",
-        help="Control code to write under: one of the model's, or a soft prompt. May be given "
-        "often; 1 is the code as it is, 0 nothing, below 0 away from it.",
-    )(function)
-
-
-_no_copy_option = click.option(
-    "--no-copy",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Steer off what would repeat N tokens of the training responses word for word.",
-)
-_sampler_option = click.option(
-    "--sampler",
-    "samplers",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Any sampler of docs/sampling.md, such as dry_base=1.5; may be given often. Of "
-    "banned_strings and dry_breakers one string at a time.",
-)
+def chosen(given: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given; lists of lists, as options that may be given often, as one."""
+    settings = {name: value for name, value in given.items() if value not in (None, ())}
+    return {
+        name: sum(value, ()) if isinstance(value, tuple) else value
+        for name, value in settings.items()
+    }
 
 
 def sampling_options(function: Command) -> Command:
@@ -135,8 +164,7 @@ def sampling_options(function: Command) -> Command:
 
     @functools.wraps(function)
     def gathered(*args: Any, samplers: tuple[str, ...], **kwargs: Any) -> Any:
-        given = {name: kwargs.pop(name) for name in ("no_copy", *common)}
-        sampling = {name: value for name, value in given.items() if value is not None}
+        sampling = chosen({name: kwargs.pop(name) for name in ("no_copy", *common)})
         for name, value in sampler_settings(samplers).items():
             if name in sampling:
                 flag = "--" + name.replace("_", "-")
@@ -146,7 +174,16 @@ def sampling_options(function: Command) -> Command:
             sampling[name] = value
         return function(*args, sampling=sampling, **kwargs)
 
-    command: Any = _sampler_option(_no_copy_option(gathered))
+    command: Any = gathered
+    for option in (
+        click.option("--no-copy", type=click.IntRange(min=0), metavar="N",
+                     help="Steer off what would repeat N tokens of the training responses word for "
+                     "word."),
+        click.option("--sampler", "samplers", multiple=True, metavar="NAME=VALUE",
+                     help="Any sampler of docs/sampling.md, such as dry_base=1.5; may be given "
+                     "often. Of banned_strings and dry_breakers one string at a time."),
+    ):  # fmt: skip
+        command = option(command)
     return setting_options(SamplingParams, *common)(command)
 
 
@@ -181,7 +218,7 @@ def dose(code: str) -> tuple[str, float]:
     """`NAME=STRENGTH`, or a name alone, which has strength 1.
 
     Raises:
-        ConfigError: the strength is no number.
+        ConfigError: the strength is not a number.
     """
     name, _, strength = clean(code, "--code").rpartition("=")
     try:
@@ -189,12 +226,15 @@ def dose(code: str) -> tuple[str, float]:
     except ValueError:
         raise ConfigError(
             f"--code {code!r} has strength {strength!r}; expected a number, such as {name}=1.5; "
-            "mend it"
+            "fix it"
         ) from None
 
 
+# What commands do with them -----------------------------------------------------------------------
+
+
 def load_model(name: str | None, dtype: str | None, device: str | None) -> FrozenModel:
-    """The model that `model_options` names, or the default one."""
+    """The model that `model_options` name, or the default one."""
     from softlore.model import DEFAULT_MODEL, FrozenModel
 
     return FrozenModel.from_pretrained(
@@ -203,13 +243,13 @@ def load_model(name: str | None, dtype: str | None, device: str | None) -> Froze
 
 
 def library(folder: Path | None, new: bool = False) -> PromptLibrary:
-    """The folder that was named, or the default one, which need not be there yet.
+    """The folder that was named, or the default one, which need not exist yet.
 
     Args:
-        new: prompts are to be put there: it is made if need be.
+        new: prompts will be written there, so it is made if need be.
 
     Raises:
-        ConfigError: a folder was named that is not there.
+        ConfigError: a folder was named that does not exist.
     """
     from softlore.prompts import PromptLibrary
 
@@ -221,7 +261,7 @@ def library(folder: Path | None, new: bool = False) -> PromptLibrary:
 
 
 def write_json(report: Any, path: str | None) -> None:
-    """Writes a report where `--json` says, if it says anything."""
+    """Writes a report where `--json` says, if it was given."""
     if path is None:
         return
     text = json.dumps(report, indent=2, ensure_ascii=False)
@@ -231,6 +271,30 @@ def write_json(report: Any, path: str | None) -> None:
     from softlore.disk import write_atomically
 
     write_atomically(path, (text + "\n").encode())
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: bool = False) -> None:
+    """Prints a table; cells are shown as they are. `right`: aligns all but the first column."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None)
+    for number, column in enumerate(columns):
+        shown.add_column(column, justify="right" if right and number else "left")
+    for row in rows:
+        shown.add_row(*map(Text, row))
+    Console().print(shown)
+
+
+def say(message: str) -> None:
+    """A line on standard error."""
+    click.echo(message, err=True)
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """A number with its noun: "1 entry", "2 entries"."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def read_text(path: Path, what: str) -> str:
@@ -252,7 +316,7 @@ def clean(text: str, what: str) -> str:
     """The text, as it was typed.
 
     Raises:
-        ConfigError: bytes that are no UTF-8.
+        ConfigError: bytes that are not UTF-8.
     """
     try:
         text.encode()
@@ -298,19 +362,27 @@ def wanting(extra: str) -> Iterator[None]:
         ) from None
 
 
+@contextlib.contextmanager
+def resumable(message: str) -> Iterator[None]:
+    """Turns Ctrl-C into exit code 130 with a message that says what is saved."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.exceptions.Abort(message) from None
+
+
+SAME_COMMAND = "stopped; progress is saved: the same command continues from here"
+
+
 def interactive() -> bool:
-    """Whether somebody watches."""
+    """Whether standard error is a terminal."""
     return sys.stderr.isatty()
 
 
 def check_free(path: Path, force: bool) -> None:
-    """Nothing is at a path, or it may be written over.
-
-    Raises:
-        ConfigError: something is.
-    """
+    """Raises ConfigError if something is at a path and may not be overwritten."""
     if os.path.lexists(path) and not force:
         raise ConfigError(
             f"{str(path)!r} is there already; expected nothing to be lost; name another path "
-            "(--out), or write over it (--force)"
+            "(--out), or overwrite it (--force)"
         )

@@ -9,55 +9,47 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlore.cli.gguf import LLAMACPP, cache_options, check_gguf, gguf_option, gguf_runner
-from softlore.cli.options import load_model, model_options, prompts_option, read_text, wanting
+from softlore.cli.options import (
+    FILE,
+    FOLDER,
+    ModelSource,
+    chosen,
+    count,
+    prompts_option,
+    read_text,
+    say,
+    setting_options,
+    wanting,
+    with_model,
+)
 from softlore.errors import ConfigError
+from softlore.settings import ServeSettings
 
 if TYPE_CHECKING:
-    from softlore.model import FrozenModel
+    from softlore.lore import Lorebook
     from softlore.serve.engines import Engine
     from softlore.serve.state import ServerState
-    from softlore.settings import ServeSettings
 
 MEGABYTE = 2**20
 NEEDED = ("fastapi", "httpx", "prometheus_client", "uvicorn")  # of the extra `serve`
 
 
 @click.command()
-@click.option("--lorebook", type=click.Path(path_type=Path, dir_okay=False),
-              help="Lore that wakes in every client's text.")  # fmt: skip
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=5001, show_default=True, type=click.IntRange(0, 65535),
-              help="0 takes a free one.")  # fmt: skip
-@click.option("--api-key", envvar="SOFTLORE_API_KEY", show_envvar=True,
-              help="What callers must show; needed where others can call.")  # fmt: skip
-@click.option("--api-key-file", type=click.Path(path_type=Path, dir_okay=False),
-              help="The same, from a file, so that no list of processes shows it.")  # fmt: skip
-@click.option("--origin", "origins", multiple=True, metavar="URL",
-              help="Pages from here may call too, such as https://lite.koboldai.net; may be given "
-              "often.")  # fmt: skip
-@click.option("--allow-host", "hosts", multiple=True, metavar="NAME",
-              help="A name by which the server may be called; may be given often.")  # fmt: skip
-@click.option("--slots", default=64, show_default=True, type=click.IntRange(1),
-              help="Texts that are written at once.")  # fmt: skip
-@click.option("--queue", default=64, show_default=True, type=click.IntRange(0),
-              help="Texts that may wait; more are answered 503.")  # fmt: skip
-@click.option("--timeout", default=600.0, show_default=True, type=click.FloatRange(1),
-              help="Seconds that a text may take.")  # fmt: skip
-@click.option("--keep-mb", default=512, show_default=True, type=click.IntRange(0),
-              help="Memory for what was read of stories, so that their next turns read less.",
+@click.option("--lorebook", type=FILE, help="Lore that wakes in every client's text.")
+@setting_options(ServeSettings)
+@click.option("--api-key-file", type=FILE,
+              help="File that holds the API key, so that no list of processes shows it.",
               )  # fmt: skip
-@click.option("--upload-mb", default=64, show_default=True, type=click.IntRange(1),
-              help="The largest request.")  # fmt: skip
-@click.option("--stories", "stories_folder", type=click.Path(path_type=Path, file_okay=False),
+@click.option("--stories", "stories_folder", type=FOLDER,
               help="Folder of stories.  [default: softlore's own]")  # fmt: skip
-@click.option("--lorebooks", "books_folder", type=click.Path(path_type=Path, file_okay=False),
+@click.option("--lorebooks", "books_folder", type=FOLDER,
               help="Folder of the studio's lorebooks.  [default: softlore's own]")  # fmt: skip
 @click.option("--engine", "engine_name", default="local", show_default=True,
               type=click.Choice(["local", "vllm", LLAMACPP]),
-              help="What writes the texts.")  # fmt: skip
+              help="What generates the texts.")  # fmt: skip
 @gguf_option
 @click.option("--context", type=click.IntRange(64),
-              help="gguf: tokens a text may have.  [default: the model's, 8192 at most]",
+              help="gguf: tokens of a text at most.  [default: the model's, 8192 at most]",
               )  # fmt: skip
 @click.option("--cache-mb", default=2048, show_default=True, type=click.IntRange(1),
               help="gguf: memory for keys and values; with less, fewer texts at once.",
@@ -68,13 +60,11 @@ NEEDED = ("fastapi", "httpx", "prometheus_client", "uvicorn")  # of the extra `s
 @click.option("--open", "opens", is_flag=True, help="Open the studio in the browser.")
 @click.option("--log-level", default="info", show_default=True,
               type=click.Choice(["debug", "info", "warning", "error"]))  # fmt: skip
-@model_options
+@with_model
 @prompts_option
 def command(
     lorebook: Path | None,
-    model_name: str | None,
-    dtype: str | None,
-    device: str | None,
+    source: ModelSource,
     folder: Path | None,
     stories_folder: Path | None,
     books_folder: Path | None,
@@ -109,37 +99,22 @@ def command(
     from softlore.serve.listening import listen, url_of
 
     listening = listen(settings)
-    click.echo(f"loading {gguf or model_name or 'the storyteller'} …", err=True)
+    say(f"loading {gguf or source.name or 'the storyteller'} …")
     from softlore.lore import Lorebook
-    from softlore.prompts import PromptLibrary
     from softlore.serve import logs
     from softlore.serve.server import Server
-    from softlore.serve.state import ServerState, default_books
-    from softlore.story import StoryLibrary
 
     logs.set_up(log_level)
-    book = Lorebook.load(lorebook) if lorebook is not None else None
-    engine: Engine
+    book = None if lorebook is None else Lorebook.load(lorebook)
     if gguf is not None:
-        from softlore.serve.engines.local import LocalEngine
-
-        runner = gguf_runner(gguf, model_name, context, cache, settings.slots, cache_mb)
-        engine = LocalEngine(runner, **_limits(settings) | {"slots": runner.n_sequences})
+        engine = _gguf_engine(gguf, source.name, context, cache, cache_mb, settings)
     else:
-        model = load_model(model_name or (book.model if book else None), dtype, device)
-        engine = _engine(model, settings, engine_url, engine_key)
-    state = ServerState(
-        engine=engine,
-        prompts=PromptLibrary(folder),
-        stories=StoryLibrary(stories_folder),
-        books=books_folder or default_books(),
-        settings=settings,
-        book=book,
-    )
+        engine = _engine(source, book, settings, engine_url, engine_key)
+    state = _state(engine, settings, book, folder, stories_folder, books_folder)
     url = url_of(listening)
 
     def ready() -> None:
-        _tell(url, state, engine_url)
+        _announce(url, state, engine_url)
         if opens:
             click.launch(url)
 
@@ -147,13 +122,12 @@ def command(
 
 
 def _settings(given: dict[str, Any]) -> ServeSettings:
-    from softlore.settings import ServeSettings
-
-    path, key = given.pop("api_key_file"), given.pop("api_key")
-    if path is not None:
-        key = read_text(path, "--api-key-file").strip()
-    seconds = given.pop("timeout")
-    return ServeSettings(api_key=key or None, text_seconds=seconds, **given)
+    settings = chosen(given)
+    if (path := settings.pop("api_key_file", None)) is not None:
+        settings["api_key"] = read_text(path, "--api-key-file").strip()
+    if not settings.get("api_key"):
+        settings.pop("api_key", None)
+    return ServeSettings(**settings)
 
 
 def _check_extra() -> None:
@@ -167,24 +141,25 @@ def _check_engine(name: str, url: str | None, gguf: Path | None) -> None:
     if (name == "vllm") != (url is not None):
         raise ConfigError(
             f"--engine is {name} and --engine-url {url!r}; expected a URL with vllm and none with "
-            "others; mend one of them"
+            "others; fix one of them"
         )
     check_gguf("--engine", name, gguf)
 
 
 def _limits(settings: ServeSettings) -> dict[str, Any]:
-    return {
-        "slots": settings.slots,
-        "queue": settings.queue,
-        "queue_seconds": settings.queue_seconds,
-        "text_seconds": settings.text_seconds,
-    }
+    names = ("slots", "queue", "queue_seconds", "text_seconds")
+    return {name: getattr(settings, name) for name in names}
 
 
 def _engine(
-    model: FrozenModel, settings: ServeSettings, url: str | None, key: str | None
+    source: ModelSource,
+    book: Lorebook | None,
+    settings: ServeSettings,
+    url: str | None,
+    key: str | None,
 ) -> Engine:
-    limits = _limits(settings)
+    """This process as the engine, or the vLLM server at a URL."""
+    model, limits = source.load(book.model if book else None), _limits(settings)
     if url is not None:
         from softlore.serve.engines.vllm import VLLMEngine
 
@@ -196,22 +171,59 @@ def _engine(
     return LocalEngine(TorchModelRunner(model, PrefixCache(settings.keep_mb * MEGABYTE)), **limits)
 
 
-def _tell(url: str, state: ServerState, engine_url: str | None) -> None:
-    settings = state.settings
-    book = state.book
-    entries = "1 entry" if book is not None and len(book) == 1 else f"{len(book or ())} entries"
-    origins = ", ".join(settings.origins) or "none but its own (--origin lets others in)"
-    told = {
+def _gguf_engine(
+    gguf: Path,
+    model_name: str | None,
+    context: int | None,
+    cache: tuple[str, bool],
+    cache_mb: int,
+    settings: ServeSettings,
+) -> Engine:
+    from softlore.serve.engines.local import LocalEngine
+
+    runner = gguf_runner(gguf, model_name, context, cache, settings.slots, cache_mb)
+    return LocalEngine(runner, **_limits(settings) | {"slots": runner.n_sequences})
+
+
+def _state(
+    engine: Engine,
+    settings: ServeSettings,
+    book: Lorebook | None,
+    folder: Path | None,
+    stories_folder: Path | None,
+    books_folder: Path | None,
+) -> ServerState:
+    from softlore.prompts import PromptLibrary
+    from softlore.serve.state import ServerState, default_books
+    from softlore.story import StoryLibrary
+
+    return ServerState(
+        engine=engine,
+        prompts=PromptLibrary(folder),
+        stories=StoryLibrary(stories_folder),
+        books=books_folder or default_books(),
+        settings=settings,
+        book=book,
+    )
+
+
+def _announce(url: str, state: ServerState, engine_url: str | None) -> None:
+    """Says where everything is."""
+    settings, book = state.settings, state.book
+    lines = {
         "studio": url,
         "KoboldAI API": f"{url}/api",
         "OpenAI API": f"{url}/v1",
         "model": repr(state.engine.model) + (f", run by {engine_url}" if engine_url else ""),
         "prompts": f"{len(state.prompts)} in {state.prompts.folder}",
         "stories": str(state.stories.folder),
-        "lorebook": f"{book.name}, {entries}" if book is not None else "none",
-        "pages that may call": origins,
+        "lorebook": "none"
+        if book is None
+        else f"{book.name}, {count(len(book), 'entry', 'entries')}",
+        "pages that may call": ", ".join(settings.origins)
+        or "none but its own (--origin lets others in)",
         "API key": "needed" if settings.api_key else "none: only this machine can call",
     }
-    for name, value in told.items():
-        click.echo(f"  {name:20} {value}", err=True)
-    click.echo("Ctrl-C stops it; texts under way may end", err=True)
+    for name, value in lines.items():
+        say(f"  {name:20} {value}")
+    say("Ctrl-C stops it; texts under way may end")

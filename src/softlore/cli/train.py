@@ -8,101 +8,96 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.numbers import Finite
 from softlore.cli.options import (
+    PATH,
+    SAME_COMMAND,
+    Command,
+    Finite,
+    ModelSource,
+    chosen,
     clean,
+    count,
     interactive,
     json_option,
     library,
-    load_model,
-    model_options,
     read_text,
+    resumable,
+    say,
+    setting_options,
+    with_model,
     write_json,
 )
-from softlore.cli.workers import ray_options, set_threads
+from softlore.cli.workers import Workers, torchrun_ranks, worker_options
+from softlore.errors import ConfigError
+from softlore.settings import TrainingConfig, table
 
 if TYPE_CHECKING:
     from softlore.prompts import PromptLibrary, SoftPrompt
     from softlore.tune import WorldInfoTrainer
 
-_SETTINGS = (
-    click.option("--kind", type=click.Choice(["prefix", "embedding"]), help="[default: prefix]"),
-    click.option("--n-tokens", type=int, help="Length of each prompt.  [default: 16]"),
-    click.option("--max-spacing", type=int, help="Most filler before a call.  [default: 64]"),
-    click.option("--filler", type=click.Choice(["story", "random"]), help="[default: story]"),
-    click.option("--min-loss", type=float, help="Stop an entry at this response loss (nats)."),
-    click.option("--max-steps", type=int, help="Most updates of an entry."),
-    click.option("--patience", type=int, help="Stop an entry after so many idle updates."),
-    click.option("--optimizer", help="A class of torch.optim.  [default: adam]"),
-    click.option("--learning-rate", type=float, help="Relative to the model's own scale."),
-    click.option("--schedule", type=click.Choice(["cosine", "linear", "constant"])),
-    click.option("--drift-guard", type=float, help="Weight of the drift guard.  [default: 1.0]"),
-    click.option("--distil-weight", type=float, help="Weight of distillation.  [default: 1.0]"),
-    click.option("--company-size", type=int, help="Most prompts in one trunk.  [default: 4]"),
-    click.option("--initial", help="auto, text, responses, vocabulary, or a text of your own."),
-    click.option(
-        "--initial-prompt",
-        type=click.Path(path_type=Path),
-        help="Start from the prompt in this file.",
-    ),
-    click.option(
-        "--style",
-        help="Make blocks of the texts of entries without: sentences, noun, "
-        "pronoun, mixed, implicit, cloud or bracketed.",
-    ),
-    click.option("--chat", is_flag=True, default=None, help="Use the model's chat template."),
-    click.option("--seed", type=int, help="Of every draw.  [default: 0]"),
-)
-# Codes stand first and alone, and are to bend whatever comes after them.
+# A control code stands first and alone, and is meant to change whatever comes after it.
 CODE_SETTINGS = {"company_size": 1, "max_spacing": 0, "drift_guard": 0.0}
+GROUP_SIZE = 8  # with --ray, by default
+NOTHING_NEW = "nothing new to train; --overwrite trains what is there again"
 
 
-def training_options(function: Any) -> Any:
-    """An option for every setting that a writer may want to change."""
-    for option in reversed(_SETTINGS):
+def training_options(function: Command) -> Command:
+    """An option for each training setting, and files for two of them; see `training_settings`."""
+    names = [name for name in table(TrainingConfig) if name != "story"]
+    function = setting_options(TrainingConfig, *names)(function)
+    for option in (
+        click.option("--initial-prompt", type=PATH, help="Start from the prompt in this file."),
+        click.option("--story", type=PATH, help="File of your own text for filler and guard."),
+    ):
         function = option(function)
     return function
 
 
+def training_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Fields of `TrainingConfig` from what `training_options` were given."""
+    settings = chosen(given)
+    if "initial" in settings:
+        clean(settings["initial"], "--initial")
+    if (path := settings.pop("initial_prompt", None)) is not None:
+        from softlore.prompts import load_prompt
+
+        settings["initial"] = load_prompt(path)
+    if "story" in settings:
+        settings["story"] = read_text(settings["story"], "story")
+    return settings
+
+
 @click.command()
-@click.argument("lorebook", type=click.Path(path_type=Path))
-@model_options
-@click.option("--out", "folder", type=click.Path(path_type=Path), help="Folder for the prompts.")
-@click.option("--entry", "only", multiple=True, help="Train only this entry; may be given often.")
-@click.option("--again", is_flag=True, help="Train anew what the folder already holds.")
-@click.option("--time-budget", type=float, help="Seconds; makes fewer updates to keep to it.")
-@click.option("--story", type=click.Path(path_type=Path), help="Your own text, for filler, guard.")
+@click.argument("lorebook", type=PATH)
+@with_model
+@click.option("--out", "folder", type=PATH, help="Folder for the prompts.")
+@click.option("--entry", "include", multiple=True,
+              help="Train only this entry; may be given often.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Train again what the folder already holds.")
+@click.option("--time-budget", type=float, help="Seconds; fewer updates are made to keep to it.")
 @click.option("--checkpoint-seconds", type=Finite(min=0), default=10.0, hidden=True)
 @click.option("--group-size", type=click.IntRange(min=1), metavar="N",
               help="Train the entries N at a time, in the book's order; only those of a group keep "
-              "company.  [default: all together; with --ray, 8]")  # fmt: skip
-@ray_options
+              f"company.  [default: all together; with --ray, {GROUP_SIZE}]")  # fmt: skip
+@worker_options
 @training_options
 @json_option
 def command(
     lorebook: Path,
-    model_name: str | None,
-    dtype: str | None,
-    device: str | None,
+    source: ModelSource,
     folder: Path | None,
-    only: tuple[str, ...],
-    again: bool,
-    time_budget: float | None,
-    story: Path | None,
-    checkpoint_seconds: float,
+    include: tuple[str, ...],
     group_size: int | None,
-    ray: str | None,
-    workers: int | None,
-    threads: int | None,
+    workers: Workers,
     json_path: str | None,
     **given: Any,
 ) -> None:
     """Turn LOREBOOK (YAML, JSON or TOML) into soft prompts, trained in company.
 
-    A .txt file is a corpus instead: one prompt, named after the file, takes on its manner. A folder
-    of them (or of folders of them), or JSON lines with `code` and `text`, is a set of control
-    codes: a prompt for each, for `softlore write --code` and `softlore attribute`.
-    Ctrl-C keeps the progress, and so does a crash; the same command goes on from there.
+    A .txt file is a corpus instead: one prompt, named after the file, learns its style. A folder of
+    them (or of folders of them), or JSON lines with `code` and `text`, is a set of control codes: a
+    prompt for each, for `softlore write --code` and `softlore attribute`. Ctrl-C saves the
+    progress, and so does a crash; the same command continues from there.
 
     \b
     Example:
@@ -111,79 +106,102 @@ def command(
       softlore train lore.yaml --group-size 8 --ray 10.0.0.1:6379
       torchrun --nproc-per-node 2 -m softlore train lore.yaml --model MODEL
     """
-    settings = chosen_settings(given, story)
+    run = training_settings(given)
+    run["again"] = run.pop("overwrite")
     prompts = library(folder, new=True)
-    run = {
-        "again": again,
-        "time_budget": time_budget,
-        "checkpoint_seconds": checkpoint_seconds,
-        **settings,
-    }
-    where = (model_name, dtype, device)
-    from softlore.cli.train_ranks import among_ranks
-
-    with among_ranks(device, grouped=group_size is not None or ray is not None) as ranks:
-        if group_size is not None or ray is not None:
-            from softlore.cli.train_groups import train_in_groups
-
-            crew = (ray, workers, threads)
-            told = train_in_groups(lorebook, prompts, only, run, group_size, where, crew)
+    if group_size is None and workers.ray is not None:
+        group_size = GROUP_SIZE
+    with torchrun_ranks(source.device, group_size is not None) as ranks:
+        if group_size is not None:
+            report = _train_groups(lorebook, prompts, include, run, group_size, source, workers)
         else:
-            set_threads(workers, threads)
-            where = (model_name, dtype, device if ranks is None else ranks.device)
-            told = _train_together(lorebook, prompts, only, run | {"ranks": ranks}, where)
+            workers.use_threads()
+            if ranks is not None:
+                source = source._replace(device=ranks.device)
+            report = _train_together(lorebook, prompts, include, run | {"ranks": ranks}, source)
         if ranks is None or ranks.first:
-            write_json(told, json_path)
+            write_json(report, json_path)
 
 
 def _train_together(
     lorebook: Path,
     prompts: PromptLibrary,
-    only: tuple[str, ...],
+    include: tuple[str, ...],
     run: dict[str, Any],
-    where: tuple[str | None, str | None, str | None],
+    source: ModelSource,
 ) -> dict[str, Any]:
-    """Trains all of a lorebook as one set, or a corpus; saves what comes of it, and reports."""
+    """Trains a lorebook as one set, or a corpus; saves the prompts and returns the report."""
     from softlore.lore import Lorebook
-    from softlore.lore.corpora import holds_corpora
     from softlore.tune.book import plan_book
 
-    if lorebook.suffix == ".txt" or holds_corpora(lorebook):
-        trainer = _corpus_trainer(lorebook, prompts, run, *where)
+    if _is_corpus(lorebook):
+        trainer = _corpus_trainer(lorebook, prompts, run, source)
     else:
         book = Lorebook.load(lorebook)
-        model = load_model(book.model if where[0] is None else where[0], *where[1:])
-        plan = plan_book(model, book, prompts, only=only, **run)
+        plan = plan_book(source.load(book.model), book, prompts, only=include, **run)
         if plan.kept:
-            _say(f"already trained, kept beside the new ones: {', '.join(plan.kept)}")
+            say(f"already trained, in company with the new ones: {', '.join(plan.kept)}")
         if plan.trainer is None:
-            _say("nothing new to train; --again trains what is there once more")
-            return report(prompts, [], plan.kept)
+            say(NOTHING_NEW)
+            return _report(prompts, [], plan.kept)
         trainer = plan.trainer
-    return report(prompts, _train(trainer, prompts), trainer.company)
+    return _report(prompts, _train(trainer, prompts), trainer.company)
 
 
-def chosen_settings(given: dict[str, Any], story: Path | None) -> dict[str, Any]:
-    """Fields of `TrainingConfig` from what `training_options` were given."""
-    settings = {name: value for name, value in given.items() if value is not None}
-    if "initial" in settings:
-        clean(settings["initial"], "--initial")
-    if start := settings.pop("initial_prompt", None):
-        from softlore.prompts import load_prompt
+def _train_groups(
+    lorebook: Path,
+    prompts: PromptLibrary,
+    include: tuple[str, ...],
+    run: dict[str, Any],
+    group_size: int,
+    source: ModelSource,
+    workers: Workers,
+) -> dict[str, Any]:
+    """Trains a lorebook in groups; saves the prompts and returns the report.
 
-        settings["initial"] = load_prompt(start)
-    if story is not None:
-        settings["story"] = read_text(story, "story")
-    return settings
+    Raises:
+        ConfigError: options that do not go together.
+    """
+    from softlore.cli.progress import watch_groups
+    from softlore.lore import Lorebook
+    from softlore.tune.group_run import GroupRun
+
+    if _is_corpus(lorebook):
+        raise ConfigError(
+            f"{str(lorebook)!r} is a corpus, or a set of them; expected a lorebook, whose entries "
+            "fall into groups; leave --group-size and --ray out"
+        )
+    if run.pop("time_budget", None) is not None:
+        raise ConfigError(
+            "--time-budget sets the number of updates by their speed, which differs between "
+            "workers; expected a number for groups; give --max-steps in its place"
+        )
+    book = Lorebook.load(lorebook)
+    source = source.or_else(book.model)
+    groups = -(-len(book) // group_size)
+    with workers.pool(source, groups) as pool, watch_groups(interactive()) as show:
+        training = GroupRun(
+            pool, book, prompts, group_size=group_size, only=include, on_news=show, **run
+        )
+        with resumable(SAME_COMMAND):
+            done = training.run()
+    if done.kept:
+        say(f"already trained, and left as they are: {', '.join(done.kept)}")
+    if not done.made:
+        say(NOTHING_NEW)
+    for path in done.paths:
+        say(f"wrote {path}")
+    return _report(prompts, done.made, done.kept)
+
+
+def _is_corpus(path: Path) -> bool:
+    from softlore.lore.corpora import holds_corpora
+
+    return path.suffix == ".txt" or holds_corpora(path)
 
 
 def _corpus_trainer(
-    path: Path,
-    prompts: PromptLibrary,
-    run: dict[str, Any],
-    model_name: str | None,
-    dtype: str | None,
-    device: str | None,
+    path: Path, prompts: PromptLibrary, run: dict[str, Any], source: ModelSource
 ) -> WorldInfoTrainer:
     from softlore.lore.corpora import holds_corpora, read_corpora
     from softlore.lore.names import as_name
@@ -191,19 +209,17 @@ def _corpus_trainer(
     from softlore.tune.book import checkpoint_path
 
     name = as_name(path.stem)
-    what: dict[str, Any] = {"name": name}
+    what: dict[str, Any] = {"name": name, "checkpoint": checkpoint_path(prompts.folder, name)}
     if holds_corpora(path):
         what["corpora"] = read_corpora(path)
         run = CODE_SETTINGS | run
     else:
         what["corpus"] = read_text(path, "corpus")
-    model = load_model(model_name, dtype, device)
-    checkpoint = checkpoint_path(prompts.folder, name)
-    return WorldInfoTrainer(model, **what, checkpoint=checkpoint, **run)
+    return WorldInfoTrainer(source.load(), **what, **run)
 
 
 def _train(trainer: WorldInfoTrainer, prompts: PromptLibrary) -> list[SoftPrompt]:
-    """Runs the trainer with a live view, and saves what comes of it.
+    """Runs the trainer with a live view, and saves its prompts.
 
     If training fails, a prompt that was there before stays as it was.
     """
@@ -211,52 +227,47 @@ def _train(trainer: WorldInfoTrainer, prompts: PromptLibrary) -> list[SoftPrompt
     from softlore.errors import DivergedError
     from softlore.tune.book import save_prompts
 
-    with working("reading the lore, and what the bare model writes by itself", interactive()):
+    with working("reading the lore, and sampling the bare model", interactive()):
         trainer.prepare()
     if trainer.step:
-        _say(f"going on from update {trainer.step}")
-    ahead = trainer.estimate()
-    entries = f"{len(trainer.entries)} {'entry' if len(trainer.entries) == 1 else 'entries'}"
-    _say(
-        f"{entries}, up to {ahead.updates} updates: about "
-        f"{_duration(ahead.seconds)}; prompts of {max(1, ahead.prompt_bytes // 1024)} KB each in "
-        f"{prompts.folder}"
-    )
-    if ahead.sight is not None:
-        _say(
-            f"every layer of this model looks {ahead.sight:,} tokens back at most: a prefix is out "
-            "of sight further on in a story; --kind embedding can be named again there"
-        )
+        say(f"continuing from update {trainer.step}")
+    _announce(trainer, prompts.folder)
     try:
-        with watch(interactive()) as trainer.on_step:
+        with watch(interactive()) as trainer.on_step, resumable(SAME_COMMAND):
             trainer.train()
-    except KeyboardInterrupt:
-        raise click.exceptions.Abort(
-            "stopped; progress is kept: the same command goes on from here"
-        ) from None
     except DivergedError:
-        if not trainer.ranks.first:
-            raise
-        for prompt in trainer.prompts().values():
+        for prompt in trainer.prompts().values() if trainer.ranks.first else ():
             if prompt.name not in prompts:
                 prompts.save(prompt)
         raise
     made = list(trainer.prompts().values())
-    if not trainer.ranks.first:
-        return made
-    for path in save_prompts(prompts, made, trainer):
-        _say(f"wrote {path}")
+    if trainer.ranks.first:
+        for path in save_prompts(prompts, made, trainer):
+            say(f"wrote {path}")
     return made
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+def _announce(trainer: WorldInfoTrainer, folder: Path) -> None:
+    """Says what training will take."""
+    ahead = trainer.estimate()
+    seconds = ahead.seconds
+    duration = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+    say(
+        f"{count(len(trainer.entries), 'entry', 'entries')}, up to {ahead.updates} updates: about "
+        f"{duration}; prompts of {max(1, ahead.prompt_bytes // 1024)} KB each in {folder}"
+    )
+    if ahead.sight is not None:
+        say(
+            f"every layer of this model attends to the last {ahead.sight:,} tokens at most: a "
+            "prefix is out of sight further on in a story; --kind embedding can be named again "
+            "there"
+        )
 
 
-def report(
+def _report(
     prompts: PromptLibrary, made: Sequence[SoftPrompt], kept: Iterable[str]
 ) -> dict[str, Any]:
-    """What was trained, and the names of what was kept beside it, as JSON."""
+    """What was trained, and the names of what was there already, as JSON."""
     return {
         "folder": str(prompts.folder),
         "trained": [
@@ -266,7 +277,3 @@ def report(
         ],
         "kept": list(kept),
     }
-
-
-def _say(message: str) -> None:
-    click.echo(message, err=True)

@@ -1,56 +1,138 @@
-"""Options of the commands that can work on Ray, or with so many threads here."""
+"""Where training runs: here, on Ray's workers, or among torchrun's processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from softlore.errors import ConfigError
+from softlore.cli.options import Command, ModelSource, count, interactive, say, wanting
+from softlore.errors import ConfigError, InputError
 
-Command = Callable[..., Any]
+if TYPE_CHECKING:
+    from softlore.tune.ranks import Ranks
+    from softlore.tune.worker_pool import WorkerPool
 
 
-def ray_options(function: Command) -> Command:
-    """`--ray`, `--workers`, `--threads`."""
+class Workers(NamedTuple):
+    """What the options of `worker_options` ask for: Ray's address, workers, threads of each."""
+
+    ray: str | None
+    workers: int | None
+    threads: int | None
+
+    def use_threads(self) -> None:
+        """Sets the threads of this process. Raises ConfigError for workers without Ray."""
+        self._check_alone()
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+
+    @contextlib.contextmanager
+    def pool(self, source: ModelSource, most: int | None = None) -> Iterator[WorkerPool]:
+        """The workers, with the model loaded; they are closed at the end of the block.
+
+        Args:
+            most: more workers than these would have nothing to do.
+        """
+        pool = self._local(source) if self.ray is None else self._on_ray(self.ray, source, most)
+        try:
+            yield pool
+        finally:
+            pool.close()
+
+    def _check_alone(self) -> None:
+        if self.workers is not None:
+            raise ConfigError(
+                "--workers are Ray's; expected --ray beside them; add it, or leave --workers out"
+            )
+
+    def _local(self, source: ModelSource) -> WorkerPool:
+        from softlore.tune.worker_pool import LocalWorkerPool
+
+        self._check_alone()
+        return LocalWorkerPool(source.load(), self.threads)
+
+    def _on_ray(self, address: str, source: ModelSource, most: int | None) -> WorkerPool:
+        from softlore.cli.progress import working
+        from softlore.model import DEFAULT_MODEL
+        from softlore.tune.worker import ModelSpec
+
+        with wanting("ray"):
+            from softlore.tune.worker_pool_ray import RayWorkerPool
+        spec = ModelSpec(source.or_else(DEFAULT_MODEL).name or "", source.dtype, source.device)
+        with working("starting workers", interactive()):
+            pool = RayWorkerPool(spec, address, self.workers, self.threads, most)
+        say(f"{count(pool.size, 'worker')} of {count(pool.threads, 'thread')}")
+        return pool
+
+
+def worker_options(function: Command) -> Command:
+    """`--ray`, `--workers`, `--threads`, given to the command as `workers`, a `Workers`."""
+
+    @functools.wraps(function)
+    def gathered(
+        *args: Any, ray: str | None, workers: int | None, threads: int | None, **kwargs: Any
+    ) -> Any:
+        return function(*args, workers=Workers(ray, workers, threads), **kwargs)
+
+    command: Any = gathered
     for option in (
-        click.option(
-            "--threads",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Processor threads that each model computes with; sums are rounded by how they "
-            "are shared out.  [default: torch's choice here]",
-        ),
-        click.option(
-            "--workers",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="How many models work at once on Ray.  [default: one a GPU, or by processors]",
-        ),
-        click.option(
-            "--ray",
-            is_flag=False,
-            flag_value="local",
-            metavar="[ADDRESS]",
-            help="Work on Ray: on this machine, or on the cluster at ADDRESS.",
-        ),
-    ):
-        function = option(function)
-    return function
+        click.option("--threads", type=click.IntRange(min=1), metavar="N",
+                     help="Processor threads of each model; they change how sums are rounded.  "
+                     "[default: torch's choice here]"),
+        click.option("--workers", type=click.IntRange(min=1), metavar="N",
+                     help="How many models work at once on Ray.  [default: one a GPU, or by "
+                     "processors]"),
+        click.option("--ray", is_flag=False, flag_value="local", metavar="[ADDRESS]",
+                     help="Work on Ray: on this machine, or on the cluster at ADDRESS."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
-def set_threads(workers: int | None, threads: int | None) -> None:
-    """What the options of `ray_options` come to where one model works, here.
+@contextlib.contextmanager
+def torchrun_ranks(device: str | None, grouped: bool) -> Iterator[Ranks | None]:
+    """The processes that torchrun started, to the end of the block; None without torchrun.
+
+    Args:
+        grouped: whether groups are asked for, which are distributed in another way.
 
     Raises:
-        ConfigError: several workers, and no Ray to be on.
+        ConfigError: groups, or fewer GPUs than processes.
     """
-    if workers is not None:
-        raise ConfigError(
-            "--workers are Ray's; expected --ray beside them; add it, or leave --workers out"
-        )
-    if threads is not None:
-        import torch
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:  # before torch is imported
+        yield None
+        return
+    from softlore.tune.ranks import device_of_rank, joined, of_torchrun
 
-        torch.set_num_threads(threads)
+    if not of_torchrun():
+        yield None
+        return
+    if grouped:
+        raise ConfigError(
+            "torchrun splits every update, --group-size and --ray whole groups; expected one of "
+            "them; leave torchrun out, or the options"
+        )
+    with joined(device_of_rank(device)) as ranks, _first_speaks(ranks):
+        yield ranks
+
+
+@contextlib.contextmanager
+def _first_speaks(ranks: Ranks) -> Iterator[None]:
+    """Silences all but the first process, also about errors that all of them meet."""
+    if ranks.first:
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
+    except InputError:
+        raise click.exceptions.Exit(InputError.exit_code) from None
+    except click.exceptions.Abort:
+        raise click.exceptions.Exit(130) from None

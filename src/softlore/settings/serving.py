@@ -45,8 +45,9 @@ class ServeSettings(Settings):
     host: str = setting("127.0.0.1", "Address to listen on.")
     port: int = setting(5001, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
     api_key: str | None = setting(
-        None, "Key that callers must send; needed where others than this machine can call."
-    )
+        None, "Key that callers must send; needed where others than this machine can call.",
+        env="SOFTLORE_API_KEY",
+    )  # fmt: skip
     origins: Annotated[
         tuple[str, ...],
         BeforeValidator(_origins),

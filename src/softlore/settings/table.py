@@ -38,6 +38,7 @@ def setting(
     client_range: tuple[float, float] | None = None,
     slider: tuple[float, float, float] | None = None,
     option: str = "",
+    env: str = "",
     expected: str = "",
 ) -> Any:
     """Declares one setting of a `Settings` class; its type is the field's annotation.
@@ -52,11 +53,12 @@ def setting(
             numbers out of bounds are brought to the nearest bound.
         slider: low end, high end and step of the studio's slider; none if not given.
         option: name of the command line's option, where it is not the field's.
+        env: an environment variable that stands in for the option.
         expected: what an error message says was expected, where type and bounds do not say it.
     """
     facts: Any = {
         "unit": unit, "aliases": aliases, "client_range": client_range, "slider": slider,
-        "option": option, "expected": expected,
+        "option": option, "env": env, "wording": expected,
     }  # fmt: skip
     return Field(default, description=help, ge=ge, gt=gt, le=le, json_schema_extra=facts)
 
@@ -105,6 +107,7 @@ class Setting:
     client_range: tuple[float, float] | None = None
     slider: tuple[float, float, float] | None = None
     option: str = ""
+    env: str = ""
     wording: str = ""
 
     @property
@@ -187,7 +190,6 @@ def _read(name: str, field: Any) -> Setting:
         above=getattr(bounds.get(annotated_types.Gt), "gt", None),
         high=getattr(bounds.get(annotated_types.Le), "le", None),
         textual=bounds.get(Textual),
-        wording=facts.pop("expected", ""),
         **facts,
     )
 
