@@ -378,7 +378,7 @@ BAD_LORE = {
     "none.yaml": ("entries: []", "'none' has no entries; expected at least one"),
     "call.yaml": (
         'entries: [{name: Ada, blocks: [{call: "", responses: [a]}]}]',
-        "entry 'Ada', block 1: `call` is empty; write something there",
+        "entry 'Ada', block 1: `call` is empty; write something, or remove it",
     ),
     "long.yaml": (
         f'entries: [{{name: Ada, blocks: [{{call: Ada, responses: [" {"on " * 99}"]}}]}}]',
@@ -395,7 +395,7 @@ BAD_LORE = {
     "missing.txt": (None, "corpus '"),
     "folder.txt": ("folder", "holds no texts"),
     "binary.txt": (b"\xff\xfe\x00", "expected a UTF-8 text file"),
-    "empty.txt": ("", "so there is nothing to learn"),
+    "empty.txt": ("", "so there is nothing to train on"),
 }
 
 
