@@ -1,4 +1,4 @@
-"""Writes the table of model families in docs/models.md, from the tiny models that tests prove.
+"""Writes the table of model families in docs/models.md, from the tiny models of the tests.
 
 python tools/models_table.py            # rewrites the table between its two markers
 python tools/models_table.py --check    # exit code 1 when the table is not current
@@ -13,7 +13,7 @@ from softlore.model.tiny import tiny_hf, tiny_model
 
 PAGE = ROOT / "docs" / "models.md"
 
-# What a family is known by, and how it tells places in a text apart.
+# Well-known models of a family, and its kind of positions.
 KNOWN = {
     "bloom": ("BLOOM, BLOOMZ", "ALiBi"),
     "cohere": ("Command R", "rotary"),
@@ -43,19 +43,19 @@ KNOWN = {
 
 
 def table() -> str:
-    """A row a family: what it is known by, how it is driven, what it takes."""
+    """A row for each family: models, positions, window, scale, and the kinds of prompts it takes."""
     lines = [
-        "| family | such as | places | sliding window | rows scaled | embedding | prefix |",
+        "| family | such as | positions | sliding window | rows scaled | embedding | prefix |",
         "|---|---|---|---|---|---|---|",
     ]
     for family in sorted(TESTED_FAMILIES):
         model = tiny_model(family)
-        known, places = KNOWN[family]
+        known, positions = KNOWN[family]
         prefix = "yes" if model.takes_prefix else "no"
         cells = [
             f"`{family}`",
             known,
-            places,
+            positions,
             _window(model),
             _scaled(model, family),
             "yes",
