@@ -16,7 +16,11 @@ from pathlib import Path
 from softlore.cli import main
 from softlore.model.tiny import byte_tokenizer, tiny_hf
 
-PRELOAD = ["softlore.cli.train", "softlore.tune.book", "transformers.models.llama.modeling_llama"]
+PRELOAD = [
+    "softlore.cli.train",
+    "softlore.tune.lorebook_training",
+    "transformers.models.llama.modeling_llama",
+]
 
 
 @dataclass(frozen=True)

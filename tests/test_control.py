@@ -174,7 +174,7 @@ def test_many_codes_at_once_are_each_what_they_are_alone(monkeypatch):
     text = "It was late, and nobody came."
     together = {one.code: one.nll for one in attribute(model, text, codes)}
     monkeypatch.setattr("softlore.control.attribution.TOKENS_AT_ONCE", 70)
-    monkeypatch.setattr("softlore.measure.score.LOGITS_AT_ONCE", 7 * model.vocab_size)
+    monkeypatch.setattr("softlore.measure.losses.LOGITS_AT_ONCE", 7 * model.vocab_size)
     for name, code in codes.items():
         assert attribute(model, text, {name: code})[0].nll == pytest.approx(together[name], 1e-5)
     apart = {one.code: one.nll for one in attribute(model, text, codes)}

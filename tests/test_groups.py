@@ -16,12 +16,11 @@ from softlore.errors import (
     TrainingError,
 )
 from softlore.model.tiny import tiny_model
-from softlore.tune.book import checkpoint_path
 from softlore.tune.group_run import GroupRun
 from softlore.tune.groups import GroupRecord, group_name, record_path, split_book
+from softlore.tune.lorebook_training import checkpoint_path
 from softlore.tune.trainable_prompt import TrainablePrompt
-from softlore.tune.worker import Worker
-from softlore.tune.worker_pool import LocalWorkerPool, WorkerLost, WorkerReply
+from softlore.tune.worker_pool import LocalWorkerPool, Worker, WorkerLost, WorkerReply
 from trained import assert_same, leftovers, prompts_in
 
 SETTINGS = {
@@ -59,7 +58,7 @@ class Town:
         self.model = model
         self.heard = []
 
-    def train(self, book, stop_at=None, crew=None, **options):
+    def train(self, book, stop_at=None, pool=None, **options):
         """`stop_at`: Ctrl-C at that piece of news, counted from 1."""
         self.heard = []
 
@@ -69,11 +68,11 @@ class Town:
                 raise KeyboardInterrupt
 
         options = {"group_size": 2, "checkpoint_seconds": 0.0} | options
-        crew = crew or LocalWorkerPool(self.model)
+        pool = pool or LocalWorkerPool(self.model)
         try:
-            return GroupRun(crew, book, self.library, on_news=hear, **options).run()
+            return GroupRun(pool, book, self.library, on_event=hear, **options).run()
         finally:
-            crew.close()
+            pool.close()
 
     def prompts(self):
         return prompts_in(self.library.folder)
@@ -152,9 +151,9 @@ class Backwards(LocalWorkerPool):
 
 
 def test_neither_order_nor_number_of_workers_matters(town, unbroken):
-    done = town.train(lorebook(), crew=Backwards(town.model))
+    done = town.train(lorebook(), pool=Backwards(town.model))
     assert [number for event, number, _ in town.heard if event == "done"] == [2, 1]
-    assert [prompt.name for prompt in done.made] == ["Ada", "Bo", "Cid"]
+    assert [prompt.name for prompt in done.trained] == ["Ada", "Bo", "Cid"]
     assert [path.name for path in done.paths] == [f"{n}.safetensors" for n in ("ada", "bo", "cid")]
     assert_same(town.prompts(), unbroken)
     assert town.leftovers() == []
@@ -179,32 +178,32 @@ def test_a_stopped_run_goes_on(stop_at, town, unbroken):
 def test_what_again_has_trained_is_not_trained_once_more(town, unbroken):
     town.train(lorebook())
     with pytest.raises(KeyboardInterrupt):
-        town.train(lorebook(), stop_at=9, again=True)
-    done = town.train(lorebook(), again=True)
-    assert [prompt.name for prompt in done.made] == ["Cid"]
+        town.train(lorebook(), stop_at=9, overwrite=True)
+    done = town.train(lorebook(), overwrite=True)
+    assert [prompt.name for prompt in done.trained] == ["Cid"]
     assert town.heard[0] == ("begun", 2, 1)
     assert_same(town.prompts(), unbroken)
-    assert len(town.train(lorebook(), again=True).made) == 3
+    assert len(town.train(lorebook(), overwrite=True).trained) == 3
 
 
 def test_a_finished_folder_has_nothing_new(town):
     town.train(lorebook())
     done = town.train(lorebook())
-    assert (done.made, done.kept, town.heard) == ([], ["Ada", "Bo", "Cid"], [])
+    assert (done.trained, done.retained, town.heard) == ([], ["Ada", "Bo", "Cid"], [])
     assert town.leftovers() == []
 
 
 def test_a_new_entry_is_trained_beside_those_of_its_group(town, unbroken):
     town.train(lorebook())
     done = town.train(lorebook(DOT))
-    assert ([p.name for p in done.made], done.kept) == (["Dot"], ["Ada", "Bo", "Cid"])
-    assert done.made[0].training["in_company"] == ["Cid"]
+    assert ([p.name for p in done.trained], done.retained) == (["Dot"], ["Ada", "Bo", "Cid"])
+    assert done.trained[0].training["in_company"] == ["Cid"]
     assert_same({k: p for k, p in town.prompts().items() if k != "Dot"}, unbroken)
 
 
 def test_only_some(town, unbroken):
-    done = town.train(lorebook(), only=["Cid"])
-    assert [prompt.name for prompt in done.made] == ["Cid"]
+    done = town.train(lorebook(), include=["Cid"])
+    assert [prompt.name for prompt in done.trained] == ["Cid"]
     assert_same(town.prompts(), {"Cid": unbroken["Cid"]})
 
 
@@ -264,14 +263,14 @@ class Mortal(Backwards):
     ],
 )
 def test_a_worker_that_dies_loses_nothing(deaths, town, unbroken):
-    done = town.train(lorebook(), crew=Mortal(town.model, *deaths))
+    done = town.train(lorebook(), pool=Mortal(town.model, *deaths))
     assert done.lost == len(deaths)
     assert_same(town.prompts(), unbroken)
     assert town.leftovers() == []
 
 
 def test_a_group_is_taken_up_again_from_its_checkpoint(town):
-    town.train(lorebook(), crew=Mortal(town.model, ("advance", 3)))
+    town.train(lorebook(), pool=Mortal(town.model, ("advance", 3)))
     lost = next(i for i, heard in enumerate(town.heard) if heard[0] == "lost")
     _, number, step = town.heard[lost]
     again = [heard for heard in town.heard[lost:] if heard[:2] == ("begun", number)]
@@ -280,15 +279,17 @@ def test_a_group_is_taken_up_again_from_its_checkpoint(town):
 
 
 def test_a_group_that_kills_its_workers_is_given_up(town):
-    crew = Mortal(town.model, ("begin", 1), ("begin", 2), ("begin", 3))
+    pool = Mortal(town.model, ("begin", 1), ("begin", 2), ("begin", 3))
     with pytest.raises(TrainingError, match=r"group \d has lost its worker 3 times .*progress"):
-        town.train(lorebook(), crew=crew)
+        town.train(lorebook(), pool=pool)
 
 
 def test_a_group_that_fails_does_not_stop_the_others(town, unbroken, monkeypatch):
-    sound = TrainablePrompt.sound
+    is_finite = TrainablePrompt.is_finite
     monkeypatch.setattr(
-        TrainablePrompt, "sound", lambda self, losses: self.name != "Bo" and sound(self, losses)
+        TrainablePrompt,
+        "is_finite",
+        lambda self, losses: self.name != "Bo" and is_finite(self, losses),
     )
     with pytest.raises(DivergedError, match="'Bo' met a loss"):
         town.train(lorebook())
@@ -304,15 +305,15 @@ def test_a_group_that_fails_does_not_stop_the_others(town, unbroken, monkeypatch
 def test_another_run_is_refused_and_again_begins_anew(town, unbroken):
     with pytest.raises(KeyboardInterrupt):
         town.train(lorebook(), stop_at=3)
-    with pytest.raises(ConfigError, match=r"n_tokens was 3 and is 2.*--again"):
+    with pytest.raises(ConfigError, match=r"n_tokens was 3 and is 2.*--overwrite"):
         town.train(lorebook(), n_tokens=2)
     with pytest.raises(ConfigError, match="the entries fall into other groups"):
         town.train(lorebook(), group_size=3)
     with pytest.raises(ConfigError, match="threads were"):
-        town.train(lorebook(), crew=LocalWorkerPool(town.model, 1 + torch.get_num_threads()))
-    town.train(lorebook(), n_tokens=2, again=True)
+        town.train(lorebook(), pool=LocalWorkerPool(town.model, 1 + torch.get_num_threads()))
+    town.train(lorebook(), n_tokens=2, overwrite=True)
     assert {len(prompt) for prompt in town.prompts().values()} == {2}
-    town.train(lorebook(), again=True)
+    town.train(lorebook(), overwrite=True)
     assert_same(town.prompts(), unbroken)
 
 
@@ -322,8 +323,8 @@ def test_another_run_is_refused_and_again_begins_anew(town, unbroken):
         b"",
         b"[]",
         b"{}",
-        b'{"softlore_groups": 2}',
-        b'{"softlore_groups": 1, "groups": [1]}',
+        b'{"softlore_groups": 1}',
+        b'{"softlore_groups": 2, "groups": [1]}',
         b"[" * 100_000,
         b"\xff",
     ],
@@ -332,10 +333,10 @@ def test_a_damaged_record_is_refused(content, town, unbroken):
     path = record_path(town.library.folder, "town")
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    with pytest.raises(StorageError, match=r"can't be read .*--again"):
+    with pytest.raises(StorageError, match=r"can't be read .*--overwrite"):
         town.train(lorebook())
     assert path.read_bytes() == content
-    town.train(lorebook(), again=True)
+    town.train(lorebook(), overwrite=True)
     assert_same(town.prompts(), unbroken)
 
 
@@ -344,7 +345,7 @@ def test_a_record_is_what_was_saved(tmp_path):
     path = tmp_path / "deep" / "record.json"
     record.save(path)
     assert GroupRecord.load(path) == record
-    for name, wrong in [("threads", 0), ("pending", [1]), ("groups", ["a"]), ("again", 1)]:
+    for name, wrong in [("threads", 0), ("pending", [1]), ("groups", ["a"]), ("overwrite", 1)]:
         told = json.loads(path.read_text()) | {name: wrong}
         (tmp_path / "wrong.json").write_text(json.dumps(told))
         with pytest.raises(StorageError):
@@ -355,7 +356,7 @@ def test_what_can_not_be_trained(town):
     with pytest.raises(LoreError, match="no entries"):
         town.train(Lorebook(name="none", entries=[]))
     with pytest.raises(LoreError, match="Eve"):
-        town.train(lorebook(), only=["Eve"])
+        town.train(lorebook(), include=["Eve"])
     with pytest.raises(ConfigError, match="n_token"):
         town.train(lorebook(), n_token=2)
     assert not town.library.folder.exists()

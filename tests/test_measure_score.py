@@ -11,7 +11,7 @@ from softlore.errors import ContextError
 from softlore.lore import Block, Entry
 from softlore.measure import divergence, drift, fidelity, perplexity, recall
 from softlore.measure.material import gather
-from softlore.measure.score import fits, fits_after, response_losses, trunk
+from softlore.measure.score import fits, fits_after, passage_hidden_states, response_losses, trunk
 from softlore.measure.stories import write_stories
 from softlore.model.tiny import tiny_model
 
@@ -72,9 +72,10 @@ def test_nothing_drifts_not_at_all_and_a_text_is_its_own_prompt(model):
     same = SoftPrompt.from_text(text, model, kind="embedding")
     assert drift(model, "", PASSAGES) == 0
     assert divergence(model, text, same, PASSAGES) == pytest.approx(0, abs=1e-5)
-    assert fidelity(model, text, same, PASSAGES) == pytest.approx(1, abs=1e-4)
-    assert fidelity(model, text, "", PASSAGES) == 0
-    assert math.isnan(fidelity(model, "", "", PASSAGES))
+    bare, after, soft = (passage_hidden_states(model, c, PASSAGES) for c in ("", text, same))
+    assert fidelity(model, after, bare, soft) == pytest.approx(1, abs=1e-4)
+    assert fidelity(model, after, bare, bare) == 0
+    assert math.isnan(fidelity(model, bare, bare, bare))
 
 
 def test_perplexity_is_that_of_what_was_written(model):

@@ -11,11 +11,11 @@ from transformers.cache_utils import DynamicCache
 from softlore.context import ROOT, Node, Tree
 from softlore.lore import Entry
 from softlore.model.tiny import tiny_model
-from softlore.tune import TrainingBatch, TrainingConfig, make_examples, memory_plan, objective, run
+from softlore.tune import TrainingBatch, TrainingConfig, make_examples, objective, run
+from softlore.tune.examples import bare_tree, run_teacher, unrelated_passages
 from softlore.tune.initial import initial_value
-from softlore.tune.objective import passage_branch, response_branch
-from softlore.tune.teacher import bare_tree, run_teacher, unrelated_passages
-from softlore.tune.training_data import TrainingData, draw_batch
+from softlore.tune.losses import TrainingData, loss_branch, row_losses
+from softlore.tune.training_data import draw_batch
 
 FAMILIES = ("gpt2", "llama", "gemma2")  # learned places; rotary ones; every other layer slides
 DOG = Entry(
@@ -46,13 +46,13 @@ def drawn(model, kind, together=False, **settings):
     prompts = {e.name: initial_value(model, e, config).requires_grad_() for e in (DOG, CAT)}
     learning = list(prompts)
     draws = (draw_batch(model, config, supplies, prompts, learning, step) for step in count())
-    batch = next(drawn for drawn in draws if len(drawn.branchings) == (1 if together else 2))
+    batch = next(drawn for drawn in draws if len(drawn.trees) == (1 if together else 2))
     return batch, prompts
 
 
 def plain(model, batch):
     """The batch's losses by transformers alone: each branch is a row of its own, run by itself."""
-    leaves = [(b.trunk, leaf) for b in batch.branchings for leaf in b.leaves]
+    leaves = [(b.trunk, leaf) for b in batch.trees for leaf in b.branches]
     losses = {}
     for (trunk, leaf), term in zip(leaves, batch.terms, strict=True):
         path = trunk.path(leaf.parent) if leaf.parent != ROOT else []
@@ -72,14 +72,14 @@ def plain(model, batch):
             attention_mask=torch.ones(1, seen + embeds.shape[1], dtype=torch.long),
             labels=torch.tensor([labels_of(before, leaf, term)]),
         )
-        if term.kind == "response":
+        if term.loss == "response":
             loss = out.loss
         else:
             with torch.no_grad():
                 theirs = log_softmax(model.logits(term.target), dim=-1)
             ours = log_softmax(out.logits[0, before:], dim=-1)
             loss = kl_div(ours, theirs, log_target=True, reduction="none").sum(-1).mean()
-        losses.setdefault((term.owner, term.kind), []).append((term.weight, loss))
+        losses.setdefault((term.owners, term.loss), []).append((term.weight, loss))
     sum(weight * loss for terms in losses.values() for weight, loss in terms).backward()
     return {
         key: sum(float(x.detach()) for _, x in terms) / len(terms) for key, terms in losses.items()
@@ -88,7 +88,7 @@ def plain(model, batch):
 
 def labels_of(before, leaf, term):
     """Labels as transformers wants them: -100 wherever nothing is to be learned."""
-    if term.kind != "response":
+    if term.loss != "response":
         return [-100] * (before + len(leaf.ids))
     answer = len(term.target)
     return [-100] * (before + len(leaf.ids) - answer) + list(leaf.ids[-answer:])
@@ -115,11 +115,10 @@ def test_every_form_equals_transformers_row_by_row(family, kind):
     model = tiny_model(family, bos=family == "llama")
     # Plain transformers has no prefixes side by side under a sliding window.
     batch, prompts = drawn(model, kind, together=family != "gemma2")
-    assert {term.kind for term in batch.terms} == {"response", "guard", "distil"}
+    assert {term.loss for term in batch.terms} == {"response", "guard", "distil"}
     theirs = plain(model, batch)
     expected = taken(prompts)
     for form, micro_batch in (
-        ("rows", None),
         ("expanded", None),
         ("expanded", 2),
         ("packed", None),
@@ -133,23 +132,22 @@ def test_only_responses_count():
     model = tiny_model("llama")
     config = TrainingConfig(n_tokens=4, distil_weight=0)
     pair = make_examples(model, DOG, config).pairs[0]
-    assert model.decode(pair.ids[: pair.answer]) == "Description of dog:"
-    leaf, term = response_branch(pair, ROOT, "dog", 1.0)
+    assert model.decode(pair.ids[: pair.response_start]) == "Description of dog:"
+    leaf, term = loss_branch(pair, ROOT, ("dog",), "response")
     assert model.decode(term.target) == " Dog is a good boy"
-    assert leaf.wanted == len(term.target)  # the head sees no other row
+    assert leaf.n_rows == len(term.target)  # the head sees no other row
     assert leaf.ids[leaf.start + 1 :] == term.target
 
     batch = TrainingBatch()
     batch.add(Tree([]), [(leaf, term)])
     row = torch.tensor([pair.ids])
     labels = row.clone()
-    labels[0, : pair.answer] = -100
+    labels[0, : pair.response_start] = -100
     expected = float(model.hf(input_ids=row, labels=labels).loss)
     with torch.no_grad():
-        hidden = objective.row_losses(
-            model, model.hf.get_decoder()(row)[0][0, leaf.start : leaf.stop], [term.target]
-        )
-    assert float(hidden.mean()) == pytest.approx(expected, rel=1e-5)
+        rows = model.hf.get_decoder()(row)[0][0, leaf.start : leaf.stop]
+        losses = row_losses(model, rows, [term])
+    assert float(losses.mean()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_guard_is_the_divergence_from_the_bare_model():
@@ -159,8 +157,8 @@ def test_the_guard_is_the_divergence_from_the_bare_model():
     (passage,) = run_teacher(model, bare_tree(model), [ids])
     prompt = model.embed_ids(model.encode("wolf")).detach().requires_grad_()
     batch = TrainingBatch()
-    batch.add(Tree([Node(prompt)]), [passage_branch(passage, 0, "dog", "guard", 1.0)])
-    found = run(model, batch)["dog", "guard"]
+    batch.add(Tree([Node(prompt)]), [loss_branch(passage, 0, ("dog",), "guard")])
+    found = run(model, batch)[("dog",), "guard"]
 
     with torch.no_grad():
         bare_logits = model.hf(input_ids=torch.tensor([ids])).logits[0].double()
@@ -170,10 +168,10 @@ def test_the_guard_is_the_divergence_from_the_bare_model():
     assert found == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
 
     bare_batch = TrainingBatch()
-    bare_batch.add(Tree([]), [passage_branch(passage, ROOT, "dog", "guard", 1.0)])
+    bare_batch.add(Tree([]), [loss_branch(passage, ROOT, ("dog",), "guard")])
     with torch.no_grad():
         hidden = model.hf.get_decoder()(torch.tensor([ids]))[0][0]
-        assert objective.row_losses(model, hidden, [passage.hidden]).abs().max() < 1e-5
+        assert row_losses(model, hidden, bare_batch.terms).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["prefix", "embedding"])
@@ -182,7 +180,7 @@ def test_logits_made_in_chunks_are_the_same(kind, monkeypatch):
     batch, prompts = drawn(model, kind, together=True)
     whole = run(model, batch)
     expected = taken(prompts)
-    monkeypatch.setattr(objective, "LOGITS_AT_ONCE", 3 * model.vocab_size)
+    monkeypatch.setattr("softlore.measure.losses.LOGITS_AT_ONCE", 3 * model.vocab_size)
     assert_same(run(model, batch), whole, taken(prompts), expected, 1e-5)
 
 
@@ -191,19 +189,19 @@ def test_logits_made_in_chunks_are_the_same(kind, monkeypatch):
 def test_in_parts_as_in_one_go(kind, most):
     model = tiny_model("gemma2")
     batch, prompts = drawn(model, kind)
-    assert len(batch.branchings) == 2
+    assert len(batch.trees) == 2
     assert batch.tokens > 150
     whole = run(model, batch)
     expected = taken(prompts)
-    parts = memory_plan.run_in_parts(model, batch, memory_plan.MemoryPlan(most, 1))
+    parts = objective.run_in_parts(model, batch, objective.MemoryPlan(most, 1))
     assert_same(parts, whole, taken(prompts), expected)
 
 
 def test_a_long_trunk_runs_expanded_and_a_short_one_packed():
     model = tiny_model("llama")
     batch, _ = drawn(model, "prefix")
-    assert memory_plan.choose_layout(batch.branchings, 10_000) == ("packed", None)
-    form, micro_batch = memory_plan.choose_layout(batch.branchings, 100)
+    assert objective.choose_layout(batch.trees, 10_000) == ("packed", None)
+    form, micro_batch = objective.choose_layout(batch.trees, 100)
     assert form == "expanded"
     assert micro_batch is not None
     assert micro_batch >= 1
@@ -212,11 +210,11 @@ def test_a_long_trunk_runs_expanded_and_a_short_one_packed():
 def test_the_plan_is_the_same_every_time():
     model = tiny_model("llama")
     batch, _ = drawn(model, "prefix")
-    first = memory_plan.measure_memory_plan(model, batch)
+    first = objective.measure_memory_plan(model, batch)
     assert (
         first
-        == memory_plan.measure_memory_plan(model, batch)
-        == memory_plan.MemoryPlan(**first.to_dict())
+        == objective.measure_memory_plan(model, batch)
+        == objective.MemoryPlan(**first.to_dict())
     )
     assert first.bytes_per_token > 100
     assert math.log2(first.tokens_at_once) > 8

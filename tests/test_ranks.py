@@ -5,8 +5,8 @@ import torch
 
 from softlore import Entry, WorldInfoTrainer
 from softlore.model.tiny import tiny_model
-from softlore.tune.memory_plan import run_in_parts
-from softlore.tune.ranks import of_torchrun, share_of
+from softlore.tune.distributed import share_of, under_torchrun
+from softlore.tune.objective import run_in_parts
 
 ENTRIES = [
     Entry(name="Ada", text="Ada is a witch.", blocks=[("Ada wears", [" a hat", " a red coat"])]),
@@ -28,7 +28,7 @@ def batch_of(kind, company_size):
         company_size=company_size,
     )
     trainer.prepare()
-    return trainer, trainer._batch()
+    return trainer, trainer._draw()
 
 
 def gradients(trainer):
@@ -47,11 +47,11 @@ def test_the_parts_are_the_whole(size, company_size, kind):
     parts = [share_of(batch, rank, size) for rank in range(size)]
     terms = [id(term) for part in parts for term in part.terms]
     assert sorted(terms) == sorted(id(term) for term in batch.terms)
-    if len(batch.branchings) >= size:
-        assert all(part.branchings for part in parts)
+    if len(batch.trees) >= size:
+        assert all(part.trees for part in parts)
     for part in parts:
-        assert len(part.terms) == sum(len(b.leaves) for b in part.branchings)
-        if part.branchings:
+        assert len(part.terms) == sum(len(b.branches) for b in part.trees)
+        if part.trees:
             run_in_parts(trainer.model, part, trainer.plan)
     for name, gradient in gradients(trainer).items():
         scale = float(whole[name].abs().max())
@@ -72,4 +72,4 @@ def test_whether_it_was_torchrun(environment, expected, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert of_torchrun() == expected
+    assert under_torchrun() == expected

@@ -18,8 +18,9 @@ from running import Running, save_tiny_model, softlore
 from softlore import Entry, WorldInfoTrainer, disk
 from softlore.errors import ConfigError, StorageError
 from softlore.model.tiny import tiny_model
-from softlore.tune.book import checkpoint_path
+from softlore.tune import Checkpointing, Company, Execution
 from softlore.tune.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
+from softlore.tune.lorebook_training import checkpoint_path
 from softlore.tune.trainable_prompt import TrainablePrompt
 from trained import assert_same, leftovers, prompts_in
 
@@ -177,9 +178,10 @@ ENTRIES = [
 TINY = tiny_model("llama")
 
 
-def small(path=None, **settings):
+def small(path=None, seconds=10.0, overwrite=False, **settings):
     usual = {"n_tokens": 3, "max_steps": 6, "passage_tokens": 6, "distil_passages": 4}
-    usual |= {"entries": ENTRIES, "max_spacing": 6, "checkpoint": path}
+    usual |= {"entries": ENTRIES, "max_spacing": 6}
+    usual |= {"checkpointing": Checkpointing(path, seconds, overwrite)}
     return WorldInfoTrainer(TINY, **(usual | settings))
 
 
@@ -218,7 +220,7 @@ def momentum(parameters, lr):
         {"max_active": 2, "patience": 2, "learning_rate": 1e-7},
         {"min_loss": 5.3, "max_spacing": 0},
         {"filler": "random", "drift_guard": 0},
-        {"time_budget": 1e6},
+        {"execution": Execution(time_budget=1e6)},
     ],
     ids=str,
 )
@@ -234,7 +236,7 @@ def test_stopped_and_resumed(settings, tmp_path):
             assert torch.equal(found[name].tensor, prompt.tensor), (stop, name)
             assert found[name].uuid == prompt.uuid
             assert found[name].training == prompt.training
-        assert vars(resumed.trainables["Bo"].history) == vars(whole.trainables["Bo"].history)
+        assert resumed.trainables["Bo"].history == whole.trainables["Bo"].history
     again = small(path, **settings)  # what is finished stays so
     assert again.train()["Bo"].uuid == expected["Bo"].uuid
     assert again.step == whole.step
@@ -242,11 +244,11 @@ def test_stopped_and_resumed(settings, tmp_path):
 
 def test_a_budget_is_not_measured_anew(tmp_path):
     path = tmp_path / "a.checkpoint"
-    first = small(path, time_budget=0.001, on_step=at_update(1))
+    first = small(path, execution=Execution(time_budget=0.001), on_step=at_update(1))
     first.train()
     steps = first.config.max_steps
     assert steps < 6
-    resumed = small(path, time_budget=1000.0)
+    resumed = small(path, execution=Execution(time_budget=1000.0))
     resumed.train()
     assert resumed.config.max_steps == steps
 
@@ -288,7 +290,7 @@ def test_in_a_thread(tmp_path):
 def test_how_often_it_is_saved(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(WorldInfoTrainer, "save", lambda self: saved.append(self.step))
-    small(tmp_path / "a", max_steps=4, checkpoint_seconds=0).train()
+    small(tmp_path / "a", max_steps=4, seconds=0).train()
     assert saved == [0, 1, 2, 3, 4, 4]
     saved.clear()
     small(tmp_path / "a", max_steps=4).train()
@@ -345,9 +347,9 @@ def test_a_checkpoint_of_another_run_is_refused(change, told, tmp_path):
     with pytest.raises(ConfigError) as caught:
         small(path, **change).train()
     assert f"is of another run ({told}" in str(caught.value)
-    assert "to begin anew, say so with again=True (--again)" in str(caught.value)
+    assert "to begin anew, say so with overwrite=True (--overwrite)" in str(caught.value)
     assert path.read_bytes() == before
-    anew = small(path, again=True, **change)
+    anew = small(path, overwrite=True, **change)
     anew.prepare()
     assert anew.step == 0
     assert path.read_bytes() != before
@@ -356,18 +358,20 @@ def test_a_checkpoint_of_another_run_is_refused(change, told, tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     path = tmp_path / "a.checkpoint"
     small(path, on_step=at_update(1)).train()
-    other = WorldInfoTrainer(tiny_model("llama", seed=1), entries=ENTRIES, checkpoint=path)
+    other = WorldInfoTrainer(
+        tiny_model("llama", seed=1), entries=ENTRIES, checkpointing=Checkpointing(path)
+    )
     with pytest.raises(ConfigError, match="of another run \\(it was on another model"):
         other.train()
 
 
 def test_company_belongs_to_the_run(tmp_path):
     path = tmp_path / "a.checkpoint"
-    company = {"Ada": small(entries=ENTRIES[:1]).train()["Ada"]}
+    company = Company({"Ada": small(entries=ENTRIES[:1]).train()["Ada"]})
     small(path, entries=ENTRIES[1:], company=company, on_step=at_update(1)).train()
     with pytest.raises(ConfigError, match="kept prompt 'Ada' is gone"):
         small(path, entries=ENTRIES[1:]).train()
-    other = {"Ada": small(entries=ENTRIES[:1], seed=1).train()["Ada"]}
+    other = Company({"Ada": small(entries=ENTRIES[:1], seed=1).train()["Ada"]})
     with pytest.raises(ConfigError, match="kept prompt 'Ada' has changed"):
         small(path, entries=ENTRIES[1:], company=other).train()
 
@@ -376,7 +380,7 @@ def test_again_goes_on_from_its_own_checkpoint(tmp_path):
     """Beginning anew would come to the same bits, only later."""
     path = tmp_path / "a.checkpoint"
     small(path, on_step=at_update(3)).train()
-    resumed = small(path, again=True)
+    resumed = small(path, overwrite=True)
     resumed.prepare()
     assert resumed.step == 3
 
@@ -389,7 +393,7 @@ def spoilt(content, how):
         "one byte less": content[:-1],
         "one bit turned": content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
         "facts changed": content.replace(b'\\"step\\": 2', b'\\"step\\": 3', 1),
-        "other version": content.replace(b'_checkpoint":"1"', b'_checkpoint":"0"', 1),
+        "other version": content.replace(b'_checkpoint":"2"', b'_checkpoint":"0"', 1),
         "text": b"what is this",
     }[how]
 
@@ -405,11 +409,13 @@ def test_a_damaged_checkpoint_is_refused(how, tmp_path):
     damaged = spoilt(content, how)
     assert damaged != content
     path.write_bytes(damaged)
-    with pytest.raises(StorageError, match=r"checkpoint' can't be read \(.*--again\), or delete"):
+    with pytest.raises(
+        StorageError, match=r"checkpoint' can't be read \(.*--overwrite\), or delete"
+    ):
         small(path).train()
     assert path.read_bytes() == damaged
     expected = small().train()
-    found = small(path, again=True).train()
+    found = small(path, overwrite=True).train()
     assert all(torch.equal(found[name].tensor, p.tensor) for name, p in expected.items())
 
 
@@ -461,7 +467,7 @@ def test_the_command_says_in_what_a_run_differs(begun, unbroken, tmp_path):
     (line,) = ended.lines
     assert line.startswith("softlore: checkpoint ")
     assert "is of another run (n_tokens was 3 and is 5)" in line
-    assert "--again" in line
+    assert "--overwrite" in line
     assert checkpoint.read_bytes() == before
     assert softlore(*command).code == 0
     assert_same(prompts_in(tmp_path / "out"), unbroken)

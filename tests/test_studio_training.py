@@ -14,7 +14,7 @@ from softlore.serve.studio import training_queue
 from softlore.serve.studio.training_job import MAX_POINTS, Curve
 from softlore.serve.studio.training_queue import FOLDER
 from softlore.tune import WorldInfoTrainer
-from softlore.tune.book import plan_book
+from softlore.tune.lorebook_training import plan_book
 from studio_calls import MODEL, studio, until
 
 MARTA = {
@@ -41,7 +41,7 @@ def alone(tmp_path_factory):
     made = {}
     for number, settings in enumerate((SHORT, LONG)):
         library = PromptLibrary(tmp_path_factory.mktemp(f"alone{number}"))
-        plan = plan_book(MODEL, Lorebook.from_data(LORE), library, only=["Marta"], **settings)
+        plan = plan_book(MODEL, Lorebook.from_data(LORE), library, include=["Marta"], **settings)
         made[settings["max_steps"]] = plan.trainer.train()["Marta"].digest
     return made
 

@@ -16,15 +16,29 @@ from softlore.context import ROOT, Node, Tree
 from softlore.errors import ConfigError, DivergedError, LoreError, TrainingError
 from softlore.lore import Lorebook
 from softlore.model.tiny import byte_tokenizer, tiny_hf, tiny_model
-from softlore.tune import TrainingBatch, TrainingConfig, ranks, run
-from softlore.tune.book import plan_book
+from softlore.tune import (
+    Checkpointing,
+    Company,
+    Execution,
+    TrainingBatch,
+    TrainingConfig,
+    distributed,
+    run,
+)
 from softlore.tune.checkpoint import load_checkpoint
-from softlore.tune.examples import lore_tree, write_passages
+from softlore.tune.examples import (
+    bare_tree,
+    lore_tree,
+    pairs_of,
+    run_teacher,
+    unrelated_passages,
+    write_passages,
+)
 from softlore.tune.initial import initial_value
-from softlore.tune.objective import pairs_of, passage_branch
-from softlore.tune.result import entry_hash
-from softlore.tune.teacher import bare_tree, run_teacher, unrelated_passages
-from softlore.tune.training_data import TrainingData, draw_filler, draw_groups
+from softlore.tune.lorebook_training import plan_book
+from softlore.tune.losses import TrainingData, loss_branch
+from softlore.tune.trainable_prompt import entry_hash
+from softlore.tune.training_data import draw_filler, draw_groups
 
 KINDS = pytest.mark.parametrize("kind", ["prefix", "embedding"])
 DOG = [("Description of dog:", [" Dog is a good boy", " Dog loves pets"])]
@@ -61,8 +75,8 @@ def divergence(model, prompt, before, passages):
         trunk, soft = Tree([Node(prompt.tensor.clone().requires_grad_())]), 0
     batch = TrainingBatch()
     taught = run_teacher(model, before, passages)
-    batch.add(trunk, [passage_branch(one, soft, "it", "guard", 1.0) for one in taught])
-    return run(model, batch)["it", "guard"]
+    batch.add(trunk, [loss_branch(one, soft, ("it",), "guard") for one in taught])
+    return run(model, batch)[("it",), "guard"]
 
 
 # what is learned ---------------------------------------------------------------------------------
@@ -75,9 +89,9 @@ def test_the_loss_falls(family, kind):
     training = small(DOG, model_of(family), kind=kind, **settings)
     prompt = training.train()
     history = training.trainables["prompt"].history
-    assert history.response[-1] < 0.9 * history.response[0]
-    assert len(history.response) == len(history.guard) == 50
-    assert history.distil == []
+    assert history["response"][-1] < 0.9 * history["response"][0]
+    assert len(history["response"]) == len(history["guard"]) == 50
+    assert history["distil"] == []
     assert prompt.metrics["last_response"] == pytest.approx(history.recent("response"), abs=1e-6)
     assert model_of(family).check_prompt(prompt) is None
 
@@ -104,7 +118,7 @@ def test_the_drift_guard_lowers_drift(kind):
         training = small(DOG, kind=kind, drift_guard=weight, max_steps=60)
         drifts.append(divergence(model, training.train(), bare_tree(model), passages))
         recalls.append(training.trainables["prompt"].history.recent("response"))
-        assert bool(training.trainables["prompt"].history.guard) == (weight > 0)
+        assert bool(training.trainables["prompt"].history["guard"]) == (weight > 0)
     assert drifts[1] < 0.7 * drifts[0]
     assert recalls[1] < 5.6  # it learns all the same; at random it is log(264) = 5.6
 
@@ -120,8 +134,8 @@ def test_a_text_is_distilled(kind):
     at_first = training.prompts()["dog"]
     prompt = training.train()["dog"]
     history = training.trainables["dog"].history
-    assert history.response == history.guard == []  # the teacher says how far to bend
-    assert sum(history.distil[-5:]) < 0.9 * sum(history.distil[:5])
+    assert history["response"] == history["guard"] == []  # the teacher says how far to bend
+    assert sum(history["distil"][-5:]) < 0.9 * sum(history["distil"][:5])
 
     before = lore_tree(model, entry.text)
     config = TrainingConfig(passage_tokens=12, distil_passages=12, seed=5)
@@ -135,11 +149,11 @@ def test_text_and_blocks_are_both_used():
     training = small(entries=[entry], max_steps=3)
     training.train()
     history = training.trainables["dog"].history
-    assert len(history.response) == len(history.distil) == len(history.guard) == 3
+    assert len(history["response"]) == len(history["distil"]) == len(history["guard"]) == 3
 
     training = small(entries=[entry], max_steps=3, distil_weight=0)
     training.train()
-    assert training.trainables["dog"].history.distil == []
+    assert training.trainables["dog"].history["distil"] == []
 
 
 def test_a_text_that_is_not_to_be_distilled_leaves_nothing_to_learn():
@@ -154,11 +168,11 @@ def test_a_corpus_is_learned_whole(kind):
     prompt = training.train()
     assert prompt.name == "storm"
     history = training.trainables["storm"].history
-    assert sum(history.response[-5:]) < 0.95 * sum(history.response[:5])
-    assert history.distil == []
-    lesson = training.data.lessons["storm"]
-    assert sum(len(pair.ids) for pair in lesson.pairs) == len(corpus)
-    assert {pair.answer for pair in lesson.pairs} == {1}
+    assert sum(history["response"][-5:]) < 0.95 * sum(history["response"][:5])
+    assert history["distil"] == []
+    examples = training.data.examples["storm"]
+    assert sum(len(pair.ids) for pair in examples.pairs) == len(corpus)
+    assert {pair.response_start for pair in examples.pairs} == {1}
 
 
 def test_a_corpus_of_one_token_is_refused():
@@ -174,7 +188,7 @@ def test_responses_of_a_few_paragraphs(kind):
     training = small([("Marta", [story, story[::-1]])], model, kind=kind, max_steps=6)
     training.train()
     history = training.trainables["prompt"].history
-    assert history.response[-1] < history.response[0]
+    assert history["response"][-1] < history["response"][0]
 
 
 def test_a_response_longer_than_the_context_is_refused():
@@ -215,8 +229,8 @@ def test_a_response_goes_on_from_its_call():
     assert model.decode(model.encode("Em")) == " Em"
     for response in ("ma", " wears red"):
         (pair,) = pairs_of(model, "Em", [response])
-        assert model.decode(pair.ids[: pair.answer]) == " Em"
-        assert model.decode(pair.ids[pair.answer :]) == response
+        assert model.decode(pair.ids[: pair.response_start]) == " Em"
+        assert model.decode(pair.ids[pair.response_start :]) == response
 
 
 # chat --------------------------------------------------------------------------------------------
@@ -236,11 +250,11 @@ def chat_model(template, bos=False):
 def test_chat_wraps_call_and_response():
     model = chat_model(TURNS)
     (pair,) = pairs_of(model, "Who is Emma?", [" A witch."], chat=True)
-    assert model.decode(pair.ids[: pair.answer]) == "<user>Who is Emma?</s>\n<assistant>"
-    assert model.decode(pair.ids[pair.answer :]) == " A witch.</s>"
+    assert model.decode(pair.ids[: pair.response_start]) == "<user>Who is Emma?</s>\n<assistant>"
+    assert model.decode(pair.ids[pair.response_start :]) == " A witch.</s>"
     (plain,) = pairs_of(model, "Who is Emma?", [" A witch."])
     assert model.decode(plain.ids) == "Who is Emma? A witch."
-    assert model.decode(plain.ids[plain.answer :]) == " A witch."
+    assert model.decode(plain.ids[plain.response_start :]) == " A witch."
     history = small([("Who?", [" I."])], model, chat=True, max_steps=2)
     assert history.train().training["chat"] is True
 
@@ -248,17 +262,17 @@ def test_chat_wraps_call_and_response():
 def test_chat_as_templates_differ():
     trims = chat_model(TURNS.replace("m.content", "m.content | trim"))
     (pair,) = pairs_of(trims, "Who?", [" A witch."], chat=True)
-    assert trims.decode(pair.ids[pair.answer :]) == "A witch.</s>"
+    assert trims.decode(pair.ids[pair.response_start :]) == "A witch.</s>"
 
     begins = chat_model(TURNS.replace("if first else ''", ""), bos=True)
     (pair,) = pairs_of(begins, "Who?", [" I."], chat=True)
     assert begins.bos == [0]
     assert pair.ids[0] != 0  # every trunk has it already
-    assert begins.decode(pair.ids[: pair.answer]) == "<user>Who?</s>\n<assistant>"
+    assert begins.decode(pair.ids[: pair.response_start]) == "<user>Who?</s>\n<assistant>"
 
     thinks = chat_model(TURNS.replace("<assistant>", "<assistant><think>"))
     (pair,) = pairs_of(thinks, "Who?", [" I."], chat=True)
-    assert thinks.decode(pair.ids[pair.answer :]) == " I.<|endoftext|>"
+    assert thinks.decode(pair.ids[pair.response_start :]) == " I.<|endoftext|>"
 
 
 def test_chat_without_a_template_is_refused():
@@ -347,7 +361,7 @@ def test_optimizers_by_name(name):
         DOG, optimizer=name, learning_rate=0.02, max_steps=15, drift_guard=0, max_spacing=0
     )
     prompt = training.train()
-    losses = training.trainables["prompt"].history.response
+    losses = training.trainables["prompt"].history["response"]
     assert losses[-1] < losses[0]
     optimizer = training.trainables["prompt"].optimizer
     assert type(optimizer).__name__.lower() == name.lower()
@@ -421,8 +435,11 @@ def test_unknown_optimizers_are_refused(name):
         ({"optimizer": 3}, "optimizer is 3; expected a name or a factory"),
         ({"initial": None}, "initial is None; expected text or a SoftPrompt"),
         ({"n_token": 3}, "no setting 'n_token'; .* did you mean 'n_tokens'?"),
-        ({"time_budget": -1}, "time_budget is -1; expected seconds above 0"),
-        ({"time_budget": math.nan}, "time_budget is nan; expected seconds above 0"),
+        ({"execution": Execution(time_budget=-1)}, "time_budget is -1; expected seconds above 0"),
+        (
+            {"execution": Execution(time_budget=math.nan)},
+            "time_budget is nan; expected seconds above 0",
+        ),
     ],
 )
 def test_settings_are_checked(settings, complaint):
@@ -457,7 +474,7 @@ def test_each_entry_stops_by_itself():
     tried.train()
     lowest = {}
     for name, learner in tried.trainables.items():
-        losses = learner.history.response
+        losses = learner.history["response"]
         lowest[name] = min(sum(losses[i : i + 5]) / 5 for i in range(len(losses) - 4))
     quick, slow = sorted(lowest, key=lowest.get)
     target = 0.2 * lowest[quick] + 0.8 * lowest[slow]
@@ -468,7 +485,7 @@ def test_each_entry_stops_by_itself():
     assert prompts[quick].metrics["last_response"] <= target
     assert prompts[slow].training["stopped"] == "max_steps"
     assert prompts[slow].training["steps"] == 25
-    assert len(training.trainables[quick].history.response) == prompts[quick].training["steps"]
+    assert len(training.trainables[quick].history["response"]) == prompts[quick].training["steps"]
 
 
 def test_the_guard_does_not_count_for_min_loss():
@@ -500,7 +517,7 @@ def test_a_callback_can_stop_it():
 
 
 def test_an_estimate_and_a_budget():
-    training = small(DOG, max_steps=100_000, time_budget=1.0)
+    training = small(DOG, max_steps=100_000, execution=Execution(time_budget=1.0))
     training.prepare()
     ahead = training.estimate()
     assert 1 <= ahead.updates < 10_000
@@ -591,14 +608,14 @@ def test_a_bos_stands_once(kind):
     training.prepare()
     for step in range(20):
         training.step = step
-        for branching in training._batch().branchings:
-            nodes = branching.trunk.nodes
+        for tree in training._draw().trees:
+            nodes = tree.trunk.nodes
             assert nodes[0].content == model.bos
             assert nodes[0].parent == ROOT
             texts = [n.content for n in nodes[1:] if isinstance(n.content, list)]
-            texts += [leaf.ids for leaf in branching.leaves]
+            texts += [leaf.ids for leaf in tree.branches]
             assert all(model.bos[0] not in ids for ids in texts)
-            assert all(leaf.parent != ROOT for leaf in branching.leaves)
+            assert all(leaf.parent != ROOT for leaf in tree.branches)
     training.step = 0
     assert len(training.train()) == 3
 
@@ -612,9 +629,9 @@ def test_company_and_filler_keep_to_the_context(kind):
     sizes = set()
     for step in range(30):
         training.step = step
-        for branching in training._batch().branchings:
-            trunk = branching.trunk
-            longest = max(len(leaf.ids) for leaf in branching.leaves)
+        for tree in training._draw().trees:
+            trunk = tree.trunk
+            longest = max(len(leaf.ids) for leaf in tree.branches)
             assert trunk.start + sum(map(len, trunk.nodes)) + longest <= 256
             sizes.add(len(soft_of(trunk)))
     assert sizes == ({1, 2, 3, 4} if kind == "prefix" else {1, 2})
@@ -638,7 +655,7 @@ def test_entries_are_trained_together(kind):
         assert prompt.name == name
         assert prompt.training["in_company"] == [n for n in ("Ada", "Bo", "Cid") if n != name]
         assert prompt.training["alone"] is False
-        losses = training.trainables[name].history.response
+        losses = training.trainables[name].history["response"]
         assert losses[-1] < losses[0]
     assert len({prompt.uuid for prompt in prompts.values()}) == 3
     hashes = [prompt.data_hash for prompt in prompts.values()]
@@ -663,8 +680,7 @@ def test_an_entry_added_later_leaves_the_others_as_they_are(kind):
     before = {name: prompt.tensor.clone() for name, prompt in first.items()}
     training = small(
         entries=entries(3)[2:],
-        company=first,
-        company_entries=entries(2),
+        company=Company(first, entries(2)),
         kind=kind,
         company_size=3,
         max_steps=12,
@@ -673,10 +689,10 @@ def test_an_entry_added_later_leaves_the_others_as_they_are(kind):
     training.prepare()
     for step in range(12):
         training.step = step
-        for branching in training._batch().branchings:
-            owners = {t.owner for t in training._batch().terms if t.kind == "response"}
+        for tree in training._draw().trees:
+            owners = {t.owners[0] for t in training._draw().terms if t.loss == "response"}
             together |= {name for name in owners if name != "Cid"}
-            assert sum(tensor.requires_grad for tensor in soft_of(branching.trunk)) == 1
+            assert sum(tensor.requires_grad for tensor in soft_of(tree.trunk)) == 1
     assert together == {"Ada", "Bo"}
     training.step = 0
     made = training.train()
@@ -690,13 +706,15 @@ def test_an_entry_added_later_leaves_the_others_as_they_are(kind):
 def test_company_that_does_not_fit():
     prefix = small(DOG, name="Ada", max_steps=1).train()
     with pytest.raises(LoreError, match="'Ada' stands for two prompts; expected each once"):
-        small(entries=entries(2), company={"Ada": prefix})
+        small(entries=entries(2), company=Company({"Ada": prefix}))
     with pytest.raises(LoreError, match="'Ada' stands for two prompts"):
         small(entries=[*entries(1), *entries(1)])
-    with pytest.raises(ConfigError, match="'Ada' is of kind 'prefix'; expected 'embedding'"):
-        small(DOG, kind="embedding", company={"Ada": prefix})
+    with pytest.raises(
+        ConfigError, match="'Ada' of the company is of kind 'prefix'; expected 'embedding'"
+    ):
+        small(DOG, kind="embedding", company=Company({"Ada": prefix}))
     with pytest.raises(ValueError, match="prompt 'Ada' was made for another model"):
-        small(DOG, tiny_model("llama", seed=1), company={"Ada": prefix})
+        small(DOG, tiny_model("llama", seed=1), company=Company({"Ada": prefix}))
 
 
 def test_finished_entries_leave_and_waiting_ones_enter():
@@ -721,8 +739,8 @@ def test_finished_entries_keep_the_others_company():
     training.prepare()
     seen = set()
     while training.unfinished():
-        for branching in training._batch().branchings:
-            seen.add(len(branching.trunk.prefixes))
+        for tree in training._draw().trees:
+            seen.add(len(tree.trunk.prefixes))
         training.update()
     assert max(seen) > 1
 
@@ -746,17 +764,17 @@ def test_the_same_seed_gives_the_same_bits(kind):
 
 def test_a_loss_that_is_not_a_number_keeps_the_last_good_state(monkeypatch, tmp_path):
     """No entry makes the update in which one diverged, and what is kept is finite."""
-    real, calls = ranks.run_in_parts, []
+    real, calls = distributed.run_in_parts, []
     path = tmp_path / "a.checkpoint"
-    training = small(entries=entries(2), checkpoint=path, max_steps=20)
+    training = small(entries=entries(2), checkpointing=Checkpointing(path), max_steps=20)
     training.prepare()
 
     def sometimes(model, batch, plan):
         losses = real(model, batch, plan)
         calls.append(losses)
-        return losses | {("Bo", "response"): math.nan} if len(calls) == 5 else losses
+        return losses | {(("Bo",), "response"): math.nan} if len(calls) == 5 else losses
 
-    monkeypatch.setattr(ranks, "run_in_parts", sometimes)
+    monkeypatch.setattr(distributed, "run_in_parts", sometimes)
     with pytest.raises(DivergedError) as caught:
         training.train()
     assert isinstance(caught.value, TrainingError)
@@ -777,7 +795,9 @@ def test_a_learning_rate_that_explodes(kind, rate, tmp_path):
     """Whether or not something finite comes of it, what is kept is finite."""
     path = tmp_path / "a.checkpoint"
     settings = {"optimizer": "sgd", "schedule": "constant", "drift_guard": 0, "max_steps": 40}
-    training = small(DOG, kind=kind, learning_rate=rate, checkpoint=path, **settings)
+    training = small(
+        DOG, kind=kind, learning_rate=rate, checkpointing=Checkpointing(path), **settings
+    )
     caught = None
     try:
         training.train()

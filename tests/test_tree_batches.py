@@ -1,4 +1,4 @@
-"""A tree batch gives the loss and the gradients of the plain way, in every form and family.
+"""A tree batch gives the loss and the gradients of the plain way, in every layout and family.
 
 The plain way: each branch is a row by itself, its soft prompt and filler in front, through the
 transformers model (`inputs_embeds`, or a cache that holds the prefix).
@@ -11,12 +11,12 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from softlore.context import ROOT, Branch, Node, Tree, TreeBatch, backward, hidden_states
+from softlore.context import ROOT, Branch, Node, Tree, TreeBatch, backward, hidden_states, splice
 from softlore.model import prompt_shape
 from softlore.model.tiny import CONFIGS, tiny_hf, tiny_model
 
 every_family = pytest.mark.parametrize("family", sorted(CONFIGS))
-FORMS = [("packed", None), ("expanded", None), ("expanded", 2), ("rows", None)]
+LAYOUTS = [("packed", None), ("expanded", None), ("expanded", 2)]
 FILLERS = ["Once, in a far-off land, ", "It rained, and so the "]
 # Call and response; the last of each trunk hangs before the filler, as a guard's passage does.
 PAIRS = [
@@ -81,24 +81,47 @@ def nll(logits, leaf):
     return cross_entropy(logits, ids[leaf.start + 1 :])
 
 
-def in_a_tree(family, batch, form, micro_batch):
+def rows_of_branches(model, batch):
+    """Each branch with its hidden states, run by itself with its trunk in front."""
+    for tree in batch:
+        for branch in tree.branches:
+            path = tree.trunk.path(branch.parent)
+            nodes = [Node(tree.trunk.nodes[n].content, i - 1) for i, n in enumerate(path)]
+            nodes.append(Node(branch.ids, len(nodes) - 1))
+            spliced = splice(model, [Tree(nodes, tree.trunk.prefixes)])
+            hidden = model.hidden(spliced.embeds, spliced.positions, spliced.visible, spliced.past)[
+                0
+            ][0]
+            yield branch, hidden[len(hidden) - len(branch.ids) :][branch.rows]
+
+
+def row_by_row(family, batch):
+    """The loss and gradient of a batch whose branches are rows of their own, trunks run again."""
     model = ours(family)
-    flat = [leaf for branching in batch for leaf in branching.leaves]
+    costs = [nll(model.logits(rows), branch) for branch, rows in rows_of_branches(model, batch)]
+    total = torch.stack(costs).sum()
+    total.backward()
+    return float(total.detach())
+
+
+def in_a_tree(family, batch, layout, micro_batch):
+    model = ours(family)
+    flat = [leaf for tree in batch for leaf in tree.branches]
 
     def loss(hidden, which):
-        parts = hidden.split([flat[i].wanted for i in which])
+        parts = hidden.split([flat[i].n_rows for i in which])
         costs = [nll(model.logits(p), flat[i]) for p, i in zip(parts, which, strict=True)]
         return torch.stack(costs).sum()
 
-    return backward(model, batch, loss, form, micro_batch)
+    return backward(model, batch, loss, layout, micro_batch)
 
 
 def plainly(family, kind, batch):
     """The same loss, with every branch a row by itself through the transformers model."""
     hf, total = plain(family), 0.0
-    for branching in batch:
-        trunk = branching.trunk
-        for leaf in branching.leaves:
+    for tree in batch:
+        trunk = tree.trunk
+        for leaf in tree.branches:
             path = trunk.path(leaf.parent) if leaf.parent != ROOT else []
             contents = [trunk.nodes[node].content for node in path] + [leaf.ids]
             if kind == "embedding":
@@ -107,7 +130,7 @@ def plainly(family, kind, batch):
                 logits = hf(inputs_embeds=torch.cat(rows)[None].clone()).logits[0]
             else:
                 logits = after_prefix(hf, trunk.prefixes, [i for c in contents for i in c])
-            cost = nll(logits[len(logits) - len(leaf.ids) :][leaf.take], leaf)
+            cost = nll(logits[len(logits) - len(leaf.ids) :][leaf.rows], leaf)
             cost.backward()
             total += float(cost.detach())
     return total
@@ -140,8 +163,8 @@ def test_embedding_prompts(family):
     prompts = new_prompts(family, "embedding")
     batch = trees(family, "embedding", prompts)
     expected = gradients(prompts, lambda: plainly(family, "embedding", batch))
-    for form in FORMS:
-        got = gradients(prompts, lambda form=form: in_a_tree(family, batch, *form))
+    for layout in LAYOUTS:
+        got = gradients(prompts, lambda layout=layout: in_a_tree(family, batch, *layout))
         assert_equal(got, expected)
 
 
@@ -150,19 +173,19 @@ def test_prefix_prompts_each_alone(family):
     prompts = new_prompts(family, "prefix")
     batch = trees(family, "prefix", prompts, company=False)
     expected = gradients(prompts, lambda: plainly(family, "prefix", batch))
-    for form in FORMS:
-        got = gradients(prompts, lambda form=form: in_a_tree(family, batch, *form))
+    for layout in LAYOUTS:
+        got = gradients(prompts, lambda layout=layout: in_a_tree(family, batch, *layout))
         assert_equal(got, expected)
 
 
 @every_family
 def test_prefix_prompts_side_by_side(family):
-    """Transformers has no cache for this: the forms agree, and so does the slope of the loss."""
+    """Transformers has no cache for this: the layouts agree, and so does the slope of the loss."""
     prompts = new_prompts(family, "prefix")
     batch = trees(family, "prefix", prompts)
-    expected = gradients(prompts, lambda: in_a_tree(family, batch, "rows", None))
-    for form in FORMS[:3]:
-        got = gradients(prompts, lambda form=form: in_a_tree(family, batch, *form))
+    expected = gradients(prompts, lambda: row_by_row(family, batch))
+    for layout in LAYOUTS:
+        got = gradients(prompts, lambda layout=layout: in_a_tree(family, batch, *layout))
         assert_equal(got, expected)
     steps = [0.02 * torch.randn(p.shape, generator=torch.manual_seed(2)) for p in prompts]
     up = [(p + s).detach().requires_grad_() for p, s in zip(prompts, steps, strict=True)]
@@ -178,18 +201,18 @@ def test_prefixes_and_rows_in_one_trunk(family):
     text = ours(family).encode(FILLERS[0])
     trunk = Tree([Node(rows), Node(text, 0)], [head])
     batch = [TreeBatch(trunk, leaves(family, PAIRS[0], 1))]
-    expected = gradients([rows, head], lambda: in_a_tree(family, batch, "rows", None))
-    for form in FORMS[:3]:
-        got = gradients([rows, head], lambda form=form: in_a_tree(family, batch, *form))
+    expected = gradients([rows, head], lambda: row_by_row(family, batch))
+    for layout in LAYOUTS:
+        got = gradients([rows, head], lambda layout=layout: in_a_tree(family, batch, *layout))
         assert_equal(got, expected)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_gradients_are_added_to_what_is_there(form):
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_gradients_are_added_to_what_is_there(layout):
     prompts = new_prompts("llama", "prefix")
     batch = trees("llama", "prefix", prompts)
-    _, once = gradients(prompts, lambda: in_a_tree("llama", batch, *form))
-    in_a_tree("llama", batch, *form)
+    _, once = gradients(prompts, lambda: in_a_tree("llama", batch, *layout))
+    in_a_tree("llama", batch, *layout)
     for prompt, grad in zip(prompts, once, strict=True):
         torch.testing.assert_close(prompt.grad, 2 * grad)
 
@@ -199,10 +222,10 @@ def test_gradients_are_added_to_what_is_there(form):
 def test_hidden_states_come_leaf_by_leaf(family):
     prompts = new_prompts(family, "embedding")
     batch = trees(family, "embedding", prompts)
-    expected = hidden_states(ours(family), batch, "rows")
-    assert len(expected) == sum(leaf.wanted for b in batch for leaf in b.leaves)
-    for form in ("packed", "expanded"):
-        torch.testing.assert_close(hidden_states(ours(family), batch, form), expected)
+    expected = torch.cat([rows for _, rows in rows_of_branches(ours(family), batch)])
+    assert len(expected) == sum(leaf.n_rows for b in batch for leaf in b.branches)
+    for layout in ("packed", "expanded"):
+        torch.testing.assert_close(hidden_states(ours(family), batch, layout), expected)
 
 
 @pytest.mark.parametrize("kind", ["embedding", "prefix"])
@@ -214,9 +237,10 @@ def test_a_trunk_without_filler(kind):
     parent = ROOT if kind == "prefix" else 0
     batch = [TreeBatch(trunk, [Branch(ids, parent, 2, -1), Branch(ids[4:], parent, 0, -1)])]
     expected = gradients(prompts[:1], lambda: plainly("llama", kind, batch))
-    for form in FORMS:
+    for layout in LAYOUTS:
         assert_equal(
-            gradients(prompts[:1], lambda form=form: in_a_tree("llama", batch, *form)), expected
+            gradients(prompts[:1], lambda layout=layout: in_a_tree("llama", batch, *layout)),
+            expected,
         )
 
 
@@ -224,8 +248,8 @@ def test_no_weight_of_the_model_moves_or_collects_a_gradient():
     model = tiny_model("llama")
     before = {name: weight.clone() for name, weight in model.hf.state_dict().items()}
     prompts = new_prompts("llama", "prefix")
-    for form in FORMS:
-        in_a_tree("llama", trees("llama", "prefix", prompts), *form)
+    for layout in LAYOUTS:
+        in_a_tree("llama", trees("llama", "prefix", prompts), *layout)
     assert all(parameter.grad is None for parameter in ours("llama").hf.parameters())
     for name, weight in ours("llama").hf.state_dict().items():
         assert torch.equal(weight, before[name])

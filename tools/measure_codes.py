@@ -54,7 +54,7 @@ def learned(
 
     def case(kind: str, n_tokens: int) -> Row:
         settings = {"kind": kind, "n_tokens": n_tokens, "max_steps": max_steps, "seed": seed}
-        trained = train_method(frozen, kind, corpora=corpora, **settings, **CODE_SETTINGS)
+        trained = train_method(frozen, kind, corpus=corpora, **settings, **CODE_SETTINGS)
         codes = {name: Code(name, prompt) for name, prompt in trained.conditionings.items()}
         named = {genre: named_right(frozen, held_out[genre], genre, codes) for genre in genres}
         every = [right for of_genre in named.values() for right in of_genre]

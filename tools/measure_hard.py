@@ -22,7 +22,7 @@ from softlore.compare.methods import TrainedMethod, train_method
 from softlore.control import Code, codes_of
 from softlore.control.search import METHODS, Scorer, Searcher, best_of_random
 from softlore.measure import recall
-from softlore.tune.conditioning import conditioning_fidelity
+from softlore.measure.conditioning import conditioning_fidelity
 
 HAND_WRITTEN = " Emma is a cold, classy British cyborg assassin in a black pantsuit.\n"
 Lengths = Annotated[list[int], "tokens of the soft prompts"]

@@ -19,8 +19,7 @@ from running import save_tiny_model  # noqa: E402
 from softlore import FrozenModel, Lorebook, PromptLibrary  # noqa: E402
 from softlore.errors import LoreError, ModelError, TrainingError  # noqa: E402
 from softlore.tune.group_run import GroupRun  # noqa: E402
-from softlore.tune.worker import ModelSpec  # noqa: E402
-from softlore.tune.worker_pool import LocalWorkerPool  # noqa: E402
+from softlore.tune.worker_pool import LocalWorkerPool, ModelSpec  # noqa: E402
 from softlore.tune.worker_pool_ray import RayWorkerPool  # noqa: E402
 from trained import assert_same, leftovers, prompts_in  # noqa: E402
 

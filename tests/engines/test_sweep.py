@@ -20,8 +20,12 @@ from softlore.errors import ConfigError, DivergedError, StorageError, TrainingEr
 from softlore.model.tiny import tiny_model  # noqa: E402
 from softlore.tune.search_space import parse_space  # noqa: E402
 from softlore.tune.sweep import Sweep  # noqa: E402
-from softlore.tune.worker import Worker  # noqa: E402
-from softlore.tune.worker_pool import LocalWorkerPool, WorkerLost, WorkerReply  # noqa: E402
+from softlore.tune.worker_pool import (  # noqa: E402
+    LocalWorkerPool,
+    Worker,
+    WorkerLost,
+    WorkerReply,
+)
 
 pytestmark = [
     pytest.mark.engines,
@@ -195,7 +199,7 @@ def test_another_sweep_is_refused_and_again_begins_anew(quick, sweep):
     changed = BOOK.model_copy(update={"entries": BOOK.entries[:1]})
     with pytest.raises(ConfigError, match="other entries"):
         sweep(book=changed)
-    assert len(sweep(trials=1, space=("n_tokens=2..3", *SPACE[1:]), again=True)) == 1
+    assert len(sweep(trials=1, space=("n_tokens=2..3", *SPACE[1:]), overwrite=True)) == 1
     with pytest.raises(ConfigError, match="both swept and given"):
         sweep(n_tokens=3)
 

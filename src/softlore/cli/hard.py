@@ -83,9 +83,9 @@ def distil(
       softlore hard distil --name gothic --code Horror=1.5 --code Humor=-0.5
     """
     from softlore.cli.progress import watch, working
+    from softlore.measure.conditioning import conditioning_fidelity
     from softlore.prompts.fields import clean_name
-    from softlore.tune import WorldInfoTrainer
-    from softlore.tune.conditioning import conditioning_fidelity
+    from softlore.tune import Execution, WorldInfoTrainer
 
     if (file is None) == (not codes):
         raise ConfigError("expected the FILE of a text, or one --code or more; give one of the two")
@@ -94,7 +94,10 @@ def distil(
     prompts = library(folder, new=True)
     model = source.load()
     conditioning = _conditioning(model, codes, prompts) if text is None else text
-    trainer = WorldInfoTrainer(model, conditionings={name: conditioning}, **settings)
+    execution = Execution(settings.pop("time_budget"))
+    trainer = WorldInfoTrainer(
+        model, conditionings={name: conditioning}, execution=execution, **settings
+    )
     with working("writing with what is to be distilled", interactive()):
         trainer.prepare()
     with watch(interactive()) as trainer.on_step:

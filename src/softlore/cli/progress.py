@@ -68,9 +68,7 @@ def _plain() -> Watcher:
         if now - last[0] < PLAIN_SECONDS and progress.done < 1:
             return
         last[0] = now
-        line = "  ".join(
-            f"{name} {_number(one, 'response', 'distil')}" for name, one in _some(progress)
-        )
+        line = "  ".join(f"{name} {_shown_loss(one)}" for name, one in _some(progress))
         click.echo(f"{progress.done:4.0%}  update {progress.step}  loss: {line}", err=True)
 
     return show
@@ -125,8 +123,8 @@ def _line(news: GroupEvent) -> str:
         "begun": f"begins at update {news.report.step}",
         "update": f"{news.report.done:4.0%}  update {news.report.step}  loss: {_losses(news)}",
         "done": f"done after {news.report.step} updates  loss: {_losses(news)}",
-        "lost": f"has lost its worker, and is taken up again from its checkpoint ({news.said})",
-        "failed": f"has failed: {news.said}",
+        "lost": f"has lost its worker, and is taken up again from its checkpoint ({news.reason})",
+        "failed": f"has failed: {news.reason}",
     }
     return f"{_of_group(news)}: {said[news.event]}"
 
@@ -145,13 +143,16 @@ def _losses(news: GroupEvent) -> str:
 def _table(progress: TrainingProgress) -> Table:
     from rich.table import Table
 
-    table = Table("entry", "update", "recall", "drift", "distilled", "", box=None)
+    from softlore.tune import LOSSES
+
+    labels = [loss.label for loss in LOSSES.values()]
+    table = Table("entry", "update", *labels, "", box=None)
     for name, one in _some(progress):
-        numbers = [_number(one, kind) for kind in ("response", "guard", "distil")]
+        numbers = [_number(one.history.recent(loss)) for loss in LOSSES]
         table.add_row(name, str(one.steps), *numbers, one.stopped or "")
     hidden = len(progress.trainables) - SHOWN
     if hidden > 0 or progress.waiting:
-        table.add_row(f"and {max(0, hidden)} more, {progress.waiting} waiting", "", "", "", "", "")
+        table.add_row(f"and {max(0, hidden)} more, {progress.waiting} waiting")
     return table
 
 
@@ -161,12 +162,13 @@ def _some(progress: TrainingProgress) -> list[tuple[str, TrainablePrompt]]:
     return ordered[:SHOWN]
 
 
-def _number(trainable: TrainablePrompt, *kinds: str) -> str:
-    for kind in kinds:
-        value = trainable.history.recent(kind)
-        if value is not None:
-            return f"{value:.2f}"
-    return "–"
+def _shown_loss(trainable: TrainablePrompt) -> str:
+    loss = trainable.history.shown()
+    return _number(None if loss is None else trainable.history.recent(loss))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def command(
     name = source.name or ""
     path = study or lorebook.with_suffix(".sweep.db")
     how = {"seconds": seconds, "drift_weight": drift_weight, "distances": distances,
-           "again": overwrite, "seed": settings.get("seed", 0), **settings}  # fmt: skip
+           "overwrite": overwrite, "seed": settings.get("seed", 0), **settings}  # fmt: skip
     with workers.pool(source, most=trials) as pool, _trial_bar(trials) as show:
         sweep = Sweep(pool, book, space, path, model=name, trials=trials,
                       on_trial=show, **how)  # fmt: skip

@@ -107,18 +107,26 @@ def command(
       torchrun --nproc-per-node 2 -m softlore train lore.yaml --model MODEL
     """
     run = training_settings(given)
-    run["again"] = run.pop("overwrite")
+    time_budget = run.pop("time_budget", None)
     prompts = library(folder, new=True)
     if group_size is None and workers.ray is not None:
         group_size = GROUP_SIZE
     with torchrun_ranks(source.device, group_size is not None) as ranks:
         if group_size is not None:
+            if time_budget is not None:
+                raise ConfigError(
+                    "--time-budget sets the number of updates by their speed, which differs "
+                    "between workers; expected a number for groups; give --max-steps in its place"
+                )
             report = _train_groups(lorebook, prompts, include, run, group_size, source, workers)
         else:
             workers.use_threads()
             if ranks is not None:
                 source = source._replace(device=ranks.device)
-            report = _train_together(lorebook, prompts, include, run | {"ranks": ranks}, source)
+            from softlore.tune import Execution
+
+            run["execution"] = Execution(time_budget, ranks=ranks)
+            report = _train_together(lorebook, prompts, include, run, source)
         if ranks is None or ranks.first:
             write_json(report, json_path)
 
@@ -132,18 +140,19 @@ def _train_together(
 ) -> dict[str, Any]:
     """Trains a lorebook as one set, or a corpus; saves the prompts and returns the report."""
     from softlore.lore import Lorebook
-    from softlore.tune.book import plan_book
+    from softlore.tune.lorebook_training import plan_book
 
+    trainer: WorldInfoTrainer[Any]
     if _is_corpus(lorebook):
         trainer = _corpus_trainer(lorebook, prompts, run, source)
     else:
         book = Lorebook.load(lorebook)
-        plan = plan_book(source.load(book.model), book, prompts, only=include, **run)
-        if plan.kept:
-            say(f"already trained, in company with the new ones: {', '.join(plan.kept)}")
+        plan = plan_book(source.load(book.model), book, prompts, include=include, **run)
+        if plan.retained:
+            say(f"already trained, in company with the new ones: {', '.join(plan.retained)}")
         if plan.trainer is None:
             say(NOTHING_NEW)
-            return _report(prompts, [], plan.kept)
+            return _report(prompts, [], plan.retained)
         trainer = plan.trainer
     return _report(prompts, _train(trainer, prompts), trainer.company)
 
@@ -171,27 +180,22 @@ def _train_groups(
             f"{str(lorebook)!r} is a corpus, or a set of them; expected a lorebook, whose entries "
             "fall into groups; leave --group-size and --ray out"
         )
-    if run.pop("time_budget", None) is not None:
-        raise ConfigError(
-            "--time-budget sets the number of updates by their speed, which differs between "
-            "workers; expected a number for groups; give --max-steps in its place"
-        )
     book = Lorebook.load(lorebook)
     source = source.or_else(book.model)
     groups = -(-len(book) // group_size)
     with workers.pool(source, groups) as pool, watch_groups(interactive()) as show:
         training = GroupRun(
-            pool, book, prompts, group_size=group_size, only=include, on_news=show, **run
+            pool, book, prompts, group_size=group_size, include=include, on_event=show, **run
         )
         with resumable(SAME_COMMAND):
             done = training.run()
-    if done.kept:
-        say(f"already trained, and left as they are: {', '.join(done.kept)}")
-    if not done.made:
+    if done.retained:
+        say(f"already trained, and left as they are: {', '.join(done.retained)}")
+    if not done.trained:
         say(NOTHING_NEW)
     for path in done.paths:
         say(f"wrote {path}")
-    return _report(prompts, done.made, done.kept)
+    return _report(prompts, done.trained, done.retained)
 
 
 def _is_corpus(path: Path) -> bool:
@@ -202,30 +206,31 @@ def _is_corpus(path: Path) -> bool:
 
 def _corpus_trainer(
     path: Path, prompts: PromptLibrary, run: dict[str, Any], source: ModelSource
-) -> WorldInfoTrainer:
+) -> WorldInfoTrainer[Any]:
     from softlore.lore.corpora import holds_corpora, read_corpora
     from softlore.lore.names import as_name
-    from softlore.tune import WorldInfoTrainer
-    from softlore.tune.book import checkpoint_path
+    from softlore.tune import Checkpointing, WorldInfoTrainer
+    from softlore.tune.lorebook_training import checkpoint_path
 
     name = as_name(path.stem)
-    what: dict[str, Any] = {"name": name, "checkpoint": checkpoint_path(prompts.folder, name)}
-    if holds_corpora(path):
-        what["corpora"] = read_corpora(path)
-        run = CODE_SETTINGS | run
-    else:
-        what["corpus"] = read_text(path, "corpus")
-    return WorldInfoTrainer(source.load(), **what, **run)
+    several = holds_corpora(path)
+    corpus: Any = read_corpora(path) if several else read_text(path, "corpus")
+    settings = CODE_SETTINGS | run if several else dict(run)
+    seconds, overwrite = settings.pop("checkpoint_seconds"), settings.pop("overwrite")
+    checkpointing = Checkpointing(checkpoint_path(prompts.folder, name), seconds, overwrite)
+    return WorldInfoTrainer(
+        source.load(), corpus=corpus, name=name, checkpointing=checkpointing, **settings
+    )
 
 
-def _train(trainer: WorldInfoTrainer, prompts: PromptLibrary) -> list[SoftPrompt]:
+def _train(trainer: WorldInfoTrainer[Any], prompts: PromptLibrary) -> list[SoftPrompt]:
     """Runs the trainer with a live view, and saves its prompts.
 
     If training fails, a prompt that was there before stays as it was.
     """
     from softlore.cli.progress import watch, working
     from softlore.errors import DivergedError
-    from softlore.tune.book import save_prompts
+    from softlore.tune.lorebook_training import save_prompts
 
     with working("reading the lore, and sampling the bare model", interactive()):
         trainer.prepare()
@@ -247,7 +252,7 @@ def _train(trainer: WorldInfoTrainer, prompts: PromptLibrary) -> list[SoftPrompt
     return made
 
 
-def _announce(trainer: WorldInfoTrainer, folder: Path) -> None:
+def _announce(trainer: WorldInfoTrainer[Any], folder: Path) -> None:
     """Says what training will take."""
     ahead = trainer.estimate()
     seconds = ahead.seconds

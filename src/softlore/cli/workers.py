@@ -14,7 +14,7 @@ from softlore.cli.options import Command, ModelSource, count, interactive, say, 
 from softlore.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from softlore.tune.ranks import Ranks
+    from softlore.tune.distributed import Ranks
     from softlore.tune.worker_pool import WorkerPool
 
 
@@ -61,7 +61,7 @@ class Workers(NamedTuple):
     def _on_ray(self, address: str, source: ModelSource, most: int | None) -> WorkerPool:
         from softlore.cli.progress import working
         from softlore.model import DEFAULT_MODEL
-        from softlore.tune.worker import ModelSpec
+        from softlore.tune.worker_pool import ModelSpec
 
         with wanting("ray"):
             from softlore.tune.worker_pool_ray import RayWorkerPool
@@ -109,9 +109,9 @@ def torchrun_ranks(device: str | None, grouped: bool) -> Iterator[Ranks | None]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:  # before torch is imported
         yield None
         return
-    from softlore.tune.ranks import device_of_rank, joined, of_torchrun
+    from softlore.tune.distributed import device_of_rank, process_group, under_torchrun
 
-    if not of_torchrun():
+    if not under_torchrun():
         yield None
         return
     if grouped:
@@ -119,7 +119,7 @@ def torchrun_ranks(device: str | None, grouped: bool) -> Iterator[Ranks | None]:
             "torchrun splits every update, --group-size and --ray whole groups; expected one of "
             "them; leave torchrun out, or the options"
         )
-    with joined(device_of_rank(device)) as ranks, _first_speaks(ranks):
+    with process_group(device_of_rank(device)) as ranks, _first_speaks(ranks):
         yield ranks
 
 

@@ -23,7 +23,7 @@ from softlore.lore import Entry
 from softlore.measure import count_keywords, drift, lore_keywords, perplexity, recall
 from softlore.measure.score import fits
 from softlore.model import FrozenModel
-from softlore.tune.teacher import unrelated_passages
+from softlore.tune.examples import unrelated_passages
 
 PASSAGES, PASSAGE_TOKENS = 12, 48  # unrelated text that drift is measured on
 MAX_CACHED_BYTES = 1 << 22  # of one cached answer

@@ -19,7 +19,7 @@ from softlore.measure.evaluate import plain_text
 from softlore.measure.score import fits
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
-from softlore.tune import TrainingProgress, WorldInfoTrainer
+from softlore.tune import Execution, TrainingProgress, WorldInfoTrainer
 
 # Wordings in use among writers; each entry gets the one with the best recall of its training calls.
 TEMPLATES = {
@@ -61,7 +61,7 @@ class TrainedMethod(MethodResult):
     """Soft prompts that were trained together.
 
     Attributes:
-        curves: by entry, the losses of each update (nats a token): response, guard, distil.
+        curves: by entry, the losses of each update (nats a token), by their names in `LOSSES`.
     """
 
     conditionings: Mapping[str, SoftPrompt]
@@ -86,15 +86,15 @@ def train_method(
     Args:
         observe: makes a context that gives what the trainer calls after each update.
         time_budget: seconds of updates.
-        settings: `WorldInfoTrainer`'s: entries, corpora or conditionings, and how they are trained.
+        settings: `WorldInfoTrainer`'s: entries, corpus or conditionings, and how they are trained.
     """
     start = time.monotonic()
-    trainer = WorldInfoTrainer(model, time_budget=time_budget, **settings)
+    trainer = WorldInfoTrainer(model, execution=Execution(time_budget), **settings)
     trainer.prepare()
     with observe() as trainer.on_step:
-        prompts: dict[str, SoftPrompt] = trainer.train()
+        prompts = trainer.train()
     seconds = time.monotonic() - start
-    curves = {entry: vars(one.history) for entry, one in trainer.trainables.items()}
+    curves = {entry: dict(one.history) for entry, one in trainer.trainables.items()}
     kind = settings.get("kind", "prefix")
     return TrainedMethod(name, kind, prompts, seconds, trainer.step, curves)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from softlore.compare.demo import Sample
 from softlore.compare.tables import CONDITIONING_NAMES, mark_lore_words
 from softlore.errors import ConfigError
 from softlore.measure import Evaluation
+from softlore.tune.losses import LOSSES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,15 +99,11 @@ def recall_by_distance(evaluation: Evaluation, title: str) -> str:
 
 @_in_style
 def loss_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> str:
-    """Response loss, distillation and drift by update, the mean of all entries."""
+    """The training losses by update, each the mean of all entries."""
     figure, axes = _figure()
-    lines = (
-        ("response", "responses", "soft", "-"),
-        ("distil", "text, distilled", "text", "--"),
-        ("guard", "drift", "none", ":"),
-    )
-    for term, label, color, dashes in lines:
-        runs = [losses[term] for losses in curves.values() if losses.get(term)]
+    styles = itertools.cycle((("soft", "-"), ("none", ":"), ("text", "--")))
+    for loss, (color, dashes) in zip(LOSSES.values(), styles, strict=False):
+        runs = [losses[loss.name] for losses in curves.values() if losses.get(loss.name)]
         if runs:
             shortest = min(map(len, runs))
             means = [sum(run[i] for run in runs) / len(runs) for i in range(shortest)]
@@ -114,7 +112,7 @@ def loss_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], title: str)
                 _smooth(means),
                 color=COLORS[color],
                 linestyle=dashes,
-                label=label,
+                label=loss.legend,
             )
     axes.set_xlabel("update")
     axes.set_ylabel("nats a token")

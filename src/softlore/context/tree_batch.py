@@ -1,12 +1,33 @@
-"""Running trees: three exact ways with one result, from the plainest to the fastest.
+"""Runs tree batches: what several texts share is run once, with exact gradients.
 
-- `rows`: every branch is a row of its own, its trunk run again (the way of mkultra and PEFT);
-- `expanded`: the trunk runs once, and its keys and values are handed to each branch's row;
-- `packed`: a tree is one row, its branches side by side under a tree-shaped mask.
+A tree batch is a trunk (soft prompts, BOS, filler) and branches that hang on nodes of it:
 
-`expanded` can run its branches in micro-batches under one trunk, short leaves apart from long ones
-so that little is padding: gradients are summed at the trunk's keys and values, then go through the
-trunk once (exact, by the chain rule).
+    [soft prompts][filler]─┬─[call + response]       parent: filler
+                │          └─[call + response]       parent: filler
+                └────────────[unrelated passage]     parent: soft prompts
+
+Two layouts give the same hidden states. With T tokens in the trunk and n_i in branch i:
+
+packed: a tree is one row of T + Σ n_i tokens. A branch's positions continue from its parent, and
+the mask hides branches from each other (and the filler from the passage `P`):
+
+                 s s f f a a b b P P       s soft prompt, f filler, a and b call + response
+            a    1 1 1 1 1 . . . . .
+            a    1 1 1 1 1 1 . . . .       1 visible
+            b    1 1 1 1 . . 1 . . .
+            b    1 1 1 1 . . 1 1 . .       . hidden
+            P    1 1 . . . . . . 1 .
+            P    1 1 . . . . . . 1 1
+
+expanded: trunks run once, `[trees, T]`; their keys and values are indexed out to a row a branch,
+`[branches, kv_heads, T, head_dim]`, behind which the branches run, `[branches, max n_i]`. Branches
+run in micro-batches of similar length, so that little is padding. The trunk's keys and values are
+then detached leaves of autograd: each micro-batch adds its gradient there, and the sum goes through
+the trunk's graph once, which is exact by the chain rule.
+
+     trunk ──▶ K, V ┊ detached K, V ──▶ branches 1..m ──▶ loss.backward()  ─┐ gradients add up at
+                    ┊              └──▶ branches m+1.. ──▶ loss.backward() ─┤ the detached K and V
+     trunk.backward(Σ gradient at K, V) ◀───────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -21,13 +42,20 @@ from torch import Tensor
 from softlore.context.splice import ROOT, Node, Spliced, Tree, splice, stack_prefixes
 from softlore.model import FrozenModel, KeysValues, KVCache
 
-TreeLayout = Literal["packed", "expanded", "rows"]
-SIMILAR = 0.6  # leaves this much shorter than the longest are run apart from it
+TreeLayout = Literal["packed", "expanded"]
+SIMILAR = 0.6  # branches shorter than this share of the longest run in another micro-batch
+PREFIX_NODE = -2  # the node of a prefix's keys, which every branch may see
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A branch: `ids` after node `parent`; the hidden states of `ids[start:stop]` are wanted."""
+    """A run of token ids after a node of the trunk.
+
+    Attributes:
+        ids: token ids.
+        parent: index of the trunk's node that they follow; `ROOT`: the prefixes alone.
+        start, stop: hidden states are returned for `ids[start:stop]` only.
+    """
 
     ids: Sequence[int]
     parent: int = ROOT
@@ -35,137 +63,143 @@ class Branch:
     stop: int | None = None
 
     @property
-    def take(self) -> slice:
+    def rows(self) -> slice:
+        """The places in `ids` whose hidden states are returned."""
         return slice(self.start, self.stop)
 
     @property
-    def wanted(self) -> int:
-        return len(range(*self.take.indices(len(self.ids))))
+    def n_rows(self) -> int:
+        """How many hidden states are returned."""
+        return len(range(*self.rows.indices(len(self.ids))))
 
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """A trunk and the leaves that hang on it."""
+    """A trunk and its branches."""
 
     trunk: Tree
-    leaves: Sequence[Branch]
+    branches: Sequence[Branch]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to run, those of the trunk counted once."""
+        return self.trunk.length + sum(len(branch.ids) for branch in self.branches)
 
 
 def hidden_states(
-    model: FrozenModel, batch: Sequence[TreeBatch], form: TreeLayout = "packed"
+    model: FrozenModel, batch: Sequence[TreeBatch], layout: TreeLayout = "packed"
 ) -> Tensor:
-    """Last hidden states `[sum of wanted, hidden]` of all leaves, tree by tree, leaf by leaf."""
-    sizes = [leaf.wanted for branching in batch for leaf in branching.leaves]
-    found: dict[int, Tensor] = {}
-    for hidden, leaves in _chunks(model, batch, form, None, None):
-        found |= zip(leaves, hidden.split([sizes[i] for i in leaves]), strict=True)
-    return torch.cat([found[i] for i in range(len(sizes))])
+    """Last hidden states `[sum of n_rows, hidden]` of all branches, tree by tree, in order."""
+    sizes = [branch.n_rows for tree in batch for branch in tree.branches]
+    states: dict[int, Tensor] = {}
+    for hidden, indices in _run_branches(model, batch, layout, None, None):
+        states |= zip(indices, hidden.split([sizes[i] for i in indices]), strict=True)
+    return torch.cat([states[i] for i in range(len(sizes))])
 
 
 def backward(
     model: FrozenModel,
     batch: Sequence[TreeBatch],
     loss: Callable[[Tensor, Sequence[int]], Tensor],
-    form: TreeLayout = "packed",
+    layout: TreeLayout = "packed",
     micro_batch: int | None = None,
 ) -> float:
-    """Runs a batch and adds its gradient to whatever in the trunks requires one.
+    """Runs a batch and adds its gradient to the tensors in the trunks that require one.
 
     Args:
-        loss: from hidden states `[wanted, hidden]` of some leaves, and which they are, in order
+        loss: from the hidden states `[sum of n_rows, hidden]` of some branches, and their indices
             (counted through the whole batch), to their share of the loss.
-        micro_batch: most leaves at once (form `expanded`; others take all at once).
+        micro_batch: most branches at once (layout `expanded`; `packed` runs all at once).
 
     Returns:
         The summed loss.
     """
-    total, held = 0.0, _DetachedTrunk()
-    for hidden, leaves in _chunks(model, batch, form, micro_batch, held):
-        share = loss(hidden, leaves)
+    total, trunk = 0.0, _DetachedTrunk()
+    for hidden, indices in _run_branches(model, batch, layout, micro_batch, trunk):
+        share = loss(hidden, indices)
         share.backward()
         total += float(share.detach())
-    held.release()
+    trunk.backward()
     return total
 
 
 class _DetachedTrunk:
-    """A trunk's keys and values, cut off as leaves until every micro-batch has been through."""
+    """A trunk's keys and values, detached to collect the gradients of all micro-batches."""
 
     def __init__(self) -> None:
-        self.whole: list[Tensor] = []
-        self.cut: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+        self._detached: list[Tensor] = []
 
-    def hold(self, past: KVCache) -> KVCache:
+    def detach(self, past: KVCache) -> KVCache:
         pairs: KeysValues = []
         for pair in past.keys_values:
-            cut = tuple(t.detach().requires_grad_(t.requires_grad) for t in pair)
-            self.whole.extend(pair)
-            self.cut.extend(cut)
-            pairs.append((cut[0], cut[1]))
+            key, value = (t.detach().requires_grad_(t.requires_grad) for t in pair)
+            self._outputs += pair
+            self._detached += (key, value)
+            pairs.append((key, value))
         return KVCache(pairs, past.positions, past.visible)
 
-    def release(self) -> None:
-        held = [
-            (w, c.grad) for w, c in zip(self.whole, self.cut, strict=True) if c.grad is not None
+    def backward(self) -> None:
+        """Sends the summed gradients through the trunk."""
+        collected = [
+            (output, detached.grad)
+            for output, detached in zip(self._outputs, self._detached, strict=True)
+            if detached.grad is not None
         ]
-        if held:
-            torch.autograd.backward([w for w, _ in held], [g for _, g in held])
+        if collected:
+            outputs, gradients = zip(*collected, strict=True)
+            torch.autograd.backward(outputs, gradients)
 
 
-def _chunks(
+def _run_branches(
     model: FrozenModel,
     batch: Sequence[TreeBatch],
-    form: TreeLayout,
+    layout: TreeLayout,
     micro_batch: int | None,
-    held: _DetachedTrunk | None,
+    detached: _DetachedTrunk | None,
 ) -> Iterator[tuple[Tensor, Sequence[int]]]:
-    """Yields hidden states of some leaves at a time, and which leaves they are."""
-    flat = [(row, leaf) for row, branching in enumerate(batch) for leaf in branching.leaves]
-    if form == "expanded":
-        yield from _expanded(model, batch, flat, micro_batch or len(flat), held)
+    """Yields hidden states of some branches at a time, and the branches' indices."""
+    flat = [(row, branch) for row, tree in enumerate(batch) for branch in tree.branches]
+    if layout == "expanded":
+        yield from _run_expanded(model, batch, flat, micro_batch or len(flat), detached)
         return
-    if form == "packed":
-        trees = [_grown(b.trunk, b.leaves) for b in batch]
-        first = [len(b.trunk.nodes) for b in batch]
-        places = [
-            (row, first[row] + i) for row, b in enumerate(batch) for i in range(len(b.leaves))
-        ]
-    else:
-        trees = [_alone(batch[row].trunk, leaf) for row, leaf in flat]
-        places = [(i, len(tree.nodes) - 1) for i, tree in enumerate(trees)]
-    spliced = splice(model, trees)
-    hidden, _ = _run(model, spliced)
-    yield _gather(hidden, spliced, places, [leaf for _, leaf in flat]), range(len(flat))
+    spliced = splice(model, [_packed_tree(tree) for tree in batch])
+    places = [
+        (row, len(tree.trunk.nodes) + i)
+        for row, tree in enumerate(batch)
+        for i in range(len(tree.branches))
+    ]
+    hidden = _run(model, spliced)
+    yield _gather(hidden, spliced, places, [branch for _, branch in flat]), range(len(flat))
 
 
-def _expanded(
+def _run_expanded(
     model: FrozenModel,
     batch: Sequence[TreeBatch],
     flat: list[tuple[int, Branch]],
     micro_batch: int,
-    held: _DetachedTrunk | None,
+    detached: _DetachedTrunk | None,
 ) -> Iterator[tuple[Tensor, Sequence[int]]]:
-    trunks = [b.trunk for b in batch]
+    trunks = [tree.trunk for tree in batch]
     past, nodes = _run_trunks(model, trunks)
-    buckets = _by_length([len(leaf.ids) for _, leaf in flat], micro_batch)
-    if past is not None and held is not None and len(buckets) > 1:
-        past = held.hold(past)
+    buckets = _by_length([len(branch.ids) for _, branch in flat], micro_batch)
+    if past is not None and detached is not None and len(buckets) > 1:
+        past = detached.detach(past)
     for bucket in buckets:
         part = [flat[i] for i in bucket]
-        trees = [_twig(trunks[row], leaf) for row, leaf in part]
-        mine = None
+        expanded = None
         if past is not None:
             index = torch.tensor([row for row, _ in part], device=model.device)
-            seen = torch.stack([_seen(trunks[row], leaf, nodes[row]) for row, leaf in part])
-            mine = past.rows(index, past.visible[index] & seen.to(model.device))
-        spliced = splice(model, trees, mine)
-        hidden, _ = _run(model, spliced)
+            seen = torch.stack([_visible_keys(trunks[row], b, nodes[row]) for row, b in part])
+            expanded = past.rows(index, past.visible[index] & seen.to(model.device))
+        spliced = splice(model, [_branch_tree(trunks[row], b) for row, b in part], expanded)
         places = [(i, 0) for i in range(len(part))]
-        yield _gather(hidden, spliced, places, [leaf for _, leaf in part]), bucket
+        hidden = _run(model, spliced)
+        yield _gather(hidden, spliced, places, [branch for _, branch in part]), bucket
 
 
 def _by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Leaves in buckets of at most `most`, none much shorter than its bucket's longest."""
+    """Indices in buckets of at most `most`, longest first, similar lengths together."""
     buckets: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[buckets[-1][0]] if buckets else 0
@@ -176,60 +210,53 @@ def _by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
 
 
 def _run_trunks(model: FrozenModel, trunks: Sequence[Tree]) -> tuple[KVCache | None, Tensor]:
-    """Runs trunks once: their keys and values, and `[B, P]` the node of each key (prefix: -2)."""
+    """The trunks' keys and values, `P` long, and `[B, P]` the node of each key."""
     if not any(len(node) for tree in trunks for node in tree.nodes):
         past = stack_prefixes(model, trunks)
         length = 0 if past is None else len(past)
-        return past, torch.full((len(trunks), length), -2)
+        return past, torch.full((len(trunks), length), PREFIX_NODE)
     spliced = splice(model, trunks)
-    _, kept = model.hidden(
+    _, keys_values = model.hidden(
         spliced.embeds, spliced.positions, spliced.visible, spliced.past, keep=True
     )
-    past = spliced.after(kept or [])
-    prefix = torch.full((len(trunks), len(past) - spliced.nodes.shape[1]), -2)
-    return past, torch.cat([prefix, spliced.nodes.cpu()], dim=1)
+    past = spliced.after(keys_values or [])
+    prefixes = torch.full((len(trunks), len(past) - spliced.nodes.shape[1]), PREFIX_NODE)
+    return past, torch.cat([prefixes, spliced.nodes.cpu()], dim=1)
 
 
-def _seen(trunk: Tree, leaf: Branch, nodes: Tensor) -> Tensor:
-    """`[P]` bool: the trunk's keys that a leaf may look back on."""
-    seen = nodes == -2
-    if leaf.parent != ROOT:
-        for node in trunk.path(leaf.parent):
-            seen |= nodes == node
+def _visible_keys(trunk: Tree, branch: Branch, nodes: Tensor) -> Tensor:
+    """`[P]` bool: the trunk's keys that a branch may see, given the node of each key."""
+    seen = nodes == PREFIX_NODE
+    for node in trunk.path(branch.parent):
+        seen |= nodes == node
     return seen
 
 
-def _grown(trunk: Tree, leaves: Sequence[Branch]) -> Tree:
-    return Tree(trunk.nodes + [Node(leaf.ids, leaf.parent) for leaf in leaves], trunk.prefixes)
+def _packed_tree(tree: TreeBatch) -> Tree:
+    branches = [Node(branch.ids, branch.parent) for branch in tree.branches]
+    return Tree(tree.trunk.nodes + branches, tree.trunk.prefixes)
 
 
-def _alone(trunk: Tree, leaf: Branch) -> Tree:
-    """One branch with its trunk in front: a plain context."""
-    path = trunk.path(leaf.parent) if leaf.parent != ROOT else []
-    nodes = [Node(trunk.nodes[n].content, i - 1) for i, n in enumerate(path)]
-    return Tree([*nodes, Node(leaf.ids, len(nodes) - 1)], trunk.prefixes)
+def _branch_tree(trunk: Tree, branch: Branch) -> Tree:
+    """A branch by itself, at the positions after its parent."""
+    start = trunk.start
+    if branch.parent != ROOT:
+        start = trunk.starts()[branch.parent] + len(trunk.nodes[branch.parent])
+    return Tree([Node(branch.ids)], at=start)
 
 
-def _twig(trunk: Tree, leaf: Branch) -> Tree:
-    """A leaf by itself, whose text starts where its trunk has ended."""
-    at = trunk.start
-    if leaf.parent != ROOT:
-        at = trunk.starts()[leaf.parent] + len(trunk.nodes[leaf.parent])
-    return Tree([Node(leaf.ids)], at=at)
-
-
-def _run(model: FrozenModel, spliced: Spliced) -> tuple[Tensor, KeysValues | None]:
-    return model.hidden(spliced.embeds, spliced.positions, spliced.visible, spliced.past)
+def _run(model: FrozenModel, spliced: Spliced) -> Tensor:
+    return model.hidden(spliced.embeds, spliced.positions, spliced.visible, spliced.past)[0]
 
 
 def _gather(
-    hidden: Tensor, spliced: Spliced, places: list[tuple[int, int]], leaves: list[Branch]
+    hidden: Tensor, spliced: Spliced, places: list[tuple[int, int]], branches: list[Branch]
 ) -> Tensor:
-    """Flat `[wanted, hidden]` rows: 2-D before the head, which else is copied for each branch."""
+    """The rows `[sum of n_rows, hidden]` that branches at `(row, node)` return."""
     width = hidden.shape[1]
     index: list[int] = []
-    for (row, node), leaf in zip(places, leaves, strict=True):
+    for (row, node), branch in zip(places, branches, strict=True):
         start, stop = spliced.spans[row][node]
-        index.extend(row * width + i for i in range(start, stop)[leaf.take])
+        index.extend(row * width + i for i in range(start, stop)[branch.rows])
     flat = hidden.reshape(-1, hidden.shape[-1])
     return flat.index_select(0, torch.tensor(index, device=flat.device))

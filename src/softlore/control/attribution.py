@@ -15,7 +15,8 @@ import torch
 from softlore.context import Tree, splice
 from softlore.control.codes import Code
 from softlore.errors import ConfigError, ContextError, ContextOverflowError
-from softlore.measure.score import nll, trunk
+from softlore.measure.losses import response_nll
+from softlore.measure.score import trunk
 from softlore.model import FrozenModel
 from softlore.prompts import Context
 
@@ -100,7 +101,8 @@ def _losses(model: FrozenModel, trees: list[Tree], ids: list[int], start: int) -
         firsts = [tree.length + start - 1 for tree in part]
         rows = [hidden[i, first : first + len(ids) - start] for i, first in enumerate(firsts)]
         targets = torch.tensor(ids[start:] * len(part), device=hidden.device)
-        losses += nll(model, torch.cat(rows), targets).view(len(part), -1).sum(dim=1).tolist()
+        nll = response_nll(model, torch.cat(rows), targets)
+        losses += nll.view(len(part), -1).sum(dim=1).tolist()
     return losses
 
 

@@ -2,8 +2,9 @@
 
 from softlore.lore.keywords import KeywordCounts, count_keywords, lore_keywords
 from softlore.measure.evaluate import evaluate
+from softlore.measure.losses import fidelity
 from softlore.measure.results import EntryResult, Evaluation, Measures, StoryMeasures
-from softlore.measure.score import divergence, drift, fidelity, recall
+from softlore.measure.score import divergence, drift, recall
 from softlore.measure.text import Copy, copied, distinct, longest_run, perplexity
 
 __all__ = [

@@ -1,20 +1,26 @@
-"""What any head does for an entry: recall, drift and cost, whatever the head is made of."""
+"""Measures what a conditioning does: recall, drift and cost for an entry; fidelity."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from softlore.context.compose import ContextLike
+from softlore.decode import OPENERS, WeightedTrees, sample_passages
+from softlore.decode.conditioning import Conditioning, weighted, with_bare_model
 from softlore.lore import Block, Entry
 from softlore.measure import score
-from softlore.measure.material import Material, passage_tokens
+from softlore.measure.losses import fidelity, mean_kl
+from softlore.measure.material import FIDELITY, HELD_OUT, Material, passage_tokens
 from softlore.measure.results import Measures
 from softlore.model import FrozenModel
 from softlore.prompts import Context
 
 
 class ConditioningEvaluator:
-    """Measures heads; what the bare model thinks of unrelated text is kept."""
+    """Measures conditionings on the same material.
+
+    The bare model's hidden states on it, and the drift of each set of prompts, are computed once.
+    """
 
     def __init__(self, model: FrozenModel, material: Material, distances: Sequence[int]) -> None:
         self.model = model
@@ -24,7 +30,7 @@ class ConditioningEvaluator:
         self._drifts: dict[tuple[str, ...], float | None] = {(): 0.0}
 
     def measure(self, entry: Entry, conditioning: ContextLike) -> Measures | None:
-        """All but fidelity and stories; None where the head does not fit the context."""
+        """All but fidelity and stories; None if the conditioning does not fit the context."""
         model = self.model
         if not score.fits_after(model, conditioning, passage_tokens(model)):
             return None
@@ -43,11 +49,34 @@ class ConditioningEvaluator:
         return score.recall(self.model, conditioning, blocks, distance, self.material.fillers)
 
     def _drift(self, conditioning: ContextLike) -> float | None:
-        # A company is measured once for all that are in it. Prompts of one name may differ: those
-        # of several ways, say.
+        # Entries of one company share it. Prompts of one name may differ, so the key has the uuid.
         pieces = Context(conditioning).pieces
         key = tuple(p if isinstance(p, str) else f"{p.uuid}/{p.kind}" for p in pieces)
         if key not in self._drifts:
-            ours = score.passage_hidden_states(self.model, conditioning, self.material.unrelated)
-            self._drifts[key] = score.kl(self.model, self._bare, ours)
+            rows = score.passage_hidden_states(self.model, conditioning, self.material.unrelated)
+            self._drifts[key] = mean_kl(self.model, self._bare, rows)
         return self._drifts[key]
+
+
+def conditioning_trees(model: FrozenModel, conditioning: Conditioning) -> WeightedTrees:
+    """The trees before a text under one or several conditionings, with weights that sum to 1."""
+    return [
+        (score.trunk(model, before), weight)
+        for before, weight in with_bare_model(weighted(conditioning))
+    ]
+
+
+def conditioning_fidelity(
+    model: FrozenModel, conditioning: Conditioning, soft: ContextLike, seed: int = 0
+) -> float:
+    """Fidelity of a soft prompt to the conditioning, or mixture, that it was distilled from.
+
+    Measured on passages that the model samples under the conditioning with draws of its own.
+    """
+    trees = conditioning_trees(model, conditioning)
+    count, length = 2 * FIDELITY, passage_tokens(model)
+    sampled = sample_passages(model, trees, OPENERS, count, length, HELD_OUT + seed)
+    passages = [ids for ids in sampled if len(ids) > 1]
+    teacher = score.hidden_states_after(model, trees, passages)
+    bare, student = (score.passage_hidden_states(model, c, passages) for c in ("", soft))
+    return fidelity(model, teacher, bare, student)

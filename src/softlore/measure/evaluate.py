@@ -12,6 +12,7 @@ from softlore.errors import ConfigError, UnknownPromptError
 from softlore.lore import Entry, Lorebook
 from softlore.measure import score
 from softlore.measure.conditioning import ConditioningEvaluator
+from softlore.measure.losses import fidelity
 from softlore.measure.material import gather, lore_passages, passage_tokens
 from softlore.measure.results import CONDITIONINGS, EntryResult, Evaluation, Measures
 from softlore.measure.stories import StoryEvaluator
@@ -155,13 +156,14 @@ def _fidelities(
     if "text" not in fitting:
         return {}
     passages = lore_passages(model, entry, fitting["text"], seed)
-    teacher = score.passage_hidden_states(model, fitting["text"], passages)
-    divergences = {
-        name: score.kl(model, teacher, score.passage_hidden_states(model, one, passages))
-        for name, one in fitting.items()
+    states = {
+        name: score.passage_hidden_states(model, conditioning, passages)
+        for name, conditioning in fitting.items()
     }
-    bare = divergences["none"]
-    return {name: 1 - kl / bare for name, kl in divergences.items()} if bare > 0 else {}
+    fidelities = {
+        name: fidelity(model, states["text"], states["none"], rows) for name, rows in states.items()
+    }
+    return {name: value for name, value in fidelities.items() if math.isfinite(value)}
 
 
 def _companies(names: Sequence[str]) -> dict[str, list[str]]:

@@ -1,6 +1,6 @@
 """Recall and drift: how well responses come back, and how far other text is bent.
 
-A *head* is what stands before: a soft prompt, several of them, plain lore, or nothing ("").
+A *conditioning* is what stands before a text: soft prompts, plain lore, both, or nothing ("").
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
 from softlore.context import Branch, Tree, TreeBatch, hidden_states
 from softlore.context.compose import ContextLike, compose
+from softlore.decode import WeightedTrees
 from softlore.errors import ContextError
 from softlore.lore import Block
+from softlore.measure.losses import mean_kl, response_nll
 from softlore.model import FrozenModel, LanguageModel
 from softlore.prompts import Context
 
-LEAVES_AT_ONCE = 32
-LOGITS_AT_ONCE = 1 << 25  # float32 logits held at a time: 128 MB
+BRANCHES_AT_ONCE = 32
 Ids = Sequence[int]
 
 
 def trunk(model: LanguageModel, conditioning: ContextLike, filler: Ids = ()) -> Tree:
-    """A head (which may be empty), and filler after it, as something that leaves hang on."""
+    """A conditioning, which may be empty, and filler after it, for branches to hang on."""
     conditioning = Context(conditioning)
     if conditioning.body.pieces or model.bos:
         tree = compose(model, conditioning)
@@ -33,20 +33,20 @@ def trunk(model: LanguageModel, conditioning: ContextLike, filler: Ids = ()) -> 
         for prompt in conditioning.prompts:
             model.check_prompt(prompt)
         tree = Tree([], [prompt.key_values for prompt in conditioning.prefixes])
-    if filler:
-        tree = tree.then(list(filler))
-    return tree
+    return tree.then(list(filler)) if filler else tree
 
 
 @torch.no_grad()
-def branch_hidden_states(model: FrozenModel, tree: Tree, leaves: Sequence[Branch]) -> list[Tensor]:
-    """Hidden states `[wanted, hidden]` of each leaf."""
-    found: list[Tensor] = []
-    for start in range(0, len(leaves), LEAVES_AT_ONCE):
-        part = leaves[start : start + LEAVES_AT_ONCE]
+def branch_hidden_states(
+    model: FrozenModel, tree: Tree, branches: Sequence[Branch]
+) -> list[Tensor]:
+    """Hidden states `[n_rows, hidden]` of each branch."""
+    states: list[Tensor] = []
+    for start in range(0, len(branches), BRANCHES_AT_ONCE):
+        part = branches[start : start + BRANCHES_AT_ONCE]
         rows = hidden_states(model, [TreeBatch(tree, part)], "expanded")
-        found.extend(rows.split([leaf.wanted for leaf in part]))
-    return found
+        states.extend(rows.split([branch.n_rows for branch in part]))
+    return states
 
 
 # recall ----------------------------------------------------------------------------------------
@@ -62,9 +62,9 @@ def recall(
     """Mean NLL of the responses, nats a token; lower is better.
 
     Args:
-        head: what stands before the call.
-        distance: tokens of story between head and call.
-        story: token ids to take them from; the mean over all of these is reported.
+        conditioning: what stands before the call.
+        distance: tokens of story between conditioning and call.
+        story: token ids to take them from; the mean over all of these is returned.
     """
     return mean(response_losses(model, conditioning, blocks, distance, story))
 
@@ -79,56 +79,46 @@ def response_losses(
     """NLL of each response, block by block, nats a token; see `recall`."""
     if distance and not any(map(len, story)):
         raise ContextError(f"no story text for a distance of {distance}; expected some; give it")
-    fillers = [_stretched(text, distance) for text in story if text] if distance else [[]]
+    fillers = [_repeated(text, distance) for text in story if text] if distance else [[]]
     pairs = _pairs(model, blocks)
     runs = [token_losses(model, trunk(model, conditioning, filler), pairs) for filler in fillers]
-    return [mean([float(one.mean()) for one in of_one]) for of_one in zip(*runs, strict=True)]
+    return [
+        mean([float(losses.mean()) for losses in of_response])
+        for of_response in zip(*runs, strict=True)
+    ]
 
 
 def fits(
     model: FrozenModel, conditioning: ContextLike, blocks: Sequence[Block], distance: int = 0
 ) -> bool:
-    """Whether the model reads far enough for every response at this distance."""
+    """Whether every call and response fits the model's context at this distance."""
     longest = max((len(call) + len(answer) for call, answer in _pairs(model, blocks)), default=0)
     return fits_after(model, conditioning, distance + longest)
 
 
 def fits_after(model: FrozenModel, conditioning: ContextLike, length: int) -> bool:
-    """Whether so many tokens of text fit the model's context after a head."""
+    """Whether `length` tokens of text fit the model's context after a conditioning."""
     tree = trunk(model, conditioning)
-    taken = tree.start + tree.length
-    return model.context_length is None or taken + length <= model.context_length
+    limit = model.context_length
+    return limit is None or tree.start + tree.length + length <= limit
 
 
 def token_losses(model: FrozenModel, tree: Tree, pairs: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:
-    """NLL `[len(told)]` of the tokens told in each pair (read, told), by itself after the tree."""
+    """NLL `[len(ids)]` of the ids of each pair (text before, ids), each pair alone after a tree."""
     end = tree.end
-    leaves = [
-        Branch([*read, *told], end, len(read) - 1, len(read) + len(told) - 1)
-        for read, told in pairs
+    branches = [
+        Branch([*before, *ids], end, len(before) - 1, len(before) + len(ids) - 1)
+        for before, ids in pairs
     ]
-    hidden = branch_hidden_states(model, tree, leaves)
+    hidden = branch_hidden_states(model, tree, branches)
     return [
-        nll(model, rows, torch.tensor(list(told), device=rows.device))
-        for rows, (_, told) in zip(hidden, pairs, strict=True)
+        response_nll(model, rows, torch.tensor(list(ids), device=rows.device))
+        for rows, (_, ids) in zip(hidden, pairs, strict=True)
     ]
-
-
-def nll(model: FrozenModel, hidden: Tensor, ids: Tensor) -> Tensor:
-    """−log p `[R]`, nats, of the ids `[R]` that flat hidden states `[R, hidden]` are to tell.
-
-    Logits are made a part at a time: those of a long text and a large vocabulary do not fit.
-    """
-    size = max(1, LOGITS_AT_ONCE // model.vocab_size)
-    parts = [
-        -log_softmax(model.logits(rows), dim=-1).gather(1, told[:, None])[:, 0]
-        for rows, told in zip(hidden.split(size), ids.split(size), strict=True)
-    ]
-    return torch.cat(parts)
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean; not a number for no values."""
+    """The mean; NaN for no values."""
     return sum(values) / len(values) if values else math.nan
 
 
@@ -140,58 +130,46 @@ def _pairs(model: FrozenModel, blocks: Sequence[Block]) -> list[tuple[list[int],
     ]
 
 
-def _stretched(ids: Ids, length: int) -> list[int]:
+def _repeated(ids: Ids, length: int) -> list[int]:
     return (list(ids) * (length // len(ids) + 1))[:length]
 
 
 # drift -----------------------------------------------------------------------------------------
 
 
+def hidden_states_after(
+    model: FrozenModel, before: Tree | WeightedTrees, passages: Sequence[Ids], start: int = 0
+) -> list[Tensor]:
+    """Hidden states `[len - start, hidden]` of each passage after a tree, or after several.
+
+    Of several trees, whose weights sum to 1, the weighted sum of hidden states is returned. The
+    output layer is linear, so its logits are, up to a constant, those of the mixed
+    log-probabilities.
+    """
+    trees = [(before, 1.0)] if isinstance(before, Tree) else before
+    mixed: list[Tensor] = []
+    for tree, weight in trees:
+        branches = [Branch(list(ids), tree.end, start) for ids in passages]
+        states = [weight * rows for rows in branch_hidden_states(model, tree, branches)]
+        mixed = [a + b for a, b in zip(mixed, states, strict=True)] if mixed else states
+    return mixed
+
+
 def passage_hidden_states(
     model: FrozenModel, conditioning: ContextLike, passages: Sequence[Ids]
 ) -> list[Tensor]:
-    """Hidden states `[len, hidden]` of each passage after a head."""
-    tree = trunk(model, conditioning)
-    return branch_hidden_states(model, tree, [Branch(list(ids), tree.end) for ids in passages])
-
-
-def kl(model: FrozenModel, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> float:
-    """Mean KL(teacher ‖ student) of next tokens, nats a token, from `thoughts` of both."""
-    total, tokens = 0.0, 0
-    for theirs, ours in zip(teacher, student, strict=True):
-        p, q = (log_softmax(model.logits(rows), dim=-1) for rows in (theirs, ours))
-        total += float((p.exp() * (p - q)).sum())
-        tokens += len(p)
-    return total / tokens if tokens else math.nan
+    """Hidden states `[len, hidden]` of each passage after a conditioning."""
+    return hidden_states_after(model, trunk(model, conditioning), passages)
 
 
 def divergence(
     model: FrozenModel, teacher: ContextLike, student: ContextLike, passages: Sequence[Ids]
 ) -> float:
     """Mean KL(teacher ‖ student) over the passages' tokens, nats a token."""
-    return kl(
-        model,
-        passage_hidden_states(model, teacher, passages),
-        passage_hidden_states(model, student, passages),
-    )
+    states = (passage_hidden_states(model, before, passages) for before in (teacher, student))
+    return mean_kl(model, *states)
 
 
 def drift(model: FrozenModel, conditioning: ContextLike, passages: Sequence[Ids]) -> float:
-    """How far unrelated text is bent: mean KL(bare ‖ with head), nats a token."""
+    """How far unrelated text is bent: mean KL(bare ‖ with the conditioning), nats a token."""
     return divergence(model, "", conditioning, passages)
-
-
-def fidelity(
-    model: FrozenModel, text: ContextLike, soft: ContextLike, passages: Sequence[Ids]
-) -> float:
-    """How much of what a text does a soft prompt does: 1 − KL(text ‖ soft) / KL(text ‖ bare).
-
-    1 is all of it, 0 no more than the bare model, below 0 less than that; not a number where the
-    text does nothing. The passages are ones that the model wrote after the text
-    (`decode.sample_passages`), not those it was trained on.
-    """
-    teacher, bare, ours = (
-        passage_hidden_states(model, conditioning, passages) for conditioning in (text, "", soft)
-    )
-    whole = kl(model, teacher, bare)
-    return 1 - kl(model, teacher, ours) / whole if whole > 0 else math.nan

@@ -37,7 +37,7 @@ def make_trainer(
     on_step: Callable[[TrainingProgress], bool | None],
     settings: Mapping[str, Any],
     **source: Any,
-) -> tune.WorldInfoTrainer:
+) -> tune.WorldInfoTrainer[Any]:
     """A softlore trainer that starts from the model's learned embedding.
 
     Args:

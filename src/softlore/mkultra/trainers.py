@@ -88,7 +88,7 @@ class MkultraWorldInfoTrainer:
         self.model.set_soft_prompt_embeds(trainer.train().embeddings)
 
     def _on_step(self, progress: TrainingProgress) -> None:
-        self.losses.append(progress.trainables[NAME].history.response[-1])
+        self.losses.append(progress.trainables[NAME].history["response"][-1])
 
 
 class SoftPromptTrainer:
@@ -194,7 +194,7 @@ class SoftPromptTrainer:
 
     def _on_step(self, progress: TrainingProgress) -> bool:
         """Logs an update; returns whether it was the last one."""
-        loss = progress.trainables[NAME].history.response[-1]
+        loss = progress.trainables[NAME].history["response"][-1]
         last = self.ema_loss
         self.ema_loss = loss if last is None else last + self.ema_alpha * (loss - last)
         with (self.folder / "loss_log.csv").open("a", encoding="utf-8") as log:

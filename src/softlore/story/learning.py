@@ -21,8 +21,7 @@ from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.story.story import Story
 from softlore.story.turns import Turn
-from softlore.tune import WorldInfoTrainer
-from softlore.tune.trainer import TrainingProgress
+from softlore.tune import Company, TrainingProgress, WorldInfoTrainer
 
 CALL = 160  # most characters of the story before a line that become its call
 LINE = 280  # most characters of a line
@@ -151,8 +150,7 @@ def learn(
         trainer = WorldInfoTrainer(
             model,
             entries=[add_lines(entry, picked)],
-            company=company,
-            company_entries=[entry for entry in book if entry.name in company],
+            company=Company(company, book.entries),
             initial=old,
             kind=old.kind,
             n_tokens=len(old),

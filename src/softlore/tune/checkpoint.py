@@ -1,7 +1,8 @@
-"""Checkpoints: everything that a killed run needs to end with the bit-same prompts.
+"""Checkpoints: all that a killed run needs to end with the same prompts, bit for bit.
 
-One safetensors file, replaced atomically. All draws are a function of seed and update number, so
-no random state is kept; the choices made at the start (tree form, micro-batch) are.
+A checkpoint is one safetensors file, replaced atomically. All draws are a function of seed and
+update number, so it holds no random state. Its signature says which run it is of: settings, lore,
+company and model.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +26,62 @@ from torch import Tensor
 
 from softlore.disk import TEMPORARY_PREFIX, storage_error, write_atomically
 from softlore.errors import ConfigError, StorageError
+from softlore.lore import Entry
+from softlore.model import FrozenModel
+from softlore.model.fingerprint import TOLERANCE, difference
+from softlore.prompts import SoftPrompt
+from softlore.settings import TrainingConfig
+from softlore.tune.trainable_prompt import entry_hash
 
-VERSION = 1
-STALE_SECONDS = 3600  # nobody writes a checkpoint for so long
+VERSION = 2
+STALE_SECONDS = 3600  # older temporary files are of killed runs: a write takes less
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """Where and how often the progress of a training is saved.
+
+    Attributes:
+        path: file to save progress in and to resume from; None: nowhere.
+        seconds: between checkpoints, besides those at the start and the end; 0: at each update.
+        overwrite: start anew if the checkpoint is of another run or can't be read.
+    """
+
+    path: Path | str | None = None
+    seconds: float = 10.0
+    overwrite: bool = False
+
+    @property
+    def file(self) -> Path | None:
+        return None if self.path is None else Path(self.path)
+
+
+# the file --------------------------------------------------------------------------------------
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Writes tensors and JSON facts to one file, whole or not at all.
+    """Writes tensors and JSON facts to one file, atomically.
 
     Raises:
-        StorageError: when the disk refuses.
+        StorageError: the file can't be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error("make the folder", path.parent, error) from error
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    told = json.dumps(facts)
-    metadata = {"softlore_checkpoint": str(VERSION), "facts": told, "hash": _hash(kept, told)}
-    write_atomically(path, save(kept, metadata))
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(facts)
+    metadata = {"softlore_checkpoint": str(VERSION), "facts": text, "hash": _hash(on_cpu, text)}
+    write_atomically(path, save(on_cpu, metadata))
 
 
 def load_checkpoint(
-    path: Path, anew: str = "say so with again=True (--again), or delete it"
+    path: Path, remedy: str = "say so with overwrite=True (--overwrite), or delete it"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `save_checkpoint` wrote. `anew`: what to do where it can't be read.
+    """Reads what `save_checkpoint` wrote. `remedy`: what a message says to do if that fails.
 
     Raises:
-        StorageError: when the file is not a whole checkpoint of this version.
+        StorageError: the file is not a complete checkpoint of this version.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -65,17 +95,49 @@ def load_checkpoint(
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise StorageError(
             f"checkpoint {str(path)!r} can't be read ({error}); expected one written by this "
-            f"version of softlore; to begin anew, {anew}"
+            f"version of softlore; to begin anew, {remedy}"
         ) from error
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Removes a checkpoint that is no longer needed, and temporary files of killed runs."""
+    for leftover in path.parent.glob(f"{TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                leftover.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()  # fails if something else is in it
+
+
+def nested(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `name/`, by the rest of their names."""
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+
+
+def _hash(tensors: dict[str, Tensor], facts: str) -> str:
+    parts = [f"{name} {digest(tensor)}" for name, tensor in sorted(tensors.items())]
+    return hashlib.sha256("\n".join([*parts, facts]).encode()).hexdigest()
+
+
+def digest(tensor: Tensor) -> str:
+    """A short hash of a tensor's bytes."""
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(raw).hexdigest()[:16]
+
+
+# while a run writes it -------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
-def only_run(path: Path | None) -> Iterator[None]:
-    """Keeps other runs from a checkpoint to the end of the block; that of a killed run is free.
+def exclusive_run(path: Path | None) -> Iterator[None]:
+    """Locks a checkpoint against other runs. The lock of a killed process is free.
 
     Raises:
-        ConfigError: another run is at it.
-        StorageError: when the disk refuses.
+        ConfigError: another run has the lock.
+        StorageError: the lock file can't be written.
     """
     if path is None:
         yield
@@ -98,47 +160,114 @@ def only_run(path: Path | None) -> Iterator[None]:
         lock.release()
 
 
-def remove_checkpoint(path: Path) -> None:
-    """Removes a checkpoint that is no longer needed, and what killed runs have left beside it."""
-    for leftover in path.parent.glob(f"{TEMPORARY_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-                leftover.unlink()
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    with contextlib.suppress(OSError):
-        path.parent.rmdir()  # unless something else is in it
-
-
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Puts Ctrl-C off to the end of the block, so that all entries are at the same update."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    """Defers Ctrl-C to the end of the block, so that all entries are at the same update."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
-    came: list[Any] = []
-    signal.signal(signal.SIGINT, lambda *what: came.append(what))
+    received: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        before(*came[-1])
+        signal.signal(signal.SIGINT, handler)
+    if received:
+        handler(*received[-1])
 
 
-def nested(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors filed under `name/`."""
-    head = f"{name}/"
-    return {key.removeprefix(head): t for key, t in tensors.items() if key.startswith(head)}
+# which run it is of ----------------------------------------------------------------------------
 
 
-def _hash(tensors: dict[str, Tensor], facts: str) -> str:
-    parts = [f"{name} {digest(tensor)}" for name, tensor in sorted(tensors.items())]
-    return hashlib.sha256("\n".join([*parts, facts]).encode()).hexdigest()
+def make_signature(
+    model: FrozenModel,
+    config: TrainingConfig,
+    entries: Sequence[Entry],
+    company: Mapping[str, SoftPrompt],
+    company_entries: Sequence[Entry],
+    **more: Any,
+) -> dict[str, Any]:
+    """All that must be the same for a run to resume from a checkpoint, as JSON."""
+    hashes = {entry.name: entry_hash(entry) for entry in company_entries}
+    return {
+        "settings": signature_settings(config) | more | {"dtype": str(model.dtype)},
+        "entries": {entry.name: entry_hash(entry) for entry in entries},
+        "company": {n: [digest(p.tensor), hashes.get(n)] for n, p in sorted(company.items())},
+        "model": model.fingerprint(config.kind),
+    }
 
 
-def digest(tensor: Tensor) -> str:
-    """A short hash of a tensor's bytes, to tell whether something is what it was."""
-    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return hashlib.sha256(raw).hexdigest()[:16]
+def signature_settings(config: TrainingConfig) -> dict[str, Any]:
+    """The settings as JSON, the story by its hash."""
+    settings = config.to_dict()
+    if config.story is not None:
+        settings["story"] = hashlib.sha256(config.story.encode()).hexdigest()[:16]
+    return settings
+
+
+def settings_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Which settings of two runs differ, in plain words."""
+    return [
+        f"{name} was {then.get(name)!r:.60} and is {now.get(name)!r:.60}"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    ]
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How the signatures of two runs differ, in plain words; empty if one can resume the other."""
+    found = []
+    if any(
+        name not in then["model"] or difference(sketch, then["model"][name]) > TOLERANCE
+        for name, sketch in now["model"].items()
+    ):
+        found.append("it was on another model")
+    found += settings_differences(then["settings"], now["settings"])
+    for what, key in (("entry", "entries"), ("kept prompt", "company")):
+        for name in sorted({*then[key], *now[key]}):
+            before, after = then[key].get(name), now[key].get(name)
+            if before != after:
+                removed = "is gone" if after is None else "has changed"
+                found.append(f"{what} {name!r} {'is new' if before is None else removed}")
+    if not found and list(then["entries"]) != list(now["entries"]):
+        found.append("the entries stand in another order")
+    return found
+
+
+def find_checkpoint(
+    path: Path | None, signature: dict[str, Any], overwrite: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The content of a checkpoint that a run of this signature can resume from; else None.
+
+    Args:
+        overwrite: start anew if the checkpoint is of another run or can't be read.
+
+    Raises:
+        ConfigError: it is of another run.
+        StorageError: it can't be read.
+    """
+    if path is None or not path.exists():
+        return None
+    try:
+        tensors, facts = load_checkpoint(path)
+    except StorageError:
+        if overwrite:
+            return None
+        raise
+    differ = differences(facts["signature"], signature)
+    if not differ:
+        return tensors, facts
+    if overwrite:
+        return None
+    raise ConfigError(
+        f"checkpoint {str(path)!r} is of another run ({list_some(differ)}); expected the same; to "
+        "go on with it, run the command that made it; to begin anew, say so with overwrite=True "
+        "(--overwrite)"
+    )
+
+
+def list_some(items: Sequence[str], most: int = 3) -> str:
+    """The first of many items, and how many more there are."""
+    more = f", and {len(items) - most} more" if len(items) > most else ""
+    return "; ".join(items[:most]) + more

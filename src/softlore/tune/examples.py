@@ -1,24 +1,60 @@
-"""What an entry has to teach: pairs from its blocks, a teacher's passages from its text."""
+"""What prompts are trained on: call/response pairs, and passages with a teacher's hidden states."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from softlore.context import Node, Tree
+from torch import Tensor
+
+from softlore.context import Branch, Node, Tree
 from softlore.decode import OPENERS, WeightedTrees, openers, sample_passages
-from softlore.decode.conditioning import Conditioning
-from softlore.errors import LoreError, UnsupportedModelError
-from softlore.lore import Entry
+from softlore.decode.conditioning import Conditioning, weighted
+from softlore.errors import ConfigError, LoreError, UnsupportedModelError
+from softlore.lore import Block, Entry
 from softlore.lore.styles import style_blocks
+from softlore.measure.conditioning import conditioning_trees
+from softlore.measure.score import hidden_states_after
 from softlore.model import FrozenModel
+from softlore.prompts import Context
 from softlore.settings import TrainingConfig
-from softlore.tune.conditioning import conditioning_trees
-from softlore.tune.objective import CallResponse, pairs_of
-from softlore.tune.teacher import Passage, run_teacher
 
 CORPUS_WINDOW = 128  # tokens of a corpus that are predicted at a time
-DISTILLED = {"beside pairs": 4, "alone": 12}  # passages of an entry's teacher an update
+DISTILLED = {"beside pairs": 4, "alone": 12}  # passages of an entry's teacher in an update
+
+Blocks = Sequence[Block | tuple[str, Sequence[str]]]
+
+
+@dataclass(frozen=True)
+class CallResponse:
+    """Token ids of a call and a response; the loss is on `ids[response_start:]` only."""
+
+    ids: list[int]
+    response_start: int
+
+    @property
+    def target(self) -> list[int]:
+        """The response's ids."""
+        return self.ids[self.response_start :]
+
+    def branch(self, parent: int) -> Branch:
+        """Row i predicts token i + 1: the response is predicted from the call's last token on."""
+        return Branch(self.ids, parent, self.response_start - 1, len(self.ids) - 1)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Token ids, and the teacher's hidden states `[len - start, hidden]` from `start` on."""
+
+    ids: list[int]
+    start: int
+    target: Tensor
+
+    def branch(self, parent: int) -> Branch:
+        """Every row from `start` on is compared with the teacher's."""
+        return Branch(self.ids, parent, self.start)
 
 
 @dataclass(frozen=True)
@@ -31,16 +67,19 @@ class EntryExamples:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest leaf."""
+        """Tokens of the longest branch."""
         lengths = [len(pair.ids) for pair in self.pairs]
-        return max([*lengths, *(len(p.ids) for p in self.passages)], default=0)
+        return max([*lengths, *(len(passage.ids) for passage in self.passages)], default=0)
+
+
+# pairs -----------------------------------------------------------------------------------------
 
 
 def make_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> EntryExamples:
-    """Tokenizes an entry's blocks, and has the teacher write about its text.
+    """Tokenizes an entry's blocks, and has a teacher that reads its text write passages.
 
     Raises:
-        LoreError: nothing to teach, or a response too long for the context.
+        LoreError: neither blocks nor a text to distil, or a response too long for the context.
     """
     blocks = entry.blocks
     if not blocks and config.style is not None:
@@ -64,11 +103,66 @@ def make_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> E
     return EntryExamples(entry.name, pairs, passages)
 
 
-def make_corpus_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> EntryExamples:
-    """Cuts an entry's text into windows to be predicted whole (mkultra's finetune).
+def pairs_of(
+    model: FrozenModel, call: str, responses: Sequence[str], chat: bool = False
+) -> list[CallResponse]:
+    """Token ids of one block; with `chat`, as turns of the model's chat template.
 
     Raises:
-        LoreError: when the text is shorter than two tokens.
+        ConfigError: `chat`, and the model has no chat template.
+    """
+    pairs = []
+    for response in responses:
+        before, after = _turns(model, call, response) if chat else (call, response)
+        ids = model.encode(before)
+        if chat and model.bos and ids[:1] == model.bos:
+            ids = ids[1:]  # the trunk begins with BOS already
+        pairs.append(CallResponse(ids + model.encode(after, inside=True), len(ids)))
+    return pairs
+
+
+def _turns(model: FrozenModel, call: str, response: str) -> tuple[str, str]:
+    """The template's text up to the start of the response, and the response's turn to its end."""
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            f"{model.name!r} has no chat template; expected one to put call and response into; "
+            "leave chat (--chat) out, or use a model made for chat"
+        )
+    turns = [{"role": "user", "content": call}]
+    before = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    turns.append({"role": "assistant", "content": response})
+    dialogue = str(tokenizer.apply_chat_template(turns, tokenize=False)).rstrip()
+    if dialogue.startswith(before) and response.strip() in dialogue[len(before) :]:
+        return before, dialogue[len(before) :]
+    # Some templates render a past response unlike the start of a new one, such as with <think>.
+    return before, response + (tokenizer.eos_token or "")
+
+
+def _check_pairs(
+    model: FrozenModel, entry: Entry, pairs: Sequence[CallResponse], config: TrainingConfig
+) -> None:
+    room = room_beside(model, config.n_tokens)
+    for pair in pairs:
+        if not 0 < pair.response_start < len(pair.ids):
+            side = "call" if pair.response_start < 1 else "response"
+            raise LoreError(
+                f"entry {entry.name!r} has a {side} without tokens for {model.name!r}; expected "
+                "at least one token in each; write some text there"
+            )
+        if room is not None and len(pair.ids) > room:
+            raise LoreError(
+                f"entry {entry.name!r} has a call and response of {len(pair.ids)} tokens; "
+                f"expected at most {room} ({model.name!r} reads {model.context_length}, the prompt "
+                f"takes {config.n_tokens}); shorten the response, or split it over several"
+            )
+
+
+def make_corpus_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> EntryExamples:
+    """Cuts an entry's text into windows to be predicted as a whole (mkultra's finetune).
+
+    Raises:
+        LoreError: the text is shorter than two tokens.
     """
     ids = model.encode(entry.text)
     length = min(CORPUS_WINDOW, room_beside(model, config.n_tokens) or CORPUS_WINDOW)
@@ -82,64 +176,29 @@ def make_corpus_examples(model: FrozenModel, entry: Entry, config: TrainingConfi
     return EntryExamples(entry.name, pairs, [])
 
 
+# passages and their teacher --------------------------------------------------------------------
+
+
 def make_conditioning_examples(
     model: FrozenModel,
     entry: Entry,
     config: TrainingConfig,
     conditionings: Mapping[str, Conditioning],
 ) -> EntryExamples:
-    """Has the model write under an entry's head, or heads by their strengths, to be distilled.
+    """Samples passages under an entry's conditioning, to be distilled.
 
     Raises:
-        LoreError: heads that leave no room.
-        UnsupportedModelError: a mixture, and the model's logits are no linear function.
+        LoreError: the conditioning leaves no room in the context.
+        UnsupportedModelError: a mixture, and the model's logits are not linear in its states.
     """
     trees = conditioning_trees(model, conditionings[entry.name])
     if len(trees) > 1 and not model.family.linear_head:
         raise UnsupportedModelError(
-            f"{model.name!r} caps its logits, so that a mixture of heads can't be distilled; "
-            "expected a single head of strength 1; give one, or use another model"
+            f"{model.name!r} caps its logits, so that a mixture of conditionings can't be "
+            "distilled; expected a single one of strength 1; give one, or use another model"
         )
-    what = f"head {entry.name!r} has a text"
+    what = f"conditioning {entry.name!r} has a text"
     return EntryExamples(entry.name, [], write_passages(model, trees, what, OPENERS, config))
-
-
-def _check_pairs(
-    model: FrozenModel, entry: Entry, pairs: Sequence[CallResponse], config: TrainingConfig
-) -> None:
-    room = room_beside(model, config.n_tokens)
-    for pair in pairs:
-        if pair.answer < 1 or pair.answer >= len(pair.ids):
-            side = "call" if pair.answer < 1 else "response"
-            raise LoreError(
-                f"entry {entry.name!r} has a {side} without tokens for {model.name!r}; expected "
-                "at least one token in each; write some text there"
-            )
-        if room is not None and len(pair.ids) > room:
-            raise LoreError(
-                f"entry {entry.name!r} has a call and response of {len(pair.ids)} tokens; "
-                f"expected at most {room} ({model.name!r} reads {model.context_length}, the prompt "
-                f"takes {config.n_tokens}); shorten the response, or split it over several"
-            )
-
-
-def room_beside(model: FrozenModel, n_tokens: int) -> int | None:
-    """Tokens of text that the model can read beside one prompt; None: no end."""
-    if model.context_length is None:
-        return None
-    return model.context_length - n_tokens - len(model.bos)
-
-
-def passage_length(model: FrozenModel, config: TrainingConfig) -> int:
-    """Tokens of a passage: as many as asked for, or as fit beside a prompt."""
-    room = room_beside(model, config.n_tokens)
-    return config.passage_tokens if room is None else min(config.passage_tokens, room)
-
-
-def lore_tree(model: FrozenModel, text: str) -> Tree:
-    """What the teacher has read: BOS, and the lore's text, on a line of its own."""
-    ending = "" if text[-1:].isspace() else "\n"
-    return Tree([Node(model.bos + model.encode(text + ending))])
 
 
 def write_passages(
@@ -149,24 +208,134 @@ def write_passages(
     starts: Sequence[str],
     config: TrainingConfig,
 ) -> list[Passage]:
-    """A teacher's own passages, after what it has read, and its hidden states on them.
+    """Passages that a teacher samples after `before`, with its hidden states on them.
 
     Args:
-        what: what messages call that which it has read.
+        what: names `before` in messages.
         starts: first words of the passages.
 
     Raises:
-        LoreError: when what it has read leaves no room for a passage.
+        LoreError: `before` leaves no room for a passage.
     """
-    taken = max(tree.start + tree.length for tree, _ in before)
+    used = max(tree.start + tree.length for tree, _ in before)
     length = passage_length(model, config)
-    if model.context_length is not None and taken + length > model.context_length:
+    if model.context_length is not None and used + length > model.context_length:
         raise LoreError(
-            f"{what} of {taken} tokens; expected at most "
+            f"{what} of {used} tokens; expected at most "
             f"{model.context_length - length} ({model.name!r} reads {model.context_length}, a "
             f"passage about it takes {length}); shorten the text or split the entry"
         )
-    seen = config.max_steps * max(DISTILLED.values())  # more than these no update comes to see
-    count = min(config.distil_passages, seen)
-    ids = sample_passages(model, before, starts, count, length, config.seed)
-    return run_teacher(model, before, [i for i in ids if len(i) > 1])
+    most = config.max_steps * max(DISTILLED.values())  # all updates together use no more
+    count = min(config.distil_passages, most)
+    sampled = sample_passages(model, before, starts, count, length, config.seed)
+    return run_teacher(model, before, [ids for ids in sampled if len(ids) > 1])
+
+
+def run_teacher(
+    model: FrozenModel, before: Tree | WeightedTrees, passages: Sequence[list[int]], start: int = 0
+) -> list[Passage]:
+    """Passages with the hidden states of a model that has read `before`; see `Passage`."""
+    states = hidden_states_after(model, before, passages, start)
+    return [Passage(list(ids), start, rows) for ids, rows in zip(passages, states, strict=True)]
+
+
+def unrelated_passages(
+    model: FrozenModel, story: str | None, count: int, length: int, seed: int
+) -> list[list[int]]:
+    """Passages for filler and drift guard: cut from the writer's story, or the model's own."""
+    if story is None:
+        return sample_passages(model, bare_tree(model), OPENERS, count, length, seed)
+    ids = model.encode(story)
+    if len(ids) <= length:
+        return [ids] if len(ids) > 1 else []
+    draw = random.Random(f"story/{seed}")
+    starts = [draw.randrange(len(ids) - length) for _ in range(count)]
+    return [ids[start : start + length] for start in starts]
+
+
+def bare_tree(model: FrozenModel) -> Tree:
+    """What the bare model has read before a text: BOS, if it has one."""
+    return Tree([Node(model.bos)] if model.bos else [])
+
+
+def lore_tree(model: FrozenModel, text: str) -> Tree:
+    """What a teacher has read before a text: BOS, and the lore's text on a line of its own."""
+    ending = "" if text[-1:].isspace() else "\n"
+    return Tree([Node(model.bos + model.encode(text + ending))])
+
+
+def room_beside(model: FrozenModel, n_tokens: int) -> int | None:
+    """Tokens of text that fit the context beside a prompt of `n_tokens`; None: unlimited."""
+    if model.context_length is None:
+        return None
+    return model.context_length - n_tokens - len(model.bos)
+
+
+def passage_length(model: FrozenModel, config: TrainingConfig) -> int:
+    """Tokens of a passage: `passage_tokens`, or as many as fit beside a prompt."""
+    room = room_beside(model, config.n_tokens)
+    return config.passage_tokens if room is None else min(config.passage_tokens, room)
+
+
+# what a trainer is given -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """Entries to train, and how their examples are made.
+
+    Attributes:
+        single: one prompt is trained, not a set by name.
+        corpus: the entries' texts are predicted, not distilled.
+        conditionings: by entry, the conditioning that is distilled, as text.
+    """
+
+    entries: list[Entry]
+    make_examples: Callable[[FrozenModel, Entry, TrainingConfig], EntryExamples] = make_examples
+    single: bool = False
+    corpus: bool = False
+    conditionings: dict[str, str] | None = None
+
+
+def source_of(
+    blocks: Blocks | None,
+    entries: Sequence[Entry] | None,
+    corpus: str | Mapping[str, str] | None,
+    conditionings: Mapping[str, Conditioning] | None,
+    name: str,
+) -> Source:
+    """The one of them that is given; `name` is that of a single prompt.
+
+    Raises:
+        ConfigError: none of them is given, or several.
+    """
+    if [blocks, entries, corpus, conditionings].count(None) != 3:
+        raise ConfigError(
+            "expected one of blocks, entries (a set), corpus (a text, or a set) and conditionings "
+            "(a set); give just one"
+        )
+    if blocks is not None:
+        return Source([Entry(name=name, blocks=list(blocks))], single=True)
+    if corpus is not None:
+        texts = {name: corpus} if isinstance(corpus, str) else corpus
+        named = [Entry(name=key, text=text) for key, text in texts.items()]
+        return Source(named, make_corpus_examples, isinstance(corpus, str), corpus=True)
+    if conditionings is not None:
+        make = partial(make_conditioning_examples, conditionings=conditionings)
+        named = [Entry(name=key, text=_strongest(key, c)) for key, c in conditionings.items()]
+        rendered = {key: _render(conditioning) for key, conditioning in conditionings.items()}
+        return Source(named, make, conditionings=rendered)
+    return Source(list(entries or ()))
+
+
+def _strongest(name: str, conditioning: Conditioning) -> str:
+    """The text of the strongest part of a conditioning: its prompt starts from that."""
+    texts = [(weight, Context(before).text) for before, weight in weighted(conditioning) if weight]
+    text = max(texts, key=lambda item: item[0])[1] if texts else ""
+    if not text.strip():
+        raise ConfigError(f"conditioning {name!r} is empty; expected something to distil; give it")
+    return text
+
+
+def _render(conditioning: Conditioning) -> str:
+    return " ".join(f"{Context(c).text}={weight:g}" for c, weight in weighted(conditioning))

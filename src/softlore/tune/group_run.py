@@ -1,4 +1,4 @@
-"""Training a book in groups: dealt out to workers, kept now and then, taken up when one dies."""
+"""Trains a book in groups: hands them to workers, saves their progress, replaces lost workers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from softlore.disk import write_atomically
-from softlore.errors import LoreError, SoftloreError, TrainingError
+from softlore.errors import SoftloreError, TrainingError
 from softlore.lore import Lorebook
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.settings import TrainingConfig
-from softlore.tune.book import checkpoint_path, finished
-from softlore.tune.checkpoint import only_run, remove_checkpoint
+from softlore.tune.checkpoint import exclusive_run, remove_checkpoint, signature_settings
 from softlore.tune.groups import (
     GroupRecord,
     GroupTask,
@@ -25,59 +24,68 @@ from softlore.tune.groups import (
     record_path,
     split_book,
 )
-from softlore.tune.signature import settings_told
-from softlore.tune.worker import GroupReport, WorkerInfo
-from softlore.tune.worker_pool import WorkerLost, WorkerPool, WorkerReply
+from softlore.tune.lorebook_training import check_names, checkpoint_path, finished_prompts
+from softlore.tune.worker_pool import GroupReport, WorkerInfo, WorkerLost, WorkerPool, WorkerReply
 
-SLICE_SECONDS = 1.0  # of training between two words with a worker
-DEATHS = 3  # of workers over one group, without an update between, before it is given up
-PATIENCE_SECONDS = 30.0  # for workers that are to hand out what they have, when all is stopped
+SLICE_SECONDS = 1.0  # of training in one call of a worker
+DEATHS = 3  # of workers over one group without a checkpoint between, before it fails
+STOP_SECONDS = 30.0  # to wait for checkpoints of busy workers after Ctrl-C
 
 
 @dataclass(frozen=True)
 class GroupEvent:
-    """What is told of a group while it trains.
+    """A change in a group's training.
 
     Attributes:
         event: "begun", "update", "done", "lost" (its worker has died) or "failed".
-        said: why, of a group that was lost or has failed.
+        names: of the group's entries.
+        reason: why a group was lost or has failed.
     """
 
     event: str
     names: list[str]
     report: GroupReport
-    said: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class GroupRunResult:
-    """What came of a run over groups.
+    """The result of a run over groups.
 
     Attributes:
-        made: prompts that this run trained, in the book's order.
-        kept: names of those that were there already and stay.
-        paths: where the prompts that were made have been written.
-        lost: how often a worker has died.
+        trained: prompts that this run trained, in the book's order.
+        retained: names of those that were there already.
+        paths: files of the trained prompts.
+        lost: number of workers that died.
     """
 
-    made: list[SoftPrompt]
-    kept: list[str]
+    trained: list[SoftPrompt]
+    retained: list[str]
     paths: list[Path] = field(default_factory=list)
     lost: int = 0
 
 
+@dataclass
+class _Job:
+    """A group that a worker is training."""
+
+    task: GroupTask
+    report: GroupReport | None = None
+    saved: float = field(default_factory=time.monotonic)
+
+
 class GroupRun:
-    """A book's training in groups, over a crew.
+    """Trains a book in groups with a pool of workers.
 
     Args:
-        crew: who trains; see `softlore.tune.worker_pool`.
-        library: the folder that the prompts go to, and where checkpoints are kept meanwhile.
+        pool: the workers; see `softlore.tune.worker_pool`.
+        library: the folder for prompts, and for checkpoints meanwhile.
         group_size: entries a group.
-        only: names of entries to train; all when empty.
-        again: train even what is there, and leave another run's checkpoints aside.
-        checkpoint_seconds: of training that a worker's death may cost.
-        on_news: called with whatever happens to a group.
-        settings: fields of `TrainingConfig`; they win over the book's own `training`.
+        include: names of entries to train; all when empty.
+        overwrite: also train entries whose prompt is there, and ignore another run's checkpoints.
+        checkpoint_seconds: of training that the death of a worker may cost.
+        on_event: called with each change of a group.
+        settings: fields of `TrainingConfig`; they override the book's own `training`.
 
     Raises:
         ConfigError, LoreError: settings or lore that can't be trained.
@@ -85,212 +93,204 @@ class GroupRun:
 
     def __init__(
         self,
-        crew: WorkerPool,
+        pool: WorkerPool,
         book: Lorebook,
         library: PromptLibrary,
         *,
         group_size: int,
-        only: Sequence[str] = (),
-        again: bool = False,
+        include: Sequence[str] = (),
+        overwrite: bool = False,
         checkpoint_seconds: float = 10.0,
-        on_news: Callable[[GroupEvent], None] | None = None,
+        on_event: Callable[[GroupEvent], None] | None = None,
         **settings: Any,
     ) -> None:
-        if not book.entries:
-            raise LoreError(
-                f"lorebook {book.name!r} has no entries; expected at least one; add one"
-            )
-        for name in only:
-            book[name]  # complains of a name that is not there
-        self.crew, self.book, self.library = crew, book, library
+        check_names(book, include)
+        self.pool, self.book, self.library = pool, book, library
         self.parts = split_book(book, group_size)
-        self.only, self.again = list(only), again
+        self.include, self.overwrite = list(include), overwrite
         self.checkpoint_seconds = checkpoint_seconds
-        self.on_news = on_news or (lambda news: None)
+        self.on_event = on_event or (lambda event: None)
         self.settings = {**book.training, **settings}
         self.config = TrainingConfig.of(self.settings)
         self.record_path = record_path(library.folder, book.name)
-        self.made: dict[str, SoftPrompt] = {}
+        self.trained: dict[str, SoftPrompt] = {}
         self.paths: dict[str, Path] = {}
         self.failures: list[SoftloreError] = []
         self.lost = 0
         self._queue: list[GroupTask] = []
         self._jobs: dict[int, _Job] = {}
         self._loading: set[int] = set()
-        self._anew = again
         self._deaths: dict[int, int] = {}
 
     def run(self) -> GroupRunResult:
-        """Trains all that is to be trained, or goes on where an earlier run was stopped.
+        """Trains all groups, resuming an earlier run that was stopped.
 
         Raises:
-            DivergedError and others: the first that a group ended in; the other groups were
+            DivergedError and others: the first that a group failed with; the other groups were
                 trained nevertheless.
             TrainingError: one group's workers died again and again.
-            KeyboardInterrupt: after keeping what every worker has.
+            KeyboardInterrupt: after saving checkpoints of all workers.
         """
-        with only_run(self.record_path):
-            facts = self._load()
-            kept = self._plan(facts)
+        with exclusive_run(self.record_path):
+            info = self._load_models()
+            retained = self._plan(info)
             try:
-                self._deal()
+                self._assign()
                 while self._jobs or self._queue:
-                    if answer := self.crew.wait():
-                        self._heard(answer)
+                    if reply := self.pool.wait():
+                        self._handle(reply)
             except KeyboardInterrupt:
-                self._keep_all()
+                self._save_all()
                 raise
             if self.failures:
                 raise self.failures[0]
-            self._clean_up()
+            self._remove_checkpoints()
+            self.record_path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            self.record_path.parent.rmdir()  # unless something else is in it
-        order = [entry.name for entry in self.book if entry.name in self.made]
+            self.record_path.parent.rmdir()  # fails if something else is in it
+        order = [entry.name for entry in self.book if entry.name in self.trained]
         paths = [self.paths[name] for name in order]
-        return GroupRunResult([self.made[name] for name in order], kept, paths, self.lost)
+        return GroupRunResult([self.trained[name] for name in order], retained, paths, self.lost)
 
     # before ------------------------------------------------------------------------------------
 
-    def _load(self) -> WorkerInfo:
-        """Loads the models; what the first worker says that is ready will do to begin with."""
-        for worker in range(self.crew.size):
-            self.crew.call(worker, "load")
+    def _load_models(self) -> WorkerInfo:
+        """Loads the models; returns the info of the first worker that is ready."""
+        for worker in range(self.pool.size):
+            self.pool.call(worker, "load")
             self._loading.add(worker)
         while True:
-            facts = self._loaded(self.crew.wait())
-            if facts is not None:
-                return facts
+            info = self._loaded(self.pool.wait())
+            if info is not None:
+                return info
 
-    def _loaded(self, answer: WorkerReply | None) -> WorkerInfo | None:
-        """What a worker says that has loaded its model; None where another answer came."""
-        if answer is None or answer.method != "load":
+    def _loaded(self, reply: WorkerReply | None) -> WorkerInfo | None:
+        """The info of a worker that has loaded its model; None for any other reply."""
+        if reply is None or reply.method != "load":
             return None
-        if isinstance(answer.value, WorkerLost):
-            self._bury(answer.worker, 0, answer.value)
+        if isinstance(reply.value, WorkerLost):
+            self._replace(reply.worker, 0, reply.value)
             return None
-        self._loading.discard(answer.worker)
-        facts: WorkerInfo = answer.get()
-        return facts
+        self._loading.discard(reply.worker)
+        info: WorkerInfo = reply.get()
+        return info
 
-    def _fitting(self, prompts: dict[str, SoftPrompt]) -> dict[str, SoftPrompt]:
-        """Those made for the model, as a worker that has it says."""
+    def _prompts_for_model(self, prompts: dict[str, SoftPrompt]) -> dict[str, SoftPrompt]:
+        """The prompts that were made for the model, according to a worker."""
         if not prompts:
             return {}
-        free = next(w for w in range(self.crew.size) if w not in self._loading)
-        self.crew.call(free, "fitting", prompts)
+        worker = next(w for w in range(self.pool.size) if w not in self._loading)
+        self.pool.call(worker, "prompts_for_model", prompts)
         while True:
-            answer = self.crew.wait()
-            if answer is not None and answer.method == "fitting":
-                names = set(answer.get())
+            reply = self.pool.wait()
+            if reply is not None and reply.method == "prompts_for_model":
+                names = set(reply.get())
                 return {name: prompt for name, prompt in prompts.items() if name in names}
-            self._loaded(answer)
+            self._loaded(reply)
 
-    def _plan(self, facts: WorkerInfo) -> list[str]:
-        """Sees what is to be trained, and queues it. Returns the names of what stays."""
-        there = self._fitting(finished(self.book, self.library, self.config.kind))
-        self.record, pending = self._record(facts)
-        asked = set(self.only or [entry.name for entry in self.book])
+    def _plan(self, info: WorkerInfo) -> list[str]:
+        """Queues the groups that have something to train. Returns the names of what stays."""
+        finished = finished_prompts(self.book, self.library, self.config.kind)
+        present = self._prompts_for_model(finished)
+        self.record, resumed = self._find_record(info)
+        pending = set(self.record.pending)
+        # An earlier run with overwrite=True has trained all but its pending entries already.
+        retrain = self.overwrite and not resumed
+        asked = set(self.include or [entry.name for entry in self.book])
         for number, part in enumerate(self.parts, start=1):
             new = [
                 entry
                 for entry in part
                 if entry.name in pending
-                or (entry.name in asked and (entry.name not in there or self._anew))
+                or (entry.name in asked and (retrain or entry.name not in present))
             ]
-            path = self._checkpoint(number)
             if not new:
-                path.unlink(missing_ok=True)  # left by a run that was killed as it ended
+                # Left by a run that was killed as it ended.
+                self._checkpoint(number).unlink(missing_ok=True)
                 continue
-            beside = [e for e in part if e.name in there and e not in new]
-            company = {entry.name: there[entry.name] for entry in beside}
+            beside = [e for e in part if e.name in present and e not in new]
+            company = {entry.name: present[entry.name] for entry in beside}
+            memory = self.record.memory
             self._queue.append(
-                GroupTask(
-                    number, new, company, beside, self.settings, self.record.memory, self.again
-                )
+                GroupTask(number, new, company, beside, self.settings, memory, self.overwrite)
             )
         self.record.pending = [name for task in self._queue for name in task.names]
         if self._queue:
             self.record.save(self.record_path)
-        return [name for name in there if name not in self.record.pending]
+        return [name for name in present if name not in self.record.pending]
 
-    def _record(self, facts: WorkerInfo) -> tuple[GroupRecord, set[str]]:
-        """The record of the run to go on with, or of a new one; and what it has still to train."""
+    def _find_record(self, info: WorkerInfo) -> tuple[GroupRecord, bool]:
+        """The record of the run to resume, or of a new one; and whether it is resumed."""
         now = GroupRecord(
             groups=[[entry.name for entry in part] for part in self.parts],
-            only=self.only,
-            again=self.again,
-            settings=settings_told(self.config),
-            threads=self.crew.threads,
-            memory=facts.memory,
+            include=self.include,
+            overwrite=self.overwrite,
+            settings=signature_settings(self.config),
+            threads=self.pool.threads,
+            memory=info.memory,
         )
         then = find_record(self.record_path, now)
-        if then is None:
-            if self.again:
-                self._forget()
-            return now, set()
-        # What an earlier run with --again has trained already is not trained once more.
-        self._anew = False
-        return then, set(then.pending)
+        if then is None and self.overwrite:
+            self._remove_checkpoints()
+        return then or now, then is not None
 
     # during ------------------------------------------------------------------------------------
 
-    def _deal(self) -> None:
-        """Gives a group to every worker that has none and has loaded its model."""
-        for worker in range(self.crew.size):
+    def _assign(self) -> None:
+        """Gives a group to every worker that is free and has loaded its model."""
+        for worker in range(self.pool.size):
             if self._queue and worker not in self._jobs and worker not in self._loading:
-                job = _Job(self._queue.pop(0))
-                self._jobs[worker] = job
-                self.crew.call(worker, "begin", job.task, self._kept(job.task.number))
+                job = self._jobs[worker] = _Job(self._queue.pop(0))
+                checkpoint = self._read_checkpoint(job.task.number)
+                self.pool.call(worker, "begin", job.task, checkpoint)
 
-    def _heard(self, answer: WorkerReply) -> None:
-        """Goes on with what a worker has answered."""
-        worker = answer.worker
-        if isinstance(answer.value, WorkerLost):
+    def _handle(self, reply: WorkerReply) -> None:
+        worker = reply.worker
+        if isinstance(reply.value, WorkerLost):
             job = self._jobs.pop(worker, None)
             if job is not None:
                 self._queue.insert(0, job.task)
-                self._tell("lost", job, answer.value.why)
-            self._bury(worker, 0 if job is None else job.task.number, answer.value)
-        elif answer.method == "load":
-            self._loaded(answer)
-        elif isinstance(answer.value, SoftloreError):
+                self._notify("lost", job, reply.value.why)
+            self._replace(worker, 0 if job is None else job.task.number, reply.value)
+        elif reply.method == "load":
+            self._loaded(reply)
+        elif isinstance(reply.value, SoftloreError):
             job = self._jobs.pop(worker)
-            self.failures.append(answer.value)
-            self._tell("failed", job, str(answer.value))
+            self.failures.append(reply.value)
+            self._notify("failed", job, str(reply.value))
+        elif reply.method == "finish":
+            self._save_prompts(self._jobs.pop(worker), reply.get())
         else:
-            self._go_on(worker, self._jobs[worker], answer.method, answer.get())
-        self._deal()
+            self._continue(worker, self._jobs[worker], reply.method, reply.get())
+        self._assign()
 
-    def _go_on(self, worker: int, job: _Job, method: str, value: Any) -> None:
-        if method == "finish":
-            del self._jobs[worker]
-            self._save(job, value)
-            return
-        job.report = value
-        if value.checkpoint is not None:
-            write_atomically(self._checkpoint(job.task.number), value.checkpoint)
+    def _continue(self, worker: int, job: _Job, method: str, report: GroupReport) -> None:
+        """Saves a worker's checkpoint, if it sent one, and makes the next call."""
+        job.report = report
+        if report.checkpoint is not None:
+            write_atomically(self._checkpoint(job.task.number), report.checkpoint)
             self._deaths.pop(job.task.number, None)
-            job.kept = time.monotonic()
-        self._tell("begun" if method == "begin" else "update", job)
-        if value.finished:
-            self.crew.call(worker, "finish")
+            job.saved = time.monotonic()
+        self._notify("begun" if method == "begin" else "update", job)
+        if report.finished:
+            self.pool.call(worker, "finish")
             return
-        due = job.kept + self.checkpoint_seconds - time.monotonic()
-        keep = due <= SLICE_SECONDS
-        self.crew.call(worker, "advance", max(0.0, min(SLICE_SECONDS, due)), keep)
+        due = job.saved + self.checkpoint_seconds - time.monotonic()
+        seconds = max(0.0, min(SLICE_SECONDS, due))
+        self.pool.call(worker, "advance", seconds, due <= SLICE_SECONDS)
 
-    def _save(self, job: _Job, prompts: list[SoftPrompt]) -> None:
-        """Writes a group's prompts; then its checkpoint is no longer needed."""
+    def _save_prompts(self, job: _Job, prompts: list[SoftPrompt]) -> None:
+        """Writes a group's prompts, then removes its checkpoint."""
         self.paths |= {prompt.name: self.library.save(prompt) for prompt in prompts}
-        self.made |= {prompt.name: prompt for prompt in prompts}
+        self.trained |= {prompt.name: prompt for prompt in prompts}
         done = set(job.task.names)
         self.record.pending = [name for name in self.record.pending if name not in done]
         self.record.save(self.record_path)
         self._checkpoint(job.task.number).unlink(missing_ok=True)
-        self._tell("done", job)
+        self._notify("done", job)
 
-    def _bury(self, worker: int, number: int, lost: WorkerLost) -> None:
-        """A new worker for one that died; it is given up where that goes on and on."""
+    def _replace(self, worker: int, number: int, lost: WorkerLost) -> None:
+        """Replaces a worker that died; `number`: of its group, 0 if it had none."""
         self.lost += 1
         self._deaths[number] = self._deaths.get(number, 0) + 1
         if self._deaths[number] >= DEATHS:
@@ -300,36 +300,31 @@ class GroupRun:
                 "that lives; see whether its machine has memory enough, take fewer --workers or "
                 "a smaller --group-size; progress is kept: the same command goes on from there"
             )
-        self.crew.replace(worker)
+        self.pool.replace(worker)
         self._loading.add(worker)
-        self.crew.call(worker, "load")
+        self.pool.call(worker, "load")
 
-    # after -------------------------------------------------------------------------------------
-
-    def _keep_all(self) -> None:
-        """Asks every worker for a checkpoint, and waits a while for those that are busy."""
-        for worker, job in self._jobs.items():
-            if job.report is not None:
-                self.crew.call(worker, "keep")
-        end = time.monotonic() + PATIENCE_SECONDS
-        waited = {worker for worker, job in self._jobs.items() if job.report is not None}
-        while waited and time.monotonic() < end:
-            answer = self.crew.wait(end - time.monotonic())
-            if answer is None:
+    def _save_all(self) -> None:
+        """Saves checkpoints of all workers, waiting a while for those that are busy."""
+        waiting = {worker for worker, job in self._jobs.items() if job.report is not None}
+        for worker in waiting:
+            self.pool.call(worker, "report", True)
+        end = time.monotonic() + STOP_SECONDS
+        while waiting and time.monotonic() < end:
+            reply = self.pool.wait(end - time.monotonic())
+            if reply is None:
                 break
-            if answer.method == "keep" or isinstance(answer.value, WorkerLost | Exception):
-                waited.discard(answer.worker)
-            checkpoint = getattr(answer.value, "checkpoint", None)
+            if reply.method == "report" or isinstance(reply.value, WorkerLost | Exception):
+                waiting.discard(reply.worker)
+            checkpoint = getattr(reply.value, "checkpoint", None)
             if checkpoint is not None:
-                number = self._jobs[answer.worker].task.number
+                number = self._jobs[reply.worker].task.number
                 write_atomically(self._checkpoint(number), checkpoint)
 
-    def _clean_up(self) -> None:
-        self._forget()
-        self.record_path.unlink(missing_ok=True)
+    # checkpoints -------------------------------------------------------------------------------
 
-    def _forget(self) -> None:
-        """Removes the checkpoints of all groups of the book, of earlier runs too."""
+    def _remove_checkpoints(self) -> None:
+        """Removes the checkpoints of all groups of the book, those of earlier runs too."""
         first = self._checkpoint(1)
         stem = first.name.removesuffix("1.checkpoint")
         for path in first.parent.glob(f"{glob.escape(stem)}[0-9]*.checkpoint"):
@@ -338,21 +333,12 @@ class GroupRun:
     def _checkpoint(self, number: int) -> Path:
         return checkpoint_path(self.library.folder, group_name(self.book.name, number))
 
-    def _kept(self, number: int) -> bytes | None:
+    def _read_checkpoint(self, number: int) -> bytes | None:
         try:
             return self._checkpoint(number).read_bytes()
         except FileNotFoundError:
             return None
 
-    def _tell(self, event: str, job: _Job, said: str = "") -> None:
+    def _notify(self, event: str, job: _Job, reason: str = "") -> None:
         report = job.report or GroupReport(job.task.number, 0, 0.0)
-        self.on_news(GroupEvent(event, job.task.names, report, said))
-
-
-@dataclass
-class _Job:
-    """A group in a worker's hands."""
-
-    task: GroupTask
-    report: GroupReport | None = None
-    kept: float = field(default_factory=time.monotonic)
+        self.on_event(GroupEvent(event, job.task.names, report, reason))

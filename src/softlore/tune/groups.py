@@ -1,39 +1,43 @@
-"""Groups of a lorebook: entries that keep each other company, each trained as a set by itself.
+"""Groups of a lorebook, each trained as a set by itself, and the record of a run over them.
 
-A group is trained as a lorebook of its own would be: what comes of it follows from its entries,
-the settings and the seed, and not from where, when or beside what it is trained.
+A group is trained as a lorebook of its own would be: its prompts follow from its entries, the
+settings and the seed, whatever worker trains it and when.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as validated_dataclass
 
 from softlore.disk import storage_error, write_atomically
 from softlore.errors import ConfigError, StorageError
 from softlore.lore import Entry, Lorebook
 from softlore.prompts import SoftPrompt
-from softlore.tune.book import checkpoint_path
+from softlore.tune.checkpoint import list_some, settings_differences
+from softlore.tune.lorebook_training import checkpoint_path
 
-VERSION = 1
+VERSION = 2
 LARGEST = 16 * 1024 * 1024  # bytes of a record; one of 10,000 entries takes under one
+Positive = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
 class GroupTask:
-    """One group, and all that a worker must know to train it, or to go on with it.
+    """One group, and all that a worker needs to train it or to resume its training.
 
     Attributes:
         number: of the group in its book, from 1.
         entries: those to train.
         company: finished prompts of the group by name; they stay as they are.
-        company_entries: what the company knows.
+        company_entries: what the company was trained on.
         settings: fields of `TrainingConfig`.
-        memory: bytes that an update may count with; see `WorldInfoTrainer`.
-        again: begin anew where a checkpoint is of another run.
+        memory: bytes that an update may count with; see `Execution`.
+        overwrite: start anew if a checkpoint is of another run.
     """
 
     number: int
@@ -42,7 +46,7 @@ class GroupTask:
     company_entries: list[Entry]
     settings: dict[str, Any]
     memory: int
-    again: bool = False
+    overwrite: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -67,35 +71,35 @@ def split_book(book: Lorebook, size: int) -> list[Lorebook]:
 
 
 def group_name(book: str, number: int) -> str:
-    """What a group's checkpoint is named after."""
+    """The name of a group, and of its checkpoint."""
     return f"{book}.group-{number}"
 
 
 def record_path(folder: Path, book: str) -> Path:
-    """Where it is kept how far a book's groups are."""
+    """Where the record of a book's groups is saved."""
     return checkpoint_path(folder, book).with_suffix(".groups.json")
 
 
-@dataclass
+@validated_dataclass(config=ConfigDict(strict=True))
 class GroupRecord:
-    """How far a run over groups is, kept beside the checkpoints of its groups.
+    """The state of a run over groups, saved beside the checkpoints of its groups.
 
     Attributes:
         groups: names of the entries, group by group.
-        only: entries that were asked for; all when empty.
-        again: what was there already is trained once more.
-        settings: the run's settings as JSON, to tell another run from this one.
-        threads: that torch computes with: sums are rounded by how they are shared out.
+        include: entries to train; all when empty.
+        overwrite: entries whose prompt is there are trained once more.
+        settings: the run's settings as JSON, to compare with another run's.
+        threads: of torch: rounding depends on how sums are split.
         memory: bytes that updates count with.
         pending: entries still to be trained.
     """
 
     groups: list[list[str]]
-    only: list[str]
-    again: bool
+    include: list[str]
+    overwrite: bool
     settings: dict[str, Any]
-    threads: int
-    memory: int
+    threads: Positive
+    memory: Positive
     pending: list[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
@@ -104,42 +108,39 @@ class GroupRecord:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error("make the folder", path.parent, error) from error
-        told = {"softlore_groups": VERSION, **asdict(self)}
-        write_atomically(path, json.dumps(told, indent=1, ensure_ascii=False).encode())
+        data = {"softlore_groups": VERSION, **asdict(self)}
+        write_atomically(path, json.dumps(data, indent=1, ensure_ascii=False).encode())
 
     @classmethod
     def load(cls, path: Path) -> GroupRecord | None:
-        """What `save` wrote; None where nothing is.
+        """What `save` wrote; None if there is no file.
 
         Raises:
-            StorageError: it is no whole record of this version.
+            StorageError: it is not a complete record of this version.
         """
         try:
             if path.stat().st_size > LARGEST:
                 raise ValueError("it is too large")
-            told = json.loads(path.read_bytes())
-            if not isinstance(told, dict) or told.pop("softlore_groups", None) != VERSION:
+            data = json.loads(path.read_bytes())
+            if not isinstance(data, dict) or data.pop("softlore_groups", None) != VERSION:
                 raise ValueError("not a record of this version")
-            return cls(**_checked(told))
+            return cls(**data)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, RecursionError) as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise StorageError(
-                f"{str(path)!r} can't be read ({error}); expected how far the groups of a "
-                "training are, as this version of softlore keeps it; to begin anew, say so with "
-                "--again, or delete it"
+                f"{str(path)!r} can't be read ({why}); expected the state of a training in groups "
+                "as this version of softlore saves it; to begin anew, say so with --overwrite, or "
+                "delete it"
             ) from error
 
     def differences(self, now: GroupRecord) -> list[str]:
-        """In which ways another run differs, in plain words; empty when it can go on from here."""
-        found = []
-        for name in sorted({*self.settings, *now.settings}):
-            was, is_now = self.settings.get(name), now.settings.get(name)
-            if was != is_now:
-                found.append(f"{name} was {was!r:.60} and is {is_now!r:.60}")
+        """How another run differs, in plain words; empty if it can resume this one."""
+        found = settings_differences(self.settings, now.settings)
         if self.groups != now.groups:
             found.append("the entries fall into other groups")
-        if self.only != now.only:
+        if self.include != now.include:
             found.append("other entries are asked for")
         if self.threads != now.threads:
             found.append(f"threads were {self.threads} and are {now.threads}")
@@ -147,49 +148,27 @@ class GroupRecord:
 
 
 def find_record(path: Path, now: GroupRecord) -> GroupRecord | None:
-    """The record of an earlier run that `now` can go on with; None: it begins anew.
+    """The record of an earlier run that `now` can resume; None: it begins anew.
 
     Raises:
-        ConfigError: the earlier run is another one, and nothing is to be trained again.
+        ConfigError: the earlier run is another one, and `now` does not overwrite.
         StorageError: the record can't be read.
     """
     try:
         then = GroupRecord.load(path)
     except StorageError:
-        if now.again:
+        if now.overwrite:
             return None
         raise
     if then is None:
         return None
     differ = then.differences(now)
-    if now.again:
-        return then if then.again and not differ else None
+    if now.overwrite:
+        return then if then.overwrite and not differ else None
     if differ:
-        more = f", and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise ConfigError(
-            f"a training in groups was stopped here, of another run "
-            f"({'; '.join(differ[:3])}{more}); expected the same; to go on with it, run the "
-            "command that began it; to begin anew, say so with --again"
+            f"a training in groups was stopped here, of another run ({list_some(differ)}); "
+            "expected the same; to go on with it, run the command that began it; to begin anew, "
+            "say so with --overwrite"
         )
     return then
-
-
-def _checked(told: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a record, each of the kind that it must be."""
-    kinds = {"groups": list, "only": list, "again": bool, "settings": dict, "pending": list}
-    kinds |= {"threads": int, "memory": int}
-    for one in fields(GroupRecord):
-        if not isinstance(told.get(one.name), kinds[one.name]):
-            raise ValueError(f"{one.name} is missing, or is something else")
-    names = [*told["only"], *told["pending"], *_flat(told["groups"])]
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError("a name is no text")
-    if told["threads"] < 1 or told["memory"] < 1:
-        raise ValueError("threads or memory are below 1")
-    return dict(told)
-
-
-def _flat(groups: Sequence[Any]) -> list[Any]:
-    if not all(isinstance(group, list) for group in groups):
-        raise ValueError("a group is no list")
-    return [name for group in groups for name in group]

@@ -1,4 +1,4 @@
-"""Where a soft prompt starts: real text, never noise."""
+"""The tensor that a soft prompt's training starts from: real text, never noise."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.settings import TrainingConfig
 
-READ = 1024  # tokens of a text that a prefix starts from, at most
+MOST_READ = 1024  # tokens of a text that a prefix starts from; a corpus is longer
 
 
 def initial_value(model: FrozenModel, entry: Entry, config: TrainingConfig) -> Tensor:
     """The tensor an entry's prompt starts from, float32.
 
-    A text shorter than `n_tokens` is repeated. A longer one is read whole, and a prefix keeps what
-    the model makes of it in `n_tokens` places. Responses are no text, but many things that may be
-    said: of them, and for rows, tokens at evenly spaced places are taken, and read as they are.
+    A text shorter than `n_tokens` is repeated. Of a longer one, a prefix gets the keys and values
+    of `n_tokens` evenly spaced places after the model has read all of it. Embedding prompts, and
+    prefixes that start from responses (many sentences, not one text), get `n_tokens` evenly
+    spaced tokens instead.
 
     Raises:
-        ConfigError: when the chosen source is empty, or is a prompt of another size or kind.
+        ConfigError: the source is empty, or is a prompt of another size or kind.
     """
     if isinstance(config.initial, SoftPrompt):
-        return _as_it_is(model, config.initial, config).to(model.device)
+        return _given_prompt(model, config.initial, config).to(model.device)
     choice = config.initial
     if choice == "auto":
         choice = "responses" if any(block.responses for block in entry.blocks) else "text"
-    ids = _source(model, entry, config, choice)
+    ids = _source_ids(model, entry, config, choice)
     n = config.n_tokens
     if len(ids) < n:
         ids = (ids * (n // len(ids) + 1))[:n]
     if config.kind == "prefix" and choice != "responses":
-        most = max(READ, n)  # a corpus is too long to be read whole
+        most = max(MOST_READ, n)
         return model.keys_values(ids[: min(most, model.context_length or most)], n)
-    thinned = [ids[i * len(ids) // n] for i in range(n)]
+    spaced = [ids[i * len(ids) // n] for i in range(n)]
     if config.kind == "prefix":
-        return model.keys_values(thinned)
+        return model.keys_values(spaced)
     with torch.no_grad():
-        return model.embed_ids(thinned).float()
+        return model.embed_ids(spaced).float()
 
 
-def _as_it_is(model: FrozenModel, prompt: SoftPrompt, config: TrainingConfig) -> Tensor:
+def _given_prompt(model: FrozenModel, prompt: SoftPrompt, config: TrainingConfig) -> Tensor:
     model.check_prompt(prompt)
     if (prompt.kind, len(prompt)) != (config.kind, config.n_tokens):
         raise ConfigError(
@@ -55,7 +56,7 @@ def _as_it_is(model: FrozenModel, prompt: SoftPrompt, config: TrainingConfig) ->
     return prompt.tensor
 
 
-def _source(model: FrozenModel, entry: Entry, config: TrainingConfig, choice: str) -> list[int]:
+def _source_ids(model: FrozenModel, entry: Entry, config: TrainingConfig, choice: str) -> list[int]:
     if choice == "vocabulary":
         draw = random.Random(f"vocabulary/{config.seed}/{entry.name}")
         usable = sorted(set(range(known_ids(model))) - model.special_ids)
@@ -77,7 +78,7 @@ def known_ids(model: FrozenModel) -> int:
 
 
 def scale_of(model: FrozenModel, value: Tensor, kind: str) -> Tensor:
-    """What "one" means for a learning rate: the size of the model's own rows or keys and values.
+    """The unit of a trainable prompt's parameter, so that one learning rate suits all models.
 
     Embedding kind: the root mean square of the model's embedding rows, one number. Prefix kind:
     the root mean square of each layer's keys and of its values, `[layers, 2, 1, 1, 1]`.

@@ -1,188 +1,184 @@
-"""The objective: response loss, drift guard and distillation on one tree batch."""
+"""The objective: runs the tree batches of an update and adds their gradient, in parts that fit."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
-from torch.utils.checkpoint import checkpoint
 
 from softlore.context import Branch, Tree, TreeBatch, TreeLayout, backward
-from softlore.errors import ConfigError
-from softlore.measure.score import LOGITS_AT_ONCE
 from softlore.model import FrozenModel
-from softlore.tune.teacher import Passage
+from softlore.tune.losses import LossTerm, row_losses
 
-TermKind = Literal["response", "guard", "distil"]
+SHARE = 0.5  # of the memory, for the activations of one pass
+# Tokens. Fewer run quicker in one packed pass than in two, however much of it is masked, and are
+# enough to keep a processor busy: a longer pass only leaves its cache.
+EFFICIENT_PASS = 1024
 
-
-@dataclass(frozen=True)
-class CallResponse:
-    """A call and a response: `ids[:answer]` and `ids[answer:]`; the loss is on the response."""
-
-    ids: list[int]
-    answer: int
-
-
-@dataclass(frozen=True)
-class LossTerm:
-    """One leaf's share of the loss: whose it is, and what each of its rows should say."""
-
-    owner: str
-    kind: TermKind
-    weight: float  # of the leaf's mean loss a row
-    target: list[int] | Tensor  # response ids, or the teacher's hidden states
+Losses = dict[tuple[tuple[str, ...], str], float]  # by owners and loss, nats a token
 
 
 @dataclass
 class TrainingBatch:
-    """Branchings, and a term for each of their leaves in order."""
+    """Tree batches, and a loss term for each of their branches in order."""
 
-    branchings: list[TreeBatch] = field(default_factory=list)
+    trees: list[TreeBatch] = field(default_factory=list)
     terms: list[LossTerm] = field(default_factory=list)
 
-    def add(self, trunk: Tree, grown: Sequence[tuple[Branch, LossTerm]]) -> None:
-        self.branchings.append(TreeBatch(trunk, [leaf for leaf, _ in grown]))
-        self.terms.extend(term for _, term in grown)
+    def add(self, trunk: Tree, branches: Sequence[tuple[Branch, LossTerm]]) -> None:
+        """Adds a trunk with its branches and their terms."""
+        self.trees.append(TreeBatch(trunk, [branch for branch, _ in branches]))
+        self.terms.extend(term for _, term in branches)
 
     @property
     def tokens(self) -> int:
         """Tokens to run, trunks counted once."""
-        return sum(
-            b.trunk.length + sum(len(leaf.ids) for leaf in b.leaves) for b in self.branchings
-        )
+        return sum(tree.tokens for tree in self.trees)
 
-
-def response_branch(
-    pair: CallResponse, parent: int, owner: str, weight: float
-) -> tuple[Branch, LossTerm]:
-    """Row i predicts token i + 1: the response is predicted from the call's last token on."""
-    leaf = Branch(pair.ids, parent, pair.answer - 1, len(pair.ids) - 1)
-    return leaf, LossTerm(owner, "response", weight, pair.ids[pair.answer :])
-
-
-def passage_branch(
-    passage: Passage, parent: int, owner: str, kind: TermKind, weight: float
-) -> tuple[Branch, LossTerm]:
-    """Every row from `start` on is compared with the teacher's."""
-    return Branch(passage.ids, parent, passage.start), LossTerm(owner, kind, weight, passage.hidden)
-
-
-def row_losses(model: FrozenModel, hidden: Tensor, targets: Sequence[list[int] | Tensor]) -> Tensor:
-    """Loss of each row `[R]`: NLL of a target id, or KL(teacher ‖ model), in nats.
-
-    Logits are made `LOGITS_AT_ONCE` at a time and made again for the gradient where they would
-    not fit at once.
-    """
-    ids, teachers, is_id = [], [], []
-    for target in targets:
-        if isinstance(target, Tensor):
-            teachers.append(target)
-            is_id += [False] * len(target)
-        else:
-            ids += target
-            is_id += [True] * len(target)
-    answered = torch.tensor(is_id, device=hidden.device)
-    losses = hidden.new_zeros(len(is_id), dtype=torch.float32)
-    wanted = torch.tensor(ids, device=hidden.device)
-    if ids:
-        rows = hidden[answered]
-        losses = losses.masked_scatter(answered, _chunked(model, _nll, rows, wanted))
-    if teachers:
-        rows = hidden[~answered]
-        losses = losses.masked_scatter(~answered, _chunked(model, _kl, rows, torch.cat(teachers)))
-    return losses
-
-
-def _chunked(model: FrozenModel, measure: object, rows: Tensor, wanted: Tensor) -> Tensor:
-    size = max(1, LOGITS_AT_ONCE // model.vocab_size)
-    if len(rows) <= size:
-        return measure(model, rows, wanted)  # type: ignore[operator]
-    parts = [
-        checkpoint(measure, model, rows[i : i + size], wanted[i : i + size], use_reentrant=False)
-        for i in range(0, len(rows), size)
-    ]
-    return torch.cat(parts)
-
-
-def _nll(model: FrozenModel, rows: Tensor, ids: Tensor) -> Tensor:
-    return -log_softmax(model.logits(rows), dim=-1).gather(1, ids[:, None])[:, 0]
-
-
-def _kl(model: FrozenModel, rows: Tensor, teacher: Tensor) -> Tensor:
-    with torch.no_grad():
-        theirs = log_softmax(model.logits(teacher), dim=-1)
-    ours = log_softmax(model.logits(rows), dim=-1)
-    return (theirs.exp() * (theirs - ours)).sum(dim=-1)
-
-
-Losses = dict[tuple[str, TermKind], float]
+    def part(self, start: int, stop: int) -> TrainingBatch:
+        """The trees from `start` to `stop` with their terms."""
+        counts = [len(tree.branches) for tree in self.trees]
+        first, last = sum(counts[:start]), sum(counts[:stop])
+        return TrainingBatch(self.trees[start:stop], self.terms[first:last])
 
 
 def run(
     model: FrozenModel,
     batch: TrainingBatch,
-    form: TreeLayout = "packed",
+    layout: TreeLayout = "packed",
     micro_batch: int | None = None,
 ) -> Losses:
-    """Adds a batch's gradient to its soft prompts; mean losses by owner and kind, nats a token."""
-    kept: dict[int, Tensor] = {}
-    sizes = [leaf.wanted for b in batch.branchings for leaf in b.leaves]
+    """Adds the gradient of a batch's weighted losses to its soft prompts.
 
-    def loss(hidden: Tensor, leaves: Sequence[int]) -> Tensor:
-        terms = [batch.terms[i] for i in leaves]
-        lengths = torch.tensor([sizes[i] for i in leaves], device=hidden.device)
-        rows = row_losses(model, hidden, [term.target for term in terms])
-        which = torch.repeat_interleave(torch.arange(len(terms), device=hidden.device), lengths)
-        means = torch.zeros(len(terms), device=hidden.device).index_add(0, which, rows) / lengths
-        kept.update(zip(leaves, means.detach(), strict=True))
+    Returns:
+        Mean losses by owners and name, nats a token.
+    """
+    values: dict[int, Tensor] = {}
+    sizes = [branch.n_rows for tree in batch.trees for branch in tree.branches]
+
+    def loss(hidden: Tensor, indices: Sequence[int]) -> Tensor:
+        terms = [batch.terms[i] for i in indices]
+        lengths = torch.tensor([sizes[i] for i in indices], device=hidden.device)
+        rows = row_losses(model, hidden, terms)  # [R]
+        term_of_row = torch.repeat_interleave(
+            torch.arange(len(terms), device=hidden.device), lengths
+        )
+        means = torch.zeros(len(terms), device=hidden.device).index_add(0, term_of_row, rows)
+        means = means / lengths
+        values.update(zip(indices, means.detach(), strict=True))
         weights = torch.tensor([term.weight for term in terms], device=hidden.device)
         return (means * weights).sum()
 
-    backward(model, batch.branchings, loss, form, micro_batch)
-    grouped: dict[tuple[str, TermKind], list[float]] = defaultdict(list)
-    values = torch.stack([kept[i] for i in range(len(kept))]).tolist()
-    for term, value in zip(batch.terms, values, strict=True):
-        grouped[term.owner, term.kind].append(value)
+    backward(model, batch.trees, loss, layout, micro_batch)
+    grouped: dict[tuple[tuple[str, ...], str], list[float]] = defaultdict(list)
+    in_order = torch.stack([values[i] for i in range(len(values))]).tolist()
+    for term, value in zip(batch.terms, in_order, strict=True):
+        grouped[term.owners, term.loss].append(value)
     return {key: sum(values) / len(values) for key, values in grouped.items()}
 
 
-def pairs_of(
-    model: FrozenModel, call: str, responses: Sequence[str], chat: bool = False
-) -> list[CallResponse]:
-    """Token ids of one block; with `chat`, as turns of the model's chat template.
+def losses_of(losses: Losses, name: str) -> dict[str, float]:
+    """An entry's losses by name, those of its trunk included: the drift of all prompts in it."""
+    return {loss: value for (owners, loss), value in losses.items() if name in owners}
 
-    Raises:
-        ConfigError: `chat`, and the model has no chat template.
+
+# memory ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How much runs at once: measured once and kept in checkpoints, since rounding follows it.
+
+    Attributes:
+        tokens_at_once: most tokens in one forward and backward pass.
+        bytes_per_token: measured size of one token's activations.
     """
-    pairs = []
-    for response in responses:
-        before, after = _turns(model, call, response) if chat else (call, response)
-        head = model.encode(before)
-        if chat and model.bos and head[:1] == model.bos:
-            head = head[1:]  # the trunk has it already
-        pairs.append(CallResponse(head + model.encode(after, inside=True), len(head)))
-    return pairs
+
+    tokens_at_once: int
+    bytes_per_token: int
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
 
 
-def _turns(model: FrozenModel, call: str, response: str) -> tuple[str, str]:
-    """The user's turn up to where the answer begins; the answer, up to the end of its turn."""
-    tokenizer = model.tokenizer
-    if not getattr(tokenizer, "chat_template", None):
-        raise ConfigError(
-            f"{model.name!r} has no chat template; expected one to put call and response into; "
-            "leave chat (--chat) out, or use a model made for chat"
-        )
-    asked = [{"role": "user", "content": call}]
-    answered = [*asked, {"role": "assistant", "content": response}]
-    before = str(tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False))
-    whole = str(tokenizer.apply_chat_template(answered, tokenize=False)).rstrip()
-    if whole.startswith(before) and response.strip() in whole[len(before) :]:
-        return before, whole[len(before) :]
-    # Some templates write an answer that was given otherwise than one that is asked for.
-    return before, response + (tokenizer.eos_token or "")
+def measure_memory_plan(
+    model: FrozenModel, batch: TrainingBatch, memory: int | None = None
+) -> MemoryPlan:
+    """Measures the activations of a batch's first tree, and how many tokens fit the memory.
+
+    The tensors that autograd saves are counted, so the result is the same on every run.
+
+    Args:
+        memory: bytes to share; None: all that the model's device has.
+    """
+    first = batch.part(0, 1)
+    saved = count_saved_bytes(lambda: run(model, first))
+    bytes_per_token = max(1, saved // max(1, first.tokens))
+    memory = memory or machine_memory(model)
+    return MemoryPlan(max(256, int(SHARE * memory) // bytes_per_token), bytes_per_token)
+
+
+def count_saved_bytes(step: Callable[[], Any]) -> int:
+    """Bytes of all distinct tensors that autograd saves for the backward pass of `step`."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(seen.values())
+
+
+def machine_memory(model: FrozenModel) -> int:
+    """Bytes of memory of the GPU that the model is on, or of this machine."""
+    if model.device.type == "cuda":
+        return int(torch.cuda.get_device_properties(model.device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+def run_in_parts(model: FrozenModel, batch: TrainingBatch, plan: MemoryPlan) -> Losses:
+    """`run` in parts that fit: several trees at once, or one tree's branches in micro-batches."""
+    losses: Losses = {}
+    most = plan.tokens_at_once
+    if model.device.type == "cpu":
+        most = min(most, EFFICIENT_PASS)
+    for part in _parts(batch, most):
+        layout, micro_batch = choose_layout(part.trees, plan.tokens_at_once)
+        losses |= run(model, part, layout, micro_batch)
+    return losses
+
+
+def choose_layout(trees: list[TreeBatch], most: int) -> tuple[TreeLayout, int | None]:
+    """The cheaper layout of trees under a limit of tokens, and its micro-batch.
+
+    Attention in a packed row is over all pairs of its tokens, most of them masked where many
+    branches hang side by side. The expanded layout costs a second pass, which pays from
+    `EFFICIENT_PASS` tokens on.
+    """
+    trunks = [tree.trunk.length for tree in trees]
+    branches = [[len(branch.ids) for branch in tree.branches] for tree in trees]
+    rows = list(zip(trunks, branches, strict=True))
+    tokens = sum(t + sum(lengths) for t, lengths in rows)
+    packed = len(trees) * max(t + sum(lengths) for t, lengths in rows) ** 2
+    expanded = sum(t * t + sum(n * (t + n) for n in lengths) for t, lengths in rows)
+    if tokens <= most and (tokens < EFFICIENT_PASS or packed <= 3 * expanded):
+        return "packed", None
+    return "expanded", max(1, most // (max(map(max, branches)) + max(trunks)))
+
+
+def _parts(batch: TrainingBatch, most: int) -> Iterator[TrainingBatch]:
+    start, tokens = 0, 0
+    for i, tree in enumerate(batch.trees):
+        if i > start and tokens + tree.tokens > most:
+            yield batch.part(start, i)
+            start, tokens = i, 0
+        tokens += tree.tokens
+    yield batch.part(start, len(batch.trees))

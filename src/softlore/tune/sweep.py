@@ -1,6 +1,6 @@
-"""A sweep: training settings tried one after another by Optuna, each judged by the evaluation.
+"""Sweeps training settings with Optuna: each trial trains a book, and the evaluation scores it.
 
-Optuna keeps what was tried in an SQLite file, so that a sweep goes on where it was stopped.
+Optuna saves the trials in an SQLite file, so that a sweep can be resumed.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from softlore.disk import storage_error
 from softlore.errors import ConfigError, SoftloreError, StorageError, TrainingError
 from softlore.lore import Lorebook
 from softlore.settings import TrainingConfig
-from softlore.tune.checkpoint import only_run
-from softlore.tune.result import entry_hash
-from softlore.tune.search_space import SearchSpace
-from softlore.tune.trial import Scores
+from softlore.tune.checkpoint import exclusive_run
+from softlore.tune.search_space import Scores, SearchSpace
+from softlore.tune.trainable_prompt import entry_hash
 from softlore.tune.worker_pool import WorkerLost, WorkerPool, WorkerReply
 
 STUDY = "softlore"
-DEATHS = 3  # of workers over one trial, before it counts as failed
+DEATHS = 3  # of workers over one trial, before it fails
 SQLITE = b"SQLite format 3\0"
+Running = tuple[optuna.Trial, dict[str, Any]]  # a trial and its settings
 
 
 @dataclass(frozen=True)
 class FinishedTrial:
-    """One trial: its number from 0, what was tried, and what it came to, unless it failed."""
+    """A trial: its number from 0, settings and scores; `why` it failed, if it did."""
 
     number: int
     settings: dict[str, Any]
@@ -42,36 +42,43 @@ class FinishedTrial:
     score: float | None
     why: str = ""
 
+    @classmethod
+    def of(cls, trial: FrozenTrial) -> FinishedTrial:
+        """From Optuna's trial."""
+        saved = trial.user_attrs
+        scores = Scores(**saved["scores"]) if "scores" in saved else None
+        return cls(trial.number, dict(trial.params), scores, trial.value, saved.get("why", ""))
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 class Sweep:
-    """A search for the settings under which a book trains best.
+    """A search for the settings with which a book trains best.
 
     Args:
-        crew: who trains; with several workers what is tried depends on who is done first.
+        pool: the workers; with several, what is tried depends on which is done first.
         book: the lorebook.
         space: which settings are swept.
+        study: the SQLite file of the trials; made if it does not exist.
         model: its name: scores of different models are not compared.
-        study: the SQLite file that what was tried is kept in; it is made if need be.
         trials: in all, those of earlier runs included.
-        seconds: no trial is begun after so many.
-        drift_weight: how many nats of recall a nat of drift is worth.
-        distances: tokens of story between prompt and call, where an entry's own calls count.
-        seed: of what Optuna draws and of the evaluation; training's is among the settings.
-        again: begin anew where the study is another one.
+        seconds: after so many, no trial is started.
+        drift_weight: nats of recall that a nat of drift counts as.
+        distances: tokens of story between prompt and call, for the entry's own calls.
+        seed: of Optuna's draws and of the evaluation; training's is among the settings.
+        overwrite: start anew if the study exists.
         on_trial: called after each trial.
-        settings: what is fixed for all trials; they win over the book's own.
+        settings: fixed for all trials; they override the book's own.
 
     Raises:
-        ConfigError: settings that can't be, or a study of another sweep.
-        StorageError: the study's file is none.
+        ConfigError: settings that can't be trained with, or a study of another sweep.
+        StorageError: the study's file is not a study.
     """
 
     def __init__(
         self,
-        crew: WorkerPool,
+        pool: WorkerPool,
         book: Lorebook,
         space: Sequence[SearchSpace],
         study: Path,
@@ -82,70 +89,92 @@ class Sweep:
         drift_weight: float = 1.0,
         distances: Sequence[int] = (0, 64),
         seed: int = 0,
-        again: bool = False,
+        overwrite: bool = False,
         on_trial: Callable[[FinishedTrial], None] | None = None,
         **settings: Any,
     ) -> None:
-        self.crew, self.book, self.space = crew, book, list(space)
+        self.pool, self.book, self.space = pool, book, list(space)
         self.settings = {**book.training, **settings}
         TrainingConfig.of(self.settings)
-        fixed = next((one.name for one in space if one.name in settings), None)
+        fixed = next((setting.name for setting in space if setting.name in settings), None)
         if fixed is not None:
             raise ConfigError(
                 f"{fixed} is both swept and given; expected one of them; drop one of the options"
             )
         self.path, self.trials, self.seconds = study, trials, seconds
         self.drift_weight, self.distances, self.seed = drift_weight, list(distances), seed
-        self.model, self.again = model, again
-        self.on_trial = on_trial or (lambda tried: None)
+        self.model, self.overwrite = model, overwrite
+        self.on_trial = on_trial or (lambda trial: None)
+        self._running: dict[int, Running | None] = {}  # by worker; None: it is loading its model
         self._deaths: dict[int, int] = {}
 
     def run(self) -> list[FinishedTrial]:
-        """Tries settings until there are enough, or the time is over; all trials, the best first.
+        """Runs trials until there are enough or the time is over; returns all, the best first.
 
         Raises:
-            KeyboardInterrupt: what was being tried is tried first when the sweep goes on.
+            KeyboardInterrupt: trials that were running are the first when the sweep is resumed.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with only_run(self.path):
+        with exclusive_run(self.path):
             self._open()
-            self._begin()
-            while self._busy:
-                if answer := self.crew.wait():
-                    self._heard(answer)
-        return self.tried()
+            self._end = math.inf if self.seconds is None else time.monotonic() + self.seconds
+            if self._remaining() > 0:
+                for worker in range(self.pool.size):
+                    self._running[worker] = None
+                    self.pool.call(worker, "load")
+            while self._running:
+                if reply := self.pool.wait():
+                    self._handle(reply)
+        return self.finished()
+
+    def finished(self) -> list[FinishedTrial]:
+        """All trials that have ended, the best first and those that failed last."""
+        states = (TrialState.COMPLETE, TrialState.FAIL)
+        trials = self.study.get_trials(deepcopy=False, states=states)
+        stopped = {key for key in self.study.user_attrs if key.startswith("stopped ")}
+        ended = [FinishedTrial.of(t) for t in trials if f"stopped {t.number}" not in stopped]
+        return sorted(ended, key=lambda t: (t.score is None, t.score or 0.0, t.number))
 
     # the study ---------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        if self.path.exists() and self.again:
-            self._begin_anew()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists() and self.path.stat().st_size:
-                with self.path.open("rb") as file:
-                    if file.read(len(SQLITE)) != SQLITE:
-                        raise StorageError(
-                            f"{str(self.path)!r} is no study of a sweep; expected an SQLite file "
-                            "that Optuna has written; name another (--study)"
-                        )
-        except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise storage_error("open", self.path, error) from error
+        if self.path.exists() and self.overwrite:
+            self._remove()
+        self._check_file()
         self.study = self._load()
-        told = self.study.user_attrs.get("softlore")
-        if told is None:
-            self.study.set_user_attr("softlore", self._signature())
-        elif told != self._signature():
-            then, now = json.loads(told), json.loads(self._signature())
+        signature = self._signature()
+        saved = self.study.user_attrs.get("softlore")
+        if saved is None:
+            self.study.set_user_attr("softlore", signature)
+        elif saved != signature:
+            then, now = json.loads(saved), json.loads(signature)
             differ = [name for name in now if then.get(name) != now[name]]
             raise ConfigError(
                 f"the study {str(self.path)!r} is of another sweep (other {', '.join(differ)}); "
                 "expected the same; to go on with it, run the command that made it; to begin "
-                "anew, say so with --again, or name another file (--study)"
+                "anew, say so with --overwrite, or name another file (--study)"
             )
-        self._settle()
+        # Trials that a stopped run left running are closed, and queued to be run first.
+        for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            self.study.set_user_attr(f"stopped {trial.number}", True)
+            self.study.enqueue_trial(trial.params)
+
+    def _check_file(self) -> None:
+        """Makes the study's folder, and checks that its file is an SQLite database."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.path.exists() or not self.path.stat().st_size:
+                return
+            with self.path.open("rb") as file:
+                magic = file.read(len(SQLITE))
+        except OSError as error:
+            raise storage_error("open", self.path, error) from error
+        if magic != SQLITE:
+            raise StorageError(
+                f"{str(self.path)!r} is no study of a sweep; expected an SQLite file that Optuna "
+                "has written; name another (--study)"
+            )
 
     def _load(self) -> optuna.Study:
         try:
@@ -155,140 +184,107 @@ class Sweep:
                 direction="minimize",
                 load_if_exists=True,
             )
-        except Exception as error:  # SQLAlchemy's and Alembic's are many
+        except Exception as error:  # SQLAlchemy and Alembic have many types
             raise StorageError(
                 f"the study {str(self.path)!r} can't be opened ({_first_line(error)}); expected "
-                "one that this version of Optuna can read; begin anew with --again, or name "
+                "one that this version of Optuna can read; begin anew with --overwrite, or name "
                 "another (--study)"
             ) from error
 
-    def _begin_anew(self) -> None:
+    def _remove(self) -> None:
         try:
-            for path in self.path.parent.glob(f"{self.path.name}*"):
-                if path.name in {self.path.name + end for end in ("", "-journal", "-wal", "-shm")}:
-                    path.unlink()
+            for ending in ("", "-journal", "-wal", "-shm"):
+                self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
         except OSError as error:
             raise storage_error("remove", self.path, error) from error
 
     def _signature(self) -> str:
-        """What must be the same for a sweep to go on, as JSON."""
+        """What must be the same to resume a sweep, as JSON."""
         config = TrainingConfig.of(self.settings)
-        told = {
+        facts = {
             "settings": config.to_dict() | {"given": sorted(self.settings)},
             "entries": {entry.name: entry_hash(entry) for entry in self.book},
             "model": self.model,
-            "param": [one.to_dict() for one in self.space],
+            "param": [setting.to_dict() for setting in self.space],
             "drift-weight": self.drift_weight,
             "distances": self.distances,
             "seed": self.seed,
         }
-        return json.dumps(told, sort_keys=True)
-
-    def _settle(self) -> None:
-        """Trials that a stopped run has left are closed, and queued to be tried first."""
-        for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
-            self.study.tell(trial.number, state=TrialState.FAIL)
-            self.study.set_user_attr(f"stopped {trial.number}", True)
-            self.study.enqueue_trial(trial.params)
+        return json.dumps(facts, sort_keys=True)
 
     # trials ------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        self._end = math.inf if self.seconds is None else time.monotonic() + self.seconds
-        self._busy: dict[int, tuple[optuna.Trial, dict[str, Any]] | None] = {}
-        if self._left() < 1:
+    def _remaining(self) -> int:
+        """Number of trials that are still to start."""
+        running = sum(trial is not None for trial in self._running.values())
+        return self.trials - len(self.finished()) - running
+
+    def _handle(self, reply: WorkerReply) -> None:
+        worker, running = reply.worker, self._running.get(reply.worker)
+        if isinstance(reply.value, WorkerLost):
+            self._replace(worker, running, reply.value)
             return
-        for worker in range(self.crew.size):
-            self._busy[worker] = None
-            self.crew.call(worker, "load")
+        if reply.method == "load":
+            reply.get()
+            if running is not None:  # a new worker in place of one that died
+                self._call(worker, running[1])
+                return
+        elif running is not None:
+            self._finish(running[0], reply)
+        self._start_next(worker)
 
-    def _left(self) -> int:
-        """Trials that are still to begin."""
-        begun = sum(one is not None for one in self._busy.values())
-        return self.trials - len(self.tried()) - begun
-
-    def _next(self, worker: int) -> None:
-        """Gives a worker the next trial, or lets it go."""
-        self._busy.pop(worker, None)
-        if self._left() < 1 or time.monotonic() >= self._end:
+    def _start_next(self, worker: int) -> None:
+        """Gives a worker the next trial, if there is one."""
+        self._running.pop(worker, None)
+        if self._remaining() < 1 or time.monotonic() >= self._end:
             return
         number = len(self.study.get_trials(deepcopy=False))
-        # A fresh sampler each time: what it draws then follows from the seed and what was tried.
-        drawn = random.Random(f"sweep/{self.seed}/{number}").getrandbits(32)
-        self.study.sampler = optuna.samplers.TPESampler(seed=drawn)
+        # A new sampler for each trial: its draws then follow from the seed and the trials so far.
+        seed = random.Random(f"sweep/{self.seed}/{number}").getrandbits(32)
+        self.study.sampler = optuna.samplers.TPESampler(seed=seed)
         trial = self.study.ask()
-        chosen = {one.name: one.suggest(trial) for one in self.space}
-        self._busy[worker] = trial, chosen
-        self._call(worker, chosen)
+        suggested = {setting.name: setting.suggest(trial) for setting in self.space}
+        self._running[worker] = trial, suggested
+        self._call(worker, suggested)
 
-    def _call(self, worker: int, chosen: dict[str, Any]) -> None:
-        whole = self.settings | chosen
-        self.crew.call(worker, "trial", self.book, whole, self.distances, self.seed)
+    def _call(self, worker: int, suggested: dict[str, Any]) -> None:
+        settings = self.settings | suggested
+        self.pool.call(worker, "trial", self.book, settings, self.distances, self.seed)
 
-    def _heard(self, answer: WorkerReply) -> None:
-        worker, busy = answer.worker, self._busy.get(answer.worker)
-        if isinstance(answer.value, WorkerLost):
-            self._bury(worker, busy, answer.value)
+    def _finish(self, trial: optuna.Trial, reply: WorkerReply) -> None:
+        if isinstance(reply.value, SoftloreError):
+            self._fail(trial, str(reply.value))
             return
-        if answer.method == "load":
-            answer.get()
-            if busy is not None:
-                self._call(worker, busy[1])
-                return
-        elif busy is not None:
-            self._tell(busy[0], answer)
-        self._next(worker)
-
-    def _tell(self, trial: optuna.Trial, answer: WorkerReply) -> None:
-        if isinstance(answer.value, SoftloreError):
-            self._failed(trial, str(answer.value))
-            return
-        scores = Scores(**answer.get())
+        scores = Scores(**reply.get())
         score = scores.score(self.drift_weight)
         if not math.isfinite(score):
-            self._failed(trial, "recall or drift could not be measured")
+            self._fail(trial, "recall or drift could not be measured")
             return
         trial.set_user_attr("scores", asdict(scores))
         self.study.tell(trial, score)
-        self.on_trial(_as_tried(self.study.trials[trial.number]))
+        self.on_trial(FinishedTrial.of(self.study.trials[trial.number]))
 
-    def _failed(self, trial: optuna.Trial, why: str) -> None:
+    def _fail(self, trial: optuna.Trial, why: str) -> None:
         trial.set_user_attr("why", why)
         self.study.tell(trial, state=TrialState.FAIL)
-        self.on_trial(_as_tried(self.study.trials[trial.number]))
+        self.on_trial(FinishedTrial.of(self.study.trials[trial.number]))
 
-    def _bury(
-        self, worker: int, busy: tuple[optuna.Trial, dict[str, Any]] | None, lost: WorkerLost
-    ) -> None:
-        """A new worker for one that died, which tries the same once more."""
-        number = -1 if busy is None else busy[0].number
+    def _replace(self, worker: int, running: Running | None, lost: WorkerLost) -> None:
+        """Replaces a worker that died; the new one repeats its trial."""
+        number = -1 if running is None else running[0].number
         self._deaths[number] = self._deaths.get(number, 0) + 1
         if self._deaths[number] >= DEATHS:
-            if busy is None:
+            if running is None:
                 raise TrainingError(
                     f"a worker that was loading its model has died {DEATHS} times ({lost.why}); "
                     "expected one that lives; see whether its machine has memory enough"
                 )
-            self._failed(busy[0], f"it has lost its worker {DEATHS} times ({lost.why})")
-            self._busy[worker] = None
-        self.crew.replace(worker)
-        self.crew.call(worker, "load")
-
-    # results -----------------------------------------------------------------------------------
-
-    def tried(self) -> list[FinishedTrial]:
-        """All trials that have come to an end, the best first, those that failed last."""
-        ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-        stopped = {key for key in self.study.user_attrs if key.startswith("stopped ")}
-        found = [_as_tried(one) for one in ended if f"stopped {one.number}" not in stopped]
-        return sorted(found, key=lambda one: (one.score is None, one.score or 0.0, one.number))
-
-
-def _as_tried(trial: FrozenTrial) -> FinishedTrial:
-    told = trial.user_attrs
-    scores = Scores(**told["scores"]) if "scores" in told else None
-    return FinishedTrial(trial.number, dict(trial.params), scores, trial.value, told.get("why", ""))
+            self._fail(running[0], f"it has lost its worker {DEATHS} times ({lost.why})")
+            self._running[worker] = None
+        self.pool.replace(worker)
+        self.pool.call(worker, "load")
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no word why")
+    lines = (line.strip() for line in str(error).splitlines() if line.strip())
+    return next(lines, "no reason given")

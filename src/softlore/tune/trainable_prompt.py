@@ -1,48 +1,47 @@
-"""One entry in training: its tensor, optimizer, schedule, progress and stop."""
+"""A prompt in training: its tensor, optimizer, schedule, progress and stop; what it becomes."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import uuid
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from softlore.errors import ConfigError, DivergedError
+from softlore.lore import Entry
+from softlore.lore.styles import style_blocks
+from softlore.model import FrozenModel
+from softlore.prompts import SoftPrompt
+from softlore.prompts.responses import KEY, HashedResponses
 from softlore.settings import TrainingConfig
 from softlore.settings.training import LEARNING_RATES, Factory
+from softlore.tune.losses import LOSSES, TrainingHistory
 
-# Relative to the scale of what is trained; how they were found: docs/results.md.
-# A teacher's every probability is a finer target than a response: it wants a lower rate.
+# Distillation compares whole distributions, a finer target than ids: it needs a lower rate.
 TEXT_ALONE = 1 / 3
 # Draws change from update to update, so that a short memory serves better than torch's defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
     name: {"betas": (0.8, 0.9)} for name in ("adam", "adamw", "nadam", "radam")
 }
 WARM_UP = 0.02  # of max_steps
-SMOOTH = 5  # updates that `min_loss` looks back on
-
-
-@dataclass
-class History:
-    """What an entry's updates came to, in nats a token."""
-
-    response: list[float] = field(default_factory=list)
-    guard: list[float] = field(default_factory=list)
-    distil: list[float] = field(default_factory=list)
-
-    def recent(self, kind: str) -> float | None:
-        values = getattr(self, kind)[-SMOOTH:]
-        return sum(values) / len(values) if values else None
+LONGEST = 20_000  # characters of a text whose repetition counts as a copy; longer ones are corpora
 
 
 class TrainablePrompt:
-    """A soft prompt in the making.
+    """A trainable prompt with its optimizer state.
 
     The parameter is in units of `scale`, so that one learning rate suits every model.
+
+    Attributes:
+        steps: updates made.
+        stopped: why it is finished; None while it is in training.
     """
 
     def __init__(self, name: str, value: Tensor, scale: Tensor, config: TrainingConfig) -> None:
@@ -52,56 +51,56 @@ class TrainablePrompt:
         self.parameter = torch.nn.Parameter((value / self.scale).float().clone())
         self.optimizer = make_optimizer(self.parameter, config)
         self.scheduler = make_schedule(self.optimizer, config)
-        self.history = History()
+        self.history = TrainingHistory()
         self.steps = 0
-        self.stopped: str | None = None  # why, once it has
+        self.stopped: str | None = None
         self._best = math.inf
         self._best_at = 0
         self._live: Tensor | None = None
-        self._before = self.parameter.detach().clone()  # the last update
+        self._previous = self.parameter.detach().clone()  # before the last update
 
     def value(self) -> Tensor:
         """The tensor itself, float32, detached."""
         return self.parameter.detach() * self.scale
 
     def live(self) -> Tensor:
-        """The tensor as a leaf that collects this update's gradient."""
+        """The tensor as an autograd leaf that collects the gradient of this update."""
         self._live = self.value().requires_grad_()
         return self._live
 
-    def gather(self, share: Callable[[Tensor], Tensor]) -> None:
-        """Puts what `share` makes of the gradient so far in its place: the sum of several, say.
+    def reduce_gradient(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Replaces the gradient by `reduce` of it, such as a sum over processes.
 
-        Nothing has reached a trainable whose part of the batch was run elsewhere; it gives zeros.
+        Zeros are reduced where this process ran no branch of the prompt.
         """
         assert self._live is not None
-        own = self._live.grad
-        self._live.grad = share(torch.zeros_like(self._live) if own is None else own)
+        gradient = self._live.grad
+        self._live.grad = reduce(torch.zeros_like(self._live) if gradient is None else gradient)
 
-    def sound(self, losses: dict[str, float]) -> bool:
+    def is_finite(self, losses: Mapping[str, float]) -> bool:
         """Whether losses and the gradient that `live()` has collected are finite numbers."""
         gradient = None if self._live is None else self._live.grad
         finite = all(map(math.isfinite, losses.values()))
         return gradient is not None and finite and bool(torch.isfinite(gradient).all())
 
     def step_back(self) -> DivergedError:
-        """Puts back what was there before the last update, and returns what to tell of it."""
-        self.parameter.data.copy_(self._before)
+        """Restores the tensor from before the last update, and returns the error to raise."""
+        self.parameter.data.copy_(self._previous)
         return DivergedError(
             f"entry {self.name!r} met a loss or gradient that is not a number at update "
             f"{self.steps + 1}; expected finite ones; its last good state is kept; lower "
             "learning_rate (--learning-rate), or train in float32"
         )
 
-    def update(self, losses: dict[str, float]) -> None:
+    def update(self, losses: Mapping[str, float]) -> None:
         """One optimizer step from the gradient that `live()` has collected.
 
         Raises:
             DivergedError: NaN or infinity; the tensor is the last one whose losses were finite.
         """
-        if not self.sound(losses) or self._live is None or self._live.grad is None:
+        if not self.is_finite(losses) or self._live is None or self._live.grad is None:
             raise self.step_back()
-        self._before.copy_(self.parameter.detach())
+        self._previous.copy_(self.parameter.detach())
         self.parameter.grad = self._live.grad * self.scale
         self.optimizer.step()
         if not bool(torch.isfinite(self.value()).all()):
@@ -110,22 +109,26 @@ class TrainablePrompt:
         self.optimizer.zero_grad(set_to_none=True)
         self._live = None
         self.steps += 1
-        for kind, value in losses.items():
-            getattr(self.history, kind).append(value)
-        self._consider_stop()
+        for loss, value in losses.items():
+            self.history[loss].append(value)
+        self.stopped = self._reason_to_stop()
 
-    def _consider_stop(self) -> None:
-        config, response = self.config, self.history.recent("response")
-        if config.min_loss is not None and response is not None and response <= config.min_loss:
-            self.stopped = "min_loss"
-        elif self.steps >= config.max_steps:
-            self.stopped = "max_steps"
-        elif config.patience is not None:
-            total = sum(v for v in map(self.history.recent, ("response", "guard", "distil")) if v)
+    def _reason_to_stop(self) -> str | None:
+        config = self.config
+        recent = {name: self.history.recent(name) for name in LOSSES}
+        counted = [value for name, value in recent.items() if LOSSES[name].counts_for_min_loss]
+        fit = [value for value in counted if value is not None]
+        if config.min_loss is not None and fit and sum(fit) <= config.min_loss:
+            return "min_loss"
+        if self.steps >= config.max_steps:
+            return "max_steps"
+        if config.patience is not None:
+            total = sum(value for value in recent.values() if value)
             if total < self._best * 0.995:
                 self._best, self._best_at = total, self.steps
             elif self.steps - self._best_at >= config.patience:
-                self.stopped = "patience"
+                return "patience"
+        return None
 
     # checkpoints -------------------------------------------------------------------------------
 
@@ -139,11 +142,11 @@ class TrainablePrompt:
                 tensors[f"optimizer.{key}"] = value
             else:
                 plain[key] = value
-        groups = [{k: v for k, v in g.items() if _plain(v)} for g in optimizer["param_groups"]]
+        groups = [{k: v for k, v in g.items() if _is_plain(v)} for g in optimizer["param_groups"]]
         facts = {
             "optimizer": plain,
             "groups": groups,
-            "history": vars(self.history),
+            "history": dict(self.history),
             "steps": self.steps,
             "stopped": self.stopped,
             "best": [self._best if math.isfinite(self._best) else None, self._best_at],
@@ -151,35 +154,70 @@ class TrainablePrompt:
         return tensors, facts
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Goes on from `state()`, bit for bit."""
+        """Continues from `state()`, bit for bit."""
         self.parameter.data.copy_(tensors["parameter"])
-        self._before.copy_(tensors["parameter"])
+        self._previous.copy_(tensors["parameter"])
         prefix = "optimizer."
-        kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        with warnings.catch_warnings():  # torch would have the optimizer step between
+        saved = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        with warnings.catch_warnings():  # torch expects an optimizer step between two of these
             warnings.simplefilter("ignore")
-            for _ in range(facts["steps"]):  # a schedule of any make comes to where it was
+            for _ in range(facts["steps"]):  # works for schedules of any class
                 self.scheduler.step()
         current = self.optimizer.state_dict()
         groups = [
             old | new for old, new in zip(current["param_groups"], facts["groups"], strict=True)
         ]
-        state = {0: kept | facts["optimizer"]} if kept or facts["optimizer"] else {}
+        state = {0: saved | facts["optimizer"]} if saved or facts["optimizer"] else {}
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.history = History(**facts["history"])
+        self.history = TrainingHistory(facts["history"])
         self.steps, self.stopped = facts["steps"], facts["stopped"]
         best, self._best_at = facts["best"]
         self._best = math.inf if best is None else best
 
 
-def _plain(value: Any) -> bool:
+@dataclass(frozen=True)
+class TrainingProgress:
+    """The state of a training after an update; `waiting`: entries that have not started."""
+
+    step: int
+    trainables: Mapping[str, TrainablePrompt]
+    waiting: int
+
+    @property
+    def done(self) -> float:
+        """Share of all updates that have been made, 0 to 1."""
+        shares = [
+            1.0 if trainable.stopped else trainable.steps / trainable.config.max_steps
+            for trainable in self.trainables.values()
+        ]
+        return sum(shares) / (len(shares) + self.waiting)
+
+
+@dataclass(frozen=True)
+class TrainingEstimate:
+    """What remains to do: updates, seconds if none stops early, and bytes of each prompt.
+
+    `sight`: tokens of text after which a prefix is out of sight, if every layer of the model has a
+    sliding window; else None.
+    """
+
+    updates: int
+    seconds: float
+    prompt_bytes: int
+    sight: int | None = None
+
+
+def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
-        return all(map(_plain, value))
+        return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
 
 
+# optimizer and schedule ------------------------------------------------------------------------
+
+
 def resolved(config: TrainingConfig, text_alone: bool) -> TrainingConfig:
-    """The settings with the learning rate that stands for None."""
+    """The settings with the default learning rate filled in."""
     if config.learning_rate is not None:
         return config
     rate = LEARNING_RATES[config.kind] * (TEXT_ALONE if text_alone else 1.0)
@@ -187,7 +225,11 @@ def resolved(config: TrainingConfig, text_alone: bool) -> TrainingConfig:
 
 
 def make_optimizer(parameter: torch.nn.Parameter, config: TrainingConfig) -> torch.optim.Optimizer:
-    """A `torch.optim` class by name (any case), or a factory's."""
+    """A `torch.optim` class by name (any case), or what a factory returns.
+
+    Raises:
+        ConfigError: no such class, or one that can't train this parameter.
+    """
     rate = config.learning_rate or LEARNING_RATES[config.kind]
     if callable(config.optimizer):
         return config.optimizer([parameter], lr=rate)
@@ -206,7 +248,7 @@ def make_optimizer(parameter: torch.nn.Parameter, config: TrainingConfig) -> tor
         )
     try:
         return classes[name]([parameter], lr=rate, **OPTIONS.get(name, {}))
-    except (TypeError, ValueError) as error:  # such as Muon's, which wants matrices
+    except (TypeError, ValueError) as error:  # such as Muon's, which takes matrices only
         raise ConfigError(
             f"optimizer {config.optimizer!r} can't train a {config.kind} prompt ({error}); "
             "expected one that takes it; choose another, such as adam"
@@ -214,7 +256,11 @@ def make_optimizer(parameter: torch.nn.Parameter, config: TrainingConfig) -> tor
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> Any:
-    """A `LambdaLR` by name, with a short warm-up, or a factory's."""
+    """A `LambdaLR` by name, with a short warm-up, or what a factory returns.
+
+    Raises:
+        ConfigError: a schedule that needs the loss.
+    """
     if callable(config.schedule):
         schedule = config.schedule(optimizer)
         if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -235,3 +281,52 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> A
         return min(1.0, (step + 1) / warm) * shape(step / total)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+# the finished prompt ---------------------------------------------------------------------------
+
+
+def entry_hash(entry: Entry) -> str:
+    """SHA-256 of what an entry is trained on: name, text and blocks, not its activation fields."""
+    data = [entry.name, entry.text, [[b.call, list(b.responses)] for b in entry.blocks]]
+    return "sha256:" + hashlib.sha256(json.dumps(data).encode()).hexdigest()
+
+
+def finished_prompt(
+    model: FrozenModel, entry: Entry, trainable: TrainablePrompt, company: Sequence[str]
+) -> SoftPrompt:
+    """The trainable's tensor with its settings, company and last losses.
+
+    The uuid follows from lore, settings and tensor: the same training gives the same one.
+    """
+    config, value = trainable.config, trainable.value()
+    others = [name for name in company if name != entry.name] if config.company_size > 1 else []
+    recent = {f"last_{name}": trainable.history.recent(name) for name in LOSSES}
+    data_hash = entry_hash(entry)
+    training = config.to_dict() | {
+        "steps": trainable.steps,
+        "stopped": trainable.stopped,
+        "in_company": others,
+        "alone": not others,
+    }
+    identity = f"{data_hash}/{json.dumps(training, sort_keys=True)}/{value.sum().item()!r}"
+    return SoftPrompt(
+        name=entry.name,
+        kind=config.kind,
+        tensor=value,
+        fingerprint=model.fingerprint(config.kind),
+        uuid=str(uuid.uuid5(uuid.NAMESPACE_OID, identity)),
+        base_model=model.name,
+        tokenizer_fingerprint=model.tokenizer_fingerprint,
+        training=training | {KEY: _hashed_responses(model, entry, config.style).as_text()},
+        metrics={key: round(value, 6) for key, value in recent.items() if value is not None},
+        data_hash=data_hash,
+    )
+
+
+def _hashed_responses(model: FrozenModel, entry: Entry, style: str | None) -> HashedResponses:
+    """Hashes of what was trained on, responses or text, so that generation can avoid copies."""
+    blocks = entry.blocks or (style_blocks(entry, style) if style else [])
+    texts = [response for block in blocks for response in block.responses] or [entry.text]
+    short = [text for text in texts if len(text) <= LONGEST]
+    return HashedResponses.of(model.encode(text, inside=True) for text in short)

@@ -1,54 +1,58 @@
-"""Drawing an update: who stands with whom, how much filler between, and which leaves hang on it."""
+"""Makes the data of a training, and draws updates: groups of prompts, filler and branches."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from softlore.context import ROOT, Node, Tree
+from softlore.context import Node, Tree
+from softlore.lore import Entry
 from softlore.model import FrozenModel
+from softlore.prompts import SoftPrompt
 from softlore.settings import TrainingConfig
-from softlore.tune.examples import DISTILLED, EntryExamples
+from softlore.tune.examples import (
+    Source,
+    bare_tree,
+    passage_length,
+    run_teacher,
+    unrelated_passages,
+)
 from softlore.tune.initial import known_ids
-from softlore.tune.objective import TrainingBatch, passage_branch, response_branch
-from softlore.tune.teacher import Passage
+from softlore.tune.losses import TrainingData, Trunk, draw_terms
+from softlore.tune.objective import TrainingBatch
 
-GUARDS = {"prefix": 2, "embedding": 4}  # unrelated passages a trunk; rows bend more
-RESTING_PAIRS = 2  # pairs of a prompt that only keeps company
+UNRELATED = 64  # passages for filler and guard
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """What every update draws from, made once."""
+class Company:
+    """Finished prompts that stand beside those in training and stay as they are.
 
-    examples: Mapping[str, EntryExamples]
-    guard: Sequence[Passage]
-    filler: Sequence[list[int]]
-
-
-def draw_groups(
-    draw: random.Random, learning: Sequence[str], resting: Sequence[str], most: int
-) -> list[list[str]]:
-    """Every trainable in one group, of 1 to `most` prompts in random order.
-
-    Places beside the first are filled from the trainables left and the resting prompts alike, so
-    that late entries meet early ones.
+    Attributes:
+        prompts: by name.
+        entries: what they were trained on: their pairs are trained on too, with them in the trunk,
+            so that new prompts do not impair them.
     """
-    left = draw.sample(list(learning), len(learning))
-    groups = []
-    while left:
-        size = draw.randint(1, most)
-        group = [left.pop()]
-        company = draw.sample(list(resting), min(len(resting), size - 1))
-        while len(group) < size and (left or company):
-            from_left = draw.random() * (len(left) + len(company)) < len(left)
-            group.append(left.pop() if from_left else company.pop())
-        draw.shuffle(group)
-        groups.append(group)
-    return groups
+
+    prompts: Mapping[str, SoftPrompt] = field(default_factory=dict)
+    entries: Sequence[Entry] = ()
+
+
+def make_training_data(
+    model: FrozenModel, config: TrainingConfig, source: Source, entries: Sequence[Entry]
+) -> TrainingData:
+    """Makes the examples of entries, and unrelated passages for filler and drift guard."""
+    examples = {entry.name: source.make_examples(model, entry, config) for entry in entries}
+    passages: list[list[int]] = []
+    if config.drift_guard > 0 or (config.max_spacing > 0 and config.filler == "story"):
+        length = passage_length(model, config)
+        drawn = unrelated_passages(model, config.story, UNRELATED, length, config.seed)
+        passages = [ids for ids in drawn if len(ids) > 1]
+    guard = run_teacher(model, bare_tree(model), passages) if config.drift_guard > 0 else []
+    return TrainingData(examples, guard, passages)
 
 
 def draw_batch(
@@ -62,101 +66,102 @@ def draw_batch(
     """The tree batch of one update: a function of the seed and `step` alone.
 
     Args:
-        prompts: the tensors of all that may stand in a trunk, learning or resting.
-        learning: those that are being trained.
+        prompts: the tensors of all prompts that may be in a trunk, trained or not.
+        learning: names of those that are being trained.
     """
     draw = random.Random(f"{config.seed}/{step}")
-    busy = set(learning)
-    resting = [name for name in prompts if name not in busy]
+    active = set(learning)
+    resting = [name for name in prompts if name not in active]
     batch = TrainingBatch()
     for group in draw_groups(draw, learning, resting, config.company_size):
-        for part in _that_fit(model, config, data, prompts, group, busy):
-            _add_trunk(model, config, data, prompts, part, busy, draw, batch)
+        for part in _split_to_fit(model, config, data, prompts, group):
+            if not active.isdisjoint(part):
+                _add_tree(model, config, data, prompts, part, active, draw, batch)
     return batch
 
 
-def _that_fit(
+def draw_groups(
+    draw: random.Random, learning: Sequence[str], resting: Sequence[str], most: int
+) -> list[list[str]]:
+    """Every prompt in training in one group, of 1 to `most` prompts in random order.
+
+    Places beside the first are filled from the rest of those in training and the resting prompts
+    alike, so that late entries meet early ones.
+    """
+    remaining = draw.sample(list(learning), len(learning))
+    groups = []
+    while remaining:
+        size = draw.randint(1, most)
+        group = [remaining.pop()]
+        company = draw.sample(list(resting), min(len(resting), size - 1))
+        while len(group) < size and (remaining or company):
+            take_remaining = draw.random() * (len(remaining) + len(company)) < len(remaining)
+            group.append(remaining.pop() if take_remaining else company.pop())
+        draw.shuffle(group)
+        groups.append(group)
+    return groups
+
+
+def _split_to_fit(
     model: FrozenModel,
     config: TrainingConfig,
     data: TrainingData,
     prompts: Mapping[str, Tensor],
     group: Sequence[str],
-    busy: set[str],
 ) -> list[list[str]]:
-    """The group, cut where its prompts and their longest leaf would not fit the context."""
+    """The group, split where its prompts and their longest branch do not fit the context."""
     parts: list[list[str]] = [[]]
     for name in group:
-        trunk = _soft(model, config, prompts, [*parts[-1], name])
-        room = _room(model, trunk, [*parts[-1], name], data)
+        names = [*parts[-1], name]
+        room = _room(model, _soft_prompts(model, config, prompts, names), names, data)
         if parts[-1] and room is not None and room < 0:
             parts.append([])
         parts[-1].append(name)
-    return [part for part in parts if not busy.isdisjoint(part)]
+    return parts
 
 
-def _soft(
+def _soft_prompts(
     model: FrozenModel, config: TrainingConfig, prompts: Mapping[str, Tensor], group: Sequence[str]
 ) -> Tree:
-    """The head of a trunk: the group's prefixes, or BOS and the group's rows."""
+    """The start of a trunk: prefixes and BOS, or BOS and embedding rows."""
     tree = Tree([Node(model.bos)] if model.bos else [])
     for name in group:
         if config.kind == "prefix":
             tree.prefixes.append(prompts[name])
         else:
-            tree.nodes.append(Node(prompts[name], len(tree.nodes) - 1))
+            tree.nodes.append(Node(prompts[name], tree.end))
     return tree
 
 
-def _add_trunk(
+def _add_tree(
     model: FrozenModel,
     config: TrainingConfig,
     data: TrainingData,
     prompts: Mapping[str, Tensor],
     group: Sequence[str],
-    busy: set[str],
+    active: set[str],
     draw: random.Random,
     batch: TrainingBatch,
 ) -> None:
-    """One trunk |soft|filler| with the pairs, passages and guards that hang on it.
+    """Adds the trunk |BOS|soft prompts|filler| of a group, with its branches.
 
-    Filler and guard are for pairs. A teacher that has read the lore says by itself how far other
-    text is to be bent, and a guard would pull against it.
+    Filler is for pairs: a passage of distillation follows the prompts at once.
     """
-    tree = _soft(model, config, prompts, group)
-    soft = len(tree.nodes) - 1 if tree.nodes else ROOT
-    asked = any(data.examples[name].pairs for name in group if name in data.examples)
-    if asked:
+    tree = _soft_prompts(model, config, prompts, group)
+    soft = tree.end
+    if any(data.examples[name].pairs for name in group if name in data.examples):
         filler = draw_filler(model, config, data, _room(model, tree, group, data), draw)
         if filler:
-            tree.nodes.append(Node(filler, soft))
-    end = len(tree.nodes) - 1 if tree.nodes else ROOT
-    grown = []
-    for name in group:
-        examples = data.examples.get(name)
-        if examples is None:
-            continue
-        most = config.pairs_per_step if name in busy else RESTING_PAIRS
-        pairs = draw.sample(examples.pairs, min(most, len(examples.pairs)))
-        grown += [response_branch(pair, end, name, 1 / len(pairs)) for pair in pairs]
-        if name in busy and examples.passages:
-            wanted = DISTILLED["beside pairs" if pairs else "alone"]
-            part = draw.sample(examples.passages, min(wanted, len(examples.passages)))
-            weight = config.distil_weight / len(part)
-            grown += [passage_branch(p, soft, name, "distil", weight) for p in part]
-    if asked and config.drift_guard > 0 and data.guard:
-        guards = draw.sample(list(data.guard), min(GUARDS[config.kind], len(data.guard)))
-        weight = config.drift_guard / len(guards)
-        grown += [passage_branch(p, soft, "/".join(group), "guard", weight) for p in guards]
-    batch.add(tree, grown)
+            tree = tree.then(filler)
+    batch.add(tree, draw_terms(Trunk(config, data, draw, group, active, soft, tree.end)))
 
 
 def _room(model: FrozenModel, tree: Tree, group: Sequence[str], data: TrainingData) -> int | None:
-    """How many filler tokens still fit before the longest leaf; below 0 even the leaf does not."""
+    """Tokens of filler that fit before the longest branch; below 0 the branch itself does not."""
     if model.context_length is None:
         return None
-    examples = [data.examples[name] for name in group if name in data.examples]
-    lengths = [examples.longest for examples in examples] + [len(p.ids) for p in data.guard]
-    longest = max(lengths, default=0)
+    lengths = [data.examples[name].longest for name in group if name in data.examples]
+    longest = max([*lengths, *(len(passage.ids) for passage in data.guard)], default=0)
     return model.context_length - tree.start - tree.length - longest
 
 
@@ -167,13 +172,13 @@ def draw_filler(
     room: int | None,
     draw: random.Random,
 ) -> list[int]:
-    """Between 0 and `max_spacing` tokens of story text, or of random tokens."""
+    """Between 0 and `max_spacing` tokens of story text, or of random tokens, none special."""
     most = config.max_spacing if room is None else max(0, min(config.max_spacing, room))
     length = draw.randint(0, most)
+    filler: list[int] = []
     if config.filler == "random" or not data.filler:
-        filler: list[int] = []
         known = known_ids(model)
-        while len(filler) < length:  # special tokens are never drawn
+        while len(filler) < length:
             token = draw.randrange(known)
             if token not in model.special_ids:
                 filler.append(token)

@@ -200,7 +200,7 @@ class Searcher:
         save_checkpoint(self.checkpoint, tensors or {"none": torch.zeros(1)}, facts)
 
     def _resume(self, path: Path) -> None:
-        tensors, facts = load_checkpoint(path, anew="delete it")
+        tensors, facts = load_checkpoint(path, remedy="delete it")
         if facts.get("signature") != self._signature():
             raise ConfigError(
                 f"the checkpoint {str(path)!r} is of another search; expected the same model, "
@@ -222,7 +222,9 @@ class Searcher:
         settings = {
             "model": scorer.model.name,
             "vocabulary": scorer.model.tokenizer_fingerprint,
-            "pairs": [[pair.ids, pair.answer] for pair in [*scorer.pairs, *scorer.held_out]],
+            "pairs": [
+                [pair.ids, pair.response_start] for pair in [*scorer.pairs, *scorer.held_out]
+            ],
             "fluency": scorer.fluency,
             "method": self.method,
             "length": len(self.state.ids),

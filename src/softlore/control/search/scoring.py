@@ -9,13 +9,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from softlore.context import Branch, Node, Tree, TreeBatch, backward, hidden_states
+from softlore.context import Node, Tree, TreeBatch, backward, hidden_states
 from softlore.errors import ConfigError, ContextOverflowError, LoreError
 from softlore.lore import Block
-from softlore.measure.score import mean, nll, token_losses, trunk
+from softlore.measure.losses import response_nll
+from softlore.measure.score import mean, token_losses, trunk
 from softlore.model import FrozenModel
+from softlore.tune.examples import CallResponse, pairs_of
 from softlore.tune.initial import known_ids
-from softlore.tune.objective import CallResponse, pairs_of
 
 TOKENS_AT_ONCE = 8192  # of all branches that are run together
 GRADIENT_PASSES = 3  # what a gradient counts as: forward, and backward at twice the cost
@@ -111,15 +112,15 @@ class Scorer:
         rows = self.table[list(ids)].clone().requires_grad_(True)
         self.passes += GRADIENT_PASSES
         tree = self._tree(rows)
-        leaves = [_leaf(pair, tree.end) for pair in self.pairs]
+        branches = [pair.branch(tree.end) for pair in self.pairs]
 
-        def loss(hidden: Tensor, which: Sequence[int]) -> Tensor:
-            sizes = [leaves[i].wanted for i in which]
-            told = [token for i in which for token in _told(self.pairs[i])]
-            losses = nll(self.model, hidden, torch.tensor(told, device=hidden.device))
-            return torch.stack([one.mean() for one in losses.split(sizes)]).sum() / len(leaves)
+        def loss(hidden: Tensor, indices: Sequence[int]) -> Tensor:
+            responses = [self.pairs[i].target for i in indices]
+            ids = torch.tensor([i for ids in responses for i in ids], device=hidden.device)
+            losses = response_nll(self.model, hidden, ids).split(list(map(len, responses)))
+            return torch.stack([of_pair.mean() for of_pair in losses]).sum() / len(branches)
 
-        value = backward(self.model, [TreeBatch(tree, leaves)], loss, "expanded")
+        value = backward(self.model, [TreeBatch(tree, branches)], loss, "expanded")
         assert rows.grad is not None
         return value, rows.grad
 
@@ -142,15 +143,15 @@ class Scorer:
         self._check_length(max(map(len, candidates), default=0) + longest)
         most = max(1, TOKENS_AT_ONCE // (longest * len(pairs)))
         found: list[float] = []
-        told = [token for pair in pairs for token in _told(pair)]
-        sizes = [len(_told(pair)) for pair in pairs]
+        targets = [token for pair in pairs for token in pair.target]
+        sizes = [len(pair.target) for pair in pairs]
         for at in range(0, len(candidates), most):
             part = candidates[at : at + most]
             trees = [self._tree(list(ids)) for ids in part]
-            batch = [TreeBatch(t, [_leaf(pair, t.end) for pair in pairs]) for t in trees]
+            batch = [TreeBatch(t, [pair.branch(t.end) for pair in pairs]) for t in trees]
             hidden = hidden_states(self.model, batch, "expanded")
-            wanted = torch.tensor(told * len(part), device=hidden.device)
-            for losses in nll(self.model, hidden, wanted).split(len(told)):
+            target = torch.tensor(targets * len(part), device=hidden.device)
+            for losses in response_nll(self.model, hidden, target).split(len(targets)):
                 found.append(mean([float(one.mean()) for one in losses.split(sizes)]))
         self.passes += len(candidates)
         return found
@@ -166,11 +167,3 @@ class Scorer:
 
 def _pairs(model: FrozenModel, blocks: Sequence[Block]) -> list[CallResponse]:
     return [pair for block in blocks for pair in pairs_of(model, block.call, block.responses)]
-
-
-def _leaf(pair: CallResponse, parent: int) -> Branch:
-    return Branch(pair.ids, parent, pair.answer - 1, len(pair.ids) - 1)
-
-
-def _told(pair: CallResponse) -> list[int]:
-    return pair.ids[pair.answer :]

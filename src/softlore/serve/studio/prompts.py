@@ -31,6 +31,7 @@ from softlore.prompts.responses import KEY
 from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.files import RAW_BODY, attachment, base_name, free_name, name_for
 from softlore.serve.studio.training_job import mean_probability
+from softlore.tune.losses import last_loss
 
 CONNECTOR_SUFFIX = ".vllm.safetensors"  # of the files that vLLM's connector reads: prefix kind
 _UNPACKED = 4  # times the archive's size that a member may have: float data hardly compresses
@@ -106,7 +107,7 @@ def _training_summary(header: PromptHeader) -> dict[str, Any]:
     training, metrics = (_mapping(fields.get(name)) for name in ("training", "metrics"))
     summary = {
         "steps": training.get("steps"),
-        "loss": metrics.get("last_response", metrics.get("last_distil")),
+        "loss": last_loss(metrics),
         "recall": mean_probability(_mapping(metrics.get("recall")).get("soft")),
     }
     return {name: value for name, value in summary.items() if isinstance(value, int | float)}

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from softlore.tune.losses import curve_names
+
 State = Literal["waiting", "preparing", "running", "paused", "done", "stopped", "failed"]
 Request = Literal["", "pause", "stop", "finish"]
 FINISHED = ("done", "stopped", "failed")
 MAX_POINTS = 1000  # of a curve
-VALUES = ("loss", "recall", "drift")
+VALUES = (*curve_names(), "recall")
 
 
 def mean_probability(nats: object) -> float | None:
@@ -27,16 +29,16 @@ def mean_probability(nats: object) -> float | None:
 
 @dataclass
 class Curve:
-    """Loss, recall and drift of one entry by update, at most MAX_POINTS of them.
+    """Losses and recall of one entry by update, at most MAX_POINTS of them.
 
     When there are too many, every second point is dropped, except those with a recall, which is
     measured seldom. A value that was not measured is None.
     """
 
     step: list[int] = field(default_factory=list)
-    loss: list[float | None] = field(default_factory=list)
-    recall: list[float | None] = field(default_factory=list)
-    drift: list[float | None] = field(default_factory=list)
+    values: dict[str, list[float | None]] = field(
+        default_factory=lambda: {name: [] for name in VALUES}
+    )
 
     @property
     def last_step(self) -> int:
@@ -50,7 +52,7 @@ class Curve:
         for name in VALUES:
             value = values.get(name)
             finite = value is not None and math.isfinite(value)
-            getattr(self, name).append(round(float(value or 0), 5) if finite else None)
+            self.values[name].append(round(float(value or 0), 5) if finite else None)
         if len(self.step) > MAX_POINTS:
             self._thin()
 
@@ -58,14 +60,14 @@ class Curve:
         """The points after an update, each without the values that were not measured."""
         start = bisect.bisect_right(self.step, step)
         names = ("step", *VALUES)
-        rows = zip(*(getattr(self, name)[start:] for name in names), strict=True)
+        rows = zip(*(column[start:] for column in self.to_dict().values()), strict=True)
         return [
             {name: value for name, value in zip(names, row, strict=True) if value is not None}
             for row in rows
         ]
 
     def to_dict(self) -> dict[str, list[Any]]:
-        return {name: list(getattr(self, name)) for name in ("step", *VALUES)}
+        return {"step": list(self.step)} | {name: list(self.values[name]) for name in VALUES}
 
     @classmethod
     def from_dict(cls, data: Any) -> Curve:
@@ -82,12 +84,14 @@ class Curve:
     def _thin(self) -> None:
         last = len(self.step) - 1
         even = [i for i in range(len(self.step)) if i % 2 == 0 or i == last]
-        indices = sorted({*even, *(i for i, value in enumerate(self.recall) if value is not None)})
+        indices = sorted(
+            {*even, *(i for i, value in enumerate(self.values["recall"]) if value is not None)}
+        )
         if len(indices) > MAX_POINTS * 3 // 4:  # nearly all have a recall
             indices = even
-        for name in ("step", *VALUES):
-            values = getattr(self, name)
-            values[:] = [values[i] for i in indices]
+        columns: list[list[Any]] = [self.step, *self.values.values()]
+        for column in columns:
+            column[:] = [column[i] for i in indices]
 
 
 @dataclass

@@ -18,7 +18,7 @@ from softlore.prompts import PromptLibrary
 from softlore.serve.studio.training_files import TrainingFiles
 from softlore.serve.studio.training_job import Request, TrainingJob
 from softlore.serve.studio.training_run import run_job
-from softlore.tune.book import plan_book
+from softlore.tune.lorebook_training import plan_book
 
 FOLDER = ".trainings"  # in the library's folder
 MAX_FINISHED = 50  # finished jobs that are listed
@@ -75,8 +75,8 @@ class TrainingQueue:
             require_frozen_model(self.model, "training"),
             book,
             self.library,
-            only=entries,
-            again=overwrite,
+            include=entries,
+            overwrite=overwrite,
             **settings,
         )
         if plan.trainer is None:
@@ -86,7 +86,7 @@ class TrainingQueue:
             )
         names = [entry.name for entry in plan.new]
         job = TrainingJob.new(book.name, names, dict(settings), self._changed)
-        self._files.create(job, book, plan.kept.values())
+        self._files.create(job, book, plan.retained.values())
         try:
             self._add(job)
         except HTTPException:

@@ -12,8 +12,16 @@ from softlore.model import LanguageModel, require_frozen_model
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.serve.studio.training_files import TrainingFiles
 from softlore.serve.studio.training_job import TrainingJob, mean_probability
-from softlore.tune import TrainablePrompt, TrainingProgress, WorldInfoTrainer
-from softlore.tune.book import save_prompts
+from softlore.tune import (
+    Checkpointing,
+    Company,
+    TrainablePrompt,
+    TrainingProgress,
+    WorldInfoTrainer,
+)
+from softlore.tune.lorebook_training import save_prompts
+from softlore.tune.losses import curve_names
+from softlore.tune.trainer import PromptSet
 
 RECALL_SAMPLES = 10  # how often recall is measured during a training
 
@@ -56,20 +64,23 @@ def run_job(
         job.become("paused")
 
 
-def _make_trainer(job: TrainingJob, files: TrainingFiles, model: LanguageModel) -> WorldInfoTrainer:
+def _make_trainer(
+    job: TrainingJob, files: TrainingFiles, model: LanguageModel
+) -> WorldInfoTrainer[PromptSet]:
     """The trainer, with lore and company as they were when the job was created."""
     book, company = files.book(job), files.company(job)
     return WorldInfoTrainer(
         require_frozen_model(model, "training"),
         entries=[book[name] for name in job.entries],
-        company=company,
-        company_entries=[entry for entry in book if entry.name in company],
-        checkpoint=files.checkpoint(job),
+        company=Company(company, book.entries),
+        checkpointing=Checkpointing(files.checkpoint(job)),
         **{**book.training, **job.settings},
     )
 
 
-def _save_some(job: TrainingJob, trainer: WorldInfoTrainer, library: PromptLibrary) -> str:
+def _save_some(
+    job: TrainingJob, trainer: WorldInfoTrainer[PromptSet], library: PromptLibrary
+) -> str:
     """Saves the prompts of a job that was stopped; returns a message that names them."""
     names = [
         name
@@ -84,7 +95,7 @@ def _save_some(job: TrainingJob, trainer: WorldInfoTrainer, library: PromptLibra
 class _Recorder:
     """Adds points to a job's curves after each update, with recall now and then."""
 
-    def __init__(self, job: TrainingJob, trainer: WorldInfoTrainer) -> None:
+    def __init__(self, job: TrainingJob, trainer: WorldInfoTrainer[PromptSet]) -> None:
         self._job, self._model = job, trainer.model
         self._entries = {entry.name: entry for entry in trainer.entries}
         self._fingerprint = trainer.model.fingerprint(trainer.config.kind)
@@ -102,12 +113,8 @@ class _Recorder:
 
     def _point(self, entry: Entry, trainable: TrainablePrompt) -> dict[str, float | int | None]:
         history, step = trainable.history, trainable.steps
-        losses = history.response or history.distil
-        point: dict[str, float | int | None] = {
-            "step": step,
-            "loss": losses[-1] if losses else None,
-            "drift": history.guard[-1] if history.guard else None,
-        }
+        point: dict[str, float | int | None] = {"step": step}
+        point |= {curve: history.last(curve) for curve in curve_names()}
         interval = max(1, trainable.config.max_steps // RECALL_SAMPLES)
         if step == 1 or step % interval == 0 or trainable.stopped:
             point["recall"] = self._recall(entry, trainable)

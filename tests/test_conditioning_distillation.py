@@ -9,10 +9,11 @@ from running import save_tiny_model, softlore
 from softlore import PromptLibrary, SoftPrompt, WorldInfoTrainer
 from softlore.decode import sample_passages
 from softlore.errors import ConfigError, LoreError, UnsupportedModelError
+from softlore.measure.conditioning import conditioning_fidelity, conditioning_trees
 from softlore.measure.score import passage_hidden_states, trunk
 from softlore.model.tiny import tiny_model
-from softlore.tune.conditioning import conditioning_fidelity, conditioning_trees
-from softlore.tune.teacher import run_teacher
+from softlore.tune import Checkpointing
+from softlore.tune.examples import run_teacher
 
 SMALL = {"n_tokens": 6, "max_steps": 60, "passage_tokens": 10, "distil_passages": 24}
 
@@ -38,7 +39,7 @@ def test_a_mixed_teacher_thinks_the_mixture(model):
     for i, passage in enumerate(found):
         expected = 1.5 * log_softmax(model, alone[0][i]) - 0.4 * log_softmax(model, alone[1][i])
         expected = (expected - 0.1 * log_softmax(model, bare[i])).log_softmax(-1)
-        assert torch.allclose(log_softmax(model, passage.hidden), expected, atol=1e-3)
+        assert torch.allclose(log_softmax(model, passage.target), expected, atol=1e-3)
 
 
 def test_passages_of_a_mixture_of_one_are_those_of_the_head(model):
@@ -91,7 +92,7 @@ def test_a_stopped_run_goes_on_and_one_of_another_head_is_refused(model, tmp_pat
         return WorldInfoTrainer(
             model,
             conditionings=conditionings,
-            checkpoint=path,
+            checkpointing=Checkpointing(path),
             on_step=on_step,
             **(SMALL | {"max_steps": 6}),
         )

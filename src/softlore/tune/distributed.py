@@ -1,0 +1,327 @@
+"""Data parallel training: the processes of torchrun, each with the model, share each update.
+
+Every process draws the same tree batch and runs its own share of it. Losses and gradients are
+gathered and added in the order of ranks, so that all processes have the same bits and make the
+same optimizer step; the master prompts need no broadcast after the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from softlore.errors import ConfigError, TrainingError
+from softlore.model import FrozenModel
+from softlore.tune.losses import TrainingData
+from softlore.tune.objective import Losses, MemoryPlan, TrainingBatch, run_in_parts
+from softlore.tune.trainable_prompt import TrainablePrompt
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # set by torchrun
+
+
+class SingleProcess:
+    """Training in one process, with the interface of `Ranks`."""
+
+    first = True
+    size = 1
+    stopping = interrupted = False
+
+    def request_stop(self) -> bool:
+        """Whether to stop at once: no other process is to be waited for."""
+        return True
+
+    def run(
+        self,
+        model: FrozenModel,
+        batch: TrainingBatch,
+        plan: MemoryPlan,
+        trainables: Iterable[TrainablePrompt],
+    ) -> Losses:
+        """Runs a batch, which adds the gradients to `trainables`."""
+        return run_in_parts(model, batch, plan)
+
+    def first_share(self, batch: TrainingBatch) -> TrainingBatch:
+        """What the first process runs of a batch."""
+        return batch
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """The first process's tensor."""
+        return tensor
+
+    def broadcast_numbers(self, *numbers: int) -> list[int]:
+        """The first process's numbers."""
+        return list(numbers)
+
+    def check_same_data(self, data: TrainingData) -> None:
+        """Checks that all processes draw from the same data."""
+
+    def joint_stop(self) -> contextlib.AbstractContextManager[None]:
+        """Leaves signal handlers as they are."""
+        return contextlib.nullcontext()
+
+
+class Ranks:
+    """The processes that train together, as seen from this one.
+
+    Attributes:
+        rank: of this process, from 0; process 0 writes files and messages.
+        size: number of processes.
+        device: that this process computes on.
+        stopping: all processes are to stop now, after the same update.
+        interrupted: because of a signal.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.stopping = self.interrupted = False
+        # Known to this process alone until the next update: a signal may arrive in mid-update.
+        self._stop_requested = self._signalled = False
+        self.device = str(device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and messages."""
+        return self.rank == 0
+
+    def request_stop(self) -> bool:
+        """Stops all processes after the next update, which carries the request to them."""
+        self._stop_requested = True
+        return False
+
+    # an update ---------------------------------------------------------------------------------
+
+    def run(
+        self,
+        model: FrozenModel,
+        batch: TrainingBatch,
+        plan: MemoryPlan,
+        trainables: Iterable[TrainablePrompt],
+    ) -> Losses:
+        """Runs a batch between all processes; every trainable then has the whole gradient.
+
+        Requests to stop are exchanged with the losses.
+
+        Returns:
+            Mean losses by owners and name, nats a token.
+
+        Raises:
+            TrainingError: another process has ended.
+        """
+        share = share_of(batch, self.rank, self.size)
+        losses = run_in_parts(model, share, plan) if share.trees else {}
+        counts = _count_terms(share)
+        keys = sorted(_count_terms(batch))
+        # Sums and counts, not means: branches of one entry may be in several processes.
+        rows = [[losses.get(key, 0.0) * counts[key], counts[key]] for key in keys]
+        rows.append([float(self._stop_requested), float(self._signalled)])
+        summed = self._sum(torch.tensor(rows, dtype=torch.float64, device=self.device)).cpu()
+        for trainable in trainables:
+            trainable.reduce_gradient(self._sum)
+        *sums, (stopping, interrupted) = summed.tolist()
+        self.stopping, self.interrupted = stopping > 0, interrupted > 0
+        return {key: total / count for key, (total, count) in zip(keys, sums, strict=True)}
+
+    def first_share(self, batch: TrainingBatch) -> TrainingBatch:
+        """What the first process runs of a batch."""
+        return share_of(batch, 0, self.size)
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, added in order of their ranks: the same bits in each."""
+        first, *others = self._all_gather(tensor)
+        for other in others:
+            first = first + other
+        return first
+
+    def _all_gather(self, tensor: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        with _unreachable_processes():
+            dist.all_gather(parts, tensor.contiguous())
+        return parts
+
+    # what all must agree on --------------------------------------------------------------------
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """The tensor of process 0."""
+        received = tensor.contiguous().clone()
+        with _unreachable_processes():
+            dist.broadcast(received, src=0)
+        return received
+
+    def broadcast_numbers(self, *numbers: int) -> list[int]:
+        """The numbers of process 0."""
+        tensor = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        return [int(number) for number in self.broadcast(tensor).tolist()]
+
+    def check_same_data(self, data: TrainingData) -> None:
+        """Checks that all processes draw from the same data.
+
+        Raises:
+            TrainingError: they do not, and would make different updates.
+        """
+        digest = int(_digest(data)[:15], 16)
+        digests = self._all_gather(torch.tensor([digest], dtype=torch.int64, device=self.device))
+        other = [rank for rank, of_rank in enumerate(digests) if int(of_rank) != int(digests[0])]
+        if other:
+            raise TrainingError(
+                f"process {other[0]} has drawn other passages than process 0 from the same seed; "
+                "expected equal ones, as equal devices and libraries give; train on devices of "
+                "one kind, or give --story and entries with blocks, which need no drawing"
+            )
+
+    @contextlib.contextmanager
+    def joint_stop(self) -> Iterator[None]:
+        """Makes Ctrl-C and torchrun's SIGTERM stop all processes after the same update."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signals = (signal.SIGINT, signal.SIGTERM)
+        handlers = [signal.getsignal(number) for number in signals]
+
+        def request(*arguments: Any) -> None:
+            self._stop_requested = self._signalled = True
+
+        for number in signals:
+            signal.signal(number, request)
+        try:
+            yield
+        finally:
+            for number, handler in zip(signals, handlers, strict=True):
+                signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """On what, and within which limits, a training runs.
+
+    Attributes:
+        time_budget: seconds; fewer updates are made if they would take longer.
+        memory: bytes that an update may count with; None: what the device has. What runs at once
+            follows from it, and rounding from that: give it to get the same bits elsewhere.
+        ranks: the processes that share each update; the first of them writes the checkpoint.
+    """
+
+    time_budget: float | None = None
+    memory: int | None = None
+    ranks: Ranks | None = None
+
+
+# processes of torchrun -------------------------------------------------------------------------
+
+
+def under_torchrun() -> bool:
+    """Whether this process is one of several that torchrun has started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and all(v in os.environ for v in VARIABLES)
+
+
+def device_of_rank(device: str | None) -> str:
+    """The device of this process: a GPU of its own, if the machine has any.
+
+    Raises:
+        ConfigError: fewer GPUs than processes.
+    """
+    if device not in (None, "cuda") or not torch.cuda.is_available():
+        return device or "cpu"
+    local = int(os.environ["LOCAL_RANK"])
+    if local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local} of this machine has no GPU of its own ({torch.cuda.device_count()} "
+            "are there); expected one each; give torchrun fewer by --nproc-per-node, or train on "
+            "the processor by --device cpu"
+        )
+    return f"cuda:{local}"
+
+
+@contextlib.contextmanager
+def process_group(device: str) -> Iterator[Ranks]:
+    """Joins the processes of torchrun to the end of the block; `device`: of this process."""
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    with _unreachable_processes():
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+    ranks = Ranks(torch.device(device))
+    completed = False
+    try:
+        yield ranks
+        completed = True
+    finally:
+        if completed or ranks.interrupted:
+            # All processes get here. Gloo closes its sockets when the group is destroyed, and
+            # another process may still be reading the last sum from them.
+            with contextlib.suppress(RuntimeError):
+                dist.barrier()
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _unreachable_processes() -> Iterator[None]:
+    """Translates errors of communication: mostly another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:  # torch has no type of its own for gloo's errors
+        raise TrainingError(
+            f"another process of this training can't be reached ({str(error).strip()[:200]}); "
+            "expected all to go on together; see what it said; progress is kept: the same command "
+            "goes on from there"
+        ) from error
+
+
+# shares ----------------------------------------------------------------------------------------
+
+
+def share_of(batch: TrainingBatch, rank: int, size: int) -> TrainingBatch:
+    """The part of a batch that one of several processes runs.
+
+    Whole trees, the largest dealt out first, if there are enough for all processes; else each tree
+    with a part of its branches. The loss is a sum over branches, so any split is exact.
+    """
+    starts = [0]
+    for tree in batch.trees:
+        starts.append(starts[-1] + len(tree.branches))
+    share = TrainingBatch()
+    if len(batch.trees) >= size:
+        for i in _deal([tree.tokens for tree in batch.trees], size)[rank]:
+            share.trees.append(batch.trees[i])
+            share.terms.extend(batch.terms[starts[i] : starts[i + 1]])
+        return share
+    for i, tree in enumerate(batch.trees):
+        indices = _deal([len(branch.ids) for branch in tree.branches], size)[rank]
+        if indices:
+            share.trees.append(replace(tree, branches=[tree.branches[n] for n in indices]))
+            share.terms.extend(batch.terms[starts[i] + n] for n in indices)
+    return share
+
+
+def _deal(weights: list[int], size: int) -> list[list[int]]:
+    """Indices for each of `size` processes: the heaviest first, to the least loaded process."""
+    hands: list[list[int]] = [[] for _ in range(size)]
+    loads = [0] * size
+    for i in sorted(range(len(weights)), key=lambda i: (-weights[i], i)):
+        least = loads.index(min(loads))
+        hands[least].append(i)
+        loads[least] += weights[i]
+    return [sorted(hand) for hand in hands]
+
+
+def _count_terms(batch: TrainingBatch) -> Counter[tuple[tuple[str, ...], str]]:
+    return Counter((term.owners, term.loss) for term in batch.terms)
+
+
+def _digest(data: TrainingData) -> str:
+    """A hash of the token ids that updates draw from."""
+    ids: list[Any] = [data.filler, [passage.ids for passage in data.guard]]
+    for name, examples in sorted(data.examples.items()):
+        pairs, passages = examples.pairs, examples.passages
+        ids.append([name, [pair.ids for pair in pairs], [passage.ids for passage in passages]])
+    return hashlib.sha256(repr(ids).encode()).hexdigest()
