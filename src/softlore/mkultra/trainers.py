@@ -14,7 +14,7 @@ from softlore.errors import LoreError
 from softlore.lore import Block
 from softlore.mkultra.classic import CLASSIC, make_trainer
 from softlore.mkultra.soft_prompt import MkultraSoftPrompt
-from softlore.tune import TrainingProgress
+from softlore.tune import Checkpointing, TrainingProgress
 
 NAME = "prompt"  # of the only entry
 
@@ -146,7 +146,7 @@ class SoftPromptTrainer:
             settings,
             corpus=text,
             name=NAME,
-            checkpoint=self.folder / "checkpoint.safetensors",
+            checkpointing=Checkpointing(self.folder / "checkpoint.safetensors"),
         )
         self._trainer.prepare()
         self._remaining = 0
