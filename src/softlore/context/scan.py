@@ -9,41 +9,26 @@ from dataclasses import dataclass, field
 
 from softlore.context.keys import Keys, PatternSearch, ScannedTexts, prepare_keys
 from softlore.context.timers import Timers
-from softlore.errors import ConfigError
 from softlore.lore import Entry
+from softlore.settings import Settings, setting
+
+_COUNT = "a whole number, 0 or more"
 
 
-@dataclass(frozen=True)
-class ScanSettings:
-    """How stories are scanned, where an entry does not say it itself.
+class ScanSettings(Settings):
+    """How stories are scanned, where an entry does not say it itself."""
 
-    Attributes:
-        scan_depth: how many of the last messages are searched; 0: only the text of entries.
-        case_sensitive: whether keys must match in upper and lower case.
-        match_whole_words: whether a key that is a single word must be a word by itself. False in
-            SillyTavern by default, where "AI" is found in "ain't".
-        recursive: whether the text of active entries is searched too.
-        max_rounds: the most rounds of a scan: 1 is no recursion; 0 is no limit (a scan ends in any
-            case, since an entry becomes active once).
-    """
-
-    scan_depth: int = 2
-    case_sensitive: bool = False
-    match_whole_words: bool = True
-    recursive: bool = True
-    max_rounds: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("scan_depth", "max_rounds"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 0:
-                raise ConfigError(
-                    f"{name} is {value!r:.60}; expected a whole number, 0 or more; change it"
-                )
-        for name in ("case_sensitive", "match_whole_words", "recursive"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise ConfigError(f"{name} is {value!r:.60}; expected True or False; choose one")
+    scan_depth: int = setting(
+        2, "Last messages that are searched; 0: only the text of entries.", ge=0, expected=_COUNT
+    )
+    case_sensitive: bool = setting(False, "Keys must match in upper and lower case.")
+    # SillyTavern's default is False, by which "AI" is found in "ain't".
+    match_whole_words: bool = setting(True, "A key of one word must be a word by itself.")
+    recursive: bool = setting(True, "The text of active entries is searched too.")
+    # Without a limit a scan ends too, since an entry becomes active once.
+    max_rounds: int = setting(
+        0, "Most rounds of a scan: 1 is no recursion, 0 no limit.", ge=0, expected=_COUNT
+    )
 
 
 def draw(seed: int, messages: int, *names: str) -> float:

@@ -19,15 +19,9 @@ from softlore.lore.validation import LoreModel, describe
 
 SelectiveLogic = Literal["and_any", "not_all", "not_any", "and_all"]
 Position = Literal[
-    "before_char",
-    "after_char",
-    "note_top",
-    "note_bottom",
-    "at_depth",
-    "examples_top",
-    "examples_bottom",
-    "outlet",
-]
+    "before_char", "after_char", "note_top", "note_bottom", "at_depth", "examples_top",
+    "examples_bottom", "outlet",
+]  # fmt: skip
 Role = Literal["system", "user", "assistant"]
 Use = Literal["both", "text", "soft"]
 

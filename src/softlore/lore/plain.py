@@ -9,6 +9,7 @@ twice, and aliases that expand to very much are rejected.
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 import re
 from typing import Any, ClassVar
@@ -39,31 +40,26 @@ def plain(value: Any) -> Any:
     than `MAX_DEPTH` levels or `MAX_NODES` values, for numbers that are not finite or need more than
     64 bits, and for broken characters (lone surrogates).
     """
-    return _Copier().copy(value, 0)
+    values = itertools.count(1)
 
-
-class _Copier:
-    def __init__(self) -> None:
-        self.nodes = 0
-
-    def copy(self, value: Any, depth: int) -> Any:
-        self.nodes += 1
+    def copy(value: Any, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise ValueError(_TOO_DEEP)
-        if self.nodes > MAX_NODES:
+        if next(values) > MAX_NODES:
             raise ValueError(f"more than {MAX_NODES:,} values")
         if isinstance(value, dict):
-            return {self.key(k): self.copy(v, depth + 1) for k, v in value.items()}
+            return {_field_name(key): copy(inner, depth + 1) for key, inner in value.items()}
         if isinstance(value, list | tuple):
-            return [self.copy(item, depth + 1) for item in value]
-        if isinstance(value, datetime.date | datetime.datetime | datetime.time):
-            return value.isoformat()
+            return [copy(item, depth + 1) for item in value]
         return _scalar(value)
 
-    def key(self, key: Any) -> str:
-        if not isinstance(key, str):
-            raise ValueError(f"the field name {key!r:.60} is not text; put it in quotes")
-        return str(_scalar(key))
+    return copy(value, 0)
+
+
+def _field_name(key: Any) -> str:
+    if not isinstance(key, str):
+        raise ValueError(f"the field name {key!r:.60} is not text; put it in quotes")
+    return str(_scalar(key))
 
 
 def _scalar(value: Any) -> Any:
@@ -81,6 +77,8 @@ def _scalar(value: Any) -> Any:
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise ValueError(f"the text {value!r:.60} holds a broken character; type it again")
         return str(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
     raise ValueError(
         f"a value is of the kind {type(value).__name__}; lore holds only text, numbers, true, "
         "false, lists and mappings"
