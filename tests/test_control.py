@@ -338,7 +338,12 @@ def test_codes_command(tmp_path):
     assert ended.code == 0, ended.err
     assert "<|Horror|>" in ended.out
     rows = json.loads((tmp_path / "codes.json").read_text())
-    assert {"code": "Horror", "token": 4, "head": "<|Horror|>", "template": "{code}{text}"} in rows
+    assert {
+        "code": "Horror",
+        "token": 4,
+        "conditioning": "<|Horror|>",
+        "template": "{code}{text}",
+    } in rows
     ended = softlore("codes", "--model", save_tiny_model(tmp_path / "tiny"))
     assert ended.code == 0
     assert "no control codes of its own" in ended.out

@@ -26,7 +26,7 @@ def command(source: ModelSource, json_path: str | None) -> None:
     model = source.load()
     codes = codes_of(model).values()
     rows = [
-        {"code": c.name, "token": c.token, "head": c.conditioning, "template": c.template}
+        {"code": c.name, "token": c.token, "conditioning": c.conditioning, "template": c.template}
         for c in codes
     ]
     write_json(rows, json_path)
