@@ -75,7 +75,7 @@ def test_soft_prompts_stand_in_for_text_under_a_budget():
     assert plan.lore == {"Emma": "soft", "Bram": "soft"}
     assert plan.context.prompts == (EMMA, BRAM)
     plan = planned(texts, budget=len(EMMA))
-    assert sum(offer.tokens for offer in plan.mix.chosen) <= len(EMMA)
+    assert sum(offer.tokens for offer in plan.choice.chosen) <= len(EMMA)
     assert plan.not_used
 
 
@@ -102,16 +102,16 @@ def test_the_context_never_overflows(texts, reserve, depth, long_note):
     taken = longest + plan.context.token_count(MODEL).context + len(MODEL.bos)
     assert taken + reserve <= LIMIT
     whole = "".join(texts)
-    if not plan.forgotten:
+    if not plan.omitted:
         assert plan.parts[-1].tokens == len(MODEL.encode(whole))
-    assert 0 <= plan.forgotten <= len(whole)
+    assert 0 <= plan.omitted <= len(whole)
 
 
 def test_the_beginning_gives_way_seldom():
     text, starts = "", []
     for number in range(60):
         text += f"Turn {number} went by. "
-        starts.append(planned([text]).forgotten)
+        starts.append(planned([text]).omitted)
     assert starts == sorted(starts)
     assert starts[-1] > 0
     assert len(set(starts)) < 14  # not at every turn

@@ -159,7 +159,7 @@ def test_settings_are_the_storys_and_shape_what_is_read(shared):
     plan = shared.get("stories", "set", "plan", tokens=9)
     assert [part["kind"] for part in plan["parts"]] == ["memory", "note", "story"]
     assert plan["tokens"] == sum(part["tokens"] for part in plan["parts"])
-    assert (plan["limit"], plan["reserved"], plan["forgotten"]) == (LIMIT, 9, 0)
+    assert (plan["limit"], plan["reserved"], plan["omitted"]) == (LIMIT, 9, 0)
     one, _ = shared.write("set", tokens=8)
     shared.post("stories", "set", "undo")
     shared.post("stories", "set", "undo")  # the settings, too

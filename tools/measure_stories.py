@@ -177,7 +177,7 @@ def compose_chosen(
 ) -> tuple[Tree, int]:
     """The context with the lore that softlore chooses, and the lore's tokens."""
     plan = composer.plan(StorySettings(budget=budget), turns, 80)
-    return compose(composer.model, plan.context), plan.mix.tokens
+    return compose(composer.model, plan.context), plan.choice.tokens
 
 
 def draw_plot(rows: Sequence[Row], path: Path) -> None:

@@ -215,8 +215,8 @@ class Terminal:
             click.echo(f"{part.kind:7} {part.name[:24]:24} {part.tokens:6} {bar}")
         click.echo(f"{'write':7} {'':24} {plan.reserved:6}")
         left = plan.limit - plan.reserved - plan.tokens
-        forgotten = f"; {plan.forgotten:,} characters of the beginning are not read"
-        click.echo(f"{left} of {plan.limit} tokens are free{forgotten if plan.forgotten else ''}")
+        omitted = f"; {plan.omitted:,} characters of the beginning are left out"
+        click.echo(f"{left} of {plan.limit} tokens are free{omitted if plan.omitted else ''}")
 
     def show(self, _: str = "") -> None:
         """Show the whole story."""
@@ -265,13 +265,13 @@ def lore_table(session: StorySession) -> Table:
     plan = session.look()
     table = Table("entry", "as", "tokens", "because", box=box.SIMPLE_HEAD)
     reasons = {one.entry.name: one.reason for one in plan.activation.active}
-    for offer in plan.mix.chosen:
+    for offer in plan.choice.chosen:
         table.add_row(offer.entry, offer.form, str(offer.tokens), reasons[offer.entry])
     for name, why in plan.not_used.items():
         table.add_row(name, "–", "", why, style="dim")
     for bad in plan.activation.bad_keys:
         table.add_row(bad.entry.name, "–", "", f"key {bad.key!r}: {bad.why}", style="dim")
-    spent, budget = sum(o.tokens for o in plan.mix.chosen), plan.mix.budget
+    spent, budget = sum(o.tokens for o in plan.choice.chosen), plan.choice.budget
     table.caption = f"{spent} of {budget} tokens for lore"
     return table
 

@@ -14,8 +14,8 @@ from softlore.errors import ContextOverflowError, InputError, UnknownPromptError
 from softlore.lore import Lorebook
 from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
-from softlore.story.composing import ENDLESS, ContextComposer, ContextPlan
-from softlore.story.frame import cut, parse_context, plain
+from softlore.story.composing import DEFAULT_LENGTH, ContextComposer, ContextPlan
+from softlore.story.layout import cut, parse_context, plain
 from softlore.story.settings import StorySettings
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class RequestComposer:
     @property
     def context_length(self) -> int:
         """The most tokens of a context."""
-        return self.model.context_length or ENDLESS
+        return self.model.context_length or DEFAULT_LENGTH
 
     def count(self, text: str) -> tuple[int, list[int]]:
         """The tokens of a text, soft prompts included, and the ids of what is text.

@@ -1,10 +1,14 @@
-"""What the model reads next of a story: memory, lore, the author's note and the newest text.
+"""Composes what the model reads of a story: memory, lore, author's note and the newest turns.
 
-    before | memory | after | … story … | lore at depth | author's note | … story
+::
 
-Lore is what activation calls up, in the forms that the budget chooses: soft prompts, or text in the
-places that SillyTavern has for it. The story's beginning gives way where the context is full, by a
-quarter of the room at a time, so that most turns read only what is new.
+    prefixes │ lore before │ memory │ lore after │ … story … │ lore at depth │ note │ … story │ new
+    └─ cached ┘└────────────────────── positions: at most `limit` ────────────────────────────────┘
+
+Lore consists of the entries that are active (`softlore.context.activation`), each in the form that
+fits the budget best: its soft prompt, or its text in the place that SillyTavern has for it. If the
+context is full, the beginning of the story is left out, in steps of a quarter of its room, so that
+most contexts start with the one before and only new tokens must be computed.
 """
 
 from __future__ import annotations
@@ -24,39 +28,39 @@ from softlore.measure.evaluate import plain_text
 from softlore.measure.gain import EntryGain, measure_gain
 from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
-from softlore.story.frame import (
-    Frame,
+from softlore.story.layout import (
+    ContextLayout,
     Part,
     StoryText,
     TokenCounter,
-    Turn,
-    line,
+    TurnText,
+    end_line,
     parse_context,
 )
 from softlore.story.settings import StorySettings
 
-ENDLESS = 8192  # tokens, for models whose context has no end
-LORE = 4  # the part of the context that lore may take, where the writer does not say
-STEP = 4  # the part of the room for the story by which its beginning gives way
-LEAST = 32  # tokens of story that must fit, or nothing is written
-SMALL_STEP = 25  # characters; less story than `LEAST` is read only where no larger step does
-SCANNED = 6  # turns that are searched for keys: lore stays a while after it was mentioned
-WORD = 8  # characters a token at most, nearly always
-SLACK = 8  # tokens: pieces that meet may be cut into tokens otherwise
+DEFAULT_LENGTH = 8192  # tokens of context for models without a limit
+LORE_SHARE = 4  # a fourth of the context is for lore by default
+MIN_STORY = 32  # tokens of the story that must fit
+STEP_SHARE = 4  # the story's beginning is left out in fourths of its room
+SMALL_STEP = 25  # characters; with steps up to this, less of the story than MIN_STORY will do
+SCAN_DEPTH = 6  # turns that are searched for keys, so that lore stays active for a while
+MAX_CHARACTERS = 8  # of a token, nearly always
+SLACK = 8  # tokens, as text at the border of two pieces may be encoded differently
 
 
 @dataclass(frozen=True)
 class ContextPlan:
-    """What the model reads next, and the report of what went where.
+    """What the model reads next, and what was left out.
 
     Attributes:
         context: text and soft prompts.
-        tree: the context, encoded; None where it is empty and the model has no BOS.
-        limit: tokens the model reads at most, those that it is to write among them.
-        reserved: tokens kept for writing.
-        parts: all that is read, in order; prefixes stand at the head of the cache.
-        forgotten: characters of the story's beginning that are not read.
-        not_used: entries that were called up and do not stand there, and why.
+        tree: the context, encoded; None if it is empty and the model has no BOS.
+        limit: length of the context in tokens, including new ones.
+        reserved: tokens for new text.
+        parts: the parts of the context, in order.
+        omitted: characters of the story's beginning that are left out.
+        not_used: by entry that was triggered and is not in the context, the reason.
     """
 
     context: Context
@@ -64,15 +68,15 @@ class ContextPlan:
     limit: int
     reserved: int
     parts: list[Part]
-    forgotten: int
+    omitted: int
     activation: Activation
-    mix: BudgetChoice
+    choice: BudgetChoice
     not_used: dict[str, str] = field(default_factory=dict)
 
     @property
     def lore(self) -> dict[str, str]:
-        """The form in which each entry stands there."""
-        return {offer.entry: offer.form for offer in self.mix.chosen}
+        """By entry in the context, its form."""
+        return {option.entry: option.form for option in self.choice.chosen}
 
     @property
     def tokens(self) -> int:
@@ -84,21 +88,21 @@ class ContextPlan:
         return self.tree.start + self.tree.length if self.tree is not None else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data."""
+        """The report, without the context itself."""
         return {
             "limit": self.limit,
             "reserved": self.reserved,
             "parts": [asdict(part) for part in self.parts],
-            "forgotten": self.forgotten,
+            "omitted": self.omitted,
             "not_used": self.not_used,
             "tokens": self.tokens,
         }
 
 
 class ContextComposer:
-    """Composes contexts for one model, lorebook and set of prompts; knows no story.
+    """Composes contexts for one model, lorebook and set of prompts.
 
-    What entries are worth is taken from the prompts' files, or measured when it is first needed.
+    The gains of entries are read from their prompts' files, or measured when first needed.
     """
 
     def __init__(
@@ -109,175 +113,168 @@ class ContextComposer:
         scanning: ScanSettings | None = None,
     ) -> None:
         self.model = model
-        self.entries = [_waking(entry) for entry in entries]
+        self.entries = [
+            entry if entry.keys else entry.model_copy(update={"keys": [entry.name]})
+            for entry in entries
+        ]
         self.prompts = prompts if prompts is not None else {}
-        self.scanning = scanning or ScanSettings(scan_depth=SCANNED)
+        self.scanning = scanning or ScanSettings(scan_depth=SCAN_DEPTH)
         self._count = TokenCounter(model)
-        self._worths: dict[str, EntryGain] = {}
-        self._usable: dict[str, SoftPrompt] = {}
+        self._gains: dict[str, EntryGain] = {}
+        self._checked: dict[str, SoftPrompt] = {}
 
     def plan(
         self,
         settings: StorySettings,
-        turns: Sequence[Turn],
+        turns: Sequence[TurnText],
         reserve: int = 80,
         timers: Timers | None = None,
         always: Sequence[SoftPrompt] = (),
         memory: Context | None = None,
         whole_turns: bool = False,
     ) -> ContextPlan:
-        """What is read after the turns of a story, with room for `reserve` more tokens.
+        """Plans the context for the turns of a story, with room for `reserve` new tokens.
 
         Args:
-            turns: strings, whose tags are resolved here, or contexts.
-            always: soft prompts that stand before everything, whatever the story mentions.
+            turns: strings, whose tags are parsed here, or contexts.
+            always: soft prompts at the start, whatever the story mentions.
             memory: replaces the memory of the settings.
-            whole_turns: begin with a whole turn where the first ones do not fit.
+            whole_turns: leaves out whole turns only.
 
         Raises:
             ContextOverflowError: memory, note and lore leave no room for the story.
         """
         limit = self._limit(settings, reserve)
         story = StoryText(turns, self.prompts, self._count)
-        if memory is None:
-            memory = parse_context(settings.memory, self.prompts)
-        found = activate(self.entries, story.texts, self.scanning, timers, seed=settings.seed or 0)
-        offers, without = self._offers(found)
-        mix = choose_within_budget(offers, settings.budget or limit // LORE)
-        frame = Frame(self.model, self._count)
+        seed = settings.seed or 0
+        active = activate(self.entries, story.texts, self.scanning, timers, seed=seed)
+        options, not_used = self._options(active)
+        choice = choose_within_budget(options, settings.budget or limit // LORE_SHARE)
+        layout = ContextLayout(self.model, self._count)
         for prompt in always:
             self.model.check_prompt(prompt)
-            frame.put("soft", prompt.name, prompt)
-        self._lay(frame, settings, memory, found, mix)
-        not_used = {cut.entry: cut.why for cut in mix.cut} | without
-        not_used |= {skipped.entry.name: skipped.why for skipped in found.skipped}
-        room = limit - reserve - frame.positions() - SLACK
-        while True:
-            if room < LEAST:
-                raise _no_room(frame.positions(), limit, reserve)
+            layout.add("soft", prompt.name, prompt)
+        if memory is None:
+            memory = parse_context(settings.memory, self.prompts)
+        self._arrange(layout, settings, memory, active, choice)
+        not_used = {cut.entry: cut.why for cut in choice.cut} | not_used
+        not_used |= {skipped.entry.name: skipped.why for skipped in active.skipped}
+        room = limit - reserve - layout.positions() - SLACK
+        while room >= MIN_STORY:
             start = self._start(story, room, whole_turns)
-            context = frame.context(story, start)
-            tree = self._compose(context)
-            parts = [*frame.parts, frame.story_part(story, start)]
-            plan = ContextPlan(context, tree, limit, reserve, parts, start, found, mix, not_used)
-            over = plan.positions + reserve - limit
-            if over <= 0:
+            context = layout.context(story, start)
+            tree = self._encode(context)
+            parts = [*layout.parts, layout.story_part(story, start)]
+            plan = ContextPlan(
+                context, tree, limit, reserve, parts, start, active, choice, not_used
+            )
+            excess = plan.positions + reserve - limit
+            if excess <= 0:
                 return plan
-            room -= over  # prompts that the story itself names take room as well
+            room -= excess  # of prompts that are named in the story
+        raise ContextOverflowError(
+            f"memory, author's note and lore take {layout.positions()} tokens of {limit}, and "
+            f"{reserve} are reserved for writing; expected at least {MIN_STORY} to be left for the "
+            "story; shorten them, lower the budget for lore, or write fewer tokens at once"
+        )
 
-    def worth(self, entry: Entry) -> EntryGain:
-        """What an entry's forms were measured to gain."""
-        if entry.name not in self._worths:
+    def gain(self, entry: Entry) -> EntryGain:
+        """The measured gains of an entry's forms."""
+        if entry.name not in self._gains:
             prompt = self._prompt(entry)
-            told = EntryGain.of_prompt(prompt) if prompt is not None else None
-            self._worths[entry.name] = told or measure_gain(self.model, entry, prompt)
-        return self._worths[entry.name]
+            saved = EntryGain.of_prompt(prompt) if prompt is not None else None
+            self._gains[entry.name] = saved or measure_gain(self.model, entry, prompt)
+        return self._gains[entry.name]
 
     # inside ------------------------------------------------------------------------------------
 
     def _limit(self, settings: StorySettings, reserve: int) -> int:
-        most = self.model.context_length or ENDLESS
-        limit = min(settings.context_tokens or most, most)
+        length = self.model.context_length or DEFAULT_LENGTH
+        limit = min(settings.context_tokens or length, length)
         if reserve >= limit:
             raise ContextOverflowError(
-                f"{reserve} tokens are to be written in a context of {limit}; expected fewer; ask "
-                "for less at once"
+                f"{reserve} tokens are to be written in a context of {limit}; expected fewer; "
+                "write fewer at once"
             )
         return limit
 
-    def _compose(self, context: Context) -> Tree | None:
-        """The context encoded, the only time that this is done."""
+    def _encode(self, context: Context) -> Tree | None:
+        """Encodes the context, which happens here only; None if there is nothing to read."""
         if not context.body.pieces and not self.model.bos:
             return None
         return compose(self.model, context, check=False)  # entries and `always` are checked
 
     def _prompt(self, entry: Entry) -> SoftPrompt | None:
-        """An entry's soft prompt as it is now: it may have been trained again meanwhile."""
+        """An entry's soft prompt, checked again if it has been trained again meanwhile."""
         prompt = self.prompts.get(entry.name)
-        if prompt is not None and prompt is not self._usable.get(entry.name):
+        if prompt is not None and prompt is not self._checked.get(entry.name):
             self.model.check_prompt(prompt)
-            self._usable[entry.name] = prompt
-            self._worths.pop(entry.name, None)
+            self._checked[entry.name] = prompt
+            self._gains.pop(entry.name, None)
         return prompt
 
-    def _offers(self, found: Activation) -> tuple[list[LoreOption], dict[str, str]]:
-        """The forms that active entries can take, the highest order first; and who has none."""
-        offers: list[LoreOption] = []
+    def _options(self, active: Activation) -> tuple[list[LoreOption], dict[str, str]]:
+        """The forms that active entries can take, by descending order, and who has none."""
+        options: list[LoreOption] = []
         without: dict[str, str] = {}
-        for one in sorted(found.active, key=lambda one: -one.entry.order):
-            entry = one.entry
-            mine: list[tuple[LoreForm, int]] = []
+        for match in sorted(active.active, key=lambda match: -match.entry.order):
+            entry = match.entry
+            forms: list[tuple[LoreForm, int]] = []
             prompt = self._prompt(entry) if entry.use != "text" else None
             if prompt is not None:
-                mine.append(("soft", len(prompt)))
+                forms.append(("soft", len(prompt)))
             if entry.text and entry.use != "soft":
-                mine.append(("text", self._count.text(plain_text(entry))))
-            offers += [
-                LoreOption(
-                    entry.name, form, tokens, self.worth(entry).gain(form), entry.ignore_budget
-                )
-                for form, tokens in mine
-            ]
-            if not mine:
+                forms.append(("text", self._count.text(plain_text(entry))))
+            for form, tokens in forms:
+                gain = self.gain(entry).gain(form)
+                options.append(LoreOption(entry.name, form, tokens, gain, entry.ignore_budget))
+            if not forms:
                 without[entry.name] = "it has no soft prompt; train it, or let it enter as text"
-        return offers, without
+        return options, without
 
-    def _lay(
+    def _arrange(
         self,
-        frame: Frame,
+        layout: ContextLayout,
         settings: StorySettings,
         memory: Context,
-        found: Activation,
-        mix: BudgetChoice,
+        active: Activation,
+        choice: BudgetChoice,
     ) -> None:
-        """Puts everything but the story where it goes."""
-        forms = {offer.entry: offer.form for offer in mix.chosen}
-        places = place_entries(one for one in found.active if one.entry.name in forms)
+        """Adds everything but the story to the layout."""
+        forms = {option.entry: option.form for option in choice.chosen}
+        places = place_entries(match for match in active.active if match.entry.name in forms)
 
-        def lay(actives: Sequence[ActiveEntry], depth: int | None = None) -> None:
-            for one in actives:
-                entry = one.entry
-                if forms[entry.name] == "soft":
-                    frame.put("soft", entry.name, self.prompts[entry.name], depth)
+        def add(matches: Sequence[ActiveEntry], depth: int | None = None) -> None:
+            for match in matches:
+                name = match.entry.name
+                if forms[name] == "soft":
+                    layout.add("soft", name, self.prompts[name], depth)
                 else:
-                    frame.put("lore", entry.name, plain_text(entry), depth)
+                    layout.add("lore", name, plain_text(match.entry), depth)
 
-        lay([*places.before_char, *places.outlet])
+        add([*places.before_char, *places.outlet])
         if memory.pieces:
-            frame.put("memory", "memory", line(memory))
-        lay([*places.after_char, *places.examples_top, *places.examples_bottom])
-        for (depth, _), some in places.at_depth.items():
-            lay(some, depth)
-        note = settings.note_depth
-        lay(places.note_top, note)
+            layout.add("memory", "memory", end_line(memory))
+        add([*places.after_char, *places.examples_top, *places.examples_bottom])
+        for (depth, _), matches in places.at_depth.items():
+            add(matches, depth)
+        add(places.note_top, settings.note_depth)
         if settings.note:
             text = settings.note_template.replace("<|>", settings.note)
-            frame.put("note", "author's note", line(parse_context(text, self.prompts)), note)
-        lay(places.note_bottom, note)
+            note = end_line(parse_context(text, self.prompts))
+            layout.add("note", "author's note", note, settings.note_depth)
+        add(places.note_bottom, settings.note_depth)
 
     def _start(self, story: StoryText, room: int, whole_turns: bool) -> int:
-        """The character of the story that is read first: a place that changes seldom."""
-        step = max(200, room * 4 // STEP)
+        """The first character of the story that is read, a multiple of a step and a bit."""
+        step = max(200, room * 4 // STEP_SHARE)
         while step:
-            first = max(0, -(-(story.length - room * WORD) // step)) * step
-            for start in range(first, story.length, step):
-                start = story.beginning(start, step, whole_turns)
+            first = max(0, -(-(story.length - room * MAX_CHARACTERS) // step)) * step
+            for multiple in range(first, story.length, step):
+                start = story.break_after(multiple, step, whole_turns)
                 tokens = story.tokens_from(start, room)
-                enough = tokens >= LEAST or step <= SMALL_STEP
+                enough = tokens >= MIN_STORY or step <= SMALL_STEP
                 if start < story.length and tokens <= room and enough:
                     return start
-            step //= 2  # where nothing, or next to nothing, would be left
+            step //= 2  # as too little of the story would be left
         return story.length
-
-
-def _waking(entry: Entry) -> Entry:
-    """An entry that something can call up: by its name, if it has no keys."""
-    return entry if entry.keys else entry.model_copy(update={"keys": [entry.name]})
-
-
-def _no_room(taken: int, limit: int, reserve: int) -> ContextOverflowError:
-    return ContextOverflowError(
-        f"memory, author's note and lore take {taken} tokens of {limit}, and {reserve} are kept "
-        f"for writing; expected {LEAST} at least to be left for the story; shorten them, lower "
-        "the budget for lore, or write fewer tokens at once"
-    )

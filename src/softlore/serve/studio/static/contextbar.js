@@ -93,7 +93,7 @@ function draw() {
   const used = plan.tokens.toLocaleString("en");
   const cut = Object.keys(plan.not_used ?? {}).length;
   figures.textContent = `${used} of ${plan.limit.toLocaleString("en")} tokens`
-    + (plan.forgotten ? " · beginning cut" : "") + (cut ? ` · ${cut} not used` : "");
+    + (plan.omitted ? " · beginning cut" : "") + (cut ? ` · ${cut} not used` : "");
   showParts(plan);
 }
 
@@ -115,7 +115,7 @@ function showParts(plan) {
     h("table", {}, h("tbody", {},
       plan.parts.map((part) => row(part.kind, named(part), part.tokens)),
       row("reserved", "Reserved for writing", plan.reserved))),
-    plan.forgotten ? h("p", { class: "quiet" }, `The story’s first ${count(plan.forgotten, "character")}`
+    plan.omitted ? h("p", { class: "quiet" }, `The story’s first ${count(plan.omitted, "character")}`
       + " are not read: the context is full.") : "",
     Object.entries(plan.not_used ?? {}).map(([entry, why]) =>
       h("p", { class: "quiet" }, h("strong", {}, entry), ` is not used: ${why}.`)),
