@@ -621,7 +621,7 @@ def test_a_run_that_diverges(town, model, monkeypatch):
     assert bool(torch.isfinite(bo.tensor).all())
 
     ended = train(town, model, "--learning-rate", "0.1")
-    assert_refused(ended, "of another run", "learning_rate was 1e+38 and is 0.1", "--again")
+    assert_refused(ended, "of another run", "learning_rate was 1e+38 and is 0.1", "--overwrite")
     ended = train(town, model, "--learning-rate", "0.1", "--overwrite")
     assert ended.code == 0, ended.err
     assert {p.training["stopped"] for p in PromptLibrary(town / "out").values()} == {"max_steps"}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from softlore.cli.evaluate import distances_option, measuring_bar
+from softlore.cli.evaluate import MEASURING, distances_option
 from softlore.cli.options import (
     PATH,
     Finite,
@@ -17,6 +18,7 @@ from softlore.cli.options import (
     with_model,
     write_json,
 )
+from softlore.cli.progress import progress_bar
 
 
 @click.command()
@@ -42,16 +44,13 @@ from softlore.cli.options import (
 def command(
     lorebook: Path | None,
     source: ModelSource,
-    distances: list[int],
     seeds: int,
-    time_budget: float,
-    stories: int,
-    story_tokens: int,
     html: Path,
     style: str | None,
     styles: bool,
     seed: int,
     json_path: str | None,
+    **how: Any,
 ) -> None:
     """Show which method of giving LOREBOOK to a model works best, and what each costs.
 
@@ -77,19 +76,11 @@ def command(
     book = Lorebook.load(lorebook or demo.lorebook_path())
     if style is not None:
         book = with_blocks(book, style)
-    model = source.load(book.model)
-    with measuring_bar() as show:
+    with progress_bar(MEASURING) as show:
         comparison = run_comparison(
-            model,
-            book,
-            seeds=range(seed, seed + seeds),
-            time_budget=time_budget,
-            distances=distances,
-            stories=stories,
-            story_tokens=story_tokens,
-            make=make_styles if styles else make_all,
-            on_progress=show,
-        )
+            source.load(book.model), book, seeds=range(seed, seed + seeds),
+            make=make_styles if styles else make_all, on_progress=show, **how,
+        )  # fmt: skip
     write_comparison_page(comparison, html)
     write_json(comparison.to_dict(), json_path)
     if json_path != "-":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from softlore.cli.evaluate import measuring_bar
+from softlore.cli.evaluate import MEASURING
 from softlore.cli.options import (
     PATH,
     Finite,
@@ -19,7 +19,7 @@ from softlore.cli.options import (
     with_model,
     write_json,
 )
-from softlore.cli.progress import watch
+from softlore.cli.progress import progress_bar, watch
 
 if TYPE_CHECKING:
     from softlore.compare.demo import Demo
@@ -60,7 +60,7 @@ def command(
     from softlore.compare.demo import DemoObserver, run_demo
     from softlore.compare.report import write_demo_report
 
-    observer = DemoObserver(say, lambda: watch(interactive()), measuring_bar)
+    observer = DemoObserver(say, lambda: watch(interactive()), lambda: progress_bar(MEASURING))
     demo = run_demo(source.load(), out, seed=seed, quick=quick, time_budget=time_budget,
                     observer=observer)  # fmt: skip
     demo = write_demo_report(demo, out)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from softlore.cli.options import (
     PATH,
     ModelSource,
-    interactive,
     json_option,
     library,
     prompts_option,
@@ -21,6 +19,9 @@ from softlore.cli.options import (
     with_model,
     write_json,
 )
+from softlore.cli.progress import progress_bar
+
+MEASURING = "measuring "
 
 
 def parse_distances(_ctx: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
@@ -57,12 +58,9 @@ def command(
     lorebook: Path,
     folder: Path | None,
     source: ModelSource,
-    distances: list[int],
-    stories: int,
-    story_tokens: int,
     story: Path | None,
-    seed: int,
     json_path: str | None,
+    **how: Any,
 ) -> None:
     """Measure the soft prompts of LOREBOOK beside no prompt and the plain text.
 
@@ -84,18 +82,8 @@ def command(
         if entry.name not in trained:
             say(f"entry {entry.name!r} has no prompt in {prompts.folder}")
     model = source.load(book.model)
-    with measuring_bar() as show:
-        result = evaluate(
-            model,
-            book,
-            trained,
-            seed=seed,
-            stories=stories,
-            story_tokens=story_tokens,
-            distances=distances,
-            story=text,
-            on_progress=show,
-        )
+    with progress_bar(MEASURING) as show:
+        result = evaluate(model, book, trained, story=text, on_progress=show, **how)
     if json_path != "-":
         from rich.console import Console
 
@@ -105,18 +93,3 @@ def command(
         console.print(evaluation_table(result))
         console.print(LEGEND, style="dim")
     write_json(result.to_dict(), json_path)
-
-
-@contextmanager
-def measuring_bar() -> Iterator[Callable[[float, str], None] | None]:
-    """A progress bar on a terminal's standard error, else nothing."""
-    if not interactive():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    columns = (TextColumn("measuring {task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=1.0)
-        yield lambda done, doing: progress.update(task, completed=done, description=doing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from softlore.cli.options import (
     with_model,
     write_json,
 )
-from softlore.cli.progress import case_bar, search_bar
+from softlore.cli.progress import progress_bar
 from softlore.errors import CheckError, ConfigError
 
 if TYPE_CHECKING:
@@ -187,9 +188,9 @@ def search(
     for entry in entries:
         scorer = Scorer(model, entry.blocks, entry.held_out, fluency)
         path = checkpoints and checkpoints / f"{entry.name}.search"
-        with resumable(SAME_COMMAND if checkpoints else unsaved), search_bar(entry.name) as show:
-            searcher = Searcher(scorer, method, tokens, initial=start, checkpoint=path,
-                                on_step=show, **limits)  # fmt: skip
+        with resumable(SAME_COMMAND if checkpoints else unsaved), progress_bar(entry.name) as bar:
+            searcher = Searcher(scorer, method, tokens, initial=start, checkpoint=path, **limits)
+            searcher.on_step = lambda now: bar(now.done, f" {now.best[1]:.2f}" if now.best else "")
             best = searcher.search()
         report[entry.name] = best.to_dict() | {"bare": recall(model, "", entry.blocks)}
         if json_path != "-":
@@ -246,10 +247,11 @@ def run(
     experiment = Experiment.load(file)
     if source.name is not None:
         experiment = experiment.model_copy(update={"models": [source.name]})
-    with case_bar(count_cases(experiment)) as show:
+    done = itertools.count(1)
+    with progress_bar("trying ", count_cases(experiment)) as bar:
         rows = run_experiment(
             experiment, lambda name: source._replace(name=name).load(), _cache(cached),
-            allow_python, on_row=show,
+            allow_python, on_row=lambda row: bar(next(done), row["prompt"]),
         )  # fmt: skip
     if html is not None:
         write_experiment_page(experiment, rows, html)

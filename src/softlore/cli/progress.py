@@ -1,4 +1,4 @@
-"""Live views: of a training a bar, and loss and drift for each entry; of other work a bar."""
+"""Live views on standard error: losses while training, and a bar for other work."""
 
 from __future__ import annotations
 
@@ -7,26 +7,47 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
-
-from softlore.cli.options import interactive
+from softlore.cli.options import interactive, say
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from softlore.compare.harness import Row
-    from softlore.control.search import Searcher
     from softlore.tune import TrainablePrompt, TrainingProgress
     from softlore.tune.group_run import GroupEvent
 
-Watcher = Callable[["TrainingProgress"], "bool | None"]
 SHOWN = 12  # entries in the table
 GROUP_NAMES = 4  # entries of a group that are named
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
 
 
 @contextmanager
-def watch(interactive: bool) -> Iterator[Watcher]:
+def progress_bar(title: str, total: float = 1.0) -> Iterator[Callable[[float, str], None]]:
+    """A bar on a terminal, else nothing; called with how much is done, and what is being done."""
+    if not interactive():
+        yield lambda done, doing: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done, doing: progress.update(task, completed=done, description=title + doing)
+
+
+@contextmanager
+def working(on: str, interactive: bool) -> Iterator[None]:
+    """Shows on a terminal what takes time, until it is done."""
+    if not interactive:
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{on} ..."):
+        yield
+
+
+@contextmanager
+def watch(interactive: bool) -> Iterator[Callable[[TrainingProgress], None]]:
     """A function to call after each update: a live table, or a line now and then elsewhere."""
     if not interactive:
         yield _plain()
@@ -48,35 +69,55 @@ def watch(interactive: bool) -> Iterator[Watcher]:
         yield show
 
 
-@contextmanager
-def working(on: str, interactive: bool) -> Iterator[None]:
-    """Says on a terminal what takes its time; nothing of it stays."""
-    if not interactive:
-        yield
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(f"{on} ..."):
-        yield
-
-
-def _plain() -> Watcher:
-    last = [0.0]
+def _plain() -> Callable[[TrainingProgress], None]:
+    last = 0.0
 
     def show(progress: TrainingProgress) -> None:
+        nonlocal last
         now = time.monotonic()
-        if now - last[0] < PLAIN_SECONDS and progress.done < 1:
+        if now - last < PLAIN_SECONDS and progress.done < 1:
             return
-        last[0] = now
-        line = "  ".join(f"{name} {_shown_loss(one)}" for name, one in _some(progress))
-        click.echo(f"{progress.done:4.0%}  update {progress.step}  loss: {line}", err=True)
+        last = now
+        losses = "  ".join(f"{n} {_shown_loss(p)}" for n, p in _first_entries(progress))
+        say(f"{progress.done:4.0%}  update {progress.step}  loss: {losses}")
 
     return show
 
 
+def _table(progress: TrainingProgress) -> Table:
+    from rich.table import Table
+
+    from softlore.tune import LOSSES
+
+    labels = [loss.label for loss in LOSSES.values()]
+    table = Table("entry", "update", *labels, "", box=None)
+    for name, prompt in _first_entries(progress):
+        numbers = [_number(prompt.history.recent(loss)) for loss in LOSSES]
+        table.add_row(name, str(prompt.steps), *numbers, prompt.stopped or "")
+    hidden = len(progress.trainables) - SHOWN
+    if hidden > 0 or progress.waiting:
+        table.add_row(f"and {max(0, hidden)} more, {progress.waiting} waiting")
+    return table
+
+
+def _first_entries(progress: TrainingProgress) -> list[tuple[str, TrainablePrompt]]:
+    """As many entries as the table shows, those still in training first."""
+    ordered = sorted(progress.trainables.items(), key=lambda item: item[1].stopped is not None)
+    return ordered[:SHOWN]
+
+
+def _shown_loss(prompt: TrainablePrompt) -> str:
+    loss = prompt.history.shown()
+    return _number(None if loss is None else prompt.history.recent(loss))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
 @contextmanager
 def watch_groups(interactive: bool) -> Iterator[Callable[[GroupEvent], None]]:
-    """A function to call with news of groups: a bar for each that trains, and lines of the rest."""
+    """A function to call with events of groups: a bar for each in training, lines for the rest."""
     if not interactive:
         yield _plain_groups()
         return
@@ -87,19 +128,19 @@ def watch_groups(interactive: bool) -> Iterator[Callable[[GroupEvent], None]]:
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
         bars.TaskProgressColumn(),
-        bars.TextColumn("{task.fields[told]}"),
+        bars.TextColumn("{task.fields[losses]}"),
     )
     with bars.Progress(*columns, console=Console(stderr=True)) as shown:
         tasks: dict[int, bars.TaskID] = {}
 
-        def show(news: GroupEvent) -> None:
-            number = news.report.number
+        def show(event: GroupEvent) -> None:
+            number = event.report.number
             if number not in tasks:
-                tasks[number] = shown.add_task(_of_group(news), total=1.0, told="")
-            shown.update(tasks[number], completed=news.report.done, told=_losses(news))
-            if news.event not in ("begun", "update"):
-                shown.console.print(_line(news), markup=False, highlight=False)
-            if news.event in ("done", "failed"):
+                tasks[number] = shown.add_task(_group_name(event), total=1.0, losses="")
+            shown.update(tasks[number], completed=event.report.done, losses=_losses(event))
+            if event.event not in ("begun", "update"):
+                shown.console.print(_line(event), markup=False, highlight=False)
+            if event.event in ("done", "failed"):
                 shown.remove_task(tasks.pop(number))
 
         yield show
@@ -108,97 +149,34 @@ def watch_groups(interactive: bool) -> Iterator[Callable[[GroupEvent], None]]:
 def _plain_groups() -> Callable[[GroupEvent], None]:
     last: dict[int, float] = {}
 
-    def show(news: GroupEvent) -> None:
-        now, number = time.monotonic(), news.report.number
-        if news.event == "update" and now - last.get(number, 0.0) < PLAIN_SECONDS:
+    def show(event: GroupEvent) -> None:
+        now, number = time.monotonic(), event.report.number
+        if event.event == "update" and now - last.get(number, 0.0) < PLAIN_SECONDS:
             return
         last[number] = now
-        click.echo(_line(news), err=True)
+        say(_line(event))
 
     return show
 
 
-def _line(news: GroupEvent) -> str:
-    said = {
-        "begun": f"begins at update {news.report.step}",
-        "update": f"{news.report.done:4.0%}  update {news.report.step}  loss: {_losses(news)}",
-        "done": f"done after {news.report.step} updates  loss: {_losses(news)}",
-        "lost": f"has lost its worker, and is taken up again from its checkpoint ({news.reason})",
-        "failed": f"has failed: {news.reason}",
+def _line(event: GroupEvent) -> str:
+    report = event.report
+    lines = {
+        "begun": f"starts at update {report.step}",
+        "update": f"{report.done:4.0%}  update {report.step}  loss: {_losses(event)}",
+        "done": f"done after {report.step} updates  loss: {_losses(event)}",
+        "lost": f"has lost its worker; continues from its checkpoint ({event.reason})",
+        "failed": f"has failed: {event.reason}",
     }
-    return f"{_of_group(news)}: {said[news.event]}"
+    return f"{_group_name(event)}: {lines[event.event]}"
 
 
-def _of_group(news: GroupEvent) -> str:
-    more = len(news.names) - GROUP_NAMES
-    names = ", ".join(news.names[:GROUP_NAMES]) + (f" and {more} more" if more > 0 else "")
-    return f"group {news.report.number} ({names})"
+def _group_name(event: GroupEvent) -> str:
+    more = len(event.names) - GROUP_NAMES
+    names = ", ".join(event.names[:GROUP_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return f"group {event.report.number} ({names})"
 
 
-def _losses(news: GroupEvent) -> str:
-    some = list(news.report.losses.items())[:GROUP_NAMES]
-    return "  ".join(f"{name} {value:.2f}" for name, value in some)
-
-
-def _table(progress: TrainingProgress) -> Table:
-    from rich.table import Table
-
-    from softlore.tune import LOSSES
-
-    labels = [loss.label for loss in LOSSES.values()]
-    table = Table("entry", "update", *labels, "", box=None)
-    for name, one in _some(progress):
-        numbers = [_number(one.history.recent(loss)) for loss in LOSSES]
-        table.add_row(name, str(one.steps), *numbers, one.stopped or "")
-    hidden = len(progress.trainables) - SHOWN
-    if hidden > 0 or progress.waiting:
-        table.add_row(f"and {max(0, hidden)} more, {progress.waiting} waiting")
-    return table
-
-
-def _some(progress: TrainingProgress) -> list[tuple[str, TrainablePrompt]]:
-    """The entries still learning first, as many as the table shows."""
-    ordered = sorted(progress.trainables.items(), key=lambda item: item[1].stopped is not None)
-    return ordered[:SHOWN]
-
-
-def _shown_loss(trainable: TrainablePrompt) -> str:
-    loss = trainable.history.shown()
-    return _number(None if loss is None else trainable.history.recent(loss))
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-@contextmanager
-def search_bar(name: str) -> Iterator[Callable[[Searcher], None]]:
-    """A bar of the budget with the best loss so far on a terminal, else nothing."""
-    if not interactive():
-        yield lambda searcher: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(name, total=1.0)
-
-        def show(searcher: Searcher) -> None:
-            best = "" if searcher.best is None else f" {searcher.best[1]:.2f}"
-            progress.update(task, completed=searcher.done, description=name + best)
-
-        yield show
-
-
-@contextmanager
-def case_bar(count: int) -> Iterator[Callable[[Row], None]]:
-    """A progress bar on a terminal's standard error, else nothing."""
-    if not interactive():
-        yield lambda row: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("trying", total=count)
-        yield lambda row: progress.update(task, advance=1, description=row["prompt"])
+def _losses(event: GroupEvent) -> str:
+    losses = list(event.report.losses.items())[:GROUP_NAMES]
+    return "  ".join(f"{name} {value:.2f}" for name, value in losses)

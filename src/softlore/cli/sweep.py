@@ -23,6 +23,7 @@ from softlore.cli.options import (
     with_model,
     write_json,
 )
+from softlore.cli.progress import progress_bar
 from softlore.cli.train import training_options, training_settings
 from softlore.cli.workers import Workers, worker_options
 
@@ -159,18 +160,13 @@ def _trial_bar(trials: int) -> Iterator[Callable[[FinishedTrial], None]]:
     if not interactive():
         yield lambda trial: say(f"trial {trial.number}: {_outcome(trial)}")
         return
-    from rich.console import Console
-    from rich.progress import Progress
-
     scores: list[float] = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("trying", total=trials)
+    with progress_bar("trying", trials) as bar:
 
         def show(trial: FinishedTrial) -> None:
             if trial.score is not None:
                 scores.append(trial.score)
-            best = f"trying, best {min(scores):.3f}" if scores else "trying"
-            progress.update(task, completed=trial.number + 1, description=best)
+            bar(trial.number + 1, f", best {min(scores):.3f}" if scores else "")
 
         yield show
 
