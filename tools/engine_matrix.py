@@ -57,7 +57,7 @@ MATRIX: dict[str, tuple[Cell, Cell, Cell, Cell]] = {
         (LLAMA, "test_texts_at_once_are_each_what_they_are_alone"),
         "its own",
     ),
-    "a text that goes on reads only what is new": (
+    "a continued text reads only what is new": (
         (ENGINE, "test_a_story_goes_on_from_what_was_read"),
         (VLLM, "check_speed", "yes, by blocks"),
         (LLAMA, "test_a_text_that_goes_on_reads_only_what_is_new"),

@@ -10,6 +10,7 @@ from http import HTTPStatus
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
@@ -29,6 +30,7 @@ MESSAGES = {
     404: "there is nothing at this path; expected a path of the API; see /openapi.json",
     405: "this path does not take this method; expected one of the Allow header; see /openapi.json",
 }
+RESPONDERS = {"/api/": kobold.respond, "/v1/": openai.respond}  # to errors of an API's routes
 DESCRIPTION = (
     "Stories with soft World Info. `[[soft:NAME]]` in any text stands for a soft prompt. "
     "Under /api is the KoboldAI API, under /v1 OpenAI's, under /studio the studio's own."
@@ -116,7 +118,13 @@ def _monitoring_router(state: ServerState, engine: CountingEngine) -> APIRouter:
 
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(SoftloreError)
+    @app.exception_handler(ValidationError)
     async def softlore_error(request: Request, error: Exception) -> Response:
+        for prefix, respond in RESPONDERS.items():
+            if request.url.path.startswith(prefix):
+                return respond(error)
+        if isinstance(error, ValidationError):
+            raise error
         return response_to(request.url.path, error)
 
     @app.exception_handler(RequestValidationError)

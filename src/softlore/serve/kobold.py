@@ -17,13 +17,7 @@ from softlore.serve.engines import AsyncOutputStream
 from softlore.serve.lenient import Flag, Strings, Text, Whole, body_of, read_object, sampling_of
 from softlore.serve.logprobs import chat_logprobs, completion_logprobs
 from softlore.serve.responses import RETRY_AFTER, event, event_stream, kobold_error
-from softlore.serve.service import (
-    FAILURES,
-    ActiveResponse,
-    GenerationService,
-    finish_reason,
-    route_class,
-)
+from softlore.serve.service import FAILURES, ActiveResponse, GenerationService, finish_reason
 
 PROGRAM = {"result": "KoboldCpp", "version": "1.87"}  # from 1.88 on Lite makes templates otherwise
 PROTOCOL = "1.2.5"
@@ -71,7 +65,7 @@ class PromptBody(BaseModel):
 
 def make_router(service: GenerationService) -> APIRouter:
     """The routes under /api."""
-    router = APIRouter(route_class=route_class(respond), tags=["KoboldAI"], responses=FAILURES)
+    router = APIRouter(tags=["KoboldAI"], responses=FAILURES)
     _add_info(router, service)
     _add_generation(router, service)
     _add_soft_prompt(router, service)

@@ -26,22 +26,20 @@ from softlore.serve.compose import model_name
 from softlore.serve.lenient import body_of, read_object, sampling_of
 from softlore.serve.openai_forms import (
     LONGEST_KEY,
-    ChatBodies,
     ChatBody,
-    CompletionBodies,
     CompletionBody,
     GenerationBody,
     ResponseBodies,
 )
 from softlore.serve.responses import DONE, RETRY_AFTER, event, event_stream, openai_error
-from softlore.serve.service import FAILURES, ActiveResponse, GenerationService, route_class
+from softlore.serve.service import FAILURES, ActiveResponse, GenerationService
 
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it
 
 
 def make_router(service: GenerationService) -> APIRouter:
     """The routes under /v1."""
-    router = APIRouter(route_class=route_class(respond), tags=["OpenAI"], responses=FAILURES)
+    router = APIRouter(tags=["OpenAI"], responses=FAILURES)
     created = int(time.time())
 
     @router.get("/v1/models")
@@ -66,7 +64,7 @@ def make_router(service: GenerationService) -> APIRouter:
         ]
         response = await _start(service, request, body, requests)
         echoed = prompts if body.echo else [""] * len(prompts)
-        return await _respond(response, body, CompletionBodies(response, body, echoed))
+        return await _respond(response, body, ResponseBodies(response, body, echoed))
 
     @router.post("/v1/chat/completions", openapi_extra=body_of(ChatBody, samplers=True))
     async def chat(request: Request) -> Response:
@@ -77,7 +75,7 @@ def make_router(service: GenerationService) -> APIRouter:
         stops = [*body.stops, *chat.stop]
         composed = await compose(chat.turns, body.tokens(None), memory=chat.memory, stop=stops)
         response = await _start(service, request, body, [composed])
-        return await _respond(response, body, ChatBodies(response, body, strip=chat.strip))
+        return await _respond(response, body, ResponseBodies(response, body, strip=chat.strip))
 
     return router
 

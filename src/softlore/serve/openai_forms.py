@@ -6,7 +6,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -131,7 +131,7 @@ class ChatBody(GenerationBody):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class ResponseBodies(ABC):
+class ResponseBodies:
     """The bodies of the response to one request: whole, or in chunks that are streamed.
 
     Args:
@@ -142,11 +142,6 @@ class ResponseBodies(ABC):
         started: the numbers of the choices that have had a chunk.
     """
 
-    id_prefix: str
-    object: str
-    chunk_object: str
-    last_part: ClassVar[dict[str, Any]]  # of a choice, in its last chunk
-
     def __init__(
         self,
         response: ActiveResponse,
@@ -156,6 +151,7 @@ class ResponseBodies(ABC):
     ) -> None:
         self.started: set[int] = set()
         self._response = response
+        self._chat = isinstance(body, ChatBody)
         copies = len(response.streams) // len(echoed)
         self._echoed = [text for text in echoed for _ in range(copies)]
         self._offsets = [len(text) for text in self._echoed]
@@ -163,39 +159,26 @@ class ResponseBodies(ABC):
         self._logprobs = body.top_logprobs_shown is not None
         self._show_usage = bool((body.stream_options or {}).get("include_usage"))
         self._common: dict[str, Any] = {
-            "id": f"{self.id_prefix}-{uuid.uuid4().hex}",
-            "object": self.object,
+            "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": "chat.completion" if self._chat else "text_completion",
             "created": int(time.time()),
             "model": body.model or model_name(response.model),
         }
 
-    @abstractmethod
-    def _first_part(self, number: int) -> dict[str, Any] | None:
-        """What the first chunk of a choice holds; None: it begins with its text."""
-
-    @abstractmethod
-    def _part(self, text: str) -> dict[str, Any]:
-        """What a chunk holds for a part of the text."""
-
-    @abstractmethod
-    def _whole(self, number: int, text: str) -> dict[str, Any]:
-        """What a whole choice holds for its text."""
-
-    @abstractmethod
-    def _logprobs_of(self, tokens: Sequence[Token], length: int, offset: int) -> dict[str, Any]:
-        """Log-probabilities of the tokens of the first `length` characters."""
-
     def whole(self, tokens: Sequence[Sequence[Token]]) -> dict[str, Any]:
         """The whole response, given the tokens of each text, after the end of all."""
-        choices = [
-            {
-                "index": stream.number,
-                "finish_reason": finish_reason(stream),
-                "logprobs": self._likelihoods(stream.number, tokens[stream.number], stream.text),
-                **self._whole(stream.number, self._visible(stream.number, stream.text)),
-            }
-            for stream in self._response.streams
-        ]
+        choices = []
+        for stream in self._response.streams:
+            number, text = stream.number, self._visible(stream.number, stream.text)
+            choices.append(
+                {
+                    "index": number,
+                    "finish_reason": finish_reason(stream),
+                    "logprobs": self._logprobs_of(number, tokens[number], len(stream.text)),
+                    **({"message": {"role": "assistant", "content": text, "refusal": None}}
+                       if self._chat else {"text": self._echoed[number] + text}),
+                }
+            )  # fmt: skip
         return {**self._common, "choices": choices, "usage": self._usage()}
 
     def chunks(self, number: int, token: Token | None) -> list[dict[str, Any]]:
@@ -203,23 +186,25 @@ class ResponseBodies(ABC):
         chunks = []
         if number not in self.started:
             self.started.add(number)
-            if (first := self._first_part(number)) is not None:
-                chunks.append(self._chunk(number, first))
+            if self._chat:
+                chunks.append(self._chunk(number, {"delta": {"role": "assistant", "content": ""}}))
+            elif self._echoed[number]:
+                chunks.append(self._chunk(number, {"text": self._echoed[number]}))
         if token is None:
             reason = finish_reason(self._response.streams[number])
-            return [*chunks, self._chunk(number, self.last_part, finish_reason=reason)]
+            last: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
+            return [*chunks, self._chunk(number, last, finish_reason=reason)]
         text = self._visible(number, token.text)
-        likely = self._likelihoods(number, [token], " ") if token.id is not None else None
+        likely = self._logprobs_of(number, [token], 1) if token.id is not None else None
         self._offsets[number] += len(token.text)
         if text or likely is not None:
-            chunks.append(self._chunk(number, self._part(text), likely))
+            part = {"delta": {"content": text}} if self._chat else {"text": text}
+            chunks.append(self._chunk(number, part, likely))
         return chunks
 
     def usage_chunk(self) -> dict[str, Any] | None:
         """What follows the last choice, where the client asked for it."""
-        if not self._show_usage:
-            return None
-        return {**self._common, "object": self.chunk_object, "choices": [], "usage": self._usage()}
+        return self._chunks_of([]) | {"usage": self._usage()} if self._show_usage else None
 
     def _chunk(
         self,
@@ -229,8 +214,11 @@ class ResponseBodies(ABC):
         finish_reason: str | None = None,
     ) -> dict[str, Any]:
         choice = {"index": number, **part, "logprobs": logprobs, "finish_reason": finish_reason}
-        chunk = {**self._common, "object": self.chunk_object, "choices": [choice]}
-        return chunk | ({"usage": None} if self._show_usage else {})
+        return self._chunks_of([choice]) | ({"usage": None} if self._show_usage else {})
+
+    def _chunks_of(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        kind = {"object": "chat.completion.chunk"} if self._chat else {}
+        return {**self._common, **kind, "choices": choices}
 
     def _visible(self, number: int, text: str) -> str:
         """A part of a choice's text, without the space at its beginning where that is stripped."""
@@ -238,12 +226,16 @@ class ResponseBodies(ABC):
             self._to_strip.remove(number)
         return text
 
-    def _likelihoods(
-        self, number: int, tokens: Sequence[Token], text: str
+    def _logprobs_of(
+        self, number: int, tokens: Sequence[Token], length: int
     ) -> dict[str, Any] | None:
+        """Log-probabilities of the tokens of the first `length` characters, where asked for."""
         if not self._logprobs:
             return None
-        return self._logprobs_of(tokens, len(text), self._offsets[number])
+        model = self._response.model
+        if self._chat:
+            return chat_logprobs(model, tokens, length) | {"refusal": None}
+        return completion_logprobs(model, tokens, length, self._offsets[number])
 
     def _usage(self) -> dict[str, int]:
         """The tokens of each prompt count once, however many choices it has."""
@@ -254,47 +246,6 @@ class ResponseBodies(ABC):
             "completion_tokens": written,
             "total_tokens": read + written,
         }
-
-
-class CompletionBodies(ResponseBodies):
-    """Those of /v1/completions."""
-
-    id_prefix = "cmpl"
-    object = chunk_object = "text_completion"
-    last_part: ClassVar = {"text": ""}
-
-    def _first_part(self, number: int) -> dict[str, Any] | None:
-        return {"text": self._echoed[number]} if self._echoed[number] else None
-
-    def _part(self, text: str) -> dict[str, Any]:
-        return {"text": text}
-
-    def _whole(self, number: int, text: str) -> dict[str, Any]:
-        return {"text": self._echoed[number] + text}
-
-    def _logprobs_of(self, tokens: Sequence[Token], length: int, offset: int) -> dict[str, Any]:
-        return completion_logprobs(self._response.model, tokens, length, offset)
-
-
-class ChatBodies(ResponseBodies):
-    """Those of /v1/chat/completions."""
-
-    id_prefix = "chatcmpl"
-    object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
-    last_part: ClassVar = {"delta": {}}
-
-    def _first_part(self, number: int) -> dict[str, Any] | None:
-        return {"delta": {"role": "assistant", "content": ""}}
-
-    def _part(self, text: str) -> dict[str, Any]:
-        return {"delta": {"content": text}}
-
-    def _whole(self, number: int, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
-
-    def _logprobs_of(self, tokens: Sequence[Token], length: int, offset: int) -> dict[str, Any]:
-        return chat_logprobs(self._response.model, tokens, length) | {"refusal": None}
 
 
 def _prompt_tokens(request: GenerationRequest) -> int:

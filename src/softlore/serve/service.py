@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
-from fastapi.routing import APIRoute
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.requests import Request
 
 from softlore.decode import GenerationRequest, Token
-from softlore.errors import SoftloreError
 from softlore.model import LanguageModel
 from softlore.serve.compose import RequestComposer
 from softlore.serve.engines import AsyncOutputStream, OutputQueue
@@ -142,12 +137,7 @@ class ActiveResponse:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.cancel()
         self._watcher.cancel()
         if self in self._active:
@@ -168,23 +158,3 @@ def _copy(request: GenerationRequest, number: int) -> GenerationRequest:
 def finish_reason(stream: AsyncOutputStream) -> str:
     """Why a text ended, by the names of the APIs."""
     return "stop" if stream.finish in ("end", "stop", "cancelled") else "length"
-
-
-def route_class(respond: Callable[[Exception], Response]) -> type[APIRoute]:
-    """Routes whose errors become responses in the API's own shape, which `respond` makes."""
-
-    class Route(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            handler = super().get_route_handler()
-
-            async def handle(request: Request) -> Response:
-                try:
-                    return await handler(request)
-                except ClientDisconnect:
-                    return Response(status_code=400)  # which nobody reads
-                except (SoftloreError, ValidationError) as error:
-                    return respond(error)
-
-            return handle
-
-    return Route

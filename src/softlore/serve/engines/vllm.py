@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -127,13 +126,14 @@ class VLLMEngine(Engine):
                 "no_copy changes the logits before each token, which a vLLM server does not offer; "
                 "expected 0; use --engine local for it"
             )
-        context = _context(self.model, request, conditionings[0][0] if conditionings else "")
+        conditioning = conditionings[0][0] if conditionings else ""
+        context, positions = _context(self.model, request, conditioning)
         most = request.max_new_tokens
         if self.model.context_length is not None:
-            most = min(most, self.model.context_length - context.positions)
+            most = min(most, self.model.context_length - positions)
         sampling = SamplingParams.of(request.sampling)
         body = {
-            **context.body,
+            **context,
             **({"model": self._name} if self._name else {}),
             **_settings(sampling, self.model),
             "max_tokens": max(most, 1),
@@ -218,16 +218,12 @@ class _RemoteStream(AsyncOutputStream):
             self.task.cancel()
 
 
-@dataclass(frozen=True)
-class _Context:
-    """A context as fields of a request's body, and how many positions it takes on the server."""
+def _context(
+    model: FrozenModel, request: GenerationRequest, conditioning: ContextLike
+) -> tuple[dict[str, Any], int]:
+    """A context as fields of a request's body, and how many positions it takes on the server.
 
-    body: dict[str, Any]
-    positions: int
-
-
-def _context(model: FrozenModel, request: GenerationRequest, conditioning: ContextLike) -> _Context:
-    """Ids where the context is text only; else rows. Prefixes are sent as their placeholder ids.
+    Ids where it is text only; else rows. Prefixes are sent as their placeholder ids.
 
     Raises:
         ContextOverflowError: more than fits; PromptError: prefixes that cannot stand side by side.
@@ -251,7 +247,7 @@ def _context(model: FrozenModel, request: GenerationRequest, conditioning: Conte
             f"{positions} tokens do not fit {model.name!r}, whose context is {model.context_length}"
             "; on vLLM soft prompts stand one after the other; expected fewer; shorten the text"
         )
-    return _Context(body, positions)
+    return body, positions
 
 
 def _settings(sampling: SamplingParams, model: FrozenModel) -> dict[str, Any]:
