@@ -17,6 +17,7 @@ COLDEST = 1e-4  # below this temperature logits would overflow, and the draw is 
 LONGEST = 2**20  # tokens that a sampler looks back at most
 MOST_BIASES = 1024  # that a client may send
 BIAS = 100.0  # the largest of them
+STRINGS = "strings of at least one character"
 
 # The steps from logits to the distribution that is drawn from, in their default order.
 STEPS = (
@@ -106,7 +107,7 @@ def _one_string(text: str) -> tuple[str, ...]:
 
 
 def _parse_biases(text: str) -> tuple[tuple[int, float], ...]:
-    pairs = (pair.split(":") for pair in text.split(","))
+    pairs = (pair.split(":") for pair in _split(text))
     return tuple((int(i), float(bias)) for i, bias in pairs)
 
 
@@ -143,32 +144,23 @@ def _client_order(value: Any) -> tuple[str, ...]:
     return kobold_order(dict.fromkeys(known))
 
 
-Strings = Annotated[
-    tuple[str, ...], BeforeValidator(_strings), Textual(_one_string, "somehow", strings)
-]
-Breakers = Annotated[
-    tuple[str, ...], BeforeValidator(_strings), Textual(_one_string, "\\n", _client_breakers)
-]
-Ids = Annotated[
-    tuple[int, ...],
-    BeforeValidator(_ids),
-    Textual(lambda text: tuple(int(i) for i in text.split(",")), "5,17", _client_ids),
-]
-Biases = Annotated[
-    tuple[tuple[int, float], ...],
-    BeforeValidator(_biases),
-    Textual(_parse_biases, "42:-5", _client_biases),
-]
-Order = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_order),
-    Textual(
-        lambda text: tuple(name.strip() for name in text.split(",")),
-        "top_k,temperature",
-        _client_order,
-        adds_up=False,
-    ),
-]
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+# fmt: off
+Strings = Annotated[tuple[str, ...], BeforeValidator(_strings),
+                    Textual(_one_string, "somehow", strings)]
+Breakers = Annotated[tuple[str, ...], BeforeValidator(_strings),
+                     Textual(_one_string, "\\n", _client_breakers)]
+Ids = Annotated[tuple[int, ...], BeforeValidator(_ids),
+                Textual(lambda text: tuple(map(int, _split(text))), "5,17", _client_ids)]
+Biases = Annotated[tuple[tuple[int, float], ...], BeforeValidator(_biases),
+                   Textual(_parse_biases, "42:-5", _client_biases)]
+Order = Annotated[tuple[str, ...], BeforeValidator(_order),
+                  Textual(lambda text: tuple(_split(text)), "top_k,temperature", _client_order,
+                          adds_up=False)]
+# fmt: on
 
 
 class SamplingParams(Settings):
@@ -180,133 +172,76 @@ class SamplingParams(Settings):
 
     noun: ClassVar[str] = "sampler"
 
-    temperature: float = setting(
-        0.8, "Divides the logits; 0 is greedy, higher is bolder.", ge=0, le=100, slider=(0, 2, 0.05)
-    )
-    top_k: int = setting(
-        40, "Keep this many of the likeliest tokens; 0 keeps all.", ge=0, le=10**9,
-        slider=(0, 200, 1),
-    )  # fmt: skip
-    top_p: float = setting(
-        1.0, "Keep the likeliest tokens up to this sum of probabilities; 1 keeps all.",
-        ge=1e-9, le=1, client_range=(0, 1), slider=(0.05, 1, 0.01),
-    )  # fmt: skip
-    min_p: float = setting(
-        0.0, "Drop tokens below this share of the likeliest one's probability; 0 drops none.",
-        ge=0, le=1, slider=(0, 0.5, 0.01),
-    )  # fmt: skip
-    typical: float = setting(
-        1.0, "Keep the tokens nearest to the expected surprise up to this sum of probabilities; "
-        "1 keeps all.", ge=1e-9, le=1, client_range=(1e-9, 1), aliases=("typical_p",),
-        slider=(0.05, 1, 0.01),
-    )  # fmt: skip
-    tfs: float = setting(
-        1.0,
-        "Tail-free sampling's z; 1 is off.",
-        ge=0,
-        le=1,
-        client_range=(1e-9, 1),
-        aliases=("tfs_z",),
-    )
-    top_a: float = setting(
-        0.0, "Drop tokens below this times the square of the likeliest one's probability; 0 is "
-        "off.", ge=0, le=1,
-    )  # fmt: skip
-    top_n_sigma: float = setting(
-        0.0, "Drop tokens more than this many standard deviations below the greatest logit; 0 is "
-        "off.", ge=0, le=100, aliases=("nsigma",),
-    )  # fmt: skip
-    dynatemp_range: float = setting(
-        0.0, "Let the temperature move this far up and down with the entropy; 0 is off.",
-        ge=0, le=100,
-    )  # fmt: skip
-    dynatemp_exponent: float = setting(
-        1.0, "Of the moving temperature: 1 is linear in the entropy, above 1 keeps it low longer.",
-        ge=0, le=100, client_range=(0.01, 100),
-    )  # fmt: skip
-    smoothing: float = setting(
-        0.0, "Factor of quadratic smoothing; 0 is off.", ge=0, le=100,
-        aliases=("smoothing_factor",),
-    )  # fmt: skip
-    repetition_penalty: float = setting(
-        1.0, "Above 1 makes tokens that are in the text already less likely.", ge=1e-3, le=100,
-        client_range=(0.01, 100), aliases=("rep_pen", "repeat_penalty"), slider=(1, 2, 0.01),
-    )  # fmt: skip
-    repetition_range: int = setting(
-        0, "Of the repetition penalty: look at this many of the last tokens; 0 is the whole text.",
-        ge=0, le=LONGEST, unit="tokens",
-        aliases=("rep_pen_range", "repetition_penalty_range", "repeat_last_n"),
-    )  # fmt: skip
-    repetition_slope: float = setting(
-        0.0, "How steeply the repetition penalty falls to 1 with distance, within its range "
-        "(KoboldAI's); 0 is not at all.", ge=0, le=100, aliases=("rep_pen_slope",),
-    )  # fmt: skip
-    presence_penalty: float = setting(
-        0.0, "Subtracted from the logit of a token that is in the new text.", ge=-100, le=100
-    )
-    frequency_penalty: float = setting(
-        0.0, "Subtracted from the logit of a token once for each time it is in the new text.",
-        ge=-100, le=100,
-    )  # fmt: skip
-    no_repeat_ngram: int = setting(
-        0, "Let no run of this many tokens come twice; 0 is off.", ge=0, le=LONGEST,
-        aliases=("no_repeat_ngram_size",),
-    )  # fmt: skip
-    dry_multiplier: float = setting(
-        0.0, "DRY: the penalty on continuing a repetition; 0 is off.", ge=0, le=100,
-        slider=(0, 2, 0.05),
-    )  # fmt: skip
-    dry_base: float = setting(
-        1.75, "DRY: what the penalty is multiplied by for every repeated token.", ge=1, le=100,
-        client_range=(1, 100),
-    )  # fmt: skip
-    dry_allowed_length: int = setting(
-        2, "DRY: length of a repetition that bears the first penalty.", ge=1, le=LONGEST,
-        unit="tokens",
-    )  # fmt: skip
-    dry_breakers: Breakers = setting(
-        ("\n", ":", '"', "*"), "DRY: strings over which no repetition reaches.",
-        aliases=("dry_sequence_breakers",), expected="strings of at least one character",
-    )  # fmt: skip
-    dry_range: int = setting(
-        0, "DRY: look at this many of the last tokens; 0 is the whole text.", ge=0, le=LONGEST,
-        unit="tokens", aliases=("dry_penalty_last_n",),
-    )  # fmt: skip
-    xtc_probability: float = setting(
-        0.0, "XTC: how often the top choices are excluded; 0 is off.", ge=0, le=1,
-        slider=(0, 1, 0.05),
-    )  # fmt: skip
-    xtc_threshold: float = setting(
-        0.1, "XTC: a token of at least this probability is a top choice.", ge=0, le=1
-    )
-    mirostat: int = setting(
-        0, "Version of Mirostat, 1 or 2, in place of all that cuts tokens off; 0 is off.",
-        ge=0, le=2, client_range=(0, 2), aliases=("mirostat_mode",),
-    )  # fmt: skip
-    mirostat_tau: float = setting(
-        5.0, "Mirostat: the surprise that it steers towards.", ge=0, le=100, unit="bits a token"
-    )
+    # fmt: off
+    temperature: float = setting(0.8, "Divides the logits; 0 is greedy, higher is more random.",
+        ge=0, le=100, slider=(0, 2, 0.05))
+    top_k: int = setting(40, "Keep this many of the likeliest tokens; 0 keeps all.",
+        ge=0, le=10**9, slider=(0, 200, 1))
+    top_p: float = setting(1.0, "Keep the likeliest tokens up to this sum of probabilities.",
+        ge=1e-9, le=1, client_range=(0, 1), slider=(0.05, 1, 0.01))
+    min_p: float = setting(0.0, "Drop tokens below this share of the likeliest's probability.",
+        ge=0, le=1, slider=(0, 0.5, 0.01))
+    typical: float = setting(1.0, "Keep the tokens nearest to the expected surprise up to this sum "
+        "of probabilities.", ge=1e-9, le=1, client_range=(1e-9, 1), aliases=("typical_p",),
+        slider=(0.05, 1, 0.01))
+    tfs: float = setting(1.0, "Tail-free sampling's z; 1 is off.", ge=0, le=1,
+        client_range=(1e-9, 1), aliases=("tfs_z",))
+    top_a: float = setting(0.0, "Drop tokens below this times the square of the likeliest's "
+        "probability.", ge=0, le=1)
+    top_n_sigma: float = setting(0.0, "Drop tokens more than this many standard deviations below "
+        "the greatest logit; 0 is off.", ge=0, le=100, aliases=("nsigma",))
+    dynatemp_range: float = setting(0.0, "Let the temperature move this far up and down with the "
+        "entropy; 0 is off.", ge=0, le=100)
+    dynatemp_exponent: float = setting(1.0, "Of the moving temperature: 1 is linear in the "
+        "entropy, above 1 keeps it low for longer.", ge=0, le=100, client_range=(0.01, 100))
+    smoothing: float = setting(0.0, "Factor of quadratic smoothing; 0 is off.", ge=0, le=100,
+        aliases=("smoothing_factor",))
+    repetition_penalty: float = setting(1.0, "Above 1 makes tokens that are in the text already "
+        "less likely.", ge=1e-3, le=100, client_range=(0.01, 100),
+        aliases=("rep_pen", "repeat_penalty"), slider=(1, 2, 0.01))
+    repetition_range: int = setting(0, "Of the repetition penalty: look at this many of the last "
+        "tokens; 0 is the whole text.", ge=0, le=LONGEST, unit="tokens",
+        aliases=("rep_pen_range", "repetition_penalty_range", "repeat_last_n"))
+    repetition_slope: float = setting(0.0, "How steeply the repetition penalty falls to 1 with "
+        "distance, within its range (KoboldAI's); 0 is not at all.", ge=0, le=100,
+        aliases=("rep_pen_slope",))
+    presence_penalty: float = setting(0.0, "Subtracted from the logit of a token that is in the "
+        "new text.", ge=-100, le=100)
+    frequency_penalty: float = setting(0.0, "Subtracted from the logit of a token once for each "
+        "time it is in the new text.", ge=-100, le=100)
+    no_repeat_ngram: int = setting(0, "Let no run of this many tokens come twice; 0 is off.",
+        ge=0, le=LONGEST, aliases=("no_repeat_ngram_size",))
+    dry_multiplier: float = setting(0.0, "DRY: the penalty on continuing a repetition; 0 is off.",
+        ge=0, le=100, slider=(0, 2, 0.05))
+    dry_base: float = setting(1.75, "DRY: factor of the penalty for every repeated token.",
+        ge=1, le=100, client_range=(1, 100))
+    dry_allowed_length: int = setting(2, "DRY: length of a repetition that has the first penalty.",
+        ge=1, le=LONGEST, unit="tokens")
+    dry_breakers: Breakers = setting(("\n", ":", '"', "*"), "DRY: strings that end a repetition.",
+        aliases=("dry_sequence_breakers",), expected=STRINGS)
+    dry_range: int = setting(0, "DRY: look at this many of the last tokens; 0 is the whole text.",
+        ge=0, le=LONGEST, unit="tokens", aliases=("dry_penalty_last_n",))
+    xtc_probability: float = setting(0.0, "XTC: how often the top choices are excluded.",
+        ge=0, le=1, slider=(0, 1, 0.05))
+    xtc_threshold: float = setting(0.1, "XTC: a token of at least this probability is a top "
+        "choice.", ge=0, le=1)
+    mirostat: int = setting(0, "Version of Mirostat, 1 or 2, in place of all that cuts tokens off; "
+        "0 is off.", ge=0, le=2, client_range=(0, 2), aliases=("mirostat_mode",))
+    mirostat_tau: float = setting(5.0, "Mirostat: the surprise that it steers towards.",
+        ge=0, le=100, unit="bits a token")
     mirostat_eta: float = setting(0.1, "Mirostat: how fast it adapts.", ge=0, le=100)
-    penalized: float = setting(
-        1.0, "CTRL's penalty θ: above 1 divides the logits of tokens in the text; its authors use "
-        "1.2 with a low temperature.", ge=1e-3, le=100, slider=(1, 2, 0.01),
-    )  # fmt: skip
-    banned: Ids = setting(
-        (), "Token ids that are never written.", expected="token ids, whole numbers from 0"
-    )
-    banned_strings: Strings = setting(
-        (), "Strings that are never written, in upper or lower case.", aliases=("banned_tokens",),
-        expected="strings of at least one character",
-    )  # fmt: skip
-    logit_bias: Biases = setting(
-        (), "Added to the logits of token ids.",
-        expected="token ids and what to add to the logit of each, such as {42: -5}",
-    )  # fmt: skip
-    order: Order = setting(
-        (), "Names of steps in the order in which they act. They take the places that they have by "
-        "default among them; the others keep theirs.", aliases=("sampler_order",),
-        expected="names of steps",
-    )  # fmt: skip
+    penalized: float = setting(1.0, "CTRL's penalty: above 1 divides the logits of tokens in the "
+        "text; its authors use 1.2 with a low temperature.", ge=1e-3, le=100, slider=(1, 2, 0.01))
+    banned: Ids = setting((), "Token ids that are never written.",
+        expected="token ids, whole numbers from 0")
+    banned_strings: Strings = setting((), "Strings that are never written, in any case.",
+        aliases=("banned_tokens",), expected=STRINGS)
+    logit_bias: Biases = setting((), "Added to the logits of token ids.",
+        expected="token ids and what to add to the logit of each, such as {42: -5}")
+    order: Order = setting((), "Names of steps in the order in which they act. They take the "
+        "places that they have by default among them; the others keep theirs.",
+        aliases=("sampler_order",), expected="names of steps")
+    # fmt: on
 
     @property
     def greedy(self) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Any, Self
+from collections.abc import Callable
+from typing import Annotated, Self
 
 from pydantic import BeforeValidator, model_validator
 
@@ -17,73 +18,59 @@ _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _LEAST_KEY = 8  # characters
 
 
-def _origins(given: Any) -> tuple[str, ...]:
-    origins = tuple(origin.rstrip("/").lower() for origin in given)
-    for origin in origins:
-        if not _ORIGIN.fullmatch(origin):
-            raise ConfigError(
-                f"{origin!r} is not an origin; expected one such as https://lite.koboldai.net, "
-                "without a path; fix --origin"
-            )
-    return origins
+def _origin(given: str) -> str:
+    origin = given.rstrip("/").lower()
+    if not _ORIGIN.fullmatch(origin):
+        raise ConfigError(
+            f"{origin!r} is not an origin; expected one such as https://lite.koboldai.net, without "
+            "a path; fix --origin"
+        )
+    return origin
 
 
-def _hosts(given: Any) -> tuple[str, ...]:
-    hosts = tuple(host.rstrip(".").lower() for host in given)
-    for host in hosts:
-        if not _HOST.fullmatch(host):
-            raise ConfigError(
-                f"{host!r} is not a host name; expected one such as story.example.net, without a "
-                "port; fix --allow-host"
-            )
-    return hosts
+def _host(given: str) -> str:
+    host = given.rstrip(".").lower()
+    if not _HOST.fullmatch(host):
+        raise ConfigError(
+            f"{host!r} is not a host name; expected one such as story.example.net, without a port; "
+            "fix --allow-host"
+        )
+    return host
+
+
+def _each(read: Callable[[str], str]) -> BeforeValidator:
+    return BeforeValidator(lambda given: tuple(map(read, given)))
+
+
+_LIST = Textual(lambda text: (text,), "", strings)
+Origins = Annotated[tuple[str, ...], _each(_origin), _LIST]
+Hosts = Annotated[tuple[str, ...], _each(_host), _LIST]
 
 
 class ServeSettings(Settings):
     """How the server behaves. Raises ConfigError for what would be unsafe or cannot be."""
 
+    # fmt: off
     host: str = setting("127.0.0.1", "Address to listen on.")
     port: int = setting(5001, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
-    api_key: str | None = setting(
-        None, "Key that callers must send; needed where others than this machine can call.",
-        env="SOFTLORE_API_KEY",
-    )  # fmt: skip
-    origins: Annotated[
-        tuple[str, ...],
-        BeforeValidator(_origins),
-        Textual(lambda text: (text,), "https://lite.koboldai.net", strings),
-    ] = setting(
-        (), "Pages of this origin may call besides the server's own, such as "
-        "https://lite.koboldai.net; may be given often.", option="--origin",
-    )  # fmt: skip
-    hosts: Annotated[
-        tuple[str, ...],
-        BeforeValidator(_hosts),
-        Textual(lambda text: (text,), "story.example.net", strings),
-    ] = setting(
-        (), "Name by which the server may be called, besides its addresses and localhost; may be "
-        "given often.", option="--allow-host",
-    )  # fmt: skip
+    api_key: str | None = setting(None, "Key that callers must send; needed where others than this "
+        "machine can call.", env="SOFTLORE_API_KEY")
+    origins: Origins = setting((), "Pages of this origin may call besides the server's own, such "
+        "as https://lite.koboldai.net; may be given often.", option="--origin")
+    hosts: Hosts = setting((), "Name by which the server may be called, besides its addresses and "
+        "localhost; may be given often.", option="--allow-host")
     slots: int = setting(64, "Texts that are generated at once.", ge=1, le=10**4)
-    queue: int = setting(
-        64, "Texts that may wait; requests beyond it are answered 503.", ge=0, le=10**6
-    )
-    queue_seconds: float = setting(
-        120.0, "How long a text may wait.", gt=0, le=10**6, unit="seconds", option="--queue-timeout"
-    )
-    text_seconds: float = setting(
-        600.0, "How long a text may be generated; what there is by then is the answer.", gt=0,
-        le=10**6, unit="seconds", option="--timeout",
-    )  # fmt: skip
-    keep_mb: int = setting(
-        512, "Cached keys and values of finished texts, for their next turns.", ge=0, le=10**7,
-        unit="megabytes",
-    )  # fmt: skip
-    upload_mb: int = setting(64, "The largest body of a request.", ge=1, le=10**6, unit="megabytes")
-    close_seconds: float = setting(
-        10.0, "How long texts may go on after the server is stopped.", ge=0, le=10**6,
-        unit="seconds", option="--close-timeout",
-    )  # fmt: skip
+    queue: int = setting(64, "Texts that may wait; more are answered 503.", ge=0, le=10**6)
+    queue_seconds: float = setting(120.0, "How long a text may wait.", gt=0, le=10**6,
+        unit="seconds", option="--queue-timeout")
+    text_seconds: float = setting(600.0, "How long a text may be generated; what there is by then "
+        "is the answer.", gt=0, le=10**6, unit="seconds", option="--timeout")
+    keep_mb: int = setting(512, "Cached keys and values of finished texts, for their next turns.",
+        ge=0, le=10**7, unit="megabytes")
+    upload_mb: int = setting(64, "Largest body of a request.", ge=1, le=10**6, unit="megabytes")
+    close_seconds: float = setting(10.0, "How long texts may go on after the server is stopped.",
+        ge=0, le=10**6, unit="seconds", option="--close-timeout")
+    # fmt: on
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:

@@ -10,74 +10,52 @@ from pydantic import field_validator
 from softlore.settings.table import Settings, setting
 
 Factory = Callable[..., Any]
+Style = Literal["sentences", "noun", "pronoun", "mixed", "implicit", "cloud", "bracketed"]
 LEARNING_RATES = {"prefix": 0.15, "embedding": 1.0}  # defaults, by kind
 
 
 class TrainingConfig(Settings):
     """How soft prompts are trained; the defaults suit models from 3 M parameters up."""
 
+    # fmt: off
     n_tokens: int = setting(16, "Length of each prompt.", ge=1, le=2047, unit="tokens")
-    kind: Literal["prefix", "embedding"] = setting(
-        "prefix", "Keys and values for every layer (prefix), or rows that stand in the text."
-    )
-    max_spacing: int = setting(
-        64, "Most filler tokens between prompt and call; drawn anew for each step.", ge=0, le=10**6,
-        unit="tokens",
-    )  # fmt: skip
-    filler: Literal["story", "random"] = setting(
-        "story", "What the filler is: samples of the model (or `story`), or random tokens."
-    )
+    kind: Literal["prefix", "embedding"] = setting("prefix",
+        "Keys and values for every layer (prefix), or rows that stand in the text (embedding).")
+    max_spacing: int = setting(64, "Most filler between prompt and call; drawn for each step.",
+        ge=0, le=10**6, unit="tokens")
+    filler: Literal["story", "random"] = setting("story",
+        "What the filler is: samples of the model (or `story`), or random tokens.")
     story: str | None = setting(None, "Text for filler and drift guard, in place of samples.")
-    min_loss: float | None = setting(
-        None, "Stop an entry when its mean response loss is at most this.", gt=0,
-        unit="nats a token",
-    )  # fmt: skip
+    min_loss: float | None = setting(None, "Stop an entry when its mean response loss is at most "
+        "this.", gt=0, unit="nats a token")
     max_steps: int = setting(500, "Most updates of an entry.", ge=1, le=10**7)
-    patience: int | None = setting(
-        None, "Stop an entry after this many updates without progress; none: never.", gt=0
-    )
-    optimizer: str | Factory = setting(
-        "adam", "A class of torch.optim by name, or in Python a factory `(parameters, lr=…)`.",
-        expected="a name or a factory",
-    )  # fmt: skip
-    learning_rate: float | None = setting(
-        None, "Relative to the scale of what is trained: the model's embedding rows, or the "
-        "layer's keys and values; none: the kind's default.", gt=0,
-    )  # fmt: skip
-    schedule: Literal["cosine", "linear", "constant"] | Factory = setting(
-        "cosine", "How the learning rate falls, or in Python a factory `(optimizer) -> scheduler`."
-    )
-    drift_guard: float = setting(
-        1.0, "Weight of the KL to the bare model on unrelated text; 0 for none.", ge=0, le=10**4
-    )
-    distil_weight: float = setting(
-        1.0, "Weight of the distillation loss of entries that have text; 0 for none.",
-        ge=0, le=10**4,
-    )  # fmt: skip
-    distil_passages: int = setting(
-        768, "How many passages the teacher writes about an entry.", ge=1, le=10**5
-    )
-    passage_tokens: int = setting(
-        48, "Length of the teacher's passages and of unrelated ones.", ge=2, le=4096, unit="tokens"
-    )
-    initial: Any = setting(
-        "auto", "What a prompt starts from: auto, text, responses, vocabulary, a literal text, or "
-        "in Python a SoftPrompt.", expected="text or a SoftPrompt",
-    )  # fmt: skip
-    company_size: int = setting(
-        4, "Most prompts in one trunk; 1 trains each alone.", ge=1, le=64, unit="prompts"
-    )
-    max_active: int = setting(
-        64, "Most entries in training at once; others wait.", ge=1, le=10**5, unit="entries"
-    )
-    pairs_per_step: int = setting(
-        12, "Most calls with a response of an entry in one update.", ge=1, le=10**5
-    )
-    style: (
-        Literal["sentences", "noun", "pronoun", "mixed", "implicit", "cloud", "bracketed"] | None
-    ) = setting(None, "Authoring style that makes blocks of the text of entries that have none.")
+    patience: int | None = setting(None, "Stop an entry after this many updates without progress; "
+        "none: never.", gt=0)
+    optimizer: str | Factory = setting("adam", "A class of torch.optim by name, or in Python a "
+        "factory `(parameters, lr=…)`.", expected="a name or a factory")
+    learning_rate: float | None = setting(None, "Relative to the scale of what is trained: the "
+        "model's embedding rows, or the layer's keys and values; none: the kind's default.", gt=0)
+    schedule: Literal["cosine", "linear", "constant"] | Factory = setting("cosine",
+        "How the learning rate falls, or in Python a factory `(optimizer) -> scheduler`.")
+    drift_guard: float = setting(1.0, "Weight of the KL to the bare model on unrelated text; 0 for "
+        "none.", ge=0, le=10**4)
+    distil_weight: float = setting(1.0, "Weight of the distillation loss of entries that have "
+        "text; 0 for none.", ge=0, le=10**4)
+    distil_passages: int = setting(768, "How many passages the teacher writes about an entry.",
+        ge=1, le=10**5)
+    passage_tokens: int = setting(48, "Length of the teacher's passages and of unrelated ones.",
+        ge=2, le=4096, unit="tokens")
+    initial: Any = setting("auto", "What a prompt starts from: auto, text, responses, vocabulary, "
+        "a literal text, or in Python a SoftPrompt.", expected="text or a SoftPrompt")
+    company_size: int = setting(4, "Most prompts in one trunk; 1 trains each alone.", ge=1, le=64)
+    max_active: int = setting(64, "Most entries in training at once; others wait.", ge=1, le=10**5)
+    pairs_per_step: int = setting(12, "Most calls with a response of an entry in one update.",
+        ge=1, le=10**5)
+    style: Style | None = setting(None,
+        "Authoring style that makes blocks of the text of entries that have none.")
     chat: bool = setting(False, "Put call and response into the model's chat template.")
     seed: int = setting(0, "Seed of all random draws.", ge=0, le=2**32 - 1)
+    # fmt: on
 
     @field_validator("initial")
     @classmethod
