@@ -16,7 +16,7 @@ from softlore.serve.compose import model_name
 from softlore.serve.engines import AsyncOutputStream
 from softlore.serve.lenient import Flag, Strings, Text, Whole, body_of, read_object, sampling_of
 from softlore.serve.logprobs import chat_logprobs, completion_logprobs
-from softlore.serve.responses import RETRY_AFTER, event, event_stream, kobold_error
+from softlore.serve.responses import RETRY_AFTER, event, event_stream, kobold_error, status_of
 from softlore.serve.service import FAILURES, ActiveResponse, GenerationService, finish_reason
 
 PROGRAM = {"result": "KoboldCpp", "version": "1.87"}  # from 1.88 on Lite makes templates otherwise
@@ -78,7 +78,7 @@ def respond(error: Exception) -> Response:
         return JSONResponse(kobold_error(BUSY, "service_unavailable"), 503, RETRY_AFTER)
     if isinstance(error, InputError | ValidationError):
         return JSONResponse(kobold_error(error, "bad_input"), 400)
-    return JSONResponse(kobold_error(error, "server_error"), 503)
+    return JSONResponse(kobold_error(error, "server_error"), status_of(error))
 
 
 def _add_info(router: APIRouter, service: GenerationService) -> None:

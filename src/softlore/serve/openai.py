@@ -31,7 +31,7 @@ from softlore.serve.openai_forms import (
     GenerationBody,
     ResponseBodies,
 )
-from softlore.serve.responses import DONE, RETRY_AFTER, event, event_stream, openai_error
+from softlore.serve.responses import DONE, RETRY_AFTER, event, event_stream, openai_error, status_of
 from softlore.serve.service import FAILURES, ActiveResponse, GenerationService
 
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it
@@ -92,7 +92,7 @@ def respond(error: Exception) -> Response:
         return JSONResponse(_invalid_field(error), 400)
     if isinstance(error, InputError):
         return JSONResponse(openai_error(error, "invalid_request_error", _code(error)), 400)
-    return JSONResponse(openai_error(error, "server_error", "engine_error"), 503)
+    return JSONResponse(openai_error(error, "server_error", "engine_error"), status_of(error))
 
 
 def _invalid_field(error: ValidationError) -> dict[str, Any]:
