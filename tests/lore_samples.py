@@ -1,4 +1,4 @@
-"""Lorebooks as other programs write them, with all their fields and some that nobody knows."""
+"""Lorebooks as other programs write them, with all their fields and some unknown ones."""
 
 import copy
 
@@ -291,7 +291,7 @@ AGNAI = {
     ],
 }
 
-# file name -> what it holds, and the name of the format it is written in again
+# file name -> its data, and the name of the format to export to
 FILES = {
     "world.json": (SILLYTAVERN, "sillytavern"),
     "card2.json": (CARD_V2, "card-v2"),

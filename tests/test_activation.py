@@ -134,7 +134,7 @@ def test_what_is_not_quite_a_pattern_is_plain(key):
         *["(?:" * 390 + "a" + ")" * 390, "a{20000}", "(?:(?R)){e<=3}"],
     ],
 )
-def test_a_pattern_that_is_none_is_reported(pattern):
+def test_an_invalid_pattern_is_reported(pattern):
     assert compile_pattern(pattern, "")[1]
     found = activate([entry("Emma", f"/{pattern}/", "hat")], ["Emma " + pattern, "a hat"])
     assert names(found) == ["Emma"]
@@ -166,7 +166,7 @@ def test_many_slow_patterns_share_one_limit():
     assert len(found.bad_keys) == 200
 
 
-# Who is called up
+# Triggers
 
 
 def test_only_the_last_messages_are_searched():
@@ -228,7 +228,7 @@ def test_the_order_of_insertion():
     assert names(activate(book, [])) == ["1", "3", "0", "2"]
 
 
-# Chance
+# Probability and groups
 
 
 def test_probability():
@@ -308,7 +308,7 @@ def test_an_entry_may_be_in_several_groups():
     assert names(activate(book, [])) == ["rain"]
 
 
-def test_who_loses_to_a_sticky_entry_takes_no_part_in_another_group():
+def test_what_loses_to_a_sticky_entry_does_not_compete_in_another_group():
     book = [
         entry("rain", constant=True, group="weather, mood", group_override=True, order=9),
         entry("sun", constant=True, group="weather"),
@@ -320,7 +320,7 @@ def test_who_loses_to_a_sticky_entry_takes_no_part_in_another_group():
 # Recursion
 
 
-def test_the_text_of_an_entry_calls_up_others():
+def test_the_text_of_an_entry_triggers_others():
     book = [
         entry("Emma", "Emma", text="She lives in Rook Lane."),
         entry("Lane", "Rook Lane", text="It runs to the harbour."),
@@ -336,7 +336,7 @@ def test_the_text_of_an_entry_calls_up_others():
     assert names(activate(book, ["Emma"], ScanSettings(max_rounds=2))) == ["Emma", "Lane"]
 
 
-def test_entries_that_call_up_one_another_end():
+def test_entries_that_trigger_one_another_end():
     book = [entry(f"e{i}", f"e{i}", text=f"e{(i + 1) % 3} and e{i}") for i in range(3)]
     assert names(activate(book, ["e1"])) == ["e0", "e1", "e2"]
 
@@ -386,11 +386,11 @@ def test_without_recursion_delayed_entries_wait():
     assert activate(book, ["Emma came."]).skipped == []
 
 
-# Time
+# Timers
 
 
 def used_at(one, lengths, word="Emma", at=(), timers=None):
-    """At which lengths of the story the entry is active; `word` stands at the lengths `at`."""
+    """The story's lengths at which the entry is active; messages number `at` are `word`."""
     used = []
     for length in lengths:
         message = word if length in at else "Nothing."
@@ -443,7 +443,7 @@ def test_a_sticky_entry_is_not_drawn_again_and_holds_its_group():
     assert why(found, "sun") == "lost in group 'weather' to 'rain'"
 
 
-def test_a_turn_tried_again_or_undone_leaves_no_trace():
+def test_a_turn_retried_or_undone_leaves_no_trace():
     emma = entry("Emma", "Emma", sticky=2, cooldown=4, scan_depth=1)
     story = ["x", "x", "x", "Emma"]
     first = activate([emma], story)
@@ -454,7 +454,7 @@ def test_a_turn_tried_again_or_undone_leaves_no_trace():
     assert undone.timers == Timers({"Emma": 2})
 
 
-def test_timers_of_another_book_are_kept():
+def test_timers_of_another_book_are_retained():
     timers = Timers({"Marta": 1, "Emma": 1})
     found = activate([entry("Emma", "Emma", sticky=2)], ["x"] * 9, timers=timers)
     assert found.timers == Timers({"Marta": 1})
@@ -462,7 +462,7 @@ def test_timers_of_another_book_are_kept():
 
 
 @pytest.mark.parametrize("data", [None, [], {"Emma": -1}, {"Emma": True}, {"Emma": "2"}, {1: 1}])
-def test_timers_that_are_none(data):
+def test_invalid_timers(data):
     with pytest.raises(ContextError, match="expected"):
         Timers.from_dict(data)
 
@@ -470,7 +470,7 @@ def test_timers_that_are_none(data):
 # Budget
 
 
-def test_the_budget_takes_by_descending_order_until_one_does_not_fit():
+def test_the_budget_fills_by_descending_order_until_one_does_not_fit():
     book = [
         entry("low", constant=True, order=1, text="x"),
         entry("high", constant=True, order=9, text="xxxx"),
@@ -496,7 +496,7 @@ def test_a_spent_budget_stops_recursion():
     assert [skipped.entry.name for skipped in found.skipped] == ["Marta"]
 
 
-# Places
+# Positions
 
 
 def test_placed():
@@ -525,7 +525,7 @@ def test_placed():
     assert places.note_bottom == places.examples_top == places.examples_bottom == []
 
 
-# What is refused, and how long it takes
+# Errors and time
 
 
 @pytest.mark.parametrize(
@@ -556,7 +556,7 @@ def test_a_single_text_is_no_story():
         activate([], "Emma came.")
 
 
-def test_an_entry_without_text_calls_up_no_one():
+def test_an_entry_without_text_triggers_no_other():
     silent = Entry(name="Emma", constant=True, blocks=[("Emma wore", [" the hat"])])
     assert names(activate([silent, entry("hat", "hat")], [])) == ["Emma"]
 

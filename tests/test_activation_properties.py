@@ -1,4 +1,4 @@
-"""Activation of random books in random stories, against a slow reference that says the rules."""
+"""Activation of random books in random stories, compared with a slow reference."""
 
 import json
 import math
@@ -16,12 +16,12 @@ WORDS = ["ab", "Ab", "abc", "b", "b-c", "cab"]
 KEYS = [*WORDS, "ab b", "B C", "/^ab/", "/AB|cab/i", "/(/", "/b/zz"]
 
 
-def a_text(rng):
+def random_text(rng):
     return " ".join(rng.choices(WORDS, k=rng.randint(0, 3)))
 
 
-def a_book(rng):
-    """Entries with every field at random, each rule often enough at work to meet the others."""
+def random_book(rng):
+    """Entries with random fields, so that the rules interact often."""
 
     def pick(*values):
         return rng.choice(values)
@@ -33,7 +33,7 @@ def a_book(rng):
         Entry(
             name=f"entry {i}",
             keys=keys(3),
-            text=a_text(rng) or "c",
+            text=random_text(rng) or "c",
             enabled=pick(True, True, True, False),
             constant=pick(True, False, False),
             secondary_keys=pick([], keys(2)),
@@ -62,7 +62,7 @@ def a_book(rng):
     ]
 
 
-def some_settings(rng):
+def random_settings(rng):
     return ScanSettings(
         scan_depth=rng.randint(0, 3),
         case_sensitive=rng.random() < 0.5,
@@ -72,13 +72,13 @@ def some_settings(rng):
     )
 
 
-def a_story(rng):
-    """A story as it is written: messages are added, and now and then some are undone."""
+def random_stories(rng):
+    """A growing story; sometimes messages are undone."""
     messages = []
     for _ in range(8):
         if rng.random() < 0.2:
             messages = messages[: -rng.randint(1, 3)]
-        messages = messages + [a_text(rng) for _ in range(rng.randint(0, 2))]
+        messages = messages + [random_text(rng) for _ in range(rng.randint(0, 2))]
         yield messages
 
 
@@ -114,7 +114,7 @@ def matches(key, text, case, whole):
 
 
 class Reference:
-    """Every rule, every time from the start: what is active, by round, and who was passed over."""
+    """Applies all rules from the start: what is active, by round, and what is skipped."""
 
     def __init__(self, book, messages, scanning, called, seed, budget):
         self.book, self.messages, self.scanning, self.seed = book, messages, scanning, seed
@@ -276,12 +276,13 @@ class Reference:
 
 @settings(max_examples=1000)
 @given(seeds)
-def test_activation_does_what_the_rules_say(number):
+def test_activation_agrees_with_the_reference(number):
     rng = random.Random(number)
-    book, scanning, timers, seed = a_book(rng), some_settings(rng), Timers(), rng.randint(0, 9)
+    book, scanning = random_book(rng), random_settings(rng)
+    timers, seed = Timers(), rng.randint(0, 9)
     budget = rng.choice([None, None, 5, 20])
     price = None if budget is None else cost
-    for messages in a_story(rng):
+    for messages in random_stories(rng):
         rules = Reference(book, messages, scanning, timers.triggered, seed, budget)
         found = activate(book, messages, scanning, timers, seed=seed, cost=price, budget=budget)
         expected = sorted((e for e in book if e.name in rules.round_of), key=lambda e: e.order)
@@ -301,7 +302,7 @@ def test_activation_does_what_the_rules_say(number):
 @given(seeds)
 def test_every_active_entry_has_one_place_in_order(number):
     rng = random.Random(number)
-    book, scanning, messages = a_book(rng), some_settings(rng), list(a_story(rng))[-1]
+    book, scanning, messages = random_book(rng), random_settings(rng), list(random_stories(rng))[-1]
     active = activate(book, messages, scanning).active
     places = place_entries(active)
     lists = [ones for ones in vars(places).values() if isinstance(ones, list)]
@@ -333,7 +334,7 @@ def test_a_key_that_is_cut_out_of_a_text_is_found_in_it(before, key, case):
 
 
 @given(st.lists(letters, max_size=3), st.lists(letters, max_size=3), st.booleans())
-def test_the_short_cuts_change_nothing(keys, texts, whole):
+def test_the_indexes_change_nothing(keys, texts, whole):
     """Keys found together are those found one by one, in the nearest text that holds them."""
     together = prepare_keys(tuple(keys), False, whole).find(ScannedTexts(texts), PatternSearch())
     apart = {}
@@ -350,7 +351,7 @@ def test_trigrams(text):
     assert len(trigrams(text)) <= max(0, len(text) - 2)
 
 
-# What stands between slashes may be anything.
+# Anything may be between slashes.
 patterns = st.text(alphabet=r"ab()[]{}|*+?^$.\/-:=!<>&~1,ukpL", max_size=10)
 
 

@@ -1,4 +1,4 @@
-"""The budget that chooses: always within it, and never beaten by any other mix."""
+"""The choice under a budget: within it, and of the highest gain."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from softlore.context.budget import MIN_GAIN, LoreOption, choose_within_budget
 
 
 @st.composite
-def offered(draw):
+def option_lists(draw):
     offers = []
     for name in "abcde"[: draw(st.integers(0, 5))]:
         outside = draw(st.booleans()) and draw(st.booleans())
@@ -19,22 +19,22 @@ def offered(draw):
     return offers
 
 
-def mixes(offers):
-    """Every way of taking at most one offer an entry."""
+def choices(offers):
+    """Every choice of at most one option per entry."""
     by_entry = {}
     for offer in offers:
         by_entry.setdefault(offer.entry, [None]).append(offer)
-    for some in itertools.product(*by_entry.values()):
-        yield [offer for offer in some if offer is not None]
+    for options in itertools.product(*by_entry.values()):
+        yield [offer for offer in options if offer is not None]
 
 
-def worth(mix):
+def total_gain(mix):
     return sum(max(offer.gain, MIN_GAIN) for offer in mix)
 
 
-@given(offered(), st.integers(-2, 40))
+@given(option_lists(), st.integers(-2, 40))
 @settings(max_examples=300)
-def test_no_other_mix_gains_more(offers, budget):
+def test_no_other_choice_gains_more(offers, budget):
     mix = choose_within_budget(offers, budget)
     inside = [offer for offer in mix.chosen if not offer.outside]
     assert sum(offer.tokens for offer in inside) <= max(0, budget)
@@ -42,11 +42,11 @@ def test_no_other_mix_gains_more(offers, budget):
     assert len(set(names)) == len(names)
     assert {offer.entry for offer in offers if offer.outside} <= set(names)
     counted = [offer for offer in offers if not offer.outside]
-    fitting = [m for m in mixes(counted) if sum(o.tokens for o in m) <= max(0, budget)]
-    best = max(map(worth, fitting), default=0)
-    assert abs(worth(inside) - best) < 1e-4
+    fitting = [m for m in choices(counted) if sum(o.tokens for o in m) <= max(0, budget)]
+    best = max(map(total_gain, fitting), default=0)
+    assert abs(total_gain(inside) - best) < 1e-4
     shortest = min(
-        (sum(o.tokens for o in m) for m in fitting if abs(worth(m) - best) < 1e-9), default=0
+        (sum(o.tokens for o in m) for m in fitting if abs(total_gain(m) - best) < 1e-9), default=0
     )
     assert sum(offer.tokens for offer in inside) == shortest
     assert {cut.entry for cut in mix.cut} == {offer.entry for offer in offers} - set(names)
@@ -60,10 +60,10 @@ def test_a_short_soft_prompt_stands_in_for_a_long_text():
     assert [o.form for o in choose_within_budget(offers, 32).chosen] == ["soft", "soft"]
     assert [o.form for o in choose_within_budget(offers, 76).chosen] == ["text", "soft"]
     assert [o.form for o in choose_within_budget(offers, 110).chosen] == ["text", "text"]
-    only = choose_within_budget(offers, 16)
-    assert [(o.entry, o.form) for o in only.chosen] == [("Emma", "soft")]
-    assert "16 tokens as a soft prompt or 50 tokens as text" in only.cut[0].why
-    assert "0 of 16 tokens are left" in only.cut[0].why
+    choice = choose_within_budget(offers, 16)
+    assert [(o.entry, o.form) for o in choice.chosen] == [("Emma", "soft")]
+    assert "16 tokens as a soft prompt or 50 tokens as text" in choice.cut[0].why
+    assert "0 of 16 tokens are left" in choice.cut[0].why
     assert "would not fit the budget of 4 by itself" in choose_within_budget(offers, 4).cut[0].why
 
 

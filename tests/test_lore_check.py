@@ -1,4 +1,4 @@
-"""`lore.check`: what is allowed but likely not meant."""
+"""`lore.check`: what is allowed but probably not meant."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The demo lorebook holds enough to show something, and says it well."""
+"""The demo lorebook is large enough and has no errors."""
 
 from softlore.demo import lorebook_path, openings
 from softlore.lore import Lorebook, check
@@ -30,7 +30,7 @@ def test_responses_are_short_and_nobody_elses():
 
 
 def test_held_out_calls_ask_for_trained_facts():
-    """A held-out response is a trained one, or the end of one: it asks, it tells nothing new."""
+    """A held-out response is a trained one, or the end of one: it has no new facts."""
     for entry in BOOK:
         trained = " ".join(response for block in entry.blocks for response in block.responses)
         for block in entry.held_out:

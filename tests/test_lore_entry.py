@@ -1,4 +1,4 @@
-"""Entries and blocks: the forms they take, and the words they are refused with."""
+"""Entries and blocks: the forms they accept, and their error messages."""
 
 import pytest
 
@@ -54,13 +54,13 @@ def test_sillytaverns_numbers_are_understood():
     assert chosen == ("and_all", "at_depth", "assistant")
 
 
-def test_unknown_fields_are_kept():
+def test_unknown_fields_are_retained():
     entry = Entry(name="Emma", text="A spy.", vectorized=True, colour={"hair": "blonde"})
     assert entry.extra == {"vectorized": True, "colour": {"hair": "blonde"}}
     assert entry.data()["vectorized"] is True
 
 
-def test_an_empty_field_is_as_good_as_none():
+def test_null_is_an_absent_field():
     entry = Entry(name="Emma", text="A spy.", keys=None, blocks=None)
     assert (entry.keys, entry.blocks) == ([], [])
 
@@ -120,14 +120,14 @@ def test_empty_lines_around_a_text_are_dropped():
         ({"name": "Emma", "text": "x", "other": float("nan")}, "the number nan is not finite"),
     ],
 )
-def test_refusals_are_plain(fields, message):
+def test_error_messages(fields, message):
     with pytest.raises(LoreError) as caught:
         Entry(**fields)
     _assert_plain(str(caught.value))
     assert message in str(caught.value)
 
 
-def test_a_refusal_in_a_lorebook_names_the_entry():
+def test_an_error_in_a_lorebook_names_the_entry():
     emma = {"name": "Emma", "blocks": [("Emma wears", [" a", " "])]}
     with pytest.raises(LoreError, match=r"^entry 'Emma', block 1, response 2: it is empty;"):
         Lorebook(name="book", entries=[Entry(name="Bram", text="x"), emma])

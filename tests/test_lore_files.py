@@ -1,4 +1,4 @@
-"""Lorebook files: what is read, and what is refused in which words."""
+"""Lorebook files: what is read, and the error messages."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def save(tmp_path):
     return write
 
 
-def refusal(path, **options):
+def error_message(path, **options):
     with pytest.raises(LoreError) as caught:
         Lorebook.load(path, **options)
     message = str(caught.value)
@@ -91,7 +91,7 @@ def test_json_and_toml(save):
 )
 def test_without_a_suffix_the_content_decides(save, content):
     if content == "[a: 1]":
-        assert "item 1 must be" in refusal(save(content, "lore"))
+        assert "item 1 must be" in error_message(save(content, "lore"))
     else:
         assert len(Lorebook.load(save(content, "lore"))) == 1
 
@@ -200,17 +200,17 @@ def test_words_that_yaml_1_1_takes_for_values_are_text():
         ("a.json", '[{"call": "a", "response": null}]', "response 1: it must be text"),
     ],
 )
-def test_refusals_name_the_file(save, name, content, message):
-    assert message in refusal(save(content, name))
+def test_error_messages_name_the_file(save, name, content, message):
+    assert message in error_message(save(content, name))
 
 
 def test_a_yaml_bomb_is_refused_at_once(save):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
-    assert "once its aliases are expanded" in refusal(save("\n".join(lines)))
+    assert "once its aliases are expanded" in error_message(save("\n".join(lines)))
     lines = ["a0: &a0 {x: 1, y: 2}"]
     lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 30)]
-    assert "once its aliases are expanded" in refusal(save("\n".join(lines)))
+    assert "once its aliases are expanded" in error_message(save("\n".join(lines)))
 
 
 def test_harmless_aliases_are_read(save):
@@ -222,8 +222,8 @@ def test_harmless_aliases_are_read(save):
 
 
 def test_files_that_are_no_files(tmp_path):
-    assert "does not exist; check the name" in refusal(tmp_path / "none.yaml")
-    assert "is a folder; expected a file; name a lorebook file" in refusal(tmp_path)
+    assert "does not exist; check the name" in error_message(tmp_path / "none.yaml")
+    assert "is a folder; expected a file; name a lorebook file" in error_message(tmp_path)
     with pytest.raises(LoreError, match="cannot be read"):
         Lorebook.load("a\0b")
 
@@ -232,9 +232,9 @@ def test_a_large_file_is_refused_unread(tmp_path, monkeypatch):
     path = tmp_path / "large.yaml"
     path.write_bytes(b"")
     os.truncate(path, files.MAX_BYTES + 1)
-    assert "16.0 MiB; expected at most 16 MiB" in refusal(path)
+    assert "16.0 MiB; expected at most 16 MiB" in error_message(path)
     if pathlib.Path("/dev/zero").exists():  # its size is said to be 0
-        assert "at most 16 MiB" in refusal(pathlib.Path("/dev/zero"))
+        assert "at most 16 MiB" in error_message(pathlib.Path("/dev/zero"))
 
 
 @pytest.mark.parametrize("name", ["out.yaml", "out.yml", "out.json"])

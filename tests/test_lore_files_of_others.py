@@ -51,7 +51,7 @@ def archive(members, method=zipfile.ZIP_DEFLATED):
 
 
 def texts_of(content):
-    """The text chunks of a picture, walked through anew."""
+    """The text chunks of a picture, parsed independently."""
     found, place = {}, len(png.SIGNATURE)
     while place < len(content):
         length, kind = struct.unpack_from(">I4s", content, place)
@@ -71,7 +71,7 @@ def card_in(text):
     return json.loads(base64.b64decode(text))
 
 
-def refusal(path, content=None):
+def error_message(path, content=None):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(LoreError) as caught:
@@ -82,7 +82,7 @@ def refusal(path, content=None):
     return message
 
 
-# pictures ----------------------------------------------------------------------------------------
+# pictures -----------------------------------------------------------------------------------------
 
 
 def test_a_card_in_a_picture(tmp_path):
@@ -145,11 +145,13 @@ DAMAGED = {
 
 @pytest.mark.parametrize("fault", DAMAGED)
 def test_damaged_pictures(tmp_path, fault):
-    refusal(tmp_path / "emma.png", DAMAGED[fault])
+    error_message(tmp_path / "emma.png", DAMAGED[fault])
 
 
 def test_a_picture_of_very_many_chunks(tmp_path):
-    assert "damaged" in refusal(tmp_path / "a.png", HEAD + chunk(b"tEXt", b"") * 120_000 + END)
+    assert "damaged" in error_message(
+        tmp_path / "a.png", HEAD + chunk(b"tEXt", b"") * 120_000 + END
+    )
 
 
 def test_what_is_no_picture_to_put_a_card_into(tmp_path):
@@ -168,7 +170,7 @@ def test_what_is_no_picture_to_put_a_card_into(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
-# archives ----------------------------------------------------------------------------------------
+# archives -----------------------------------------------------------------------------------------
 
 
 def test_a_card_in_an_archive(tmp_path):
@@ -233,7 +235,7 @@ ARCHIVES = {
 @pytest.mark.parametrize("fault", ARCHIVES)
 def test_damaged_archives(tmp_path, fault):
     content, message = ARCHIVES[fault]
-    assert message in refusal(tmp_path / "emma.charx", content)
+    assert message in error_message(tmp_path / "emma.charx", content)
 
 
 def test_an_archive_that_unpacks_to_too_much_is_not_copied(tmp_path, monkeypatch):
@@ -268,7 +270,7 @@ def test_no_bytes_break_the_readers(whole, spots, cut):
         assert message.isprintable()
 
 
-# broken JSON -------------------------------------------------------------------------------------
+# broken JSON --------------------------------------------------------------------------------------
 
 
 def tavern(**fields):
@@ -317,14 +319,14 @@ MUST_BE_FLAG = "must be true or false"
     ],
 )
 def test_broken_data(tmp_path, data, message):
-    assert message in refusal(tmp_path / "a.json", json.dumps(data).encode())
+    assert message in error_message(tmp_path / "a.json", json.dumps(data).encode())
 
 
 def test_origins_are_checked_when_a_lorebook_is_read(tmp_path):
     path = tmp_path / "lore.json"
     for origin in ({"format": "novelai"}, {"format": 1, "name": "x", "data": 1}, 7):
         entry = {"name": "Emma", "text": "x", "origin": origin}
-        assert "`origin` must" in refusal(path, json.dumps({"entries": [entry]}).encode())
+        assert "`origin` must" in error_message(path, json.dumps({"entries": [entry]}).encode())
     entry = {"name": "Emma", "text": "x", "origin": {"format": "novelai", "name": "E", "data": 7}}
     for form in ("novelai", "card", "aidungeon", "koboldai", "sillytavern"):
         for data in (7, [7], None):
@@ -345,7 +347,7 @@ def test_an_origin_with_values_no_file_can_hold():
         Entry(name="E", text="x", origin={"format": "a", "name": "b", "data": float("nan")})
 
 
-# softlore lore -----------------------------------------------------------------------------------
+# softlore lore ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -369,7 +371,7 @@ def test_the_command_line_knows_every_format():
 def test_import_and_export(here):
     ended = run("import", "world.json", "--out", "lore.yaml")
     assert ended.out == "read 3 entries from world.json (sillytavern); wrote lore.yaml\n"
-    assert ended.err == "1 entry without text kept for the way back\n"
+    assert ended.err == "1 entry without text saved for the way back\n"
     run("export", "lore.yaml", "--to", "sillytavern", "--out", "again.json")
     assert json.loads(Path("again.json").read_text()) == samples.SILLYTAVERN
     run("import", "emma.png")
@@ -451,7 +453,7 @@ def save_native(folder):
         ("show", "broken.png"),
     ],
 )
-def test_refusals_are_one_line(here, arguments):
+def test_error_messages_are_one_line(here, arguments):
     Path("broken.png").write_bytes(picture())
     ended = softlore("lore", *arguments)
     assert ended.code == 2

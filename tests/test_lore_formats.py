@@ -1,4 +1,4 @@
-"""Lorebooks of other programs: what is read from them, and that nothing is lost on the way back."""
+"""Lorebooks of other programs: import, export and lossless round trips."""
 
 import copy
 import itertools
@@ -27,8 +27,8 @@ def save(data, path):
     return path
 
 
-def again(book, to, folder, suffix=""):
-    """What is written in a format, by way of softlore's own file."""
+def exported(book, to, folder, suffix=""):
+    """What is exported after a round trip through softlore's own file."""
     native = Path(folder) / "native.yaml"
     book.save(native)
     out = Path(folder) / f"out{suffix or EXPORTERS[to].suffix}"
@@ -41,7 +41,7 @@ def lore(entry):
     return {**entry.model_dump(exclude={"origin"}), "text": entry.text}
 
 
-# no loss -----------------------------------------------------------------------------------------
+# round trips --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -125,7 +125,7 @@ def test_changes_go_back_and_nothing_else_does(tmp_path, name, to):
     entry = next(entry for entry in book if entry.origin.get("part") is None)
     entry.text = "A new text."
     entry.keys = ["new key"]
-    written = again(book, to, tmp_path)
+    written = exported(book, to, tmp_path)
     assert written != data
     reread = Lorebook.load(save(written, tmp_path / name))
     assert (reread[entry.name].text, reread[entry.name].keys) == ("A new text.", ["new key"])
@@ -138,7 +138,7 @@ def test_deleted_added_and_renamed_entries(tmp_path):
     book.entries = [entry for entry in book if entry.name != "Marta clocks 2"]
     book["Marta clocks"].name = "Old Marta"
     book.entries.append(Entry(name="Fog", text="Fog is thick.", keys=["fog"]))
-    written = again(book, "sillytavern", tmp_path)["entries"]
+    written = exported(book, "sillytavern", tmp_path)["entries"]
     assert list(written) == ["0", "9", "7", "10"]
     assert written["7"] == samples.SILLYTAVERN["entries"]["7"]
     assert written["0"] == samples.SILLYTAVERN["entries"]["0"] | {"comment": "Old Marta"}
@@ -148,11 +148,11 @@ def test_deleted_added_and_renamed_entries(tmp_path):
 def test_new_entries_of_a_card_have_numbers_that_no_other_has(tmp_path):
     book = Lorebook.load(save(samples.CARD_V2, tmp_path / "card.json"))
     book.entries += [Entry(name="Fog", text="Fog."), Entry(name="Rain", text="Rain.")]
-    entries = again(book, "card-v2", tmp_path)["data"]["character_book"]["entries"]
+    entries = exported(book, "card-v2", tmp_path)["data"]["character_book"]["entries"]
     assert [entry.get("id") for entry in entries] == [5, None, None, None, 6, 7]
 
 
-# what is read ------------------------------------------------------------------------------------
+# import -------------------------------------------------------------------------------------------
 
 
 def test_sillytavern(tmp_path):
@@ -210,11 +210,11 @@ def test_a_card_without_a_book(tmp_path):
     book = Lorebook.load(save(samples.CARD_V1, tmp_path / "card.json"))
     assert [(entry.name, entry.text) for entry in book] == [("Zoë", "A night watch.")]
     assert book.name == "Zoë"
-    written = again(book, "card-v2", tmp_path)
+    written = exported(book, "card-v2", tmp_path)
     assert written["spec"] == "chara_card_v2"
     assert written["data"] == samples.CARD_V1
     book.name = "My watch"
-    assert Lorebook.from_data(again(book, "card-v2", tmp_path)).name == "My watch"
+    assert Lorebook.from_data(exported(book, "card-v2", tmp_path)).name == "My watch"
 
 
 def test_a_cards_character_goes_back_to_the_card(tmp_path):
@@ -222,20 +222,20 @@ def test_a_cards_character_goes_back_to_the_card(tmp_path):
     zoe = book["Zoë"]
     zoe.text, zoe.name, zoe.use = "Zoë sleeps by day.", "Zoe", "soft"
     zoe.blocks = [Block(call="Zoë wore", responses=[" grey."])]
-    written = again(book, "card-v3", tmp_path)["data"]
+    written = exported(book, "card-v3", tmp_path)["data"]
     assert (written["name"], written["description"]) == ("Zoe", "Zoë sleeps by day.")
     assert written["personality"] == ""
     assert written["first_mes"] == samples.CARD_V3["data"]["first_mes"]
     assert written["character_book"] == samples.BOOK
     assert lore(Lorebook.from_data({"spec": "chara_card_v3", "data": written})["Zoe"]) == lore(zoe)
-    tavern = again(book, "sillytavern", tmp_path)["entries"]
+    tavern = exported(book, "sillytavern", tmp_path)["entries"]
     assert next(iter(tavern.values()))["comment"] == "Zoe"
     assert len(tavern) == 4
 
 
 def test_versions_of_a_card(tmp_path):
     book = Lorebook.load(save(samples.CARD_V2, tmp_path / "card.json"))
-    third = again(book, "card-v3", tmp_path)
+    third = exported(book, "card-v3", tmp_path)
     assert (third["spec"], third["spec_version"]) == ("chara_card_v3", "3.0")
     assert third["data"]["group_only_greetings"] == []
     uses = [entry["use_regex"] for entry in third["data"]["character_book"]["entries"]]
@@ -254,13 +254,13 @@ def test_a_new_card_has_a_name(tmp_path):
 
 def test_what_sillytavern_knows_goes_into_a_card_and_back(tmp_path):
     book = Lorebook.load(save(samples.SILLYTAVERN, tmp_path / "world.json"))
-    card = again(book, "card-v2", tmp_path)
+    card = exported(book, "card-v2", tmp_path)
     entry = card["data"]["character_book"]["entries"][0]
     assert entry["extensions"]["position"] == 4
     assert entry["extensions"]["automation_id"] == "bell"
     assert (entry["position"], entry["insertion_order"]) == ("after_char", 120)
     assert (entry["name"], entry["case_sensitive"]) == ("Marta (clocks)", True)
-    back = again(Lorebook.from_data(card), "sillytavern", tmp_path)["entries"]["0"]
+    back = exported(Lorebook.from_data(card), "sillytavern", tmp_path)["entries"]["0"]
     first = samples.SILLYTAVERN["entries"]["0"]
     shared = first.keys() - {"characterFilter", "from a later version", "addMemo"}
     assert {key: back[key] for key in shared} == {key: first[key] for key in shared}
@@ -280,10 +280,10 @@ def test_novelai(tmp_path):
 def test_secondary_keys_for_novelai(tmp_path):
     entry = Entry(name="E", text="x", keys=["a", "b"], secondary_keys=["c", "d"])
     book = Lorebook(name="book", entries=[entry])
-    written = again(book, "novelai", tmp_path)["entries"][0]["keys"]
+    written = exported(book, "novelai", tmp_path)["entries"][0]["keys"]
     assert written == ["a & c", "a & d", "b & c", "b & d"]
     entry.selective_logic = "and_all"
-    assert again(book, "novelai", tmp_path)["entries"][0]["keys"] == ["a & c & d", "b & c & d"]
+    assert exported(book, "novelai", tmp_path)["entries"][0]["keys"] == ["a & c & d", "b & c & d"]
 
 
 def test_koboldai(tmp_path):
@@ -300,7 +300,7 @@ def test_secondary_keys_for_koboldai(tmp_path):
     marta, inn = book
     marta.selective_logic, marta.secondary_keys = "not_any", ["ash"]
     inn.selective_logic = "and_any"
-    written = again(book, "koboldai", tmp_path)["worldinfo"]
+    written = exported(book, "koboldai", tmp_path)["worldinfo"]
     assert [(e["keysecondary"], e["keyanti"]) for e in written[:2]] == [
         ("", "ash"),
         ("fire,ash", ""),
@@ -315,7 +315,7 @@ def test_aidungeon(tmp_path):
         ("fog", ["fog"]),
     ]
     book["fog"].enabled = False
-    assert again(book, "aidungeon", tmp_path)[2]["keys"] == ""
+    assert exported(book, "aidungeon", tmp_path)[2]["keys"] == ""
 
 
 def test_agnai(tmp_path):
@@ -343,10 +343,10 @@ def test_mkultra(tmp_path):
 def test_an_order_where_the_place_is_all_there_is(tmp_path):
     entries = [Entry(name="A", text="a", order=9), Entry(name="B", text="b", order=2)]
     book = Lorebook(name="book", entries=entries)
-    assert [card["title"] for card in again(book, "aidungeon", tmp_path)] == ["B", "A"]
+    assert [card["title"] for card in exported(book, "aidungeon", tmp_path)] == ["B", "A"]
 
 
-# softlore's own, and what the other program says since -------------------------------------------
+# extras -------------------------------------------------------------------------------------------
 
 
 def test_what_another_program_changed_holds(tmp_path):
@@ -363,7 +363,7 @@ def test_what_another_program_changed_holds(tmp_path):
 @pytest.mark.parametrize(
     "own", [7, {"fields": 7}, {"fields": {"origin": 7, "name": 7}}, {"fields": {}, "instead_of": 7}]
 )
-def test_a_record_of_softlores_that_is_none(own):
+def test_invalid_extras(own):
     data = copy.deepcopy(samples.SILLYTAVERN)
     data["entries"]["0"]["softlore"] = own
     data["softlore"] = own
@@ -374,10 +374,10 @@ def test_an_entry_of_a_tag_alone_holds_no_lore(tmp_path):
     data = {"entries": {"0": {"key": ["a"], "content": " [[soft:Emma]]\n"}}}
     book = Lorebook.load(save(data, tmp_path / "world.json"))
     assert len(book) == 0
-    assert again(book, "sillytavern", tmp_path) == data
+    assert exported(book, "sillytavern", tmp_path) == data
 
 
-# decorators --------------------------------------------------------------------------------------
+# decorators ---------------------------------------------------------------------------------------
 
 
 def decorated(*lines, **fields):
@@ -387,7 +387,7 @@ def decorated(*lines, **fields):
 
 
 def content_of(book, folder):
-    return again(book, "lorebook-v3", folder)["data"]["entries"][0]["content"]
+    return exported(book, "lorebook-v3", folder)["data"]["entries"][0]["content"]
 
 
 @pytest.mark.parametrize(
@@ -428,11 +428,11 @@ def test_a_decorator_gives_way_to_what_was_changed(tmp_path):
     assert (entry.position, entry.depth) == ("at_depth", 3)
     entry.depth = 6
     assert content_of(book, tmp_path) == "@@is_greeting 1\n@@activate\nThe text."
-    back = Lorebook.from_data(again(book, "lorebook-v3", tmp_path))["E"]
+    back = Lorebook.from_data(exported(book, "lorebook-v3", tmp_path))["E"]
     assert (back.position, back.depth, back.constant) == ("at_depth", 6, True)
 
 
-# keys --------------------------------------------------------------------------------------------
+# keys ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -481,7 +481,7 @@ def test_no_key_takes_long():
     assert time.perf_counter() - began < 5
 
 
-# properties --------------------------------------------------------------------------------------
+# properties ---------------------------------------------------------------------------------------
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 values = st.recursive(
@@ -566,7 +566,7 @@ def files_of(draw, to):
 
 
 def read(data):
-    """Reads a file's data, unless it is refused in plain words."""
+    """Reads a file's data; None if it is rejected."""
     try:
         return Lorebook.from_data(data, name="lore")
     except LoreError as error:
@@ -584,7 +584,7 @@ def test_any_file_comes_back_the_same(to, data):
     if book is None:
         return
     with tempfile.TemporaryDirectory() as folder:
-        assert again(book, to, folder) == original
+        assert exported(book, to, folder) == original
 
 
 @pytest.mark.parametrize(("to", "other"), list(itertools.permutations(FIELDS, 2)))
@@ -595,7 +595,7 @@ def test_any_file_survives_another_format(to, other, data):
     if book is None:
         return
     with tempfile.TemporaryDirectory() as folder:
-        written = again(book, other, folder)
+        written = exported(book, other, folder)
     back = Lorebook.from_data(written, name="lore")
     if book.entries:
         assert {entry.name: lore(entry) for entry in back} == {e.name: lore(e) for e in book}

@@ -1,4 +1,4 @@
-"""Whatever a lorebook holds is there again after saving; whatever a file holds does no harm."""
+"""Saving and loading changes nothing, and no content of a file breaks the reader."""
 
 import json
 import tempfile

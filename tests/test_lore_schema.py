@@ -1,4 +1,4 @@
-"""The published schema is the models', and the page explains every field."""
+"""The published schema is current, and docs/lorebook.md explains every field."""
 
 import json
 from pathlib import Path

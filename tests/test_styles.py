@@ -1,4 +1,4 @@
-"""Authoring styles: an entry's text as blocks, the same everywhere, and trained on."""
+"""Authoring styles: blocks made from an entry's text, and training on them."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_mixed_is_both():
     assert pairs("mixed") == pairs("noun") + pairs("pronoun")
 
 
-def test_sentences_style_tells_whole_sentences():
+def test_sentences_style_has_uncut_sentences():
     found = dict.fromkeys(response for _, response in pairs("sentences"))
     assert list(found) == [
         " Ada wears a long red coat.",
@@ -110,7 +110,7 @@ def test_any_text_gives_blocks_or_none(style, text):
     assert all(r.strip() for block in first for r in block.responses)
 
 
-def test_a_style_that_is_none():
+def test_an_unknown_style():
     with pytest.raises(ConfigError, match="did you mean 'noun'"):
         style_blocks(ADA, "nuon")
     with pytest.raises(ConfigError, match="style is 'nuon'"):

@@ -12,7 +12,6 @@ from typing import Any
 from softlore.lore.formats.key_syntax import split_list
 
 _POSITIONS = {"before_desc": "before_char", "after_desc": "after_char"}
-_ROLES = ("system", "user", "assistant")
 
 
 def split(content: str) -> tuple[list[str], str]:
@@ -47,20 +46,21 @@ def _parse(line: str) -> dict[str, Any]:
     """The fields that a decorator sets; none if it is unknown or its value is invalid."""
     name, _, value = line.strip().removeprefix("@@").partition(" ")
     value = value.strip()
-    number = int(value) if value.isascii() and value.isdigit() and len(value) < 9 else None
-    if name == "depth" and number is not None:
-        return {"position": "at_depth", "depth": number}
-    if name == "scan_depth" and number is not None:
-        return {"scan_depth": number}
-    if name == "role" and value in _ROLES:
-        return {"role": value}
-    if name == "position" and value in _POSITIONS:
-        return {"position": _POSITIONS[value]}
-    if name == "activate":
-        return {"constant": True}
-    if name == "dont_activate":
-        return {"enabled": False}
-    logic = {"additional_keys": "and_any", "exclude_keys": "not_any"}.get(name)
-    if logic and (keys := split_list(value)):
-        return {"secondary_keys": keys, "selective": True, "selective_logic": logic}
+    is_number = value.isascii() and value.isdigit() and len(value) < 9
+    match name:
+        case "depth" if is_number:
+            return {"position": "at_depth", "depth": int(value)}
+        case "scan_depth" if is_number:
+            return {"scan_depth": int(value)}
+        case "role" if value in ("system", "user", "assistant"):
+            return {"role": value}
+        case "position" if value in _POSITIONS:
+            return {"position": _POSITIONS[value]}
+        case "activate":
+            return {"constant": True}
+        case "dont_activate":
+            return {"enabled": False}
+        case "additional_keys" | "exclude_keys" if keys := split_list(value):
+            logic = "and_any" if name == "additional_keys" else "not_any"
+            return {"secondary_keys": keys, "selective": True, "selective_logic": logic}
     return {}

@@ -14,21 +14,19 @@ from softlore.lore.formats.fields import (
 )
 from softlore.lore.formats.format import BookFormat, EntryFormat, Layout
 
-# What SillyTavern stores that softlore has no field for: paths in World Info, and in its cards.
-CARD_EQUIVALENTS = {
-    "vectorized": "extensions.vectorized",
-    "displayIndex": "extensions.display_index",
-    "useGroupScoring": "extensions.use_group_scoring",
-    "automationId": "extensions.automation_id",
-    "outletName": "extensions.outlet_name",
-    "matchPersonaDescription": "extensions.match_persona_description",
-    "matchCharacterDescription": "extensions.match_character_description",
-    "matchCharacterPersonality": "extensions.match_character_personality",
-    "matchCharacterDepthPrompt": "extensions.match_character_depth_prompt",
-    "matchScenario": "extensions.match_scenario",
-    "matchCreatorNotes": "extensions.match_creator_notes",
-    "triggers": "extensions.triggers",
-}
+# Fields that have the same name here, in camel case.
+_SAME = (
+    "constant", "selective_logic", "order", "position", "depth", "role", "scan_depth",
+    "case_sensitive", "match_whole_words", "ignore_budget", "exclude_recursion",
+    "prevent_recursion", "delay_until_recursion", "group", "group_override", "group_weight",
+    "sticky", "cooldown", "delay",
+)  # fmt: skip
+# What SillyTavern stores that softlore has no field for: in its cards it is an extension.
+_EXTENSIONS = (
+    "vectorized", "display_index", "use_group_scoring", "automation_id", "outlet_name",
+    "match_persona_description", "match_character_description", "match_character_personality",
+    "match_character_depth_prompt", "match_scenario", "match_creator_notes", "triggers",
+)  # fmt: skip
 _NEW = {
     "key": [], "keysecondary": [], "comment": "", "content": "", "constant": False,
     "vectorized": False, "selective": True, "selectiveLogic": 0, "addMemo": True, "order": 100,
@@ -39,6 +37,15 @@ _NEW = {
     "useGroupScoring": None, "automationId": "", "role": 0, "sticky": None, "cooldown": None,
     "delay": None, "triggers": [],
 }  # fmt: skip
+
+
+def _camel(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(word.capitalize() for word in others)
+
+
+# Paths of the same meaning in World Info and in a card's lorebook.
+CARD_EQUIVALENTS = {_camel(name): f"extensions.{name}" for name in _EXTENSIONS}
 
 
 def _detect(data: Any) -> bool:
@@ -60,31 +67,9 @@ FORMAT = BookFormat(
     entry=EntryFormat(
         program="sillytavern",
         fields=(
-            *fields(
-                {
-                    "keys": "key",
-                    "secondary_keys": "keysecondary",
-                    "constant": "constant",
-                    "selective_logic": "selectiveLogic",
-                    "order": "order",
-                    "position": "position",
-                    "depth": "depth",
-                    "role": "role",
-                    "scan_depth": "scanDepth",
-                    "case_sensitive": "caseSensitive",
-                    "match_whole_words": "matchWholeWords",
-                    "ignore_budget": "ignoreBudget",
-                    "exclude_recursion": "excludeRecursion",
-                    "prevent_recursion": "preventRecursion",
-                    "delay_until_recursion": "delayUntilRecursion",
-                    "group": "group",
-                    "group_override": "groupOverride",
-                    "group_weight": "groupWeight",
-                    "sticky": "sticky",
-                    "cooldown": "cooldown",
-                    "delay": "delay",
-                }
-            ),
+            field("keys", "key"),
+            field("secondary_keys", "keysecondary"),
+            *fields({name: _camel(name) for name in _SAME}),
             field("enabled", "disable", read=inverted_flag, write=inverted_flag),
             probability("probability", "useProbability"),
             selective("selective", "keysecondary"),
