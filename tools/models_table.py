@@ -43,7 +43,7 @@ KNOWN = {
 
 
 def table() -> str:
-    """A row for each family: models, positions, window, scale, and the kinds of prompts it takes."""
+    """A row for each family: models, positions, window, scale, kinds of prompts."""
     lines = [
         "| family | such as | positions | sliding window | rows scaled | embedding | prefix |",
         "|---|---|---|---|---|---|---|",

@@ -17,16 +17,17 @@ WINDOW = 8
 _WIDTH, _LAYERS, _HEADS, _KV_HEADS, _POSITIONS = 32, 4, 4, 2, 256
 _ALTERNATE = ["full_attention", "sliding_attention"] * (_LAYERS // 2)
 
-_LLAMA: dict[str, Any] = {
+_SIZES: dict[str, Any] = {
     "hidden_size": _WIDTH,
-    "intermediate_size": 48,
     "num_hidden_layers": _LAYERS,
     "num_attention_heads": _HEADS,
-    "num_key_value_heads": _KV_HEADS,
     "max_position_embeddings": _POSITIONS,
 }
+_NEOX = _SIZES | {"intermediate_size": 48}
+_LLAMA = _NEOX | {"num_key_value_heads": _KV_HEADS}
 _GEMMA = _LLAMA | {"head_dim": 8}
 _GPT2 = {"n_embd": _WIDTH, "n_layer": _LAYERS, "n_head": _HEADS, "n_positions": _POSITIONS}
+_QWEN = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": _LAYERS // 2}
 
 # What each family's config needs besides a vocabulary.
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -40,15 +41,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": _POSITIONS,
     },
     "gptj": _GPT2 | {"rotary_dim": 4},
-    "gpt_neox": {k: v for k, v in _LLAMA.items() if k != "num_key_value_heads"},
-    "opt": {
-        "hidden_size": _WIDTH,
-        "ffn_dim": 48,
-        "num_hidden_layers": _LAYERS,
-        "num_attention_heads": _HEADS,
-        "max_position_embeddings": _POSITIONS,
-        "word_embed_proj_dim": 16,
-    },
+    "gpt_neox": _NEOX,
+    "opt": _SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 16},
     "bloom": {"hidden_size": _WIDTH, "n_layer": _LAYERS, "n_head": _HEADS},
     "xglm": {
         "d_model": _WIDTH,
@@ -60,25 +54,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ctrl": _GPT2 | {"dff": 48},
     "llama": _LLAMA,
     "mistral": _LLAMA | {"sliding_window": WINDOW},
-    "qwen2": _LLAMA
-    | {
-        "use_sliding_window": True,
-        "sliding_window": WINDOW,
-        "max_window_layers": _LAYERS // 2,
-    },
-    "qwen3": _GEMMA
-    | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
+    "qwen2": _LLAMA | _QWEN,
+    "qwen3": _GEMMA | _QWEN,
     "gemma": _GEMMA,
     "gemma2": _GEMMA | {"sliding_window": WINDOW, "layer_types": _ALTERNATE},
     "gemma3_text": _GEMMA | {"sliding_window": WINDOW, "layer_types": _ALTERNATE},
     "phi": _LLAMA,
     "phi3": _LLAMA | {"sliding_window": WINDOW, "pad_token_id": 0},
-    "falcon": {
-        "hidden_size": _WIDTH,
-        "num_hidden_layers": _LAYERS,
-        "num_attention_heads": _HEADS,
-        "max_position_embeddings": _POSITIONS,
-    },
+    "falcon": _SIZES,
     "stablelm": _LLAMA,
     "olmo2": _LLAMA,
     "granite": _LLAMA

@@ -14,7 +14,7 @@ import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import safetensors
 import safetensors.torch
@@ -31,7 +31,6 @@ TENSOR = "prompt"
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 MAX_FILE_BYTES = 8 + MAX_HEADER_BYTES + MAX_TENSOR_BYTES
 _HEADER_DEPTH = 3  # {"prompt": {"shape": [...]}}
-_DAMAGED = "the file was cut or damaged in transfer: get it again"
 _FOREIGN = "another program made or changed it: get it again, or in a format that is read here"
 
 
@@ -142,17 +141,16 @@ def check_finite(name: str, tensor: Tensor) -> Tensor:
 
 def _read_bytes(file: PromptFile) -> bytes:
     if file.size > MAX_FILE_BYTES:
-        refuse(
+        _refuse_foreign(
             Reason.TOO_LARGE,
-            f"the file has {file.size:,} bytes; expected at most {MAX_FILE_BYTES:,}; {_FOREIGN}",
+            f"the file has {file.size:,} bytes; expected at most {MAX_FILE_BYTES:,}",
         )
     file.stream.seek(0)
     start = file.stream.read(8)
     if file.size < 10 or len(start) < 8:
-        refuse(
+        _refuse_damaged(
             Reason.TOO_SHORT,
-            f"the file has {file.size} bytes; expected at least 10, a length and a header; "
-            f"{_DAMAGED}",
+            f"the file has {file.size} bytes; expected at least 10, a length and a header",
         )
     (length,) = struct.unpack("<Q", start)
     if length > MAX_HEADER_BYTES:
@@ -163,10 +161,10 @@ def _read_bytes(file: PromptFile) -> bytes:
             + (f"the file looks like {likely}, not a softlore file" if likely else _FOREIGN),
         )
     if 8 + length > file.size:
-        refuse(
+        _refuse_damaged(
             Reason.HEADER_CUT,
             f"the header is said to have {length:,} bytes, but the file ends after "
-            f"{file.size - 8:,} of them; expected a complete header; {_DAMAGED}",
+            f"{file.size - 8:,} of them; expected a complete header",
         )
     text = file.stream.read(length)
     if len(text) != length:
@@ -176,15 +174,12 @@ def _read_bytes(file: PromptFile) -> bytes:
 
 def _parse(raw: bytes) -> dict[str, Any]:
     if not raw.startswith(b"{"):
-        refuse(
-            Reason.HEADER_START, f"the header begins with {raw[:1]!r}; expected b'{{'; {_FOREIGN}"
-        )
+        _refuse_foreign(Reason.HEADER_START, f"the header begins with {raw[:1]!r}; expected b'{{'")
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        refuse(
-            Reason.HEADER_NOT_UTF8,
-            f"byte {error.start} of the header is not UTF-8; expected UTF-8; {_DAMAGED}",
+        _refuse_damaged(
+            Reason.HEADER_NOT_UTF8, f"byte {error.start} of the header is not UTF-8; expected UTF-8"
         )
     header = parse_json(text, "the header", _HEADER_DEPTH, Reason.HEADER_NOT_JSON)
     assert isinstance(header, dict)  # it begins with a brace
@@ -196,18 +191,18 @@ def check_metadata(metadata: object) -> None:
     values = metadata.items() if isinstance(metadata, dict) else [("__metadata__", metadata)]
     for key, value in values:
         if not isinstance(value, str):
-            refuse(
+            _refuse_foreign(
                 Reason.METADATA_TYPE,
                 f"metadata {key!r:.80} is {type(value).__name__}; expected strings only, nested "
-                f"values as JSON inside them; {_FOREIGN}",
+                "values as JSON inside them",
             )
         try:
             (key + value).encode()
         except UnicodeEncodeError:
-            refuse(
+            _refuse_damaged(
                 Reason.METADATA_VALUE,
                 f"metadata {key!r:.80} holds half a character (a lone surrogate); expected "
-                f"Unicode text; {_DAMAGED}",
+                "Unicode text",
             )
 
 
@@ -215,7 +210,7 @@ def _check_names(stored: Sequence[str], names: Sequence[str]) -> None:
     expected = "one, " if len(names) == 1 else "these, "
     expected += ", ".join(map(repr, names))
     if not stored:
-        refuse(Reason.NO_TENSOR, f"the file has no tensor; expected exactly {expected}; {_DAMAGED}")
+        _refuse_damaged(Reason.NO_TENSOR, f"the file has no tensor; expected exactly {expected}")
     if sorted(stored) != sorted(names):
         listed = ", ".join(f"{name!r:.60}" for name in stored[:4]) + (
             " …" if len(stored) > 4 else ""
@@ -242,10 +237,10 @@ def _names_hint(stored: Sequence[str], names: Sequence[str]) -> str:
 def _tensor_entry(name: str, entry: object) -> TensorEntry:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         got = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
-        refuse(
+        _refuse_foreign(
             Reason.TENSOR_ENTRY,
             f"tensor {name!r}: its entry is {got!s:.120}; expected an object of dtype, shape and "
-            f"data_offsets; {_FOREIGN}",
+            "data_offsets",
         )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
@@ -255,22 +250,21 @@ def _tensor_entry(name: str, entry: object) -> TensorEntry:
             "too); convert it to float32 where it was made",
         )
     if not _whole_numbers(shape):
-        refuse(
+        _refuse_foreign(
             Reason.SHAPE,
-            f"tensor {name!r}: its shape is {shape!r:.80}; expected a list of whole numbers; "
-            f"{_FOREIGN}",
+            f"tensor {name!r}: its shape is {shape!r:.80}; expected a list of whole numbers",
         )
     if len(shape) > 8 or any(size > MAX_TENSOR_BYTES for size in shape):
-        refuse(
+        _refuse_foreign(
             Reason.SHAPE,
             f"tensor {name!r}: its shape is {shape!r:.80}; expected at most 8 axes, none of them "
-            f"huge; {_FOREIGN}",
+            "huge",
         )
     if not _whole_numbers(offsets) or len(offsets) != 2:
-        refuse(
+        _refuse_foreign(
             Reason.OFFSETS,
             f"tensor {name!r}: its data_offsets are {offsets!r:.80}; expected two whole numbers, "
-            f"begin and end; {_FOREIGN}",
+            "begin and end",
         )
     return TensorEntry(dtype, tuple(shape), *offsets)
 
@@ -281,10 +275,10 @@ def _check_offsets(tensors: dict[str, TensorEntry], data_bytes: int) -> None:
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         end = begin + ITEM_BYTES[entry.dtype] * math.prod(entry.shape)
         if (entry.begin, entry.end) != (begin, end):
-            refuse(
+            _refuse_damaged(
                 Reason.OFFSETS,
                 f"tensor {name!r}: its data_offsets are [{entry.begin}, {entry.end}]; expected "
-                f"[{begin}, {end}] for {entry.dtype} of shape {list(entry.shape)}; {_DAMAGED}",
+                f"[{begin}, {end}] for {entry.dtype} of shape {list(entry.shape)}",
             )
         begin = end
     if data_bytes != begin:
@@ -298,3 +292,11 @@ def _check_offsets(tensors: dict[str, TensorEntry], data_bytes: int) -> None:
 
 def _whole_numbers(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _refuse_damaged(reason: Reason, message: str) -> NoReturn:
+    refuse(reason, f"{message}; the file was cut or damaged in transfer: get it again")
+
+
+def _refuse_foreign(reason: Reason, message: str) -> NoReturn:
+    refuse(reason, f"{message}; {_FOREIGN}")

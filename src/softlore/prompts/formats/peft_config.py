@@ -24,7 +24,6 @@ METHODS: dict[str, Kind] = {
     "CARTRIDGE": "prefix",
 }
 _MOST = 2**31
-_FAULTY = "the configuration was edited or made by a faulty program: get it again"
 
 
 @dataclass(frozen=True)
@@ -66,16 +65,14 @@ class AdapterConfig:
                 _refuse_shape(stored, f"token_dim = {width} columns")
             return stored
         if layers is None or heads is None or width is None:
-            refuse(
-                Reason.ADAPTER_CONFIG,
+            _refuse_config(
                 "num_layers, num_attention_heads or token_dim is missing; expected all three for "
-                f"{self.method}, without which keys and values cannot be separated; {_FAULTY}",
+                f"{self.method}, without which keys and values cannot be separated"
             )
         if width % heads:
-            refuse(
-                Reason.ADAPTER_CONFIG,
+            _refuse_config(
                 f"token_dim is {width} and num_attention_heads {heads}; expected a multiple of "
-                f"the heads; {_FAULTY}",
+                "the heads"
             )
         if stored[1] != 2 * layers * width:
             _refuse_shape(stored, f"2 × {layers} layers × token_dim {width} columns")
@@ -88,10 +85,7 @@ def parse_config(data: bytes | bytearray) -> AdapterConfig:
         decode_utf8(data, "the configuration"), "the configuration", MAX_DEPTH, Reason.NOT_JSON
     )
     if not isinstance(config, dict):
-        refuse(
-            Reason.ADAPTER_CONFIG,
-            f"the configuration is {type(config).__name__}; expected an object; {_FAULTY}",
-        )
+        _refuse_config(f"the configuration is {type(config).__name__}; expected an object")
     method = config.get("peft_type")
     if not isinstance(method, str) or method not in METHODS:
         refuse(
@@ -164,10 +158,7 @@ def _count(config: dict[str, Any], key: str) -> int | None:
     """A number from 1 on, or None where it is null or missing."""
     value = config.get(key)
     if value is not None and not (type(value) is int and 1 <= value < _MOST):
-        refuse(
-            Reason.ADAPTER_CONFIG,
-            f"{key} is {value!r:.60}; expected a whole number from 1 to {_MOST - 1:,}; {_FAULTY}",
-        )
+        _refuse_config(f"{key} is {value!r:.60}; expected a whole number from 1 to {_MOST - 1:,}")
     return value
 
 
@@ -177,3 +168,8 @@ def _refuse_shape(stored: tuple[int, ...], expected: str) -> NoReturn:
         f"the tensor's shape is {list(stored)!s:.80}; expected {expected}, as the configuration "
         "says; the two files do not belong together: get the folder again",
     )
+
+
+def _refuse_config(message: str) -> NoReturn:
+    hint = "the configuration was edited or made by a faulty program: get it again"
+    refuse(Reason.ADAPTER_CONFIG, f"{message}; {hint}")

@@ -23,10 +23,6 @@ MAX_NAME_BYTES = 256
 
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 DAMAGED = "the file was cut or damaged in transfer, or is malicious: get it again"
-_HOSTILE = (
-    "pickles can run code, so only what a saved tensor needs is read, and none of it is run; do "
-    "not trust the file"
-)
 
 
 @dataclass(frozen=True)
@@ -81,17 +77,17 @@ class _Machine:
             step = _STEPS.get(opcode)
             if step is None:
                 name = _NAMES.get(opcode, f"0x{opcode:02x}, which is unknown")
-                refuse(
+                _refuse_hostile(
                     Reason.PICKLE_OPCODE,
                     f"the pickle holds the opcode {name} at byte {self.place - 1}; expected those "
-                    f"of plain data and tensors; {_HOSTILE}",
+                    "of plain data and tensors",
                 )
             step(self)
         else:
-            refuse(
+            _refuse_hostile(
                 Reason.PICKLE_TOO_LARGE,
                 f"the pickle has more than {MAX_STEPS:,} opcodes; expected the few that one soft "
-                f"prompt takes; {_HOSTILE}",
+                "prompt takes",
             )
         return self.end()
 
@@ -164,10 +160,10 @@ class _Machine:
         """Pushes a global, if it is allowed."""
         full = f"{module}.{name}" if type(module) is type(name) is str else ""
         if full not in self.allowed.calls and full not in self.allowed.types:
-            refuse(
+            _refuse_hostile(
                 Reason.PICKLE_GLOBAL,
                 f"the pickle names the global {full!r:.120} at byte {self.place}; expected "
-                f"{', '.join(sorted(self.allowed.calls)) or 'none'}; {_HOSTILE}",
+                f"{', '.join(sorted(self.allowed.calls)) or 'none'}",
             )
         self.stack.append(Global(full))
 
@@ -176,19 +172,19 @@ class _Machine:
         function = self.allowed.calls.get(called.name) if type(called) is Global else None
         if function is None or type(arguments) is not tuple:
             shown = called.name if type(called) is Global else type(called).__name__
-            refuse(
+            _refuse_hostile(
                 Reason.PICKLE_CALL,
                 f"the pickle calls {shown!r:.120} with {type(arguments).__name__}; expected one "
-                f"of {', '.join(sorted(self.allowed.calls))} with a tuple; {_HOSTILE}",
+                f"of {', '.join(sorted(self.allowed.calls))} with a tuple",
             )
         self.stack.append(function(arguments))
 
     def persistent(self) -> None:
         if self.allowed.persistent is None:
-            refuse(
+            _refuse_hostile(
                 Reason.PICKLE_OPCODE,
                 f"the pickle holds the opcode BINPERSID at byte {self.place - 1}; expected none, "
-                f"as all of its data is in the pickle; {_HOSTILE}",
+                "as all of its data is in the pickle",
             )
         self.stack.append(self.allowed.persistent(self.pop()))
 
@@ -198,10 +194,10 @@ class _Machine:
             self.damaged("a key in it has no value")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if type(key) is not str and not (type(key) is int and abs(key) < 2**31):
-                refuse(
+                _refuse_hostile(
                     Reason.PICKLE_CALL,
                     f"the pickle holds a dict with a key of type {type(key).__name__}; expected "
-                    f"text or a small whole number; {_HOSTILE}",
+                    "text or a small whole number",
                 )
             target[key] = value
 
@@ -258,6 +254,14 @@ class _Machine:
             f"the pickle is malformed: {why}, at byte {self.place}; expected what pickle.dumps "
             f"writes; {DAMAGED}",
         )
+
+
+def _refuse_hostile(reason: Reason, message: str) -> NoReturn:
+    refuse(
+        reason,
+        f"{message}; pickles can run code, so only what a saved tensor needs is read, and none of "
+        "it is run; do not trust the file",
+    )
 
 
 _STOP = ord(".")

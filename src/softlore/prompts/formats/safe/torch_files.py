@@ -89,10 +89,9 @@ class TensorView:
                 f"repeats some; expected one number each within it; {DAMAGED}",
             )
         if self.storage.data is None:
-            refuse(
-                Reason.TORCH_STORAGE,
+            _refuse_storage(
                 f"the file has no numbers for the storage {self.storage.key!r:.40}; expected "
-                f"{self.storage.count:,}; {DAMAGED}",
+                f"{self.storage.count:,}"
             )
         item = ITEM_BYTES[self.storage.dtype]
         used = memoryview(self.storage.data)[item * self.offset : item * (last + 1)]
@@ -189,10 +188,7 @@ def load_storage(archive: Archive, view: TensorView) -> TensorView:
     member = f"{pickle.removesuffix('data.pkl')}data/{view.storage.key}"
     _check_dtype(view.storage.dtype)
     if member not in archive.members:
-        refuse(
-            Reason.TORCH_STORAGE,
-            f"the archive has no member {member!r:.80}; expected the numbers in it; {DAMAGED}",
-        )
+        _refuse_storage(f"the archive has no member {member!r:.80}; expected the numbers in it")
     data = archive.read(member, MAX_BYTES)
     if len(data) != ITEM_BYTES[view.storage.dtype] * view.storage.count:
         _refuse_length(view.storage, len(data))
@@ -225,18 +221,16 @@ def _storage(name: Any, known: dict[str, Storage]) -> Storage:
     known_type = type(kind) is Global and kind.name in _STORAGES
     fits = word == "storage" and type(key) is type(location) is str and type(count) is int
     if not (known_type and fits and 0 <= count <= MAX_BYTES and view in ([], [None])):
-        refuse(
-            Reason.TORCH_STORAGE,
+        _refuse_storage(
             f"the pickle's id for numbers outside it is {describe(name)}; expected 'storage', a "
-            f"type of storage, a key, a device and a count; {DAMAGED}",
+            "type of storage, a key, a device and a count"
         )
     dtype, _ = _STORAGES[kind.name]
     storage = known.setdefault(key, Storage(dtype, key, count))
     if (storage.dtype, storage.count) != (dtype, count):
-        refuse(
-            Reason.TORCH_STORAGE,
+        _refuse_storage(
             f"the storage {key!r:.40} is once {storage.count} × {storage.dtype}, once {count} × "
-            f"{dtype}; expected the same each time; {DAMAGED}",
+            f"{dtype}; expected the same each time"
         )
     return storage
 
@@ -244,15 +238,11 @@ def _storage(name: Any, known: dict[str, Storage]) -> Storage:
 def _set_data(data: memoryview, place: int, keys: Any, known: dict[str, Storage]) -> None:
     """Sets the bytes of each storage, which are between `place` and the end of `data`."""
     if type(keys) is not list or any(type(key) is not str for key in keys):
-        refuse(
-            Reason.TORCH_STORAGE,
-            f"the list of storages is {describe(keys)}; expected their keys; {DAMAGED}",
-        )
+        _refuse_storage(f"the list of storages is {describe(keys)}; expected their keys")
     if sorted(keys) != sorted(known):
-        refuse(
-            Reason.TORCH_STORAGE,
+        _refuse_storage(
             f"the file lists {len(keys)} storages, its tensors use {len(known)} others; expected "
-            f"the same; {DAMAGED}",
+            "the same"
         )
     for key in keys:
         storage = known[key]
@@ -263,17 +253,17 @@ def _set_data(data: memoryview, place: int, keys: Any, known: dict[str, Storage]
         storage.data = data[begin:end]
         place = end
     if place != len(data):
-        refuse(
-            Reason.TORCH_STORAGE,
-            f"{len(data) - place:,} bytes follow the last storage; expected none; {DAMAGED}",
-        )
+        _refuse_storage(f"{len(data) - place:,} bytes follow the last storage; expected none")
+
+
+def _refuse_storage(message: str) -> NoReturn:
+    refuse(Reason.TORCH_STORAGE, f"{message}; {DAMAGED}")
 
 
 def _refuse_length(storage: Storage, n_bytes: int) -> NoReturn:
-    refuse(
-        Reason.TORCH_STORAGE,
+    _refuse_storage(
         f"the storage {storage.key!r:.40} has {n_bytes:,} bytes in the file, or another count; "
-        f"expected {storage.count:,} × {storage.dtype}; {DAMAGED}",
+        f"expected {storage.count:,} × {storage.dtype}"
     )
 
 
@@ -310,10 +300,7 @@ class _OneStorage:
         self.called = True
         storage = read_torch_legacy(arguments[0], calls=False)
         if not isinstance(storage, Storage):
-            refuse(
-                Reason.TORCH_STORAGE,
-                f"the bytes in the pickle hold {describe(storage)}; expected a storage; {DAMAGED}",
-            )
+            _refuse_storage(f"the bytes in the pickle hold {describe(storage)}; expected a storage")
         return storage
 
 

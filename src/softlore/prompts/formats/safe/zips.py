@@ -29,8 +29,6 @@ _END = struct.Struct("<4s4H2LH")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_COMMENT = 0xFFFF
-_DAMAGED = "the archive was cut or damaged in transfer: get it again"
-_HOSTILE = "no soft prompt is packed like this: do not trust the file"
 
 
 @dataclass(frozen=True)
@@ -87,16 +85,14 @@ class Archive:
                 "deflate (8) or LZMA (14); unpack it and zip it again",
             )
         if len(data) != member.size:
-            refuse(
-                Reason.ZIP_DAMAGED,
-                f"member {name!r:.80} unpacks to {len(data):,} bytes; expected {member.size:,}; "
-                f"{_DAMAGED}",
+            _refuse_damaged(
+                f"member {name!r:.80} unpacks to {len(data):,} bytes; expected {member.size:,}"
             )
         if zlib.crc32(data) != member.crc:
             refuse(
                 Reason.ZIP_CHECKSUM,
                 f"member {name!r:.80} does not have the checksum that the archive gives for it; "
-                f"expected {member.crc:08x}; {_DAMAGED}",
+                f"expected {member.crc:08x}; get it again",
             )
         return data
 
@@ -113,29 +109,24 @@ class Archive:
         tail = self._read_at(size - length, length)
         place = tail.rfind(b"PK\x05\x06")
         if place < 0 or len(tail) - place < _END.size:
-            refuse(
-                Reason.ZIP_DAMAGED,
-                f"the archive has no end record; expected one in its last bytes; {_DAMAGED}",
-            )
+            _refuse_damaged("the archive has no end record; expected one in its last bytes")
         _, disk, first, here, count, bytes_, begin, comment = _END.unpack_from(tail, place)
         end = size - length + place
         if (disk, first, here) != (0, 0, count) or place + _END.size + comment != len(tail):
-            refuse(
-                Reason.ZIP_DAMAGED,
+            _refuse_damaged(
                 "the archive's end record is of another archive, or of one in several parts; "
-                f"expected a single complete archive; {_DAMAGED}",
+                "expected a single complete archive"
             )
         if count > MAX_MEMBERS or bytes_ > MAX_DIRECTORY_BYTES:
-            refuse(
+            _refuse_hostile(
                 Reason.ZIP_MEMBERS,
                 f"the archive is said to hold {count:,} members; expected at most {MAX_MEMBERS:,} "
-                f"in a directory of at most {MAX_DIRECTORY_BYTES:,} bytes; {_HOSTILE}",
+                f"in a directory of at most {MAX_DIRECTORY_BYTES:,} bytes",
             )
         if begin + bytes_ > end:
-            refuse(
-                Reason.ZIP_DAMAGED,
+            _refuse_damaged(
                 f"the archive's directory is said to end at byte {begin + bytes_:,}, after the "
-                f"end record at {end:,}; expected it before; {_DAMAGED}",
+                f"end record at {end:,}; expected it before"
             )
         return self._read_at(begin, bytes_), count, begin
 
@@ -145,17 +136,16 @@ class Archive:
         magic, _, flags, method, _, _, _, _, _, name_bytes, extra_bytes = _LOCAL.unpack(raw)
         body = member.start + _LOCAL.size + name_bytes + extra_bytes
         if magic != b"PK\x03\x04" or body + member.packed > member.end:
-            refuse(
-                Reason.ZIP_DAMAGED,
+            _refuse_damaged(
                 f"member {member.name!r:.80} is not where the directory says; expected its "
-                f"{member.packed:,} bytes before {member.end:,}; {_DAMAGED}",
+                f"{member.packed:,} bytes before {member.end:,}"
             )
         name = _decode(self._read_at(member.start + _LOCAL.size, name_bytes), flags)
         if (name, method) != (member.name, member.method):
-            refuse(
+            _refuse_hostile(
                 Reason.ZIP_NAME,
                 f"member {member.name!r:.80} calls itself {name!r:.80}, method {method}; expected "
-                f"what the directory says, method {member.method}; {_HOSTILE}",
+                f"what the directory says, method {member.method}",
             )
         if (flags | member.flags) & _ENCRYPTED_FLAGS:
             refuse(
@@ -172,29 +162,23 @@ def _members(directory: bytes, count: int, end: int) -> dict[str, Member]:
     place = 0
     for _ in range(count):
         if len(directory) - place < _ENTRY.size or directory[place : place + 4] != b"PK\x01\x02":
-            refuse(
-                Reason.ZIP_DAMAGED,
-                f"the archive's directory breaks off at its byte {place}; expected {count} "
-                f"members; {_DAMAGED}",
+            _refuse_damaged(
+                f"the archive's directory breaks off at its byte {place}; expected {count} members"
             )
         entry = _ENTRY.unpack_from(directory, place)
         _, _, _, flags, method, _, _, crc, packed, size, *lengths, _, _, _, start = entry
         name_bytes, extra_bytes, comment_bytes = lengths
         name = _decode(directory[place + _ENTRY.size :][:name_bytes], flags)
         if 0xFFFFFFFF in (packed, size, start):
-            refuse(
+            _refuse_hostile(
                 Reason.TOO_LARGE,
-                f"member {name!r:.80} is said to have 4 GiB or more (ZIP64); expected less; "
-                f"{_HOSTILE}",
+                f"member {name!r:.80} is said to have 4 GiB or more (ZIP64); expected less",
             )
         _check_name(name)
         listed.append(Member(name, flags, method, crc, packed, size, start, end))
         place += _ENTRY.size + name_bytes + extra_bytes + comment_bytes
     if place > len(directory):
-        refuse(
-            Reason.ZIP_DAMAGED,
-            f"the archive's directory has {len(directory):,} bytes; expected {place:,}; {_DAMAGED}",
-        )
+        _refuse_damaged(f"the archive's directory has {len(directory):,} bytes; expected {place:,}")
     return _check_overlap(listed, end)
 
 
@@ -203,16 +187,16 @@ def _check_overlap(listed: list[Member], end: int) -> dict[str, Member]:
     members: dict[str, Member] = {}
     for member in sorted(listed, key=lambda member: member.start, reverse=True):
         if member.name in members:
-            refuse(
+            _refuse_hostile(
                 Reason.ZIP_NAME,
                 f"the archive holds two members {member.name!r:.80}; expected each name once, "
-                f"since readers would disagree on which one holds; {_HOSTILE}",
+                "since readers would disagree on which one holds",
             )
         if member.start + _LOCAL.size + len(member.name) + member.packed > end:
-            refuse(
+            _refuse_hostile(
                 Reason.ZIP_OVERLAP,
                 f"member {member.name!r:.80} overlaps what follows it at byte {end:,}; expected "
-                f"members side by side; {_HOSTILE}",
+                "members side by side",
             )
         members[member.name] = replace(member, end=end)
         end = member.start
@@ -227,26 +211,26 @@ def _check_name(name: str) -> None:
     """Rejects names that leave the folder: nothing is written, but only attackers use them."""
     parts = name.replace("\\", "/").split("/")
     if not name or name[:1] in "/\\" or ".." in parts or ":" in name or "\0" in name:
-        refuse(
+        _refuse_hostile(
             Reason.ZIP_NAME,
             f"the archive holds a member named {name!r:.80}; expected a plain name that stays in "
-            f"the archive's folder; {_HOSTILE}",
+            "the archive's folder",
         )
 
 
 def _check_size(member: Member, most: int) -> None:
     if member.size > most:
-        refuse(
+        _refuse_hostile(
             Reason.TOO_LARGE,
             f"member {member.name!r:.80} is said to have {member.size:,} bytes; expected at most "
-            f"{most:,}; {_HOSTILE}",
+            f"{most:,}",
         )
     if member.size > RATIO_FREE_BYTES and member.size > MAX_RATIO * member.packed:
-        refuse(
+        _refuse_hostile(
             Reason.ZIP_BOMB,
             f"member {member.name!r:.80} would unpack from {member.packed:,} bytes to "
             f"{member.size:,}; expected at most {MAX_RATIO} times as many, since numbers hardly "
-            f"compress; {_HOSTILE}",
+            "compress",
         )
 
 
@@ -255,14 +239,14 @@ def _inflate(member: Member, packed: bytes) -> bytes:
     try:
         data = unpacker.decompress(packed, member.size + 1)
     except zlib.error as error:
-        _refuse_damaged(member, str(error))
+        _refuse_stream(member, str(error))
     return _check_end(member, data, unpacker.eof, unpacker.unused_data)
 
 
 def _unlzma(member: Member, packed: bytes) -> bytes:
     """LZMA in a zip: version (2 bytes), length of the properties (2), properties, the stream."""
     if len(packed) < 9 or packed[2:4] != b"\5\0" or packed[4] >= 9 * 5 * 5:
-        _refuse_damaged(member, "its LZMA properties are wrong")
+        _refuse_stream(member, "its LZMA properties are wrong")
     rest, literal_bits = divmod(packed[4], 9)
     position_bits, literal_position_bits = divmod(rest, 5)
     dict_size = int.from_bytes(packed[5:9], "little")
@@ -278,7 +262,7 @@ def _unlzma(member: Member, packed: bytes) -> bytes:
         unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[kind])
         data = unpacker.decompress(packed[9:], member.size + 1)
     except (lzma.LZMAError, EOFError) as error:
-        _refuse_damaged(member, str(error))
+        _refuse_stream(member, str(error))
     # The marker at the stream's end is optional.
     return _check_end(member, data, unpacker.eof or len(data) == member.size, unpacker.unused_data)
 
@@ -286,19 +270,25 @@ def _unlzma(member: Member, packed: bytes) -> bytes:
 def _check_end(member: Member, data: bytes, ended: bool, unused: bytes) -> bytes:
     """The unpacked bytes, if the stream ended where the archive says it does."""
     if len(data) > member.size:
-        refuse(
+        _refuse_hostile(
             Reason.ZIP_BOMB,
             f"member {member.name!r:.80} unpacks to more than the {member.size:,} bytes that it "
-            f"is said to have; expected exactly as many; {_HOSTILE}",
+            "is said to have; expected exactly as many",
         )
     if not ended or unused:
-        _refuse_damaged(member, "its stream does not end where it should")
+        _refuse_stream(member, "its stream does not end where it should")
     return data
 
 
-def _refuse_damaged(member: Member, why: str) -> NoReturn:
-    refuse(
-        Reason.ZIP_DAMAGED,
-        f"member {member.name!r:.80} cannot be unpacked: {why:.120}; expected a complete stream; "
-        f"{_DAMAGED}",
+def _refuse_stream(member: Member, why: str) -> NoReturn:
+    _refuse_damaged(
+        f"member {member.name!r:.80} cannot be unpacked: {why:.120}; expected a complete stream"
     )
+
+
+def _refuse_damaged(message: str) -> NoReturn:
+    refuse(Reason.ZIP_DAMAGED, f"{message}; the archive was cut or damaged: get it again")
+
+
+def _refuse_hostile(reason: Reason, message: str) -> NoReturn:
+    refuse(reason, f"{message}; no soft prompt is packed like this: do not trust the file")
