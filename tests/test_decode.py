@@ -115,7 +115,7 @@ def test_seeds_repeat_the_draws():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -0.1}, "temperature is -0.1; expected 0.0 to 100.0"),
+        ({"temperature": -0.1}, "temperature is -0.1; expected a number from 0 to 100"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
         ({"top_k": -1}, "top_k is -1; expected a whole number from 0"),

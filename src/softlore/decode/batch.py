@@ -35,11 +35,11 @@ class SequenceGroup:
         sampler: what its tokens are sampled with.
         sequences: those that run; empty before they are started.
         ids: of the context's text and of the new tokens. Soft rows have none.
+        logprobs: how many of the likeliest tokens to report; None: no log-probabilities.
 
     Args:
         windows: what each sequence reads first.
         weights: of the sequences' log-probabilities.
-        logprobs: how many of the likeliest tokens to report; None: no log-probabilities.
         slides: whether full windows slide, or end the text.
         cache: whether later sequences may reuse what these have read.
     """
@@ -64,7 +64,7 @@ class SequenceGroup:
         self.sequences: list[RunningSequence] = []
         self.cache = cache
         self._model = runner.model
-        self._logprobs = logprobs
+        self.logprobs = logprobs
         self._slides = slides
         self._open_windows()
 
@@ -132,16 +132,19 @@ class SequenceGroup:
             runner.remove(sequence, self.cache)
         self.sequences = []
 
-    def append(self, token: int, logits: Tensor) -> Iterator[Token]:
-        """Adds the token sampled from logits `[vocab]`: its text, and the rest at the end."""
+    def append(self, token: int, logits: Tensor | None) -> Iterator[Token]:
+        """Adds a sampled token: its text, and the rest at the end.
+
+        `logits`: `[vocab]`, that it was sampled from, where log-probabilities are requested.
+        """
         self.ids.append(token)
         self._new.append(token)
         if self._room is not None:
             self._room -= 1
-        plain = self._logprobs is None
-        yield self.output.append(
-            Token("", token) if plain else token_with_logprobs(logits, token, self._logprobs or 0)
-        )
+        if logits is None or self.logprobs is None:
+            yield self.output.append(Token("", token))
+        else:
+            yield self.output.append(token_with_logprobs(logits, token, self.logprobs))
         if self.output.finish or (self.is_full and not self._slides):
             yield from self.output.flush()
 
@@ -248,8 +251,8 @@ class RunningBatch:
         sampled = sample_each(samplers, mixed, ids).tolist()
         tokens = [
             (group, token)
-            for group, row, new in zip(groups, mixed, sampled, strict=True)
-            for token in group.append(new, row)
+            for row, (group, new) in enumerate(zip(groups, sampled, strict=True))
+            for token in group.append(new, mixed[row] if group.logprobs is not None else None)
         ]
         for group in reversed(groups):  # the last rows first: no other row has to move
             if group.output.finish or group.must_slide:

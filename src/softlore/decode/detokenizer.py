@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from softlore.model import LanguageModel
 
-LONG = 64  # tokens after which a new line is decoded by itself
+WINDOW = 16  # tokens that are decoded together at most, where they can be separated
+OVERLAP = 4  # of the last window that are decoded again with the next
 
 
 class Detokenizer:
@@ -23,18 +24,19 @@ class Detokenizer:
         self.stopped_by: str | None = None
         self._model = model
         self._stops = tuple(stops)
-        self._ids: list[int] = []  # since the last line that is done with
+        self._ids: list[int] = []  # the last ones, a window of them
         self._text = ""  # of these ids
         self._returned = 0  # characters of it
 
     def add(self, token: int) -> str:
         """The text that has become certain; sets `stopped_by` once a stop string is complete."""
         self._ids.append(token)
-        self._text = self._model.decode(self._ids, inside=True).replace("\ufffd", "")
+        self._text = self._decode(self._ids)
         if self._stop():
             return self._advance(len(self._text))
         piece = self._advance(len(self._text) - _count_uncertain(self._text, self._stops))
-        self._drop_finished_line()
+        if len(self._ids) > WINDOW:
+            self._shorten()
         return piece
 
     def flush(self) -> str:
@@ -57,11 +59,19 @@ class Detokenizer:
         self._returned = max(self._returned, end)
         return piece
 
-    def _drop_finished_line(self) -> None:
-        """Forgets a long line that has ended, as decoding takes time that grows with the ids."""
-        finished = self._returned == len(self._text) and self._text.endswith("\n")
-        if finished and len(self._ids) > LONG:
-            self._ids, self._text, self._returned = [], "", 0
+    def _decode(self, ids: list[int]) -> str:
+        return self._model.decode(ids, inside=True).replace("\ufffd", "")
+
+    def _shorten(self) -> None:
+        """Drops ids whose text is returned, as decoding takes time that grows with them.
+
+        Only where the text of the others does not depend on them: not within a character, say.
+        """
+        old, new = self._ids[:-OVERLAP], self._ids[-OVERLAP:]
+        text = self._decode(old)
+        if len(text) <= self._returned and text + self._decode(new) == self._text:
+            self._ids, self._text = new, self._text[len(text) :]
+            self._returned -= len(text)
 
 
 def _count_uncertain(text: str, stops: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from softlore.model.frozen import FrozenModel
 
 STEP = 64  # keys; the room of a row grows by at least this many
+VIEW_STEP = 32  # keys; what a step attends to is rounded up to a multiple of this
 
 
 class KVSlots:
@@ -42,6 +43,7 @@ class KVSlots:
         self._layers: KeysValues = []
         self._positions = torch.zeros(0, 0, dtype=torch.long)  # [capacity, room]
         self._visible = torch.zeros(0, 0, dtype=torch.bool)  # [capacity, room]
+        self._last_view: _SlotsView | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -72,6 +74,7 @@ class KVSlots:
             self._visible[row, :length] = cache.visible[0]
             self.lengths.append(length)
         self._next.extend(positions)
+        self._last_view = None
         return rows
 
     def remove(self, row: int) -> int:
@@ -83,6 +86,7 @@ class KVSlots:
                     tensor[row] = tensor[last]
             self.lengths[row], self._next[row] = self.lengths[last], self._next[last]
         del self.lengths[last], self._next[last]
+        self._last_view = None
         if not self.lengths:
             self._layers = []
         return last
@@ -101,20 +105,11 @@ class KVSlots:
         Returns:
             Last hidden states `[rows, hidden]`; those of rows that stay mean nothing.
         """
-        count, room = len(self), max(self.lengths) + 1
-        self._grow(count, room)
-        positions = torch.tensor(self._next, device=model.device)[:, None]  # [rows, 1]
-        writes = _RowWrites(self.lengths, model.device)
-        writes.into(self._positions, positions[:, 0])
-        writes.into(self._visible, True)
-        past = _SlotsCache(
-            [(k[:count, :, :room], v[:count, :, :room]) for k, v in self._layers],
-            self._positions[:count, :room],
-            self._visible[:count, :room],
-            writes,
-        )
-        embeds = model.embed_ids([i or 0 for i in ids])[:, None]
-        hidden, _ = model.hidden(embeds, positions, past.visible[:, None], past)
+        past = self._view(max(self.lengths) + 1)
+        positions = torch.tensor(self._next, device=model.device)
+        past.move_to(self.lengths, positions)
+        embeds = model.embed_ids([i or 0 for i in ids])
+        hidden, _ = model.hidden(embeds[:, None], positions[:, None], past.visible[:, None], past)
         for row, i in enumerate(ids):
             if i is None:
                 self._visible[row, self.lengths[row]] = False
@@ -122,6 +117,16 @@ class KVSlots:
                 self.lengths[row] += 1
                 self._next[row] += 1
         return hidden[:, 0]
+
+    def _view(self, keys: int) -> _SlotsView:
+        """The first `keys` of the rows in use, or some more, so that a view serves many steps."""
+        view = self._last_view
+        if view is None or len(view) < keys:
+            self._grow(len(self), keys)
+            length = min(-(-keys // VIEW_STEP) * VIEW_STEP, self._visible.shape[1])
+            view = _SlotsView(self._layers, self._positions, self._visible, len(self), length)
+            self._last_view = view
+        return view
 
     def _make_room(self, like: KVCache, rows: int, room: int) -> None:
         """Makes the tensors large enough; the first ones have the device and shape of `like`."""
@@ -153,61 +158,66 @@ class KVSlots:
         self._positions, self._visible = larger(self._positions), larger(self._visible)
 
 
-class _RowWrites:
-    """Where the next key of each row goes: one place for all where they are of equal length."""
+class _SlotsView(KVCache):
+    """The rows in use with a place in each for the token that is run next.
 
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        self._count = len(lengths)
-        self._place = lengths[0] if min(lengths) == max(lengths) else None
-        if self._place is None:  # advanced indexing takes far longer than a slice
-            self._rows = torch.arange(len(lengths), device=device)
-            self._places = torch.tensor(lengths, device=device)
-
-    def into(self, tensor: Tensor, new: Tensor | bool) -> None:
-        """Writes `[rows]` into `[≥ rows, room]`."""
-        if self._place is None:
-            tensor[self._rows, self._places] = new
-        else:
-            tensor[: self._count, self._place] = new
-
-    def into_keys(self, tensor: Tensor, new: Tensor) -> None:
-        """Writes `[rows, kv_heads, 1, head_dim]` into `[rows, kv_heads, room, head_dim]`."""
-        if self._place is None:
-            tensor[self._rows, :, self._places] = new[:, :, 0]
-        else:
-            tensor.narrow(2, self._place, 1).copy_(new)
-
-
-class _SlotsCache(KVCache):
-    """The rows in use, up to the longest, with a place in each for the token to be run."""
+    `update` of a layer is called by the model's attention. Keys of shape `[capacity, kv_heads,
+    room, head_dim]` are written as rows of a matrix `[capacity * kv_heads * room, head_dim]`, for
+    all rows and heads in one call, as advanced indexing takes several times as long.
+    """
 
     def __init__(
-        self, views: KeysValues, positions: Tensor, visible: Tensor, writes: _RowWrites
+        self, layers: KeysValues, positions: Tensor, visible: Tensor, rows: int, length: int
     ) -> None:
-        super().__init__(views, positions, visible)
-        self._writes = writes
+        super().__init__(
+            [(k[:rows, :, :length], v[:rows, :, :length]) for k, v in layers],
+            positions[:rows, :length],
+            visible[:rows, :length],
+        )
+        self._all_positions, self._all_visible = positions.view(-1), visible.view(-1)
+        self._layers = [
+            _SlotsLayer(self, *tensors, *views)
+            for tensors, views in zip(layers, self.keys_values, strict=True)
+        ]
+        room, device = visible.shape[1], visible.device
+        heads = {int(tensor.shape[1]) for pair in layers for tensor in pair} | {1}
+        self._offsets = {
+            n: torch.arange(rows * n, device=device).view(rows, n) * room for n in heads
+        }
+        self.places: dict[int, Tensor] = {}  # by the number of heads: where the next keys go
+
+    def move_to(self, lengths: Sequence[int], positions: Tensor) -> None:
+        """Makes the key after the first `lengths` of each row the one that is written next."""
+        places = torch.tensor(lengths, device=positions.device)[:, None]
+        self.places = {n: (first + places).view(-1) for n, first in self._offsets.items()}
+        self._all_positions.index_copy_(0, self.places[1], positions)
+        self._all_visible.index_fill_(0, self.places[1], True)
 
     def key_positions(self, new: Tensor) -> Tensor:
         return self.positions  # the new ones are already there
 
     def layers(self) -> list[DynamicLayer]:
-        return [_SlotsLayer(k, v, self._writes) for k, v in self.keys_values]
+        return [*self._layers]
 
 
 class _SlotsLayer(DynamicLayer):
     """A layer of a transformers cache that writes a token's keys and values into its rows."""
 
-    def __init__(self, keys: Tensor, values: Tensor, writes: _RowWrites) -> None:
+    def __init__(
+        self, view: _SlotsView, all_keys: Tensor, all_values: Tensor, keys: Tensor, values: Tensor
+    ) -> None:
         super().__init__()
         self.is_initialized, self.device = True, keys.device
         self.keys, self.values = keys, values
-        self._writes = writes
+        self._view, self._heads = view, int(keys.shape[1])
+        self._all_keys, self._all_values = (t.view(-1, t.shape[3]) for t in (all_keys, all_values))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        self._writes.into_keys(self.keys, key_states)
-        self._writes.into_keys(self.values, value_states)
+        places = self._view.places[self._heads]
+        for tensor, new in ((self._all_keys, key_states), (self._all_values, value_states)):
+            tensor.index_copy_(0, places, new.reshape(-1, new.shape[3]))
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
