@@ -8,13 +8,25 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 from transformers.cache_utils import DynamicCache
 
+from softlore import WorldInfoTrainer
+from softlore.cli import progress
 from softlore.context import ROOT, Node, Tree
 from softlore.lore import Entry
+from softlore.measure.losses import response_nll
 from softlore.model.tiny import tiny_model
-from softlore.tune import TrainingBatch, TrainingConfig, make_examples, objective, run
-from softlore.tune.examples import bare_tree, run_teacher, unrelated_passages
+from softlore.tune import (
+    LOSSES,
+    Checkpointing,
+    Loss,
+    TrainingBatch,
+    TrainingConfig,
+    make_examples,
+    objective,
+    run,
+)
+from softlore.tune.examples import CallResponse, bare_tree, run_teacher, unrelated_passages
 from softlore.tune.initial import initial_value
-from softlore.tune.losses import TrainingData, loss_branch, row_losses
+from softlore.tune.losses import TrainingData, curve_names, last_loss, loss_branch, row_losses
 from softlore.tune.training_data import draw_batch
 
 FAMILIES = ("gpt2", "llama", "gemma2")  # learned places; rotary ones; every other layer slides
@@ -225,3 +237,59 @@ def test_nothing_reaches_the_frozen_weights():
     batch, _ = drawn(model, "prefix")
     run(model, batch)
     assert all(p.grad is None and not p.requires_grad for p in model.hf.parameters())
+
+
+# a loss of one's own -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy_loss(monkeypatch):
+    """A registered loss: half of the NLL of calls, which are otherwise not predicted."""
+
+    def half_nll(model, hidden, ids):
+        return 0.5 * response_nll(model, hidden, ids)
+
+    def draw_calls(trunk, names):
+        (name,) = names
+        pairs = trunk.data.examples[name].pairs
+        return [CallResponse(pair.ids[: pair.response_start], 1) for pair in pairs], trunk.end
+
+    loss = Loss("toy", half_nll, "ids", draw_calls, label="calls", counts_for_min_loss=True)
+    monkeypatch.setitem(LOSSES, "toy", loss)
+
+
+def test_a_registered_loss_is_trained_shown_and_resumed(toy_loss, tmp_path):
+    settings = {"n_tokens": 3, "max_steps": 4, "max_spacing": 4, "passage_tokens": 6}
+
+    def trainer(**options):
+        blocks = [("Description of dog:", [" Dog is a good boy"])]
+        return WorldInfoTrainer(tiny_model("llama"), blocks, **settings, **options)
+
+    unbroken = trainer()
+    prompt = unbroken.train()
+    history = unbroken.trainables["prompt"].history
+    assert len(history["toy"]) == len(history["response"]) == 4
+    assert history["toy"][-1] < history["toy"][0] < 0.7 * history["response"][0]
+    assert prompt.metrics["last_toy"] == pytest.approx(history.recent("toy"), abs=1e-6)
+
+    path = Checkpointing(tmp_path / "a.checkpoint")
+    trainer(checkpointing=path, on_step=lambda progress: progress.step == 2).train()
+    resumed = trainer(checkpointing=path)
+    assert torch.equal(resumed.train().tensor, prompt.tensor)
+    assert resumed.trainables["prompt"].history == history
+
+    table = progress._table(unbroken.progress())
+    headings = [column.header for column in table.columns]
+    assert headings[2:-1] == ["recall", "drift", "distilled", "calls"]
+    response, toy = history.recent("response"), history.recent("toy")
+    assert trainer(min_loss=response).train().training["stopped"] == "max_steps"
+    assert trainer(min_loss=response + toy).train().training["stopped"] == "min_loss"
+
+
+def test_a_new_loss_has_its_curve(monkeypatch):
+    draw = LOSSES["response"].draw
+    loss = Loss("toy", response_nll, "ids", draw, weight="distil_weight", curve="toy")
+    monkeypatch.setitem(LOSSES, "toy", loss)
+    assert curve_names() == ("loss", "drift", "toy")
+    assert last_loss({"last_toy": 1.5}, "toy") == 1.5
+    assert last_loss({"last_distil": 2.5, "last_guard": 1.0}) == 2.5
