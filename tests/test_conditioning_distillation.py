@@ -113,7 +113,7 @@ def test_distil_command(tmp_path):
     ended = softlore(*common, tmp_path / "style.txt", "--name", "wind", "--json", "-")
     assert ended.code == 0, ended.err
     assert json.loads(ended.out)["name"] == "wind"
-    assert "tokens do" in ended.err
+    assert "of its effect" in ended.err
     ended = softlore(*common, "--name", "more", "--code", "wind=1.5", "--n-tokens", "4")
     assert ended.code == 0, ended.err
     assert len(PromptLibrary(tmp_path / "out")["more"]) == 4

@@ -207,11 +207,11 @@ def test_a_text_longer_than_the_context_is_refused():
 @pytest.mark.parametrize(
     ("blocks", "complaint"),
     [
-        ([("", [" a"])], "`call` is empty; write something there"),
-        ([("   ", [" a"])], "`call` is empty; write something there"),
-        ([("Emma", [""])], "response 1: it is empty; write something there"),
+        ([("", [" a"])], "`call` is empty; write something, or remove it"),
+        ([("   ", [" a"])], "`call` is empty; write something, or remove it"),
+        ([("Emma", [""])], "response 1: it is empty; write something, or remove it"),
         ([("Emma", [])], "`responses` is empty; a block needs at least one response"),
-        ([], "has neither text nor blocks, so there is nothing to learn"),
+        ([], "has neither text nor blocks, so there is nothing to train on"),
     ],
 )
 def test_empty_lore_is_refused(blocks, complaint):
