@@ -3,11 +3,8 @@
 A key is a word, a phrase, or `/pattern/flags` as JavaScript writes it. Lorebooks come from
 strangers, so a pattern is checked before it is compiled, and searched for under a time limit.
 
-Most keys of a book are in none of the texts, so what is searched for is indexed, once per text:
-
-- a key that is a single word, and must match as one, is looked up in the set of the text's words;
-- any other plain key is searched as a substring, if all its trigrams are among the text's;
-- regular expressions are searched one by one.
+Most keys of a book are in none of the texts. A plain key is therefore searched as a substring only
+if all its trigrams (runs of three characters) are among the texts' trigrams, collected once.
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ import time
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import regex
@@ -33,7 +30,6 @@ _SPACELESS = (
 )
 _spaceless = regex.compile(rf"[{_SPACELESS}]", regex.V1)
 _word = regex.compile(rf"[[\w\p{{M}}]--[{_SPACELESS}]]", regex.V1)
-_words = regex.compile(rf"[[\w\p{{M}}]--[{_SPACELESS}]]+", regex.V1)
 
 
 class PatternSearch:
@@ -64,37 +60,18 @@ class PatternSearch:
 
 
 class ScannedTexts:
-    """Texts to search, the nearest first. Their indexes are made once, when first needed."""
+    """Texts to search, the nearest first."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = list(texts)
-        self._folded: dict[bool, _FoldedTexts] = {}
+        self._folded: dict[bool, tuple[list[str], set[str]]] = {}
 
-    def folded(self, case_sensitive: bool) -> _FoldedTexts:
+    def folded(self, case_sensitive: bool) -> tuple[list[str], set[str]]:
+        """Returns the normalized texts, and their trigrams."""
         if case_sensitive not in self._folded:
-            self._folded[case_sensitive] = _FoldedTexts(
-                [fold(text, case_sensitive) for text in self.texts]
-            )
+            texts = [fold(text, case_sensitive) for text in self.texts]
+            self._folded[case_sensitive] = texts, set().union(*map(trigrams, texts))
         return self._folded[case_sensitive]
-
-
-class _FoldedTexts:
-    """Normalized texts, with their words and trigrams."""
-
-    def __init__(self, texts: list[str]) -> None:
-        self.texts = texts
-
-    @cached_property
-    def words_of(self) -> list[set[str]]:
-        return [set(_words.findall(text)) for text in self.texts]
-
-    @cached_property
-    def words(self) -> set[str]:
-        return set().union(*self.words_of)
-
-    @cached_property
-    def trigrams(self) -> set[str]:
-        return set().union(*map(trigrams, self.texts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +100,11 @@ class Keys:
 
     Attributes:
         size: the number of keys, blank and invalid ones included.
-        words: the places of keys that are single words, by word.
         invalid: keys that are no valid regular expression, with the reason. They match nothing.
     """
 
     size: int
     case_sensitive: bool
-    words: dict[str, list[int]] = field(default_factory=dict)
     substrings: list[_Substring] = field(default_factory=list)
     patterns: list[tuple[str, Any, int]] = field(default_factory=list)
     invalid: list[tuple[str, str]] = field(default_factory=list)
@@ -137,8 +112,13 @@ class Keys:
     def find(self, texts: ScannedTexts, search: PatternSearch) -> dict[int, int]:
         """Returns the places of the keys found, each with the place of the nearest text."""
         found: dict[int, int] = {}
-        if self.words or self.substrings:
-            self._find_plain(texts.folded(self.case_sensitive), found)
+        if self.substrings:
+            folded, text_trigrams = texts.folded(self.case_sensitive)
+            for key in self.substrings:
+                if key.trigrams <= text_trigrams:
+                    places = (i for i, text in enumerate(folded) if key.is_in(text))
+                    if (nearest := next(places, None)) is not None:
+                        found[key.place] = nearest
         for key, pattern, place in self.patterns:
             for i, text in enumerate(texts.texts):
                 # SillyTavern puts this character before every message, and keys may match it.
@@ -148,18 +128,6 @@ class Keys:
             if key in search.timeouts:
                 found.pop(place, None)
         return found
-
-    def _find_plain(self, folded: _FoldedTexts, found: dict[int, int]) -> None:
-        if not folded.words.isdisjoint(self.words):
-            for word in folded.words & self.words.keys():
-                nearest = next(i for i, words in enumerate(folded.words_of) if word in words)
-                found.update(dict.fromkeys(self.words[word], nearest))
-        for substring in self.substrings:
-            if substring.trigrams <= folded.trigrams:
-                for i, text in enumerate(folded.texts):
-                    if substring.is_in(text):
-                        found[substring.place] = i
-                        break
 
 
 @lru_cache(maxsize=2**15)
@@ -181,9 +149,7 @@ def prepare_keys(keys: tuple[str, ...], case_sensitive: bool, whole_words: bool)
             continue
         text = fold(key.strip(), case_sensitive)
         bounded = whole_words and len(text.split()) == 1
-        if bounded and _words.fullmatch(text):
-            prepared.words.setdefault(text, []).append(place)
-        elif text:
+        if text:
             substring = _Substring(place, text, frozenset(trigrams(text)), bounded)
             prepared.substrings.append(substring)
     return prepared

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from softlore.lore.formats.fields import ForeignEntry, Values, field, texts
-from softlore.lore.formats.format import BookFormat, EntryFormat, Layout
+from softlore.lore.formats.format import BookFormat, BookLayout, EntryFormat
 from softlore.lore.formats.key_syntax import from_wildcards, to_wildcards
 
 
@@ -44,6 +44,6 @@ FORMAT = BookFormat(
             "enabled": True,
         },
     ),
-    layout=lambda data: Layout("entries", ("name",), "softlore"),
+    layout=lambda data: BookLayout("entries", ("name",), "softlore"),
     new={"kind": "memory", "name": "", "description": "", "entries": []},
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from softlore.lore.formats.fields import ForeignEntry, Values, field
-from softlore.lore.formats.format import BookFormat, EntryFormat, Layout
+from softlore.lore.formats.format import BookFormat, BookLayout, EntryFormat
 from softlore.lore.formats.key_syntax import join_list, key_list
 
 
@@ -38,6 +38,6 @@ FORMAT = BookFormat(
             "useForCharacterCreation": False,
         },
     ),
-    layout=lambda data: Layout(""),
+    layout=lambda data: BookLayout(""),
     new=[],
 )  # fmt: skip

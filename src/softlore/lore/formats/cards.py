@@ -25,7 +25,7 @@ from softlore.lore.formats.fields import (
     put,
     selective,
 )
-from softlore.lore.formats.format import BookFormat, EntryFormat, Layout
+from softlore.lore.formats.format import BookFormat, BookLayout, EntryFormat
 from softlore.lore.formats.importing import holds_no_lore, with_character_name, with_extras
 from softlore.lore.formats.key_syntax import escaped, is_regex
 from softlore.lore.formats.sillytavern import CARD_EQUIVALENTS
@@ -222,12 +222,12 @@ def _is_character_book(data: Any) -> bool:
     )
 
 
-def _card_layout(card: Any) -> Layout:
+def _card_layout(card: Any) -> BookLayout:
     root = _root(card)
     book = f"{root}character_book"
     has_book = isinstance(get(card, book), dict)
     names = (f"{book}.name", f"{root}name") if has_book else ()
-    return Layout(f"{book}.entries", names, f"{root}extensions.softlore.lorebook")
+    return BookLayout(f"{book}.entries", names, f"{root}extensions.softlore.lorebook")
 
 
 CARD = BookFormat(
@@ -246,7 +246,7 @@ LOREBOOK = BookFormat(
     title="the lorebook",
     detect=_is_lorebook,
     entry=_ENTRY,
-    layout=lambda data: Layout("data.entries", ("data.name",), "data.extensions.softlore"),
+    layout=lambda data: BookLayout("data.entries", ("data.name",), "data.extensions.softlore"),
     new={"spec": "lorebook_v3", "data": {"name": "", **_NEW_BOOK}},
 )
 BOOK = BookFormat(
@@ -254,6 +254,6 @@ BOOK = BookFormat(
     title="the character book",
     detect=_is_character_book,
     entry=_ENTRY,
-    layout=lambda data: Layout("entries", ("name",), "extensions.softlore"),
+    layout=lambda data: BookLayout("entries", ("name",), "extensions.softlore"),
     new={"name": "", **_NEW_BOOK},
 )

@@ -42,7 +42,7 @@ class EntryFormat:
     equivalents: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
 
-class Layout(NamedTuple):
+class BookLayout(NamedTuple):
     """Paths of a lorebook's parts in a file's data.
 
     Attributes:
@@ -76,7 +76,7 @@ class BookFormat:
     title: str
     detect: Callable[[Any], bool]
     entry: EntryFormat
-    layout: Callable[[Any], Layout]
+    layout: Callable[[Any], BookLayout]
     new: Any
     read_character: Callable[[Any], dict[str, Any] | None] = lambda data: None
     write_character: Callable[[Any, Entry], None] = lambda data, entry: None

@@ -13,7 +13,7 @@ from softlore.lore.formats.fields import (
     inverted_flag,
     selective,
 )
-from softlore.lore.formats.format import BookFormat, EntryFormat, Layout
+from softlore.lore.formats.format import BookFormat, BookLayout, EntryFormat
 from softlore.lore.formats.key_syntax import join_list, key_list
 
 _KEYS = ("key", "keys")  # the second in lists of AI Dungeon's first years, which KoboldAI reads
@@ -69,8 +69,8 @@ def _write_secondary(foreign: ForeignEntry, values: Values) -> None:
         _write_list(foreign, "keyanti", keys if logic == "not_any" else [])
 
 
-def _layout(data: Any) -> Layout:
-    return Layout("") if isinstance(data, list) else Layout("worldinfo", extras="softlore")
+def _layout(data: Any) -> BookLayout:
+    return BookLayout("") if isinstance(data, list) else BookLayout("worldinfo", extras="softlore")
 
 
 FORMAT = BookFormat(

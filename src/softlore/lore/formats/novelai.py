@@ -6,7 +6,7 @@ import uuid
 from typing import Any
 
 from softlore.lore.formats.fields import ForeignEntry, Values, field, texts
-from softlore.lore.formats.format import BookFormat, EntryFormat, Layout
+from softlore.lore.formats.format import BookFormat, BookLayout, EntryFormat
 from softlore.lore.formats.key_syntax import combine, from_ampersands, to_ampersands
 
 _NEW = {
@@ -63,7 +63,7 @@ FORMAT = BookFormat(
         new=_NEW,
         set_number=_set_number,
     ),
-    layout=lambda data: Layout("entries", extras="softlore"),
+    layout=lambda data: BookLayout("entries", extras="softlore"),
     new={
         "lorebookVersion": 6,
         "entries": [],

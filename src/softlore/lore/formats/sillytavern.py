@@ -12,7 +12,7 @@ from softlore.lore.formats.fields import (
     probability,
     selective,
 )
-from softlore.lore.formats.format import BookFormat, EntryFormat, Layout
+from softlore.lore.formats.format import BookFormat, BookLayout, EntryFormat
 
 # Fields that have the same name here, in camel case.
 _SAME = (
@@ -81,6 +81,6 @@ FORMAT = BookFormat(
         set_number=_set_number,
         equivalents={"card": tuple((there, here) for here, there in CARD_EQUIVALENTS.items())},
     ),
-    layout=lambda data: Layout("entries", extras="softlore"),
+    layout=lambda data: BookLayout("entries", extras="softlore"),
     new={"entries": {}},
 )
