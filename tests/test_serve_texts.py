@@ -13,7 +13,7 @@ from softlore.decode.samplers import SamplingParams
 from softlore.errors import InputError, PromptMismatchError, UnknownPromptError
 from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
-from softlore.serve.chat import read_messages, render_chat
+from softlore.serve.chat import ChatMessage, render_chat
 from softlore.serve.compose import RequestComposer
 from softlore.serve.lenient import sampling_of
 from softlore.serve.prompt_store import PromptStore
@@ -288,7 +288,7 @@ def test_events_are_ascii_and_end_in_line_feeds():
 
 
 def messages(*said):
-    return read_messages([{"role": role, "content": text} for role, text in said])
+    return [ChatMessage(role=role, content=text) for role, text in said]
 
 
 def test_a_chat_is_a_transcript_where_the_model_has_no_template():

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
 
 from softlore.errors import InputError
 from softlore.model import LanguageModel
 
-MOST_MESSAGES = 10_000
 _SPLIT = 100  # newest messages that a template's text is split at; each takes a rendering
 _SYSTEM = ("system", "developer")
 _NAMES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
 
 
-@dataclass(frozen=True)
-class Message:
-    """A message of a chat."""
+class TextPart(BaseModel):
+    """A part of a message; the model reads text only."""
 
-    role: str
+    type: Literal["text"] = "text"
     text: str
+
+
+class ChatMessage(BaseModel):
+    """A message of a chat; its content is text, or a list of text parts."""
+
+    role: Annotated[str, Field(min_length=1)]
+    content: str | list[str | TextPart] | None = None
+
+    @property
+    def text(self) -> str:
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(part if isinstance(part, str) else part.text for part in self.content)
 
 
 @dataclass(frozen=True)
@@ -40,59 +53,14 @@ class Chat:
     strip: bool = False
 
 
-def read_messages(messages: object) -> list[Message]:
-    """The messages of a request; the content of each is text, or a list of text parts.
-
-    Raises:
-        InputError: there are none, or one holds something else.
-    """
-    if not isinstance(messages, list) or not messages or len(messages) > MOST_MESSAGES:
-        raise InputError(
-            "messages holds no message; expected a list such as "
-            f'[{{"role": "user", "content": "Hello"}}], of at most {MOST_MESSAGES:,}; send one'
-        )
-    return [_read_message(number, message) for number, message in enumerate(messages)]
-
-
-def render_chat(model: LanguageModel, messages: Sequence[Message]) -> Chat:
+def render_chat(model: LanguageModel, messages: Sequence[ChatMessage]) -> Chat:
     """A chat as a text. Raises InputError where the model's template refuses the messages."""
     if getattr(model.tokenizer, "chat_template", None):
         return _templated(model, messages)
     return _transcript(messages)
 
 
-def _read_message(number: int, message: object) -> Message:
-    role = message.get("role") if isinstance(message, dict) else None
-    if not isinstance(message, dict) or not isinstance(role, str) or not role:
-        raise InputError(
-            f"message {number} is {message!r:.80}; expected a role and a content, such as "
-            '{"role": "user", "content": "Hello"}; fix it'
-        )
-    content = message.get("content")
-    if content is None or isinstance(content, str):
-        return Message(role, content or "")
-    if not isinstance(content, list):
-        raise InputError(
-            f"the content of message {number} is {type(content).__name__}; expected a string, or "
-            'parts such as {"type": "text", "text": "Hello"}; fix it'
-        )
-    return Message(role, "".join(_read_part(number, part) for part in content))
-
-
-def _read_part(number: int, part: object) -> str:
-    if isinstance(part, str):
-        return part
-    text = part.get("text") if isinstance(part, dict) else None
-    if not isinstance(text, str):
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        raise InputError(
-            f"message {number} holds a part of type {kind!r:.40}; expected text only, since the "
-            "model reads nothing else; leave it out"
-        )
-    return text
-
-
-def _transcript(messages: Sequence[Message]) -> Chat:
+def _transcript(messages: Sequence[ChatMessage]) -> Chat:
     """`User: …` and `Assistant: …` in turn."""
     system = _count_system(messages)
     turns = [f"{_speaker(m.role)}: {m.text.rstrip()}\n" for m in messages[system:]]
@@ -108,12 +76,12 @@ def _speaker(role: str) -> str:
     return _NAMES.get(role) or role[:40].capitalize()
 
 
-def _count_system(messages: Sequence[Message]) -> int:
+def _count_system(messages: Sequence[ChatMessage]) -> int:
     """How many messages of the system come before all others."""
     return next((i for i, m in enumerate(messages) if m.role not in _SYSTEM), len(messages))
 
 
-def _templated(model: LanguageModel, messages: Sequence[Message]) -> Chat:
+def _templated(model: LanguageModel, messages: Sequence[ChatMessage]) -> Chat:
     """By the model's template; its text is split where messages begin, as far as that shows."""
     continued = messages[-1].role == "assistant"
     bos = "" if model.bos_id is None else str(model.tokenizer.bos_token or "")
@@ -141,7 +109,7 @@ def _templated(model: LanguageModel, messages: Sequence[Message]) -> Chat:
 
 def _render(
     model: LanguageModel,
-    messages: Sequence[Message],
+    messages: Sequence[ChatMessage],
     add_generation_prompt: bool = False,
     continue_final: bool = False,
 ) -> str:

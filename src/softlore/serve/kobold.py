@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -83,32 +83,23 @@ def respond(error: Exception) -> Response:
 
 def _add_info(router: APIRouter, service: GenerationService) -> None:
     """What clients ask when they connect."""
-    settings, longest = service.state.settings, service.composer.context_length
-
-    @_both_versions(router, "GET", "model")
-    async def name() -> dict[str, str]:
-        return {"result": model_name(service.model)}
-
-    @_both_versions(router, "GET", "info/version")
-    async def protocol() -> dict[str, str]:
-        return {"result": PROTOCOL}
-
-    @_both_versions(router, "GET", "config/max_context_length")
-    @router.get("/api/extra/true_max_context_length")
-    async def max_context_length() -> dict[str, int]:
-        return {"value": longest}
-
-    @_both_versions(router, "GET", "config/max_length")
-    async def max_length() -> dict[str, int]:
-        return {"value": longest // 2}
-
-    @router.get("/api/extra/version")
-    async def program() -> dict[str, Any]:
-        return {**PROGRAM, "protected": bool(settings.api_key)}
-
-    @router.get("/api/extra/preloadstory")
-    async def preloaded() -> dict[str, Any]:
-        return {}
+    longest = service.composer.context_length
+    protected = bool(service.state.settings.api_key)
+    both: dict[str, dict[str, Any]] = {
+        "model": {"result": model_name(service.model)},
+        "info/version": {"result": PROTOCOL},
+        "config/max_context_length": {"value": longest},
+        "config/max_length": {"value": longest // 2},
+    }
+    extra: dict[str, dict[str, Any]] = {
+        "true_max_context_length": {"value": longest},
+        "version": {**PROGRAM, "protected": protected},
+        "preloadstory": {},
+    }
+    for path, fact in both.items():
+        _both_versions(router, "GET", path)(_always(fact))
+    for path, fact in extra.items():
+        router.add_api_route(f"/api/extra/{path}", _always(fact))
 
     @router.post("/api/extra/tokencount", openapi_extra=body_of(CountBody))
     async def count(request: Request) -> dict[str, Any]:
@@ -241,6 +232,15 @@ async def _key(request: Request) -> str:
         return KeyBody.model_validate(await read_object(request)).genkey
     except InputError:  # koboldcpp accepts any body
         return ""
+
+
+def _always(fact: dict[str, Any]) -> Callable[[], Coroutine[Any, Any, dict[str, Any]]]:
+    """A route that returns a fact."""
+
+    async def answer() -> dict[str, Any]:
+        return fact
+
+    return answer
 
 
 def _both_versions(

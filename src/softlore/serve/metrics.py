@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -43,37 +43,27 @@ class Metrics:
     """The metrics of one server."""
 
     def __init__(self, engine: Engine) -> None:
-        self.registry = registry = CollectorRegistry()
-        registry.register(_LoadCollector(engine))
-        self.requests = Counter(
-            "softlore_requests",
-            "Requests, by route.",
-            ("method", "route", "status"),
-            registry=registry,
+        self.registry = CollectorRegistry()
+        self.registry.register(_LoadCollector(engine))
+        route = ("method", "route")
+        self.requests = self._counter("requests", "Requests, by route.", (*route, "status"))
+        self.seconds = self._histogram(
+            "request_seconds", "From the request to the end of its response.", route
         )
-        self.seconds = Histogram(
-            "softlore_request_seconds",
-            "From the request to the end of its response.",
-            ("method", "route"),
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.texts = Counter(
-            "softlore_texts", "Texts that have ended, by how.", ("finish",), registry=registry
-        )
-        self.tokens = Counter("softlore_tokens", "Tokens written.", registry=registry)
-        self.refused = Counter(
-            "softlore_refused", "Texts refused, as the queue was full.", registry=registry
-        )
-        self.gone = Counter(
-            "softlore_gone", "Requests whose client left before the response.", registry=registry
-        )
-        self.first = Histogram(
-            "softlore_first_token_seconds",
+        self.texts = self._counter("texts", "Texts that have ended, by how.", ("finish",))
+        self.tokens = self._counter("tokens", "Tokens written.")
+        self.refused = self._counter("refused", "Texts refused, as the queue was full.")
+        self.gone = self._counter("gone", "Requests whose client left before the response.")
+        self.first = self._histogram(
+            "first_token_seconds",
             "From a text's start to its first token, its time in the queue included.",
-            buckets=SECONDS,
-            registry=registry,
         )
+
+    def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+        return Counter(f"softlore_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, labels: Sequence[str] = ()) -> Histogram:
+        return Histogram(f"softlore_{name}", text, labels, buckets=SECONDS, registry=self.registry)
 
     def page(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -21,7 +21,7 @@ from softlore.errors import (
     UnknownModelError,
     UnknownPromptError,
 )
-from softlore.serve.chat import read_messages, render_chat
+from softlore.serve.chat import render_chat
 from softlore.serve.compose import model_name
 from softlore.serve.lenient import body_of, read_object, sampling_of
 from softlore.serve.openai_forms import (
@@ -69,8 +69,7 @@ def make_router(service: GenerationService) -> APIRouter:
     @router.post("/v1/chat/completions", openapi_extra=body_of(ChatBody, samplers=True))
     async def chat(request: Request) -> Response:
         body = ChatBody.model_validate(await read_object(request))
-        messages = read_messages(body.messages)
-        chat = await run_in_threadpool(render_chat, service.model, messages)
+        chat = await run_in_threadpool(render_chat, service.model, body.messages)
         compose = await _composer(service, body)
         stops = [*body.stops, *chat.stop]
         composed = await compose(chat.turns, body.tokens(None), memory=chat.memory, stop=stops)

@@ -12,6 +12,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from softlore.decode import GenerationRequest, Token
 from softlore.errors import InputError
+from softlore.serve.chat import ChatMessage
 from softlore.serve.compose import model_name
 from softlore.serve.lenient import Flag, Strings, Text, Whole, strings
 from softlore.serve.logprobs import chat_logprobs, completion_logprobs
@@ -19,6 +20,7 @@ from softlore.serve.service import ActiveResponse, finish_reason
 
 MOST_LOGPROBS = 20  # alternatives for each token
 MOST_COPIES = 128
+MOST_MESSAGES = 10_000
 LONGEST_KEY = 200  # characters
 
 Tokens = Annotated[int | None, Field(le=2**53)]
@@ -112,17 +114,10 @@ class CompletionBody(GenerationBody):
         return None if self.logprobs is None else min(MOST_LOGPROBS, max(0, self.logprobs))
 
 
-_MESSAGE = {
-    "type": "object",
-    "properties": {"role": {"type": "string"}, "content": {"type": "string"}},
-    "required": ["role", "content"],
-}
-
-
 class ChatBody(GenerationBody):
     """The body of /v1/chat/completions."""
 
-    messages: Annotated[list[dict[str, Any]], Field(json_schema_extra={"items": _MESSAGE})]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
     logprobs: Flag = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MOST_LOGPROBS)] = None
 
