@@ -114,11 +114,11 @@ class Keys:
         found: dict[int, int] = {}
         if self.substrings:
             folded, text_trigrams = texts.folded(self.case_sensitive)
-            for key in self.substrings:
-                if key.trigrams <= text_trigrams:
-                    places = (i for i, text in enumerate(folded) if key.is_in(text))
+            for substring in self.substrings:
+                if substring.trigrams <= text_trigrams:
+                    places = (i for i, text in enumerate(folded) if substring.is_in(text))
                     if (nearest := next(places, None)) is not None:
-                        found[key.place] = nearest
+                        found[substring.place] = nearest
         for key, pattern, place in self.patterns:
             for i, text in enumerate(texts.texts):
                 # SillyTavern puts this character before every message, and keys may match it.

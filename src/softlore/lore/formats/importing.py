@@ -58,9 +58,10 @@ def import_lorebook(data: Any, format: BookFormat, name: str) -> dict[str, Any]:
         entries.append(character)
     for place, (key, foreign) in enumerate(list_entries(data, layout.entries)):
         try:
-            values = read_entry(foreign, format.entry, format.character_name(data))
+            values = read_fields(foreign, format.entry, format.character_name(data))
         except ValueError as error:
             raise LoreError(f"entry {place + 1} of {format.title}: {error}") from None
+        values = with_extras(values, fields.get(foreign, format.entry.extras))
         original = {**({} if key is None else {"key": key}), "data": foreign}
         if holds_no_lore(values):
             without_lore.append({"place": place, **original})
@@ -98,17 +99,11 @@ def _with_origin(
     }
 
 
-def read_entry(foreign: Any, format: EntryFormat, character: str = "") -> dict[str, Any]:
-    """Returns an entry's fields without its name and origin; `keys` and `text` always.
+def read_fields(foreign: Any, format: EntryFormat, character: str = "") -> dict[str, Any]:
+    """Returns an entry's fields, without its name and softlore's extras; `keys` and `text` always.
 
     Raises ValueError if it is no entry.
     """
-    values = read_fields(foreign, format, character)
-    return with_extras(values, fields.get(foreign, format.extras))
-
-
-def read_fields(foreign: Any, format: EntryFormat, character: str = "") -> dict[str, Any]:
-    """As `read_entry`, without softlore's extras."""
     if not isinstance(foreign, dict):
         raise ValueError(f"must be a mapping of fields to values, but is {describe(foreign)}")
     values: dict[str, Any] = {"keys": []}
