@@ -1,6 +1,11 @@
 """Settings are declared once: every place that shows or reads one is made from its declaration."""
 
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 from pydantic import ValidationError
@@ -129,3 +134,44 @@ class Empty(Settings):
 
 def test_styles_are_those_of_the_lore():
     assert table(TrainingConfig)["style"].choices == tuple(STYLES)
+
+
+USE_OF_EPSILON = """
+import torch
+from click.testing import CliRunner
+from softlore.cli.write import command
+from softlore.decode.samplers import build_steps
+from softlore.model.tiny import tiny_model
+from softlore.serve.lenient import sampling_of
+from softlore.serve.studio import info
+from softlore.settings import SamplingParams
+
+assert "--epsilon" in CliRunner().invoke(command, ["--help"]).output
+params = SamplingParams(**sampling_of({"epsilon_cutoff": "0.2"}, tiny_model("llama")))
+steps = build_steps(params.changed(top_k=0, temperature=1, xtc_probability=0.1))
+assert [step.name for step in steps] == ["epsilon", "xtc"]
+logits = torch.tensor([[3.0, 2.0, -3.0]])
+assert steps[0].processor(torch.zeros(1, 0), logits).isinf().tolist() == [[False, False, True]]
+assert "epsilon" in [slider["name"] for slider in info._samplers()]
+"""
+
+
+def test_a_sampler_is_added_in_three_files(tmp_path):
+    """The worked example of docs/sampling.md, step by step, in a copy of the package."""
+    page = (settings_table.DOCS / "sampling.md").read_text(encoding="utf-8")
+    source = settings_table.ROOT / "src" / "softlore"
+    ignored = shutil.ignore_patterns("*.safetensors", "__pycache__", "static")
+    shutil.copytree(source, tmp_path / "src" / "softlore", ignore=ignored)
+    steps = re.findall(r"In `([^`]+)`, before `([^`]+)`:\n\n```text\n(.*?)```", page, re.S)
+    for name, anchor, code in steps:
+        file = tmp_path / name
+        text = file.read_text(encoding="utf-8")
+        assert anchor in text, f"docs/sampling.md: {name} has no {anchor!r}"
+        at = text.index(anchor)
+        file.write_text(text[:at] + code + text[at:], encoding="utf-8")
+    assert len({name for name, _, _ in steps}) == 3
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", USE_OF_EPSILON], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

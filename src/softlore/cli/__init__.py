@@ -21,25 +21,25 @@ from softlore.errors import SoftloreError, StorageError
 COMMANDS = {
     "demo": "Train a small lorebook and show what it does to a story.",
     "train": "Turn a lorebook into soft prompts.",
-    "sweep": "Try training settings on a lorebook, and say which are best.",
-    "write": "Write on from a text, which may hold [[soft:NAME]].",
+    "sweep": "Find the best training settings for a lorebook.",
+    "write": "Continue a text, which may hold [[soft:NAME]].",
     "story": "Write a story turn by turn; lore wakes when it is mentioned.",
-    "serve": "Serve stories to the writers' own programs, and a studio in the browser.",
-    "learn": "Train prompts on with lines of a story that were kept.",
-    "chain": "Write on from each of many items, each fed with the last output.",
+    "serve": "Serve KoboldAI and OpenAI clients, and a studio in the browser.",
+    "learn": "Continue training prompts on accepted lines of a story.",
+    "chain": "Continue each of many items, each after the last output.",
     "inspect": "Show a prompt file, or all prompts in a folder.",
-    "convert": "Bring a soft prompt to another program, or from one.",
+    "convert": "Convert a soft prompt to or from another program's format.",
     "codes": "List the control codes of a model.",
-    "attribute": "Say under which control code a text is the likeliest.",
-    "hard": "Try plain-text prompts against each other.",
-    "lore": "Bring lorebooks from other programs, and to them.",
-    "compare": "Show which way of telling a model works best: text, codes or soft prompts.",
+    "attribute": "Find the control code under which a text is the likeliest.",
+    "hard": "Distil, search and test plain-text prompts.",
+    "lore": "Import, show and export lorebooks of other programs.",
+    "compare": "Compare text, control codes and soft prompts on the same lore.",
     "evaluate": "Measure recall, drift, copy and fidelity of trained prompts.",
 }
 INTERRUPTED = 130
 
 
-class _Lazy(click.Group):
+class _LazyGroup(click.Group):
     """A group whose commands are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -57,7 +57,7 @@ class _Lazy(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise click.exceptions.Abort("stopped") from None
-        except BrokenPipeError:  # nobody reads on, as with `| head`
+        except BrokenPipeError:  # the reader has ended, as with `| head`
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise click.exceptions.Exit(0) from None
@@ -67,7 +67,7 @@ class _Lazy(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="softlore")
 def commands() -> None:
     """Lore as soft prompts: a frozen language model that knows your characters and places.
@@ -83,14 +83,14 @@ def commands() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and ends the program with its exit code.
 
-    0 done, 1 a check failed or training could not go on, 2 bad usage or input, 130 stopped.
+    0 done, 1 a check or training failed, 2 bad usage or input, 130 stopped.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         code = commands.main(arguments, prog_name="softlore", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (click.exceptions.Abort, KeyboardInterrupt) as stop:
-        _say(str(stop) or "stopped")
+        _print_error(str(stop) or "stopped")
         sys.exit(INTERRUPTED)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -98,30 +98,32 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         where = getattr(error, "ctx", None)
         hint = f" (see {where.command_path} --help)" if where is not None else ""
-        _say(error.format_message().rstrip(".") + hint)
+        _print_error(error.format_message().rstrip(".") + hint)
         sys.exit(2)
     except SoftloreError as error:
-        _say(str(error))
+        _print_error(str(error))
         sys.exit(error.exit_code)
     except (MemoryError, RuntimeError) as error:
-        if not _is_of_memory(error):
+        if not _is_out_of_memory(error):
             raise
-        _say(
+        _print_error(
             "there is not enough memory; expected room for the model and a few texts; close other "
-            "programs, or take a smaller model, a smaller --dtype or shorter texts"
+            "programs, or use a smaller model, a smaller --dtype or shorter texts"
         )
         sys.exit(1)
     except OSError as error:
-        _say(f"{error.strerror or error}: {error.filename or 'the disk'}; mend it and run again")
+        _print_error(
+            f"{error.strerror or error}: {error.filename or 'the disk'}; fix it and run again"
+        )
         sys.exit(StorageError.exit_code)
 
 
-def _is_of_memory(error: Exception) -> bool:
-    """Whether it is torch's way, or Python's, to say that memory is spent."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether torch or Python has run out of memory."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "can't allocate memory" in str(error)
 
 
-def _say(message: str) -> None:
-    """One clear line on standard error."""
+def _print_error(message: str) -> None:
+    """Prints a message as one line on standard error."""
     click.echo("softlore: " + " ".join(message.split()), err=True)

@@ -1,4 +1,4 @@
-"""What is typed into a story's terminal: plain lines, or a line editor with a bar below it."""
+"""Reads what is typed into a story's terminal: plain lines, or a line editor with a bar."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from softlore.errors import SoftloreError
 if TYPE_CHECKING:
     from softlore.story.session import StorySession
 
-Reader = Callable[[str], str]  # from what stands in the line already to what was typed
+LineReader = Callable[[str], str]  # from the line's initial text to what was typed
 
 
-def line_reader() -> Reader:
+def line_reader() -> LineReader:
     """Lines of standard input as they are: for pipes and scripts."""
     import sys
 
@@ -27,8 +27,8 @@ def line_reader() -> Reader:
     return read
 
 
-def comfortable_reader(session: StorySession, history: Path, commands: Sequence[str]) -> Reader:
-    """A line editor with history, completion and a bar; Alt-Enter begins a new line."""
+def editor_reader(session: StorySession, history: Path, commands: Sequence[str]) -> LineReader:
+    """A line editor with history, completion and a bar; Alt-Enter starts a new line."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory
@@ -59,35 +59,35 @@ def comfortable_reader(session: StorySession, history: Path, commands: Sequence[
 
 
 class Bar:
-    """The line below the input: how long the story is, and what the model would read of it now.
+    """The line below the input: the story's length, and what the model would read of it now.
 
-    It is drawn at every key, so it is made anew only when the story has changed.
+    It is rendered at every key, so it is computed only when the story has changed.
     """
 
     def __init__(self, session: StorySession) -> None:
         self._session = session
         self._seen: tuple[Any, ...] | None = None
-        self._told = ""
+        self._text = ""
 
     def __call__(self) -> str:
         story = self._session.story
         seen = (len(story), story.head, story.settings, self._session.plan)
         if seen != self._seen:
-            self._told = f" {story.name} · {turns(len(story))}{self._read()}"
+            self._text = f" {story.name} · {turns(len(story))}{self._read()}"
             self._seen = seen
-        return self._told
+        return self._text
 
     def _read(self) -> str:
-        if self._session.plan is None:  # what lore is worth is not measured before it is needed
+        if self._session.plan is None:  # the gain of lore is not measured before it is needed
             return ""
         try:
             plan = self._session.look()
-        except SoftloreError:  # no room, say: the next turn tells of it
+        except SoftloreError:  # such as no room: the next turn reports it
             return ""
         lore = ", ".join(f"{name} ({form})" for name, form in plan.lore.items()) or "no lore"
         return f" · {plan.tokens}/{plan.limit} tokens · {lore}"
 
 
 def turns(count: int) -> str:
-    """So many turns, in words."""
+    """A number of turns: "1 turn", "2 turns"."""
     return f"{count} turn" if count == 1 else f"{count} turns"

@@ -217,10 +217,10 @@ def _write(
 ) -> None:
     import sys
 
-    from softlore.cli.reading import comfortable_reader, line_reader
+    from softlore.cli.reading import editor_reader, line_reader
     from softlore.cli.terminal import COMMANDS, Terminal
 
     read = line_reader()
     if sys.stdin.isatty() and sys.stdout.isatty():
-        read = comfortable_reader(session, stories.folder / ".history", COMMANDS)
+        read = editor_reader(session, stories.folder / ".history", COMMANDS)
     Terminal(session, read, tokens, sampling).run()

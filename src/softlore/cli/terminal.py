@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.reading import Reader, turns
+from softlore.cli.reading import LineReader, turns
 from softlore.errors import ConfigError, SoftloreError, StoryError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Terminal:
     """
 
     def __init__(
-        self, session: StorySession, read: Reader, tokens: int, sampling: dict[str, Any]
+        self, session: StorySession, read: LineReader, tokens: int, sampling: dict[str, Any]
     ) -> None:
         self.session = session
         self.story = session.story
