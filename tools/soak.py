@@ -1,11 +1,11 @@
-"""An evening of writers at one server, for as long as is asked: its memory has to stay flat.
+"""Soak test: simulated writers at one server; its memory must not grow.
 
     python tools/soak.py --minutes 60 --json soak.json
 
-Some writers write story after story in the studio, others stream from the KoboldAI API, some hang
-up, and now and then somebody sends nonsense. Once a minute the server's memory is looked at, and
-what it holds of keys and values. Exit code 1 when an answer is a 5xx other than 503, or when memory
-grows by more than a tenth after the first quarter.
+Some write story after story in the studio, others stream from the KoboldAI API, some disconnect,
+and some send invalid requests. Once a minute the memory of the server and of its keys and values is
+recorded. Exit code 1 when a response is a 5xx other than 503, or when memory grows by more than a
+tenth after the first quarter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import psutil
 from bench_serve import body, load, serving, stream
 
 WRITERS = 6
-TURNS = 12  # of a story, before it is deleted and another is begun
+TURNS = 12  # of a story, before it is deleted and another is started
 
 
 class Soak:
@@ -42,7 +42,7 @@ class Soak:
     def over(self) -> bool:
         return time.monotonic() > self.end
 
-    async def evening(self) -> None:
+    async def run(self) -> None:
         """All of them at once."""
         async with httpx.AsyncClient(base_url=self.url, timeout=120) as client:
             writers = [self.writer(client, number) for number in range(WRITERS)]
@@ -76,14 +76,14 @@ class Soak:
         draws = random.Random(-1 - number)
         while not self.over:
             until = draws.choice([5, 20, 10**9])
-            found = await stream(
+            result = await stream(
                 self.url, body(draws.randrange(10**6), draws.randint(5, 80)), until
             )
-            self.statuses[found.status] += 1
-            self.tokens += found.tokens
+            self.statuses[result.status] += 1
+            self.tokens += result.tokens
 
     async def stranger(self, client: httpx.AsyncClient) -> None:
-        """What nobody should send."""
+        """Invalid requests."""
         odd: list[tuple[str, str, Any]] = [
             ("POST", "/v1/completions", {"prompt": "[[soft:nobody]]"}),
             ("POST", "/v1/chat/completions", {"messages": "?"}),
@@ -106,8 +106,8 @@ class Soak:
         self.tokens += reply.text.count("event: token")
 
 
-async def watch(soak: Soak, pid: int, told: list[dict[str, float]], every: float) -> None:
-    """Looks at the server's memory now and then."""
+async def watch(soak: Soak, pid: int, samples: list[dict[str, float]], every: float) -> None:
+    """Records the server's memory every so many seconds."""
     process, start = psutil.Process(pid), time.monotonic()
     while not soak.over:
         await asyncio.sleep(min(every, max(0.1, soak.end - time.monotonic())))
@@ -117,21 +117,21 @@ async def watch(soak: Soak, pid: int, told: list[dict[str, float]], every: float
             "kept_mb": round((await load(soak.url))["kept_bytes"] / 2**20, 1),
             "tokens": soak.tokens,
         }
-        told.append(now)
+        samples.append(now)
         print(json.dumps(now), file=sys.stderr, flush=True)
 
 
 async def run(url: str, pid: int, minutes: float) -> dict[str, Any]:
-    soak, told = Soak(url, 60 * minutes), list[dict[str, float]]()
-    await asyncio.gather(soak.evening(), watch(soak, pid, told, min(60, 60 * minutes / 20)))
-    settled = told[len(told) // 4 :]
-    growth = settled[-1]["memory_mb"] / settled[0]["memory_mb"] - 1
+    soak, samples = Soak(url, 60 * minutes), list[dict[str, float]]()
+    await asyncio.gather(soak.run(), watch(soak, pid, samples, min(60, 60 * minutes / 20)))
+    later = samples[len(samples) // 4 :]
+    growth = later[-1]["memory_mb"] / later[0]["memory_mb"] - 1
     bad = {status: n for status, n in soak.statuses.items() if status >= 500 and status != 503}
     return {
         "minutes": minutes,
         "tokens": soak.tokens,
         "answers": dict(sorted(soak.statuses.items())),
-        "memory_mb": [one["memory_mb"] for one in told],
+        "memory_mb": [sample["memory_mb"] for sample in samples],
         "growth": round(growth, 4),
         "good": not bad and growth < 0.1,
     }

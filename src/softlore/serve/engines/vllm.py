@@ -84,7 +84,7 @@ class VLLMEngine(Engine):
             )
         self._starting += 1
         try:
-            body, output = await asyncio.to_thread(self._prepare, request)
+            body, output = await asyncio.to_thread(self.prepare, request)
         finally:
             self._starting -= 1
         stream = _RemoteStream(output, outputs)
@@ -113,7 +113,7 @@ class VLLMEngine(Engine):
         if stream.finish is None:
             stream.end("cancelled")
 
-    def _prepare(self, request: GenerationRequest) -> tuple[dict[str, Any], OutputStream]:
+    def prepare(self, request: GenerationRequest) -> tuple[dict[str, Any], OutputStream]:
         """The body of the HTTP request, and the stream that its tokens go to."""
         stops, conditionings = stop_strings(request), weighted(request.conditioning)
         if [strength for _, strength in conditionings if strength != 1] or len(conditionings) > 1:
