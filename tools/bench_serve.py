@@ -173,9 +173,9 @@ async def aborts(url: str, count: int, tokens: int) -> bool:
             *(stream(url, body(n, tokens), draws.randint(1, tokens // 2)) for n in range(20))
         )
     after = await settled(url)
-    for name, label in (("texts_running", "texts"), ("running_bytes", "bytes of keys and values")):
+    for name, of in (("texts_running", "texts"), ("running_bytes", "bytes of keys and values")):
         print(
-            f"after {count} aborts       {label}: {before[name]:.0f} before, {after[name]:.0f} after"
+            f"after {count} aborts       {of}: {before[name]:.0f} before, {after[name]:.0f} after"
         )
     return all(before[name] == after[name] for name in ("texts_running", "running_bytes"))
 

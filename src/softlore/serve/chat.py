@@ -88,7 +88,7 @@ def _templated(model: LanguageModel, messages: Sequence[ChatMessage]) -> Chat:
     text = _render(model, messages, not continued, continued).removeprefix(bos)
 
     def length_of(count: int) -> int | None:
-        """Characters of the first `count` messages; None where the template does not tell."""
+        """Characters of the first `count` messages; None where it cannot be known."""
         if not count:
             return 0
         try:

@@ -41,7 +41,7 @@ def chat_logprobs(model: LanguageModel, tokens: Sequence[Token], length: int) ->
 
 
 def _entry(text: str, logprob: float) -> dict[str, Any]:
-    # A part of a character has no bytes that could be told.
+    # The bytes of a part of a character are not known.
     encoded = None if "\ufffd" in text else list(text.encode("utf-8", "replace"))
     return {"token": text, "logprob": logprob, "bytes": encoded}
 
