@@ -101,7 +101,7 @@ def test_names_are_composed() -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("", "no letter or digit"),
+        ("", "is empty"),
         ("...", "no letter or digit"),
         (" dog", "begins or ends with a space"),
         ("dog ", "begins or ends with a space"),

@@ -9,24 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
-from torch import Tensor
-
 SOFT_TOKEN = "<@>"  # every token of a tag except the first
-
-
-class Tagged(Protocol):
-    """A soft prompt with a tag."""
-
-    def __len__(self) -> int: ...
-
-    def get_inputs_embeds(self) -> Tensor: ...
-
-    def get_tag_str(self) -> str: ...
-
-    def _unique_token_str(self) -> str: ...
 
 
 class PromptVocabulary:
@@ -36,13 +22,13 @@ class PromptVocabulary:
     identifies a prompt whichever tokenizer it came from.
 
     Attributes:
-        prompts: by the first id of their tag.
+        prompts: MkultraSoftPrompts by the first id of their tag.
         soft: the id of `<@>`; None until there is a tokenizer.
     """
 
     def __init__(self) -> None:
-        self.prompts: dict[int, Tagged] = {}
-        self._known: dict[str, Tagged] = {}
+        self.prompts: dict[int, Any] = {}
+        self._known: dict[str, Any] = {}
         self._ids: dict[str, int] = {}
         self._tokenizers: WeakSet[Any] = WeakSet()
 
@@ -66,7 +52,7 @@ class PromptVocabulary:
         for token in [SOFT_TOKEN, *self._known]:
             self._assign_id(token)
 
-    def add(self, prompt: Tagged) -> None:
+    def add(self, prompt: Any) -> None:
         """Adds a prompt, whose token all tokenizers get."""
         token = prompt._unique_token_str()
         self._known[token] = prompt
@@ -122,7 +108,7 @@ def vocabularies() -> Iterator[PromptVocabulary]:
     return iter(list(_VOCABULARIES.values()))
 
 
-def register(prompt: Tagged) -> None:
+def register(prompt: Any) -> None:
     """Adds a prompt's tag to all tokenizers, present and future."""
     _PROMPTS.add(prompt)
     for vocabulary in vocabularies():

@@ -9,43 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from softlore.errors import ModelError, SoftloreError, UnsupportedModelError
-from softlore.model.families import Family
 from softlore.model.fingerprint import spread
-from softlore.model.kv_cache import KeysValues, KVCache
+from softlore.model.kv_cache import KVCache
 
 LENGTH = 24  # tokens of trunk and branch; with a short window, enough to leave it
 LIMITS = {torch.float32: 1e-3, torch.float64: 1e-3}  # RMS error / standard deviation of the logits
 LOOSE_LIMIT = 0.2  # in 16 bits and below: rounding stays under 0.1, a wrong mask is above 1
-
-
-class VerifiedModel(Protocol):
-    """What is verified: see `FrozenModel`."""
-
-    hf: Any
-    family: Family
-    vocab_size: int
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def embed_ids(self, ids: Tensor) -> Tensor: ...
-
-    def hidden(
-        self,
-        embeds: Tensor,
-        positions: Tensor,
-        visible: Tensor,
-        past: KVCache | None = None,
-        keep: bool = False,
-    ) -> tuple[Tensor, KeysValues | None]: ...
-
-    def logits(self, hidden: Tensor) -> Tensor: ...
 
 
 @contextmanager
@@ -85,7 +60,7 @@ def first_line(error: BaseException) -> str:
 
 
 @torch.no_grad()
-def verify_forward(model: VerifiedModel) -> None:
+def verify_forward(model: Any) -> None:
     """Compares logits of transformers' own forward with those of `model.hidden`.
 
     Both read a trunk with two branches, `[trunk, a]` and `[trunk, b]`. transformers reads them as
@@ -93,6 +68,9 @@ def verify_forward(model: VerifiedModel) -> None:
 
         positions   0 … half-1 | half … n-1 | half … n-1
         tokens        trunk    |  branch a  |  branch b      b does not see a
+
+    Args:
+        model: a FrozenModel (which imports this module).
 
     Raises:
         UnsupportedModelError: the logits do not match.
@@ -116,7 +94,7 @@ def verify_forward(model: VerifiedModel) -> None:
             )
 
 
-def _branch_states(model: VerifiedModel, trunk: Tensor, branches: Tensor) -> Iterator[Tensor]:
+def _branch_states(model: Any, trunk: Tensor, branches: Tensor) -> Iterator[Tensor]:
     """Hidden states `[2 · (n - half), hidden]` of both branches: packed, then cached."""
     half, n = len(trunk), len(trunk) + branches.shape[1]
     device = trunk.device

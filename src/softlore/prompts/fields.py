@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from softlore import __version__
 from softlore.errors import PromptError
+from softlore.lore.names import NAME_RULE, name_problem, normalize_name
 
 Kind = Literal["embedding", "prefix"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -41,11 +41,9 @@ JSON_FIELDS = ("fingerprint", "training", "metrics")
 FORMAT_KEYS = ("format", "format_version", "kind", "convention")
 METADATA_KEYS = frozenset(("name", "created", *TEXT_FIELDS, *JSON_FIELDS, *FORMAT_KEYS))
 
-MAX_NAME = 128  # characters
 MAX_TOKENS = 2047
 MAX_TENSOR_BYTES = 2 * 1024**3
 MAX_DEPTH = 16  # of nested lists and objects in JSON fields
-_PUNCTUATION = " -_.'"
 
 # The largest size of each axis, in order, and its name. Generous: ten times today's models.
 _AXES: dict[str, tuple[tuple[str, int], ...]] = {
@@ -182,45 +180,22 @@ def tokens_of(kind: Kind, shape: Sequence[int]) -> int:
 def clean_name(name: object) -> str:
     """A prompt's name in Unicode's composed form (NFC), or PromptError.
 
-    Letters, marks and digits of any script, space and `-_.'`; at least one letter or digit; no
-    space at either end; at most 128 characters.
+    The rule is that of entries, see `lore.names.name_problem`.
     """
     if not isinstance(name, str):
         raise PromptError(f"a prompt's name is a string; got {type(name).__name__} {name!r:.80}")
-    fault = _too_long_to_compose(name)
-    composed = name if fault else unicodedata.normalize("NFC", name)
-    fault = fault or _name_fault(composed)
-    if fault:
+    name = normalize_name(name)
+    if problem := name_problem(name):
         raise PromptError(
-            f"prompt name {name!r:.160} {fault}; expected 1 to {MAX_NAME} letters, digits, "
-            "spaces and any of -_.' (such as 'dog' or \"Emma's house\"); give it another name"
+            f"prompt name {name!r:.160} {problem}; expected {NAME_RULE} (such as 'dog' or "
+            '"Emma\'s house"); give it another name'
         )
-    return composed
+    return name
 
 
 def is_name(name: str) -> bool:
     """Whether `name`, once composed, is a valid prompt name."""
-    if _too_long_to_compose(name):
-        return False
-    return not _name_fault(unicodedata.normalize("NFC", name))
-
-
-def _too_long_to_compose(name: str) -> str:
-    """Composing is quadratic in a run of combining marks: a minute for 100,000."""
-    return f"is {len(name)} characters long" if len(name) > 8 * MAX_NAME else ""
-
-
-def _name_fault(name: str) -> str:
-    if len(name) > MAX_NAME:
-        return f"is {len(name)} characters long"
-    for character in name:
-        if character not in _PUNCTUATION and unicodedata.category(character)[0] not in "LMN":
-            return f"holds {character!r}"
-    if not any(character.isalnum() for character in name):
-        return "holds no letter or digit"
-    if name != name.strip():
-        return "begins or ends with a space"
-    return ""
+    return not name_problem(normalize_name(name))
 
 
 def clean_text(field: str, value: object) -> str:

@@ -249,22 +249,17 @@ def _tensor_entry(name: str, entry: object) -> TensorEntry:
             f"tensor {name!r}: its dtype is {dtype!r:.40}; expected F32 (F16 and BF16 are read "
             "too); convert it to float32 where it was made",
         )
-    if not _whole_numbers(shape):
+    plausible = _whole_numbers(shape) and all(size <= MAX_TENSOR_BYTES for size in shape)
+    if not plausible or len(shape) > 8:
         _refuse_foreign(
             Reason.SHAPE,
-            f"tensor {name!r}: its shape is {shape!r:.80}; expected a list of whole numbers",
-        )
-    if len(shape) > 8 or any(size > MAX_TENSOR_BYTES for size in shape):
-        _refuse_foreign(
-            Reason.SHAPE,
-            f"tensor {name!r}: its shape is {shape!r:.80}; expected at most 8 axes, none of them "
-            "huge",
+            f"tensor {name!r}: its shape is {shape!r:.80}; expected a list of at most 8 whole "
+            "numbers, none of them huge",
         )
     if not _whole_numbers(offsets) or len(offsets) != 2:
         _refuse_foreign(
             Reason.OFFSETS,
-            f"tensor {name!r}: its data_offsets are {offsets!r:.80}; expected two whole numbers, "
-            "begin and end",
+            f"tensor {name!r}: its data_offsets are {offsets!r:.80}; expected two whole numbers",
         )
     return TensorEntry(dtype, tuple(shape), *offsets)
 

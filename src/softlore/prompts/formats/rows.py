@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from softlore.errors import PromptError
-from softlore.prompts.fields import MAX_NAME, METADATA_KEYS, check_shape, is_name
+from softlore.lore.names import MAX_NAME, as_name
+from softlore.prompts.fields import METADATA_KEYS, check_shape, is_name
 from softlore.prompts.reasons import Reason, as_file_error, refuse
 from softlore.prompts.soft_prompt import SoftPrompt
 
@@ -136,15 +136,8 @@ def import_prompt(
 
 def import_name(*candidates: object) -> str:
     """The first candidate that is a valid name once invalid characters are removed."""
-    for candidate in candidates:
-        if isinstance(candidate, str):
-            # Cut first: composing is quadratic in a run of combining marks.
-            composed = unicodedata.normalize("NFC", candidate[: 4 * MAX_NAME])
-            letters = (c if c.isalnum() or is_name("a" + c + "a") else " " for c in composed)
-            name = " ".join("".join(letters).split())[:MAX_NAME].strip()
-            if is_name(name):
-                return name
-    return "imported"
+    texts = (text[: 4 * MAX_NAME] for text in candidates if isinstance(text, str))
+    return next((name for name in (as_name(text, "") for text in texts) if name), "imported")
 
 
 def time_of(epoch: object) -> str:
