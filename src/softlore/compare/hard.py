@@ -197,38 +197,35 @@ class _CaseRunner:
 
     def _measure(self, name: str, case: PromptCase, output: str) -> float | None:
         """A measure that an assertion asks for; None where it can't be measured."""
-        model, entry = self.model, case.variables.get("entry")
+        model, text, opening = self.model, case.text, case.opening
+        entry: Entry | None = case.variables.get("entry")
         measures: dict[str, Callable[[], float | None]] = {
             "perplexity": lambda: perplexity(
-                model, [(model.encode(case.opening) or model.bos, model.encode(output))]
+                model, [(model.encode(opening) or model.bos, model.encode(output))]
             ),
-            "drift": lambda: drift(model, case.text, self._unrelated) if case.text else 0.0,
-            "recall": lambda: self._recall(case, entry),
-            "keywords": lambda: self._keywords(output, entry),
+            "drift": lambda: drift(model, text, self._unrelated) if text else 0.0,
+            "recall": lambda: self._recall(text, entry),
+            "keywords": lambda: (
+                count_keywords([output], lore_keywords(entry)).a_story if entry else None
+            ),
         }
         key = {
             "answer": name,
             "model": self.identity,
-            "prompt": case.text,
+            "prompt": text,
             "output": output,
-            "opening": case.opening,
-            "entry": entry.data() if isinstance(entry, Entry) else None,
+            "opening": opening,
+            "entry": entry and entry.data(),
             "seed": self.experiment.seed,
         }
         answer = self.cache.get(key, measures[name])
         return float(answer) if isinstance(answer, int | float) else None
 
-    def _recall(self, case: PromptCase, entry: Any) -> float | None:
-        if not isinstance(entry, Entry) or not entry.blocks:
-            return None
-        if not fits(self.model, case.text, entry.blocks):
-            return None
-        return recall(self.model, case.text, entry.blocks)
-
-    def _keywords(self, output: str, entry: Any) -> float | None:
-        if not isinstance(entry, Entry):
-            return None
-        return count_keywords([output], lore_keywords(entry)).a_story
+    def _recall(self, text: str, entry: Entry | None) -> float | None:
+        blocks = entry.blocks if entry else []
+        return (
+            recall(self.model, text, blocks) if blocks and fits(self.model, text, blocks) else None
+        )
 
     @cached_property
     def _unrelated(self) -> list[list[int]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from softlore.compare.comparison import Comparison
-from softlore.compare.demo import Demo, DemoResult, first_of_each
+from softlore.compare.demo import Demo, first_of_each
 from softlore.compare.hard import summarize_prompts
 from softlore.compare.harness import Interval, Row
 from softlore.compare.plots import (
@@ -74,39 +75,19 @@ def write_demo_report(demo: Demo, out: Path) -> Demo:
 
 def render_demo(demo: Demo) -> str:
     """The demo's report as HTML."""
-    main = demo.results[0].evaluation
-    plots = [
-        (
-            "Recall at a distance",
-            "How much the right responses surprise the model, all entries together, with more and "
-            "more story between prompt and question. Lower is better: at 0 it would know them by "
-            "heart.",
-            recall_by_distance(main, "Recall at a distance"),
-        ),
-        (
-            "Drift",
-            "How much the prompts change what the model predicts for unrelated text. Lower is "
-            "better: 0 is not at all.",
-            drift_bars(main, "Drift"),
-        ),
-        *map(_training_plot, demo.results),
-    ]
+    evaluation = demo.results[0].evaluation
     return render_page(
         "demo.html.j2",
         demo=demo,
-        evaluation=main,
-        mark_lore_words=mark_lore_words,
-        plots=plots,
-        conditioning_names=CONDITIONING_NAMES,
-        total=main.total(),
+        evaluation=evaluation,
+        total=evaluation.total(),
         costs=_costs(demo),
+        conditioning_names=CONDITIONING_NAMES,
+        mark_lore_words=mark_lore_words,
+        recall_by_distance=recall_by_distance,
+        drift_bars=drift_bars,
+        loss_curves=loss_curves,
     )
-
-
-def _training_plot(result: DemoResult) -> tuple[str, str, str]:
-    name = f"Training: {result.method.title}"
-    note = f"{result.trained.updates} updates, {result.trained.seconds:.0f} s with preparation."
-    return name, note, loss_curves(result.trained.curves, name)
 
 
 def _costs(demo: Demo) -> list[dict[str, Any]]:
@@ -148,30 +129,13 @@ def write_comparison_page(comparison: Comparison, path: Path) -> None:
 def render_comparison(comparison: Comparison) -> str:
     """A comparison as HTML."""
     near = f"recall_{comparison.distances[0]}"
-    plots = [
-        (
-            "Recall against drift",
-            "NLL of the right responses (down is better) against the change of unrelated text "
-            "(left is better).",
-            _scatter(comparison, "drift", near, "drift, nats a token", "Recall against drift"),
-        ),
-        (
-            "Recall against tokens",
-            "Tokens of the context, on a logarithmic scale: left is cheaper.",
-            _scatter(comparison, "tokens", near, "tokens", "Recall against tokens", log=True),
-        ),
-        (
-            "Held-out calls against tokens",
-            "The same for calls in words that nothing was searched or trained on.",
-            _scatter(comparison, "tokens", "held_out", "tokens", "Held-out calls", log=True),
-        ),
-    ]
     return render_page(
         "comparison.html.j2",
         comparison=comparison,
         total=comparison.total,
         best=_best(comparison.total, (near, "held_out", "lore_words")),
-        plots=[plot for plot in plots if plot[2]],
+        near=near,
+        scatter=partial(_scatter, comparison),
         title=column_title,
         shown=shown,
         note=comparison_note(comparison),
@@ -180,17 +144,16 @@ def render_comparison(comparison: Comparison) -> str:
     )
 
 
-def _scatter(
-    comparison: Comparison, x: str, y: str, label: str, name: str, log: bool = False
-) -> str:
-    """The methods as points; "" where none has both figures."""
+def _scatter(comparison: Comparison, name: str, x: str, y: str, log: bool = False) -> str:
+    """The methods as points, by two columns; "" where no method has both figures."""
     points = []
     for method, kind in comparison.methods.items():
         at, value = comparison.total[method][x], comparison.total[method][y]
         if at is not None and value is not None:
             points.append((method, kind, at.mean, value.mean))
-    measure = "held-out calls" if y == "held_out" else "recall"
-    return scatter(points, label, f"{measure}, nats a token", name, log) if points else ""
+    labels = {"drift": "drift, nats a token", "held_out": "held-out calls, nats a token"}
+    x_label, y_label = labels.get(x, x), labels.get(y, "recall, nats a token")
+    return scatter(points, x_label, y_label, name, log) if points else ""
 
 
 def _best(total: Means, columns: Sequence[str]) -> dict[str, tuple[str, Interval]]:

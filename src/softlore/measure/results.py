@@ -55,16 +55,6 @@ class Measures:
     fidelity: float | None = None
     stories: StoryMeasures | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "tokens": self.tokens,
-            "recall": {str(distance): value for distance, value in self.recall.items()},
-            "held_out": self.held_out,
-            "drift": self.drift,
-            "fidelity": self.fidelity,
-            "stories": None if self.stories is None else asdict(self.stories),
-        }
-
 
 @dataclass(frozen=True)
 class EntryResult:
@@ -80,18 +70,6 @@ class EntryResult:
     company: list[str]
     keywords: list[str]
     conditionings: dict[str, Measures | None]
-
-    def to_dict(self) -> dict[str, Any]:
-        conditionings = {
-            name: measures and measures.to_dict() for name, measures in self.conditionings.items()
-        }
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "company": self.company,
-            "keywords": self.keywords,
-            "conditionings": conditionings,
-        }
 
 
 @dataclass(frozen=True)
@@ -127,19 +105,8 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `json.dumps`; figures rounded, and null where there is none."""
-        report: dict[str, Any] = _clean(
-            {
-                "lorebook": self.lorebook,
-                "model": self.model,
-                "settings": self.settings,
-                "total": {
-                    name: measures and measures.to_dict() for name, measures in self.total().items()
-                },
-                "entries": [entry.to_dict() for entry in self.entries],
-                "missing": self.missing,
-                "seconds": self.seconds,
-            }
-        )
+        total = {name: measures and asdict(measures) for name, measures in self.total().items()}
+        report: dict[str, Any] = _clean(asdict(self) | {"total": total})
         return report
 
 
@@ -180,7 +147,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _clean(value: Any) -> Any:
     """Plain data with floats rounded, and None in place of infinities and NaN."""
     if isinstance(value, dict):
-        return {key: _clean(inner) for key, inner in value.items()}
+        return {str(key): _clean(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(inner) for inner in value]
     if isinstance(value, float):

@@ -69,9 +69,6 @@ def distinct(texts: Sequence[Ids], length: int = 2) -> float | None:
 
     1 for texts that never repeat themselves; None where no text is that long.
     """
-    shares = []
-    for text in texts:
-        runs = [tuple(text[i : i + length]) for i in range(len(text) - length + 1)]
-        if runs:
-            shares.append(len(set(runs)) / len(runs))
+    runs = [list(_all_runs([text], length)) for text in texts]
+    shares = [len(set(of_text)) / len(of_text) for of_text in runs if of_text]
     return sum(shares) / len(shares) if shares else None

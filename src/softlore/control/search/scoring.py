@@ -1,4 +1,4 @@
-"""The scoring core: what candidate prompts cost, many at once, and which way they should change."""
+"""Losses of candidate prompts, many at once, and their gradients."""
 
 from __future__ import annotations
 
@@ -18,19 +18,31 @@ from softlore.model import FrozenModel
 from softlore.tune.examples import CallResponse, pairs_of
 from softlore.tune.initial import known_ids
 
-TOKENS_AT_ONCE = 8192  # of all branches that are run together
-GRADIENT_PASSES = 3  # what a gradient counts as: forward, and backward at twice the cost
+TOKENS_AT_ONCE = 8192  # of all branches in a batch
+GRADIENT_PASSES = 3  # a gradient counts as a forward pass, and a backward pass at twice its cost
 Ids = Sequence[int]
 
 
 class Scorer:
-    """Scores candidates on blocks: the mean NLL of responses after |BOS|candidate|line|call|.
+    """Scores candidates on blocks: the mean NLL of the responses.
 
-    A candidate is a run of token ids that stands as a line of its own. Each batch of candidates
-    is a batch of trunks, on each of which all pairs hang.
+    A candidate is a sequence of token ids that is a line of its own before the call. A batch of
+    candidates is a batch of trees; each has a candidate as its trunk and all pairs as branches:
+
+        BOS · candidate · "\\n" ─┬─ call · response
+                                 └─ call · response
+
+    Args:
+        blocks: the calls and responses that prompts are optimized for.
+        held_out: blocks that choose the best candidate, and are not optimized for.
+        fluency: weight of the candidate's own NLL under the bare model, nats a token.
 
     Attributes:
-        passes: forward passes so far, in candidates over all pairs.
+        passes: forward passes so far; one is a candidate with all pairs.
+
+    Raises:
+        LoreError: no blocks.
+        ConfigError: `fluency` out of range.
     """
 
     def __init__(
@@ -40,20 +52,8 @@ class Scorer:
         held_out: Sequence[Block] = (),
         fluency: float = 0.0,
     ) -> None:
-        """Takes what prompts are to bring about.
-
-        Args:
-            held_out: blocks that choose the best candidate, but lead to none.
-            fluency: weight of the candidate's own NLL under the bare model, nats a token.
-
-        Raises:
-            LoreError: no blocks.
-            ConfigError: a fluency out of range.
-        """
         if not 0 <= fluency < math.inf:
-            raise ConfigError(
-                f"fluency is {fluency}; expected a number from 0, with 0 for none; change it"
-            )
+            raise ConfigError(f"fluency is {fluency}; expected a number of at least 0; change it")
         self.model, self.fluency, self.passes = model, fluency, 0
         self.blocks = list(blocks)
         self.pairs, self.held_out = _pairs(model, blocks), _pairs(model, held_out)
@@ -63,52 +63,51 @@ class Scorer:
 
     @cached_property
     def table(self) -> Tensor:
-        """Embedding rows `[vocab, width]`, float32, as the forward takes them."""
+        """The embedding matrix `[vocab, width]`, float32, scaled as the model scales its inputs."""
         with torch.no_grad():
             return self.model.embed_ids(torch.arange(self.model.vocab_size)).float()
 
     @cached_property
     def allowed(self) -> Tensor:
-        """`[vocab]` bool: ids that the tokenizer has, special ones left out."""
+        """`[vocab]` bool: ids in the tokenizer's vocabulary without special ones."""
         mask = torch.zeros(self.model.vocab_size, dtype=torch.bool, device=self.model.device)
         mask[: known_ids(self.model)] = True
         mask[sorted(i for i in self.model.special_ids if i < self.model.vocab_size)] = False
         return mask
 
     def text(self, ids: Ids) -> str:
-        """A candidate as the line of text that it is."""
+        """A candidate as text, without the end of its line."""
         return self.model.decode(ids)
 
     def legal(self, ids: Ids) -> bool:
-        """Whether a candidate survives decode → encode, with the end of its line."""
+        """Whether a candidate is one line of text that encodes to the same ids."""
         text = self.text(ids)
-        kept = "\n" not in text and "\r" not in text and "\ufffd" not in text
-        return kept and self.model.encode(text + "\n") == [*ids, *self.line]
+        is_line = "\n" not in text and "\r" not in text and "\ufffd" not in text
+        return is_line and self.model.encode(text + "\n") == [*ids, *self.line]
 
     def losses(self, candidates: Sequence[Ids]) -> list[float]:
-        """The objective of each candidate: response loss, and fluency by its weight."""
-        found = self._response_losses(candidates, self.pairs)
+        """The objective of each candidate: response loss + fluency · own loss."""
+        losses = self._response_losses(candidates, self.pairs)
         if self.fluency:
-            own = [self.own_loss(ids) for ids in candidates]
-            found = [loss + self.fluency * one for loss, one in zip(found, own, strict=True)]
-        return found
+            pairs = zip(losses, map(self.own_loss, candidates), strict=True)
+            losses = [loss + self.fluency * own_loss for loss, own_loss in pairs]
+        return losses
 
     def choosing_loss(self, ids: Ids) -> float:
-        """What the best is chosen by: the held-out blocks, where there are any."""
+        """The loss that the best candidate is chosen by: of the held-out blocks, if any."""
         if not self.held_out:
             return self.losses([ids])[0]
         return self._response_losses([ids], self.held_out)[0]
 
     def own_loss(self, ids: Ids) -> float:
-        """NLL of a candidate itself under the bare model, nats a token; its first one is given."""
+        """NLL of a candidate's own tokens but the first under the bare model, nats a token."""
         if len(ids) < 2:
             return 0.0
-        with torch.no_grad():
-            tree = trunk(self.model, "")
-            return float(token_losses(self.model, tree, [(ids[:1], ids[1:])])[0].mean())
+        tree = trunk(self.model, "")
+        return float(token_losses(self.model, tree, [(ids[:1], ids[1:])])[0].mean())
 
     def gradient(self, ids: Ids) -> tuple[float, Tensor]:
-        """Response loss of a candidate, and its gradient `[n, width]` at the embedding rows."""
+        """Response loss of a candidate, and its gradient `[n, width]` at its embeddings."""
         rows = self.table[list(ids)].clone().requires_grad_(True)
         self.passes += GRADIENT_PASSES
         tree = self._tree(rows)
@@ -142,7 +141,7 @@ class Scorer:
         longest = max(len(pair.ids) for pair in pairs)
         self._check_length(max(map(len, candidates), default=0) + longest)
         most = max(1, TOKENS_AT_ONCE // (longest * len(pairs)))
-        found: list[float] = []
+        means: list[float] = []
         targets = [token for pair in pairs for token in pair.target]
         sizes = [len(pair.target) for pair in pairs]
         for at in range(0, len(candidates), most):
@@ -152,15 +151,15 @@ class Scorer:
             hidden = hidden_states(self.model, batch, "expanded")
             target = torch.tensor(targets * len(part), device=hidden.device)
             for losses in response_nll(self.model, hidden, target).split(len(targets)):
-                found.append(mean([float(one.mean()) for one in losses.split(sizes)]))
+                means.append(mean([float(of_pair.mean()) for of_pair in losses.split(sizes)]))
         self.passes += len(candidates)
-        return found
+        return means
 
     def _check_length(self, length: int) -> None:
         limit, length = self.model.context_length, length + len(self.model.bos) + len(self.line)
         if limit is not None and length > limit:
             raise ContextOverflowError(
-                f"a prompt, a call and a response come to {length} tokens; expected at most "
+                f"a prompt, a call and a response have {length} tokens; expected at most "
                 f"{limit}, the context of {self.model.name!r}; search a shorter prompt"
             )
 
