@@ -18,7 +18,6 @@ from softlore.lore.names import normalize_name
 from softlore.serve.studio.book_folder import encode_book
 from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.files import RAW_BODY, attachment
-from softlore.serve.studio.forms import NewBook
 from softlore.serve.studio.prompts import prompt_row
 
 Fields = Annotated[dict[str, Any], Body(description="Fields of a native lorebook, or of its entry")]
@@ -61,9 +60,9 @@ def _add_books(router: APIRouter, context: StudioContext) -> None:
         return [_row(context, name, trained) for name in books.names()]
 
     @router.post("")
-    def create(form: NewBook) -> dict[str, Any]:
+    def create(name: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
         """Creates an empty lorebook."""
-        return _to_dict(context, books.create(form.name))
+        return _to_dict(context, books.create(name))
 
     @router.post("/import", openapi_extra=RAW_BODY)
     async def import_(request: Request, filename: str = "", name: str = "") -> dict[str, Any]:

@@ -20,7 +20,6 @@ from softlore.serve.engines import OutputQueue
 from softlore.serve.responses import event, event_stream
 from softlore.serve.studio.context import EVENT_STREAM, StudioContext
 from softlore.serve.studio.forms import CompareForm
-from softlore.serve.studio.sampling import checked_sampling
 from softlore.story import StorySettings
 from softlore.story.composing import ContextComposer, ContextPlan
 
@@ -51,14 +50,13 @@ def make_router(context: StudioContext) -> APIRouter:
 
 
 async def _events(context: StudioContext, form: CompareForm) -> AsyncGenerator[bytes]:
-    sampling = checked_sampling(form.sampling)
     methods, keywords = await run_in_threadpool(_plan, context, form)
     outputs, labels = OutputQueue(), list[dict[str, Any]]()
     started = False
     try:
         for method in methods:
             for sample in range(form.samples):
-                request = _request(method, form, sampling, sample)
+                request = _request(method, form, sample)
                 await context.state.engine.start(request, outputs)
                 labels.append({"method": method.name, "sample": sample})
         rows = [{"method": method.name, "tokens": method.plan.tokens} for method in methods]
@@ -80,10 +78,8 @@ async def _events(context: StudioContext, form: CompareForm) -> AsyncGenerator[b
         outputs.cancel()
 
 
-def _request(
-    method: ComparedMethod, form: CompareForm, sampling: dict[str, Any], sample: int
-) -> GenerationRequest:
-    samplers = dict(sampling)
+def _request(method: ComparedMethod, form: CompareForm, sample: int) -> GenerationRequest:
+    samplers = dict(form.sampling)
     no_copy = samplers.pop("no_copy", 0)
     return GenerationRequest(
         method.plan.context,

@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from fastapi import Body
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from softlore.errors import ConfigError
+from softlore.settings import SamplingParams
 
 MAX_TOKENS = 100_000
+MAX_NO_COPY = 10**6
+
+
+def check_sampling(sampling: dict[str, Any]) -> dict[str, Any]:
+    """Returns `sampling`. Raises ConfigError unless it has settings of samplers, and `no_copy`."""
+    samplers = dict(sampling)
+    no_copy = samplers.pop("no_copy", 0)
+    if type(no_copy) is not int or not 0 <= no_copy <= MAX_NO_COPY:
+        raise ConfigError(
+            f"no_copy is {no_copy!r:.60}; expected a whole number from 0 to {MAX_NO_COPY}; change "
+            "it"
+        )
+    SamplingParams.of(samplers)
+    return sampling
+
+
+Sampling = Annotated[dict[str, Any], AfterValidator(check_sampling)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-Count = Annotated[int, Field(ge=0, le=10**9)]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+# Bodies with one field.
+TextField = Annotated[str, Body(embed=True, description="A text by the writer.")]
+TurnField = Annotated[int, Body(embed=True, description="The number of a turn of any branch.")]
 
 
 class StudioForm(BaseModel):
@@ -28,54 +50,6 @@ class NewStory(StudioForm):
     """Its first turn, by the writer."""
     book: str = ""
     """The studio's lorebook that it uses."""
-
-
-class NewName(StudioForm):
-    """A new name of a story."""
-
-    name: str
-
-
-class TurnText(StudioForm):
-    """A text by the writer."""
-
-    text: str
-
-
-class TurnNumber(StudioForm):
-    """A turn of any branch."""
-
-    turn: int
-    """Its number."""
-
-
-class MarkedTurn(TurnNumber):
-    """Whether the writer marks a turn to learn from."""
-
-    kept: bool = True
-
-
-class SettingsChange(StudioForm):
-    """Settings of a story to change; those left out stay."""
-
-    memory: str | None = None
-    """Text at the start of every context."""
-    note: str | None = None
-    """The author's note, near the end of the context."""
-    note_depth: Count | None = None
-    """How many turns before the end the note stands."""
-    note_template: str | None = None
-    """Text around the note, which replaces `<|>`."""
-    book: str | None = None
-    """The studio's lorebook to use; empty for none."""
-    seed: Seed | None = None
-    """Random seed; null for a new one each time."""
-    sampling: dict[str, Any] | None = None
-    """Settings of the samplers by name; the others have their defaults."""
-    context_tokens: Count | None = None
-    """Length of the context in tokens; 0 for the model's own."""
-    budget: Count | None = None
-    """Most tokens of the context for lore; 0 for a quarter."""
 
 
 class CodeStrength(StudioForm):
@@ -98,18 +72,12 @@ class WriteForm(StudioForm):
     """Whether to write the model's last turn again."""
     stop: Annotated[list[Stop], Field(max_length=256)] = []
     """Strings before which the text ends."""
-    sampling: dict[str, Any] = {}
+    sampling: Sampling = {}
     """Settings of the samplers; they override the story's."""
     codes: Annotated[list[CodeStrength], Field(max_length=16)] = []
     """Control codes to apply."""
-    no_copy: Annotated[int, Field(ge=0, le=10**6)] = 0
+    no_copy: Annotated[int, Field(ge=0, le=MAX_NO_COPY)] = 0
     """Avoids repeating so many tokens of the lore word for word; 0 is off."""
-
-
-class NewBook(StudioForm):
-    """A lorebook to create."""
-
-    name: str
 
 
 class NewTraining(StudioForm):
@@ -133,13 +101,6 @@ class NewTraining(StudioForm):
     """Random seed."""
 
 
-class StopTraining(StudioForm):
-    """How to stop a training."""
-
-    save: bool = False
-    """Whether to save soft prompts that have not finished."""
-
-
 class CompareForm(StudioForm):
     """An opening to continue by several methods."""
 
@@ -151,9 +112,9 @@ class CompareForm(StudioForm):
     """A lorebook of the studio; empty for none."""
     tokens: Tokens = 80
     """Most tokens to write by each method."""
-    seed: Seed = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Random seed, the same for all methods."""
     samples: Annotated[int, Field(ge=1, le=8)] = 1
     """How many texts of each method, with consecutive seeds."""
-    sampling: dict[str, Any] = {}
+    sampling: Sampling = {}
     """Settings of the samplers."""

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,16 @@ from softlore.lore.names import normalize_name
 from softlore.serve.engines import AsyncOutputStream
 from softlore.serve.state import ServerState
 from softlore.serve.studio.book_folder import BookFolder, Stamp
-from softlore.story import Story, StoryBranch, StoryLibrary, Turn
+from softlore.story import Story, StoryBranch, StoryLibrary, StorySettings, Turn
 from softlore.story.session import StorySession
 
 MAX_OPEN = 16  # stories that stay open while nobody uses them
 PATIENCE = 5.0  # seconds that renaming or deleting waits for other users of the story
 ENDING = 80  # characters of a story's end in the list
-# Settings that the page shows; the others name places on the disk.
-SETTINGS = (
-    "memory",
-    "note",
-    "note_depth",
-    "note_template",
-    "seed",
-    "sampling",
-    "context_tokens",
-    "budget",
-)
+MAX_ROWS = 10_000  # of the list that are cached
+Stamps = tuple[tuple[int, int], ...]
+PLACES = ("lorebook", "prompts", "model")  # settings that name paths, maybe of another machine
+SETTINGS = [name for name in StorySettings.model_fields if name not in (*PLACES, "title", "extra")]
 
 
 class OpenStory:
@@ -209,24 +203,19 @@ class StoryList:
 
     def __init__(self, stories: StoryLibrary) -> None:
         self._stories = stories
-        self._lock = threading.Lock()
-        self._cache: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self._read = lru_cache(MAX_ROWS)(self._read_row)
 
     def rows(self) -> list[dict[str, Any]]:
         """The newest first. Raises StorageError for the folder."""
-        with self._lock:
-            old, self._cache = self._cache, {}
-            for name in self._stories.names():
-                stamp = _stamp(self._stories.folder / f"{name}.story")
-                if not stamp or name not in old or old[name][0] != stamp:
-                    old[name] = stamp, self._row(name)
-                changed = max((time for time, _ in stamp), default=0) / 1e9
-                time = datetime.fromtimestamp(changed, UTC).isoformat(timespec="milliseconds")
-                self._cache[name] = stamp, old[name][1] | {"changed": time}
-            rows = [row for _, row in self._cache.values()]
+        rows = []
+        for name in self._stories.names():
+            stamp = _stamp(self._stories.folder / f"{name}.story")
+            changed = datetime.fromtimestamp(max((t for t, _ in stamp), default=0) / 1e9, UTC)
+            row = self._read(name, stamp)
+            rows.append(row | {"changed": changed.isoformat(timespec="milliseconds")})
         return sorted(rows, key=lambda row: str(row["changed"]), reverse=True)
 
-    def _row(self, name: str) -> dict[str, Any]:
+    def _read_row(self, name: str, stamp: Stamps) -> dict[str, Any]:
         row: dict[str, Any] = {"name": name, "turns": 0, "words": 0, "ending": ""}
         try:
             with self._stories.open(name) as story:
@@ -261,7 +250,7 @@ def _file_id(story: Story) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _stamp(path: Path) -> tuple[tuple[int, int], ...]:
+def _stamp(path: Path) -> Stamps:
     """Modification times and sizes of a story's file and of SQLite's write-ahead log."""
     stamps = []
     for file in (path, Path(f"{path}-wal")):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import shutil
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -194,21 +193,13 @@ def _encode(prompt: SoftPrompt, format: str, model: LanguageModel) -> tuple[byte
             f"there is no format {format!r:.80}; expected one of {', '.join(WRITABLE)}; choose one"
         )
     with tempfile.TemporaryDirectory(prefix="softlore-") as folder:
-        path = Path(folder) / "prompt"
+        path = Path(folder) / (slug_of(prompt.name) + FORMATS[format].suffix)
         if format == "vllm" and prompt.kind == "prefix":
             model.check_prompt(prompt)
             vllm.write_prefix(prompt, require_frozen_model(model, "writing for vLLM"), path)
             return path.read_bytes(), CONNECTOR_SUFFIX
         write_prompt(prompt, format, path)
-        suffix = FORMATS[format].suffix
-        if path.is_dir():
-            return _zip(path, slug_of(prompt.name) + suffix), f"{suffix}.zip"
-        return path.read_bytes(), suffix
-
-
-def _zip(folder: Path, name: str) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for path in sorted(folder.iterdir()):
-            archive.write(path, f"{name}/{path.name}")
-    return buffer.getvalue()
+        if path.is_file():
+            return path.read_bytes(), FORMATS[format].suffix
+        archive = shutil.make_archive(str(path), "zip", folder, path.name)
+        return Path(archive).read_bytes(), f"{FORMATS[format].suffix}.zip"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Body, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -17,16 +17,8 @@ from softlore.lore import Lorebook
 from softlore.serve.studio.book_folder import koboldai_lore
 from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.files import RAW_BODY, attachment, base_name, free_name, name_for
-from softlore.serve.studio.forms import (
-    MarkedTurn,
-    NewName,
-    NewStory,
-    SettingsChange,
-    TurnNumber,
-    TurnText,
-)
-from softlore.serve.studio.open_stories import StoryList
-from softlore.serve.studio.sampling import checked_sampling
+from softlore.serve.studio.forms import NewStory, TextField, TurnField, check_sampling
+from softlore.serve.studio.open_stories import PLACES, SETTINGS, StoryList
 from softlore.story import Story, StoryDraft, StorySettings
 from softlore.story.files import FORMATS as STORY_FORMATS
 from softlore.story.files import read_story
@@ -37,8 +29,6 @@ FORMATS = {
     "txt": ("text", "text/plain; charset=utf-8"),
     "json": ("koboldai", "application/json"),
 }
-# Settings that name paths and models: of another machine, or of an untrusted file.
-PLACES = ("lorebook", "prompts", "model")
 
 
 def make_router(context: StudioContext) -> APIRouter:
@@ -85,13 +75,13 @@ def _add_library(router: APIRouter, context: StudioContext) -> None:
         return {}
 
     @router.patch("/{name}")
-    def rename(name: str, form: NewName) -> dict[str, Any]:
+    def rename(name: str, new: Annotated[str, Body(embed=True, alias="name")]) -> dict[str, Any]:
         """Renames a story."""
-        if form.name.casefold() != name.casefold():
-            _check_free(context, form.name)
+        if new.casefold() != name.casefold():
+            _check_free(context, new)
         with context.stories.alone(name):
-            library.rename(name, form.name)
-        return _to_dict(context, form.name)
+            library.rename(name, new)
+        return _to_dict(context, new)
 
     @router.get("/{name}/export", response_class=Response)
     def export(name: str, format: str = "md") -> Response:
@@ -106,30 +96,32 @@ def _add_operations(router: APIRouter, context: StudioContext) -> None:
             return story.to_dict()
 
     @router.put("/{name}/settings")
-    def settings(name: str, form: SettingsChange) -> dict[str, Any]:
-        """Changes settings of the story, all of them in one operation."""
-        changes = form.model_dump(exclude_unset=True)
-        changes = {k: v for k, v in changes.items() if v is not None or k == "seed"}
-        if "book" in changes:
-            changes["lorebook"] = _book_path(context, changes.pop("book"))
-        if "sampling" in changes:
-            checked_sampling(changes["sampling"])
+    def settings(name: str, form: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
+        """Changes settings of the story, all of them in one operation.
+
+        `book` names a lorebook of the studio; the other fields are those of `StorySettings`.
+        """
+        changes = {setting: form[setting] for setting in SETTINGS if setting in form}
+        if isinstance(book := form.get("book"), str):
+            changes["lorebook"] = _book_path(context, book)
+        if isinstance(sampling := changes.get("sampling"), dict):
+            check_sampling(sampling)
         return apply(name, lambda story: story.set(**changes))
 
     @router.post("/{name}/turns")
-    def add(name: str, form: TurnText) -> dict[str, Any]:
+    def add(name: str, text: TextField) -> dict[str, Any]:
         """Adds a turn by the writer."""
-        return apply(name, lambda story: story.add(form.text))
+        return apply(name, lambda story: story.add(text))
 
     @router.put("/{name}/turns/{turn}")
-    def edit(name: str, turn: int, form: TurnText) -> dict[str, Any]:
+    def edit(name: str, turn: int, text: TextField) -> dict[str, Any]:
         """Replaces the text of a turn; the old one stays as a branch."""
-        return apply(name, lambda story: story.edit(turn, form.text))
+        return apply(name, lambda story: story.edit(turn, text))
 
     @router.put("/{name}/text")
-    def replace(name: str, form: TurnText) -> dict[str, Any]:
+    def replace(name: str, text: TextField) -> dict[str, Any]:
         """Replaces the text of the story; turns that are still in it are kept."""
-        return apply(name, lambda story: story.replace_text(form.text))
+        return apply(name, lambda story: story.replace_text(text))
 
     @router.post("/{name}/undo")
     def undo(name: str) -> dict[str, Any]:
@@ -142,19 +134,21 @@ def _add_operations(router: APIRouter, context: StudioContext) -> None:
         return apply(name, Story.redo)
 
     @router.post("/{name}/go")
-    def go(name: str, form: TurnNumber) -> dict[str, Any]:
+    def go(name: str, turn: TurnField) -> dict[str, Any]:
         """Goes to a turn of any branch, and on to the newest end after it."""
-        return apply(name, lambda story: story.go_to(_newest_end(story, form.turn)))
+        return apply(name, lambda story: story.go_to(_newest_end(story, turn)))
 
     @router.post("/{name}/cut")
-    def cut(name: str, form: TurnNumber) -> dict[str, Any]:
+    def cut(name: str, turn: TurnField) -> dict[str, Any]:
         """Goes back to before a turn of the story."""
-        return apply(name, lambda story: story.cut(form.turn))
+        return apply(name, lambda story: story.cut(turn))
 
     @router.post("/{name}/mark")
-    def mark(name: str, form: MarkedTurn) -> dict[str, Any]:
+    def mark(
+        name: str, turn: TurnField, kept: Annotated[bool, Body(embed=True)] = True
+    ) -> dict[str, Any]:
         """Marks a turn to learn from, or removes the mark."""
-        return apply(name, lambda story: story.mark(form.turn, form.kept))
+        return apply(name, lambda story: story.mark(turn, kept))
 
 
 def _to_dict(context: StudioContext, name: str) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Body
 from starlette.responses import StreamingResponse
 
 from softlore.serve.responses import event, event_stream
 from softlore.serve.studio.context import EVENT_STREAM, StudioContext
-from softlore.serve.studio.forms import NewTraining, StopTraining
+from softlore.serve.studio.forms import NewTraining
 from softlore.serve.studio.training_job import FINISHED, TrainingJob
 
 POLL = 0.2  # seconds between looks at a job
@@ -59,9 +59,9 @@ def make_router(context: StudioContext) -> APIRouter:
         return queue.resume(id).to_dict()
 
     @router.post("/{id}/stop")
-    def stop(id: str, form: StopTraining | None = None) -> dict[str, Any]:
-        """Ends a training. Prompts that have not finished are saved only if asked for."""
-        return queue.stop(id, form is not None and form.save).to_dict()
+    def stop(id: str, save: Annotated[bool, Body(embed=True)] = False) -> dict[str, Any]:
+        """Ends a training. Prompts that have not finished are saved only with `save`."""
+        return queue.stop(id, save).to_dict()
 
     return router
 

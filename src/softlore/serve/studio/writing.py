@@ -17,9 +17,8 @@ from softlore.errors import SoftloreError
 from softlore.serve.engines import AsyncOutputStream
 from softlore.serve.responses import event, event_stream
 from softlore.serve.studio.context import EVENT_STREAM, StudioContext
-from softlore.serve.studio.forms import MAX_TOKENS, CodeStrength, WriteForm
+from softlore.serve.studio.forms import MAX_TOKENS, CodeStrength, WriteForm, check_sampling
 from softlore.serve.studio.open_stories import OpenStories, OpenStory
-from softlore.serve.studio.sampling import checked_sampling
 from softlore.story import Turn
 from softlore.story.session import TurnDraft
 
@@ -154,16 +153,14 @@ def _prepare(
     context: StudioContext, story: OpenStory, form: WriteForm
 ) -> tuple[TurnDraft, Turn | None]:
     """Adds the writer's turn and plans the model's; adds nothing if that fails."""
-    sampling = checked_sampling(form.sampling)
-    if form.no_copy:
-        sampling["no_copy"] = form.no_copy
+    sampling = form.sampling | ({"no_copy": form.no_copy} if form.no_copy else {})
     conditioning = _conditioning(context, form.codes)
     added = story.story.add(form.text) if form.text else None
     try:
         with story.lock:
             retry = form.retry and not form.text
             draft = story.session().begin(form.tokens, form.stop, conditioning, retry, **sampling)
-        checked_sampling(draft.request.sampling)  # the story's own, too
+        check_sampling(dict(draft.request.sampling))  # the story's may be of an imported file
     except BaseException:
         _withdraw(story, added)
         raise
