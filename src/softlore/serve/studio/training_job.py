@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from softlore.tune.losses import curve_names
 
@@ -27,71 +27,69 @@ def mean_probability(nats: object) -> float | None:
     return round(math.exp(-max(0.0, float(nats))), 4)
 
 
+class Point(NamedTuple):
+    """Values of an entry at an update; None for those that were not measured."""
+
+    step: int
+    loss: float | None
+    recall: float | None
+    drift: float | None
+
+
 @dataclass
 class Curve:
-    """Losses and recall of one entry by update, at most MAX_POINTS of them.
+    """Loss, recall and drift of one entry by update, at most MAX_POINTS of them.
 
     When there are too many, every second point is dropped, except those with a recall, which is
-    measured seldom. A value that was not measured is None.
+    measured seldom.
     """
 
-    step: list[int] = field(default_factory=list)
-    values: dict[str, list[float | None]] = field(
-        default_factory=lambda: {name: [] for name in VALUES}
-    )
+    points: list[Point] = field(default_factory=list)
 
     @property
     def last_step(self) -> int:
-        return self.step[-1] if self.step else 0
+        return self.points[-1].step if self.points else 0
 
     def add(self, step: int, **values: float | None) -> None:
         """Appends a point. Does nothing if `step` is not after the last one."""
-        if step <= self.last_step:
-            return
-        self.step.append(step)
-        for name in VALUES:
-            value = values.get(name)
-            finite = value is not None and math.isfinite(value)
-            self.values[name].append(round(float(value or 0), 5) if finite else None)
-        if len(self.step) > MAX_POINTS:
+        if step > self.last_step:
+            self.points.append(Point(step, *(_rounded(values.get(n)) for n in Point._fields[1:])))
+        if len(self.points) > MAX_POINTS:
             self._thin()
 
     def points_after(self, step: int) -> list[dict[str, Any]]:
         """The points after an update, each without the values that were not measured."""
-        start = bisect.bisect_right(self.step, step)
-        names = ("step", *VALUES)
-        rows = zip(*(column[start:] for column in self.to_dict().values()), strict=True)
+        first = bisect.bisect_right(self.points, step, key=lambda point: point.step)
         return [
-            {name: value for name, value in zip(names, row, strict=True) if value is not None}
-            for row in rows
+            {name: value for name, value in point._asdict().items() if value is not None}
+            for point in self.points[first:]
         ]
 
     def to_dict(self) -> dict[str, list[Any]]:
-        return {"step": list(self.step)} | {name: list(self.values[name]) for name in VALUES}
+        """The points as a list of each value."""
+        return {name: [getattr(p, name) for p in self.points] for name in Point._fields}
 
     @classmethod
     def from_dict(cls, data: Any) -> Curve:
-        """The inverse of `to_dict`; invalid data give fewer points."""
+        """The inverse of `to_dict`; invalid points are skipped."""
         curve = cls()
-        if isinstance(data, dict):
-            columns = [data.get(name) for name in ("step", *VALUES)]
-            if all(isinstance(column, list) for column in columns):
-                for step, *values in zip(*columns, strict=False):
-                    if type(step) is int and all(isinstance(v, float | int | None) for v in values):
-                        curve.add(step, **dict(zip(VALUES, values, strict=True)))
+        columns = [data.get(name) for name in Point._fields] if isinstance(data, dict) else [None]
+        if all(isinstance(column, list) for column in columns):
+            for step, *values in zip(*columns, strict=False):
+                if type(step) is int and all(isinstance(v, float | int | None) for v in values):
+                    curve.add(step, **dict(zip(Point._fields[1:], values, strict=True)))
         return curve
 
     def _thin(self) -> None:
-        last = len(self.step) - 1
-        even = [i for i in range(len(self.step)) if i % 2 == 0 or i == last]
-        indices = sorted(
-            {*even, *(i for i, value in enumerate(self.values["recall"]) if value is not None)}
-        )
-        if len(indices) > MAX_POINTS * 3 // 4:  # nearly all have a recall
-            indices = even
-        columns: list[list[Any]] = [self.step, *self.values.values()]
-        for column in columns:
-            column[:] = [column[i] for i in indices]
+        even = [p for i, p in enumerate(self.points) if i % 2 == 0 or p is self.points[-1]]
+        measured = [p for p in self.points if p.recall is not None]
+        points = sorted({*even, *measured}, key=lambda point: point.step)
+        # Only every second one if nearly all have a recall.
+        self.points = points if len(points) <= MAX_POINTS * 3 // 4 else even
+
+
+def _rounded(value: float | None) -> float | None:
+    return round(float(value), 5) if value is not None and math.isfinite(value) else None
 
 
 @dataclass
