@@ -1,4 +1,4 @@
-"""A story as it stands: its turns, text, settings and branches, read from its file.
+"""A story as it is now: its turns, text, settings and branches, read from its file.
 
 The turns of a story form a tree. Its text is the path from a first turn to the head; the other
 paths are branches, which stay for good::
