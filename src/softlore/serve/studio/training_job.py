@@ -17,6 +17,7 @@ State = Literal["waiting", "preparing", "running", "paused", "done", "stopped", 
 Request = Literal["", "pause", "stop", "finish"]
 FINISHED = ("done", "stopped", "failed")
 MAX_POINTS = 1000  # of a curve
+FIELDS = ("step", "loss", "recall", "drift")  # of a point
 VALUES = (*curve_names(), "recall")
 
 
@@ -53,7 +54,7 @@ class Curve:
     def add(self, step: int, **values: float | None) -> None:
         """Appends a point. Does nothing if `step` is not after the last one."""
         if step > self.last_step:
-            self.points.append(Point(step, *(_rounded(values.get(n)) for n in Point._fields[1:])))
+            self.points.append(Point(step, *(_rounded(values.get(n)) for n in FIELDS[1:])))
         if len(self.points) > MAX_POINTS:
             self._thin()
 
@@ -61,23 +62,23 @@ class Curve:
         """The points after an update, each without the values that were not measured."""
         first = bisect.bisect_right(self.points, step, key=lambda point: point.step)
         return [
-            {name: value for name, value in point._asdict().items() if value is not None}
+            {name: value for name, value in zip(FIELDS, point, strict=True) if value is not None}
             for point in self.points[first:]
         ]
 
     def to_dict(self) -> dict[str, list[Any]]:
         """The points as a list of each value."""
-        return {name: [getattr(p, name) for p in self.points] for name in Point._fields}
+        return {name: [getattr(p, name) for p in self.points] for name in FIELDS}
 
     @classmethod
     def from_dict(cls, data: Any) -> Curve:
         """The inverse of `to_dict`; invalid points are skipped."""
         curve = cls()
-        columns = [data.get(name) for name in Point._fields] if isinstance(data, dict) else [None]
+        columns = [data.get(name) for name in FIELDS] if isinstance(data, dict) else [None]
         if all(isinstance(column, list) for column in columns):
             for step, *values in zip(*columns, strict=False):
                 if type(step) is int and all(isinstance(v, float | int | None) for v in values):
-                    curve.add(step, **dict(zip(Point._fields[1:], values, strict=True)))
+                    curve.add(step, **dict(zip(FIELDS[1:], values, strict=True)))
         return curve
 
     def _thin(self) -> None:
