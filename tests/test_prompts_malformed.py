@@ -145,7 +145,11 @@ MALFORMED: dict[str, tuple[bytes, Reason, str]] = {
     "shape holds a fraction": (entry(shape=[2.0, 3]), R.SHAPE, r"shape is \[2.0, 3\]"),
     "shape holds true": (entry(shape=[True, 6]), R.SHAPE, r"shape is \[True, 6\]"),
     "shape is negative": (entry(shape=[-2, -3]), R.SHAPE, r"shape is \[-2, -3\]"),
-    "shape overflows": (entry(shape=[2**62, 4]), R.SHAPE, "at most 8 whole numbers, none of them huge"),
+    "shape overflows": (
+        entry(shape=[2**62, 4]),
+        R.SHAPE,
+        "at most 8 whole numbers, none of them huge",
+    ),
     "shape of nine axes": (entry(shape=[1] * 8 + [6]), R.SHAPE, "at most 8 whole numbers"),
     "offsets are one": (entry(data_offsets=[24]), R.OFFSETS, r"are \[24\]; expected two"),
     "offsets are negative": (entry(data_offsets=[-24, 0]), R.OFFSETS, "expected two whole"),

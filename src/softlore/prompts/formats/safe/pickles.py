@@ -129,6 +129,9 @@ class _Machine:
         self.take(1)
         return line
 
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
     def pop(self) -> Any:
         if not self.stack:
             self.damaged("it takes a value from an empty stack")
@@ -154,7 +157,7 @@ class _Machine:
     def recall(self, index: int) -> None:
         if index not in self.memo:
             self.damaged(f"it recalls value {index}, which it never stored")
-        self.stack.append(self.memo[index])
+        self.push(self.memo[index])
 
     def name(self, module: Any, name: Any) -> None:
         """Pushes a global, if it is allowed."""
@@ -165,7 +168,7 @@ class _Machine:
                 f"the pickle names the global {full!r:.120} at byte {self.place}; expected "
                 f"{', '.join(sorted(self.allowed.calls)) or 'none'}",
             )
-        self.stack.append(Global(full))
+        self.push(Global(full))
 
     def call(self) -> None:
         arguments, called = self.pop(), self.pop()
@@ -177,7 +180,7 @@ class _Machine:
                 f"the pickle calls {shown!r:.120} with {type(arguments).__name__}; expected one "
                 f"of {', '.join(sorted(self.allowed.calls))} with a tuple",
             )
-        self.stack.append(function(arguments))
+        self.push(function(arguments))
 
     def persistent(self) -> None:
         if self.allowed.persistent is None:
@@ -186,10 +189,18 @@ class _Machine:
                 f"the pickle holds the opcode BINPERSID at byte {self.place - 1}; expected none, "
                 "as all of its data is in the pickle",
             )
-        self.stack.append(self.allowed.persistent(self.pop()))
+        self.push(self.allowed.persistent(self.pop()))
 
-    def put(self, target: dict[Any, Any], values: list[Any]) -> None:
-        """Adds keys and values to a dict. Keys are scalars: hashing a deep tuple may never end."""
+    def add_items(self, values: list[Any]) -> None:
+        """Appends to the list on top of the stack."""
+        self.top(list).extend(values)
+
+    def add_pairs(self, values: list[Any]) -> None:
+        """Adds keys and values, in turns, to the dict on top of the stack.
+
+        Keys are text or numbers: hashing a deep tuple may never end.
+        """
+        target = self.top(dict)
         if len(values) % 2:
             self.damaged("a key in it has no value")
         for key, value in zip(values[::2], values[1::2], strict=True):
@@ -212,41 +223,13 @@ class _Machine:
         if not 2 <= version <= 5:
             self.damaged(f"it is of protocol {version}, where 2 to 5 are known")
 
-    def long(self) -> None:
-        self.stack.append(int.from_bytes(self.take(self.number("<B")), "little", signed=True))
-
-    def wrap(self, count: int) -> None:
-        if len(self.stack) < count:
-            self.damaged("it takes a value from an empty stack")
-        self.stack[-count:] = [tuple(self.stack[-count:])]
-
-    def wrap_marked(self) -> None:
-        values = self.pop_mark()  # changes the stack, so it comes before the append
-        self.stack.append(tuple(values))
-
-    def set_item(self) -> None:
-        value, key = self.pop(), self.pop()
-        self.put(self.top(dict), [key, value])
-
-    def set_items(self) -> None:
-        values = self.pop_mark()
-        self.put(self.top(dict), values)
-
-    def append(self) -> None:
-        value = self.pop()
-        self.top(list).append(value)
-
-    def extend(self) -> None:
-        values = self.pop_mark()
-        self.top(list).extend(values)
+    def pop_many(self, count: int) -> list[Any]:
+        """The last values, in the order in which they were pushed."""
+        return [self.pop() for _ in range(count)][::-1]
 
     def mark(self) -> None:
         self.marked.append(self.stack)
         self.stack = []
-
-    def stack_global(self) -> None:
-        name, module = self.pop(), self.pop()
-        self.name(module, name)
 
     def damaged(self, why: str) -> NoReturn:
         refuse(
@@ -270,32 +253,32 @@ _STEPS: dict[int, Callable[[_Machine], Any]] = {
     0x80: _Machine.protocol,
     0x95: _Machine.frame,
     # plain values
-    ord("N"): lambda m: m.stack.append(None),
-    0x88: lambda m: m.stack.append(True),
-    0x89: lambda m: m.stack.append(False),
-    ord("J"): lambda m: m.stack.append(m.number("<i")),
-    ord("K"): lambda m: m.stack.append(m.number("<B")),
-    ord("M"): lambda m: m.stack.append(m.number("<H")),
-    0x8A: _Machine.long,
-    ord("G"): lambda m: m.stack.append(m.number(">d")),
-    ord("X"): lambda m: m.stack.append(m.text(m.number("<I"))),
-    0x8C: lambda m: m.stack.append(m.text(m.number("<B"))),
-    ord("B"): lambda m: m.stack.append(m.take(m.number("<I"))),
-    ord("C"): lambda m: m.stack.append(m.take(m.number("<B"))),
-    0x8E: lambda m: m.stack.append(m.take(m.number("<Q"))),
+    ord("N"): lambda m: m.push(None),
+    0x88: lambda m: m.push(True),
+    0x89: lambda m: m.push(False),
+    ord("J"): lambda m: m.push(m.number("<i")),
+    ord("K"): lambda m: m.push(m.number("<B")),
+    ord("M"): lambda m: m.push(m.number("<H")),
+    0x8A: lambda m: m.push(int.from_bytes(m.take(m.number("<B")), "little", signed=True)),
+    ord("G"): lambda m: m.push(m.number(">d")),
+    ord("X"): lambda m: m.push(m.text(m.number("<I"))),
+    0x8C: lambda m: m.push(m.text(m.number("<B"))),
+    ord("B"): lambda m: m.push(m.take(m.number("<I"))),
+    ord("C"): lambda m: m.push(m.take(m.number("<B"))),
+    0x8E: lambda m: m.push(m.take(m.number("<Q"))),
     # containers
     ord("("): _Machine.mark,
-    ord(")"): lambda m: m.stack.append(()),
-    0x85: lambda m: m.wrap(1),
-    0x86: lambda m: m.wrap(2),
-    0x87: lambda m: m.wrap(3),
-    ord("t"): _Machine.wrap_marked,
-    ord("]"): lambda m: m.stack.append([]),
-    ord("a"): _Machine.append,
-    ord("e"): _Machine.extend,
-    ord("}"): lambda m: m.stack.append({}),
-    ord("s"): _Machine.set_item,
-    ord("u"): _Machine.set_items,
+    ord(")"): lambda m: m.push(()),
+    0x85: lambda m: m.push(tuple(m.pop_many(1))),
+    0x86: lambda m: m.push(tuple(m.pop_many(2))),
+    0x87: lambda m: m.push(tuple(m.pop_many(3))),
+    ord("t"): lambda m: m.push(tuple(m.pop_mark())),
+    ord("]"): lambda m: m.push([]),
+    ord("a"): lambda m: m.add_items([m.pop()]),
+    ord("e"): lambda m: m.add_items(m.pop_mark()),
+    ord("}"): lambda m: m.push({}),
+    ord("s"): lambda m: m.add_pairs(m.pop_many(2)),
+    ord("u"): lambda m: m.add_pairs(m.pop_mark()),
     # the memo
     0x94: lambda m: m.remember(len(m.memo)),
     ord("q"): lambda m: m.remember(m.number("<B")),
@@ -304,7 +287,7 @@ _STEPS: dict[int, Callable[[_Machine], Any]] = {
     ord("j"): lambda m: m.recall(m.number("<I")),
     # globals and calls: stand-ins only
     ord("c"): lambda m: m.name(m.line(), m.line()),
-    0x93: _Machine.stack_global,
+    0x93: lambda m: m.name(*m.pop_many(2)),
     ord("R"): _Machine.call,
     ord("Q"): _Machine.persistent,
 }

@@ -106,9 +106,17 @@ class TensorView:
 
 def parse_pickled_tensor(data: bytes) -> TensorView:
     """The tensor in the bytes of `pickle.dumps(tensor)`. Raises PromptFileError."""
+    storages: list[Storage] = []
+
+    def load_from_bytes(arguments: tuple[Any, ...]) -> Storage:
+        # Only once: thousands of calls, each with thousands of opcodes, would take minutes.
+        if len(arguments) != 1 or type(arguments[0]) is not memoryview or storages:
+            _refuse_call(_FROM_BYTES, "one value, of bytes, once")
+        storages.append(_nested_storage(arguments[0]))
+        return storages[0]
+
     view = memoryview(data)
-    inner = _OneStorage()
-    value, end = parse_pickle(view, AllowedGlobals(_CALLS | {_FROM_BYTES: inner.from_bytes}))
+    value, end = parse_pickle(view, AllowedGlobals(_CALLS | {_FROM_BYTES: load_from_bytes}))
     _check_end(view, end)
     if not isinstance(value, TensorView):
         refuse(
@@ -284,24 +292,12 @@ def _check_dtype(dtype: str) -> None:
         )
 
 
-class _OneStorage:
-    """Stand-in for `torch.storage._load_from_bytes`, which a single tensor's pickle calls once.
-
-    More calls are rejected: thousands, each with thousands of opcodes, would take minutes.
-    """
-
-    def __init__(self) -> None:
-        self.called = False
-
-    def from_bytes(self, arguments: tuple[Any, ...]) -> Storage:
-        """The storage in the bytes of a nested torch.save."""
-        if len(arguments) != 1 or type(arguments[0]) is not memoryview or self.called:
-            _refuse_call(_FROM_BYTES, "one value, of bytes, once")
-        self.called = True
-        storage = read_torch_legacy(arguments[0], calls=False)
-        if not isinstance(storage, Storage):
-            _refuse_storage(f"the bytes in the pickle hold {describe(storage)}; expected a storage")
-        return storage
+def _nested_storage(data: memoryview) -> Storage:
+    """The storage in the bytes of a nested torch.save."""
+    storage = read_torch_legacy(data, calls=False)
+    if not isinstance(storage, Storage):
+        _refuse_storage(f"the bytes in the pickle hold {describe(storage)}; expected a storage")
+    return storage
 
 
 def _tensor(arguments: tuple[Any, ...]) -> TensorView:
