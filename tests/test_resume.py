@@ -369,10 +369,10 @@ def test_company_belongs_to_the_run(tmp_path):
     path = tmp_path / "a.checkpoint"
     company = Company({"Ada": small(entries=ENTRIES[:1]).train()["Ada"]})
     small(path, entries=ENTRIES[1:], company=company, on_step=at_update(1)).train()
-    with pytest.raises(ConfigError, match="kept prompt 'Ada' is gone"):
+    with pytest.raises(ConfigError, match="company's prompt 'Ada' is gone"):
         small(path, entries=ENTRIES[1:]).train()
     other = Company({"Ada": small(entries=ENTRIES[:1], seed=1).train()["Ada"]})
-    with pytest.raises(ConfigError, match="kept prompt 'Ada' has changed"):
+    with pytest.raises(ConfigError, match="company's prompt 'Ada' has changed"):
         small(path, entries=ENTRIES[1:], company=other).train()
 
 

@@ -1,4 +1,4 @@
-"""What an entry is worth in a context, as soft prompt and as text: recall gained over nothing."""
+"""The gain of an entry in a context, as soft prompt and as text: recall compared with nothing."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from softlore.model import FrozenModel, LanguageModel
 from softlore.prompts import SoftPrompt
 
 LONGEST = 20_000  # characters; a longer text is a corpus
-METRIC = "recall"  # what a prompt file calls it, among its metrics
+METRIC = "recall"  # its name among a prompt's metrics
 
 
 @dataclass(frozen=True)
 class EntryGain:
-    """Recall of an entry's responses, nats a token, by what stands before them; lower is better.
+    """Recall of an entry's responses after each of its forms, nats a token; lower is better.
 
     Attributes:
         none: after nothing.
-        text: after the entry's text; None where it has none, or it does not fit.
-        soft: after its soft prompt; None where there is none.
+        text: after the entry's text; None if it has none, or it does not fit.
+        soft: after its soft prompt; None if there is none.
     """
 
     none: float
@@ -33,7 +33,7 @@ class EntryGain:
     soft: float | None = None
 
     def gain(self, form: LoreForm) -> float:
-        """Nats a token that a form takes off; 0 where it was not measured."""
+        """Nats a token that a form reduces the loss by; 0 if it was not measured."""
         after = getattr(self, form)
         return 0.0 if after is None else self.none - float(after)
 
@@ -41,36 +41,36 @@ class EntryGain:
         return {name: round(value, 4) for name, value in asdict(self).items() if value is not None}
 
     @classmethod
-    def supposed(cls, entry: Entry, prompt: SoftPrompt | None) -> Self:
-        """Where nothing can be measured: each form that there is gains a nat a token."""
+    def assumed(cls, entry: Entry, prompt: SoftPrompt | None) -> Self:
+        """For a model that can't be measured on: each form that exists gains a nat a token."""
         return cls(1.0, 0.0 if entry.text else None, 0.0 if prompt is not None else None)
 
     @classmethod
     def of_prompt(cls, prompt: SoftPrompt) -> Self | None:
-        """What was measured when the prompt was trained, if its file says."""
-        told = prompt.metrics.get(METRIC)
-        if not isinstance(told, dict):
+        """The gain in a prompt's metrics, measured when it was trained; None if there is none."""
+        saved = prompt.metrics.get(METRIC)
+        if not isinstance(saved, dict):
             return None
-        known = {k: told[k] for k in ("none", "text", "soft") if _is_number(told.get(k))}
+        known = {k: saved[k] for k in ("none", "text", "soft") if _is_number(saved.get(k))}
         return cls(**known) if "none" in known else None
 
 
 def gain_blocks(entry: Entry) -> list[Block]:
-    """The calls that an entry's worth is measured by: its own, or its text's sentences."""
-    own = [*entry.held_out, *entry.blocks]
-    return own or (style_blocks(entry, "noun") if len(entry.text) <= LONGEST else [])
+    """The blocks that an entry's gain is measured on: its own, or its text's sentences."""
+    blocks = [*entry.held_out, *entry.blocks]
+    return blocks or (style_blocks(entry, "noun") if len(entry.text) <= LONGEST else [])
 
 
 def measure_gain(model: LanguageModel, entry: Entry, prompt: SoftPrompt | None = None) -> EntryGain:
-    """Measures an entry's forms; held-out calls count with the others.
+    """Measures an entry's forms, on its held-out calls too.
 
-    A model that another program runs is not asked: see `Worth.supposed`.
+    A model that another program runs can't be measured on: see `EntryGain.assumed`.
 
     Raises:
         PromptMismatchError: a prompt of another model.
     """
     if not isinstance(model, FrozenModel):
-        return EntryGain.supposed(entry, prompt)
+        return EntryGain.assumed(entry, prompt)
     blocks = gain_blocks(entry)
     if not blocks or not fits(model, "", blocks):
         return EntryGain(0.0)
@@ -86,7 +86,7 @@ def measure_gain(model: LanguageModel, entry: Entry, prompt: SoftPrompt | None =
 def _fits(model: FrozenModel, text: str, blocks: list[Block]) -> bool:
     try:
         return fits(model, text, blocks)
-    except SoftloreError:  # longer than the context by itself
+    except SoftloreError:  # the text alone is longer than the context
         return False
 
 

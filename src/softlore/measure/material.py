@@ -1,6 +1,6 @@
-"""What prompts are measured on: story text, unrelated passages, and passages about the lore.
+"""Texts that prompts are measured on: story text, unrelated passages, passages about the lore.
 
-None of it was seen in training: it is drawn under seeds of its own, or given by the writer.
+None is trained on: they are sampled with other seeds than training's, or given by the writer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from softlore.model import FrozenModel
 HELD_OUT = 7_000_000  # added to seeds, so that no draw is one of training's
 PASSAGE = 48  # tokens
 UNRELATED = 24  # passages that drift is measured on
-FILLERS = 2  # texts that stand between head and call, one at a time
+FILLERS = 2  # texts between conditioning and call, one at a time
 FIDELITY = 24  # passages an entry
 Ids = list[int]
 
@@ -29,9 +29,9 @@ class Material:
     """Text that has nothing to do with the lore.
 
     Attributes:
-        fillers: token ids to stand between head and call.
+        fillers: token ids to put between conditioning and call.
         unrelated: passages that drift is measured on.
-        known: words in them, which therefore are no lore keywords.
+        known: words in them, which are not lore keywords.
     """
 
     fillers: list[Ids]
@@ -40,19 +40,18 @@ class Material:
 
 
 def passage_tokens(model: FrozenModel) -> int:
-    """How long a passage is: less than usual where the context is short."""
+    """Tokens of a passage: `PASSAGE`, or fewer if the context is short."""
     return PASSAGE if model.context_length is None else min(PASSAGE, model.context_length // 4)
 
 
 def gather(model: FrozenModel, farthest: int, seed: int, story: str | None = None) -> Material:
-    """Fillers and unrelated passages: the bare model's own, or cut from the writer's `story`.
+    """Fillers and unrelated passages, sampled from the bare model or cut from a `story`.
 
     Raises:
         ConfigError: the story is too short to cut passages from.
     """
     length = passage_tokens(model)
-    a_filler = -(-farthest // length)  # passages
-    count = UNRELATED + FILLERS * a_filler
+    count = UNRELATED + FILLERS * -(-farthest // length)
     if story is None:
         passages = sample_passages(model, trunk(model, ""), OPENERS, count, length, HELD_OUT + seed)
         passages = [ids for ids in passages if len(ids) > 1]
@@ -65,18 +64,18 @@ def gather(model: FrozenModel, farthest: int, seed: int, story: str | None = Non
 
 
 def _cut(ids: Ids, count: int, length: int) -> list[Ids]:
-    """Passages at evenly spaced places of a text; they overlap where it is short."""
+    """Passages at evenly spaced places of a text; they overlap if it is short."""
     if len(ids) < 2 * length:
         raise ConfigError(
             f"the story has {len(ids)} tokens; expected at least {2 * length} to measure on; give "
-            "a longer one, or none: the model then writes its own"
+            "a longer one, or none for samples of the model"
         )
     places = [i * (len(ids) - length) // max(1, count - 1) for i in range(count)]
     return [ids[place : place + length] for place in places]
 
 
 def lore_passages(model: FrozenModel, entry: Entry, text: ContextLike, seed: int) -> list[Ids]:
-    """Passages that the model writes after an entry's text: what fidelity is measured on."""
+    """Passages that the model samples after an entry's text, for fidelity."""
     before = trunk(model, text)
     length = passage_tokens(model)
     written = sample_passages(model, before, openers(entry), FIDELITY, length, HELD_OUT + seed)

@@ -224,7 +224,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ):
         found.append("it was on another model")
     found += settings_differences(then["settings"], now["settings"])
-    for what, key in (("entry", "entries"), ("kept prompt", "company")):
+    for what, key in (("entry", "entries"), ("company's prompt", "company")):
         for name in sorted({*then[key], *now[key]}):
             before, after = then[key].get(name), now[key].get(name)
             if before != after:

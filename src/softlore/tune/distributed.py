@@ -31,14 +31,20 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # set by torchrun
 
 
 class SingleProcess:
-    """Training in one process, with the interface of `Ranks`."""
+    """Training in one process, and the interface of `Ranks`.
 
-    first = True
-    size = 1
+    Attributes:
+        first: whether this process writes files and messages.
+        size: number of processes.
+        stopping: all processes are to stop now, after the same update.
+        interrupted: because of a signal.
+    """
+
+    first, size = True, 1
     stopping = interrupted = False
 
     def request_stop(self) -> bool:
-        """Whether to stop at once: no other process is to be waited for."""
+        """Asks all processes to stop; whether this one may stop at once, without the others."""
         return True
 
     def run(
@@ -48,7 +54,11 @@ class SingleProcess:
         plan: MemoryPlan,
         trainables: Iterable[TrainablePrompt],
     ) -> Losses:
-        """Runs a batch, which adds the gradients to `trainables`."""
+        """Runs a batch, after which every trainable has its gradient.
+
+        Returns:
+            Mean losses by owners and name, nats a token.
+        """
         return run_in_parts(model, batch, plan)
 
     def first_share(self, batch: TrainingBatch) -> TrainingBatch:
@@ -64,39 +74,30 @@ class SingleProcess:
         return list(numbers)
 
     def check_same_data(self, data: TrainingData) -> None:
-        """Checks that all processes draw from the same data."""
+        """Raises TrainingError if processes draw from different data."""
 
     def joint_stop(self) -> contextlib.AbstractContextManager[None]:
-        """Leaves signal handlers as they are."""
+        """Makes signals stop all processes after the same update, to the end of the block."""
         return contextlib.nullcontext()
 
 
-class Ranks:
+class Ranks(SingleProcess):
     """The processes that train together, as seen from this one.
 
     Attributes:
-        rank: of this process, from 0; process 0 writes files and messages.
-        size: number of processes.
+        rank: of this process, from 0, the first.
         device: that this process computes on.
-        stopping: all processes are to stop now, after the same update.
-        interrupted: because of a signal.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self.stopping = self.interrupted = False
+        self.first = self.rank == 0
+        self.device = str(device)
         # Known to this process alone until the next update: a signal may arrive in mid-update.
         self._stop_requested = self._signalled = False
-        self.device = str(device)
-
-    @property
-    def first(self) -> bool:
-        """Whether this process writes files and messages."""
-        return self.rank == 0
 
     def request_stop(self) -> bool:
-        """Stops all processes after the next update, which carries the request to them."""
-        self._stop_requested = True
+        self._stop_requested = True  # the next update carries it to the others
         return False
 
     # an update ---------------------------------------------------------------------------------
@@ -108,12 +109,7 @@ class Ranks:
         plan: MemoryPlan,
         trainables: Iterable[TrainablePrompt],
     ) -> Losses:
-        """Runs a batch between all processes; every trainable then has the whole gradient.
-
-        Requests to stop are exchanged with the losses.
-
-        Returns:
-            Mean losses by owners and name, nats a token.
+        """Runs a batch between all processes, and exchanges requests to stop with the losses.
 
         Raises:
             TrainingError: another process has ended.
@@ -133,7 +129,6 @@ class Ranks:
         return {key: total / count for key, (total, count) in zip(keys, sums, strict=True)}
 
     def first_share(self, batch: TrainingBatch) -> TrainingBatch:
-        """What the first process runs of a batch."""
         return share_of(batch, 0, self.size)
 
     def _sum(self, tensor: Tensor) -> Tensor:
@@ -152,23 +147,16 @@ class Ranks:
     # what all must agree on --------------------------------------------------------------------
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """The tensor of process 0."""
         received = tensor.contiguous().clone()
         with _unreachable_processes():
             dist.broadcast(received, src=0)
         return received
 
     def broadcast_numbers(self, *numbers: int) -> list[int]:
-        """The numbers of process 0."""
         tensor = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         return [int(number) for number in self.broadcast(tensor).tolist()]
 
     def check_same_data(self, data: TrainingData) -> None:
-        """Checks that all processes draw from the same data.
-
-        Raises:
-            TrainingError: they do not, and would make different updates.
-        """
         digest = int(_digest(data)[:15], 16)
         digests = self._all_gather(torch.tensor([digest], dtype=torch.int64, device=self.device))
         other = [rank for rank, of_rank in enumerate(digests) if int(of_rank) != int(digests[0])]
@@ -181,7 +169,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def joint_stop(self) -> Iterator[None]:
-        """Makes Ctrl-C and torchrun's SIGTERM stop all processes after the same update."""
+        """Ctrl-C, and the SIGTERM that torchrun sends, stop all processes together."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -272,8 +260,8 @@ def _unreachable_processes() -> Iterator[None]:
     except RuntimeError as error:  # torch has no type of its own for gloo's errors
         raise TrainingError(
             f"another process of this training can't be reached ({str(error).strip()[:200]}); "
-            "expected all to go on together; see what it said; progress is kept: the same command "
-            "goes on from there"
+            "expected all to continue; see its own message; progress is saved: the same command "
+            "continues from there"
         ) from error
 
 

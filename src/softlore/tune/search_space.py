@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from softlore.errors import ConfigError
 from softlore.lore import Entry, Lorebook
@@ -32,22 +32,6 @@ _UNSWEPT = {"story", "seed", "chat"}
 _UNSWEPT |= {"distil_passages", "passage_tokens", "max_active", "pairs_per_step"}
 
 
-class Trial(Protocol):
-    """What suggests values: a trial of Optuna."""
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = ...) -> int:
-        """A whole number."""
-        ...
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = ...) -> float:
-        """A number."""
-        ...
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        """One of several."""
-        ...
-
-
 @dataclass(frozen=True)
 class SearchSpace:
     """One setting and its values: `choices`, or all from `low` to `high`."""
@@ -58,8 +42,8 @@ class SearchSpace:
     log: bool = False
     choices: tuple[str | int | float | None, ...] = ()
 
-    def suggest(self, trial: Trial) -> Any:
-        """A value that a trial suggests."""
+    def suggest(self, trial: Any) -> Any:
+        """A value that a trial of Optuna suggests."""
         if self.choices:
             return trial.suggest_categorical(self.name, list(self.choices))
         assert self.low is not None

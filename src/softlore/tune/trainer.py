@@ -24,7 +24,7 @@ from softlore.tune.checkpoint import (
     save_checkpoint,
     uninterrupted,
 )
-from softlore.tune.distributed import Execution, Ranks, SingleProcess
+from softlore.tune.distributed import Execution, SingleProcess
 from softlore.tune.examples import Blocks, room_beside, source_of
 from softlore.tune.initial import initial_value, scale_of
 from softlore.tune.losses import TrainingData
@@ -105,7 +105,7 @@ class WorldInfoTrainer(Generic[Trained]):
         self.company_entries = [e for e in company.entries if e.name in self.company]
         self.checkpointing = checkpointing or Checkpointing()
         self.execution = execution or Execution()
-        self.ranks: Ranks | SingleProcess = self.execution.ranks or SingleProcess()
+        self.ranks: SingleProcess = self.execution.ranks or SingleProcess()
         self.on_step = on_step
         self.step = 0
         self.trainables: dict[str, TrainablePrompt] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from softlore.context import Node, Tree
+from softlore.context import Branch, Tree
 from softlore.lore import Entry
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
@@ -21,7 +21,7 @@ from softlore.tune.examples import (
     unrelated_passages,
 )
 from softlore.tune.initial import known_ids
-from softlore.tune.losses import TrainingData, Trunk, draw_terms
+from softlore.tune.losses import LossTerm, TrainingData, Trunk, draw_terms
 from softlore.tune.objective import TrainingBatch
 
 UNRELATED = 64  # passages for filler and guard
@@ -70,13 +70,13 @@ def draw_batch(
         learning: names of those that are being trained.
     """
     draw = random.Random(f"{config.seed}/{step}")
-    active = set(learning)
-    resting = [name for name in prompts if name not in active]
+    resting = [name for name in prompts if name not in learning]
+    drawing = _Drawing(model, config, data, prompts, set(learning), draw)
     batch = TrainingBatch()
     for group in draw_groups(draw, learning, resting, config.company_size):
-        for part in _split_to_fit(model, config, data, prompts, group):
-            if not active.isdisjoint(part):
-                _add_tree(model, config, data, prompts, part, active, draw, batch)
+        for part in drawing.split_to_fit(group):
+            if not drawing.learning.isdisjoint(part):
+                batch.add(*drawing.draw_tree(part))
     return batch
 
 
@@ -102,67 +102,59 @@ def draw_groups(
     return groups
 
 
-def _split_to_fit(
-    model: FrozenModel,
-    config: TrainingConfig,
-    data: TrainingData,
-    prompts: Mapping[str, Tensor],
-    group: Sequence[str],
-) -> list[list[str]]:
-    """The group, split where its prompts and their longest branch do not fit the context."""
-    parts: list[list[str]] = [[]]
-    for name in group:
-        names = [*parts[-1], name]
-        room = _room(model, _soft_prompts(model, config, prompts, names), names, data)
-        if parts[-1] and room is not None and room < 0:
-            parts.append([])
-        parts[-1].append(name)
-    return parts
+@dataclass(frozen=True)
+class _Drawing:
+    """What the trees of one update are drawn from."""
 
+    model: FrozenModel
+    config: TrainingConfig
+    data: TrainingData
+    prompts: Mapping[str, Tensor]
+    learning: set[str]
+    draw: random.Random
 
-def _soft_prompts(
-    model: FrozenModel, config: TrainingConfig, prompts: Mapping[str, Tensor], group: Sequence[str]
-) -> Tree:
-    """The start of a trunk: prefixes and BOS, or BOS and embedding rows."""
-    tree = Tree([Node(model.bos)] if model.bos else [])
-    for name in group:
-        if config.kind == "prefix":
-            tree.prefixes.append(prompts[name])
-        else:
-            tree.nodes.append(Node(prompts[name], tree.end))
-    return tree
+    def split_to_fit(self, group: Sequence[str]) -> list[list[str]]:
+        """The group, split where its prompts and their longest branch do not fit the context."""
+        parts: list[list[str]] = [[]]
+        for name in group:
+            names = [*parts[-1], name]
+            room = self._room(self._soft_prompts(names), names)
+            if parts[-1] and room is not None and room < 0:
+                parts.append([])
+            parts[-1].append(name)
+        return parts
 
+    def draw_tree(self, group: Sequence[str]) -> tuple[Tree, list[tuple[Branch, LossTerm]]]:
+        """The trunk |BOS|soft prompts|filler| of a group, and its branches.
 
-def _add_tree(
-    model: FrozenModel,
-    config: TrainingConfig,
-    data: TrainingData,
-    prompts: Mapping[str, Tensor],
-    group: Sequence[str],
-    active: set[str],
-    draw: random.Random,
-    batch: TrainingBatch,
-) -> None:
-    """Adds the trunk |BOS|soft prompts|filler| of a group, with its branches.
+        Filler is for pairs: a passage of distillation follows the prompts at once.
+        """
+        tree = self._soft_prompts(group)
+        soft, examples = tree.end, self.data.examples
+        if any(examples[name].pairs for name in group if name in examples):
+            room = self._room(tree, group)
+            filler = draw_filler(self.model, self.config, self.data, room, self.draw)
+            tree = tree.then(filler) if filler else tree
+        trunk = Trunk(self.config, self.data, self.draw, group, self.learning, soft, tree.end)
+        return tree, draw_terms(trunk)
 
-    Filler is for pairs: a passage of distillation follows the prompts at once.
-    """
-    tree = _soft_prompts(model, config, prompts, group)
-    soft = tree.end
-    if any(data.examples[name].pairs for name in group if name in data.examples):
-        filler = draw_filler(model, config, data, _room(model, tree, group, data), draw)
-        if filler:
-            tree = tree.then(filler)
-    batch.add(tree, draw_terms(Trunk(config, data, draw, group, active, soft, tree.end)))
+    def _soft_prompts(self, group: Sequence[str]) -> Tree:
+        """The start of a trunk: prefixes and BOS, or BOS and embedding rows."""
+        tree = bare_tree(self.model)
+        if self.config.kind == "prefix":
+            return Tree(tree.nodes, [self.prompts[name] for name in group])
+        for name in group:
+            tree = tree.then(self.prompts[name])
+        return tree
 
-
-def _room(model: FrozenModel, tree: Tree, group: Sequence[str], data: TrainingData) -> int | None:
-    """Tokens of filler that fit before the longest branch; below 0 the branch itself does not."""
-    if model.context_length is None:
-        return None
-    lengths = [data.examples[name].longest for name in group if name in data.examples]
-    longest = max([*lengths, *(len(passage.ids) for passage in data.guard)], default=0)
-    return model.context_length - tree.start - tree.length - longest
+    def _room(self, tree: Tree, group: Sequence[str]) -> int | None:
+        """Tokens of filler that fit before the longest branch; below 0 the branch does not fit."""
+        if self.model.context_length is None:
+            return None
+        examples = self.data.examples
+        lengths = [examples[name].longest for name in group if name in examples]
+        longest = max([*lengths, *(len(passage.ids) for passage in self.data.guard)], default=0)
+        return self.model.context_length - tree.start - tree.length - longest
 
 
 def draw_filler(
