@@ -7,32 +7,21 @@ from pathlib import Path
 
 import click
 
-from softlore.cli.options import (
-    PATH,
-    ModelSource,
-    given_text,
-    json_option,
-    library,
-    print_table,
-    prompts_option,
-    read_text,
-    with_model,
-    write_json,
-)
+from softlore.cli import common, options
 from softlore.errors import ConfigError
 
 
 @click.command()
 @click.argument("text")
-@with_model
-@prompts_option
+@options.with_model
+@options.prompts_option
 @click.option("--codes", "names", help="Codes to choose from, by commas: of the model, or prompts.")
-@click.option("--prior", "prior_file", type=PATH,
+@click.option("--prior", "prior_file", type=options.PATH,
               help="File of lines `NUMBER CODE`.  [default: all codes alike]")  # fmt: skip
-@json_option
+@options.json_option
 def command(
     text: str,
-    source: ModelSource,
+    source: common.ModelSource,
     folder: Path | None,
     names: str | None,
     prior_file: Path | None,
@@ -49,22 +38,22 @@ def command(
     """
     from softlore.control import attribute, codes_of, find_codes
 
-    text = given_text(text)
+    text = common.given_text(text)
     prior = None if prior_file is None else _read_prior(prior_file)
-    prompts = library(folder)
+    prompts = common.library(folder)
     model = source.load()
     codes = codes_of(model) if names is None else [name.strip() for name in names.split(",")]
     results = attribute(model, text, find_codes(model, codes, prompts), prior)
-    write_json([asdict(result) for result in results], json_path)
+    common.write_json([asdict(result) for result in results], json_path)
     if json_path != "-":
         rows = [(r.code, f"{r.posterior:.1%}", f"{r.perplexity:.2f}") for r in results]
-        print_table(("code", "p(code | text)", "perplexity"), rows, right=True)
+        common.print_table(("code", "p(code | text)", "perplexity"), rows, right=True)
 
 
 def _read_prior(path: Path) -> dict[str, float]:
     """Lines of a number and a code, as in CTRL's file of priors."""
     prior = {}
-    for number, line in enumerate(read_text(path, "prior").splitlines(), 1):
+    for number, line in enumerate(common.read_text(path, "prior").splitlines(), 1):
         if not line.strip():
             continue
         value, _, name = line.strip().partition("\t" if "\t" in line else " ")

@@ -9,17 +9,8 @@ from typing import Any
 
 import click
 
-from softlore.cli.options import (
-    clean,
-    given_text,
-    interactive,
-    library,
-    load_model,
-    model_options,
-    prompts_option,
-    read_text,
-    sampling_options,
-)
+from softlore.cli.common import clean, given_text, interactive, library, load_model, read_text
+from softlore.cli.options import model_options, prompts_option, sampling_options
 
 
 @click.command()

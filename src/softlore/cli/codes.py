@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from softlore.cli.options import ModelSource, json_option, print_table, with_model, write_json
+from softlore.cli import common, options
 
 
 @click.command()
-@with_model
-@json_option
-def command(source: ModelSource, json_path: str | None) -> None:
+@options.with_model
+@options.json_option
+def command(source: common.ModelSource, json_path: str | None) -> None:
     """List the control codes that a model was trained with.
 
     A code stands first in a text, and names its genre or its kind. Any soft prompt can be used as
@@ -29,7 +29,7 @@ def command(source: ModelSource, json_path: str | None) -> None:
         {"code": c.name, "token": c.token, "conditioning": c.conditioning, "template": c.template}
         for c in codes
     ]
-    write_json(rows, json_path)
+    common.write_json(rows, json_path)
     if json_path == "-":
         return
     if not rows:
@@ -40,4 +40,4 @@ def command(source: ModelSource, json_path: str | None) -> None:
         return
     texts = [c.template.replace("{code}", str(c.conditioning)) for c in codes]
     shown = [(c.name, str(c.token), text) for c, text in zip(codes, texts, strict=True)]
-    print_table(("code", "token", "a text under it"), shown)
+    common.print_table(("code", "token", "a text under it"), shown)

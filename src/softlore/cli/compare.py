@@ -7,43 +7,34 @@ from typing import Any
 
 import click
 
+from softlore.cli import common, options
 from softlore.cli.evaluate import MEASURING, distances_option
-from softlore.cli.options import (
-    PATH,
-    Finite,
-    ModelSource,
-    json_option,
-    say,
-    seed_option,
-    with_model,
-    write_json,
-)
 from softlore.cli.progress import progress_bar
 
 
 @click.command()
-@click.argument("lorebook", required=False, type=PATH)
-@with_model
+@click.argument("lorebook", required=False, type=options.PATH)
+@options.with_model
 @distances_option
 @click.option("--seeds", default=2, show_default=True, type=click.IntRange(1, 100),
               help="How often all is made and measured, for confidence intervals.")  # fmt: skip
-@click.option("--time-budget", default=300.0, show_default=True, type=Finite(min=1),
+@click.option("--time-budget", default=300.0, show_default=True, type=options.Finite(min=1),
               help="Seconds of searching and training, in all.")  # fmt: skip
 @click.option(
     "--stories", default=4, show_default=True, help="Number of stories written for each entry."
 )
 @click.option("--story-tokens", default=60, show_default=True, help="Length of each, in tokens.")
-@click.option("--html", type=PATH, default=Path("compare.html"),
+@click.option("--html", type=options.PATH, default=Path("compare.html"),
               show_default=True, help="File for the report page.")  # fmt: skip
 @click.option("--style", help="Make calls and responses of the texts of entries without: "
               "sentences, noun, pronoun, mixed, implicit, cloud or bracketed.")  # fmt: skip
 @click.option("--styles", is_flag=True, help="Compare authoring styles: methods to make calls and "
               "responses of the entries' texts.")  # fmt: skip
-@seed_option
-@json_option
+@options.seed_option
+@options.json_option
 def command(
     lorebook: Path | None,
-    source: ModelSource,
+    source: common.ModelSource,
     seeds: int,
     html: Path,
     style: str | None,
@@ -82,7 +73,7 @@ def command(
             make=make_styles if styles else make_all, on_progress=show, **how,
         )  # fmt: skip
     write_comparison_page(comparison, html)
-    write_json(comparison.to_dict(), json_path)
+    common.write_json(comparison.to_dict(), json_path)
     if json_path != "-":
         from rich.console import Console
 
@@ -91,4 +82,4 @@ def command(
         if not comparison.has_recall:
             console.print(NO_RECALL + "\n", style="bold")
         console.print(comparison_note(comparison), style="dim")
-        say(f"{comparison.seconds:.0f} s; the page: {html.resolve()}")
+        common.say(f"{comparison.seconds:.0f} s; the page: {html.resolve()}")

@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from softlore.cli import common, options
 from softlore.cli.gguf import LLAMACPP, cache_of, cache_options, check_gguf, gguf_option, load_gguf
-from softlore.cli.options import (
-    PATH,
-    ModelSource,
-    check_free,
-    clean,
-    force_option,
-    json_option,
-    say,
-    with_model,
-    write_json,
-)
 from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,27 +24,27 @@ FORMATS = ("safetensors", "kobold", "peft", "mkultra", "vllm")
 
 
 @click.command()
-@click.argument("file", type=PATH)
+@click.argument("file", type=options.PATH)
 @click.option("--to", required=True, type=click.Choice([*FORMATS, LLAMACPP]),
               help="The format to write.")  # fmt: skip
 @click.option("--out", help="File or folder to write.  [default: here, by the prompt's name]")
 @click.option("--name", help="Give the prompt this name.")
 @click.option("--task", type=click.IntRange(min=0), help="Which prompt of a multitask adapter.")
-@with_model
+@options.with_model
 @click.option("--text", help="vllm: a whole context, which names the prompt [[soft:NAME]].")
 @gguf_option
 @cache_options
 @click.option("--streams", default=1, show_default=True, type=click.IntRange(1, 256),
               help="llamacpp: N where llama-server is started with --parallel N.")  # fmt: skip
-@force_option
-@json_option
+@options.force_option
+@options.json_option
 def command(
     file: Path,
     to: str,
     out: str | None,
     name: str | None,
     task: int | None,
-    source: ModelSource,
+    source: common.ModelSource,
     text: str | None,
     gguf: Path | None,
     cache: tuple[str, bool],
@@ -65,7 +55,7 @@ def command(
     """Write the soft prompt in FILE, of any format that softlore reads, in another format.
 
     FILE is a softlore file, an mkultra JSON, a KoboldAI zip, an .mtjsp, a PEFT adapter folder or
-    an .npy. Files of other programs don't say which model they are for: --model puts it in.
+    an .npy. Files of other programs don't common.say which model they are for: --model puts it in.
 
     \b
     Example:
@@ -82,7 +72,7 @@ def command(
 
     prompt = load_prompt(file, task)
     if name is not None:
-        prompt = prompt.replace(name=clean(name, "--name"))
+        prompt = prompt.replace(name=common.clean(name, "--name"))
     if gguf is not None:
         model = load_gguf(gguf, source.name)
         _write_slot(prompt, model, out, cache_of(cache), streams, force, json_path)
@@ -91,7 +81,7 @@ def command(
     size = _size(path)
     report = {"read": str(file), "name": prompt.name, "kind": prompt.kind,
               "n_tokens": len(prompt), "to": to, "written": str(path), "bytes": size}  # fmt: skip
-    write_json(report, json_path)
+    common.write_json(report, json_path)
     if json_path == "-":
         return
     click.echo(
@@ -101,11 +91,16 @@ def command(
     if to == "safetensors" and out is None:
         from softlore.prompts import default_folder
 
-        say(f"for texts to find it, put it among your prompts: --out {default_folder()}")
+        common.say(f"for texts to find it, put it among your prompts: --out {default_folder()}")
 
 
 def _write(
-    prompt: SoftPrompt, to: str, out: str | None, force: bool, source: ModelSource, text: str | None
+    prompt: SoftPrompt,
+    to: str,
+    out: str | None,
+    force: bool,
+    source: common.ModelSource,
+    text: str | None,
 ) -> tuple[SoftPrompt, Path]:
     """Writes the prompt, or the context that names it; returns the prompt with its model."""
     from softlore.prompts import FORMATS, write_prompt
@@ -125,9 +120,9 @@ def _write(
         return prompt, _save_to_library(prompt, Path(out), force)
     path = _target(prompt, to, out, CONNECTOR_SUFFIX if for_connector else FORMATS[to].suffix)
     if to != "peft" or not path.is_dir() or any(path.iterdir()):  # an empty folder may be filled
-        check_free(path, force)
+        common.check_free(path, force)
     if model is not None and text is not None:
-        _write_context(model, clean(text, "--text"), prompt, path)
+        _write_context(model, common.clean(text, "--text"), prompt, path)
     elif model is not None and for_connector:
         from softlore.prompts.formats import vllm
 
@@ -143,7 +138,7 @@ def _save_to_library(prompt: SoftPrompt, folder: Path, force: bool) -> Path:
 
     library = PromptLibrary(folder)
     if prompt.name in library:
-        check_free(library.header(prompt.name).path, force)
+        common.check_free(library.header(prompt.name).path, force)
     return library.save(prompt)
 
 
@@ -180,12 +175,12 @@ def _write_slot(
     from softlore.prompts.formats import llamacpp
 
     path = _target(prompt, LLAMACPP, out, llamacpp.SUFFIX)
-    check_free(path, force)
+    common.check_free(path, force)
     stands = llamacpp.write(prompt, model, path, cache, streams)
     size = path.stat().st_size
     report: dict[str, Any] = {"name": prompt.name, "to": LLAMACPP, "written": str(path),
                               "ids": stands.ids, "text": stands.text, "bytes": size}  # fmt: skip
-    write_json(report, json_path)
+    common.write_json(report, json_path)
     if json_path == "-":
         return
     click.echo(f"wrote {path} ({size / 1024:.0f} KB), for cache type {cache.keys}")

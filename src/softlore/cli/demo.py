@@ -7,18 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from softlore.cli import common, options
 from softlore.cli.evaluate import MEASURING
-from softlore.cli.options import (
-    PATH,
-    Finite,
-    ModelSource,
-    interactive,
-    json_option,
-    say,
-    seed_option,
-    with_model,
-    write_json,
-)
 from softlore.cli.progress import progress_bar, watch
 
 if TYPE_CHECKING:
@@ -26,22 +16,22 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--out", type=PATH, default=Path("demo-out"),
+@click.option("--out", type=options.PATH, default=Path("demo-out"),
               show_default=True, help="Folder for the report and the prompts.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Two updates of two entries: shows that it runs.")
-@click.option("--time-budget", default=190.0, show_default=True, type=Finite(min=1),
+@click.option("--time-budget", default=190.0, show_default=True, type=options.Finite(min=1),
               help="Most seconds of training; fewer updates are made to keep to it.")  # fmt: skip
-@seed_option
+@options.seed_option
 @click.option("--open/--no-open", "show", help="Open the report in a browser.")
-@with_model
-@json_option
+@options.with_model
+@options.json_option
 def command(
     out: Path,
     quick: bool,
     time_budget: float,
     seed: int,
     show: bool,
-    source: ModelSource,
+    source: common.ModelSource,
     json_path: str | None,
 ) -> None:
     """Train a small lorebook and show what it does to a story.
@@ -60,15 +50,17 @@ def command(
     from softlore.compare.demo import DemoObserver, run_demo
     from softlore.compare.report import write_demo_report
 
-    observer = DemoObserver(say, lambda: watch(interactive()), lambda: progress_bar(MEASURING))
+    observer = DemoObserver(
+        common.say, lambda: watch(common.interactive()), lambda: progress_bar(MEASURING)
+    )
     demo = run_demo(source.load(), out, seed=seed, quick=quick, time_budget=time_budget,
                     observer=observer)  # fmt: skip
     demo = write_demo_report(demo, out)
     if json_path != "-":
         _show(demo)
-    write_json(demo.to_dict(), json_path)
+    common.write_json(demo.to_dict(), json_path)
     report = demo.files["report.html"].resolve()
-    say(f"{demo.seconds:.0f} s; the report: {report}")
+    common.say(f"{demo.seconds:.0f} s; the report: {report}")
     if show:
         click.launch(report.as_uri())
 

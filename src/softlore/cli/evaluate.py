@@ -7,18 +7,7 @@ from typing import Any
 
 import click
 
-from softlore.cli.options import (
-    PATH,
-    ModelSource,
-    json_option,
-    library,
-    prompts_option,
-    read_text,
-    say,
-    seed_option,
-    with_model,
-    write_json,
-)
+from softlore.cli import common, options
 from softlore.cli.progress import progress_bar
 
 MEASURING = "measuring "
@@ -42,22 +31,22 @@ distances_option = click.option(
 
 
 @click.command()
-@click.argument("lorebook", type=PATH)
-@prompts_option
-@with_model
+@click.argument("lorebook", type=options.PATH)
+@options.prompts_option
+@options.with_model
 @distances_option
 @click.option(
     "--stories", default=12, show_default=True, help="Number of stories written for each entry."
 )
 @click.option("--story-tokens", default=60, show_default=True, help="Length of each, in tokens.")
-@click.option("--story", type=PATH,
+@click.option("--story", type=options.PATH,
               help="Text for distances and drift, in place of what the model writes.")  # fmt: skip
-@seed_option
-@json_option
+@options.seed_option
+@options.json_option
 def command(
     lorebook: Path,
     folder: Path | None,
-    source: ModelSource,
+    source: common.ModelSource,
     story: Path | None,
     json_path: str | None,
     **how: Any,
@@ -75,12 +64,12 @@ def command(
     from softlore.measure import evaluate
 
     book = Lorebook.load(lorebook)
-    text = None if story is None else read_text(story, "story")
-    prompts = library(folder)
+    text = None if story is None else common.read_text(story, "story")
+    prompts = common.library(folder)
     trained = {entry.name: prompts[entry.name] for entry in book if entry.name in prompts}
     for entry in book:
         if entry.name not in trained:
-            say(f"entry {entry.name!r} has no prompt in {prompts.folder}")
+            common.say(f"entry {entry.name!r} has no prompt in {prompts.folder}")
     model = source.load(book.model)
     with progress_bar(MEASURING) as show:
         result = evaluate(model, book, trained, story=text, on_progress=show, **how)
@@ -92,4 +81,4 @@ def command(
         console = Console()
         console.print(evaluation_table(result))
         console.print(LEGEND, style="dim")
-    write_json(result.to_dict(), json_path)
+    common.write_json(result.to_dict(), json_path)

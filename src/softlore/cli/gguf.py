@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.options import wanting
+from softlore.cli.common import require_extra
 from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def cache_of(given: tuple[str, bool]) -> CacheTypes:
     Raises:
         ConfigError: a type that needs flash attention without it.
     """
-    with wanting("llamacpp"):
+    with require_extra("llamacpp"):
         from softlore.model.gguf import CacheTypes
 
     kind, flash = given
@@ -92,7 +92,7 @@ def cache_of(given: tuple[str, bool]) -> CacheTypes:
 
 def load_gguf(path: Path, model_name: str | None, context: int | None = None) -> GGUFModel:
     """The model in a file, with the tokenizer of the model named, or its own."""
-    with wanting("llamacpp"):
+    with require_extra("llamacpp"):
         import gguf as _gguf  # noqa: F401
         import llama_cpp as _llama  # noqa: F401
 

@@ -8,24 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.options import (
-    PATH,
-    SAME_COMMAND,
-    Finite,
-    ModelSource,
-    code_option,
-    dose,
-    interactive,
-    json_option,
-    library,
-    prompts_option,
-    read_text,
-    resumable,
-    say,
-    seed_option,
-    with_model,
-    write_json,
-)
+from softlore.cli import common, options
 from softlore.cli.progress import progress_bar
 from softlore.errors import CheckError, ConfigError
 
@@ -50,24 +33,24 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("file", required=False, type=PATH)
+@click.argument("file", required=False, type=options.PATH)
 @click.option("--name", required=True, help="Name of the soft prompt.")
-@code_option
-@with_model
-@prompts_option
+@options.code_option
+@options.with_model
+@options.prompts_option
 @click.option("--kind", type=click.Choice(["prefix", "embedding"]), default="prefix",
               show_default=True)  # fmt: skip
 @click.option("--n-tokens", default=16, show_default=True, help="Length of the soft prompt.")
 @click.option("--max-steps", default=400, show_default=True, help="Most updates.")
-@click.option("--time-budget", type=Finite(min=0, min_open=True),
+@click.option("--time-budget", type=options.Finite(min=0, min_open=True),
               help="Seconds; makes fewer updates to keep to it.")  # fmt: skip
-@seed_option
-@json_option
+@options.seed_option
+@options.json_option
 def distil(
     file: Path | None,
     name: str,
     codes: tuple[str, ...],
-    source: ModelSource,
+    source: common.ModelSource,
     folder: Path | None,
     json_path: str | None,
     **settings: Any,
@@ -92,27 +75,27 @@ def distil(
         raise ConfigError("expected the FILE of a text, or one --code or more; give one of the two")
     name = clean_name(name)
     text = None if file is None else _conditioning_text(file)
-    prompts = library(folder, new=True)
+    prompts = common.library(folder, new=True)
     model = source.load()
     conditioning = _conditioning(model, codes, prompts) if text is None else text
     execution = Execution(settings.pop("time_budget"))
     trainer = WorldInfoTrainer(
         model, conditionings={name: conditioning}, execution=execution, **settings
     )
-    with working("writing with what is to be distilled", interactive()):
+    with working("writing with what is to be distilled", common.interactive()):
         trainer.prepare()
-    with watch(interactive()) as trainer.on_step:
+    with watch(common.interactive()) as trainer.on_step:
         prompt = trainer.train()[name]
     fidelity = conditioning_fidelity(model, conditioning, prompt, settings["seed"])
     path = prompts.save(prompt)
     report = {"name": name, "kind": prompt.kind, "n_tokens": len(prompt),
               "fidelity": round(fidelity, 4), "file": str(path)}  # fmt: skip
-    write_json(report, json_path)
-    say(f"wrote {path}: {len(prompt)} tokens have {fidelity:.0%} of its effect")
+    common.write_json(report, json_path)
+    common.say(f"wrote {path}: {len(prompt)} tokens have {fidelity:.0%} of its effect")
 
 
 def _conditioning_text(file: Path) -> str:
-    text = read_text(file, "the text")
+    text = common.read_text(file, "the text")
     if not text.strip():
         raise ConfigError(f"{str(file)!r} is empty; expected a text to distil; write one there")
     return text if text.endswith("\n") else text + "\n"
@@ -123,34 +106,34 @@ def _conditioning(
 ) -> Conditioning:
     from softlore.control import find_codes
 
-    strengths = dict(map(dose, codes))
+    strengths = dict(map(options.parse_code, codes))
     named = find_codes(model, strengths, prompts)
     return [(named[code].conditioning, strength) for code, strength in strengths.items()]
 
 
 @command.command()
-@click.argument("lorebook", type=PATH)
-@with_model
+@click.argument("lorebook", type=options.PATH)
+@options.with_model
 @click.option("--entry", "include", multiple=True, help="Only this entry; may be given often.")
 @click.option("--method", default="gcg", show_default=True,
               type=click.Choice(["gcg", "pez", "autoprompt", "random"]))  # fmt: skip
 @click.option(
     "--tokens", type=int, help="Length of the prompt.  [default: that of --initial, or 16]"
 )
-@click.option("--seconds", type=Finite(min=0, min_open=True),
+@click.option("--seconds", type=options.Finite(min=0, min_open=True),
               help="For each entry.  [default: 120]")  # fmt: skip
 @click.option("--passes", type=int, help="Forward passes for each entry, in place of seconds.")
-@click.option("--fluency", default=0.0, show_default=True, type=Finite(min=0),
+@click.option("--fluency", default=0.0, show_default=True, type=options.Finite(min=0),
               help="Weight of the prompt's own NLL.")  # fmt: skip
-@click.option("--initial", type=PATH,
+@click.option("--initial", type=options.PATH,
               help="Start from the tokens nearest to the soft prompt in this file.")  # fmt: skip
-@seed_option
-@click.option("--checkpoints", type=PATH,
+@options.seed_option
+@click.option("--checkpoints", type=options.PATH,
               help="Folder that progress is saved in, and continued from.")  # fmt: skip
-@json_option
+@options.json_option
 def search(
     lorebook: Path,
-    source: ModelSource,
+    source: common.ModelSource,
     include: tuple[str, ...],
     method: str,
     tokens: int | None,
@@ -188,7 +171,10 @@ def search(
     for entry in entries:
         scorer = Scorer(model, entry.blocks, entry.held_out, fluency)
         path = checkpoints and checkpoints / f"{entry.name}.search"
-        with resumable(SAME_COMMAND if checkpoints else unsaved), progress_bar(entry.name) as bar:
+        with (
+            common.resumable(common.SAME_COMMAND if checkpoints else unsaved),
+            progress_bar(entry.name) as bar,
+        ):
             searcher = Searcher(scorer, method, tokens, initial=start, checkpoint=path, **limits)
             searcher.on_step = lambda now: bar(now.done, f" {now.best[1]:.2f}" if now.best else "")
             best = searcher.search()
@@ -199,22 +185,22 @@ def search(
                 f"  recall {best.loss:.2f} nats a token ({report[entry.name]['bare']:.2f} without)"
                 f", {best.steps} steps, {best.passes} passes, {best.seconds:.0f} s"
             )
-    write_json(report, json_path)
+    common.write_json(report, json_path)
 
 
 @command.command()
-@click.argument("file", type=PATH)
-@with_model
-@click.option("--html", type=PATH, help="Write a page, side by side.")
-@click.option("--csv", "table", type=PATH,
+@click.argument("file", type=options.PATH)
+@options.with_model
+@click.option("--html", type=options.PATH, help="Write a page, side by side.")
+@click.option("--csv", "table", type=options.PATH,
               help="Write a row a case to this file; - is standard output.")  # fmt: skip
 @click.option("--cache/--no-cache", "cached", default=True, help="Save outputs between runs.")
 @click.option("--allow-python", is_flag=True, help="Run the file's `python` assertions. They may "
               "do anything: only for files that you trust.")  # fmt: skip
-@json_option
+@options.json_option
 def run(
     file: Path,
-    source: ModelSource,
+    source: common.ModelSource,
     html: Path | None,
     table: Path | None,
     cached: bool,
@@ -259,7 +245,7 @@ def run(
         click.echo(experiment_csv(rows), nl=False)
     elif table is not None:
         write_atomically(table, experiment_csv(rows).encode())
-    write_json(experiment_report(experiment, rows), json_path)
+    common.write_json(experiment_report(experiment, rows), json_path)
     if json_path != "-" and not piped:
         from rich.console import Console
 

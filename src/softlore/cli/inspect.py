@@ -7,21 +7,13 @@ from typing import Any
 
 import click
 
-from softlore.cli.options import (
-    PATH,
-    json_option,
-    library,
-    print_table,
-    prompts_option,
-    say,
-    write_json,
-)
+from softlore.cli import common, options
 
 
 @click.command()
-@click.argument("file", required=False, type=PATH)
-@prompts_option
-@json_option
+@click.argument("file", required=False, type=options.PATH)
+@options.prompts_option
+@options.json_option
 def command(file: Path | None, folder: Path | None, json_path: str | None) -> None:
     """Show the prompt in FILE; without FILE, or with a folder, what the folder holds.
 
@@ -44,7 +36,7 @@ def _is_prompt(folder: Path) -> bool:
 
 
 def _show_folder(folder: Path | None, json_path: str | None) -> None:
-    prompts = library(folder, new=True)  # where there is none, the text says how to fill it
+    prompts = common.library(folder, new=True)  # where there is none, the text says how to fill it
     listing = prompts.listing()
     rows: list[dict[str, Any]] = [
         {
@@ -58,18 +50,20 @@ def _show_folder(folder: Path | None, json_path: str | None) -> None:
         for header in listing.headers
     ]
     bad = [{"file": str(file.path), "error": str(file.error)} for file in listing.bad]
-    write_json({"folder": str(prompts.folder), "prompts": rows, "unreadable": bad}, json_path)
+    common.write_json(
+        {"folder": str(prompts.folder), "prompts": rows, "unreadable": bad}, json_path
+    )
     if json_path == "-":
         return
     click.echo(f"prompts folder: {prompts.folder}")
     if rows:
         cells = [(r["name"], r["kind"], str(r["n_tokens"]), r["base_model"],
                   f"{r['bytes'] / 1024:.0f} KB") for r in rows]  # fmt: skip
-        print_table(("name", "kind", "tokens", "model", "size"), cells)
+        common.print_table(("name", "kind", "tokens", "model", "size"), cells)
     else:
         click.echo("no prompts yet: `softlore train LOREBOOK` puts them there")
     for file in bad:
-        say(f"unreadable: {file['error']}")
+        common.say(f"unreadable: {file['error']}")
 
 
 def _show_file(file: Path, json_path: str | None) -> None:
@@ -93,7 +87,7 @@ def _show_file(file: Path, json_path: str | None) -> None:
         "tokenizer_fingerprint": prompt.tokenizer_fingerprint,
         "library_version": prompt.library_version,
     }
-    write_json(facts, json_path)
+    common.write_json(facts, json_path)
     if json_path == "-":
         return
     for key, value in facts.items():

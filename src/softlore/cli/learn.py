@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.options import interactive, json_option, model_options, write_json
+from softlore.cli.common import interactive, write_json
+from softlore.cli.options import json_option, model_options
 
 if TYPE_CHECKING:
     from softlore.story.learning import LearnableLine, LearnedEntry

@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.options import (
-    PATH,
-    check_free,
-    count,
-    force_option,
-    json_option,
-    print_table,
-    say,
-    write_json,
-)
+from softlore.cli import common, options
 
 if TYPE_CHECKING:
     from softlore.lore import Entry, Lorebook
@@ -44,13 +35,13 @@ def command() -> None:
 
 
 @command.command("import")
-@click.argument("file", type=PATH)
+@click.argument("file", type=options.PATH)
 @click.option(
     "--out",
-    type=PATH,
+    type=options.PATH,
     help="The .yaml or .json file to write.  [default: here, by FILE's name, .yaml]",
 )
-@force_option
+@options.force_option
 def import_(file: Path, out: Path | None, force: bool) -> None:
     """Make a softlore lorebook of FILE, whichever program it is from.
 
@@ -65,27 +56,27 @@ def import_(file: Path, out: Path | None, force: bool) -> None:
 
     book = Lorebook.load(file)
     path = out or Path(f"{file.stem}.yaml")
-    check_free(path, force)
+    common.check_free(path, force)
     book.save(path)
     click.echo(f"read {_entries(len(book))} from {file} ({_format(book)}); wrote {path}")
     if number := _without_lore(book):
-        say(f"{_entries(number)} without text saved for the way back")
+        common.say(f"{_entries(number)} without text saved for the way back")
 
 
 @command.command()
-@click.argument("lorebook", type=PATH)
+@click.argument("lorebook", type=options.PATH)
 @click.option("--to", "to", required=True, type=click.Choice(FORMATS), help="The format to write.")
 @click.option(
     "--out",
-    type=PATH,
+    type=options.PATH,
     help="File to write; for a card also .png or .charx.  [default: here, by the lorebook's name]",
 )
 @click.option(
     "--into",
-    type=PATH,
+    type=options.PATH,
     help="The picture or archive to put a card into.  [default: a small plain one]",
 )
-@force_option
+@options.force_option
 def export(lorebook: Path, to: str, out: Path | None, into: Path | None, force: bool) -> None:
     """Write LOREBOOK in another program's format.
 
@@ -102,7 +93,7 @@ def export(lorebook: Path, to: str, out: Path | None, into: Path | None, force: 
 
     book = Lorebook.load(lorebook)
     path = out or Path(book.name + EXPORTERS[to].suffix)
-    check_free(path, force)
+    common.check_free(path, force)
     book.save(path, to, into)
     click.echo(
         f"read {_entries(len(book))} from {lorebook}; wrote {path} ({EXPORTERS[to].description})"
@@ -110,12 +101,12 @@ def export(lorebook: Path, to: str, out: Path | None, into: Path | None, force: 
     if to == "mkultra":
         for entry in book:
             if not entry.blocks:
-                say(f"left out: {entry.name!r} has no blocks")
+                common.say(f"left out: {entry.name!r} has no blocks")
 
 
 @command.command()
-@click.argument("file", type=PATH)
-@json_option
+@click.argument("file", type=options.PATH)
+@options.json_option
 def show(file: Path, json_path: str | None) -> None:
     """Show the entries of FILE, a lorebook in any format that is read.
 
@@ -138,7 +129,7 @@ def show(file: Path, json_path: str | None) -> None:
         "entries": rows,
         "without_lore": _without_lore(book),
     }
-    write_json(report, json_path)
+    common.write_json(report, json_path)
     if json_path == "-":
         return
     click.echo(f"{book.name}: {_entries(len(book))} ({_format(book)})")
@@ -170,7 +161,7 @@ def _print_entries(rows: list[dict[str, Any]]) -> None:
             keys = f"always ({keys})" if keys else "always"
         use = row["use"] if row["enabled"] else "not enabled"
         cells.append((row["name"], keys, str(row["characters"]), str(row["pairs"]), use))
-    print_table(("entry", "keys", "characters", "pairs", "use"), cells)
+    common.print_table(("entry", "keys", "characters", "pairs", "use"), cells)
 
 
 def _format(book: Lorebook) -> str:
@@ -178,7 +169,7 @@ def _format(book: Lorebook) -> str:
 
 
 def _entries(number: int) -> str:
-    return count(number, "entry", "entries")
+    return common.count(number, "entry", "entries")
 
 
 def _without_lore(book: Lorebook) -> int:

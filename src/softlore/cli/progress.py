@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from softlore.cli.options import interactive, say
+from softlore.cli import common
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +23,7 @@ PLAIN_SECONDS = 10.0  # between lines where there is no terminal
 @contextmanager
 def progress_bar(title: str, total: float = 1.0) -> Iterator[Callable[[float, str], None]]:
     """A bar on a terminal, else nothing; called with how much is done, and what is being done."""
-    if not interactive():
+    if not common.interactive():
         yield lambda done, doing: None
         return
     from rich.console import Console
@@ -79,7 +79,7 @@ def _plain() -> Callable[[TrainingProgress], None]:
             return
         last = now
         losses = "  ".join(f"{n} {_shown_loss(p)}" for n, p in _first_entries(progress))
-        say(f"{progress.done:4.0%}  update {progress.step}  loss: {losses}")
+        common.say(f"{progress.done:4.0%}  update {progress.step}  loss: {losses}")
 
     return show
 
@@ -154,7 +154,7 @@ def _plain_groups() -> Callable[[GroupEvent], None]:
         if event.event == "update" and now - last.get(number, 0.0) < PLAIN_SECONDS:
             return
         last[number] = now
-        say(_line(event))
+        common.say(_line(event))
 
     return show
 

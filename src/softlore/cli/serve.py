@@ -8,20 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from softlore.cli import common, options
 from softlore.cli.gguf import LLAMACPP, cache_options, check_gguf, gguf_option, gguf_runner
-from softlore.cli.options import (
-    FILE,
-    FOLDER,
-    ModelSource,
-    chosen,
-    count,
-    prompts_option,
-    read_text,
-    say,
-    setting_options,
-    wanting,
-    with_model,
-)
 from softlore.errors import ConfigError
 from softlore.settings import ServeSettings
 
@@ -35,14 +23,14 @@ NEEDED = ("fastapi", "httpx", "prometheus_client", "uvicorn")  # of the extra `s
 
 
 @click.command()
-@click.option("--lorebook", type=FILE, help="Lore that wakes in every client's text.")
-@setting_options(ServeSettings)
-@click.option("--api-key-file", type=FILE,
+@click.option("--lorebook", type=options.FILE, help="Lore that wakes in every client's text.")
+@options.setting_options(ServeSettings)
+@click.option("--api-key-file", type=options.FILE,
               help="File that holds the API key, so that no list of processes shows it.",
               )  # fmt: skip
-@click.option("--stories", "stories_folder", type=FOLDER,
+@click.option("--stories", "stories_folder", type=options.FOLDER,
               help="Folder of stories.  [default: softlore's own]")  # fmt: skip
-@click.option("--lorebooks", "books_folder", type=FOLDER,
+@click.option("--lorebooks", "books_folder", type=options.FOLDER,
               help="Folder of the studio's lorebooks.  [default: softlore's own]")  # fmt: skip
 @click.option("--engine", "engine_name", default="local", show_default=True,
               type=click.Choice(["local", "vllm", LLAMACPP]),
@@ -60,11 +48,11 @@ NEEDED = ("fastapi", "httpx", "prometheus_client", "uvicorn")  # of the extra `s
 @click.option("--open", "opens", is_flag=True, help="Open the studio in the browser.")
 @click.option("--log-level", default="info", show_default=True,
               type=click.Choice(["debug", "info", "warning", "error"]))  # fmt: skip
-@with_model
-@prompts_option
+@options.with_model
+@options.prompts_option
 def command(
     lorebook: Path | None,
-    source: ModelSource,
+    source: common.ModelSource,
     folder: Path | None,
     stories_folder: Path | None,
     books_folder: Path | None,
@@ -94,12 +82,12 @@ def command(
     """
     _check_engine(engine_name, engine_url, gguf)
     settings = _settings(given)
-    with wanting("serve"):
+    with common.require_extra("serve"):
         _check_extra()
     from softlore.serve.listening import listen, url_of
 
     listening = listen(settings)
-    say(f"loading {gguf or source.name or 'the storyteller'} …")
+    common.say(f"loading {gguf or source.name or 'the storyteller'} …")
     from softlore.lore import Lorebook
     from softlore.serve import logs
     from softlore.serve.server import Server
@@ -122,9 +110,9 @@ def command(
 
 
 def _settings(given: dict[str, Any]) -> ServeSettings:
-    settings = chosen(given)
+    settings = options.chosen(given)
     if (path := settings.pop("api_key_file", None)) is not None:
-        settings["api_key"] = read_text(path, "--api-key-file").strip()
+        settings["api_key"] = common.read_text(path, "--api-key-file").strip()
     if not settings.get("api_key"):
         settings.pop("api_key", None)
     return ServeSettings(**settings)
@@ -152,7 +140,7 @@ def _limits(settings: ServeSettings) -> dict[str, Any]:
 
 
 def _engine(
-    source: ModelSource,
+    source: common.ModelSource,
     book: Lorebook | None,
     settings: ServeSettings,
     url: str | None,
@@ -219,11 +207,11 @@ def _announce(url: str, state: ServerState, engine_url: str | None) -> None:
         "stories": str(state.stories.folder),
         "lorebook": "none"
         if book is None
-        else f"{book.name}, {count(len(book), 'entry', 'entries')}",
+        else f"{book.name}, {common.count(len(book), 'entry', 'entries')}",
         "pages that may call": ", ".join(settings.origins)
         or "none but its own (--origin lets others in)",
         "API key": "needed" if settings.api_key else "none: only this machine can call",
     }
     for name, value in lines.items():
-        say(f"  {name:20} {value}")
-    say("Ctrl-C stops it; texts under way may end")
+        common.say(f"  {name:20} {value}")
+    common.say("Ctrl-C stops it; texts under way may end")

@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.options import (
-    interactive,
-    library,
-    model_options,
-    prompts_option,
-    sampling_options,
-)
+from softlore.cli.common import interactive, library
+from softlore.cli.options import model_options, prompts_option, sampling_options
 
 if TYPE_CHECKING:
     from softlore.lore import Lorebook

@@ -10,19 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from softlore.cli import common, options
 from softlore.cli.evaluate import parse_distances
-from softlore.cli.options import (
-    PATH,
-    Finite,
-    ModelSource,
-    interactive,
-    json_option,
-    resumable,
-    say,
-    wanting,
-    with_model,
-    write_json,
-)
 from softlore.cli.progress import progress_bar
 from softlore.cli.train import training_options, training_settings
 from softlore.cli.workers import Workers, worker_options
@@ -34,29 +23,29 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("lorebook", type=PATH)
-@with_model
+@click.argument("lorebook", type=options.PATH)
+@options.with_model
 @click.option("--param", "params", multiple=True, metavar="NAME=VALUES",
               help="A setting to sweep: n_tokens=4..32, learning_rate=0.03..1:log or "
               "kind=prefix,embedding; may be given often.  [default: n_tokens, learning_rate and "
               "drift_guard]")  # fmt: skip
 @click.option("--trials", default=20, show_default=True, type=click.IntRange(min=1),
               help="Number of trials in all, with those of earlier runs.")  # fmt: skip
-@click.option("--seconds", type=Finite(min=0), help="Start no trial after this time.")
-@click.option("--drift-weight", default=1.0, show_default=True, type=Finite(min=0),
+@click.option("--seconds", type=options.Finite(min=0), help="Start no trial after this time.")
+@click.option("--drift-weight", default=1.0, show_default=True, type=options.Finite(min=0),
               help="Nats of recall that a nat of drift counts as.")  # fmt: skip
 @click.option("--distances", default="0,64", show_default=True, callback=parse_distances,
               help="Tokens of story before an entry's own calls.")  # fmt: skip
-@click.option("--study", type=PATH,
+@click.option("--study", type=options.PATH,
               help="SQLite file that trials are saved in.  [default: LOREBOOK.sweep.db]",
               )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Start the study anew.")
 @worker_options
 @training_options
-@json_option
+@options.json_option
 def command(
     lorebook: Path,
-    source: ModelSource,
+    source: common.ModelSource,
     params: tuple[str, ...],
     trials: int,
     study: Path | None,
@@ -68,7 +57,7 @@ def command(
     overwrite: bool,
     **given: Any,
 ) -> None:
-    """Try training settings on LOREBOOK, and say which are best.
+    """Try training settings on LOREBOOK, and common.say which are best.
 
     A trial trains all entries, in memory, and measures recall (of held-out calls, where there are
     some) and drift, alone and in company; both are in nats a token, and lower is better. Settings
@@ -85,7 +74,7 @@ def command(
     from softlore.model import DEFAULT_MODEL
     from softlore.tune.search_space import DEFAULT, parse_space
 
-    with wanting("sweep"):
+    with common.require_extra("sweep"):
         from softlore.tune.sweep import Sweep
     settings = training_settings(given)
     free = [param for param in DEFAULT if param.partition("=")[0] not in settings]
@@ -99,7 +88,9 @@ def command(
     with workers.pool(source, most=trials) as pool, _trial_bar(trials) as show:
         sweep = Sweep(pool, book, space, path, model=name, trials=trials,
                       on_trial=show, **how)  # fmt: skip
-        with resumable("stopped; the trials are saved: the same command continues from here"):
+        with common.resumable(
+            "stopped; the trials are saved: the same command continues from here"
+        ):
             finished = sweep.run()
     best = next((trial for trial in finished if trial.score is not None), None)
     line = None if best is None else _train_command(lorebook, source.name, given, best)
@@ -107,7 +98,7 @@ def command(
         _print(finished, [one.name for one in space], line)
     shown = {"trials": [trial.to_dict() for trial in finished], "command": line}
     report = {"lorebook": book.name, "model": name, "drift_weight": drift_weight}
-    write_json(report | shown, json_path)
+    common.write_json(report | shown, json_path)
 
 
 def _train_command(
@@ -119,8 +110,8 @@ def _train_command(
     fixed = {name: value for name, value in given.items() if name != "chat"}
     model = [] if model_name is None else ["--model", model_name]
     chat = ["--chat"] if given["chat"] else []
-    options = [*model, *options_for(fixed | best.settings), *chat]
-    return shlex.join(["softlore", "train", str(lorebook), *options])
+    arguments = [*model, *options_for(fixed | best.settings), *chat]
+    return shlex.join(["softlore", "train", str(lorebook), *arguments])
 
 
 def _print(finished: Sequence[FinishedTrial], names: Sequence[str], line: str | None) -> None:
@@ -128,7 +119,7 @@ def _print(finished: Sequence[FinishedTrial], names: Sequence[str], line: str | 
 
     Console().print(_table(finished, names))
     if line is None:
-        say("no trial finished; see why in the table")
+        common.say("no trial finished; see why in the table")
     else:
         click.echo(f"train with the best: {line}")
 
@@ -157,8 +148,8 @@ def _shown(value: Any) -> str:
 @contextmanager
 def _trial_bar(trials: int) -> Iterator[Callable[[FinishedTrial], None]]:
     """A bar with the best score so far on a terminal; a line a trial elsewhere."""
-    if not interactive():
-        yield lambda trial: say(f"trial {trial.number}: {_outcome(trial)}")
+    if not common.interactive():
+        yield lambda trial: common.say(f"trial {trial.number}: {_outcome(trial)}")
         return
     scores: list[float] = []
     with progress_bar("trying", trials) as bar:

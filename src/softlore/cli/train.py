@@ -8,25 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.options import (
-    PATH,
-    SAME_COMMAND,
-    Command,
-    Finite,
-    ModelSource,
-    chosen,
-    clean,
-    count,
-    interactive,
-    json_option,
-    library,
-    read_text,
-    resumable,
-    say,
-    setting_options,
-    with_model,
-    write_json,
-)
+from softlore.cli import common, options
 from softlore.cli.workers import Workers, torchrun_ranks, worker_options
 from softlore.errors import ConfigError
 from softlore.settings import TrainingConfig, table
@@ -41,13 +23,17 @@ GROUP_SIZE = 8  # with --ray, by default
 NOTHING_NEW = "nothing new to train; --overwrite trains what is there again"
 
 
-def training_options(function: Command) -> Command:
+def training_options(function: options.Command) -> options.Command:
     """An option for each training setting, and files for two of them; see `training_settings`."""
     names = [name for name in table(TrainingConfig) if name != "story"]
-    function = setting_options(TrainingConfig, *names)(function)
+    function = options.setting_options(TrainingConfig, *names)(function)
     for option in (
-        click.option("--initial-prompt", type=PATH, help="Start from the prompt in this file."),
-        click.option("--story", type=PATH, help="File of your own text for filler and guard."),
+        click.option(
+            "--initial-prompt", type=options.PATH, help="Start from the prompt in this file."
+        ),
+        click.option(
+            "--story", type=options.PATH, help="File of your own text for filler and guard."
+        ),
     ):
         function = option(function)
     return function
@@ -55,36 +41,36 @@ def training_options(function: Command) -> Command:
 
 def training_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Fields of `TrainingConfig` from what `training_options` were given."""
-    settings = chosen(given)
+    settings = options.chosen(given)
     if "initial" in settings:
-        clean(settings["initial"], "--initial")
+        common.clean(settings["initial"], "--initial")
     if (path := settings.pop("initial_prompt", None)) is not None:
         from softlore.prompts import load_prompt
 
         settings["initial"] = load_prompt(path)
     if "story" in settings:
-        settings["story"] = read_text(settings["story"], "story")
+        settings["story"] = common.read_text(settings["story"], "story")
     return settings
 
 
 @click.command()
-@click.argument("lorebook", type=PATH)
-@with_model
-@click.option("--out", "folder", type=PATH, help="Folder for the prompts.")
+@click.argument("lorebook", type=options.PATH)
+@options.with_model
+@click.option("--out", "folder", type=options.PATH, help="Folder for the prompts.")
 @click.option("--entry", "include", multiple=True,
               help="Train only this entry; may be given often.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Train again what the folder already holds.")
 @click.option("--time-budget", type=float, help="Seconds; fewer updates are made to keep to it.")
-@click.option("--checkpoint-seconds", type=Finite(min=0), default=10.0, hidden=True)
+@click.option("--checkpoint-seconds", type=options.Finite(min=0), default=10.0, hidden=True)
 @click.option("--group-size", type=click.IntRange(min=1), metavar="N",
               help="Train the entries N at a time, in the book's order; only those of a group keep "
               f"company.  [default: all together; with --ray, {GROUP_SIZE}]")  # fmt: skip
 @worker_options
 @training_options
-@json_option
+@options.json_option
 def command(
     lorebook: Path,
-    source: ModelSource,
+    source: common.ModelSource,
     folder: Path | None,
     include: tuple[str, ...],
     group_size: int | None,
@@ -108,7 +94,7 @@ def command(
     """
     run = training_settings(given)
     time_budget = run.pop("time_budget", None)
-    prompts = library(folder, new=True)
+    prompts = common.library(folder, new=True)
     if group_size is None and workers.ray is not None:
         group_size = GROUP_SIZE
     with torchrun_ranks(source.device, group_size is not None) as ranks:
@@ -128,7 +114,7 @@ def command(
             run["execution"] = Execution(time_budget, ranks=ranks)
             report = _train_together(lorebook, prompts, include, run, source)
         if ranks is None or ranks.first:
-            write_json(report, json_path)
+            common.write_json(report, json_path)
 
 
 def _train_together(
@@ -136,7 +122,7 @@ def _train_together(
     prompts: PromptLibrary,
     include: tuple[str, ...],
     run: dict[str, Any],
-    source: ModelSource,
+    source: common.ModelSource,
 ) -> dict[str, Any]:
     """Trains a lorebook as one set, or a corpus; saves the prompts and returns the report."""
     from softlore.lore import Lorebook
@@ -149,9 +135,9 @@ def _train_together(
         book = Lorebook.load(lorebook)
         plan = plan_book(source.load(book.model), book, prompts, include=include, **run)
         if plan.retained:
-            say(f"already trained, in company with the new ones: {', '.join(plan.retained)}")
+            common.say(f"already trained, in company with the new ones: {', '.join(plan.retained)}")
         if plan.trainer is None:
-            say(NOTHING_NEW)
+            common.say(NOTHING_NEW)
             return _report(prompts, [], plan.retained)
         trainer = plan.trainer
     return _report(prompts, _train(trainer, prompts), trainer.company)
@@ -163,7 +149,7 @@ def _train_groups(
     include: tuple[str, ...],
     run: dict[str, Any],
     group_size: int,
-    source: ModelSource,
+    source: common.ModelSource,
     workers: Workers,
 ) -> dict[str, Any]:
     """Trains a lorebook in groups; saves the prompts and returns the report.
@@ -183,18 +169,18 @@ def _train_groups(
     book = Lorebook.load(lorebook)
     source = source.or_else(book.model)
     groups = -(-len(book) // group_size)
-    with workers.pool(source, groups) as pool, watch_groups(interactive()) as show:
+    with workers.pool(source, groups) as pool, watch_groups(common.interactive()) as show:
         training = GroupRun(
             pool, book, prompts, group_size=group_size, include=include, on_event=show, **run
         )
-        with resumable(SAME_COMMAND):
+        with common.resumable(common.SAME_COMMAND):
             done = training.run()
     if done.retained:
-        say(f"already trained, and left as they are: {', '.join(done.retained)}")
+        common.say(f"already trained, and left as they are: {', '.join(done.retained)}")
     if not done.trained:
-        say(NOTHING_NEW)
+        common.say(NOTHING_NEW)
     for path in done.paths:
-        say(f"wrote {path}")
+        common.say(f"wrote {path}")
     return _report(prompts, done.trained, done.retained)
 
 
@@ -205,7 +191,7 @@ def _is_corpus(path: Path) -> bool:
 
 
 def _corpus_trainer(
-    path: Path, prompts: PromptLibrary, run: dict[str, Any], source: ModelSource
+    path: Path, prompts: PromptLibrary, run: dict[str, Any], source: common.ModelSource
 ) -> WorldInfoTrainer[Any]:
     from softlore.lore.corpora import holds_corpora, read_corpora
     from softlore.lore.names import as_name
@@ -214,7 +200,7 @@ def _corpus_trainer(
 
     name = as_name(path.stem)
     several = holds_corpora(path)
-    corpus: Any = read_corpora(path) if several else read_text(path, "corpus")
+    corpus: Any = read_corpora(path) if several else common.read_text(path, "corpus")
     settings = CODE_SETTINGS | run if several else dict(run)
     seconds, overwrite = settings.pop("checkpoint_seconds"), settings.pop("overwrite")
     checkpointing = Checkpointing(checkpoint_path(prompts.folder, name), seconds, overwrite)
@@ -232,13 +218,13 @@ def _train(trainer: WorldInfoTrainer[Any], prompts: PromptLibrary) -> list[SoftP
     from softlore.errors import DivergedError
     from softlore.tune.lorebook_training import save_prompts
 
-    with working("reading the lore, and sampling the bare model", interactive()):
+    with working("reading the lore, and sampling the bare model", common.interactive()):
         trainer.prepare()
     if trainer.step:
-        say(f"continuing from update {trainer.step}")
+        common.say(f"continuing from update {trainer.step}")
     _announce(trainer, prompts.folder)
     try:
-        with watch(interactive()) as trainer.on_step, resumable(SAME_COMMAND):
+        with watch(common.interactive()) as trainer.on_step, common.resumable(common.SAME_COMMAND):
             trainer.train()
     except DivergedError:
         for prompt in trainer.prompts().values() if trainer.ranks.first else ():
@@ -248,7 +234,7 @@ def _train(trainer: WorldInfoTrainer[Any], prompts: PromptLibrary) -> list[SoftP
     made = list(trainer.prompts().values())
     if trainer.ranks.first:
         for path in save_prompts(prompts, made, trainer):
-            say(f"wrote {path}")
+            common.say(f"wrote {path}")
     return made
 
 
@@ -257,12 +243,12 @@ def _announce(trainer: WorldInfoTrainer[Any], folder: Path) -> None:
     ahead = trainer.estimate()
     seconds = ahead.seconds
     duration = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
-    say(
-        f"{count(len(trainer.entries), 'entry', 'entries')}, up to {ahead.updates} updates: about "
-        f"{duration}; prompts of {max(1, ahead.prompt_bytes // 1024)} KB each in {folder}"
+    common.say(
+        f"{common.count(len(trainer.entries), 'entry', 'entries')}, up to {ahead.updates} updates: "
+        f"about {duration}; prompts of {max(1, ahead.prompt_bytes // 1024)} KB each in {folder}"
     )
     if ahead.sight is not None:
-        say(
+        common.say(
             f"every layer of this model attends to the last {ahead.sight:,} tokens at most: a "
             "prefix is out of sight further on in a story; --kind embedding can be named again "
             "there"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from softlore.cli.options import Command, ModelSource, count, interactive, say, wanting
+from softlore.cli import common, options
 from softlore.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Workers(NamedTuple):
             torch.set_num_threads(self.threads)
 
     @contextlib.contextmanager
-    def pool(self, source: ModelSource, most: int | None = None) -> Iterator[WorkerPool]:
+    def pool(self, source: common.ModelSource, most: int | None = None) -> Iterator[WorkerPool]:
         """The workers, with the model loaded; they are closed at the end of the block.
 
         Args:
@@ -52,27 +52,27 @@ class Workers(NamedTuple):
                 "--workers are Ray's; expected --ray beside them; add it, or leave --workers out"
             )
 
-    def _local(self, source: ModelSource) -> WorkerPool:
+    def _local(self, source: common.ModelSource) -> WorkerPool:
         from softlore.tune.worker_pool import LocalWorkerPool
 
         self._check_alone()
         return LocalWorkerPool(source.load(), self.threads)
 
-    def _on_ray(self, address: str, source: ModelSource, most: int | None) -> WorkerPool:
+    def _on_ray(self, address: str, source: common.ModelSource, most: int | None) -> WorkerPool:
         from softlore.cli.progress import working
         from softlore.model import DEFAULT_MODEL
         from softlore.tune.worker_pool import ModelSpec
 
-        with wanting("ray"):
+        with common.require_extra("ray"):
             from softlore.tune.worker_pool_ray import RayWorkerPool
         spec = ModelSpec(source.or_else(DEFAULT_MODEL).name or "", source.dtype, source.device)
-        with working("starting workers", interactive()):
+        with working("starting workers", common.interactive()):
             pool = RayWorkerPool(spec, address, self.workers, self.threads, most)
-        say(f"{count(pool.size, 'worker')} of {count(pool.threads, 'thread')}")
+        common.say(f"{common.count(pool.size, 'worker')} of {common.count(pool.threads, 'thread')}")
         return pool
 
 
-def worker_options(function: Command) -> Command:
+def worker_options(function: options.Command) -> options.Command:
     """`--ray`, `--workers`, `--threads`, given to the command as `workers`, a `Workers`."""
 
     @functools.wraps(function)

@@ -7,15 +7,12 @@ from typing import Any
 
 import click
 
+from softlore.cli.common import clean, given_text, library, load_model
 from softlore.cli.gguf import cache_options, gguf_option, gguf_runner
 from softlore.cli.options import (
-    clean,
     code_option,
-    dose,
-    given_text,
-    library,
-    load_model,
     model_options,
+    parse_code,
     prompts_option,
     sampling_options,
 )
@@ -69,9 +66,9 @@ def command(
         runner: ModelRunner = TorchModelRunner(load_model(model_name, dtype, device))
     else:
         runner = gguf_runner(gguf, model_name, None, cache, len(codes) + 1)
-    doses = dict(map(dose, codes))
-    found = find_codes(runner.model, doses, prompts) if doses else {}
-    conditioning = [(found[name].conditioning, strength) for name, strength in doses.items()]
+    strengths = dict(map(parse_code, codes))
+    found = find_codes(runner.model, strengths, prompts) if strengths else {}
+    conditioning = [(found[name].conditioning, strength) for name, strength in strengths.items()]
     no_copy = sampling.pop("no_copy", 0)
     stops = [clean(one, "--stop") for one in stop]
     request = GenerationRequest(

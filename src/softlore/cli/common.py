@@ -1,0 +1,189 @@
+"""What several commands do: load a model, read and write files, print, report errors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from softlore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from softlore.model import FrozenModel
+    from softlore.prompts import PromptLibrary
+
+SAME_COMMAND = "stopped; progress is saved: the same command continues from here"
+
+
+class ModelSource(NamedTuple):
+    """The model that the options of `with_model` name."""
+
+    name: str | None
+    dtype: str | None
+    device: str | None
+
+    def or_else(self, default: str | None) -> ModelSource:
+        """The same, with a default name where none was given."""
+        return self if self.name is not None else self._replace(name=default)
+
+    def load(self, default: str | None = None) -> FrozenModel:
+        """The model named, or `default`, which may be that of a lorebook, or softlore's default."""
+        return load_model(self.or_else(default).name, self.dtype, self.device)
+
+
+def load_model(name: str | None, dtype: str | None, device: str | None) -> FrozenModel:
+    """The model that `model_options` name, or the default one."""
+    from softlore.model import DEFAULT_MODEL, FrozenModel
+
+    return FrozenModel.from_pretrained(
+        DEFAULT_MODEL if name is None else name, dtype=dtype, device=device
+    )
+
+
+def library(folder: Path | None, new: bool = False) -> PromptLibrary:
+    """The folder that was named, or the default one, which need not exist yet.
+
+    Args:
+        new: prompts will be written there, so it is made if need be.
+
+    Raises:
+        ConfigError: a folder was named that does not exist.
+    """
+    from softlore.prompts import PromptLibrary
+
+    if folder is not None and not new and not folder.exists():
+        raise ConfigError(
+            f"there is no folder {str(folder)!r}; expected one of prompt files; check --prompts"
+        )
+    return PromptLibrary(folder)
+
+
+def write_json(report: Any, path: str | None) -> None:
+    """Writes a report where `--json` says, if it was given."""
+    if path is None:
+        return
+    text = json.dumps(report, indent=2, ensure_ascii=False)
+    if path == "-":
+        click.echo(text)
+        return
+    from softlore.disk import write_atomically
+
+    write_atomically(path, (text + "\n").encode())
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: bool = False) -> None:
+    """Prints a table; cells are shown as they are. `right`: aligns all but the first column."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None)
+    for number, column in enumerate(columns):
+        shown.add_column(column, justify="right" if right and number else "left")
+    for row in rows:
+        shown.add_row(*map(Text, row))
+    Console().print(shown)
+
+
+def say(message: str) -> None:
+    """A line on standard error."""
+    click.echo(message, err=True)
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """A number with its noun: "1 entry", "2 entries"."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text file as UTF-8.
+
+    Raises:
+        ConfigError: missing, a folder, or not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{what} {str(path)!r} can't be read ({why}); expected a UTF-8 text file; check it"
+        ) from error
+
+
+def clean(text: str, what: str) -> str:
+    """The text, as it was typed.
+
+    Raises:
+        ConfigError: bytes that are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{what} {text!r:.60} holds bytes that are not UTF-8; expected text; type it anew"
+        ) from error
+    return text
+
+
+def given_text(text: str) -> str:
+    """A text argument, or standard input where it is "-".
+
+    Raises:
+        ConfigError: it is not UTF-8.
+    """
+    if text != "-":
+        return clean(text, "the text")
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"standard input is not UTF-8 text ({error.reason}); expected text; check what is "
+            "piped in"
+        ) from error
+
+
+@contextlib.contextmanager
+def require_extra(extra: str) -> Iterator[None]:
+    """Imports of what comes with one of softlore's extras.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("softlore"):
+            raise
+        raise ConfigError(
+            f"{error.name} is not installed; expected what comes with softlore's extra `{extra}`; "
+            f"run: pip install 'softlore[{extra}]'"
+        ) from None
+
+
+@contextlib.contextmanager
+def resumable(message: str) -> Iterator[None]:
+    """Turns Ctrl-C into exit code 130 with a message that says what is saved."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.exceptions.Abort(message) from None
+
+
+def interactive() -> bool:
+    """Whether standard error is a terminal."""
+    return sys.stderr.isatty()
+
+
+def check_free(path: Path, force: bool) -> None:
+    """Raises ConfigError if something is at a path and may not be overwritten."""
+    if os.path.lexists(path) and not force:
+        raise ConfigError(
+            f"{str(path)!r} is there already; expected nothing to be lost; name another path "
+            "(--out), or overwrite it (--force)"
+        )
