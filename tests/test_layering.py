@@ -200,7 +200,8 @@ def _circles(graph):
 
 
 def _is_private(name):
-    return name.startswith("_") and not name.startswith("__")
+    of_named_tuples = name in ("_replace", "_asdict", "_fields")  # public in spite of their names
+    return name.startswith("_") and not name.startswith("__") and not of_named_tuples
 
 
 def _private_definitions(tree):
