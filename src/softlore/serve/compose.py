@@ -14,6 +14,7 @@ from softlore.errors import ContextOverflowError, InputError, UnknownPromptError
 from softlore.lore import Lorebook
 from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
+from softlore.prompts.tags import past_tag
 from softlore.story.composing import DEFAULT_LENGTH, ContextComposer, ContextPlan
 from softlore.story.layout import cut, parse_context, plain
 from softlore.story.settings import StorySettings
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 SHORTEST_CONTEXT = 128  # tokens; clients that ask for fewer get as many
 LONGEST_TEXT = 4_000_000  # characters of one request
-LONGEST_TOKEN = 16  # characters; more of a memory cannot fit
+LONGEST_TOKEN = 16  # characters, nearly always
 _LINES = re.compile(r"[^\n]*\n+|[^\n]+")
 
 
@@ -105,7 +106,7 @@ class RequestComposer:
         with self._lock:
             self.store.refresh()
             plan = self._plan(
-                self._turns(text),
+                self._turns(text, LONGEST_TOKEN * limit),
                 self._parse(memory),
                 [self.store[name] for name in dict.fromkeys(always)],
                 limit,
@@ -123,9 +124,12 @@ class RequestComposer:
 
     # with the lock held ------------------------------------------------------------------------
 
-    def _turns(self, text: str | Sequence[str]) -> list[Context]:
+    def _turns(self, text: str | Sequence[str], most: int) -> list[Context]:
+        """The turns of a text, of which no more than `most` characters can fit."""
         if isinstance(text, str):
-            return split_lines(self._parse(text))
+            # What cannot fit is not parsed; in whole blocks, so that the start changes seldom.
+            start = max(0, len(text) // most - 1) * most
+            return split_lines(self._parse(text[past_tag(text, start) :]))
         return [self._parse(message) for message in text]
 
     def _parse(self, text: str) -> Context:

@@ -29,8 +29,8 @@ Tokens = Annotated[int | None, Field(le=2**53)]
 class GenerationBody(BaseModel, ABC):
     """Fields of both kinds of completion. Those of other servers are read leniently.
 
-    Fields that are not declared are samplers', under the names of `softlore.serve.samplers`; null
-    is the same as no field.
+    Fields that are not declared here may be samplers', by the names and aliases of
+    `SamplingParams`; others are ignored. Null is the same as no field.
     """
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
@@ -48,7 +48,6 @@ class GenerationBody(BaseModel, ABC):
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     stop: str | list[str] | None = None
     # of SillyTavern, KoboldAI, text-generation-webui and llama.cpp
-    memory: Text = ""
     genkey: Text = ""
     sampler_seed: Whole = None
     stopping_strings: Strings = []
@@ -106,6 +105,7 @@ class CompletionBody(GenerationBody):
     """The body of /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]] = ""
+    memory: Text = ""
     echo: Flag = None
     logprobs: Annotated[int | None, BeforeValidator(lambda v: v or None)] = None
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple
 
 from softlore.decode import CacheUsage, GenerationRequest, ModelRunner, RunningBatch, Token
 from softlore.decode.batch import SequenceGroup
@@ -74,17 +75,8 @@ class LocalEngine(Engine):
         return stream
 
     def load(self) -> EngineLoad:
-        memory = self._batch.memory_usage()
-        return EngineLoad(
-            len(self._running),
-            len(self._waiting),
-            self._slots,
-            self._queue,
-            memory.tokens,
-            memory.bytes,
-            memory.cached_tokens,
-            memory.cached_bytes,
-        )
+        counts = len(self._running), len(self._waiting), self._slots, self._queue
+        return EngineLoad(*counts, *astuple(self._batch.memory_usage()))
 
     async def close(self, seconds: float = 10.0) -> None:
         with self._wake:
