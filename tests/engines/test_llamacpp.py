@@ -10,9 +10,9 @@ pytest.importorskip("llama_cpp", reason="make engines installs it")
 
 import to_gguf
 from engines.gguf_files import gguf_file, gguf_model, transformers_model
-from softlore import Context, Entry, Lorebook, SoftPrompt, logits
+from softlore import Context, Entry, Lorebook, SoftPrompt, generate, logits, runner_for
 from softlore.context import compose
-from softlore.decode import GenerationRequest, write_batch, write_request
+from softlore.decode import GenerationRequest, write, write_batch, write_request
 from softlore.decode.llamacpp import LlamaCppModelRunner
 from softlore.errors import ConfigError, ContextOverflowError, ModelError, PromptMismatchError
 from softlore.model.gguf import CacheTypes, GGUFModel
@@ -268,3 +268,57 @@ def test_write_runs_a_file_with_both_kinds(tmp_path):
     ended = subprocess.run(bad, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1
+
+
+def softlore(*arguments, **more):
+    command = [sys.executable, "-m", "softlore", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **more)
+
+
+def test_generate_takes_a_model_in_a_file_and_a_runner_caches_its_turns():
+    model, gguf = transformers_model("storyteller"), GGUFModel(gguf_file("storyteller"))
+    context = contexts("storyteller")["all"]
+    text = generate(model, context, 12, temperature=0)
+    assert generate(gguf, context, 12, temperature=0) == text
+    runner = runner_for(gguf)
+    for _ in range(2):
+        stream = write(runner, context, 12, temperature=0).drained()
+        assert stream.text == text
+    assert stream.cache_usage.read == 1
+    runner.close()
+
+
+def test_chain_runs_a_file(tmp_path):
+    prompt("storyteller", "the big brown animal", "prefix", "Dog").save(
+        tmp_path / "Dog.safetensors"
+    )
+    items = ["chain", "a storm", "a lighthouse", "--template", "[[soft:Dog]]{previous} {item}"]
+    more = ["--prompts", tmp_path, "--tokens", "8", "--temperature", "0"]
+    here = softlore(*items, *more)
+    there = softlore(*items, *more, "--gguf", gguf_file("storyteller"), "--cache-type", "f32")
+    assert here.returncode == there.returncode == 0, there.stderr
+    assert here.stdout == there.stdout
+    assert len(there.stdout.splitlines()) == 2
+
+
+def test_a_story_is_written_with_a_file_and_cannot_learn_from_it(tmp_path):
+    prompt("storyteller", "Emma wore a red coat.", "prefix", "Emma").save(
+        tmp_path / "Emma.safetensors"
+    )
+    entry = Entry(name="Emma", keys=["Emma"], text="Emma wore a red coat.")
+    Lorebook(name="lore", entries=[entry]).save(tmp_path / "lore.yaml")
+    file = ["--gguf", gguf_file("storyteller"), "--cache-type", "f32"]
+    texts = []
+    for name, more in (("here", []), ("there", file)):
+        found = softlore(
+            "story", name, "--stories", tmp_path, "--lorebook", tmp_path / "lore.yaml",
+            "--prompts", tmp_path, "--tokens", "10", "--temperature", "0", "--seed", "1", *more,
+            input="At the gate stood Emma, who wore\n\n/quit\n",
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr
+        texts.append(found.stdout.replace(name, ""))
+    assert texts[0] == texts[1]
+    assert len(texts[0]) > 40
+    refused = softlore("learn", "there", "--stories", tmp_path, *file[:2])
+    assert refused.returncode == 2
+    assert "learning needs weights that softlore can run itself" in refused.stderr

@@ -1,4 +1,4 @@
-"""`softlore chain`: items written on one after another, each fed with what came of the last."""
+"""`softlore chain`: generates a text for each item, with the previous output in its prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from softlore.cli.common import clean, given_text, interactive, library, load_model, read_text
+from softlore.cli.common import clean, given_text, interactive, library, read_text
+from softlore.cli.gguf import cache_options, gguf_option, runner_of
 from softlore.cli.options import model_options, prompts_option, sampling_options
 
 
@@ -27,6 +28,8 @@ from softlore.cli.options import model_options, prompts_option, sampling_options
 @click.option("--seed", default=0, show_default=True, help="The same seed, the same chain.")
 @sampling_options
 @model_options
+@gguf_option
+@cache_options
 @prompts_option
 def command(
     items: tuple[str, ...],
@@ -39,14 +42,16 @@ def command(
     model_name: str | None,
     dtype: str | None,
     device: str | None,
+    gguf: Path | None,
+    cache: tuple[str, bool],
     folder: Path | None,
     sampling: dict[str, Any],
 ) -> None:
-    """Write on from each of ITEMS in turn, each prompt holding the output before it.
+    """Generate text after each of ITEMS in turn, each prompt holding the output before it.
 
     ITEMS is a file with an item on each line, or a JSON list or JSON lines of texts; - is standard
     input; several arguments are the items themselves. One JSON line an item comes out: item,
-    prompt, output. With --out a chain that was stopped goes on where it was.
+    prompt, output. With --out a chain that was stopped continues where it was.
 
     \b
     Example:
@@ -59,7 +64,7 @@ def command(
     prompts = library(folder)
     done = read_links(out) if out is not None and not again else []
     links = chain(
-        load_model(model_name, dtype, device),
+        runner_of(model_name, dtype, device, gguf, cache),
         listed,
         clean(template, "--template").replace("\\n", "\n"),
         tokens=tokens,

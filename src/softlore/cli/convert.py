@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlore.cli import common, options
-from softlore.cli.gguf import LLAMACPP, cache_of, cache_options, check_gguf, gguf_option, load_gguf
+from softlore.cli.gguf import (
+    LLAMACPP,
+    cache_options,
+    cache_types,
+    check_gguf,
+    gguf_option,
+    load_gguf,
+)
 from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,7 +82,7 @@ def command(
         prompt = prompt.replace(name=common.clean(name, "--name"))
     if gguf is not None:
         model = load_gguf(gguf, source.name)
-        _write_slot(prompt, model, out, cache_of(cache), streams, force, json_path)
+        _write_slot(prompt, model, out, cache_types(cache), streams, force, json_path)
         return
     prompt, path = _write(prompt, to, out, force, source, text)
     size = _size(path)

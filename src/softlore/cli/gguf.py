@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.common import require_extra
+from softlore.cli.common import load_model, require_extra
 from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
+    from softlore.decode import ModelRunner
     from softlore.decode.llamacpp import LlamaCppModelRunner
     from softlore.model.gguf import CacheTypes, GGUFModel
 
@@ -22,35 +23,31 @@ TYPES = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 gguf_option = click.option(
     "--gguf",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A model that llama.cpp runs; --model may name what it was made from.",
+    help="A GGUF file that llama.cpp runs; --model may name the model it was made from.",
+)
+flash_option = click.option(
+    "--flash-attn/--no-flash-attn",
+    default=True,
+    show_default=True,
+    help="gguf: flash attention.",
+)
+cache_type_option = click.option(
+    "--cache-type",
+    default="f16",
+    show_default=True,
+    type=click.Choice(TYPES),
+    help="gguf: the type of keys and values.",
 )
 
 
 def cache_options(function: Command) -> Command:
-    """`--cache-type` and `--flash-attn`, handed on as `cache`."""
+    """`--cache-type` and `--flash-attn`, passed on together as `cache`."""
 
     @functools.wraps(function)
-    def gathered(*args: Any, cache_type: str, flash_attn: bool, **kwargs: Any) -> Any:
+    def with_cache(*args: Any, cache_type: str, flash_attn: bool, **kwargs: Any) -> Any:
         return function(*args, cache=(cache_type, flash_attn), **kwargs)
 
-    command: Any = gathered
-    for one in (
-        click.option(
-            "--flash-attn/--no-flash-attn",
-            default=True,
-            show_default=True,
-            help="gguf: flash attention.",
-        ),
-        click.option(
-            "--cache-type",
-            default="f16",
-            show_default=True,
-            type=click.Choice(TYPES),
-            help="gguf: what keys and values are held as.",
-        ),
-    ):
-        command = one(command)
-    return command
+    return cache_type_option(flash_option(with_cache))
 
 
 def check_gguf(option: str, value: str, gguf: Path | None) -> None:
@@ -58,8 +55,28 @@ def check_gguf(option: str, value: str, gguf: Path | None) -> None:
     if (value == LLAMACPP) != (gguf is not None):
         raise ConfigError(
             f"{option} is {value} and --gguf {str(gguf) if gguf else None!r}; expected a file with "
-            f"{LLAMACPP} and none with others; mend one of them"
+            f"{LLAMACPP} and none with others; fix one of them"
         )
+
+
+def runner_of(
+    model_name: str | None,
+    dtype: str | None,
+    device: str | None,
+    gguf: Path | None,
+    cache: tuple[str, bool],
+    n_sequences: int = 1,
+) -> ModelRunner:
+    """What runs the GGUF file, or without one the model named.
+
+    Raises:
+        ModelError: it can't be loaded. ConfigError: the cache options do not fit each other.
+    """
+    if gguf is not None:
+        return gguf_runner(gguf, model_name, None, cache, n_sequences)
+    from softlore.decode import runner_for
+
+    return runner_for(load_model(model_name, dtype, device))
 
 
 def gguf_runner(
@@ -67,18 +84,18 @@ def gguf_runner(
     model_name: str | None,
     context: int | None,
     cache: tuple[str, bool],
-    lanes: int = 1,
-    most_mb: float = 2048,
+    n_sequences: int = 1,
+    max_mb: float = 2048,
 ) -> LlamaCppModelRunner:
     """What runs the model in a file. Raises ModelError, ConfigError."""
     model = load_gguf(path, model_name, context)
     from softlore.decode.llamacpp import LlamaCppModelRunner
 
-    return LlamaCppModelRunner(model, lanes, cache_of(cache), most_mb)
+    return LlamaCppModelRunner(model, n_sequences, cache_types(cache), max_mb)
 
 
-def cache_of(given: tuple[str, bool]) -> CacheTypes:
-    """What `cache_options` gathered.
+def cache_types(cache: tuple[str, bool]) -> CacheTypes:
+    """The options that `cache_options` passed on.
 
     Raises:
         ConfigError: a type that needs flash attention without it.
@@ -86,7 +103,7 @@ def cache_of(given: tuple[str, bool]) -> CacheTypes:
     with require_extra("llamacpp"):
         from softlore.model.gguf import CacheTypes
 
-    kind, flash = given
+    kind, flash = cache
     return CacheTypes(kind, kind, flash)
 
 

@@ -1,4 +1,4 @@
-"""`softlore learn`: soft prompts trained on with what the writer kept."""
+"""`softlore learn`: trains soft prompts further on lines that the writer kept."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ import click
 
 from softlore.cli.common import interactive, write_json
 from softlore.cli.options import json_option, model_options
+from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
     from softlore.story.learning import LearnableLine, LearnedEntry
+
+
+def _refuse_gguf(_: click.Context, __: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        raise ConfigError(
+            f"learning needs weights that softlore can run itself, and llama.cpp runs {value!r}; "
+            "expected a transformers model; leave --gguf out, or name the model with --model"
+        )
 
 
 @click.command()
@@ -20,12 +29,13 @@ if TYPE_CHECKING:
               help="Folder of stories.  [default: softlore's own]")  # fmt: skip
 @click.option("--pick", help="Learn these, by number: 1,3,4. Without it, they are asked for.")
 @click.option("--all", "pick_all", is_flag=True, help="Learn all lines that are offered.")
-@click.option("--list", "only_list", is_flag=True, help="Show the lines, and end.")
-@click.option("--yes", is_flag=True, help="Save what came of it without asking.")
+@click.option("--list", "only_list", is_flag=True, help="Show the lines, and exit.")
+@click.option("--yes", is_flag=True, help="Save the result without asking.")
 @click.option("--max-steps", default=120, show_default=True, type=click.IntRange(min=1),
               help="Most updates of a prompt.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="The same seed, the same prompts.")
 @model_options
+@click.option("--gguf", hidden=True, expose_value=False, callback=_refuse_gguf)
 @json_option
 def command(
     name: str,
@@ -43,10 +53,10 @@ def command(
 ) -> None:
     """Learn from the story NAME: lines that were kept (/keep) or edited become responses.
 
-    Shows the lines and whom each is about, lets you pick, trains those prompts on from where they
-    are, and tells what recall and drift were before and after. Nothing is saved until you say so;
-    the prompts that were there stay in the folder `before`, and the lorebook with the new lines
-    stands beside the old one as NAME.learned.yaml, which the story uses from then on.
+    Shows the lines and whom each is about, lets you pick, trains those prompts further, and shows
+    recall and drift before and after. Nothing is saved until you confirm; the old prompts are
+    moved to the folder `before`, and the lorebook with the new lines is saved beside the old one
+    as NAME.learned.yaml, which the story uses from then on.
 
     \b
     Example:
@@ -73,21 +83,21 @@ def command(
         if only_list or not lines:
             write_json([vars(line) for line in lines], json_path)
             return
-        chosen = lines if pick_all else _picked(lines, pick)
+        chosen = lines if pick_all else _pick(lines, pick)
         session = StorySession.open(story, model_name, dtype, device)
         from softlore.cli.progress import watch
         from softlore.model import require_frozen_model
 
         with watch(interactive()) as on_step:
-            found = learn(
+            results = learn(
                 require_frozen_model(session.model, "learning"), book, chosen,
                 session.composer.prompts, max_steps=max_steps, seed=seed, on_step=on_step,
             )  # fmt: skip
         if json_path != "-":
-            _tell(found)
-        write_json([_to_dict(one) for one in found], json_path)
-        if yes or _asked("Save these prompts?"):
-            _save(found, book, story, session.composer.prompts)
+            _print_table(results)
+        write_json([_to_dict(result) for result in results], json_path)
+        if yes or _confirm("Save these prompts?"):
+            _save(results, book, story, session.composer.prompts)
         else:
             click.echo("nothing was saved", err=True)
 
@@ -102,9 +112,7 @@ def _show(lines: list[LearnableLine]) -> None:
         click.secho(line.response, fg="green")
 
 
-def _picked(lines: list[LearnableLine], pick: str | None) -> list[LearnableLine]:
-    from softlore.errors import ConfigError
-
+def _pick(lines: list[LearnableLine], pick: str | None) -> list[LearnableLine]:
     if pick is None:
         if not interactive():
             raise ConfigError("which lines? expected --pick 1,2 or --all; nothing was learned")
@@ -115,58 +123,58 @@ def _picked(lines: list[LearnableLine], pick: str | None) -> list[LearnableLine]
     numbers = [int(word) for word in words if word.isdecimal()]
     if len(numbers) < len(words) or not all(1 <= number <= len(lines) for number in numbers):
         raise ConfigError(
-            f"--pick {pick!r}; expected numbers from 1 to {len(lines)}, such as 1,2; mend it"
+            f"--pick {pick!r}; expected numbers from 1 to {len(lines)}, such as 1,2; fix it"
         )
     return [lines[number - 1] for number in numbers]
 
 
-def _asked(question: str) -> bool:
+def _confirm(question: str) -> bool:
     return interactive() and click.confirm(question, default=True, err=True)
 
 
-def _tell(found: list[LearnedEntry]) -> None:
+def _print_table(results: list[LearnedEntry]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table("entry", "", "lines", "lore", "drift", box=box.SIMPLE_HEAD)
-    for one in found:
-        for label, measured in (("before", one.before), ("after", one.after)):
+    for result in results:
+        for label, measured in (("before", result.before), ("after", result.after)):
             lore = "–" if measured.lore is None else f"{measured.lore:.2f}"
             table.add_row(
-                one.entry.name if label == "before" else "",
+                result.entry.name if label == "before" else "",
                 label,
                 f"{measured.lines:.2f}",
                 lore,
                 f"{measured.drift:.2f}",
             )
-        if not one.better:
-            table.add_row("", "", "[yellow]not better in all: look before you save[/]", "", "")
+        if not result.better:
+            table.add_row("", "", "[yellow]not better in all: compare before you save[/]", "", "")
     Console().print(table)
     click.echo(
-        "lines, lore: nats a token that the picked lines, and the entry's own pairs, cost; drift: "
-        "nats a token that other text is bent; less is better"
+        "lines, lore: loss in nats a token of the picked lines, and of the entry's own responses; "
+        "drift: in nats a token, on other text; less is better"
     )
 
 
-def _to_dict(one: LearnedEntry) -> dict[str, Any]:
+def _to_dict(result: LearnedEntry) -> dict[str, Any]:
     return {
-        "entry": one.entry.name,
-        "before": vars(one.before),
-        "after": vars(one.after),
-        "better": one.better,
+        "entry": result.entry.name,
+        "before": vars(result.before),
+        "after": vars(result.after),
+        "better": result.better,
     }
 
 
-def _save(found: list[LearnedEntry], book: Any, story: Any, library: Any) -> None:
-    """Prompts into their folder, the old ones aside, and the lorebook with its lines beside."""
+def _save(results: list[LearnedEntry], book: Any, story: Any, library: Any) -> None:
+    """Saves prompts, moves the old ones, and saves the lorebook under a new name."""
     from softlore.prompts import PromptLibrary
 
     before = PromptLibrary(library.folder / "before")
-    learned = {one.entry.name: one.entry for one in found}
-    for one in found:
-        before.save(library[one.entry.name])
-        click.echo(f"wrote {library.save(one.prompt)}", err=True)
+    learned = {result.entry.name: result.entry for result in results}
+    for result in results:
+        before.save(library[result.entry.name])
+        click.echo(f"wrote {library.save(result.prompt)}", err=True)
     entries = [learned.get(entry.name, entry) for entry in book]
     path = Path(story.settings.lorebook)
     path = path.with_name(path.name.removesuffix(".learned.yaml").split(".")[0] + ".learned.yaml")

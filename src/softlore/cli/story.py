@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlore.cli.common import interactive, library
+from softlore.cli.gguf import cache_options, gguf_option, gguf_runner
 from softlore.cli.options import model_options, prompts_option, sampling_options
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @sampling_options
 @model_options
+@gguf_option
+@cache_options
 @prompts_option
 def command(
     name: str | None,
@@ -50,20 +53,24 @@ def command(
     model_name: str | None,
     dtype: str | None,
     device: str | None,
+    gguf: Path | None,
+    cache: tuple[str, bool],
     folder: Path | None,
     sampling: dict[str, Any],
 ) -> None:
     """Write the story NAME turn by turn; without NAME, list the stories.
 
-    What is typed goes into the story and the model writes on; an empty line lets it go on by
-    itself. Lore wakes when it is mentioned. Ctrl-C stops the model, and what was told is kept.
-    Everything is saved as it is written. Commands begin with /: /help tells of them. Lore, model,
-    prompts, budget and seed stay with the story, so that its name is enough the next time.
+    What is typed goes into the story and the model continues it; on an empty line it continues
+    by itself. Lore is activated when it is mentioned. Ctrl-C stops the model, and what it has
+    written stays. Everything is saved at once. Commands begin with /: /help lists them. Lore,
+    model, prompts, budget and seed are saved with the story, so that its name is enough the next
+    time; --gguf is not.
 
     \b
     Example:
       softlore story harbour --lorebook lore.yaml
       softlore story harbour
+      softlore story harbour --gguf storyteller-Q4_K.gguf
     """
     from softlore.errors import ConfigError
     from softlore.lore import Lorebook
@@ -80,11 +87,11 @@ def command(
     if delete:
         _delete(stories, name, yes)
         return
-    library(folder)  # what was named is looked at before a story is begun
+    library(folder)  # checked before a story is created
     given: dict[str, Any] = {
         "lorebook": lorebook and str(lorebook.resolve()),
         "prompts": folder and str(folder.resolve()),
-        "model": model_name,
+        "model": None if gguf else model_name,  # with a file: whose tokenizer it has
         "budget": budget,
         "seed": seed,
     }
@@ -99,7 +106,8 @@ def command(
         return
     from softlore.story.session import StorySession, sources
 
-    model, book, prompts = sources(new.settings().changed(**given), dtype, device)
+    runner = None if gguf is None else gguf_runner(gguf, model_name, None, cache)
+    model, book, prompts = sources(new.settings().changed(**given), dtype, device, runner)
     with new.begun() as story:
         story.set(**given)
         lore = book if lorebook else new.book or book

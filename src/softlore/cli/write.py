@@ -1,4 +1,4 @@
-"""`softlore write`: a text with soft prompts in it, written on."""
+"""`softlore write`: generates text after a context that may hold soft prompts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from softlore.cli.common import clean, given_text, library, load_model
-from softlore.cli.gguf import cache_options, gguf_option, gguf_runner
+from softlore.cli.common import clean, given_text, library
+from softlore.cli.gguf import cache_options, gguf_option, runner_of
 from softlore.cli.options import (
     code_option,
     model_options,
@@ -22,11 +22,11 @@ from softlore.cli.options import (
 @click.argument("text")
 @model_options
 @prompts_option
-@click.option("--tokens", default=80, show_default=True, help="Most tokens to write.")
+@click.option("--tokens", default=80, show_default=True, help="The most tokens to generate.")
 @sampling_options
 @code_option
-@click.option("--stop", multiple=True, help="End before this string; may be given often.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Repeat the same draws.")
+@click.option("--stop", multiple=True, help="End before this string; may be repeated.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Makes the draws repeatable.")
 @gguf_option
 @cache_options
 @click.option("--any-model", is_flag=True, help="Use prompts that were made for another model.")
@@ -45,7 +45,7 @@ def command(
     cache: tuple[str, bool],
     sampling: dict[str, Any],
 ) -> None:
-    """Write on from TEXT, which may hold [[soft:NAME]]; "-" reads it from standard input.
+    """Generate text after TEXT, which may hold [[soft:NAME]]; "-" reads it from standard input.
 
     \b
     Example:
@@ -56,27 +56,23 @@ def command(
       softlore write "The old house" --sampler dry_multiplier=0.8 --sampler banned_strings=suddenly
     """
     from softlore.control import find_codes
-    from softlore.decode import GenerationRequest, ModelRunner, TorchModelRunner, write_batch
+    from softlore.decode import GenerationRequest, write_request
     from softlore.prompts import Context
 
     text = given_text(text)
     prompts = library(folder)
     context = Context.parse(text, prompts)
-    if gguf is None:
-        runner: ModelRunner = TorchModelRunner(load_model(model_name, dtype, device))
-    else:
-        runner = gguf_runner(gguf, model_name, None, cache, len(codes) + 1)
+    runner = runner_of(model_name, dtype, device, gguf, cache, len(codes) + 1)
     strengths = dict(map(parse_code, codes))
-    found = find_codes(runner.model, strengths, prompts) if strengths else {}
-    conditioning = [(found[name].conditioning, strength) for name, strength in strengths.items()]
+    by_name = find_codes(runner.model, strengths, prompts) if strengths else {}
+    conditioning = [(by_name[name].conditioning, weight) for name, weight in strengths.items()]
     no_copy = sampling.pop("no_copy", 0)
     stops = [clean(one, "--stop") for one in stop]
     request = GenerationRequest(
         context, tokens, stops, seed, no_copy, None, conditioning, not any_model, sampling
     )
-    _, told = write_batch(runner, [request])
-    pieces = (token.text for _, token in told if token.text)
-    first = next(pieces, "")  # what can't be written on is refused before anything is shown
+    pieces = (token.text for token in write_request(runner, request) if token.text)
+    first = next(pieces, "")  # errors come before anything is shown
     plain = "".join(piece for piece in context.pieces if isinstance(piece, str))
     click.echo(plain + first, nl=False)
     for piece in pieces:

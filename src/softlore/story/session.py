@@ -207,9 +207,14 @@ class StorySession:
 
 
 def sources(
-    settings: StorySettings, dtype: str | None = None, device: str | None = None
-) -> tuple[FrozenModel, Lorebook | None, PromptLibrary]:
+    settings: StorySettings,
+    dtype: str | None = None,
+    device: str | None = None,
+    model: Runnable | None = None,
+) -> tuple[Runnable, Lorebook | None, PromptLibrary]:
     """The model, the lorebook and the prompts that a story's settings name.
+
+    `model`: used in place of the one they name.
 
     Raises:
         SoftloreError: one of them cannot be read; the message says which.
@@ -217,7 +222,7 @@ def sources(
     book = Lorebook.load(settings.lorebook) if settings.lorebook else None
     prompts = PromptLibrary(Path(settings.prompts) if settings.prompts else None)
     name = settings.model or (book.model if book else None) or DEFAULT_MODEL
-    return FrozenModel.from_pretrained(name, dtype, device), book, prompts
+    return model or FrozenModel.from_pretrained(name, dtype, device), book, prompts
 
 
 def _timers(turns: Sequence[Turn]) -> Timers | None:
