@@ -153,7 +153,7 @@ def test_words_that_yaml_1_1_takes_for_values_are_text():
         ("a.json", "{", "line 1: this is not JSON"),
         ("a.json", "7", "it holds neither fields nor a list"),
         ("a.json", '{"name": "a", "name": "b"}', "the field 'name' is given twice"),
-        ("a.json", '{"entries": NaN}', "NaN is not a number JSON knows"),
+        ("a.json", '{"entries": NaN}', "NaN is not a number in JSON"),
         ("a.json", '{"entries": 1e999}', "the number inf is not finite"),
         ("a.json", '{"entries": 123456789012345678901}', "a number is too large"),
         ("a.json", '{"entries": "\\ud800"}', "holds a broken character"),

@@ -35,7 +35,7 @@ def _not_blank(text: str) -> str:
 def _legal_name(name: str) -> str:
     name = normalize_name(name)
     if problem := name_problem(name):
-        raise ValueError(f"{name!r:.160} {problem}; a name is {NAME_RULE}")
+        raise ValueError(f"{name!r:.160} {problem}; a name is {NAME_RULE}; choose another")
     return name
 
 
@@ -46,7 +46,7 @@ def _listed(value: Any) -> Any:
 
 def _not_empty(items: list[str]) -> list[str]:
     if not items:
-        raise ValueError("is empty; a block needs at least one response")
+        raise ValueError("is empty; a block needs at least one response; add one")
     return items
 
 
@@ -107,7 +107,7 @@ class Block(LoreModel):
         if not isinstance(value, dict):
             raise ValueError(
                 "must be fields (`call` and `responses`) or a pair [call, [responses]], "
-                f"but is {describe(value)}"
+                f"but is {describe(value)}; change it"
             )
         if "response" not in value:
             return value

@@ -33,7 +33,7 @@ def read_bytes(path: Path) -> bytes:
     except PermissionError:
         raise LoreError(f"{path} may not be read; change its permissions") from None
     except (OSError, ValueError) as error:
-        raise LoreError(f"{path} cannot be read: {error}") from None
+        raise LoreError(f"{path} cannot be read: {error}; check the file") from None
     check_size(max(size, len(content)), str(path))
     return content
 
@@ -60,23 +60,19 @@ def parse(content: bytes, source: str, syntax: str = "") -> Any:
     text = _decode(content, source).removeprefix("\ufeff")
     if not text.strip():
         raise LoreError(f"{source} is empty; write a lorebook in it (see docs/lorebook.md)")
-    first_fault = ""
+    problems = []
     for name in [syntax] if syntax else _guesses(text):
         try:
             data = plain(_READERS[name](text))
-        except RecursionError:
-            fault = "lists and mappings are nested too deep"
-        except ValueError as error:
-            too_large = "integer string conversion" in str(error)  # Python's own limit
-            fault = "a number is too large" if too_large else str(error)
-        else:
             if isinstance(data, dict | list):
                 return data
-            fault = (
-                "it holds neither fields nor a list; see docs/lorebook.md for what belongs there"
-            )
-        first_fault = first_fault or fault
-    raise LoreError(one_line(f"{source}: {first_fault}"))
+            problems.append("it holds neither fields nor a list; see docs/lorebook.md")
+        except RecursionError:
+            problems.append("lists and mappings are nested too deep; use fewer levels")
+        except ValueError as error:
+            too_large = "integer string conversion" in str(error)  # Python's own limit
+            problems.append("a number is too large; write it as text" if too_large else str(error))
+    raise LoreError(one_line(f"{source}: {problems[0]}"))
 
 
 def syntax_of(path: Path) -> str:
@@ -124,14 +120,16 @@ def _read_json(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_fields, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        raise ValueError(f"line {error.lineno}: this is not JSON ({error.msg.lower()})") from None
+        raise ValueError(
+            f"line {error.lineno}: this is not JSON ({error.msg.lower()}); fix it"
+        ) from None
 
 
 def _read_toml(text: str) -> Any:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"this is not TOML ({error})") from None
+        raise ValueError(f"this is not TOML ({error}); fix it") from None
 
 
 def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -144,7 +142,7 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number JSON knows")
+    raise ValueError(f"{name} is not a number in JSON; change it")
 
 
 _READERS: dict[str, Callable[[str], Any]] = {

@@ -195,7 +195,9 @@ def _fields(data: Any, name: str) -> dict[str, Any]:
             raise LoreError("this is a single entry; put it into a list under `entries`")
         return {**data, "name": name if data.get("name") is None else data["name"]}
     if not isinstance(data, list | tuple):
-        raise LoreError(f"a lorebook is fields or a list, but this is {describe(data)}")
+        raise LoreError(
+            f"a lorebook is fields or a list, not {describe(data)}; see docs/lorebook.md"
+        )
     if all(isinstance(item, Entry) or _is_entry(item) for item in data):
         return {"name": name, "entries": list(data)}
     return {"name": name, "entries": [{"name": name, "blocks": mkultra.to_blocks(data)}]}

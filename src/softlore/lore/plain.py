@@ -19,7 +19,7 @@ import yaml
 MAX_DEPTH = 50  # levels of lists and mappings
 MAX_NODES = 1_000_000  # values in one file
 _LARGEST = 2**63
-_TOO_DEEP = f"lists and mappings are nested more than {MAX_DEPTH} deep"
+_TOO_DEEP = f"lists and mappings are nested more than {MAX_DEPTH} deep; use fewer levels"
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
@@ -46,7 +46,7 @@ def plain(value: Any) -> Any:
         if depth > MAX_DEPTH:
             raise ValueError(_TOO_DEEP)
         if next(values) > MAX_NODES:
-            raise ValueError(f"more than {MAX_NODES:,} values")
+            raise ValueError(f"more than {MAX_NODES:,} values; make it smaller")
         if isinstance(value, dict):
             return {_field_name(key): copy(inner, depth + 1) for key, inner in value.items()}
         if isinstance(value, list | tuple):
@@ -71,7 +71,7 @@ def _scalar(value: Any) -> Any:
         return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"the number {value} is not finite")
+            raise ValueError(f"the number {value} is not finite; change it")
         return float(value)
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
@@ -155,7 +155,7 @@ def _check_events(text: str) -> None:
         if isinstance(event, yaml.AliasEvent):
             size = sizes.get(event.anchor or "", 1)
             if size is None:
-                raise ValueError(f"the alias *{event.anchor:.40} contains itself")
+                raise ValueError(f"the alias *{event.anchor:.40} contains itself; remove it")
             values += size
         elif isinstance(event, yaml.ScalarEvent):
             values += 1
@@ -173,7 +173,9 @@ def _check_events(text: str) -> None:
         if len(open_nodes) > MAX_DEPTH:
             raise ValueError(_TOO_DEEP)
         if values > MAX_NODES:
-            raise ValueError(f"more than {MAX_NODES:,} values once its aliases are expanded")
+            raise ValueError(
+                f"more than {MAX_NODES:,} values once its aliases are expanded; remove some"
+            )
 
 
 def _message(error: yaml.YAMLError) -> str:

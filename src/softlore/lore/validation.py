@@ -203,5 +203,5 @@ def _reason(model: str, error: Any, fields: Sequence[str]) -> str:
         expected = context["expected"]
         hint = nearest(str(value), expected.replace("'", "").split(", "))
     if expected is None:
-        return f"{field} cannot be used: {error['msg'].lower()}; found {describe(value)}"
-    return f"{field} must be {expected}, but is {describe(value)}{hint}"
+        return f"{field} is {describe(value)}: {error['msg'].lower()}; change it"
+    return f"{field} must be {expected}, but is {describe(value)}{hint or '; change it'}"

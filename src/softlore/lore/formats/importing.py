@@ -47,7 +47,7 @@ def import_lorebook(data: Any, format: BookFormat, name: str) -> dict[str, Any]:
         data = plain(data)
         character = format.read_character(data)
     except ValueError as error:
-        raise LoreError(f"{format.title} cannot be read: {error}") from None
+        raise LoreError(f"{format.title} cannot be read: {error}; export it again") from None
     layout = format.layout(data)
     names = UniqueNames()
     entries: list[dict[str, Any]] = []
@@ -60,7 +60,9 @@ def import_lorebook(data: Any, format: BookFormat, name: str) -> dict[str, Any]:
         try:
             values = read_fields(foreign, format.entry, format.character_name(data))
         except ValueError as error:
-            raise LoreError(f"entry {place + 1} of {format.title}: {error}") from None
+            raise LoreError(
+                f"entry {place + 1} of {format.title}: {error}; fix it, or export it again"
+            ) from None
         values = with_extras(values, fields.get(foreign, format.entry.extras))
         original = {**({} if key is None else {"key": key}), "data": foreign}
         if holds_no_lore(values):

@@ -22,7 +22,9 @@ def to_blocks(items: Sequence[Any]) -> list[dict[str, Any]]:
     for number, item in enumerate(items, start=1):
         call, answers = _call_and_responses(item, number)
         if not isinstance(call, str):
-            raise LoreError(f"item {number}: `call` must be text, but is {describe(call)}")
+            raise LoreError(
+                f"item {number}: `call` must be text, but is {describe(call)}; change it"
+            )
         listed = list(answers) if isinstance(answers, list | tuple) else [answers]
         responses.setdefault(call, []).extend(listed)
     return [{"call": call, "responses": answers} for call, answers in responses.items()]
@@ -38,7 +40,7 @@ def _call_and_responses(item: Any, number: int) -> tuple[Any, Any]:
         raise LoreError(f"item {number}: `response` is missing; add it")
     raise LoreError(
         f"item {number} must be {{call, response}}, a pair [call, [responses]], or an entry with "
-        f"its `name`, but is {describe(item)}"
+        f"its `name`, but is {describe(item)}; change it"
     )
 
 
