@@ -14,10 +14,11 @@ from softlore.decode import Token
 from softlore.errors import BusyError, InputError, SoftloreError
 from softlore.serve.compose import model_name
 from softlore.serve.engines import AsyncOutputStream
-from softlore.serve.lenient import Flag, Strings, Text, Whole, body_of, read_object, sampling_of
+from softlore.serve.lenient import body_of, read_object, sampling_of
 from softlore.serve.logprobs import chat_logprobs, completion_logprobs
 from softlore.serve.responses import RETRY_AFTER, event, event_stream, kobold_error, status_of
 from softlore.serve.service import FAILURES, ActiveResponse, GenerationService, finish_reason
+from softlore.settings.lenient import Flag, Integer, Strings, Text
 
 PROGRAM = {"result": "KoboldCpp", "version": "1.87"}  # from 1.88 on Lite makes templates otherwise
 PROTOCOL = "1.2.5"
@@ -35,10 +36,10 @@ class GenerateBody(BaseModel):
 
     prompt: Text = ""
     memory: Text = ""
-    n: Whole = None
-    max_context_length: Whole = None
-    max_length: Whole = None
-    sampler_seed: Whole = None
+    n: Integer = None
+    max_context_length: Integer = None
+    max_length: Integer = None
+    sampler_seed: Integer = None
     stop_sequence: Strings = Field([], validation_alias=AliasChoices("stop_sequence", "stop"))
     trim_stop: Flag = None
     genkey: Text = ""

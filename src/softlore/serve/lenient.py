@@ -12,11 +12,8 @@ from starlette.requests import Request
 from softlore.errors import InputError
 from softlore.model import LanguageModel
 from softlore.settings import SamplingParams, table
-from softlore.settings.lenient import Flag, Strings, Text, Whole, first, flag, strings, text, whole
+from softlore.settings.lenient import flag
 from softlore.settings.table import from_client
-
-__all__ = ["Flag", "Strings", "Text", "Whole", "body_of", "first", "flag", "read_object",
-           "sampling_of", "strings", "text", "whole"]  # fmt: skip
 
 # Fields by which clients ask that no text ends before its length.
 _NO_END = ("bypass_eos", "ban_eos_token", "ignore_eos", "use_default_badwordsids")

@@ -14,9 +14,9 @@ from softlore.decode import GenerationRequest, Token
 from softlore.errors import InputError
 from softlore.serve.chat import ChatMessage
 from softlore.serve.compose import model_name
-from softlore.serve.lenient import Flag, Strings, Text, Whole, strings
 from softlore.serve.logprobs import chat_logprobs, completion_logprobs
 from softlore.serve.service import ActiveResponse, finish_reason
+from softlore.settings.lenient import Flag, Integer, Strings, Text, strings
 
 MOST_LOGPROBS = 20  # alternatives for each token
 MOST_COPIES = 128
@@ -49,13 +49,13 @@ class GenerationBody(BaseModel, ABC):
     stop: str | list[str] | None = None
     # of SillyTavern, KoboldAI, text-generation-webui and llama.cpp
     genkey: Text = ""
-    sampler_seed: Whole = None
+    sampler_seed: Integer = None
     stopping_strings: Strings = []
     stop_sequence: Strings = []
-    context_tokens: Whole = Field(
+    context_tokens: Integer = Field(
         None, validation_alias=AliasChoices("max_context_length", "truncation_length")
     )
-    max_new_tokens: Whole = Field(
+    max_new_tokens: Integer = Field(
         None, validation_alias=AliasChoices("max_new_tokens", "n_predict", "max_length")
     )
 

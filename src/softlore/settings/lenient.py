@@ -25,7 +25,7 @@ def number(value: object) -> float | None:
     return None
 
 
-def whole(value: object) -> int | None:
+def integer(value: object) -> int | None:
     """A whole number, rounded towards zero; None for anything else."""
     if type(value) is int:
         return max(-(2**63), min(2**63 - 1, value))
@@ -60,7 +60,7 @@ def first(sent: Mapping[str, Any], *names: str) -> Any:
     return next((sent[name] for name in names if sent.get(name) is not None), None)
 
 
-Whole = Annotated[int | None, BeforeValidator(whole)]
+Integer = Annotated[int | None, BeforeValidator(integer)]
 Flag = Annotated[bool | None, BeforeValidator(flag)]
 Text = Annotated[str, BeforeValidator(text)]
 Strings = Annotated[list[str], BeforeValidator(strings)]

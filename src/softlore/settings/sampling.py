@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator
 
 from softlore.errors import ConfigError
-from softlore.settings.lenient import number, strings, whole
+from softlore.settings.lenient import integer, number, strings
 from softlore.settings.table import Settings, Textual, closest, setting
 
 COLDEST = 1e-4  # below this temperature logits would overflow, and the draw is certain anyway
@@ -123,7 +123,7 @@ def _client_breakers(value: Any) -> list[str]:
 
 
 def _client_ids(value: Any) -> list[int]:
-    ids = [whole(item) for item in value[:MOST_BIASES]] if isinstance(value, list) else []
+    ids = [integer(item) for item in value[:MOST_BIASES]] if isinstance(value, list) else []
     return [i for i in ids if i is not None and i >= 0]
 
 
@@ -132,14 +132,14 @@ def _client_biases(value: Any) -> list[tuple[int, float]]:
     if isinstance(value, list):
         value = {str(p[0]): p[1] for p in value if isinstance(p, list) and len(p) == 2}
     pairs = list(value.items())[:MOST_BIASES] if isinstance(value, dict) else []
-    read = [(whole(key), number(bias)) for key, bias in pairs]
+    read = [(integer(key), number(bias)) for key, bias in pairs]
     return [
         (i, min(BIAS, max(-BIAS, b))) for i, b in read if i is not None and i >= 0 and b is not None
     ]
 
 
 def _client_order(value: Any) -> tuple[str, ...]:
-    numbers = [whole(item) for item in value[:100]] if isinstance(value, list) else []
+    numbers = [integer(item) for item in value[:100]] if isinstance(value, list) else []
     known = [n for n in numbers if n is not None and 0 <= n < len(_KOBOLD)]
     return kobold_order(dict.fromkeys(known))
 

@@ -23,7 +23,7 @@ import annotated_types
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from softlore.errors import ConfigError, SoftloreError
-from softlore.settings.lenient import first, flag, number, whole
+from softlore.settings.lenient import first, flag, integer, number
 
 
 def setting(
@@ -65,7 +65,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Textual:
-    """How a setting that is no plain number, word or flag is read; metadata of its annotation.
+    """How a list is read from text and from JSON; metadata of a setting's annotation.
 
     Args:
         parse: from the command line's text; raises ValueError for text that does not fit.
@@ -115,16 +115,18 @@ class Setting:
         """What an error message says was expected."""
         if self.wording:
             return self.wording
-        kinds = {int: "a whole number", float: "a number", str: "text", tuple: "a list"}
-        choices = "one of " + ", ".join(map(str, self.choices))
-        what = choices if self.choices else kinds[self.type] + self._range()
+        if self.choices:
+            what = "one of " + ", ".join(map(str, self.choices))
+        else:
+            kinds = {int: "a whole number", float: "a number", str: "text", tuple: "a list"}
+            what = kinds.get(self.type, "another value") + self._bounds()
         return what + (", or none at all" if self.optional else "")
 
-    def _range(self) -> str:
+    def _bounds(self) -> str:
         if self.above is not None:
             return f" above {self.above:g}"
         if self.low is None or self.high is None:
-            return ""
+            return "" if self.low is None else f" of at least {self.low:g}"
         low, high = (int(x) if self.type is int else f"{x:g}" for x in (self.low, self.high))
         return f" from {low} to {high}"
 
@@ -158,7 +160,7 @@ class Setting:
             return self.textual.client(value)
         if self.type is bool:
             return flag(value)
-        sent = whole(value) if self.type is int else number(value)
+        sent = integer(value) if self.type is int else number(value)
         if sent is None:
             return None
         if self.client_range and not self.client_range[0] <= sent <= self.client_range[1]:
@@ -176,22 +178,16 @@ def table(settings: type[BaseModel]) -> Mapping[str, Setting]:
 
 
 def _read(name: str, field: Any) -> Setting:
-    facts = dict(field.json_schema_extra or {})
-    bounds = {type(one): one for one in field.metadata}
     kind, optional, choices = _kind(field.annotation)
+    metadata = {type(item): item for item in field.metadata}
     return Setting(
-        name,
-        kind,
-        field.get_default(call_default_factory=True),
-        field.description or "",
-        optional,
-        choices,
-        low=getattr(bounds.get(annotated_types.Ge), "ge", None),
-        above=getattr(bounds.get(annotated_types.Gt), "gt", None),
-        high=getattr(bounds.get(annotated_types.Le), "le", None),
-        textual=bounds.get(Textual),
-        **facts,
-    )
+        name, kind, field.default, field.description or "", optional, choices,
+        low=getattr(metadata.get(annotated_types.Ge), "ge", None),
+        above=getattr(metadata.get(annotated_types.Gt), "gt", None),
+        high=getattr(metadata.get(annotated_types.Le), "le", None),
+        textual=metadata.get(Textual),
+        **field.json_schema_extra or {},
+    )  # fmt: skip
 
 
 def _kind(annotation: Any) -> tuple[type, bool, tuple[Any, ...]]:
@@ -209,22 +205,15 @@ def _kind(annotation: Any) -> tuple[type, bool, tuple[Any, ...]]:
 
 
 class Settings(BaseModel):
-    """The base of all classes of settings: frozen, checked when made, unknown names refused.
+    """The base of all classes of settings: frozen, checked when made, no unknown names.
 
-    Numbers must be numbers: no text, no booleans, no NaN. `noun` names a setting in messages.
+    Types are strict: a number is not text, a boolean or NaN. `noun` names a setting in messages.
 
     Raises:
         ConfigError: a name that is none, or a value that does not fit its declaration.
     """
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        arbitrary_types_allowed=True,
-        ignored_types=(functools.cached_property,),
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     noun: ClassVar[str] = "setting"
 
     def __init__(self, /, **values: Any) -> None:
@@ -243,12 +232,17 @@ class Settings(BaseModel):
     @classmethod
     def check_name(cls, name: str) -> None:
         """Raises ConfigError unless there is a setting of that name."""
+        if name not in table(cls):
+            raise cls.unknown(name)
+
+    @classmethod
+    def unknown(cls, name: str) -> ConfigError:
+        """The error for a name that is not a setting's."""
         known = table(cls)
-        if name not in known:
-            fix = closest(str(name), known) or "fix the name, or leave it out"
-            raise ConfigError(
-                f"there is no {cls.noun} {name!r:.80}; expected one of {', '.join(known)}; {fix}"
-            )
+        fix = closest(str(name), known) or "fix the name, or leave it out"
+        return ConfigError(
+            f"there is no {cls.noun} {name!r:.80}; expected one of {', '.join(known)}; {fix}"
+        )
 
     def changed(self, **changes: Any) -> Self:
         """A copy with some settings changed, checked anew. Raises ConfigError."""
@@ -262,37 +256,33 @@ class Settings(BaseModel):
 def _explained(
     settings: type[Settings], values: Mapping[str, Any], error: ValidationError
 ) -> SoftloreError:
-    """Our error for the first of pydantic's."""
-    first = error.errors(include_url=False)[0]
-    raised = first.get("ctx", {}).get("error")
-    if isinstance(raised, SoftloreError):  # of a validator of ours
+    """The ConfigError for the first of pydantic's errors."""
+    first_error = error.errors(include_url=False)[0]
+    raised = first_error.get("ctx", {}).get("error")
+    if isinstance(raised, SoftloreError):  # by a validator of ours
         return raised
-    name = str(first["loc"][0])
-    if name not in table(settings):
-        try:
-            settings.check_name(name)
-        except ConfigError as unknown:
-            return unknown
-    return table(settings)[name].error(values.get(name))
+    name = str(first_error["loc"][0])
+    known = table(settings)
+    return known[name].error(values.get(name)) if name in known else settings.unknown(name)
 
 
 def from_client(settings: type[Settings], sent: Mapping[str, Any]) -> dict[str, Any]:
     """Settings from the fields of an API client's request, by their names or aliases.
 
     Clients are careless: numbers come in quotes and out of range, and `null` for what is unset.
-    What cannot be used, and what has its default, is left out.
+    What cannot be used, and what has its default, is left out. Lists of several names are joined.
     """
-    found = {}
-    for name, one in table(settings).items():
-        names = (name, *one.aliases)
-        if one.textual is not None and one.textual.adds_up:
-            parts = [one.textual.client(sent[n]) for n in names if sent.get(n) is not None]
-            value = type(one.default)(item for part in parts for item in part or ())
+    values = {}
+    for name, setting in table(settings).items():
+        names = (name, *setting.aliases)
+        if setting.textual is not None and setting.textual.adds_up:
+            parts = [setting.textual.client(sent[n]) for n in names if sent.get(n) is not None]
+            value = tuple(item for part in parts for item in part)
         else:
-            value = one.from_client(first(sent, *names))
-        if value is not None and value != one.default and value != ():
-            found[name] = value
-    return found
+            value = setting.from_client(first(sent, *names))
+        if value not in (None, (), setting.default):
+            values[name] = value
+    return values
 
 
 def closest(name: str, names: Iterable[str]) -> str:
