@@ -1,4 +1,4 @@
-"""The bench of heads: prompts of one name are told apart, and a company is measured once."""
+"""Conditionings are told apart by uuid, and a company's drift is measured once."""
 
 import pytest
 

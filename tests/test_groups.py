@@ -51,26 +51,26 @@ def model():
 
 
 class Town:
-    """A folder that a book is trained into, and what was heard of it."""
+    """A folder that a book is trained into, and its events."""
 
     def __init__(self, folder, model):
         self.library = PromptLibrary(folder)
         self.model = model
-        self.heard = []
+        self.events = []
 
     def train(self, book, stop_at=None, pool=None, **options):
         """`stop_at`: Ctrl-C at that piece of news, counted from 1."""
-        self.heard = []
+        self.events = []
 
-        def hear(news):
-            self.heard.append((news.event, news.report.number, news.report.step))
-            if len(self.heard) == stop_at:
+        def record(event):
+            self.events.append((event.event, event.report.number, event.report.step))
+            if len(self.events) == stop_at:
                 raise KeyboardInterrupt
 
         options = {"group_size": 2, "checkpoint_seconds": 0.0} | options
         pool = pool or LocalWorkerPool(self.model)
         try:
-            return GroupRun(pool, book, self.library, on_event=hear, **options).run()
+            return GroupRun(pool, book, self.library, on_event=record, **options).run()
         finally:
             pool.close()
 
@@ -152,7 +152,7 @@ class Backwards(LocalWorkerPool):
 
 def test_neither_order_nor_number_of_workers_matters(town, unbroken):
     done = town.train(lorebook(), pool=Backwards(town.model))
-    assert [number for event, number, _ in town.heard if event == "done"] == [2, 1]
+    assert [number for event, number, _ in town.events if event == "done"] == [2, 1]
     assert [prompt.name for prompt in done.trained] == ["Ada", "Bo", "Cid"]
     assert [path.name for path in done.paths] == [f"{n}.safetensors" for n in ("ada", "bo", "cid")]
     assert_same(town.prompts(), unbroken)
@@ -167,10 +167,10 @@ def test_a_stopped_run_goes_on(stop_at, town, unbroken):
     """Group 1: begun, five updates, done; then group 2."""
     with pytest.raises(KeyboardInterrupt):
         town.train(lorebook(), stop_at=stop_at)
-    before = town.heard[-1]
+    before = town.events[-1]
     town.train(lorebook())
     if before[0] == "update":
-        assert town.heard[0] == ("begun", before[1], before[2])
+        assert town.events[0] == ("begun", before[1], before[2])
     assert_same(town.prompts(), unbroken)
     assert town.leftovers() == []
 
@@ -181,7 +181,7 @@ def test_what_again_has_trained_is_not_trained_once_more(town, unbroken):
         town.train(lorebook(), stop_at=9, overwrite=True)
     done = town.train(lorebook(), overwrite=True)
     assert [prompt.name for prompt in done.trained] == ["Cid"]
-    assert town.heard[0] == ("begun", 2, 1)
+    assert town.events[0] == ("begun", 2, 1)
     assert_same(town.prompts(), unbroken)
     assert len(town.train(lorebook(), overwrite=True).trained) == 3
 
@@ -189,7 +189,7 @@ def test_what_again_has_trained_is_not_trained_once_more(town, unbroken):
 def test_a_finished_folder_has_nothing_new(town):
     town.train(lorebook())
     done = town.train(lorebook())
-    assert (done.trained, done.retained, town.heard) == ([], ["Ada", "Bo", "Cid"], [])
+    assert (done.trained, done.retained, town.events) == ([], ["Ada", "Bo", "Cid"], [])
     assert town.leftovers() == []
 
 
@@ -227,7 +227,7 @@ def test_leftovers_of_a_run_that_was_killed_as_it_ended(town, unbroken):
 
 
 class Mortal(Backwards):
-    """Workers that die instead of answering, at calls that are told by method and number."""
+    """Workers that die instead of answering, at calls given by method and number."""
 
     def __init__(self, model, *deaths):
         super().__init__(model)
@@ -271,9 +271,9 @@ def test_a_worker_that_dies_loses_nothing(deaths, town, unbroken):
 
 def test_a_group_is_taken_up_again_from_its_checkpoint(town):
     town.train(lorebook(), pool=Mortal(town.model, ("advance", 3)))
-    lost = next(i for i, heard in enumerate(town.heard) if heard[0] == "lost")
-    _, number, step = town.heard[lost]
-    again = [heard for heard in town.heard[lost:] if heard[:2] == ("begun", number)]
+    lost = next(i for i, events in enumerate(town.events) if events[0] == "lost")
+    _, number, step = town.events[lost]
+    again = [events for events in town.events[lost:] if events[:2] == ("begun", number)]
     assert again == [("begun", number, step)]
     assert step > 0
 
@@ -346,8 +346,8 @@ def test_a_record_is_what_was_saved(tmp_path):
     record.save(path)
     assert GroupRecord.load(path) == record
     for name, wrong in [("threads", 0), ("pending", [1]), ("groups", ["a"]), ("overwrite", 1)]:
-        told = json.loads(path.read_text()) | {name: wrong}
-        (tmp_path / "wrong.json").write_text(json.dumps(told))
+        changed = json.loads(path.read_text()) | {name: wrong}
+        (tmp_path / "wrong.json").write_text(json.dumps(changed))
         with pytest.raises(StorageError):
             GroupRecord.load(tmp_path / "wrong.json")
 
@@ -380,7 +380,7 @@ def test_the_command(tmp_path, unbroken):
 
     ended = softlore(*command, "--group-size", 2)
     assert "nothing new to train" in ended.err
-    for more, told in [
+    for more, expected in [
         (["--group-size", 2, "--time-budget", 5], "give --max-steps in its place"),
         (["--group-size", 0], "'--group-size'"),
         (["--group-size", 2, "--workers", 2], "expected --ray beside them"),
@@ -388,7 +388,7 @@ def test_the_command(tmp_path, unbroken):
     ]:
         ended = softlore(*command, *more)
         assert ended.code == 2
-        assert told in ended.err
+        assert expected in ended.err
     (tmp_path / "sea.txt").write_text("The sea is wide.")
     ended = softlore("train", tmp_path / "sea.txt", "--model", folder, "--group-size", 2)
     assert (ended.code, "is a corpus" in ended.err) == (2, True)

@@ -1,4 +1,4 @@
-"""The objective on a tree batch: equal to transformers, a row a branch, in every form and part."""
+"""The objective on tree batches equals transformers, a row a branch, in every layout and part."""
 
 import math
 from itertools import count
@@ -52,26 +52,26 @@ def drawn(model, kind, together=False, **settings):
         passage_tokens=10,
         **settings,
     )
-    lessons = {entry.name: make_examples(model, entry, config) for entry in (DOG, CAT)}
+    examples = {entry.name: make_examples(model, entry, config) for entry in (DOG, CAT)}
     passages = unrelated_passages(model, None, 4, 10, 0)
-    supplies = TrainingData(lessons, run_teacher(model, bare_tree(model), passages), passages)
+    data = TrainingData(examples, run_teacher(model, bare_tree(model), passages), passages)
     prompts = {e.name: initial_value(model, e, config).requires_grad_() for e in (DOG, CAT)}
     learning = list(prompts)
-    draws = (draw_batch(model, config, supplies, prompts, learning, step) for step in count())
+    draws = (draw_batch(model, config, data, prompts, learning, step) for step in count())
     batch = next(drawn for drawn in draws if len(drawn.trees) == (1 if together else 2))
     return batch, prompts
 
 
 def plain(model, batch):
     """The batch's losses by transformers alone: each branch is a row of its own, run by itself."""
-    leaves = [(b.trunk, leaf) for b in batch.trees for leaf in b.branches]
+    branches = [(b.trunk, branch) for b in batch.trees for branch in b.branches]
     losses = {}
-    for (trunk, leaf), term in zip(leaves, batch.terms, strict=True):
-        path = trunk.path(leaf.parent) if leaf.parent != ROOT else []
+    for (trunk, branch), term in zip(branches, batch.terms, strict=True):
+        path = trunk.path(branch.parent) if branch.parent != ROOT else []
         contents = [trunk.nodes[n].content for n in path]
         rows = [c if isinstance(c, torch.Tensor) else model.embed_ids(c) for c in contents]
         before = sum(map(len, contents))
-        embeds = torch.cat([*rows, model.embed_ids(leaf.ids)])[None]
+        embeds = torch.cat([*rows, model.embed_ids(branch.ids)])[None]
         past, seen = None, 0
         if trunk.prefixes:
             seen = sum(p.shape[3] for p in trunk.prefixes)
@@ -82,7 +82,7 @@ def plain(model, batch):
             cache=past,
             position_ids=torch.arange(trunk.start, trunk.start + embeds.shape[1])[None],
             attention_mask=torch.ones(1, seen + embeds.shape[1], dtype=torch.long),
-            labels=torch.tensor([labels_of(before, leaf, term)]),
+            labels=torch.tensor([labels_of(before, branch, term)]),
         )
         if term.loss == "response":
             loss = out.loss
@@ -98,12 +98,12 @@ def plain(model, batch):
     }
 
 
-def labels_of(before, leaf, term):
+def labels_of(before, branch, term):
     """Labels as transformers wants them: -100 wherever nothing is to be learned."""
     if term.loss != "response":
-        return [-100] * (before + len(leaf.ids))
+        return [-100] * (before + len(branch.ids))
     answer = len(term.target)
-    return [-100] * (before + len(leaf.ids) - answer) + list(leaf.ids[-answer:])
+    return [-100] * (before + len(branch.ids) - answer) + list(branch.ids[-answer:])
 
 
 def taken(prompts):
@@ -123,19 +123,19 @@ def assert_same(ours, theirs, gradients, expected, tolerance=1e-4):
 
 @pytest.mark.parametrize("kind", ["prefix", "embedding"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_form_equals_transformers_row_by_row(family, kind):
+def test_every_layout_equals_transformers_row_by_row(family, kind):
     model = tiny_model(family, bos=family == "llama")
     # Plain transformers has no prefixes side by side under a sliding window.
     batch, prompts = drawn(model, kind, together=family != "gemma2")
     assert {term.loss for term in batch.terms} == {"response", "guard", "distil"}
     theirs = plain(model, batch)
     expected = taken(prompts)
-    for form, micro_batch in (
+    for layout, micro_batch in (
         ("expanded", None),
         ("expanded", 2),
         ("packed", None),
     ):
-        ours = run(model, batch, form, micro_batch)
+        ours = run(model, batch, layout, micro_batch)
         assert_same(ours, theirs, taken(prompts), expected)
 
 
@@ -145,19 +145,19 @@ def test_only_responses_count():
     config = TrainingConfig(n_tokens=4, distil_weight=0)
     pair = make_examples(model, DOG, config).pairs[0]
     assert model.decode(pair.ids[: pair.response_start]) == "Description of dog:"
-    leaf, term = loss_branch(pair, ROOT, ("dog",), "response")
+    branch, term = loss_branch(pair, ROOT, ("dog",), "response")
     assert model.decode(term.target) == " Dog is a good boy"
-    assert leaf.n_rows == len(term.target)  # the head sees no other row
-    assert leaf.ids[leaf.start + 1 :] == term.target
+    assert branch.n_rows == len(term.target)  # no other row gets logits
+    assert branch.ids[branch.start + 1 :] == term.target
 
     batch = TrainingBatch()
-    batch.add(Tree([]), [(leaf, term)])
+    batch.add(Tree([]), [(branch, term)])
     row = torch.tensor([pair.ids])
     labels = row.clone()
     labels[0, : pair.response_start] = -100
     expected = float(model.hf(input_ids=row, labels=labels).loss)
     with torch.no_grad():
-        rows = model.hf.get_decoder()(row)[0][0, leaf.start : leaf.stop]
+        rows = model.hf.get_decoder()(row)[0][0, branch.start : branch.stop]
         losses = row_losses(model, rows, [term])
     assert float(losses.mean()) == pytest.approx(expected, rel=1e-5)
 
@@ -213,8 +213,8 @@ def test_a_long_trunk_runs_expanded_and_a_short_one_packed():
     model = tiny_model("llama")
     batch, _ = drawn(model, "prefix")
     assert objective.choose_layout(batch.trees, 10_000) == ("packed", None)
-    form, micro_batch = objective.choose_layout(batch.trees, 100)
-    assert form == "expanded"
+    layout, micro_batch = objective.choose_layout(batch.trees, 100)
+    assert layout == "expanded"
     assert micro_batch is not None
     assert micro_batch >= 1
 

@@ -41,8 +41,8 @@ def test_the_parts_are_the_whole(size, company_size, kind):
     trainer, batch = batch_of(kind, company_size)
     run_in_parts(trainer.model, batch, trainer.plan)
     whole = gradients(trainer)
-    for learner in trainer.trainables.values():
-        learner._live.grad = None
+    for trainable in trainer.trainables.values():
+        trainable._live.grad = None
 
     parts = [share_of(batch, rank, size) for rank in range(size)]
     terms = [id(term) for part in parts for term in part.terms]

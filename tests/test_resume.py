@@ -272,7 +272,7 @@ def test_an_interrupt_finds_every_entry_at_the_same_update(tmp_path, monkeypatch
             training.train()
     assert len(calls) == 6
     assert training.step == 2
-    assert {learner.steps for learner in training.trainables.values()} == {2}
+    assert {trainable.steps for trainable in training.trainables.values()} == {2}
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     found = small(path).train()
     assert all(torch.equal(found[name].tensor, p.tensor) for name, p in expected.items())
@@ -298,16 +298,16 @@ def test_how_often_it_is_saved(tmp_path, monkeypatch):
 
 
 def test_two_runs_do_not_share_a_checkpoint(tmp_path):
-    told = []
+    refusals = []
 
     def second(progress):
         with pytest.raises(ConfigError, match="another run is training into") as refused:
             small(tmp_path / "run.checkpoint").train()
-        told.append(refused.value)
+        refusals.append(refused.value)
         return True
 
     small(tmp_path / "run.checkpoint", on_step=second).train()
-    assert len(told) == 1
+    assert len(refusals) == 1
     small(tmp_path / "run.checkpoint").train()  # the first has ended
     assert [path.name for path in tmp_path.iterdir()] == ["run.checkpoint"]
 
@@ -322,7 +322,7 @@ def test_without_a_checkpoint_nothing_is_written(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"n_tokens": 4}, "n_tokens was 3 and is 4"),
         ({"max_steps": 9}, "max_steps was 6 and is 9"),
@@ -340,13 +340,13 @@ def test_without_a_checkpoint_nothing_is_written(tmp_path, monkeypatch):
     ],
     ids=str,
 )
-def test_a_checkpoint_of_another_run_is_refused(change, told, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(change, expected, tmp_path):
     path = tmp_path / "a.checkpoint"
     small(path, on_step=at_update(2)).train()
     before = path.read_bytes()
     with pytest.raises(ConfigError) as caught:
         small(path, **change).train()
-    assert f"is of another run ({told}" in str(caught.value)
+    assert f"is of another run ({expected}" in str(caught.value)
     assert "to begin anew, say so with overwrite=True (--overwrite)" in str(caught.value)
     assert path.read_bytes() == before
     anew = small(path, overwrite=True, **change)

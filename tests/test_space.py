@@ -46,7 +46,7 @@ def test_the_default():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("n_tokens", "says no values"),
         ("n_tokens=", "says no values"),
@@ -66,18 +66,18 @@ def test_the_default():
         ("max_active=1,2", "max_active is no setting to sweep"),
     ],
 )
-def test_what_is_refused(text, told):
+def test_what_is_refused(text, expected):
     with pytest.raises(ConfigError) as refused:
         parse_space([text])
-    assert told in str(refused.value)
+    assert expected in str(refused.value)
     with pytest.raises(ConfigError, match="is swept twice"):
         parse_space(["n_tokens=4..8", "n_tokens=2..3"])
 
 
 def test_settings_as_options():
     settings = {"n_tokens": 4, "learning_rate": 0.123456789, "min_loss": None, "kind": "prefix"}
-    told = ["--n-tokens", "4", "--learning-rate", "0.123457", "--kind", "prefix"]
-    assert options_for(settings) == told
+    expected = ["--n-tokens", "4", "--learning-rate", "0.123457", "--kind", "prefix"]
+    assert options_for(settings) == expected
 
 
 @pytest.mark.parametrize(

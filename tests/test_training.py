@@ -75,7 +75,7 @@ def divergence(model, prompt, before, passages):
         trunk, soft = Tree([Node(prompt.tensor.clone().requires_grad_())]), 0
     batch = TrainingBatch()
     taught = run_teacher(model, before, passages)
-    batch.add(trunk, [loss_branch(one, soft, ("it",), "guard") for one in taught])
+    batch.add(trunk, [loss_branch(passage, soft, ("it",), "guard") for passage in taught])
     return run(model, batch)[("it",), "guard"]
 
 
@@ -388,11 +388,11 @@ def rates_of(schedule, max_steps=50):
     rates = []
     training = small(DOG, schedule=schedule, learning_rate=0.4, max_steps=max_steps)
     training.prepare()
-    learner = training.trainables["prompt"]
+    trainable = training.trainables["prompt"]
     for _ in range(max_steps):
-        rates.append(learner.optimizer.param_groups[0]["lr"])
-        learner.optimizer.step()
-        learner.scheduler.step()
+        rates.append(trainable.optimizer.param_groups[0]["lr"])
+        trainable.optimizer.step()
+        trainable.scheduler.step()
     return rates
 
 
@@ -473,8 +473,8 @@ def test_each_entry_stops_by_itself():
     tried = small(entries=entries(2), **alone)
     tried.train()
     lowest = {}
-    for name, learner in tried.trainables.items():
-        losses = learner.history["response"]
+    for name, trainable in tried.trainables.items():
+        losses = trainable.history["response"]
         lowest[name] = min(sum(losses[i : i + 5]) / 5 for i in range(len(losses) - 4))
     quick, slow = sorted(lowest, key=lowest.get)
     target = 0.2 * lowest[quick] + 0.8 * lowest[slow]
@@ -491,10 +491,10 @@ def test_each_entry_stops_by_itself():
 def test_the_guard_does_not_count_for_min_loss():
     training = small(DOG, min_loss=5.0, max_steps=60, drift_guard=5.0, max_spacing=0)
     training.train()
-    learner = training.trainables["prompt"]
-    assert learner.stopped == "min_loss"
-    assert learner.history.recent("response") <= 5.0
-    assert learner.history.recent("response") + 5 * learner.history.recent("guard") > 5.0
+    trainable = training.trainables["prompt"]
+    assert trainable.stopped == "min_loss"
+    assert trainable.history.recent("response") <= 5.0
+    assert trainable.history.recent("response") + 5 * trainable.history.recent("guard") > 5.0
 
 
 def test_no_progress_stops_an_entry():
@@ -544,16 +544,16 @@ seeds = st.integers(0, 2**32 - 1)
 
 @given(seeds, st.integers(1, 12), st.integers(0, 4), st.integers(1, 6))
 def test_every_learner_stands_in_one_group(seed, learning, resting, most):
-    learners = [f"l{i}" for i in range(learning)]
+    trainables = [f"l{i}" for i in range(learning)]
     others = [f"r{i}" for i in range(resting)]
-    groups = draw_groups(random.Random(seed), learners, others, most)
-    assert sorted(n for group in groups for n in group if n in learners) == sorted(learners)
+    groups = draw_groups(random.Random(seed), trainables, others, most)
+    assert sorted(n for group in groups for n in group if n in trainables) == sorted(trainables)
     for group in groups:
         assert 1 <= len(group) <= most
         assert len(set(group)) == len(group)
-        assert set(group) <= {*learners, *others}
-        assert not set(group).isdisjoint(learners)
-    assert groups == draw_groups(random.Random(seed), learners, others, most)
+        assert set(group) <= {*trainables, *others}
+        assert not set(group).isdisjoint(trainables)
+    assert groups == draw_groups(random.Random(seed), trainables, others, most)
 
 
 def test_company_varies_in_number_and_order():
@@ -571,8 +571,8 @@ def test_filler(seed, max_spacing, room, from_story):
     """As long as asked at most, within the room, and never a special token."""
     model = model_of(bos=True)
     config = TrainingConfig(max_spacing=max_spacing, filler="story" if from_story else "random")
-    supplies = TrainingData({}, [], [[1, 2, 3], [4, 5, 6, 7]])
-    filler = draw_filler(model, config, supplies, room, random.Random(seed))
+    data = TrainingData({}, [], [[1, 2, 3], [4, 5, 6, 7]])
+    filler = draw_filler(model, config, data, room, random.Random(seed))
     assert len(filler) <= (max_spacing if room is None else max(0, min(max_spacing, room)))
     assert model.special_ids.isdisjoint(filler)
     assert not filler or max(filler) < len(model.tokenizer)
@@ -602,7 +602,7 @@ def test_filler_and_guard_of_ones_own_story(filler, story):
 
 @KINDS
 def test_a_bos_stands_once(kind):
-    """Before embedding rows, and as the first text token after prefixes; never in a leaf."""
+    """Before embedding rows, and as the first text token after prefixes; never in a branch."""
     model = model_of(bos=True)
     training = small(entries=entries(3), model=model, kind=kind, company_size=3)
     training.prepare()
@@ -613,9 +613,9 @@ def test_a_bos_stands_once(kind):
             assert nodes[0].content == model.bos
             assert nodes[0].parent == ROOT
             texts = [n.content for n in nodes[1:] if isinstance(n.content, list)]
-            texts += [leaf.ids for leaf in tree.branches]
+            texts += [branch.ids for branch in tree.branches]
             assert all(model.bos[0] not in ids for ids in texts)
-            assert all(leaf.parent != ROOT for leaf in tree.branches)
+            assert all(branch.parent != ROOT for branch in tree.branches)
     training.step = 0
     assert len(training.train()) == 3
 
@@ -631,7 +631,7 @@ def test_company_and_filler_keep_to_the_context(kind):
         training.step = step
         for tree in training._draw().trees:
             trunk = tree.trunk
-            longest = max(len(leaf.ids) for leaf in tree.branches)
+            longest = max(len(branch.ids) for branch in tree.branches)
             assert trunk.start + sum(map(len, trunk.nodes)) + longest <= 256
             sizes.add(len(soft_of(trunk)))
     assert sizes == ({1, 2, 3, 4} if kind == "prefix" else {1, 2})

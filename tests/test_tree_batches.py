@@ -40,7 +40,7 @@ def ours(family):
 
 
 def new_prompts(family, kind):
-    """Two soft prompts of 5 and 11 tokens, as leaves that collect a gradient."""
+    """Two soft prompts of 5 and 11 tokens, as autograd leaves that collect a gradient."""
     model = ours(family)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -49,8 +49,8 @@ def new_prompts(family, kind):
         return [(scale * torch.randn(shape)).requires_grad_() for shape in shapes]
 
 
-def leaves(family, pairs, filler):
-    """Leaves that hang on the filler, and a guard leaf before it."""
+def branches_of(family, pairs, filler):
+    """Branches that hang on the filler, and a guard branch before it."""
     made = []
     for i, (call, response) in enumerate(pairs):
         call, response = ours(family).encode(call), ours(family).encode(response)
@@ -67,18 +67,18 @@ def trees(family, kind, prompts, company=True):
     for group, filler, pairs in zip(sets, FILLERS, PAIRS, strict=True):
         text = ours(family).encode(filler)
         if kind == "prefix":
-            batch.append(TreeBatch(Tree([Node(text)], group), leaves(family, pairs, 0)))
+            batch.append(TreeBatch(Tree([Node(text)], group), branches_of(family, pairs, 0)))
             continue
         nodes = [Node(rows, i - 1) for i, rows in enumerate(group)]
         trunk = Tree([*nodes, Node(text, len(nodes) - 1)])
-        batch.append(TreeBatch(trunk, leaves(family, pairs, len(nodes))))
+        batch.append(TreeBatch(trunk, branches_of(family, pairs, len(nodes))))
     return batch
 
 
-def nll(logits, leaf):
-    """Mean over a leaf's wanted tokens of what the next one costs."""
-    ids = torch.tensor(leaf.ids)
-    return cross_entropy(logits, ids[leaf.start + 1 :])
+def nll(logits, branch):
+    """Mean over a branch's wanted tokens of what the next one costs."""
+    ids = torch.tensor(branch.ids)
+    return cross_entropy(logits, ids[branch.start + 1 :])
 
 
 def rows_of_branches(model, batch):
@@ -106,7 +106,7 @@ def row_by_row(family, batch):
 
 def in_a_tree(family, batch, layout, micro_batch):
     model = ours(family)
-    flat = [leaf for tree in batch for leaf in tree.branches]
+    flat = [branch for tree in batch for branch in tree.branches]
 
     def loss(hidden, which):
         parts = hidden.split([flat[i].n_rows for i in which])
@@ -121,16 +121,16 @@ def plainly(family, kind, batch):
     hf, total = plain(family), 0.0
     for tree in batch:
         trunk = tree.trunk
-        for leaf in tree.branches:
-            path = trunk.path(leaf.parent) if leaf.parent != ROOT else []
-            contents = [trunk.nodes[node].content for node in path] + [leaf.ids]
+        for branch in tree.branches:
+            path = trunk.path(branch.parent) if branch.parent != ROOT else []
+            contents = [trunk.nodes[node].content for node in path] + [branch.ids]
             if kind == "embedding":
                 table = hf.get_input_embeddings()
                 rows = [c if torch.is_tensor(c) else table(torch.tensor(c)) for c in contents]
                 logits = hf(inputs_embeds=torch.cat(rows)[None].clone()).logits[0]
             else:
                 logits = after_prefix(hf, trunk.prefixes, [i for c in contents for i in c])
-            cost = nll(logits[len(logits) - len(leaf.ids) :][leaf.rows], leaf)
+            cost = nll(logits[len(logits) - len(branch.ids) :][branch.rows], branch)
             cost.backward()
             total += float(cost.detach())
     return total
@@ -200,7 +200,7 @@ def test_prefixes_and_rows_in_one_trunk(family):
     rows, head = new_prompts(family, "embedding")[0], new_prompts(family, "prefix")[1]
     text = ours(family).encode(FILLERS[0])
     trunk = Tree([Node(rows), Node(text, 0)], [head])
-    batch = [TreeBatch(trunk, leaves(family, PAIRS[0], 1))]
+    batch = [TreeBatch(trunk, branches_of(family, PAIRS[0], 1))]
     expected = gradients([rows, head], lambda: row_by_row(family, batch))
     for layout in LAYOUTS:
         got = gradients([rows, head], lambda layout=layout: in_a_tree(family, batch, *layout))
@@ -223,14 +223,14 @@ def test_hidden_states_come_leaf_by_leaf(family):
     prompts = new_prompts(family, "embedding")
     batch = trees(family, "embedding", prompts)
     expected = torch.cat([rows for _, rows in rows_of_branches(ours(family), batch)])
-    assert len(expected) == sum(leaf.n_rows for b in batch for leaf in b.branches)
+    assert len(expected) == sum(branch.n_rows for b in batch for branch in b.branches)
     for layout in ("packed", "expanded"):
         torch.testing.assert_close(hidden_states(ours(family), batch, layout), expected)
 
 
 @pytest.mark.parametrize("kind", ["embedding", "prefix"])
 def test_a_trunk_without_filler(kind):
-    """`max_spacing=0`: leaves hang on the soft prompt itself."""
+    """`max_spacing=0`: branches hang on the soft prompt itself."""
     prompts = new_prompts("llama", kind)
     ids = ours("llama").encode("Dog is a good boy")
     trunk = Tree([], prompts[:1]) if kind == "prefix" else Tree([Node(prompts[0])])

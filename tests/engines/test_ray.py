@@ -77,12 +77,12 @@ def unbroken(model, tmp_path_factory):
     return prompts_in(folder)
 
 
-def train(crew, folder, on_news=None, **options):
+def train(pool, folder, on_event=None, **options):
     options = {"group_size": 2, "checkpoint_seconds": 0.0} | options
     try:
-        return GroupRun(crew, BOOK, PromptLibrary(folder), on_news=on_news, **options).run()
+        return GroupRun(pool, BOOK, PromptLibrary(folder), on_event=on_event, **options).run()
     finally:
-        crew.close()
+        pool.close()
 
 
 def processes_of_workers(root=None):
@@ -102,11 +102,11 @@ class Killer:
 
     def __init__(self, number, step, times=1):
         self.number, self.step, self.times = number, step, times
-        self.heard = []
+        self.events = []
 
     def __call__(self, news):
         report = news.report
-        self.heard.append((news.event, report.number, report.step))
+        self.events.append((news.event, report.number, report.step))
         here = report.number == self.number and report.step >= self.step
         if self.times and here and news.event in ("begun", "update"):
             self.times -= 1
@@ -119,7 +119,7 @@ class Killer:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_does_not_matter(workers, cluster, model, unbroken, tmp_path):
     done = train(RayWorkerPool(model, workers=workers, threads=THREADS), tmp_path)
-    assert ([prompt.name for prompt in done.made], done.lost) == (NAMES, 0)
+    assert ([prompt.name for prompt in done.trained], done.lost) == (NAMES, 0)
     assert_same(prompts_in(tmp_path), unbroken)
     assert leftovers(tmp_path) == []
 
@@ -128,8 +128,8 @@ def test_workers_killed_in_the_middle_lose_nothing(cluster, model, unbroken, tmp
     killer = Killer(number=1, step=STEPS // 2)
     done = train(RayWorkerPool(model, workers=2, threads=THREADS), tmp_path, killer)
     assert done.lost >= 1
-    lost = killer.heard.index(next(h for h in killer.heard if h[0] == "lost" and h[1] == 1))
-    taken_up = next(h for h in killer.heard[lost:] if h[:2] == ("begun", 1))
+    lost = killer.events.index(next(h for h in killer.events if h[0] == "lost" and h[1] == 1))
+    taken_up = next(h for h in killer.events[lost:] if h[:2] == ("begun", 1))
     assert taken_up[2] >= STEPS // 2, "every update was kept: checkpoint_seconds is 0"
     assert_same(prompts_in(tmp_path), unbroken)
     assert leftovers(tmp_path) == []
@@ -155,12 +155,12 @@ def test_errors_come_back_as_they_are(cluster, model, tmp_path):
     with pytest.raises(ModelError, match="no-such-model"):
         train(RayWorkerPool(ModelSpec(str(tmp_path / "no-such-model"))), tmp_path / "out")
     long = BOOK.model_copy(update={"entries": [BOOK["Ada"].model_copy(update={"text": "a" * 999})]})
-    crew = RayWorkerPool(model, workers=1)
+    pool = RayWorkerPool(model, workers=1)
     try:
         with pytest.raises(LoreError, match="'Ada' has a text of"):
-            GroupRun(crew, long, PromptLibrary(tmp_path / "out"), group_size=1).run()
+            GroupRun(pool, long, PromptLibrary(tmp_path / "out"), group_size=1).run()
     finally:
-        crew.close()
+        pool.close()
 
 
 # the command -------------------------------------------------------------------------------------

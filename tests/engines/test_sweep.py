@@ -67,12 +67,12 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def sweep(model, tmp_path):
-    def run(*, trials=4, space=SPACE, crew=None, study="study.db", **options):
-        crew = crew or LocalWorkerPool(model)
+    def run(*, trials=4, space=SPACE, pool=None, study="study.db", **options):
+        pool = pool or LocalWorkerPool(model)
         options = {"distances": (0, 4)} | options
         try:
             return Sweep(
-                crew,
+                pool,
                 options.pop("book", BOOK),
                 parse_space(space),
                 tmp_path / study,
@@ -81,12 +81,12 @@ def sweep(model, tmp_path):
                 **options,
             ).run()
         finally:
-            crew.close()
+            pool.close()
 
     return run
 
 
-def told(tried):
+def without_times(tried):
     """What was tried and what it came to, but for how long it took."""
     return sorted((one.number, str(one.settings), one.score) for one in tried)
 
@@ -123,19 +123,19 @@ def test_stopped_and_gone_on_with(quick, sweep, model):
     """What was being tried is tried first, and all comes to the same as without a stop."""
     whole = sweep(study="whole.db")
     with pytest.raises(KeyboardInterrupt):
-        sweep(crew=Stopping(model, at=3))
+        sweep(pool=Stopping(model, at=3))
     tried = sweep()
     assert len(tried) == 4
     assert [one.score for one in tried[:2]] == sorted(one.score for one in tried)[:2]
     settings = {str(one.settings) for one in tried}
     assert {str(one.settings) for one in whole if one.number < 3} <= settings
-    assert told(sweep()) == told(tried), "there are enough of them"
+    assert without_times(sweep()) == without_times(tried), "there are enough of them"
     assert len(sweep(trials=5)) == 5
 
 
 def test_the_same_seed_tries_the_same(quick, sweep):
-    assert told(sweep(study="a.db")) == told(sweep(study="b.db"))
-    assert told(sweep(study="c.db", seed=1)) != told(sweep(study="a.db"))
+    assert without_times(sweep(study="a.db")) == without_times(sweep(study="b.db"))
+    assert without_times(sweep(study="c.db", seed=1)) != without_times(sweep(study="a.db"))
 
 
 def test_no_time(sweep):
@@ -177,14 +177,14 @@ class Mortal(LocalWorkerPool):
 
 def test_a_worker_that_dies_tries_the_same_once_more(quick, sweep, model):
     """Calls: load, trial (lost), load, trial, …"""
-    whole = told(sweep(study="whole.db"))
-    assert told(sweep(crew=Mortal(model, 2, 5))) == whole
-    tried = sweep(crew=Mortal(model, 2, 4, 6), study="thrice.db")
+    whole = without_times(sweep(study="whole.db"))
+    assert without_times(sweep(pool=Mortal(model, 2, 5))) == whole
+    tried = sweep(pool=Mortal(model, 2, 4, 6), study="thrice.db")
     assert [one.why for one in tried if one.score is None] == [
         "it has lost its worker 3 times (it was killed)"
     ]
     with pytest.raises(TrainingError, match="has died 3 times"):
-        sweep(crew=Mortal(model, 1, 2, 3), study="never.db")
+        sweep(pool=Mortal(model, 1, 2, 3), study="never.db")
 
 
 # refused -----------------------------------------------------------------------------------------
@@ -243,8 +243,8 @@ def test_the_command_and_the_line_that_it_ends_with(command, tmp_path):
 
 def test_the_command_killed_and_gone_on_with(command, tmp_path):
     study = tmp_path / "lore.sweep.db"
-    told = [sys.executable, "-m", "softlore", *command, "--trials", "200"]
-    running = subprocess.Popen(told, stderr=subprocess.PIPE, text=True)
+    whole_command = [sys.executable, "-m", "softlore", *command, "--trials", "200"]
+    running = subprocess.Popen(whole_command, stderr=subprocess.PIPE, text=True)
     while running.poll() is None and "trial 1:" not in running.stderr.readline():
         pass
     running.send_signal(signal.SIGKILL)
@@ -260,9 +260,9 @@ def test_the_command_killed_and_gone_on_with(command, tmp_path):
 def test_on_ray(command, tmp_path):
     pytest.importorskip("ray")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    told = [sys.executable, "-m", "softlore", *command, "--trials", "3", "--json", "-"]
+    whole_command = [sys.executable, "-m", "softlore", *command, "--trials", "3", "--json", "-"]
     done = subprocess.run(
-        [*told, "--ray", "--workers", "2"],
+        [*whole_command, "--ray", "--workers", "2"],
         capture_output=True,
         text=True,
         timeout=120,
