@@ -111,7 +111,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded():
         (["--engine-url", "http://127.0.0.1:8000"], "none with others"),
         (["--engine", "llamacpp"], "expected a file with llamacpp"),
         (["--gguf", "model.gguf"], "none with others"),
-        (["--port", "70000"], "--port"),
+        (["--port", "70000"], "port is 70000"),
     ],
 )
 def test_what_would_be_unsafe_or_cannot_be_is_refused(options, said):

@@ -1,4 +1,11 @@
-"""The service behind the APIs: composes requests, starts texts, and ends them with their caller."""
+"""The service behind the APIs: composes requests, starts texts, and ends them with their client.
+
+    route (kobold, openai) ─ text ─▶ RequestComposer ─ GenerationRequest ─▶ Engine.start
+                                                                                │
+    response ◀─ one iteration over ActiveResponse ◀─ OutputQueue ◀─ tokens of a step of the batch
+
+A text is parsed and encoded by the composer, once; its tokens cross one queue on the way back.
+"""
 
 from __future__ import annotations
 
