@@ -197,7 +197,9 @@ def told(state):
 def trained(page, state):
     """An entry is trained, and its curve watched."""
     train_marta(page)
-    page.wait_for_selector("svg.plot[aria-label^='Loss'] polyline.picked", state="attached")
+    page.wait_for_selector(
+        "svg.plot[aria-label^='Loss'] polyline.picked", state="attached", timeout=60_000
+    )
     page.wait_for_selector("[data-entry=Marta]:has-text('trained, 4 tokens')", timeout=60_000)
     assert "Marta" in state.prompts
     summary = page.get_attribute("svg.plot[aria-label^='Loss']", "aria-label")

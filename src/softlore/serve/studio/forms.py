@@ -12,6 +12,7 @@ from softlore.settings import SamplingParams
 
 MAX_TOKENS = 100_000
 MAX_NO_COPY = 10**6
+TRAINING = ("kind", "n_tokens", "max_steps", "style", "seed")
 
 
 def check_sampling(sampling: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +82,12 @@ class WriteForm(StudioForm):
 
 
 class NewTraining(StudioForm):
-    """A training to start. Settings left out come from the lorebook, or have their defaults."""
+    """A training to start, with any of the settings TRAINING.
+
+    Settings left out come from the lorebook, or have their defaults.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     book: str
     """A lorebook of the studio."""
@@ -89,16 +95,12 @@ class NewTraining(StudioForm):
     """Names of its entries; all of them if left out."""
     overwrite: bool = False
     """Whether to train entries that are trained already."""
-    kind: str | None = None
-    """`prefix` or `embedding`."""
-    n_tokens: int | None = None
-    """Length of each soft prompt in tokens."""
-    max_steps: int | None = None
-    """Most updates of an entry."""
-    style: str | None = None
-    """Authoring style that makes pairs from the text of entries without any."""
-    seed: int | None = None
-    """Random seed."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The other fields: those of `TrainingConfig` that the API takes."""
+        given = self.model_extra or {}
+        return {name: given[name] for name in TRAINING if given.get(name) is not None}
 
 
 class CompareForm(StudioForm):

@@ -15,9 +15,10 @@ from softlore.prompts import WRITABLE, PromptLibrary
 from softlore.serve.compose import model_name
 from softlore.serve.studio.book_folder import NATIVE_FORMATS
 from softlore.serve.studio.context import StudioContext
+from softlore.serve.studio.forms import TRAINING
 from softlore.serve.studio.prompts import header_fields
 from softlore.serve.studio.stories import FORMATS as STORY_FORMATS
-from softlore.settings import SamplingParams, table
+from softlore.settings import SamplingParams, TrainingConfig, table
 
 DEFAULT_TOKENS = 80
 
@@ -42,6 +43,7 @@ def make_router(context: StudioContext) -> APIRouter:
                 "stories": list(STORY_FORMATS),
             },
             "samplers": _samplers(),
+            "training": _training(),
         }
 
     return router
@@ -55,6 +57,21 @@ def _samplers() -> list[dict[str, Any]]:
         for setting in table(SamplingParams).values()
         if setting.slider is not None
     ]
+
+
+def _training() -> dict[str, dict[str, Any]]:
+    """The training settings of the API, by name."""
+    settings = table(TrainingConfig)
+    return {
+        name: {
+            "default": settings[name].default,
+            "help": settings[name].help,
+            "min": settings[name].low,
+            "max": settings[name].high,
+            "choices": settings[name].choices,
+        }
+        for name in TRAINING
+    }
 
 
 def _model_codes(model: LanguageModel) -> list[dict[str, Any]]:

@@ -33,9 +33,8 @@ def make_router(context: StudioContext) -> APIRouter:
     @router.post("")
     def start(form: NewTraining) -> dict[str, Any]:
         """Adds a training to the queue. Its soft prompts are saved to the library."""
-        given = form.model_dump(exclude={"book", "entries", "overwrite"}, exclude_none=True)
         book = context.books.get(form.book)
-        job = queue.start(book, form.entries or [], form.overwrite, given)
+        job = queue.start(book, form.entries or [], form.overwrite, form.settings)
         return job.to_dict(curves=True)
 
     @router.get("/{id}")

@@ -18,39 +18,42 @@ const STATES = {
   stopped: "Stopped",
   failed: "It failed",
 };
+const KINDS = {
+  prefix: "Prefix: stronger, at the start of the context",
+  embedding: "Embedding: anywhere in the text, for other programs too",
+};
 const RETRY = 1500; // milliseconds
 let watched = null; // the id whose events are read
 let picked = "";
 
 function options() {
-  const chosen = { kind: "prefix", n_tokens: 16, max_steps: "", ...recall("training", {}) };
+  const kind = state.info?.training.kind.default;
+  const chosen = { kind, n_tokens: "", max_steps: "", ...recall("training", {}) };
   return state.info?.takes_prefix === false ? { ...chosen, kind: "embedding" } : chosen;
 }
 
 /** The training settings, which the browser stores. */
 export function trainOptions() {
-  const now = options();
+  const inside = h("div", { class: "inside" });
   const change = (name, value) => keep("training", { ...options(), [name]: value });
-  const number = (name, label, help, hint = "") => labelled(label, h("input", { type: "number",
-    min: 1, max: 100_000, value: now[name], placeholder: hint,
-    oninput: (event) => change(name, event.target.value && Number(event.target.value)) }), help);
-  return h("details", {}, h("summary", {}, "How to train"), h("div", { class: "inside" },
-    labelled("Kind of soft prompt", kinds(now.kind, (kind) => change("kind", kind))),
-    h("div", { class: "two" },
-      number("n_tokens", "Tokens", "Room in the context that each takes."),
-      number("max_steps", "Steps at most", "Fewer is sooner and weaker.", "as needed"))));
+  const number = (name, label) => {
+    const { default: initial, min, max, help } = state.info.training[name];
+    return labelled(label, h("input", { type: "number", min, max, placeholder: initial,
+      value: options()[name],
+      oninput: (event) => change(name, event.target.value && Number(event.target.value)) }), help);
+  };
+  on("info", () => inside.replaceChildren(
+    labelled("Kind of soft prompt", kinds(options().kind, (kind) => change("kind", kind))),
+    h("div", { class: "two" }, number("n_tokens", "Tokens"), number("max_steps", "Steps at most"))));
+  return h("details", {}, h("summary", {}, "How to train"), inside);
 }
 
 /** The choice of kinds; some models take one of them only. */
 function kinds(kind, change) {
-  const list = select([
-    ["prefix", "Prefix: stronger, heads the context"],
-    ["embedding", "Embedding: stands anywhere, for other programs too"],
-  ], kind, change);
-  on("info", () => {
-    list.firstChild.disabled = state.info.takes_prefix === false;
-    list.value = options().kind;
-  });
+  const list = select(state.info.training.kind.choices.map((name) => [name, KINDS[name] ?? name]),
+    kind, change);
+  const prefix = list.querySelector("[value=prefix]");
+  if (prefix) prefix.disabled = state.info.takes_prefix === false;
   return list;
 }
 
