@@ -299,7 +299,7 @@ def test_a_quest_keeps_to_its_own_world(tools):
         for room, ways in quest.exits.items():
             for way, there in ways.items():
                 assert quest.exits[there][back[way]] == room
-        lines = quest.tell()
+        lines = quest.play()
         eaten = [line.split(" the ")[-1] for line in lines if line.startswith("You eat the")]
         left = quest.carried + [t for things in quest.things.values() for t in things]
         assert sorted(left + [line.split(". ")[0] for line in eaten]) == everything

@@ -3,16 +3,16 @@
 Reads JSON lines (xz or plain), one book a line: ``code``, ``author``, ``title``, ``pg``, ``text``
 (a paragraph a line). Writes to ``--out``:
 
-    tokenizer.json         byte-level BPE, trained on the books that were kept
+    tokenizer.json         byte-level BPE, trained on the selected books
     train-CODE.bin         uint16 tokens, books joined by ``<|endoftext|><|CODE|>``; under the
                            eighth code, Quest, text adventures that quests.py writes
-    held-out.jsonl         whole books never trained on: code, author, title, pg, text
-    books.json             every book kept: provenance, size, plainness, train or held out
+    held-out.jsonl         books for validation: code, author, title, pg, text
+    books.json             every selected book: provenance, size, plainness, train or held out
     PROVENANCE.md          the same as a list to read
     dropped.json           every book left out, with the reason
 
-The rules are few and their thresholds stand below. They favour plain, readable prose, because a
-small model that sees few tokens learns a narrow, clean slice far better than a broad one.
+The rules are few; their thresholds are the constants below. They prefer plain, readable prose: a
+small model that sees few tokens learns a narrow, clean corpus far better than a broad one.
 
 Example:
     python tools/corpus.py stories.jsonl.xz --out runs/corpus
@@ -39,7 +39,7 @@ SPECIAL = [END, *(f"<|{code}|>" for code in SHARES)]  # ids 0 to 8
 VOCABULARY = 4096
 
 QUESTS = 2000  # text adventures, some 2 million characters
-BUDGET = 9_000_000  # characters kept a genre, plainest books first
+BUDGET = 9_000_000  # characters selected for each genre, plainest books first
 AUTHOR_SHARE = 0.8  # of a genre's budget, at most, from one author
 LEAST_BOOK = 10_000  # characters left after cleaning
 DIALECT = 12.0  # words clipped with an apostrophe ('em, goin') in a thousand, at most
@@ -178,7 +178,7 @@ def clean_book(book: dict[str, Any], seen: set[int]) -> tuple[list[str], str]:
         return [], "not of its author's genre"
     if NOT_NARRATIVE.search(title) and not KEPT_TITLES.search(title):
         return [], "not narrative, or not of its genre"
-    kept: list[str] = []
+    selected: list[str] = []
     new: list[int] = []
     repeats = 0
     for line in plain_marks(book["text"]).split("\n"):
@@ -190,17 +190,17 @@ def clean_book(book: dict[str, Any], seen: set[int]) -> tuple[list[str], str]:
             repeats += 1
             continue
         new.append(key)
-        kept.append(paragraph)
-    size = sum(map(len, kept))
-    if repeats > REPEATED * (len(kept) + 1):
+        selected.append(paragraph)
+    size = sum(map(len, selected))
+    if repeats > REPEATED * (len(selected) + 1):
         return [], f"another edition of a book already read ({repeats} paragraphs)"
     if size < LEAST_BOOK or size < (1 - DROPPED) * len(book["text"]):
         return [], f"too little prose: {size} of {len(book['text'])} characters"
-    clipped = 1000 * len(CLIPPED.findall(" ".join(kept))) / (size / 5.5)
+    clipped = 1000 * len(CLIPPED.findall(" ".join(selected))) / (size / 5.5)
     if clipped > DIALECT and book["pg"] not in HELD_OUT:
         return [], f"dialect: {clipped:.0f} clipped words in a thousand"
     seen.update(new)
-    return kept, ""
+    return selected, ""
 
 
 def plainness(paragraphs: list[str], common: set[str]) -> float:
@@ -214,7 +214,7 @@ def plainness(paragraphs: list[str], common: set[str]) -> float:
 
 def choose(books: list[dict[str, Any]], dropped: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Keep, in each genre, the plainest books up to the budget, no author above their share."""
-    kept = []
+    selected = []
     for code in CODES:
         total: int = 0
         by_author: collections.Counter[str] = collections.Counter()
@@ -222,15 +222,15 @@ def choose(books: list[dict[str, Any]], dropped: list[dict[str, Any]]) -> list[d
             if book["code"] != code:
                 continue
             if book["pg"] in HELD_OUT:
-                kept.append({**book, "use": "held out"})
+                selected.append({**book, "use": "held out"})
                 continue
             if total > BUDGET or by_author[book["author"]] > AUTHOR_SHARE * BUDGET:
                 dropped.append({**book, "paragraphs": None, "reason": "less plain than the rest"})
                 continue
             total += book["characters"]
             by_author[book["author"]] += book["characters"]
-            kept.append({**book, "use": "train"})
-    return kept
+            selected.append({**book, "use": "train"})
+    return selected
 
 
 def train_tokenizer(texts: Iterator[str], vocabulary: int = VOCABULARY) -> Tokenizer:
@@ -300,7 +300,7 @@ def provenance(books: list[dict[str, Any]]) -> str:
 def prepare(
     path: Path, out: Path, vocabulary: int = VOCABULARY, tokenizer_file: Path | None = None
 ) -> dict[str, int]:
-    """Run the whole stage, with a tokenizer of before where one is given; return tokens a genre."""
+    """Run the stage, with an existing tokenizer if given; return the tokens of each genre."""
     out.mkdir(parents=True, exist_ok=True)
     books, dropped, seen = [], [], set[int]()
     words: collections.Counter[str] = collections.Counter()
@@ -345,7 +345,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path, help="JSON lines of books, .xz or plain")
     parser.add_argument("--out", type=Path, default=Path("runs/corpus"))
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json to keep, not trained anew")
+    parser.add_argument("--tokenizer", type=Path, help="an existing tokenizer.json")
     args = parser.parse_args()
     counts = prepare(args.corpus, args.out, args.vocabulary, args.tokenizer)
     for code, tokens in counts.items():

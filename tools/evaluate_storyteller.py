@@ -1,10 +1,10 @@
-"""Measure storyteller on books that it never saw, beside another model on the same passages.
+"""Measure storyteller on held-out books, beside another model on the same passages.
 
 Bits a character, lower is better, on passages of at most 700 characters that open at a paragraph:
 with the genre's code, with ``<|endoftext|>`` alone, and for the other model after its own
-beginning-of-text token. Then: how often a passage's own code makes it the likeliest (attribution
-of passages of 128 tokens, by ``softlore.control``), beside a naive Bayes classifier that counted
-the words of the same training books; what longer context is worth; and samples, unpicked.
+beginning-of-text token. Then: how often a passage's code makes it the likeliest (attribution of
+passages of 128 tokens, by ``softlore.control``), beside a naive Bayes classifier over the words of
+the same training books; the gain of longer context; and samples.
 
 Example:
     python tools/evaluate_storyteller.py src/softlore/storyteller --data runs/corpus \\
@@ -34,12 +34,12 @@ from windows import CODES, END, SHARES
 
 PASSAGE = 700  # characters: within 256 tokens of every model compared
 LONG = 3200  # characters: within 1024 tokens of storyteller
-ATTRIBUTED = 128  # tokens of a passage whose code is to be told
+ATTRIBUTED = 128  # tokens of a passage that is attributed
 WORD = re.compile(r"[a-z]+")
 
 
 class Scorer:
-    """A model and its tokenizer; gives the bits of a text after an opening."""
+    """Computes the bits of texts under a model."""
 
     def __init__(self, folder: str):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -47,7 +47,7 @@ class Scorer:
 
     @torch.no_grad()
     def bits(self, openings: list[list[int]], text: str) -> list[float]:
-        """Bits that ``text`` costs after each of ``openings``, which are equally long."""
+        """Bits of ``text`` after each of ``openings``, token ids of equal length."""
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         limit = self.model.config.max_position_embeddings
         length = len(openings[0]) + len(ids)
@@ -61,13 +61,13 @@ class Scorer:
 
 def passages(text: str, count: int, size: int) -> list[str]:
     """``count`` passages of at most ``size`` characters, spread evenly, each from a paragraph."""
-    found = []
+    pieces = []
     for i in range(count):
         start = text.find("\n", int(len(text) * (i + 0.5) / count)) + 1
         piece = text[start : start + size]
         if start and len(piece) == size:
-            found.append(piece[: piece.rfind(" ")])
-    return found
+            pieces.append(piece[: piece.rfind(" ")])
+    return pieces
 
 
 def read_passages(data: Path, count: int, size: int) -> dict[str, list[str]]:
@@ -114,7 +114,7 @@ class NaiveBayes:
             text = tokenizer.decode(ids, skip_special_tokens=True).lower()
             self.counts[code] = collections.Counter(WORD.findall(text))
         self.words = set().union(*self.counts.values())
-        self.sums = {code: sum(found.values()) for code, found in self.counts.items()}
+        self.sums = {code: count.total() for code, count in self.counts.items()}
 
     def name(self, text: str) -> str:
         """The code that makes a text's words the likeliest."""
@@ -128,7 +128,7 @@ class NaiveBayes:
 
 
 def attribution(folder: str, data: Path, count: int) -> list[dict[str, Any]]:
-    """How often the right code is found, a row a genre: by the model, and by naive Bayes."""
+    """Share of passages attributed right by the model and by naive Bayes, a row for each genre."""
     model = FrozenModel.from_pretrained(folder, dtype="float32")
     codes = codes_of(model)
     bayes = NaiveBayes(data, model.tokenizer)
@@ -142,15 +142,15 @@ def attribution(folder: str, data: Path, count: int) -> list[dict[str, Any]]:
         mistaken = collections.Counter(name for name in named if name != code)
         row["mistaken for"] = ", ".join(f"{c} {n}" for c, n in mistaken.most_common(2))
         rows.append(row)
-    whole = sum(row["passages"] for row in rows)
-    over_all: dict[str, Any] = {"code": "all", "passages": whole}
+    count = sum(row["passages"] for row in rows)
+    over_all: dict[str, Any] = {"code": "all", "passages": count}
     for column in ("named right", "naive Bayes"):
-        over_all[column] = sum(row[column] * row["passages"] for row in rows) / whole
+        over_all[column] = sum(row[column] * row["passages"] for row in rows) / count
     return [*rows, {**over_all, "mistaken for": ""}]
 
 
-def worth_of_context(scorer: Scorer, data: Path) -> dict[int, float]:
-    """Bits a character of the last 700 characters of a passage, by how much stands before them."""
+def context_gain(scorer: Scorer, data: Path) -> dict[int, float]:
+    """Bits a character of a passage's last 700 characters, by the number of characters before."""
     result = {}
     for before in (0, 500, 1200, 2500):
         bits = characters = 0.0
@@ -178,7 +178,7 @@ def speed(folder: str, tokens: int = 200) -> dict[str, float]:
 
 
 def samples(scorer: Scorer, code: str, count: int = 3, tokens: int = 150) -> list[str]:
-    """``count`` texts written after the code alone: seeds 0, 1, ..; none left out."""
+    """``count`` texts generated after the code alone, with seeds from 0 up."""
     texts = []
     for seed in range(count):
         torch.manual_seed(seed)
@@ -205,7 +205,7 @@ def table(rows: list[dict[str, Any]], percent: bool) -> list[str]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The tables and samples, as they stand in the card."""
+    """The tables and samples as Markdown, for the model card."""
     lines = table(result["genres"], percent=False)
     lines += table(result["attribution"], percent=True)
     lines += ["", "| characters before | bits a character |", "|---|---|"]
@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
     result = {
         "genres": compare(scorer, other, args.data, args.passages),
         "attribution": attribution(args.model, args.data, args.attributed),
-        "context": worth_of_context(scorer, args.data),
+        "context": context_gain(scorer, args.data),
         "speed": speed(args.model),
         "samples": {code: samples(scorer, code) for code in SHARES},
     }

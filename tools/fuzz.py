@@ -3,10 +3,10 @@
 python tools/fuzz.py --reader all --seconds 60      # a minute a reader, one after another
 python tools/fuzz.py --reader kobold --runs 100000
 
-Inputs stay in memory and go where an open file would. Each may be refused by an
-error of softlore's own. Any other exception is a crash, as are an input that takes 20 seconds, a
+Inputs stay in memory and go where an open file would. Each may raise one of softlore's
+errors. Any other exception is a crash, as are an input that takes 20 seconds, a
 process of more than 512 MB, and any attempt to unpickle, run, import or open something. Prints a
-line a reader, with counts; exit code 1 after a crash. The input that did it is kept in --crashes.
+line a reader, with counts; exit code 1 after a crash. The input is saved in --crashes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=-1, help="inputs a reader")
     parser.add_argument("--seconds", type=int, default=0, help="time a reader")
     parser.add_argument("--seed", type=int, default=1, help="for libFuzzer's random numbers")
-    parser.add_argument("--corpus", type=Path, help="folder to keep what was found in")
+    parser.add_argument("--corpus", type=Path, help="folder for interesting inputs")
     parser.add_argument("--crashes", type=Path, default=Path("."), help="folder for crashes")
     parser.add_argument("--json", type=Path, help="file to append a line a reader to")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -75,12 +75,12 @@ def _run(name: str, options: argparse.Namespace) -> dict[str, Any]:
         pipe, joined = subprocess.PIPE, subprocess.STDOUT
         done = subprocess.run(command, stdout=pipe, stderr=joined, text=True, errors="replace")
         seconds = time.monotonic() - began
-    found = dict(STATS.findall(done.stdout))
+    stats = dict(STATS.findall(done.stdout))
     result = {
         "reader": name,
-        "inputs": int(found.get("number_of_executed_units", 0)),
+        "inputs": int(stats.get("number_of_executed_units", 0)),
         "seconds": round(seconds, 1),
-        "peak_mb": int(found.get("peak_rss_mb", 0)),
+        "peak_mb": int(stats.get("peak_rss_mb", 0)),
         "coverage": max(map(int, re.findall(r"\bcov: (\d+)", done.stdout)), default=0),
         "exit_code": done.returncode,
     }

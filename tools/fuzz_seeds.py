@@ -1,4 +1,4 @@
-"""What the fuzzer starts from, and how its bytes become a prompt file, reader by reader.
+"""Seeds of the fuzzer, and how its inputs become prompt files, for each reader.
 
 A reader within another (a pickle within base64 within JSON, an array within a zip with
 checksums) is fuzzed by itself: its bytes are what changes, and are wrapped anew each time.
@@ -81,13 +81,13 @@ def _saved(write: Callable[[SoftPrompt, Path], None]) -> bytes:
 
 
 def _tensors() -> list[torch.Tensor]:
-    """Of each dtype and layout that a file may hold, one that does not fit among them."""
+    """Tensors of each dtype and layout that a file may have, and an unsupported one."""
     kinds = [ROWS, ROWS.half(), ROWS.bfloat16(), ROWS[None], ROWS.T, torch.zeros(9, 4)[3:7]]
     return [*kinds, torch.nn.Parameter(ROWS), ROWS.double()]
 
 
 def native() -> list[bytes]:
-    """The golden files, and one of today's."""
+    """The golden files, and one in the current format."""
     golden = [path.read_bytes() for path in sorted(GOLDEN.glob("*.safetensors"))]
     return [_saved(SoftPrompt.save), *(file for file in golden if len(file) <= 4096)]
 
@@ -98,7 +98,7 @@ def pickles() -> list[bytes]:
 
 
 def storages() -> list[bytes]:
-    """What lies within those: a storage, saved by torch in its older form."""
+    """The storages within those, in torch's older format."""
     return [_between(pickle.dumps(tensor, protocol=4))[1] for tensor in _tensors()[:3]]
 
 
@@ -119,17 +119,17 @@ def arrays() -> list[bytes]:
 
 def archives() -> list[bytes]:
     """Whole archives: KoboldAI's with each kind of packing, NumPy's, torch's."""
-    found = [_saved(kobold.write)]
+    files = [_saved(kobold.write)]
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", compression=method) as archive:
             archive.writestr("tensor.npy", to_npy(ROWS.numpy()))
             archive.writestr("meta.json", '{"name": "dog", "description": ""}')
-        found.append(packed.getvalue())
+        files.append(packed.getvalue())
     packed = io.BytesIO()
     state = np.array([{}], dtype=object)
     np.savez_compressed(packed, tensor=ROWS.numpy(), opt_state=state, step=3, loss=0.5)
-    return [*found, packed.getvalue(), _torch_saved(_checkpoint(ROWS), True)]
+    return [*files, packed.getvalue(), _torch_saved(_checkpoint(ROWS), True)]
 
 
 def koboldai() -> list[bytes]:
@@ -140,12 +140,12 @@ def koboldai() -> list[bytes]:
 
 def torch_pickles() -> list[bytes]:
     """The two members of torch.save's archive: the pickle's length, the pickle, the numbers."""
-    found = []
+    files = []
     for tensor in _tensors():
         saved = zipfile.ZipFile(io.BytesIO(_torch_saved(_checkpoint(tensor), True)))
         inner = saved.read("archive/data.pkl")
-        found.append(struct.pack("<H", len(inner)) + inner + saved.read("archive/data/0"))
-    return found
+        files.append(struct.pack("<H", len(inner)) + inner + saved.read("archive/data/0"))
+    return files
 
 
 def torch_files() -> list[bytes]:
@@ -154,15 +154,15 @@ def torch_files() -> list[bytes]:
 
 
 def folders() -> list[bytes]:
-    """PEFT's folders of each method, ours and its own."""
+    """PEFT's folders of each method, as softlore and as PEFT write them."""
     keys_values = torch.arange(24, dtype=torch.float32).reshape(2, 2, 1, 2, 3)
     prefix = SoftPrompt(name="dog", kind="prefix", tensor=keys_values, base_model="gpt2")
-    found = []
+    files = []
     for prompt in (_prompt(), prefix):
         with tempfile.TemporaryDirectory() as folder:
             peft.write(prompt, Path(folder) / "x")
             config = (Path(folder) / "x" / peft.CONFIG).read_bytes()
-            found.append((config, (Path(folder) / "x" / peft.TENSORS).read_bytes()))
+            files.append((config, (Path(folder) / "x" / peft.TENSORS).read_bytes()))
     plain = safetensors.torch.save({peft.ROWS: ROWS}, {"format": "pt"})
     tasks = {
         peft.ROWS: ROWS,
@@ -170,8 +170,8 @@ def folders() -> list[bytes]:
         peft.TASK_ROWS: ROWS[None, :1].clone(),
     }
     several = b'{"peft_type": "MULTITASK_PROMPT_TUNING", "num_virtual_tokens": 2, "token_dim": 3}'
-    found += [(found[0][0], plain), (several, safetensors.torch.save(tasks))]
-    return [struct.pack("<H", len(config)) + config + tensors for config, tensors in found]
+    files += [(files[0][0], plain), (several, safetensors.torch.save(tasks))]
+    return [struct.pack("<H", len(config)) + config + tensors for config, tensors in files]
 
 
 def _checkpoint(tensor: torch.Tensor) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Write text adventures for storyteller's eighth code, Quest: small worlds, played and told.
+"""Generate text adventures for storyteller's eighth code, Quest, by simulating small worlds.
 
-A quest is a handful of rooms with things, people, a foe and a locked container that holds a prize.
-A seeded player wanders about in it and types commands; what is told is what happens there, so a
-thing that was taken can be dropped again, a door leads back to where one came from, and the
-container opens only for the key. The words are in ``quests.yaml``.
+A quest is a handful of rooms with things, people, a foe and a locked container with a prize. A
+random player types commands, and the text follows from the simulation: only things that were taken
+can be dropped, every exit leads back, and the container opens only with the key. The words are in
+``quests.yaml``.
 
 Example:
     python tools/quests.py --count 3 --seed 1
@@ -24,14 +24,14 @@ VOWELS = "aeiou"
 
 
 def a(thing: str) -> str:
-    """``thing`` with its article, where it has none of its own."""
+    """``thing`` with an indefinite article, unless it has an article."""
     if thing.split()[0] in ("a", "an", "the"):
         return thing
     return f"{'an' if thing[0] in VOWELS else 'a'} {thing}"
 
 
 def the(thing: str) -> str:
-    """``thing`` as one that was named before."""
+    """``thing`` with the definite article."""
     return "the " + re.sub(r"^(an?|the) ", "", thing)
 
 
@@ -44,7 +44,7 @@ def sentence(text: str) -> str:
 
 
 class Quest:
-    """One world, and its telling. ``tell()`` gives the whole quest, a paragraph a line."""
+    """A world and its player. ``play()`` returns the quest's text, a paragraph a line."""
 
     def __init__(self, seed: int):
         self.random = random.Random(seed)
@@ -80,7 +80,7 @@ class Quest:
             room[:] = [thing for thing in room if thing not in things]
 
     def build(self) -> dict[str, dict[str, str]]:
-        """Each room joined to one before it, by a way that leads back."""
+        """Exits by room and direction: each room is connected to an earlier one, both ways."""
         exits: dict[str, dict[str, str]] = {room: {} for room in self.rooms}
         for i, room in enumerate(self.rooms[1:], 1):
             ways = [
@@ -111,7 +111,7 @@ class Quest:
         return self.pick([f"You can go {listed(ways)}.", f"Ways lead {listed(ways)} from here."])
 
     def look(self) -> None:
-        """Tell the room, and what is in it."""
+        """Describe the room and its contents."""
         opening = self.pick(["You are in {}.", "You are standing in {}.", "This is {}."])
         parts = [opening.format(the(self.here)), *self.details[self.here]]
         if self.here in self.seen and self.random.random() < 0.6:
@@ -247,21 +247,21 @@ class Quest:
             self.say(f"With your bare hands? {sentence(foe)} is not afraid of you.")
 
     def choices(self) -> list[Any]:
-        """What the player might do now, the likelier the more often it stands here."""
+        """The player's possible actions; one that is listed more often is likelier."""
         open_now = self.here == self.container_room and not self.opened and self.key in self.carried
         if open_now:
             return [self.unlock]
-        found: list[Any] = [self.go] * 4
-        found += [self.take] * (4 * bool(self.things[self.here]))
-        found += [self.examine] * (2 * bool(self.carried + self.things[self.here]))
-        found += [self.use] * (2 * bool(self.carried))
-        found += [self.drop] * (len(self.carried) > 3)
-        found += [self.inventory] * (len(self.carried) > 1)
-        found += [self.talk] * (5 * (self.here == self.person_room))
-        found += [self.fight] * (6 * bool(self.foe and self.here == self.foe_room))
-        return found
+        actions: list[Any] = [self.go] * 4
+        actions += [self.take] * (4 * bool(self.things[self.here]))
+        actions += [self.examine] * (2 * bool(self.carried + self.things[self.here]))
+        actions += [self.use] * (2 * bool(self.carried))
+        actions += [self.drop] * (len(self.carried) > 3)
+        actions += [self.inventory] * (len(self.carried) > 1)
+        actions += [self.talk] * (5 * (self.here == self.person_room))
+        actions += [self.fight] * (6 * bool(self.foe and self.here == self.foe_room))
+        return actions
 
-    def tell(self) -> list[str]:
+    def play(self) -> list[str]:
         opening = self.fill(
             self.pick(WORDS["openings"]),
             name=self.pick(WORDS["names"]),
@@ -283,7 +283,7 @@ class Quest:
 
 def quests(count: int, seed: int = 0) -> list[str]:
     """``count`` quests as texts, a paragraph a line; the same for the same seed."""
-    return ["\n".join(Quest(seed * 1_000_003 + i).tell()) for i in range(count)]
+    return ["\n".join(Quest(seed * 1_000_003 + i).play()) for i in range(count)]
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
     python tools/to_gguf.py storyteller storyteller-Q4_K.gguf --type Q4_K
 
-The converter comes with llama-cpp-python's source package, which is fetched once into runs/. It
-knows a tokenizer by what it makes of a text; one that it does not know, as storyteller's, is taken
-for GPT-2's, and softlore compares the two when it loads the file.
+The converter comes with llama-cpp-python's source package, which is downloaded once into runs/. It
+identifies a tokenizer by how it encodes a test string. An unknown one, such as storyteller's, is
+written as GPT-2's; softlore compares the two when it loads the file.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ TYPES = {"Q8_0": 7, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18}  # llama.cpp's numbers o
 
 
 def source() -> Path:
-    """llama.cpp's source, fetched if it is not there."""
+    """The folder of llama.cpp's source, downloaded if necessary."""
     inside = f"llama_cpp_python-{VERSION}"
-    found = HERE / inside / "vendor" / "llama.cpp"
-    if not found.is_dir():
+    path = HERE / inside / "vendor" / "llama.cpp"
+    if not path.is_dir():
         HERE.mkdir(parents=True, exist_ok=True)
-        print(f"fetching the source of llama-cpp-python {VERSION} …", file=sys.stderr)
+        print(f"downloading the source of llama-cpp-python {VERSION} …", file=sys.stderr)
         subprocess.run(
             [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary",
              ":all:", f"llama-cpp-python=={VERSION}", "-d", str(HERE)],
@@ -41,20 +41,20 @@ def source() -> Path:
         )  # fmt: skip
         with tarfile.open(HERE / f"{inside}.tar.gz") as archive:
             archive.extractall(HERE, filter="data")
-    return found
+    return path
 
 
 def server() -> Path:
-    """llama-server, built if it is not there: some minutes."""
+    """The path of llama-server, built if necessary, which takes some minutes."""
     built = HERE / "build"
-    found = built / "bin" / "llama-server"
-    if not found.is_file():
+    path = built / "bin" / "llama-server"
+    if not path.is_file():
         print("building llama-server …", file=sys.stderr)
         options = ["-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF"]
         subprocess.run(["cmake", "-S", str(source()), "-B", str(built), *options], check=True)
         build = ["cmake", "--build", str(built), "--target", "llama-server", "--parallel"]
         subprocess.run([*build, str(os.cpu_count() or 1)], check=True)
-    return found
+    return path
 
 
 def convert(folder: str | Path, out: Path, kind: str = "f16") -> None:
@@ -63,13 +63,13 @@ def convert(folder: str | Path, out: Path, kind: str = "f16") -> None:
         _convert(folder, out, kind)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        whole = Path(scratch) / "f16.gguf"
-        _convert(folder, whole, "f16")
+        unquantized = Path(scratch) / "f16.gguf"
+        _convert(folder, unquantized, "f16")
         lib = llama()
         given = lib.llama_model_quantize_default_params()
         given.ftype = TYPES[kind]
         given.nthread = 1
-        if lib.llama_model_quantize(str(whole).encode(), str(out).encode(), given):
+        if lib.llama_model_quantize(str(unquantized).encode(), str(out).encode(), given):
             raise SystemExit(f"llama.cpp could not write {out}")
 
 
@@ -79,7 +79,7 @@ def _convert(folder: str | Path, out: Path, kind: str) -> None:
 
 
 def _inside(where: str, folder: str, out: str, kind: str) -> None:
-    """Runs the converter, which is a program of its own, with two answers given for it."""
+    """Runs the converter with its tokenizer checks and metadata patched; see the module's docs."""
     sys.path[:0] = [where, where + "/gguf-py"]
     import gguf
     from conversion import base

@@ -4,12 +4,13 @@ Reads what ``tools/corpus.py`` wrote, trains a Llama-shaped model on windows of 
 to ``--out`` a checkpoint (for resuming), ``log.jsonl``, ``loss.png`` where matplotlib is present,
 and ``model/``, a folder that ``AutoModelForCausalLM`` and ``AutoTokenizer`` read.
 
-The learning rate warms up, stays, and decays to zero over the last ``--decay`` of ``--tokens``;
-all by tokens, so that a run may be stopped, resumed, and given another ``--tokens``; a number
-written to the file ``tokens`` in ``--out`` does the same while it runs. SIGTERM keeps and ends.
+The learning rate warms up, stays constant, and decays to zero over the last ``--decay`` of
+``--tokens``. The schedule counts tokens, so a run can be stopped and resumed with another
+``--tokens``; a number written to the file ``tokens`` in ``--out`` changes it during the run.
+SIGTERM saves a checkpoint and ends.
 Windows grow from 256 to 1024 tokens. Hidden matrices train with Muon, the rest with AdamW. From
-``--contrast-from`` of ``--tokens`` on, a second loss asks that a passage's own code make it
-likelier than other codes do, for a language model alone learns little from one token in hundreds.
+``--contrast-from`` of ``--tokens`` on, a second loss makes a passage likelier under
+its own code than under others, since one token in hundreds has little effect on the first loss.
 
 Examples:
     python tools/train_storyteller.py --data runs/corpus --out runs/storyteller --tokens 25e6
@@ -124,11 +125,11 @@ def window_length(seen: int, size: Size, total: int) -> int:
 
 
 def code_loss(forward: Any, rows: Tensor) -> Tensor:
-    """How badly the codes tell passages apart: -log p(right code | passage), nats a token.
+    """Attribution loss: -log p(right code | passage), nats a token.
 
     ``rows`` are (passages, codes, length), the right code in row 0. The posterior under equal
     priors is the softmax of the passage's log-likelihood after each code: the discriminative loss
-    of GeDi (Krause et al. 2021), which weighs it against the language model's own.
+    of GeDi (Krause et al. 2021), which adds it to the language model's own with a weight.
     """
     passages, codes, length = rows.shape
     flat = rows.flatten(0, 1)
@@ -160,7 +161,7 @@ def update(optimizers: list[Any]) -> None:
 def held_out_bits(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, data: Path, autocast: Any
 ) -> float:
-    """Bits a character on the middle of each held-out book, its code given."""
+    """Bits a character on the middle of each held-out book, after its code."""
     bits = characters = 0.0
     length = min(model.config.max_position_embeddings, 512)
     for line in (data / "held-out.jsonl").read_text("utf-8").splitlines():
@@ -177,7 +178,7 @@ def held_out_bits(
 
 
 def write_atomically(path: Path, write: Any) -> None:
-    """Write a file so that a kill at any moment leaves the old one or the new one whole."""
+    """Write a file so that a kill at any moment leaves either the old or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         write(file)
@@ -196,7 +197,7 @@ def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: 
     shutil.rmtree(temporary, ignore_errors=True)
     copy = LlamaForCausalLM(model.config).to(torch.bfloat16)
     copy.load_state_dict(model.state_dict())
-    # Where softlore looks for the codes of a model that is not CTRL.
+    # softlore reads the codes of models from here.
     copy.config.control_codes = {
         code: tokenizer.convert_tokens_to_ids(f"<|{code}|>") for code in SHARES
     }
@@ -234,7 +235,7 @@ def plot(log: Path) -> None:
 
 
 class Run:
-    """A training run: what it is made of, its checkpoint, and its log."""
+    """A training run with its model, data, optimizers, checkpoint and log."""
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.size = args, SIZES[args.size]
@@ -270,13 +271,13 @@ class Run:
         self.seen, self.steps = state["seen"], state["steps"]
 
     def replan(self) -> None:
-        """Take another length of the schedule from the file ``tokens``, where there is one."""
+        """Read a new length of the schedule from the file ``tokens``, if it exists."""
         plan = self.args.out / "tokens"
         if plan.exists():
             self.args.tokens = max(self.seen, int(float(plan.read_text())))
 
     def advance(self) -> float:
-        """One step, at the learning rate and window size of this moment; returns the loss."""
+        """One step at the current learning rate and window size; returns the loss."""
         length = window_length(self.seen, self.size, self.args.tokens)
         batch = self.windows.batch(self.size.batch, length).to(self.args.device)
         factor = rate(self.seen, self.args)
@@ -308,18 +309,18 @@ class Run:
         with (self.args.out / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def keep(self) -> None:
-        """Checkpoint, and export what the model is now."""
+    def save(self) -> None:
+        """Save a checkpoint, and export the model."""
         save_checkpoint(self.args.out, self.state())
         export(self.model, self.tokenizer, self.args.out / "model")
 
     def fit(self) -> None:
-        """Train until ``--tokens`` are seen (or ``--stop-at``), logging and keeping on the way."""
+        """Train until ``--tokens`` are seen (or ``--stop-at``), with logs and checkpoints."""
         args = self.args
         stop = threading.Event()
         before_us = signal.signal(signal.SIGTERM, lambda *_: stop.set())
         losses: list[float] = []
-        logged, kept = time.monotonic(), time.monotonic()
+        logged, saved = time.monotonic(), time.monotonic()
         before, last = self.seen, False
         while not last and self.seen < args.tokens:
             losses.append(self.advance())
@@ -328,14 +329,14 @@ class Run:
             last = stop.is_set() or self.seen >= min(args.tokens, args.stop_at or args.tokens)
             if now - logged >= args.log_every or last:
                 more = {}
-                due = now - kept >= args.keep_every or last
+                due = now - saved >= args.keep_every or last
                 if due:
                     bits = held_out_bits(self.model, self.tokenizer, args.data, self.autocast)
                     more["held_out"] = round(bits, 4)
                 self.log(losses, now - logged, self.seen - before, **more)
                 if due:
-                    self.keep()
-                    kept = time.monotonic()
+                    self.save()
+                    saved = time.monotonic()
                 losses, logged, before = [], time.monotonic(), self.seen
         signal.signal(signal.SIGTERM, before_us)
         plot(args.out / "log.jsonl")
@@ -349,7 +350,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder that corpus.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of this run; resumes it")
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--tokens", type=number, required=True, help="length of the whole schedule")
+    parser.add_argument("--tokens", type=number, required=True, help="length of the schedule")
     parser.add_argument("--stop-at", type=number, help="stop earlier, after so many tokens")
     parser.add_argument("--decay", type=float, default=0.25, help="share of --tokens that decays")
     parser.add_argument("--warmup", type=number, default=400_000, help="tokens")

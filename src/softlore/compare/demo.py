@@ -1,4 +1,4 @@
-"""The demo: a small lorebook trained in three ways, measured, and shown in a story."""
+"""The demo: a small lorebook trained by three methods, measured, and shown in stories."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def _run_method(
     measures = QUICK_MEASURES if quick else MEASURES
     with observer.measuring() as show:
         evaluation = evaluate(model, trained_book, prompts, seed=seed, on_progress=show, **measures)
-    renamed = {name: one.replace(name=name + method.suffix) for name, one in prompts.items()}
+    renamed = {name: p.replace(name=name + method.suffix) for name, p in prompts.items()}
     return DemoResult(method, trained, renamed, evaluation)
 
 

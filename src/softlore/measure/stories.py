@@ -39,10 +39,10 @@ def write_stories(
     tokens: int,
     seed: int,
 ) -> list[list[Ids] | None]:
-    """What the model writes after each (head, openings), a story an opening.
+    """Samples a story after each opening of each (conditioning, openings), in token ids.
 
-    None for a head after which openings and stories do not fit the context. Draws depend on the
-    seed and on the place among the jobs, so that heads can be compared story by story.
+    None for a conditioning after which openings and stories do not fit the context. Draws depend on
+    the seed and the position among the jobs, so conditionings can be compared story by story.
     """
     rows: list[tuple[int, tuple[Tree, Ids]]] = []
     for job, (conditioning, openings) in enumerate(jobs):
