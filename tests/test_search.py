@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from running import save_tiny_model, softlore
 from softlore import SoftPrompt, logits
-from softlore.control.search import METHODS, Scorer, Searcher, best_of_random, nearest_ids
+from softlore.control.search import METHODS, Scorer, Searcher, nearest_ids
 from softlore.control.search.methods import (
     SearchState,
     autoprompt_step,
@@ -173,7 +173,7 @@ def test_pez_moves_rows_by_the_gradient_at_their_nearest_tokens(scorer):
 
 @pytest.mark.parametrize("method", ["gcg", "autoprompt"])
 def test_a_search_beats_random_prompts(scorer, method):
-    least = best_of_random(scorer, 6, 100).loss
+    least = Searcher(scorer, "random", 6, passes=100).search().loss
     found = Searcher(scorer, method, 6, passes=scorer.passes + 1500, seed=1).search()
     assert found.loss < least
     assert found.loss == pytest.approx(recall(scorer.model, found.text + "\n", BLOCKS))

@@ -20,7 +20,7 @@ from softlore import FrozenModel
 from softlore.compare.harness import Row, grid, interval
 from softlore.compare.methods import TrainedMethod, train_method
 from softlore.control import Code, codes_of
-from softlore.control.search import METHODS, Scorer, Searcher, best_of_random
+from softlore.control.search import METHODS, Scorer, Searcher
 from softlore.measure import recall
 from softlore.measure.conditioning import conditioning_fidelity
 
@@ -44,14 +44,13 @@ def search(
 
     def case(method: str) -> Row:
         text, spent, more = texts.get(method, ""), 0.0, {}
-        if method == "best of 100 random":
-            found = best_of_random(Scorer(model, blocks), 16, 100, seed)
-            text, spent = found.text + "\n", found.seconds
-        elif method in METHODS:
-            searcher = Searcher(Scorer(model, blocks), method, 16, seconds=seconds, seed=seed)
-            found = searcher.search()
-            text, spent = found.text + "\n", found.seconds
-            more = {"steps": found.steps, "passes": found.passes}
+        if method not in texts:
+            random = method == "best of 100 random"
+            budget = {"passes": 100} if random else {"seconds": seconds}
+            name = "random" if random else method
+            result = Searcher(Scorer(model, blocks), name, 16, seed=seed, **budget).search()
+            text, spent = result.text + "\n", result.seconds
+            more = {} if random else {"steps": result.steps, "passes": result.passes}
         return {
             "recall": round(recall(model, text, blocks), 3),
             "held-out calls": round(recall(model, text, held_out), 3),

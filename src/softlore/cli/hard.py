@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,12 +215,7 @@ def run(
     Example:
       softlore hard run experiment.yaml
     """
-    from softlore.compare.hard import (
-        count_cases,
-        experiment_csv,
-        experiment_report,
-        run_experiment,
-    )
+    from softlore.compare.hard import experiment_csv, experiment_report, run_experiment
     from softlore.compare.report import write_experiment_page
     from softlore.compare.tables import experiment_table
     from softlore.control.hard import Experiment
@@ -233,12 +227,11 @@ def run(
     experiment = Experiment.load(file)
     if source.name is not None:
         experiment = experiment.model_copy(update={"models": [source.name]})
-    done = itertools.count(1)
-    with progress_bar("trying ", count_cases(experiment)) as bar:
+    cache = _cache(cached)
+    with progress_bar("trying ") as bar:
         rows = run_experiment(
-            experiment, lambda name: source._replace(name=name).load(), _cache(cached),
-            allow_python, on_row=lambda row: bar(next(done), row["prompt"]),
-        )  # fmt: skip
+            experiment, lambda name: source._replace(name=name).load(), cache, allow_python, bar
+        )
     if html is not None:
         write_experiment_page(experiment, rows, html)
     if piped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,21 +117,22 @@ def run_comparison(
     report = on_progress or (lambda done, doing: None)
     seeds = list(seeds)
 
-    def measure(seed: int) -> Iterable[Row]:
-        done = seeds.index(seed) / len(seeds)
-        made = make(
-            model,
-            book,
-            seed,
-            time_budget / len(seeds),
-            lambda method: report(done, f"seed {seed}: {method}"),
-        )
+    def measure(seed: int) -> Iterator[Row]:
+        done, budget = seeds.index(seed) / len(seeds), time_budget / len(seeds)
+        made = make(model, book, seed, budget, lambda name: report(done, f"seed {seed}: {name}"))
         report(done + 0.7 / len(seeds), f"seed {seed}: measuring")
         material = gather(model, max(distances), seed)
         evaluator = ConditioningEvaluator(model, material, distances)
         story_evaluator = StoryEvaluator(model, material, book, stories, story_tokens, seed)
         for method in made:
-            yield from _measure_method(book, method, evaluator, story_evaluator)
+            measured = {
+                entry: measures
+                for entry, conditioning in method.conditionings.items()
+                if (measures := evaluator.measure(book[entry], conditioning)) is not None
+            }
+            written = story_evaluator.measure({e: method.conditionings[e] for e in measured})
+            for entry, measures in measured.items():
+                yield _row(method, entry, measures, written[entry])
 
     rows = run_cases(grid(seed=seeds), measure, path)
     report(1.0, "done")
@@ -139,29 +140,16 @@ def run_comparison(
     return Comparison(book.name, model.name, seeds, distances, rows, seconds, story_tokens)
 
 
-def _measure_method(
-    book: Lorebook,
-    method: MethodResult,
-    evaluator: ConditioningEvaluator,
-    story_evaluator: StoryEvaluator,
-) -> Iterable[Row]:
-    """A row for each entry whose conditioning fits the model's context."""
-    measured = {
-        name: evaluator.measure(book[name], conditioning)
-        for name, conditioning in method.conditionings.items()
-    }
-    fitting = {name: method.conditionings[name] for name, one in measured.items() if one}
-    stories = story_evaluator.measure(fitting)
-    for name, measures in measured.items():
-        if measures is not None:
-            yield _row(method, name, measures, stories.get(name))
-
-
 def _row(
     method: MethodResult, entry: str, measures: Measures, stories: StoryMeasures | None
 ) -> Row:
+    """The row of an entry whose conditioning fits the model's context."""
     conditioning = method.conditionings[entry]
-    figures: Mapping[str, float | None] = {
+    return {
+        "method": method.name,
+        "kind": method.kind,
+        "entry": entry,
+        "conditioning": conditioning if isinstance(conditioning, str) else "",
         **{f"recall_{distance}": value for distance, value in measures.recall.items()},
         "held_out": measures.held_out,
         "drift": measures.drift,
@@ -170,12 +158,5 @@ def _row(
         "perplexity": stories.perplexity if stories else None,
         "tokens": float(measures.tokens),
         "seconds": method.seconds_each,
-    }
-    return {
-        "method": method.name,
-        "kind": method.kind,
-        "entry": entry,
-        "conditioning": conditioning if isinstance(conditioning, str) else "",
-        **figures,
         "story": stories.first if stories else None,
     }

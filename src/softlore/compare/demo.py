@@ -256,30 +256,20 @@ def _write_samples(
             for entry, opening in data.openings()
             if entry in result.prompts
         ]
-    openings = [opening for _, opening, _ in cases]
-    without = _continue(model, openings, [""] * len(cases), tokens, seed)
-    soft = _continue(model, openings, [prompt for prompt, _, _ in cases], tokens, seed)
+
+    def generate(conditionings: Sequence[ContextLike]) -> list[str]:
+        ids = [[model.encode(opening)] for _, opening, _ in cases]
+        jobs = list(zip(conditionings, ids, strict=True))
+        written = write_stories(model, jobs, tokens, seed)
+        return [_printable(model.decode(texts[0])) if texts else "" for texts in written]
+
+    without, soft = generate([""] * len(cases)), generate([prompt for prompt, _, _ in cases])
     return [
-        Sample(prompt.name, opening, bare_text, soft_text, list(keywords))
+        Sample(prompt.name, opening, bare_text, soft_text, keywords)
         for (prompt, opening, keywords), bare_text, soft_text in zip(
             cases, without, soft, strict=True
         )
     ]
-
-
-def _continue(
-    model: FrozenModel,
-    openings: Sequence[str],
-    conditionings: Sequence[ContextLike],
-    tokens: int,
-    seed: int,
-) -> list[str]:
-    jobs = [
-        (conditioning, [model.encode(opening)])
-        for conditioning, opening in zip(conditionings, openings, strict=True)
-    ]
-    written = write_stories(model, jobs, tokens, seed)
-    return [_printable(model.decode(texts[0])) if texts else "" for texts in written]
 
 
 def _printable(text: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from softlore.compare.harness import Row, csv_text, grid, run_cases
+from softlore.compare.harness import OnProgress, Row, csv_text, run_cases
 from softlore.control.hard import Assertion, AssertionInput, Experiment, Template
 from softlore.decode import SamplingParams, generate
 from softlore.disk import write_atomically
@@ -85,7 +85,7 @@ def run_experiment(
     load: Callable[[str], FrozenModel],
     cache: OutputCache | None = None,
     allow_python: bool = False,
-    on_row: Callable[[Row], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Row]:
     """Runs all cases, model by model, and returns a row for each.
 
@@ -96,7 +96,7 @@ def run_experiment(
     Args:
         load: loads a model by name.
         allow_python: evaluate `python` assertions, which can run any code.
-        on_row: called with each row as it is measured.
+        on_progress: called with the share that is done and the next case.
 
     Raises:
         ConfigError: the experiment is invalid; raised before any case runs.
@@ -117,15 +117,11 @@ def run_experiment(
     def runner(model: str) -> _CaseRunner:
         return _CaseRunner(experiment, load(model), cache or OutputCache(None))
 
-    def measure(case: int) -> Row:
+    def measure(case: int, prompt: str) -> Row:
         return runner(cases[case].model).run(cases[case], assertions)
 
-    return run_cases(grid(case=range(len(cases))), measure, on_row=on_row)
-
-
-def count_cases(experiment: Experiment) -> int:
-    """The number of cases of an experiment."""
-    return sum(1 for _ in _cases(experiment))
+    numbered = [{"case": number, "prompt": case.prompt} for number, case in enumerate(cases)]
+    return run_cases(numbered, measure, on_progress=on_progress)
 
 
 def _cases(experiment: Experiment) -> Iterator[PromptCase]:
@@ -158,7 +154,6 @@ class _CaseRunner:
         passed = sum(assertion.weight for assertion, verdict in verdicts if verdict.passed)
         score = passed / total if total else 1.0
         return {
-            "prompt": case.prompt,
             "model": case.model,
             "variables": case.shown,
             "sample": case.sample,

@@ -77,7 +77,7 @@ def _in_style(plot: Callable[P, str]) -> Callable[P, str]:
 @_in_style
 def recall_by_distance(evaluation: Evaluation, title: str) -> str:
     """Recall of all entries by tokens of story before the call, a line for each conditioning."""
-    figure, axes = _figure()
+    figure, axes = _figure("tokens of story between prompt and call", "nats a token of response")
     distances = evaluation.distances
     for name, measures in evaluation.total().items():
         if measures is None or all(measures.recall[d] is None for d in distances):
@@ -91,8 +91,6 @@ def recall_by_distance(evaluation: Evaluation, title: str) -> str:
             label=CONDITIONING_NAMES[name],
         )
     axes.set_xticks(range(len(distances)), [str(d) for d in distances])
-    axes.set_xlabel("tokens of story between prompt and call")
-    axes.set_ylabel("nats a token of response")
     axes.set_ylim(bottom=0)
     return _finish(figure, title)
 
@@ -100,7 +98,7 @@ def recall_by_distance(evaluation: Evaluation, title: str) -> str:
 @_in_style
 def loss_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> str:
     """The training losses by update, each the mean of all entries."""
-    figure, axes = _figure()
+    figure, axes = _figure("update", "nats a token")
     styles = itertools.cycle((("soft", "-"), ("none", ":"), ("text", "--")))
     for loss, (color, dashes) in zip(LOSSES.values(), styles, strict=False):
         runs = [losses[loss.name] for losses in curves.values() if losses.get(loss.name)]
@@ -114,8 +112,6 @@ def loss_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], title: str)
                 linestyle=dashes,
                 label=loss.legend,
             )
-    axes.set_xlabel("update")
-    axes.set_ylabel("nats a token")
     axes.set_ylim(bottom=0)
     return _finish(figure, title)
 
@@ -124,7 +120,7 @@ def loss_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], title: str)
 def drift_bars(evaluation: Evaluation, title: str) -> str:
     """Drift of each entry's text and soft prompt."""
     names = [entry.name for entry in evaluation.entries]
-    figure, axes = _figure(height=0.8 + 0.42 * len(names))
+    figure, axes = _figure("nats a token", height=0.8 + 0.42 * len(names))
     for offset, name in ((-0.2, "text"), (0.2, "soft")):
         measured = [entry.conditionings.get(name) for entry in evaluation.entries]
         axes.barh(
@@ -136,7 +132,6 @@ def drift_bars(evaluation: Evaluation, title: str) -> str:
         )
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("nats a token")
     return _finish(figure, title)
 
 
@@ -145,7 +140,7 @@ def scatter(
     points: Sequence[tuple[str, str, float, float]], x: str, y: str, title: str, log: bool = False
 ) -> str:
     """Methods as named points `(name, kind, x, y)`; down and to the left is better."""
-    figure, axes = _figure(width=4.8, height=3.6)
+    figure, axes = _figure(x, y, width=4.8, height=3.6)
     for index, (name, kind, at, value) in enumerate(points):
         color, marker = KINDS[kind]
         axes.scatter(
@@ -160,16 +155,14 @@ def scatter(
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.margins(x=0.18, y=0.12)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
     return as_svg(figure, title)
 
 
-def _figure(width: float = 4.6, height: float = 3.1) -> tuple[Figure, Any]:
+def _figure(x: str, y: str = "", width: float = 4.6, height: float = 3.1) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
+    return figure, figure.add_subplot(xlabel=x, ylabel=y)
 
 
 def _finish(figure: Figure, title: str) -> str:
@@ -219,121 +212,62 @@ def as_svg(figure: Figure, title: str) -> str:
 
 WIDTH, DPI = 10.0, 160  # inches, dots an inch
 SIZE = 11.5  # points
-LINE = 0.235  # inches from a line to the next
+LINE, SPACE = 0.235, 0.05  # inches from a line to the next, and between words
 MARGIN, GAP = 0.3, 0.4
+COLUMN = (WIDTH - 2 * MARGIN - GAP) / 2
 TEXT, FAINT, MARK, RULE, TAG = "#1f1f24", "#6b6b76", "#ffd966", "#d9d9e0", "#7a3fb0"
 MOST_LINES = 5
-GLUE = "\u2060"  # word joiner: no space after this word
-
-Word = tuple[str, str, bool]  # text, style ("normal" or "italic"), lore word
 
 
 def samples_png(samples: Sequence[Sample]) -> bytes:
     """A PNG with two columns, without and with the soft prompt; lore words are marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
-    pen = _Pen()
-    column = (WIDTH - 2 * MARGIN - GAP) / 2
-    rows = []
-    for sample in samples:
-        sides = [
-            pen.lines(_words(sample.opening, written, sample.lore_words), column)
-            for written in (sample.without, sample.soft)
-        ]
-        rows.append((sample, sides))
-    heights = [max(map(len, sides)) * LINE + 2.1 * LINE for _, sides in rows]
-    height = sum(heights) + 2 * MARGIN + 1.2 * LINE
+    height = LINE * (MOST_LINES + 4) * (len(samples) + 1)  # more than needed; cropped when saved
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_xlim(0, WIDTH)
-    axes.set_ylim(height, 0)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))  # in inches
     axes.axis("off")
-    lefts = (MARGIN, MARGIN + column + GAP)
-    y = MARGIN + 0.5 * LINE
+    lefts = (MARGIN, MARGIN + COLUMN + GAP)
     for left, heading in zip(lefts, ("without a prompt", "with a soft prompt"), strict=True):
-        axes.text(left, y, heading, size=SIZE, color=FAINT, va="center")
-    y += 0.9 * LINE
-    for (sample, sides), tall in zip(rows, heights, strict=True):
-        axes.plot([MARGIN, WIDTH - MARGIN], [y, y], color=RULE, linewidth=1)
-        tag = f"[[soft:{sample.prompt}]]"
-        axes.text(lefts[1], y + LINE, tag, size=SIZE - 1.5, color=TAG, va="center")
-        for left, lines in zip(lefts, sides, strict=True):
-            for number, line in enumerate(lines):
-                pen.draw(axes, left, y + (number + 2) * LINE, line)
-        y += tall
-    buffer = io.BytesIO()
+        axes.text(left, LINE, heading, size=SIZE, color=FAINT, va="center")
+    y = 2 * LINE
     with warnings.catch_warnings():  # letters that the font lacks are drawn as boxes
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
-        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        for sample in samples:
+            axes.plot([MARGIN, WIDTH - MARGIN], [y, y], color=RULE, linewidth=1)
+            tag = f"[[soft:{sample.prompt}]]"
+            axes.text(lefts[1], y + LINE, tag, size=SIZE - 1.5, color=TAG, va="center")
+            sides = zip(lefts, (sample.without, sample.soft), strict=True)
+            ends = [_draw_story(axes, x, y + 2.2 * LINE, sample, written) for x, written in sides]
+            y = max(ends) + LINE
+        buffer = io.BytesIO()
+        used = Bbox([[0, height - y], [WIDTH, height]])
+        figure.savefig(buffer, dpi=DPI, bbox_inches=used, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _words(opening: str, written: str, lore_words: Sequence[str]) -> list[Word]:
-    """Opening and continuation in words that may be wrapped after, each with its style."""
-    words: list[Word] = [(word, "italic", False) for word in opening.split()]
-    joined = not written[:1].isspace()
-    for piece, is_lore in mark_lore_words(written, lore_words):
-        for part in piece.replace("\n", " ").split(" "):
-            if part and joined and words:
-                words[-1] = (words[-1][0] + GLUE, words[-1][1], words[-1][2])
-            if part:
-                words.append((part, "normal", is_lore))
-            joined = False
-        joined = not piece[-1:].isspace()
-    return words
-
-
-class _Pen:
-    """Measures and draws words; widths in inches."""
-
-    def __init__(self) -> None:
-        from matplotlib.font_manager import FontProperties
-        from matplotlib.textpath import TextPath
-
-        self._path = TextPath
-        self._fonts = {
-            style: FontProperties(family="DejaVu Serif", style=style, size=SIZE)
-            for style in ("normal", "italic")
-        }
-
-    def width(self, text: str, style: str) -> float:
-        path = self._path((0, 0), f"|{text}|", prop=self._fonts[style], size=SIZE)
-        bars = self._path((0, 0), "||", prop=self._fonts[style], size=SIZE)
-        return float(path.get_extents().width - bars.get_extents().width) / 72
-
-    def lines(self, words: Sequence[Word], column: float) -> list[list[tuple[float, Word]]]:
-        """Words with their places, wrapped to a column; at most `MOST_LINES` lines."""
-        space = self.width(" ", "normal")
-        lines: list[list[tuple[float, Word]]] = [[]]
-        x = 0.0
-        for text, style, is_lore in words:
-            joined = text.endswith(GLUE)
-            text = text.rstrip(GLUE)
-            wide = self.width(text, style)
-            if x + wide > column and lines[-1]:
-                if len(lines) == MOST_LINES:
-                    at, (last, last_style, last_lore) = lines[-1][-1]
-                    lines[-1][-1] = at, (last + " …", last_style, last_lore)
-                    return lines
-                lines.append([])
-                x = 0.0
-            lines[-1].append((x, (text, style, is_lore)))
-            x += wide + (0.0 if joined else space)
-        return lines
-
-    def draw(self, axes: Any, left: float, y: float, line: Sequence[tuple[float, Word]]) -> None:
-        """Draws a line whose middle is at `y`."""
-        from matplotlib.patches import Rectangle
-
-        for x, (text, style, is_lore) in line:
+def _draw_story(axes: Any, left: float, y: float, sample: Sample, written: str) -> float:
+    """Draws an opening and its continuation as lines of a column; returns the last line's `y`."""
+    x, bottom = left, y + (MOST_LINES - 1.5) * LINE
+    pieces = [(sample.opening, "italic", False)]
+    pieces += [(text, "normal", lore) for text, lore in mark_lore_words(written, sample.lore_words)]
+    for piece, style, is_lore in pieces:
+        for space, word in re.findall(r"(\s*)(\S*)", piece):
+            if space and x > left:
+                x += SPACE
+            text = axes.text(x, y, word, size=SIZE, family="DejaVu Serif", style=style,
+                             color=FAINT if style == "italic" else TEXT, va="baseline")  # fmt: skip
+            width = text.get_window_extent().width / DPI if word else 0.0
+            if x + width > left + COLUMN and x > left:
+                if y > bottom:
+                    text.set_text("…")
+                    return y
+                x, y = left, y + LINE
+                text.set_position((x, y))
             if is_lore:
-                box = (left + x - 0.02, y - 0.42 * LINE)
-                wide = self.width(text, style) + 0.04
-                axes.add_patch(Rectangle(box, wide, 0.84 * LINE, color=MARK, linewidth=0))
-            color = FAINT if style == "italic" else TEXT
-            axes.text(
-                left + x, y, text, fontproperties=self._fonts[style], color=color,
-                va="center_baseline",
-            )  # fmt: skip
+                text.set_bbox({"facecolor": MARK, "linewidth": 0, "pad": 1})
+            x += width
+    return y

@@ -81,35 +81,12 @@ def render_demo(demo: Demo) -> str:
         demo=demo,
         evaluation=evaluation,
         total=evaluation.total(),
-        costs=_costs(demo),
         conditioning_names=CONDITIONING_NAMES,
         mark_lore_words=mark_lore_words,
         recall_by_distance=recall_by_distance,
         drift_bars=drift_bars,
         loss_curves=loss_curves,
     )
-
-
-def _costs(demo: Demo) -> list[dict[str, Any]]:
-    """A row for each prompt: its size in the context and on disk, its cost and its measures."""
-    rows = []
-    for result in demo.results:
-        entries = {entry.name: entry for entry in result.evaluation.entries}
-        for name, prompt in result.prompts.items():
-            conditionings = entries[name].conditionings
-            text = conditionings["text"]
-            rows.append(
-                {
-                    "name": prompt.name,
-                    "kind": prompt.kind,
-                    "tokens": len(prompt),
-                    "text_tokens": text.tokens if text else None,
-                    "kilobytes": prompt.tensor.numel() * 4 / 1024,
-                    "seconds": result.trained.seconds_each,
-                    "conditionings": conditionings,
-                }
-            )
-    return rows
 
 
 # comparisons -----------------------------------------------------------------------------------

@@ -45,12 +45,14 @@ Check = Callable[[AssertionInput, str, float | None], Verdict]  # case, expected
 
 
 def _contains(case: AssertionInput, expected: str, _: float | None) -> Verdict:
-    inside = expected in case.output
-    return Verdict(inside, "found" if inside else "not found")
+    return _found(expected in case.output)
 
 
 def _icontains(case: AssertionInput, expected: str, _: float | None) -> Verdict:
-    inside = expected.casefold() in case.output.casefold()
+    return _found(expected.casefold() in case.output.casefold())
+
+
+def _found(inside: bool) -> Verdict:
     return Verdict(inside, "found" if inside else "not found")
 
 

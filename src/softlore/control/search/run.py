@@ -233,12 +233,6 @@ class Searcher:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def best_of_random(scorer: Scorer, n_tokens: int, count: int, seed: int = 0) -> SearchResult:
-    """The best of `count` random prompts, the baseline of every search."""
-    searcher = Searcher(scorer, "random", n_tokens, passes=scorer.passes + count, seed=seed)
-    return searcher.search()
-
-
 def _initial(
     scorer: Scorer, source: str | SoftPrompt | None, n_tokens: int | None, seed: int
 ) -> list[int]:
