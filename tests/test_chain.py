@@ -106,7 +106,7 @@ def test_a_chain_goes_on_in_its_file(model, tmp_path):
     other = run(model, "another", *ITEMS, "--out", out)
     assert (other.code, len(other.lines)) == (2, 1)
     assert told(out.read_text(encoding="utf-8")) == whole  # nothing was lost
-    anew = run(model, "another", "item", "--out", out, "--again")
+    anew = run(model, "another", "item", "--out", out, "--overwrite")
     assert anew.code == 0
     assert len(told(out.read_text(encoding="utf-8"))) == 2
 
@@ -118,7 +118,10 @@ def test_ctrl_c_says_what_is_kept(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr("softlore.story.chain.chain", links)
     out = tmp_path / "out.jsonl"
-    for more, said in (((), "the same command goes on"), (("--again",), "without --again goes on")):
+    for more, said in (
+        ((), "the same command continues"),
+        (("--overwrite",), "without --overwrite continues"),
+    ):
         stopped = run(model, *ITEMS, "--out", out, *more)
         assert (stopped.code, len(stopped.lines)) == (130, 1)
         assert said in stopped.err

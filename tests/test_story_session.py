@@ -138,8 +138,8 @@ def test_tags_in_the_story_are_prompts_and_what_names_none_is_text():
 
 def test_a_session_turn_by_turn(story):
     session = StorySession(story, MODEL, BOOK, PROMPTS)
-    session.say("Emma came in.")
-    told = "".join(session.go_on(12))
+    session.add("Emma came in.")
+    told = "".join(session.continue_story(12))
     assert story.text == "Emma came in." + told
     head = story.head
     assert head.by == "model"
@@ -158,22 +158,22 @@ def test_the_same_seed_writes_the_same_story(tmp_path):
         with StoryLibrary(tmp_path).create(name) as story:
             story.set(seed=7)
             session = StorySession(story, MODEL, BOOK, PROMPTS)
-            session.say("Emma came in.")
+            session.add("Emma came in.")
             for _ in range(3):
-                list(session.go_on(8))
+                list(session.continue_story(8))
             texts.append(story.text)
     assert texts[0] == texts[1]
 
 
 def test_what_was_told_is_kept_when_it_is_stopped(story):
     session = StorySession(story, MODEL)
-    session.say("A dog")
-    pieces = session.go_on(30)
+    session.add("A dog")
+    pieces = session.continue_story(30)
     first = next(pieces) + next(pieces)
     pieces.close()
     assert story.text == "A dog" + first
     assert session.finish is None
-    pieces = session.go_on(30)
+    pieces = session.continue_story(30)
     first += next(pieces)
     with pytest.raises(KeyboardInterrupt):
         pieces.throw(KeyboardInterrupt)
@@ -182,16 +182,16 @@ def test_what_was_told_is_kept_when_it_is_stopped(story):
 
 def test_only_what_is_new_is_read(story):
     session = StorySession(story, MODEL)
-    session.say("A dog ran down the lane to the sea.")
-    list(session.go_on(4))
-    list(session.go_on(4))
+    session.add("A dog ran down the lane to the sea.")
+    list(session.continue_story(4))
+    list(session.continue_story(4))
     assert session.cache_usage.reused > session.cache_usage.read
     assert not session.cache_usage.why
 
 
 def test_a_retry_needs_a_turn_of_the_models(story):
     session = StorySession(story, MODEL)
-    session.say("A dog")
+    session.add("A dog")
     with pytest.raises(StoryError, match="the writer wrote its last turn"):
         session.retry()
 
@@ -201,11 +201,11 @@ def test_a_retry_needs_a_turn_of_the_models(story):
 
 def kept_story(story):
     session = StorySession(story, MODEL, BOOK, PROMPTS)
-    session.say("Down the lane came Emma. She took off her")
-    list(session.go_on(6))
+    session.add("Down the lane came Emma. She took off her")
+    list(session.continue_story(6))
     story.edit(story.head, " long black gloves.")
-    session.say(" It rained.")
-    list(session.go_on(6))
+    session.add(" It rained.")
+    list(session.continue_story(6))
     story.mark(story.head)
     return session
 
@@ -221,8 +221,8 @@ def test_kept_and_edited_lines_are_offered(story):
 
 def test_what_nobody_kept_is_not_offered(story):
     session = StorySession(story, MODEL, BOOK, PROMPTS)
-    session.say("Emma came in.")
-    list(session.go_on(6))
+    session.add("Emma came in.")
+    list(session.continue_story(6))
     assert learnable_lines(story, BOOK) == []
     with pytest.raises(ConfigError, match="no lines were picked"):
         learn(MODEL, BOOK, [], PROMPTS)
@@ -232,8 +232,8 @@ def test_a_line_is_not_about_whom_the_lore_of_another_names(story):
     ada = Entry(name="Ada", text="Ada is the smith of Rook.")
     book = Lorebook(name="b", entries=[ada, Entry(name="Rook", text="A town.", constant=True)])
     session = StorySession(story, MODEL, book)
-    session.say("At the forge stood Ada.")
-    list(session.go_on(6))
+    session.add("At the forge stood Ada.")
+    list(session.continue_story(6))
     story.mark(story.head)
     assert session.plan.lore.keys() == {"Ada", "Rook"}
     assert learnable_lines(story, book)[0].entries == ("Ada",)
@@ -445,16 +445,16 @@ def test_the_bar_follows_the_story(story):
     session = StorySession(story, MODEL, BOOK, PROMPTS)
     bar = Bar(session)
     assert bar() == " harbour · 0 turns"
-    session.say("A dog.")
+    session.add("A dog.")
     assert bar() == " harbour · 1 turn"
-    list(session.go_on(5))
+    list(session.continue_story(5))
 
     def read():
-        return f"{session.look().tokens}/{LIMIT} tokens"
+        return f"{session.plan_turn().tokens}/{LIMIT} tokens"
 
     first = read()
     assert f"2 turns · {first}" in bar()
-    session.say(" And then Emma came.")
+    session.add(" And then Emma came.")
     assert read() != first
     assert f"3 turns · {read()}" in bar()
     assert "Emma" in bar()

@@ -179,7 +179,7 @@ def test_the_same_seed_writes_what_the_terminal_writes(shared, tmp_path):
     with StoryLibrary(tmp_path).create("seeded") as story:
         story.add(OPENING)
         story.set(seed=3)
-        assert "".join(StorySession(story, MODEL).go_on(12)) == told
+        assert "".join(StorySession(story, MODEL).continue_story(12)) == told
 
 
 def test_stories_are_listed_renamed_put_aside(shared):

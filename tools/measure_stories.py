@@ -54,8 +54,8 @@ def turns(*, turns: int = 200, tokens: Tokens = 60, seed: Seed = 0) -> list[Row]
         read: list[int] = []
         for number in range(1, turns + 1):
             start = time.process_time()
-            session.say(f" Then, on day {number}, they went out.")
-            pieces = sum(1 for _ in session.go_on(tokens))
+            session.add(f" Then, on day {number}, they went out.")
+            pieces = sum(1 for _ in session.continue_story(tokens))
             seconds.append(time.process_time() - start)
             read.append(session.cache_usage.read)
             assert session.plan is not None

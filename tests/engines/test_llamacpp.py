@@ -305,15 +305,13 @@ def test_a_story_is_written_with_a_file_and_cannot_learn_from_it(tmp_path):
     prompt("storyteller", "Emma wore a red coat.", "prefix", "Emma").save(
         tmp_path / "Emma.safetensors"
     )
-    entry = Entry(name="Emma", keys=["Emma"], text="Emma wore a red coat.")
-    Lorebook(name="lore", entries=[entry]).save(tmp_path / "lore.yaml")
     file = ["--gguf", gguf_file("storyteller"), "--cache-type", "f32"]
     texts = []
     for name, more in (("here", []), ("there", file)):
         found = softlore(
-            "story", name, "--stories", tmp_path, "--lorebook", tmp_path / "lore.yaml",
-            "--prompts", tmp_path, "--tokens", "10", "--temperature", "0", "--seed", "1", *more,
-            input="At the gate stood Emma, who wore\n\n/quit\n",
+            "story", name, "--stories", tmp_path, "--prompts", tmp_path,
+            "--tokens", "10", "--temperature", "0", "--seed", "1", *more,
+            input="[[soft:Emma]]At the gate stood Emma, who wore\n\n/quit\n",
         )  # fmt: skip
         assert found.returncode == 0, found.stderr
         texts.append(found.stdout.replace(name, ""))

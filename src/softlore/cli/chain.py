@@ -20,11 +20,11 @@ from softlore.cli.options import model_options, prompts_option, sampling_options
               help="What the model reads: {item}, {previous} (the output before) and "
               "[[soft:NAME]].")  # fmt: skip
 @click.option("--tokens", default=80, show_default=True, type=click.IntRange(min=1),
-              help="The most tokens to write for an item.")  # fmt: skip
-@click.option("--stop", multiple=True, help="End an output at this text; may be given often.")
+              help="The most tokens to generate for an item.")  # fmt: skip
+@click.option("--stop", multiple=True, help="End an output before this string; may be repeated.")
 @click.option("--out", type=click.Path(path_type=Path),
-              help="Add the lines to this file; what it holds is not written again.")  # fmt: skip
-@click.option("--again", is_flag=True, help="Begin --out anew.")
+              help="Append to this file; items that it holds are not generated again.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace what --out holds.")
 @click.option("--seed", default=0, show_default=True, help="The same seed, the same chain.")
 @sampling_options
 @model_options
@@ -37,7 +37,7 @@ def command(
     tokens: int,
     stop: tuple[str, ...],
     out: Path | None,
-    again: bool,
+    overwrite: bool,
     seed: int,
     model_name: str | None,
     dtype: str | None,
@@ -62,7 +62,7 @@ def command(
 
     listed = read_items(items)
     prompts = library(folder)
-    done = read_links(out) if out is not None and not again else []
+    done = read_links(out) if out is not None and not overwrite else []
     links = chain(
         runner_of(model_name, dtype, device, gguf, cache),
         listed,
@@ -79,16 +79,16 @@ def command(
             click.echo(line(link), nl=False)
         return
     try:
-        with adding_links(out, again) as add:
+        with adding_links(out, overwrite) as add:
             for number, link in enumerate(watched(links, len(listed))):
                 if number >= len(done):
                     add(link)
     except KeyboardInterrupt:
-        same = "the same command without --again" if again else "the same command"
+        same = "the same command without --overwrite" if overwrite else "the same command"
         raise click.exceptions.Abort(
-            f"stopped; what was written is kept in {out}: {same} goes on from there"
+            f"stopped; what was written is kept in {out}: {same} continues from there"
         ) from None
-    click.echo(f"{len(listed)} items, {len(done)} of them there already: {out}", err=True)
+    click.echo(f"{len(listed)} items, {len(done)} of them already there: {out}", err=True)
 
 
 def read_items(given: tuple[str, ...]) -> list[str]:

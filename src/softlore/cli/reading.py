@@ -81,7 +81,7 @@ class Bar:
         if self._session.plan is None:  # the gain of lore is not measured before it is needed
             return ""
         try:
-            plan = self._session.look()
+            plan = self._session.plan_turn()
         except SoftloreError:  # such as no room: the next turn reports it
             return ""
         lore = ", ".join(f"{name} ({form})" for name, form in plan.lore.items()) or "no lore"

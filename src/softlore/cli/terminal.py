@@ -1,4 +1,4 @@
-"""A story in the terminal: lines in, commands or text, and what the model writes as it comes."""
+"""A story in the terminal: reads text and commands, prints what the model generates."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SHOWN = 2000  # characters of a story's end that are shown when it is opened
 
 
 class Terminal:
-    """Runs a session of writing; every command is a method, its docstring the help.
+    """Runs a story session; every command is a method, and its docstring the help.
 
     Args:
-        read: gives the next line; raises EOFError at the end, KeyboardInterrupt on Ctrl-C.
+        read: returns the next line; raises EOFError at the end, KeyboardInterrupt on Ctrl-C.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Terminal:
                 if self._do(line) == "quit":
                     break
             except KeyboardInterrupt:
-                click.echo("\n(stopped; what was told is kept)", err=True)
+                click.echo("\n(stopped; the text so far is kept)", err=True)
             except SoftloreError as error:
                 click.echo(f"{error}", err=True)
 
@@ -60,13 +60,13 @@ class Terminal:
             self.say(line.removeprefix("/") if line.startswith("//") else line)
             return None
         word, _, rest = line[1:].partition(" ")
-        name = next((one for one in COMMANDS if one == word), None)
+        name = next((command for command in COMMANDS if command == word), None)
         if name is None:
-            close = [one for one in COMMANDS if one.startswith(word)]
+            close = [command for command in COMMANDS if command.startswith(word)]
             if len(close) != 1:
                 raise ConfigError(
                     f"there is no command /{word}; expected one of /{' /'.join(COMMANDS)}; /help "
-                    "tells of them, and // begins a text with /"
+                    "lists them, and // begins a text with /"
                 )
             name = close[0]
         method: Callable[[str], str | None] = getattr(self, name)
@@ -74,8 +74,8 @@ class Terminal:
 
     def _open(self) -> None:
         click.secho(
-            f"{self.story.name}: {turns(len(self.story))}; an empty line lets the model go on, "
-            "/help tells of the rest",
+            f"{self.story.name}: {turns(len(self.story))}; an empty line lets the model continue, "
+            "/help lists the commands",
             dim=True,
             err=True,
         )
@@ -85,15 +85,15 @@ class Terminal:
     # writing -----------------------------------------------------------------------------------
 
     def say(self, text: str) -> None:
-        """Adds what was typed to the story, then lets the model go on."""
+        """Adds the typed text to the story, then lets the model continue."""
         if text.strip():
             before = self.story.text
             joined = before and not before[-1].isspace() and not text[0].isspace()
-            self.session.say((" " if joined and text[0].isalnum() else "") + text)
-        self._stream(self.session.go_on(self._tokens, **self._sampling))
+            self.session.add((" " if joined and text[0].isalnum() else "") + text)
+        self._stream(self.session.continue_story(self._tokens, **self._sampling))
 
     def retry(self, _: str = "") -> None:
-        """Write the model's last turn once more; /undo brings the other back."""
+        """Generate the model's last turn again; /undo restores the old one."""
         self._stream(self.session.retry(self._tokens, **self._sampling))
 
     def _stream(self, pieces: Iterator[str]) -> None:
@@ -105,28 +105,28 @@ class Terminal:
             if close is not None:
                 close()
         click.echo()
-        reading = self.session.cache_usage
-        if reading.why and reading.read > 256:
-            click.secho(f"(read {reading.read} tokens anew: {reading.why})", dim=True, err=True)
+        usage = self.session.cache_usage
+        if usage.why and usage.read > 256:
+            click.secho(f"(read {usage.read} tokens again: {usage.why})", dim=True, err=True)
 
     # going back --------------------------------------------------------------------------------
 
     def undo(self, _: str = "") -> None:
-        """Take back the last thing that was done, whatever it was."""
+        """Undo the last change, whatever it was."""
         self._moved("undone", self.story.undo(), "nothing to undo")
 
     def redo(self, _: str = "") -> None:
-        """Do again what was undone."""
+        """Redo what was undone."""
         self._moved("done again", self.story.redo(), "nothing to redo")
 
     def _moved(self, what: str, operation: str, nothing: str) -> None:
-        told = f"{what}: {OPERATIONS.get(operation, operation)}" if operation else nothing
-        click.secho(f"({told})", dim=True, err=True)
+        done = f"{what}: {OPERATIONS.get(operation, operation)}" if operation else nothing
+        click.secho(f"({done})", dim=True, err=True)
         if operation:
             click.echo("… " + self.story.text[-300:])
 
     def branches(self, _: str = "") -> None:
-        """List the ways in which the story goes on; /go NUMBER takes one."""
+        """List the branches of the story; /go NUMBER switches to one."""
         for branch in self.story.branches():
             mark = "*" if branch.current else " "
             words = " ".join(branch.words.split())[:60]
@@ -141,7 +141,7 @@ class Terminal:
         click.echo("… " + self.story.text[-300:])
 
     def edit(self, text: str) -> None:
-        """Change the last turn: opens it for editing, or takes the text that is given."""
+        """Change the last turn: opens it for editing, or replaces it by the text."""
         head = self.story.head
         if head is None:
             raise StoryError("the story has no turn yet; expected one to edit; write something")
@@ -149,7 +149,7 @@ class Terminal:
         self.story.edit(head, space + text if text else self._read(head.text))
 
     def keep(self, _: str = "") -> None:
-        """Mark the last turn as one to learn from; see softlore learn."""
+        """Mark the last turn for softlore learn."""
         head = self.story.head
         if head is None:
             raise StoryError("the story has no turn yet; expected one to keep; write something")
@@ -172,29 +172,29 @@ class Terminal:
         click.echo(getattr(self.story.settings, name) or "(empty)")
 
     def set(self, text: str) -> None:
-        """Set how it is written: /set tokens=120 temperature=0.7 budget=200 seed=3."""
+        """Change settings: /set tokens=120 temperature=0.7 budget=200 seed=3."""
         from softlore.decode import SamplingParams
         from softlore.decode.no_copy import check_no_copy
 
         sampling, tokens = dict(self._sampling), self._tokens
-        own: dict[str, Any] = {}
+        of_story: dict[str, Any] = {}
         for word in shlex.split(text):
             name, _, value = word.partition("=")
             number = _number(name, value)
             if name == "tokens":
                 if not isinstance(number, int) or number < 1:
                     raise ConfigError(
-                        f"/set tokens={value}; expected a whole number from 1; mend it"
+                        f"/set tokens={value}; expected a whole number from 1; fix it"
                     )
                 tokens = number
             elif name in ("budget", "seed", "note_depth", "context_tokens"):
-                own[name] = number
+                of_story[name] = number
             else:
                 sampling[name] = number
         check_no_copy(sampling.get("no_copy", 0))
         SamplingParams.of({name: value for name, value in sampling.items() if name != "no_copy"})
-        if own:
-            self.story.set(**own)
+        if of_story:
+            self.story.set(**of_story)
         self._sampling, self._tokens = sampling, tokens
         shown = {"tokens": self._tokens, **self._sampling}
         click.echo(" ".join(f"{name}={value}" for name, value in shown.items()))
@@ -202,21 +202,21 @@ class Terminal:
     # looking -----------------------------------------------------------------------------------
 
     def lore(self, _: str = "") -> None:
-        """Show which entries are at work, in which form, and what was cut and why."""
+        """Show which entries are active, in which form, and which are not and why."""
         from rich.console import Console
 
         Console().print(lore_table(self.session))
 
     def tokens(self, _: str = "") -> None:
         """Show what fills the context."""
-        plan = self.session.look(self._tokens)
+        plan = self.session.plan_turn(self._tokens)
         for part in plan.parts:
             bar = "█" * max(1, round(40 * part.tokens / plan.limit))
             click.echo(f"{part.kind:7} {part.name[:24]:24} {part.tokens:6} {bar}")
         click.echo(f"{'write':7} {'':24} {plan.reserved:6}")
-        left = plan.limit - plan.reserved - plan.tokens
+        free = plan.limit - plan.reserved - plan.tokens
         omitted = f"; {plan.omitted:,} characters of the beginning are left out"
-        click.echo(f"{left} of {plan.limit} tokens are free{omitted if plan.omitted else ''}")
+        click.echo(f"{free} of {plan.limit} tokens are free{omitted if plan.omitted else ''}")
 
     def show(self, _: str = "") -> None:
         """Show the whole story."""
@@ -233,10 +233,10 @@ class Terminal:
         click.echo(f"wrote {path}")
 
     def help(self, _: str = "") -> None:
-        """Tell of the commands."""
+        """List the commands."""
         for name in COMMANDS:
-            told = (getattr(Terminal, name).__doc__ or "").split("\n")[0]
-            click.echo(f"/{name:9} {told}")
+            summary = (getattr(Terminal, name).__doc__ or "").split("\n")[0]
+            click.echo(f"/{name:9} {summary}")
 
     def quit(self, _: str = "") -> str:
         """Leave; the story is saved already."""
@@ -258,11 +258,11 @@ COMMANDS = (
 
 
 def lore_table(session: StorySession) -> Table:
-    """What activation called up for the next turn, and what became of it."""
+    """The entries that are active for the next turn, and how each is used."""
     from rich import box
     from rich.table import Table
 
-    plan = session.look()
+    plan = session.plan_turn()
     table = Table("entry", "as", "tokens", "because", box=box.SIMPLE_HEAD)
     reasons = {one.entry.name: one.reason for one in plan.activation.active}
     for offer in plan.choice.chosen:
@@ -281,7 +281,7 @@ def _number(name: str, value: str) -> int | float:
         return int(value) if value.lstrip("-").isdigit() else float(value)
     except ValueError:
         raise ConfigError(
-            f"/set {name}={value!r}; expected name=number, such as temperature=0.7; mend it"
+            f"/set {name}={value!r}; expected name=number, such as temperature=0.7; fix it"
         ) from None
 
 

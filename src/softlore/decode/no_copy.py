@@ -1,4 +1,4 @@
-"""No copying: what would repeat a training response word for word is steered off."""
+"""no_copy: suppresses tokens that would repeat a training response word for word."""
 
 from __future__ import annotations
 
@@ -15,45 +15,46 @@ from softlore.prompts import SoftPrompt
 from softlore.prompts.responses import KEY, RUN, HashedResponses
 
 
-def no_copy_step(prompts: Iterable[SoftPrompt], most: int) -> Step:
-    """The step that steers off what would repeat `most` tokens of what prompts were taught.
+def no_copy_step(prompts: Iterable[SoftPrompt], length: int) -> Step:
+    """The step that suppresses what would repeat `length` tokens of training responses.
 
     Raises:
-        ConfigError: fewer tokens than the hashes tell apart.
+        ConfigError: fewer tokens than the prompts' hashes distinguish.
     """
-    check_no_copy(most, least=RUN)
-    known = HashedResponses({})
+    check_no_copy(length, least=RUN)
+    responses = HashedResponses({})
     for prompt in prompts:
-        known |= HashedResponses.from_text(prompt.training.get(KEY))
-    return Step("no_copy", SparingLogitsProcessor(NoCopyLogitsProcessor(known, most)), "text")
+        responses |= HashedResponses.from_text(prompt.training.get(KEY))
+    return Step("no_copy", SparingLogitsProcessor(NoCopyLogitsProcessor(responses, length)), "text")
 
 
-def check_no_copy(most: object, least: int = 0) -> None:
-    """Raises ConfigError unless it is 0, for none, or so many tokens as can be told apart."""
-    whole = isinstance(most, int) and not isinstance(most, bool)
-    if not whole or not (most == least == 0 or most >= RUN):  # type: ignore[operator]
+def check_no_copy(length: object, least: int = 0) -> None:
+    """Raises ConfigError unless it is 0, for none, or as many tokens as hashes distinguish."""
+    is_int = isinstance(length, int) and not isinstance(length, bool)
+    if not is_int or not (length == least == 0 or length >= RUN):  # type: ignore[operator]
         raise ConfigError(
-            f"no_copy is {most!r:.60}; expected 0 for none, or {RUN} tokens or more; choose another"
+            f"no_copy is {length!r:.60}; expected 0 for none, or {RUN} tokens or more; choose "
+            "another"
         )
 
 
 class NoCopyLogitsProcessor(LogitsProcessor):
-    """Bans the token that would make a copied run of responses `most` tokens long.
+    """Bans the token that would make a run copied from responses `length` tokens long.
 
-    A run counts from the first of its tokens, which may have been the writer's; runs of fewer than
-    `RUN` cannot be seen.
+    A run counts from its first token, which the writer may have written. Runs of fewer than `RUN`
+    tokens cannot be detected.
     """
 
-    def __init__(self, responses: HashedResponses, most: int) -> None:
+    def __init__(self, responses: HashedResponses, length: int) -> None:
         self.responses = responses
-        self.most = most
+        self.length = length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores `[B, vocab]` after `input_ids` `[B, T]`, with what would copy at −∞."""
+        """Scores `[B, vocab]` after `input_ids` `[B, T]`, with copied tokens at −∞."""
         out = scores
         for row, ids in enumerate(input_ids.tolist()):
-            # Only the end matters: a run of most - 1 tokens, and what its first is told by.
-            if self._copied(ids[-(self.most + RUN) :]) < self.most - 1:
+            # Only the end matters: a run of length - 1 tokens, and the RUN that find its first.
+            if self._count_copied(ids[-(self.length + RUN) :]) < self.length - 1:
                 continue
             banned = [i for i in self.responses.next(ids) if i < scores.shape[1]]
             if banned:
@@ -61,12 +62,12 @@ class NoCopyLogitsProcessor(LogitsProcessor):
                 out[row, banned] = -torch.inf
         return out
 
-    def _copied(self, ids: list[int]) -> int:
-        """Tokens at the end of `ids` that stand so in a response."""
+    def _count_copied(self, ids: list[int]) -> int:
+        """How many tokens at the end of `ids` are a run of a response."""
         run = 0
         for place in range(RUN - 1, len(ids)):
             if ids[place] in self.responses.next(ids[:place]):
                 run = max(run, RUN - 1) + 1
             else:
                 run = 0
-        return max(run, RUN - 1)  # of the last three nothing is known: they may begin one
+        return max(run, RUN - 1)  # hashes say nothing of the last ones, which may begin a run

@@ -1,4 +1,4 @@
-"""A chain: each datum's prompt holds what the model wrote for the one before it."""
+"""Chains: each item's prompt holds what the model generated for the one before it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FIELD = re.compile(r"\{(previous|item)\}")
 
 @dataclass(frozen=True)
 class Link:
-    """One datum of a chain: the item, the prompt it came to, and what was written after it."""
+    """One item of a chain, the prompt made from it, and what was generated after that."""
 
     item: str
     prompt: str
@@ -41,18 +41,19 @@ def chain(
     seed: int = 0,
     **settings: Any,
 ) -> Iterator[Link]:
-    """Writes once for each item, in order, feeding each output into the next prompt.
+    """Generates a text for each item, in order, feeding each output into the next prompt.
 
     Args:
-        template: text in which `{item}` and `{previous}` (the output before, at first nothing)
-            stand for themselves, and tags `[[soft:NAME]]` for `prompts`.
-        done: links of a run that was stopped: they are gone through again, not written again.
-        seed: item i is written with seed + i, so that a chain that was stopped ends the same.
-        settings: what `generate` takes besides.
+        model: or a runner, which then caches what it reads from item to item.
+        template: text in which `{item}` and `{previous}` (the output before, first empty) are
+            replaced, and tags `[[soft:NAME]]` name `prompts`.
+        done: links of a run that was stopped: they are yielded again, not generated again.
+        seed: item i has seed + i, so that a chain that was stopped ends the same.
+        settings: others of `generate`.
 
     Raises:
-        ConfigError: a template without either field, or links that are of another chain.
-        ContextError: an item that cannot be written on; the message says which, and why.
+        ConfigError: a template without either field, or links of another chain.
+        ContextError: a prompt that cannot be generated from; the message says which, and why.
     """
     if not _FIELD.search(template):
         raise ConfigError(
@@ -79,9 +80,9 @@ def _links(
             link = done[place]
             if (link.item, link.prompt) != (item, prompt):
                 raise ConfigError(
-                    f"link {place + 1} of what is there is {link.prompt!r:.60}, but the items and "
-                    f"the template now give {prompt!r:.60}; expected the same chain; write to "
-                    "another file, or begin again"
+                    f"link {place + 1} of the file is {link.prompt!r:.60}, but the items and the "
+                    f"template now give {prompt!r:.60}; expected the same chain; write to another "
+                    "file, or overwrite this one"
                 )
         else:
             try:
@@ -95,7 +96,7 @@ def _links(
 
 
 def fill(template: str, previous: str, item: str) -> str:
-    """The template with its fields filled in; braces that are no field stay."""
+    """The template with its fields replaced; other braces stay."""
     values = {"previous": previous, "item": item}
     return _FIELD.sub(lambda match: values[match[1]], template).lstrip(" ")
 
@@ -106,10 +107,10 @@ def line(link: Link) -> str:
 
 
 def read_links(path: str | os.PathLike[str]) -> list[Link]:
-    """The whole lines of a file of links; a last one that was cut off is left out.
+    """The links in a file; an incomplete last line is ignored.
 
     Raises:
-        ConfigError: a line that is no link.
+        ConfigError: a line that is not a link.
     """
     path = Path(path)
     if not path.exists():
@@ -118,30 +119,30 @@ def read_links(path: str | os.PathLike[str]) -> list[Link]:
         text = path.read_bytes().decode("utf-8", "strict")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{str(path)!r} can't be read ({error}); name another file") from error
-    found = []
-    for number, told in enumerate(text.split("\n")[:-1], start=1):
+    links = []
+    for number, row in enumerate(text.split("\n")[:-1], start=1):
         try:
-            data = json.loads(told)
-            found.append(Link(**{key: str(data[key]) for key in ("item", "prompt", "output")}))
+            data = json.loads(row)
+            links.append(Link(**{key: str(data[key]) for key in ("item", "prompt", "output")}))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"line {number} of {str(path)!r} is no link of a chain; expected an object of "
+                f"line {number} of {str(path)!r} is not a link of a chain; expected an object of "
                 "item, prompt and output; name another file"
             ) from error
-    return found
+    return links
 
 
 @contextlib.contextmanager
 def adding_links(
-    path: str | os.PathLike[str], again: bool = False
+    path: str | os.PathLike[str], overwrite: bool = False
 ) -> Iterator[Callable[[Link], None]]:
-    """Gives what adds a link to a file: each is on the disk before the next one is written.
+    """Yields a function that appends a link to a file and waits until it is on the disk.
 
-    What is there stays, but for a last line that was cut off; with `again`, nothing does.
+    The file's links stay, except for an incomplete last line; with `overwrite`, none does.
     """
     path = Path(path)
     try:
-        with path.open("r+b" if path.exists() and not again else "w+b") as file:
+        with path.open("r+b" if path.exists() and not overwrite else "w+b") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
             file.seek(0, os.SEEK_END)
 

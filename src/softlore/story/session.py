@@ -1,4 +1,4 @@
-"""A story being written with a model: turns of the writer, turns of the model, turn by turn."""
+"""StorySession: a story with its model, lorebook and soft prompts, continued turn by turn."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ DRAW = 2**31
 
 @dataclass(frozen=True)
 class TurnDraft:
-    """A turn of the model's that is not written yet.
+    """A turn of the model that is not generated yet.
 
     Attributes:
-        plan: what the model reads for it, and the report of that.
-        request: the same with length, stops, seed and samplers, as a batch or a server takes it.
+        plan: the context that the model reads, with its report.
+        request: that context with length, stops, seed and sampling, for a batch or an engine.
         after: the turn that it follows.
     """
 
@@ -40,8 +40,8 @@ class TurnDraft:
     request: GenerationRequest
     after: int
 
-    def keep(self, text: str, tokens: int, finish: str | None) -> Turn | None:
-        """Puts what was written into the story; None where nothing was. `finish`: how it ended."""
+    def save(self, text: str, tokens: int, finish: str | None) -> Turn | None:
+        """Adds the generated text to the story, if there is any. `finish`: why it ended."""
         if not text:
             return None
         request, plan = self.request, self.plan
@@ -60,12 +60,16 @@ class TurnDraft:
 
 
 class StorySession:
-    """Joins a story, a model, a lorebook and soft prompts, and keeps what the model has read.
+    """A story, what generates its next turns, and what these are generated from.
+
+    Args:
+        model: or a runner. Without a runner of its own the session makes one when it first
+            generates; its cache spares reading the story again at each turn.
 
     Attributes:
-        plan: what was read for the last turn of the model, and the report of it.
-        reading: how much of that had to be read anew.
-        finish: how that turn ended; None where it was stopped.
+        plan: the context of the model's last turn, with its report.
+        cache_usage: how much of that was cached, and how much had to be read.
+        finish: why that turn ended; None if it was stopped.
     """
 
     def __init__(
@@ -92,7 +96,7 @@ class StorySession:
         dtype: str | None = None,
         device: str | None = None,
     ) -> Self:
-        """Takes model, lorebook and prompts from the story's settings; `model` names another.
+        """Loads model, lorebook and prompts of the story's settings; `model` names another model.
 
         Raises:
             SoftloreError: one of them cannot be read; the message says which.
@@ -100,19 +104,19 @@ class StorySession:
         settings = story.settings
         return cls(story, *sources(settings.changed(model=model or settings.model), dtype, device))
 
-    def say(self, text: str) -> Turn:
-        """Adds a turn of the writer's."""
+    def add(self, text: str) -> Turn:
+        """Adds a turn of the writer."""
         return self.story.add(text, by="writer")
 
-    def look(self, tokens: int = 80) -> ContextPlan:
-        """What would be read for a turn of `tokens`, and what went where.
+    def plan_turn(self, tokens: int = 80) -> ContextPlan:
+        """The context that would be read for a turn of `tokens`, with its report.
 
         Raises:
             ContextOverflowError: no room for the story.
         """
-        return self._planned(self.story.turns, tokens)
+        return self._plan(self.story.turns, tokens)
 
-    def begin(
+    def draft(
         self,
         tokens: int = 80,
         stop: str | Sequence[str] = (),
@@ -120,7 +124,9 @@ class StorySession:
         retry: bool = False,
         **sampling: Any,
     ) -> TurnDraft:
-        """What the model's next turn is to be written from, by whatever writes it; see `go_on`.
+        """The model's next turn, to be generated here or by an engine; see `continue_story`.
+
+        `retry`: in place of the model's last turn.
 
         Raises:
             ContextError: an empty story.
@@ -131,7 +137,7 @@ class StorySession:
         if retry:
             self.story.retry_from()
             turns = turns[:-1]
-        plan = self._planned(turns, tokens)
+        plan = self._plan(turns, tokens)
         if plan.tree is None:
             raise ContextError(
                 "the story is empty; expected an opening for the model to go on from; write one"
@@ -152,53 +158,58 @@ class StorySession:
         )
         return TurnDraft(self.story, plan, request, after)
 
-    def go_on(self, tokens: int = 80, stop: str | Sequence[str] = (), **rest: Any) -> Iterator[str]:
-        """Writes a turn of the model's, piece by piece; it is in the story when the loop is left.
+    def continue_story(
+        self, tokens: int = 80, stop: str | Sequence[str] = (), **settings: Any
+    ) -> Iterator[str]:
+        """Generates a turn of the model, piece by piece.
 
-        Leaving the loop early, by `close()` or an exception such as Ctrl-C, keeps what was told.
+        It is added to the story when the iteration ends: also when it ends early, by `close()` or
+        an exception such as Ctrl-C, with the text so far.
 
         Args:
-            rest: a `head`, as `write` takes it, and settings of the samplers, `no_copy` among
-                them; they win over the story's own `sampling`.
+            settings: `conditioning`, as `write` takes it, and sampling settings, `no_copy`
+                included; they override the story's own `sampling`.
 
         Raises:
             ContextError: an empty story.
             ContextOverflowError: no room for the story.
             ConfigError: a setting out of range.
         """
-        return self._write(self.begin(tokens, stop, **rest))
+        return self._generate(self.draft(tokens, stop, **settings))
 
-    def retry(self, tokens: int = 80, stop: str | Sequence[str] = (), **rest: Any) -> Iterator[str]:
-        """The model's last turn once more, beside the one that is there; see `go_on`.
+    def retry(
+        self, tokens: int = 80, stop: str | Sequence[str] = (), **settings: Any
+    ) -> Iterator[str]:
+        """Generates an alternative to the model's last turn; see `continue_story`.
 
         Raises:
             StoryError: the last turn is not the model's.
         """
-        return self._write(self.begin(tokens, stop, retry=True, **rest))
+        return self._generate(self.draft(tokens, stop, retry=True, **settings))
 
-    def _planned(self, turns: Sequence[Turn], tokens: int) -> ContextPlan:
+    def _plan(self, turns: Sequence[Turn], tokens: int) -> ContextPlan:
         texts = [turn.text for turn in turns]
         return self.composer.plan(self.story.settings, texts, tokens, _timers(turns))
 
-    def _write(self, draft: TurnDraft) -> Iterator[str]:
+    def _generate(self, draft: TurnDraft) -> Iterator[str]:
         self._runnable = runner_for(self._runnable)
-        writing = write_request(self._runnable, draft.request)
+        stream = write_request(self._runnable, draft.request)
         self.plan, self.finish = draft.plan, None
-        return self._told(writing, draft)
+        return self._pieces(stream, draft)
 
-    def _told(self, writing: TextStream, draft: TurnDraft) -> Iterator[str]:
+    def _pieces(self, stream: TextStream, draft: TurnDraft) -> Iterator[str]:
         try:
-            for token in writing:
+            for token in stream:
                 if token.text:
                     yield token.text
         finally:
-            writing.close()
-            self.finish = writing.finish
-            self.cache_usage = writing.cache_usage or CacheUsage(0, 0)
-            draft.keep(writing.text, len(writing.ids), writing.finish)
+            stream.close()
+            self.finish = stream.finish
+            self.cache_usage = stream.cache_usage or CacheUsage(0, 0)
+            draft.save(stream.text, len(stream.ids), stream.finish)
 
     def _seed(self, after: int) -> int:
-        """Of the next turn: by the story's seed and the place, so that a second try differs."""
+        """The seed of the next turn: from the story's seed, the place, and the tries so far."""
         seed = self.story.settings.seed
         if seed is None:
             return random.SystemRandom().randrange(DRAW)
@@ -226,7 +237,7 @@ def sources(
 
 
 def _timers(turns: Sequence[Turn]) -> Timers | None:
-    """Activation's timers as the last turn that has some left them."""
+    """Activation's timers after the last turn that has any."""
     for turn in reversed(turns):
         if turn.by == "model" and (kept := turn.data.get("timers")) is not None:
             try:

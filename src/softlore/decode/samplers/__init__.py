@@ -1,4 +1,4 @@
-"""From logits to the next token: transformers' processors in one order, then a seeded draw."""
+"""Samplers: from logits to the next token, by transformers' logits processors and our own."""
 
 from softlore.decode.samplers.bans import (
     BannedLogitsProcessor,

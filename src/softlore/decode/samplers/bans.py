@@ -1,4 +1,4 @@
-"""What is never written: ids, and strings, across tokens and whatever their case."""
+"""Bans: ids, and strings in any case and across tokens, that are never generated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from softlore.model.vocabulary import Vocabulary
 
 
 class BannedLogitsProcessor(LogitsProcessor):
-    """Never writes some ids.
+    """Excludes some ids.
 
     transformers' SuppressTokensLogitsProcessor does the same by comparing every id of the
     vocabulary with every banned one at each step: most of the time of a step, with CTRL's.
@@ -27,20 +27,20 @@ class BannedLogitsProcessor(LogitsProcessor):
 
 
 class BannedStringsLogitsProcessor(LogitsProcessor):
-    """Never writes some strings: a token that would complete one is banned at that step.
+    """Excludes strings: a token that would complete one is banned at that step.
 
     Such a token holds a string wholly, or begins with the rest of one that the text ends with the
-    beginning of. That is exact, so nothing is ever taken back (as koboldcpp and others do); but
-    the model does not see it coming, so a word may be left half written. Only the new text counts:
-    hand over that alone.
+    beginning of. That is exact, so that nothing is generated and taken back, as in koboldcpp; but
+    the model cannot plan for it, so that a word may end in the middle. `input_ids` must be the new
+    text alone.
     """
 
     def __init__(self, strings: Sequence[str], vocabulary: Vocabulary) -> None:
-        self._strings = sorted({one.casefold() for one in strings})
+        self._strings = sorted({string.casefold() for string in strings})
         self._longest = max(map(len, self._strings), default=0)
         self._vocabulary = vocabulary
-        holding = {i for one in self._strings for i in vocabulary.containing(one)}
-        self._always = torch.tensor(sorted(holding), dtype=torch.long)
+        containing = {i for string in self._strings for i in vocabulary.containing(string)}
+        self._always = torch.tensor(sorted(containing), dtype=torch.long)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores `[B, vocab]` with the tokens at −∞ that would complete a string."""
@@ -51,26 +51,24 @@ class BannedStringsLogitsProcessor(LogitsProcessor):
                 scores[row, banned] = -torch.inf
         return scores
 
-    def _completing(self, text: str, begun: bytes) -> list[int]:
-        """Ids that complete a string after a text and the bytes of a character begun."""
-        rests = {
-            one[n:] for one in self._strings for n in range(1, len(one)) if text.endswith(one[:n])
-        }
-        found = {i for rest in rests for i in self._vocabulary.starting_with(rest)}
-        if begun:
-            found.difference_update(self._vocabulary.parts)
-            mended = self._vocabulary.completions(begun)
-            found.update(i for i, ending in mended if self._completes(text, ending))
-        return sorted(found)
+    def _completing(self, text: str, partial: bytes) -> list[int]:
+        """Ids that complete a string after a text and the first bytes of a character."""
+        rests = {s[n:] for s in self._strings for n in range(1, len(s)) if text.endswith(s[:n])}
+        ids = {i for rest in rests for i in self._vocabulary.starting_with(rest)}
+        if partial:
+            ids.difference_update(self._vocabulary.parts)
+            completions = self._vocabulary.completions(partial)
+            ids.update(i for i, ending in completions if self._completes(text, ending))
+        return sorted(ids)
 
     def _completes(self, text: str, ending: str) -> bool:
         """Whether a string ends within what comes next."""
-        whole = text + ending
-        return any(whole.find(one, max(0, len(text) - len(one) + 1)) >= 0 for one in self._strings)
+        after = text + ending
+        return any(after.find(s, max(0, len(text) - len(s) + 1)) >= 0 for s in self._strings)
 
 
 class SparingLogitsProcessor(LogitsProcessor):
-    """Another processor, without effect in a row of which it would leave no token."""
+    """Wraps a processor so that it has no effect in rows where it would leave no token."""
 
     def __init__(self, processor: LogitsProcessor) -> None:
         self.processor = processor

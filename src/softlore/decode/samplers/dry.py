@@ -1,4 +1,4 @@
-"""DRY: tokens that would go on with a repetition are the less likely the longer it is."""
+"""DRY: a penalty on tokens that continue a repetition, which grows with its length."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ GREATEST = 1e30  # a penalty beyond it would be infinite in float32
 class DRYLogitsProcessor(LogitsProcessor):
     """Don't Repeat Yourself (p-e-w, text-generation-webui, pull request 5677).
 
-    Where the text ends with n tokens that stand in it already, followed there by token i,
+    Where the text ends with n tokens that it already contains, followed there by token i,
 
         x_i − multiplier · base^(n − allowed length),   for n ≥ allowed length and the longest n
 
-    No repetition reaches over a breaker, and what comes after one is free.
+    A repetition ends at a breaker, and a token after one has no penalty.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class DRYLogitsProcessor(LogitsProcessor):
         breakers: Collection[int] = (),
         last: int = 0,
     ) -> None:
-        """The formula's numbers; `breakers` are ids, `last` how many ids are looked at, or 0."""
+        """`breakers`: ids. `last`: how many ids at the end are searched; 0: all."""
         self.multiplier = multiplier
         self.base = base
         self.allowed_length = allowed_length
@@ -37,7 +37,7 @@ class DRYLogitsProcessor(LogitsProcessor):
         self.last = last
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores `[B, vocab]` less the penalties that `input_ids` `[B, T]` make."""
+        """Scores `[B, vocab]` less the penalties for `input_ids` `[B, T]`."""
         scores = scores.clone()
         for row, ids in enumerate(input_ids[:, -self.last :].tolist()):
             for token, length in self._repeated(ids).items():
@@ -47,7 +47,7 @@ class DRYLogitsProcessor(LogitsProcessor):
         return scores
 
     def _repeated(self, ids: Sequence[int]) -> dict[int, int]:
-        """Tokens that would go on with a repetition, and how long it already is."""
+        """Tokens that would continue a repetition, and its length so far."""
         if not ids or ids[-1] in self.breakers:
             return {}
         newest = ids[-1]
@@ -59,7 +59,7 @@ class DRYLogitsProcessor(LogitsProcessor):
         return longest
 
     def _length(self, ids: Sequence[int], at: int) -> int:
-        """How many tokens up to `at` are those that the text ends with."""
+        """How many tokens up to `at` are the same as those at the end of the text."""
         length = 1
         while length < min(LONGEST, at + 1):
             token = ids[at - length]

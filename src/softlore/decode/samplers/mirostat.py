@@ -1,4 +1,4 @@
-"""Mirostat: text of a chosen mean surprise, by cutting off more or less as it is written."""
+"""Mirostat: keeps the mean surprise of the text near a target."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-FITTED = 100  # ratios of neighbours from which version 1 learns how steeply a row falls
+FITTED = 100  # ratios of neighbours that version 1 fits its exponent to
 
 
 class MirostatLogitsProcessor(LogitsProcessor):
@@ -16,11 +16,11 @@ class MirostatLogitsProcessor(LogitsProcessor):
 
     μ starts at 2τ. Version 2 drops tokens whose surprise, −log₂ p, exceeds μ; version 1 fits
     Zipf's exponent s to the likeliest tokens and keeps 1 + (ε·2^μ / (1 − N^−ε))^(1/s) of them,
-    ε = s − 1 and N the size of the vocabulary. When a token of surprise S has been chosen,
+    ε = s − 1 and N the size of the vocabulary. After a token of surprise S is sampled,
     μ ← μ − η·(S − τ). S is taken from the probabilities before the cut, as in the authors'
     program; llama.cpp and koboldcpp take it after.
 
-    The token chosen is read off at the next call, as the last of `input_ids`; there is a μ a row.
+    The sampled token is the last of `input_ids` at the next call; each row has its own μ.
     """
 
     def __init__(self, version: int, tau: float, eta: float) -> None:
@@ -31,25 +31,28 @@ class MirostatLogitsProcessor(LogitsProcessor):
         self._surprise: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores `[B, vocab]` without the tokens that are too surprising."""
-        self._learn(input_ids, scores)
+        """Scores `[B, vocab]`, with tokens of too much surprise at −∞."""
+        self._update(input_ids, scores)
         surprise = scores.log_softmax(dim=-1) / -math.log(2)  # [B, vocab]
         self._surprise = surprise
         most = self.mu[:, None] if self.version == 2 else self._least_likely(surprise)
-        gone = surprise > most
-        gone = gone.scatter(1, surprise.argmin(dim=-1, keepdim=True), False)
-        return scores.masked_fill(gone, -torch.inf)
+        drop = surprise > most
+        drop = drop.scatter(1, surprise.argmin(dim=-1, keepdim=True), False)
+        return scores.masked_fill(drop, -torch.inf)
 
     def _least_likely(self, surprise: Tensor) -> Tensor:
         """Version 1: the surprise `[B, 1]` of the last token that each row keeps."""
         size = surprise.shape[1]
         first = surprise.topk(min(FITTED + 1, size), largest=False).values.cpu()
-        kept = [min(_kept(row, size, mu), size) for row, mu in zip(first, self.mu, strict=True)]
-        ordered = surprise.topk(max(kept), largest=False).values
-        return ordered.gather(1, torch.tensor(kept, device=surprise.device)[:, None] - 1)
+        counts = [
+            min(_count_retained(row, size, mu), size)
+            for row, mu in zip(first, self.mu, strict=True)
+        ]
+        ordered = surprise.topk(max(counts), largest=False).values
+        return ordered.gather(1, torch.tensor(counts, device=surprise.device)[:, None] - 1)
 
-    def _learn(self, input_ids: Tensor, scores: Tensor) -> None:
-        """Moves μ by the tokens chosen since the last call, or starts anew."""
+    def _update(self, input_ids: Tensor, scores: Tensor) -> None:
+        """Updates μ by the tokens sampled since the last call, or initializes it."""
         last = self._surprise
         if last is None or len(last) != len(scores) or not input_ids.shape[1]:
             self.mu = torch.full((len(scores),), 2 * self.tau, device=scores.device)
@@ -59,14 +62,14 @@ class MirostatLogitsProcessor(LogitsProcessor):
         self.mu = self.mu - self.eta * error
 
 
-def _kept(first: Tensor, size: int, mu: float | Tensor) -> int:
+def _count_retained(first: Tensor, size: int, mu: float | Tensor) -> int:
     """How many of `size` tokens version 1 keeps, by the surprises of the first, least first."""
     falls = first.double().diff() * math.log(2)  # ln(p_i / p_i+1)
     steps = (torch.arange(len(falls)).double() + 1).reciprocal().log1p()  # ln((i + 2) / (i + 1))
-    left = falls.isfinite()
-    if not left.any():
+    finite = falls.isfinite()
+    if not finite.any():
         return 1
-    falls, steps = falls[left], steps[left]
+    falls, steps = falls[finite], steps[finite]
     s = max(float((steps * falls).sum() / (steps**2).sum()), 1e-3)
     epsilon = s - 1 if abs(s - 1) > 1e-6 else 1e-6
     # ε / (1 − N^−ε) is positive whatever ε's sign.

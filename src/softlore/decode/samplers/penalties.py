@@ -1,4 +1,4 @@
-"""Penalties on tokens that stand in the text: CTRL's, over a range, and by presence and count."""
+"""Repetition penalties: CTRL's, over a range with a slope, by presence and by frequency."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class PenalizedLogitsProcessor(LogitsProcessor):
 
     p_i ∝ exp(x_i / (T · I(i ∈ g))), I = θ for tokens in the text g and 1 for others: every seen
     logit is divided by θ. transformers' RepetitionPenaltyLogitsProcessor multiplies the negative
-    ones instead, so that they too lose; here a seen token whose logit is below 0 gains.
+    ones instead, which lowers them too; here a seen token with a negative logit becomes likelier.
     """
 
     def __init__(self, theta: float) -> None:
@@ -30,11 +30,11 @@ class RangedRepetitionLogitsProcessor(LogitsProcessor):
 
         1 + (penalty − 1) · (y + 1) / 2,   y = s·x / (1 + |x|·(s − 1)),   x = 2i / (R − 1) − 1
 
-    with the slope s, so that the oldest of a full range has none and the newest all of it; below
-    s = 1 the curve is flat in the middle, above it there steep. s = 0 is no curve: all have all of
-    it. Logits above 0 are divided by it, others multiplied, as in transformers, of which this is
-    the same where the range holds the whole text and s is 0. (koboldcpp's slope is another thing:
-    the share of the penalty that the older half of the range bears.)
+    with the slope s, so that the oldest of a full range has none and the newest all of it. The
+    curve is flat in the middle for s < 1 and steep there for s > 1; s = 0 is the full penalty for
+    all. Logits above 0 are divided by it, others multiplied, as in transformers, whose penalty this
+    is for s = 0 and a range that holds the whole text. (koboldcpp's slope means
+    something else: the share of the penalty that the older half of the range gets.)
     """
 
     def __init__(self, penalty: float, last: int, slope: float = 0.0) -> None:
@@ -59,7 +59,7 @@ class RangedRepetitionLogitsProcessor(LogitsProcessor):
 class CountLogitsProcessor(LogitsProcessor):
     """Presence and frequency penalties, as in OpenAI's API: x_i − α_p · [c_i > 0] − α_f · c_i.
 
-    c_i counts token i in the text that has been written, not in the prompt: hand over that alone.
+    c_i counts token i in the new text, without the prompt: `input_ids` must be that alone.
     """
 
     def __init__(self, presence: float, frequency: float) -> None:
@@ -67,7 +67,7 @@ class CountLogitsProcessor(LogitsProcessor):
         self.frequency = frequency
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores `[B, vocab]` less what the counts in `input_ids` `[B, T]` make."""
+        """Scores `[B, vocab]` less the penalties for the counts in `input_ids` `[B, T]`."""
         if not input_ids.shape[1]:
             return scores
         ones = torch.ones_like(input_ids, dtype=scores.dtype)

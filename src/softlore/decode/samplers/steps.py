@@ -1,4 +1,4 @@
-"""From settings to processors: which there are, in what order, and which ids each of them reads."""
+"""Sampling steps: the logits processors of SamplingParams, in order, and what ids they read."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from softlore.settings.sampling import COLDEST
 
 
 class Step(NamedTuple):
-    """A processor, and the ids that it is handed: none, the whole text, or what is new of it."""
+    """A logits processor, and which ids it reads: none, all of the text, or the new ones."""
 
     name: str
     processor: LogitsProcessor
@@ -57,7 +57,7 @@ class Step(NamedTuple):
 
     @property
     def alike(self) -> bool:
-        """Whether it does the same to every row, whatever text or seed is the row's."""
+        """Whether it treats all rows alike, whatever their text and seed."""
         return self.reads == "nothing" and not self.draws
 
 
@@ -182,7 +182,7 @@ def _vocabulary(name: str, strings: Sequence[str], model: LanguageModel | None) 
 
 
 def _breakers(strings: Sequence[str], model: LanguageModel | None) -> set[int]:
-    """Ids of tokens that hold a breaker, and the last one of a breaker that takes several."""
+    """Ids of tokens that contain a breaker, and the last id of a breaker of several tokens."""
     found: set[int] = set()
     for one in strings:
         found.update(_vocabulary("dry_breakers", strings, model).containing(one))

@@ -1,6 +1,6 @@
-"""What cuts tokens off and is not in transformers: tail-free, top-a, top-n-sigma and XTC.
+"""Truncation that transformers lacks: tail-free, top-a, top-n-sigma and XTC.
 
-Each leaves at least one token in a row; tokens that are cut off have −∞.
+Each leaves at least one token in a row and sets the others to −∞.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class TailFreeLogitsProcessor(LogitsProcessor):
 
     With p sorted from the likeliest on, the shares of |p″| (its second difference) are summed up
     from the start; where the sum exceeds z the tail begins. The place of a second difference is
-    that of the middle of its three tokens, so that the first is always kept and the last never.
+    that of the middle of its three tokens, so that the first always stays and the last never.
     """
 
     def __init__(self, z: float) -> None:
@@ -41,7 +41,7 @@ class TopALogitsProcessor(LogitsProcessor):
         self.a = a
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores `[B, vocab]` of the tokens that are likely enough."""
+        """Scores `[B, vocab]`, with tokens below the threshold at −∞."""
         p = scores.softmax(dim=-1)
         least = self.a * p.amax(dim=-1, keepdim=True) ** 2
         return scores.masked_fill(p < least, -torch.inf)
@@ -57,7 +57,7 @@ class TopNSigmaLogitsProcessor(LogitsProcessor):
         self.n = n
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores `[B, vocab]` of the tokens that are near the best."""
+        """Scores `[B, vocab]`, with tokens far below the greatest at −∞."""
         left = scores > -torch.inf
         count = left.sum(dim=-1, keepdim=True).clamp_min(1)
         mean = scores.masked_fill(~left, 0).sum(dim=-1, keepdim=True) / count

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python: loaded when it is needed, and told to log as Python does."""
+"""llama.cpp through llama-cpp-python: loaded when first needed, with its log in `logging`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 from typing import Any
 
 _log = logging.getLogger("softlore.llamacpp")
-_ERROR = 4  # ggml's level; each error is raised by whoever called, too
+_ERROR = 4  # ggml's level; the caller raises each error, too
 
 
 @functools.cache
@@ -20,13 +20,13 @@ def llama() -> Any:
     """
     import llama_cpp
 
-    def tell(level: int, text: bytes, _: ctypes.c_void_p) -> None:
+    def log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
         _log.log(
             logging.INFO if level == _ERROR else logging.DEBUG,
             text.decode("utf-8", "replace").rstrip(),
         )
 
-    kept = llama_cpp.softlore_log = llama_cpp.llama_log_callback(tell)  # C holds no reference
-    llama_cpp.llama_log_set(kept, ctypes.c_void_p(0))
+    callback = llama_cpp.softlore_log = llama_cpp.llama_log_callback(log)  # C holds no reference
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     return llama_cpp

@@ -1,4 +1,4 @@
-"""GGUFModel: a model in a GGUF file, by its words, its sizes and its fingerprint."""
+"""GGUFModel: the tokenizer, sizes and fingerprint of a model in a GGUF file."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from softlore.model.language import LanguageModel
 from softlore.model.loading import leading_id, load_tokenizer
 from softlore.model.verify import first_line
 
-CONTEXT = 8192  # tokens at most, unless more is asked for: memory for them is taken at once
-CODES = "softlore.control_codes"  # in a file's metadata: the model's control codes, as JSON
-# Families whose graph scales rows as it scales tokens, which softlore's rows are already.
+CONTEXT = 8192  # tokens at most by default, as memory for them is allocated at once
+CODES = "softlore.control_codes"  # metadata of a file: the model's control codes, as JSON
+# Families whose graph scales embedding rows, as softlore's rows are already scaled.
 _SCALES_ROWS = ("gemma", "gemma2")
-_SCALED = ("gemma",)  # families, by the beginnings of their names, that scale embeddings
+_SCALED = ("gemma",)  # prefixes of the names of families that scale embeddings
 # Of llama.cpp's families that mix sliding and full layers without saying which: every n-th is full.
 _PATTERNS = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "olmo2": 4}
 
 
 class GGUFModel(LanguageModel):
-    """A model that llama.cpp runs: for writing, not for training or measuring.
+    """A model that llama.cpp runs: for generating, not for training or measuring.
 
     Attributes:
         handle: llama.cpp's model.
         row_scale: what softlore's rows are divided by before llama.cpp reads them.
-        layout: how prefixes stand in its cache; found out by the first prefix that is checked.
+        layout: of prefixes in its cache; determined by the first prefix that is checked.
         filler: an id of ordinary text.
     """
 
@@ -56,16 +56,16 @@ class GGUFModel(LanguageModel):
         Args:
             tokenizer: hub id or folder of the transformers model that it was made from, for its
                 tokenizer and control codes; without one the file's own are used.
-            context_length: tokens it may read; None: what it was trained for, `CONTEXT` at most.
+            context_length: None: what it was trained for, `CONTEXT` at most.
 
         Raises:
             ModelError: it can't be read, or has another tokenizer.
-            UnsupportedModelError: it keeps no plain keys and values.
+            UnsupportedModelError: it has no plain keys and values.
         """
         self.path = Path(path)
         if not self.path.is_file():
             raise ModelError(
-                f"there is no GGUF file {str(path)!r}; expected a model that llama.cpp runs; mend "
+                f"there is no GGUF file {str(path)!r}; expected a model that llama.cpp runs; fix "
                 "--gguf"
             )
         self.name = tokenizer or self.path.stem
@@ -75,7 +75,7 @@ class GGUFModel(LanguageModel):
         if not self.handle:
             raise ModelError(
                 f"llama.cpp cannot load {str(path)!r}; expected a GGUF file of a family that it "
-                "knows; see that it is whole, and made for this version"
+                "knows; check that it is complete, and made for this version"
             )
         self._read_sizes(context_length)
         self._named = tokenizer
@@ -88,22 +88,24 @@ class GGUFModel(LanguageModel):
         self.family = family_named(self._meta("general.architecture") or "unknown")
         if lib.llama_model_is_recurrent(handle) or lib.llama_model_is_hybrid(handle):
             raise UnsupportedModelError(
-                f"{self.name!r} ({self.model_type}) keeps no keys and values in all layers; "
+                f"{self.name!r} ({self.model_type}) does not have keys and values in all layers; "
                 "expected a decoder with plain attention; use another model"
             )
         self.width = int(lib.llama_model_n_embd(handle))
         self.layers = int(lib.llama_model_n_layer(handle))
         self.kv_heads = int(lib.llama_model_n_head_kv(handle))
         heads = int(lib.llama_model_n_head(handle))
-        own = self.model_type + ".attention."
-        self.head_dim = int(self._meta(own + "key_length") or self.width // heads)
-        self.takes_prefix = int(self._meta(own + "value_length") or self.head_dim) == self.head_dim
+        attention = self.model_type + ".attention."
+        self.head_dim = int(self._meta(attention + "key_length") or self.width // heads)
+        self.takes_prefix = (
+            int(self._meta(attention + "value_length") or self.head_dim) == self.head_dim
+        )
         self.vocab_size = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(handle)))
         trained = int(lib.llama_model_n_ctx_train(handle))
         self.context_length = min(trained, context_length or CONTEXT)
         self.row_scale = self.width**0.5 if self.model_type in _SCALES_ROWS else 1.0
-        turned = int(lib.llama_model_rope_type(handle)) == lib.LLAMA_ROPE_TYPE_NORM
-        self.layout = Layout(self.kv_heads, self.head_dim, neighbours=turned)
+        neighbours = int(lib.llama_model_rope_type(handle)) == lib.LLAMA_ROPE_TYPE_NORM
+        self.layout = Layout(self.kv_heads, self.head_dim, neighbours)
 
     @property
     def device(self) -> torch.device:
@@ -132,25 +134,28 @@ class GGUFModel(LanguageModel):
         return self.ordinary_ids[0]
 
     def check_prompt(self, prompt: Any, any_model: bool = False) -> None:
-        """As every model does; a prefix also shows whether heads are laid out in halves."""
+        """`LanguageModel.check_prompt`; a prefix also decides between the two layouts of pairs."""
         if prompt.kind == "embedding" or any_model:
             return super().check_prompt(prompt, any_model)
         try:
             return super().check_prompt(prompt)
         except PromptMismatchError:
-            told, other = self.layout, replace(self.layout, neighbours=not self.layout.neighbours)
+            declared, other = (
+                self.layout,
+                replace(self.layout, neighbours=not self.layout.neighbours),
+            )
             super().check_prompt(prompt, any_model=True)
             self.layout = other
             self._fingerprints.pop("prefix", None)
             try:
                 super().check_prompt(prompt)
             except PromptMismatchError:
-                self.layout = told
+                self.layout = declared
                 self._fingerprints.pop("prefix", None)
                 raise
 
     def layer_places(self, caches: Sequence[StateCells]) -> list[tuple[StateCells, int]]:
-        """For each layer the cache that holds it, and its place there.
+        """For each layer the cache that it is in, and its index there.
 
         Raises:
             UnsupportedModelError: which layers slide is not known.
@@ -159,17 +164,16 @@ class GGUFModel(LanguageModel):
             return [(caches[0], layer) for layer in range(self.layers)]
         slides = self._sliding()
         counts = [slides.count(False), slides.count(True)]
-        if len(caches) != 2 or [len(held.keys) for held in caches] != counts:
+        if len(caches) != 2 or [len(cells.keys) for cells in caches] != counts:
             raise UnsupportedModelError(
                 f"which layers of {self.name!r} ({self.model_type}) slide is not known; expected a "
                 "family without sliding layers, or one of "
                 f"{', '.join(_PATTERNS)}; use embedding prompts"
             )
-        taken = [0, 0]
-        places = []
+        counts, places = [0, 0], []
         for slide in slides:
-            places.append((caches[slide], taken[slide]))
-            taken[slide] += 1
+            places.append((caches[slide], counts[slide]))
+            counts[slide] += 1
         return places
 
     def _sliding(self) -> list[bool]:
@@ -178,7 +182,7 @@ class GGUFModel(LanguageModel):
             return [False] * self.layers
         return [layer % every < every - 1 for layer in range(self.layers)]
 
-    # inside ------------------------------------------------------------------------------------
+    # reading the file ----------------------------------------------------------------------------
 
     def _meta(self, key: str) -> str | None:
         buffer = ctypes.create_string_buffer(65536)
@@ -236,7 +240,7 @@ class GGUFModel(LanguageModel):
 
     @cached_property
     def _rows_sketch(self) -> dict[str, Any]:
-        """Of the rows of the embedding table that are compared, as transformers scales them."""
+        """A sketch of some rows of the embedding table, as transformers scales them."""
         import gguf
 
         table = next(
@@ -250,7 +254,7 @@ class GGUFModel(LanguageModel):
 
     @cached_property
     def _last_rows(self) -> Tensor:
-        """The last layer's keys of the ids that are compared, as they lie: `[16, width]`."""
+        """The last layer's keys of some ids, in llama.cpp's layout: `[16, width]`."""
         ids = sketches.spread(self.vocab_size, sketches.KEY_IDS)
         runner = LlamaCppContext(self, 1, len(ids))
         runner.decode([Tokens(0, 0, ids)])

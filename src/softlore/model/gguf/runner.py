@@ -1,4 +1,4 @@
-"""One context of llama.cpp: sequences of their own, read as ids or rows, with prefixes put in."""
+"""A context of llama.cpp: decodes ids and embedding rows of sequences that begin with prefixes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from softlore.model.gguf.model import GGUFModel
 
 STEP = 512  # tokens that are decoded at once
-MOST_KNOWN = 32  # prefixes whose states are kept
+MAX_STATES = 32  # prefixes whose states are cached
 PADDED = 256  # llama.cpp gives every sequence a multiple of so many cells
 # ggml's number of a type, and the bytes a number takes.
 CACHE_TYPES = {"f16": (1, 2.0), "f32": (0, 4.0), "bf16": (30, 2.0), "q8_0": (8, 34 / 32),
@@ -29,11 +29,11 @@ CACHE_TYPES = {"f16": (1, 2.0), "f32": (0, 4.0), "bf16": (30, 2.0), "q8_0": (8, 
 
 @dataclass(frozen=True)
 class CacheTypes:
-    """What keys and values are held as.
+    """The types of keys and values.
 
     Attributes:
         keys, values: of `CACHE_TYPES`.
-        flash: whether attention is "flash"; quantized values need it.
+        flash: whether to use flash attention, which quantized values need.
     """
 
     keys: str = "f16"
@@ -55,7 +55,7 @@ class CacheTypes:
 
     @property
     def bytes(self) -> float:
-        """Of a key and a value."""
+        """Bytes of a number of a key and one of a value, together."""
         return CACHE_TYPES[self.keys][1] + CACHE_TYPES[self.values][1]
 
 
@@ -69,7 +69,7 @@ class Tokens:
     """A run of ids, or of rows `[n, width]`, of one sequence, from a position on.
 
     Attributes:
-        last: whether logits after its last token are wanted.
+        last: whether to compute logits after its last token.
     """
 
     sequence: int
@@ -83,7 +83,7 @@ class LlamaCppContext:
 
     Args:
         sequences: how many.
-        cells: keys and values that each of them has room for.
+        cells: tokens whose keys and values each of them has room for.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class LlamaCppContext:
         given.type_k = CACHE_TYPES[self.cache.keys][0]
         given.type_v = CACHE_TYPES[self.cache.values][0]
         given.kv_unified = False  # each attends to its own cells only
-        given.swa_full = True  # so that a text may go on from any place
+        given.swa_full = True  # so that a sequence can be cut anywhere
         self._context = lib.llama_init_from_model(model.handle, given)
         if not self._context:
             raise EngineError(
@@ -115,7 +115,7 @@ class LlamaCppContext:
         self._states: list[tuple[Tensor, bytes]] = []
 
     def close(self) -> None:
-        """Gives its memory back."""
+        """Frees its memory."""
         if self._context:
             self._llama.llama_free(self._context)
             self._context = None
@@ -123,20 +123,20 @@ class LlamaCppContext:
     def __del__(self) -> None:
         self.close()
 
-    # reading -----------------------------------------------------------------------------------
+    # decoding ------------------------------------------------------------------------------------
 
     def decode(self, runs: Sequence[Tokens]) -> Tensor:
-        """Reads runs, all of ids or all of rows, `STEP` tokens at most.
+        """Runs tokens, all ids or all rows, `STEP` at most.
 
         Returns:
-            Logits `[wanted, vocab]`.
+            Logits `[n, vocab]` of the n runs with `last`.
         """
         lib = self._llama
         rows = [run.content for run in runs if isinstance(run.content, Tensor)]
         count = sum(len(run.content) for run in runs)
         batch = lib.llama_batch_init(count, self.model.width if rows else 0, 1)
         try:
-            wanted = self._fill(batch, runs)
+            last = self._fill(batch, runs)
             batch.n_tokens = count
             if rows:
                 given = torch.cat(rows).float() / self.model.row_scale
@@ -147,13 +147,14 @@ class LlamaCppContext:
             lib.llama_batch_free(batch)
         if failed:
             raise EngineError(
-                f"llama.cpp could not read {count} tokens (code {failed}); expected room for them; "
+                f"llama.cpp could not run {count} tokens (code {failed}); expected room for them; "
                 "ask for fewer or shorter texts"
             )
-        return torch.stack([self._logits(at) for at in wanted]) if wanted else torch.empty(0)
+        return torch.stack([self._logits(at) for at in last]) if last else torch.empty(0)
 
     def _fill(self, batch: Any, runs: Sequence[Tokens]) -> list[int]:
-        at, wanted = 0, []
+        """Fills llama.cpp's batch, except for rows; returns the tokens with logits."""
+        at, last = 0, []
         for run in runs:
             ids = None if isinstance(run.content, Tensor) else run.content
             for place in range(len(run.content)):
@@ -166,8 +167,8 @@ class LlamaCppContext:
                 at += 1
             if run.last:
                 batch.logits[at - 1] = 1
-                wanted.append(at - 1)
-        return wanted
+                last.append(at - 1)
+        return last
 
     def _logits(self, at: int) -> Tensor:
         pointer = self._llama.llama_get_logits_ith(self._context, at)
@@ -175,10 +176,10 @@ class LlamaCppContext:
         return torch.from_numpy(view.copy())
 
     def forget(self, sequence: int, start: int = 0) -> None:
-        """Drops what a sequence holds from a position on."""
+        """Removes the keys and values of a sequence from a position on."""
         if not self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1):
             raise EngineError(
-                f"llama.cpp could not forget a text from token {start} on; expected a plain cache; "
+                f"llama.cpp could not cut a sequence at token {start}; expected a plain cache; "
                 "use a model with attention in all layers"
             )
 
@@ -187,7 +188,9 @@ class LlamaCppContext:
     def put(self, sequence: int, prefixes: Sequence[Tensor]) -> None:
         """Begins a sequence with prefixes `[layers, 2, kv_heads, n, head_dim]`, side by side.
 
-        As many ordinary tokens are read, and their keys and values written over.
+        llama.cpp has no call that sets keys and values. So as many ordinary tokens are run, the
+        sequence's state is read as bytes, keys and values are overwritten there, and the state is
+        restored.
         """
         states = [self._state_of(sequence, prefix) for prefix in prefixes if prefix.shape[3]]
         self.forget(sequence)
@@ -195,39 +198,39 @@ class LlamaCppContext:
             self.restore(sequence, joined(states))
 
     def state(self, sequence: int) -> bytes:
-        """What a sequence holds, as llama.cpp writes it."""
+        """The state of a sequence, as llama.cpp serializes it (see `gguf.state`)."""
         size = self._llama.llama_state_seq_get_size(self._context, sequence)
         buffer = (ctypes.c_uint8 * size)()
         got = self._llama.llama_state_seq_get_data(self._context, buffer, size, sequence)
         return bytes(buffer)[:got]
 
     def restore(self, sequence: int, state: bytes) -> None:
-        """Gives a sequence what `state` gave."""
+        """Sets the state of a sequence to what `state` returned."""
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         done = self._llama.llama_state_seq_set_data(self._context, buffer, len(state), sequence)
         if done != len(state):
             raise EngineError(
-                "llama.cpp did not take a prefix's keys and values back; expected it to; install "
+                "llama.cpp did not accept a prefix's keys and values; expected it to; install "
                 "llama-cpp-python 0.3.36"
             )
 
     def save(self, sequence: int, ids: Sequence[int], path: str) -> None:
-        """Writes a sequence to a file that llama-server restores, with the ids it stands for."""
+        """Saves a sequence to a file that llama-server restores, with the ids it stands for."""
         tokens = (self._llama.llama_token * len(ids))(*ids)
         self._llama.llama_state_seq_save_file(
             self._context, path.encode(), sequence, tokens, len(ids)
         )
 
     def last_keys(self, sequence: int) -> Tensor:
-        """The last layer's keys of a sequence as they lie in the cache, `[n, width]`."""
+        """The last layer's keys of a sequence in llama.cpp's layout, `[n, width]`."""
         state = self.state(sequence)
-        held, place = self.model.layer_places(parse(state))[-1]
-        return torch.from_numpy(held.keys[place].read(state).copy())
+        cells, index = self.model.layer_places(parse(state))[-1]
+        return torch.from_numpy(cells.keys[index].read(state).copy())
 
     def _state_of(self, sequence: int, prefix: Tensor) -> bytes:
-        """The state of a sequence that holds a prefix and nothing else."""
-        for known, state in self._states:
-            if known is prefix:
+        """The state of a sequence of a prefix alone."""
+        for cached, state in self._states:
+            if cached is prefix:
                 return state
         self.forget(sequence)
         count = int(prefix.shape[3])
@@ -236,13 +239,13 @@ class LlamaCppContext:
             self.decode([Tokens(sequence, start, [self.model.filler] * part)])
         changed = bytearray(self.state(sequence))
         self._overwrite(changed, prefix.float().cpu())
-        self._states = [*self._states[1 - MOST_KNOWN :], (prefix, bytes(changed))]
+        self._states = [*self._states[1 - MAX_STATES :], (prefix, bytes(changed))]
         return bytes(changed)
 
     def _overwrite(self, state: bytearray, prefix: Tensor) -> None:
-        for layer, (held, place) in enumerate(self.model.layer_places(parse(state))):
-            at = held.positions(state)  # a sliding layer holds those that are in sight
-            for keys, block in ((True, held.keys[place]), (False, held.values[place])):
-                turned = quantized(self.cache.keys if keys else self.cache.values)
+        for layer, (cells, index) in enumerate(self.model.layer_places(parse(state))):
+            at = cells.positions(state)  # a sliding layer has those within its window
+            for keys, block in ((True, cells.keys[index]), (False, cells.values[index])):
+                rotated = quantized(self.cache.keys if keys else self.cache.values)
                 tensor = prefix[layer, 0 if keys else 1][:, at]
-                block.write(state, self.model.layout.rows(tensor, keys, turned).numpy())
+                block.write(state, self.model.layout.rows(tensor, keys, rotated).numpy())

@@ -1,9 +1,9 @@
-"""llama.cpp's state of one sequence: where each layer's keys and values lie in its bytes.
+"""llama.cpp's state of one sequence: where in its bytes each layer's keys and values are.
 
-Source of the layout: llama.cpp's `llama_kv_cache::state_write`. Nothing is taken for granted: types
-and row sizes are read and must fit each other, up to the last byte, or the state is refused.
+Source of the layout: llama.cpp's `llama_kv_cache::state_write`. Types and row sizes are read and
+must fit each other up to the last byte; otherwise the state is rejected.
 
-    magic, sequence                                    u32 each, where there are any
+    magic, sequence                                    u32 each, in some versions
     for each cache (one; or that of full layers, then that of sliding ones):
         streams                                        u32
         for each stream: cells                         u32, and where there are some
@@ -26,7 +26,7 @@ import numpy as np
 from softlore.errors import EngineError
 
 _EXTRAS = (0, 8, 12, 16)  # bytes that a build may add to a cell
-_MOST_LAYERS = 1024
+_MAX_LAYERS = 1024
 
 
 @dataclass(frozen=True)
@@ -49,32 +49,32 @@ class StateBlock:
         raw = np.frombuffer(state, np.uint8, self.length, self.start)
         rows = self.width if self.transposed else self.cells
         numbers = quants.dequantize(_viewed(raw.reshape(rows, -1), kind), kind)
-        found = np.asarray(numbers, np.float32)
-        return found.T if self.transposed else found
+        array = np.asarray(numbers, np.float32)
+        return array.T if self.transposed else array
 
     def write(self, state: bytearray, numbers: np.ndarray[Any, Any]) -> None:
-        """Puts numbers `[cells, width]` in their place."""
+        """Overwrites the numbers by others, `[cells, width]`."""
         quants, kind = _quants(self.type)
         rows = np.ascontiguousarray(numbers.T if self.transposed else numbers, np.float32)
         try:
             raw = np.ascontiguousarray(quants.quantize(rows, kind)).tobytes()
         except NotImplementedError:
             raise EngineError(
-                f"nothing here writes a cache of type {kind.name}; expected f32, f16, bf16, q8_0, "
+                f"a cache of type {kind.name} cannot be written; expected f32, f16, bf16, q8_0, "
                 "q5_1, q5_0, q4_1 or q4_0; choose another --cache-type"
             ) from None
         if len(raw) != self.length:
-            raise _strange(f"{len(raw)} bytes where {self.length} are expected")
+            raise _unknown_layout(f"{len(raw)} bytes where {self.length} are expected")
         state[self.start : self.start + self.length] = raw
 
 
 @dataclass(frozen=True)
 class StateCells:
-    """What a cache holds of the sequence.
+    """The cells of the sequence in one cache, by their offsets in the state.
 
     Attributes:
-        start, end: where it is told of: from the number of its cells on.
-        places: where each cell lies in the state, its position first.
+        start, end: of all that follows, from the number of cells on.
+        places: of each cell; its position comes first.
         layers: where the cells end.
         keys, values: a block a layer of this cache, in order.
     """
@@ -94,10 +94,10 @@ class StateCells:
 
 
 def parse(state: bytes | bytearray) -> list[StateCells]:
-    """The caches of a sequence's state that hold cells.
+    """The caches of a sequence's state that have cells.
 
     Raises:
-        EngineError: the state is laid out in another way.
+        EngineError: the layout is another one.
     """
     for header in (8, 0, 4):
         for extra in _EXTRAS:
@@ -105,40 +105,40 @@ def parse(state: bytes | bytearray) -> list[StateCells]:
                 return _caches(state, header, extra)
             except (struct.error, ValueError):
                 continue
-    raise _strange("no layout that is known")
+    raise _unknown_layout("an unknown layout")
 
 
 def joined(states: Sequence[bytes]) -> bytes:
-    """One state of the cells of several, each where it stood."""
+    """One state with the cells of several, at their positions."""
     first, parsed = states[0], [parse(state) for state in states]
-    told, at = b"", 0
-    for same in zip(*parsed, strict=True):  # the same cache of each
-        told += first[at : same[0].start] + _one(states, same)
-        at = same[0].end
-    return told + first[at:]
+    joined_state, at = b"", 0
+    for caches in zip(*parsed, strict=True):  # the same cache of each state
+        joined_state += first[at : caches[0].start] + _join(states, caches)
+        at = caches[0].end
+    return joined_state + first[at:]
 
 
-def _one(states: Sequence[bytes], caches: Sequence[StateCells]) -> bytes:
-    """A cache of the cells of several."""
-    both = list(zip(states, caches, strict=True))
-    told = struct.pack("<I", sum(len(held.places) for held in caches))
-    told += b"".join(state[held.start + 4 : held.layers] for state, held in both)
-    first, held = both[0]
-    told += first[held.layers : held.layers + 8]
+def _join(states: Sequence[bytes], caches: Sequence[StateCells]) -> bytes:
+    """One cache with the cells of several."""
+    pairs = list(zip(states, caches, strict=True))
+    out = struct.pack("<I", sum(len(cells.places) for cells in caches))
+    out += b"".join(state[cells.start + 4 : cells.layers] for state, cells in pairs)
+    first, cells = pairs[0]
+    out += first[cells.layers : cells.layers + 8]
     for blocks in (*zip(*(h.keys for h in caches), strict=True),
                    *zip(*(h.values for h in caches), strict=True)):  # fmt: skip
-        told += first[blocks[0].start - 12 : blocks[0].start]
+        out += first[blocks[0].start - 12 : blocks[0].start]
         rows = blocks[0].width if blocks[0].transposed else 1
         raw = [
             np.frombuffer(state, np.uint8, block.length, block.start).reshape(rows, -1)
             for state, block in zip(states, blocks, strict=True)
         ]
-        told += np.concatenate(raw, axis=1).tobytes()
-    return told
+        out += np.concatenate(raw, axis=1).tobytes()
+    return out
 
 
 def _caches(state: bytes | bytearray, at: int, extra: int) -> list[StateCells]:
-    found = []
+    caches: list[StateCells] = []
     while at < len(state):
         (streams,) = struct.unpack_from("<I", state, at)
         at += 4
@@ -148,11 +148,11 @@ def _caches(state: bytes | bytearray, at: int, extra: int) -> list[StateCells]:
             (cells,) = struct.unpack_from("<I", state, at)
             at += 4
             if cells:
-                found.append(_cells(state, at, cells, extra))
-                at = found[-1].end
-    if at != len(state) or not found:
+                caches.append(_cells(state, at, cells, extra))
+                at = caches[-1].end
+    if at != len(state) or not caches:
         raise ValueError(at)
-    return found
+    return caches
 
 
 def _cells(state: bytes | bytearray, at: int, cells: int, extra: int) -> StateCells:
@@ -166,7 +166,7 @@ def _cells(state: bytes | bytearray, at: int, cells: int, extra: int) -> StateCe
     end = at
     transposed, layers = struct.unpack_from("<II", state, at)
     at += 8
-    if transposed > 1 or not 1 <= layers <= _MOST_LAYERS:
+    if transposed > 1 or not 1 <= layers <= _MAX_LAYERS:
         raise ValueError(layers)
     keys = tuple(_blocks(state, at, cells, layers, False))
     at = keys[-1].start + keys[-1].length
@@ -222,12 +222,12 @@ def _quants(kind: int) -> tuple[Any, Any]:
 
 
 def _viewed(raw: np.ndarray[Any, Any], kind: Any) -> np.ndarray[Any, Any]:
-    """Bytes as what `dequantize` takes: numbers where the type is one of numpy's."""
+    """Bytes as `dequantize` takes them: numbers where numpy has the type."""
     numpy_types = {"F32": np.float32, "F16": np.float16}
     return raw.view(numpy_types[kind.name]) if kind.name in numpy_types else raw
 
 
-def _strange(what: str) -> EngineError:
+def _unknown_layout(what: str) -> EngineError:
     return EngineError(
         f"llama.cpp's state of a sequence has {what}; expected the layout of llama-cpp-python "
         "0.3.36; install that version"

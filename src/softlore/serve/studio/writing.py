@@ -32,7 +32,7 @@ def make_router(context: StudioContext) -> APIRouter:
     def plan(name: str, tokens: Annotated[int, Query(ge=1, le=MAX_TOKENS)] = 80) -> dict[str, Any]:
         """What the model would read for a turn of so many tokens, part by part."""
         with stories.use(name) as story, story.lock:
-            return story.session().look(tokens).to_dict()
+            return story.session().plan_turn(tokens).to_dict()
 
     @router.post("/write", response_class=StreamingResponse, responses=EVENT_STREAM)
     async def write(name: str, form: WriteForm) -> StreamingResponse:
@@ -136,7 +136,7 @@ class RunningTurn:
             failed = error
         finish = "failed" if failed else output.finish
         try:
-            await run_in_threadpool(self._draft.keep, output.text, len(output.ids), finish)
+            await run_in_threadpool(self._draft.save, output.text, len(output.ids), finish)
         except SoftloreError as error:
             failed = failed or error
         finally:
@@ -159,7 +159,7 @@ def _prepare(
     try:
         with story.lock:
             retry = form.retry and not form.text
-            draft = story.session().begin(form.tokens, form.stop, conditioning, retry, **sampling)
+            draft = story.session().draft(form.tokens, form.stop, conditioning, retry, **sampling)
         check_sampling(dict(draft.request.sampling))  # the story's may be of an imported file
     except BaseException:
         _withdraw(story, added)
