@@ -101,7 +101,7 @@ def test_a_chain_goes_on_in_its_file(model, tmp_path):
     whole = told(run(model, *ITEMS).out)
     assert run(model, *ITEMS[:2], "--out", out).code == 0
     again = run(model, *ITEMS, "--out", out)
-    assert "2 of them there already" in again.err
+    assert "2 of them already there" in again.err
     assert told(out.read_text(encoding="utf-8")) == whole
     other = run(model, "another", *ITEMS, "--out", out)
     assert (other.code, len(other.lines)) == (2, 1)
