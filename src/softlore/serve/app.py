@@ -20,7 +20,7 @@ from softlore import __version__
 from softlore.errors import SoftloreError
 from softlore.serve import kobold, openai, studio
 from softlore.serve.compose import model_name
-from softlore.serve.metrics import CONTENT_TYPE, Counting, CountingEngine
+from softlore.serve.metrics import CONTENT_TYPE, Counting, Metrics
 from softlore.serve.responses import error_response, response_to
 from softlore.serve.safety import Guard
 from softlore.serve.service import GenerationService
@@ -40,8 +40,7 @@ _log = logging.getLogger(__name__)
 
 def make_app(state: ServerState) -> FastAPI:
     """The ASGI application for a state, which is closed with it."""
-    engine = CountingEngine(state.engine)
-    state.engine = engine
+    metrics = Metrics(state.engine)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -61,12 +60,12 @@ def make_app(state: ServerState) -> FastAPI:
     app.include_router(kobold.make_router(service))
     app.include_router(openai.make_router(service))
     app.include_router(studio.make_router(state))
-    app.include_router(_monitoring_router(state, engine))
+    app.include_router(_monitoring_router(state, metrics))
     _add_error_handlers(app)
     # The last is the outermost, so that requests which the guard rejects are counted.
     app.add_middleware(ErrorLogging)
     app.add_middleware(Guard, settings=state.settings)
-    app.add_middleware(Counting, metrics=engine.metrics)
+    app.add_middleware(Counting, metrics=metrics)
     return app
 
 
@@ -97,21 +96,21 @@ class ErrorLogging:
                 await error_response(scope["path"], 500, message)(scope, receive, send)
 
 
-def _monitoring_router(state: ServerState, engine: CountingEngine) -> APIRouter:
+def _monitoring_router(state: ServerState, metrics: Metrics) -> APIRouter:
     router = APIRouter(tags=["server"])
 
     @router.get("/health")
     async def health() -> JSONResponse:
         """The server's state and load; 503 once it is closing."""
         status = "closing" if state.closing else "ok"
-        load = dataclasses.asdict(engine.load())
-        content = {"status": status, "model": model_name(engine.model), "load": load}
+        load = dataclasses.asdict(state.engine.load())
+        content = {"status": status, "model": model_name(state.engine.model), "load": load}
         return JSONResponse(content, 503 if state.closing else 200)
 
     @router.get("/metrics", response_class=Response)
-    async def metrics() -> Response:
+    async def page() -> Response:
         """Metrics for Prometheus."""
-        return Response(engine.metrics.page(), media_type=CONTENT_TYPE)
+        return Response(metrics.page(), media_type=CONTENT_TYPE)
 
     return router
 

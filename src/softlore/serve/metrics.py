@@ -14,10 +14,7 @@ from prometheus_client.registry import Collector
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from softlore.decode import GenerationRequest
-from softlore.errors import BusyError
-from softlore.model import LanguageModel
-from softlore.serve.engines import AsyncOutputStream, Engine, EngineLoad, OutputQueue
+from softlore.serve.engines import AsyncOutputStream, Engine
 from softlore.serve.logs import request_id, requests_log
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -40,7 +37,7 @@ _request_texts: ContextVar[list[AsyncOutputStream] | None] = ContextVar("texts",
 
 
 class Metrics:
-    """The metrics of one server."""
+    """The metrics of one server, whose texts are those of an engine."""
 
     def __init__(self, engine: Engine) -> None:
         self.registry = CollectorRegistry()
@@ -59,6 +56,8 @@ class Metrics:
             "From a text's start to its first token, its time in the queue included.",
         )
 
+        engine.on_start, engine.on_busy = self._follow, self.refused.inc
+
     def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
         return Counter(f"softlore_{name}", text, labels, registry=self.registry)
 
@@ -69,8 +68,13 @@ class Metrics:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def count_text(self, text: AsyncOutputStream) -> None:
-        """Counts a text that has ended."""
+    def _follow(self, text: AsyncOutputStream) -> None:
+        """Counts a text when it ends, for the server and for the request that started it."""
+        text.on_end = self._count_text
+        if (texts := _request_texts.get()) is not None:
+            texts.append(text)
+
+    def _count_text(self, text: AsyncOutputStream) -> None:
         self.texts.labels(text.finish).inc()
         self.tokens.inc(len(text.ids))
         if text.seconds_to_first is not None:
@@ -87,34 +91,6 @@ class _LoadCollector(Collector):
         load = self._engine.load()
         for name, (field, text) in GAUGES.items():
             yield GaugeMetricFamily(f"softlore_{name}", text, value=getattr(load, field))
-
-
-class CountingEngine(Engine):
-    """An engine whose texts are counted, for the server and for the request that starts them."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.model: LanguageModel = engine.model
-        self.metrics = Metrics(engine)
-        self._engine = engine
-
-    async def start(
-        self, request: GenerationRequest, outputs: OutputQueue | None = None
-    ) -> AsyncOutputStream:
-        try:
-            stream = await self._engine.start(request, outputs)
-        except BusyError:
-            self.metrics.refused.inc()
-            raise
-        stream.on_end = self.metrics.count_text
-        if (texts := _request_texts.get()) is not None:
-            texts.append(stream)
-        return stream
-
-    def load(self) -> EngineLoad:
-        return self._engine.load()
-
-    async def close(self, seconds: float = 10.0) -> None:
-        await self._engine.close(seconds)
 
 
 class Counting:

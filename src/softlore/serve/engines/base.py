@@ -7,10 +7,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from softlore.decode import CacheUsage, GenerationRequest, OutputStream, Token
 from softlore.decode.output import FinishReason, OutputView
+from softlore.errors import BusyError
 from softlore.model import LanguageModel
 
 End = FinishReason | Literal["cancelled", "timeout"]
@@ -141,13 +142,24 @@ class AsyncOutputStream(OutputView, AsyncIterator[Token]):
 class Engine(ABC):
     """Generates texts with one model, several at once.
 
-    Attributes:
+    Args:
         model: its tokenizer, embeddings and context length are those of the texts.
+        slots: texts that can run at once.
+        queue: texts that can wait.
+
+    Attributes:
+        closing: whether no more texts are accepted.
+        on_start, on_busy: called with a text that was accepted, and for one that was not.
     """
 
-    model: LanguageModel
+    def __init__(self, model: LanguageModel, slots: int, queue: int) -> None:
+        self.model = model
+        self.slots, self.queue = slots, queue
+        self.closing = False
+        self.on_start: Callable[[AsyncOutputStream], None] | None = None
+        self.on_busy: Callable[[], None] | None = None
+        self._preparing = 0
 
-    @abstractmethod
     async def start(
         self, request: GenerationRequest, outputs: OutputQueue | None = None
     ) -> AsyncOutputStream:
@@ -157,11 +169,53 @@ class Engine(ABC):
             BusyError: the queue is full, or the engine is closing.
             InputError: the request cannot be carried out.
         """
+        try:
+            self._check_room()
+            self._preparing += 1
+            try:
+                prepared = await asyncio.to_thread(self.prepare, request)
+            finally:
+                self._preparing -= 1
+            self._check_open()
+        except BusyError:
+            if self.on_busy is not None:
+                self.on_busy()
+            raise
+        stream = self.enqueue(prepared, outputs)
+        if self.on_start is not None:
+            self.on_start(stream)
+        return stream
 
     @abstractmethod
+    def prepare(self, request: GenerationRequest) -> Any:
+        """Does what takes a while, such as encoding; called in a worker thread."""
+
+    @abstractmethod
+    def enqueue(self, prepared: Any, outputs: OutputQueue | None) -> AsyncOutputStream:
+        """Queues what `prepare` returned."""
+
+    @abstractmethod
+    def counts(self) -> tuple[int, int]:
+        """Texts that run, and texts that wait."""
+
     def load(self) -> EngineLoad:
         """How busy it is now."""
+        return EngineLoad(*self.counts(), self.slots, self.queue)
 
     @abstractmethod
     async def close(self, seconds: float = 10.0) -> None:
         """Accepts no more texts, waits so long for those that run, then cancels them."""
+
+    def _check_open(self) -> None:
+        if self.closing:
+            raise BusyError("the server is closing; expected it to run; ask again later")
+
+    def _check_room(self) -> None:
+        self._check_open()
+        running, waiting = self.counts()
+        waiting += self._preparing
+        if running + waiting >= self.queue + self.slots:
+            raise BusyError(
+                f"{running} texts are being written and {waiting} wait; expected room in the "
+                "queue; ask again later"
+            )

@@ -44,43 +44,35 @@ class LocalEngine(Engine):
         queue_seconds: float = 120.0,
         text_seconds: float = 600.0,
     ) -> None:
-        self.model = runner.model
-        self._slots, self._queue = slots, queue
+        super().__init__(runner.model, slots, queue)
         self._queue_seconds, self._text_seconds = queue_seconds, text_seconds
         self._batch = RunningBatch(runner)
         self._wake = threading.Condition()
-        self._starting = 0  # only for the event loop
         self._waiting: deque[_LocalStream] = deque()
         self._running: list[_LocalStream] = []
-        self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    async def start(
-        self, request: GenerationRequest, outputs: OutputQueue | None = None
-    ) -> AsyncOutputStream:
-        self._check_room()
-        self._starting += 1
-        try:
-            # Encoding, and what some samplers need of the vocabulary, may take a while.
-            group = await asyncio.to_thread(SequenceGroup.from_request, self._batch.runner, request)
-        finally:
-            self._starting -= 1
+    def prepare(self, request: GenerationRequest) -> SequenceGroup:
+        return SequenceGroup.from_request(self._batch.runner, request)
+
+    def enqueue(self, prepared: SequenceGroup, outputs: OutputQueue | None) -> AsyncOutputStream:
         with self._wake:
-            if self._closing:
-                raise _closing()
-            stream = _LocalStream(self, group, outputs)
+            stream = _LocalStream(self, prepared, outputs)
             self._waiting.append(stream)
             self._wake.notify()
         return stream
 
+    def counts(self) -> tuple[int, int]:
+        return len(self._running), len(self._waiting)
+
     def load(self) -> EngineLoad:
-        counts = len(self._running), len(self._waiting), self._slots, self._queue
-        return EngineLoad(*counts, *astuple(self._batch.memory_usage()))
+        memory = astuple(self._batch.memory_usage())
+        return EngineLoad(*self.counts(), self.slots, self.queue, *memory)
 
     async def close(self, seconds: float = 10.0) -> None:
         with self._wake:
-            self._closing = True
+            self.closing = True
             self._wake.notify()
         end = time.monotonic() + seconds
         while (self._running or self._waiting) and time.monotonic() < end:
@@ -94,16 +86,6 @@ class LocalEngine(Engine):
         """Makes the thread look at what has changed."""
         with self._wake:
             self._wake.notify()
-
-    def _check_room(self) -> None:
-        if self._closing:
-            raise _closing()
-        waiting = len(self._waiting) + self._starting
-        if waiting + len(self._running) >= self._queue + self._slots:
-            raise BusyError(
-                f"{len(self._running)} texts are being written and {waiting} wait; expected room "
-                "in the queue; ask again later"
-            )
 
     # in the engine's thread --------------------------------------------------------------------
 
@@ -124,7 +106,7 @@ class LocalEngine(Engine):
         """Waits for texts, and adds those to the batch that there is room for; False at the end."""
         with self._wake:
             while not self._waiting and not self._running:
-                if self._closing:
+                if self.closing:
                     return False
                 self._wake.wait()
             now, waiting = time.monotonic(), deque[_LocalStream]()
@@ -145,7 +127,7 @@ class LocalEngine(Engine):
 
     def _fits(self, group: SequenceGroup) -> bool:
         used = sum(len(stream.group) for stream in self._running)
-        return not used or used + len(group) <= self._slots
+        return not used or used + len(group) <= self.slots
 
     def _deliver(self, step: Iterable[tuple[SequenceGroup, Token]]) -> None:
         """Passes on the tokens of a step, and removes texts that have ended for any reason."""
@@ -229,10 +211,6 @@ def trim_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _closing() -> BusyError:
-    return BusyError("the server is closing; expected it to run; ask again later")
 
 
 def _failure(error: Exception) -> EngineError:

@@ -22,10 +22,10 @@ from softlore.decode import GenerationRequest, OutputStream, SamplingParams, Tok
 from softlore.decode.conditioning import weighted
 from softlore.decode.prefix_cache import cache_keys
 from softlore.decode.request import prompts_in, stop_strings
-from softlore.errors import BusyError, ConfigError, ContextOverflowError, EngineError
+from softlore.errors import ConfigError, ContextOverflowError, EngineError
 from softlore.model import FrozenModel
 from softlore.prompts.formats.vllm import prefix_set_ids, request_body
-from softlore.serve.engines.base import AsyncOutputStream, End, Engine, EngineLoad, OutputQueue
+from softlore.serve.engines.base import AsyncOutputStream, End, Engine, OutputQueue
 
 PARAMETER = "softlore"  # of kv_transfer_params, as the connector reads it
 NEVER = -100.0  # the lowest bias that vLLM adds to a logit
@@ -62,31 +62,20 @@ class VLLMEngine(Engine):
         queue: int = 64,
         text_seconds: float = 600.0,
     ) -> None:
-        self.model = model
+        super().__init__(model, slots, queue)
         self._name = name
-        self._slots, self._queue, self._text_seconds = slots, queue, text_seconds
+        self._text_seconds = text_seconds
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.AsyncClient(
             base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(60.0, read=None)
         )
         self._free = asyncio.Semaphore(slots)
-        self._starting = 0
         self._streams: set[_RemoteStream] = set()
-        self._closing = False
 
-    async def start(
-        self, request: GenerationRequest, outputs: OutputQueue | None = None
+    def enqueue(
+        self, prepared: tuple[dict[str, Any], OutputStream], outputs: OutputQueue | None
     ) -> AsyncOutputStream:
-        active = len(self._streams) + self._starting
-        if self._closing or active >= self._slots + self._queue:
-            raise BusyError(
-                f"{active} texts are being written; expected room for another; ask again later"
-            )
-        self._starting += 1
-        try:
-            body, output = await asyncio.to_thread(self.prepare, request)
-        finally:
-            self._starting -= 1
+        body, output = prepared
         stream = _RemoteStream(output, outputs)
         self._streams.add(stream)
         stream.task = asyncio.create_task(self._generate(stream, body))
@@ -94,12 +83,12 @@ class VLLMEngine(Engine):
         stream.task.add_done_callback(lambda _: self._end(stream))
         return stream
 
-    def load(self) -> EngineLoad:
-        running = min(len(self._streams), self._slots)
-        return EngineLoad(running, len(self._streams) - running, self._slots, self._queue)
+    def counts(self) -> tuple[int, int]:
+        running = min(len(self._streams), self.slots)
+        return running, len(self._streams) - running
 
     async def close(self, seconds: float = 10.0) -> None:
-        self._closing = True
+        self.closing = True
         tasks = [stream.task for stream in self._streams if stream.task]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=seconds)
