@@ -374,8 +374,8 @@ def in_json(pickled: bytes) -> str:
     return json.dumps({"metadata": {"name": "dog"}, "tensor": tensor})
 
 
-def refused(path: Path, reason: R, found: str) -> None:
-    with pytest.raises(PromptFileError, match=found) as caught:
+def refused(path: Path, reason: R, expected: str) -> None:
+    with pytest.raises(PromptFileError, match=expected) as caught:
         load_prompt(path)
     assert caught.value.reason == reason
     message = str(caught.value)
@@ -386,11 +386,11 @@ def refused(path: Path, reason: R, found: str) -> None:
 
 @pytest.mark.parametrize("trick", WORKING)
 def test_a_trick_that_works_on_pickle(trick: str, tmp_path: Path) -> None:
-    make, reason, found = WORKING[trick]
+    make, reason, expected = WORKING[trick]
     canary = tmp_path / "canary"
     path = tmp_path / "dog.json"
     path.write_text(in_json(make(str(canary))))
-    refused(path, reason, found)
+    refused(path, reason, expected)
     (tmp_path / "old.pt").write_bytes(make(str(canary)))
     with zipfile.ZipFile(tmp_path / "new.pt", "w") as archive:
         archive.writestr("a/data.pkl", make(str(canary)))
@@ -410,10 +410,10 @@ def test_the_trick_does_work_there(trick: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("attack", PICKLES)
 def test_a_hostile_or_broken_pickle(attack: str, tmp_path: Path) -> None:
-    pickled, reason, found = PICKLES[attack]
+    pickled, reason, expected = PICKLES[attack]
     path = tmp_path / "dog.json"
     path.write_text(in_json(pickled))
-    refused(path, reason, found)
+    refused(path, reason, expected)
 
 
 def test_the_unchanged_pickles_are_good(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def kobold(tensor: bytes = TENSOR, meta: bytes = META) -> bytes:
     return archive(Member(b"tensor.npy", tensor), Member(b"meta.json", meta))
 
 
-def one(name: bytes = b"tensor.npy", data: bytes = TENSOR, **lies: object) -> bytes:
+def zip_of(name: bytes = b"tensor.npy", data: bytes = TENSOR, **lies: object) -> bytes:
     return archive(Member(b"meta.json", META), Member(name, data, **lies))  # type: ignore[arg-type]
 
 
@@ -128,14 +128,14 @@ FILES: dict[str, tuple[bytes, R, str]] = {
         R.ZIP_NAME,
         "two members 'tensor.npy'",
     ),
-    "a path upwards": (one(b"../tensor.npy"), R.ZIP_NAME, "'../tensor.npy'"),
-    "a path upwards, within": (one(b"a/../../x"), R.ZIP_NAME, "plain name"),
-    "a path from the root": (one(b"/etc/passwd"), R.ZIP_NAME, "plain name"),
-    "a path upwards in Windows": (one(b"..\\x"), R.ZIP_NAME, "plain name"),
-    "a path to a drive": (one(b"C:\\x"), R.ZIP_NAME, "plain name"),
-    "a null in a name": (one(b"tensor.npy\0.txt"), R.ZIP_NAME, "plain name"),
-    "no name": (one(b""), R.ZIP_NAME, "plain name"),
-    "a name of its own": (one(own_name=b"another.ny"), R.ZIP_NAME, "calls itself 'another.ny'"),
+    "a path upwards": (zip_of(b"../tensor.npy"), R.ZIP_NAME, "'../tensor.npy'"),
+    "a path upwards, within": (zip_of(b"a/../../x"), R.ZIP_NAME, "plain name"),
+    "a path from the root": (zip_of(b"/etc/passwd"), R.ZIP_NAME, "plain name"),
+    "a path upwards in Windows": (zip_of(b"..\\x"), R.ZIP_NAME, "plain name"),
+    "a path to a drive": (zip_of(b"C:\\x"), R.ZIP_NAME, "plain name"),
+    "a null in a name": (zip_of(b"tensor.npy\0.txt"), R.ZIP_NAME, "plain name"),
+    "no name": (zip_of(b""), R.ZIP_NAME, "plain name"),
+    "another name": (zip_of(own_name=b"another.ny"), R.ZIP_NAME, "calls itself 'another.ny'"),
     "members that overlap": (
         archive(Member(b"meta.json", META), Member(b"tensor.npy", TENSOR, start=8)),
         R.ZIP_OVERLAP,
@@ -152,19 +152,19 @@ FILES: dict[str, tuple[bytes, R, str]] = {
         R.ZIP_OVERLAP,
         "overlaps",
     ),
-    "an encrypted member": (one(flags=1), R.ZIP_ENCRYPTED, "is encrypted"),
-    "a strongly encrypted member": (one(flags=0x41), R.ZIP_ENCRYPTED, "is encrypted"),
-    "bzip2": (one(method=12), R.ZIP_METHOD, "by method 12"),
-    "an unknown method": (one(method=99), R.ZIP_METHOD, "by method 99"),
-    "another checksum": (one(crc=0), R.ZIP_CHECKSUM, "expected 00000000"),
-    "a size of 4 GiB": (one(said_size=0xFFFFFFFF), R.TOO_LARGE, "ZIP64"),
-    "a size of 3 GiB": (one(said_size=3 * 2**30), R.TOO_LARGE, "3,221,225,472 bytes"),
-    "a size that is too small": (one(said_size=3), R.ZIP_DAMAGED, "unpacks to 94 bytes"),
+    "an encrypted member": (zip_of(flags=1), R.ZIP_ENCRYPTED, "is encrypted"),
+    "a strongly encrypted member": (zip_of(flags=0x41), R.ZIP_ENCRYPTED, "is encrypted"),
+    "bzip2": (zip_of(method=12), R.ZIP_METHOD, "by method 12"),
+    "an unknown method": (zip_of(method=99), R.ZIP_METHOD, "by method 99"),
+    "another checksum": (zip_of(crc=0), R.ZIP_CHECKSUM, "expected 00000000"),
+    "a size of 4 GiB": (zip_of(said_size=0xFFFFFFFF), R.TOO_LARGE, "ZIP64"),
+    "a size of 3 GiB": (zip_of(said_size=3 * 2**30), R.TOO_LARGE, "3,221,225,472 bytes"),
+    "a size that is too small": (zip_of(said_size=3), R.ZIP_DAMAGED, "unpacks to 94 bytes"),
     "a bomb": (
-        one(data=ZEROS, method=8, packed=BOMB), R.ZIP_BOMB, "to 67,108,864; expected at most 100"
+        zip_of(data=ZEROS, method=8, packed=BOMB), R.ZIP_BOMB, "to 67,108,864; expected at most 100"
     ),
     "a bomb that says it is small": (
-        one(data=ZEROS, method=8, packed=BOMB, said_size=1000), R.ZIP_BOMB, "more than the 1,000"
+        zip_of(data=ZEROS, method=8, packed=BOMB, said_size=1000), R.ZIP_BOMB, "more than the 1,000"
     ),
     "a bomb in meta.json": (
         archive(Member(b"tensor.npy", TENSOR), Member(b"meta.json", ZEROS, 8, packed=BOMB)),
@@ -172,22 +172,22 @@ FILES: dict[str, tuple[bytes, R, str]] = {
         "expected at most 1,048,576",
     ),
     "deflate that says it is larger": (
-        one(method=8, packed=deflated(TENSOR), said_size=999), R.ZIP_DAMAGED, "unpacks to 94"
+        zip_of(method=8, packed=deflated(TENSOR), said_size=999), R.ZIP_DAMAGED, "unpacks to 94"
     ),
     "deflate that is cut": (
-        one(method=8, packed=deflated(TENSOR)[:-4]), R.ZIP_DAMAGED, "does not end"
+        zip_of(method=8, packed=deflated(TENSOR)[:-4]), R.ZIP_DAMAGED, "does not end"
     ),
-    "deflate that is none": (one(method=8), R.ZIP_DAMAGED, "cannot be unpacked"),
+    "deflate that is none": (zip_of(method=8), R.ZIP_DAMAGED, "cannot be unpacked"),
     "deflate and something after it": (
-        one(method=8, packed=deflated(TENSOR) + b"x"), R.ZIP_DAMAGED, "does not end"
+        zip_of(method=8, packed=deflated(TENSOR) + b"x"), R.ZIP_DAMAGED, "does not end"
     ),
     "LZMA with a dictionary of 4 GiB": (
-        one(method=14, packed=b"\x09\x14\x05\0\x5d\xff\xff\xff\xff" + bytes(40)),
+        zip_of(method=14, packed=b"\x09\x14\x05\0\x5d\xff\xff\xff\xff" + bytes(40)),
         R.ZIP_BOMB,
         "unpacks to more than the 94 bytes",
     ),
     "LZMA of odd properties": (
-        one(method=14, packed=b"\x09\x14\x05\0\xff" + bytes(40)), R.ZIP_DAMAGED, "properties"
+        zip_of(method=14, packed=b"\x09\x14\x05\0\xff" + bytes(40)), R.ZIP_DAMAGED, "properties"
     ),
     "an archive in an archive": (
         archive(Member(b"prompt.zip", GOOD)), R.OTHER_FORMAT, "holds 'prompt.zip'"
@@ -307,16 +307,21 @@ FILES: dict[str, tuple[bytes, R, str]] = {
 
 @pytest.mark.parametrize("attack", FILES)
 def test_a_hostile_file(attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content, reason, found = FILES[attack]
+    content, reason, expected = FILES[attack]
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "dog"
     path.write_bytes(content)
-    refused(path, reason, found)
+    refused(path, reason, expected)
     assert not (tmp_path / "canary").exists()
 
 
 def test_the_unchanged_files_are_good(tmp_path: Path) -> None:
-    good = [GOOD, TENSOR, torch_zip(CHECKPOINT, NUMBERS), one(method=8, packed=deflated(TENSOR))]
+    good = [
+        GOOD,
+        TENSOR,
+        torch_zip(CHECKPOINT, NUMBERS),
+        zip_of(method=8, packed=deflated(TENSOR)),
+    ]
     good.append(archive(Member(b"tensor.npy", TENSOR), Member(b"meta.json", META), comment=b"hi"))
     good.append(npy(array(order="True")))
     for content in good:

@@ -30,7 +30,7 @@ ROWS = SoftPrompt("Zoë's dog", "embedding", torch.arange(6.0).view(2, 3), descr
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A working folder with a prompt of each kind, and prompts of one's own elsewhere."""
+    """A working folder with a prompt of each kind, and a prompts folder elsewhere."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOFTLORE_PROMPTS", str(tmp_path / "prompts"))
     ROWS.save("dog.safetensors")
@@ -177,8 +177,8 @@ def test_a_prompt_learns_its_model(here):
     prompt = load_prompt("wolf.safetensors")
     assert prompt.base_model == str(model)
     FrozenModel.from_pretrained(model).check_prompt(prompt)
-    told = ["write", "[[soft:wolf]]A", "--prompts", here, "--tokens", 2, "--model", model]
-    assert "made for another model" not in softlore(*told).err
+    command = ["write", "[[soft:wolf]]A", "--prompts", here, "--tokens", 2, "--model", model]
+    assert "made for another model" not in softlore(*command).err
     other = save_tiny_model(here / "other", hidden_size=16)
     command = ["convert", "wolf.json", "--to", "safetensors", "--out", "x", "--model", other]
     assert_refused(softlore(*command), "has shape (4, 32); expected (4, 16)")
@@ -255,7 +255,7 @@ def test_a_request_of_a_whole_context(here):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["dog.safetensors"], "Missing option '--to'"),
         (["dog.safetensors", "--to", "gguf"], "'gguf' is not one of"),
@@ -273,9 +273,9 @@ def test_a_request_of_a_whole_context(here):
     ],
     ids=str,
 )
-def test_refused(arguments, told, here):
+def test_refused(arguments, message, here):
     before = sorted(path.name for path in here.iterdir())
-    assert_refused(softlore("convert", *arguments), told)
+    assert_refused(softlore("convert", *arguments), message)
     assert sorted(path.name for path in here.iterdir()) == before
 
 

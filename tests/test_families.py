@@ -1,7 +1,8 @@
-"""Every proven family does through softlore's splice what it does by itself.
+"""Every tested family gives through softlore's splice the logits that it gives by itself.
 
-The references come from the plain transformers model, fed with ids or rows, never through our own
-door. Sliding windows are 8 tokens here and the texts are longer, so that a slipped one shows.
+The references come from the plain transformers model, fed with ids or rows, never through
+softlore's forward. Sliding windows are 8 tokens here and the texts are longer, so that a wrong one
+shows.
 """
 
 from functools import cache
@@ -36,14 +37,14 @@ def plain(family):
 
 
 @cache
-def ours(family):
+def wrapped(family):
     return tiny_model(family)
 
 
 @torch.no_grad()
-def said(family, text, bos=()):
+def hf_logits(family, text, bos=()):
     """The plain model's logits `[tokens, vocab]` for a text."""
-    return plain(family)(input_ids=torch.tensor([[*bos, *ours(family).encode(text)]])).logits[0]
+    return plain(family)(input_ids=torch.tensor([[*bos, *wrapped(family).encode(text)]])).logits[0]
 
 
 def assert_same(got, expected, within=1e-4):
@@ -53,10 +54,10 @@ def assert_same(got, expected, within=1e-4):
 
 
 def soft(family, text, kind="embedding", name="soft"):
-    return SoftPrompt.from_text(text, ours(family), name=name, kind=kind)
+    return SoftPrompt.from_text(text, wrapped(family), name=name, kind=kind)
 
 
-def test_all_proven_families_are_here():
+def test_all_tested_families_are_here():
     assert set(CONFIGS) == TESTED_FAMILIES
 
 
@@ -65,43 +66,43 @@ def test_all_proven_families_are_here():
 
 @every_family
 def test_rows_made_from_text_are_that_text(family):
-    model, prompt = ours(family), soft(family, SOFT)
-    assert_same(logits(model, prompt), said(family, SOFT))
-    assert_same(logits(model, prompt + AFTER), said(family, SOFT + AFTER))
-    assert_same(logits(model, BEFORE + prompt + AFTER), said(family, BEFORE + SOFT + AFTER))
+    model, prompt = wrapped(family), soft(family, SOFT)
+    assert_same(logits(model, prompt), hf_logits(family, SOFT))
+    assert_same(logits(model, prompt + AFTER), hf_logits(family, SOFT + AFTER))
+    assert_same(logits(model, BEFORE + prompt + AFTER), hf_logits(family, BEFORE + SOFT + AFTER))
     twice = prompt + BEFORE + prompt
-    assert_same(logits(model, twice), said(family, SOFT + BEFORE + SOFT))
+    assert_same(logits(model, twice), hf_logits(family, SOFT + BEFORE + SOFT))
 
 
 @every_family
 @torch.no_grad()
 def test_rows_made_from_text_are_that_text_in_a_padded_batch(family):
-    model, prompt = ours(family), soft(family, SOFT)
+    model, prompt = wrapped(family), soft(family, SOFT)
     contexts = [Context(prompt), BEFORE + prompt + AFTER, prompt + AFTER, Context(BEFORE)]
     batch = splice(model, [compose(model, context) for context in contexts])
     hidden, _ = model.hidden(batch.embeds, batch.positions, batch.visible, batch.past)
     for row, context in zip(hidden, contexts, strict=True):
         text = context.text.replace(prompt.tag, SOFT)
-        expected = said(family, text)
+        expected = hf_logits(family, text)
         assert_same(model.logits(row[: len(expected)]), expected)
 
 
 @pytest.mark.parametrize(
-    "family", [f for f in sorted(CONFIGS) if ours(f).family.has_sliding_layers]
+    "family", [f for f in sorted(CONFIGS) if wrapped(f).family.has_sliding_layers]
 )
 def test_the_window_would_show(family):
-    assert ours(family).family.sliding_window == WINDOW
+    assert wrapped(family).family.sliding_window == WINDOW
     key = "window_size" if family == "gpt_neo" else "sliding_window"
-    ids = torch.tensor([ours(family).encode(BEFORE)])
+    ids = torch.tensor([wrapped(family).encode(BEFORE)])
     with torch.no_grad():
         wide = tiny_hf(family, **{key: 200})(input_ids=ids).logits[0]
-    assert (wide - said(family, BEFORE))[WINDOW:].abs().max() > 0.1 * wide.std()
+    assert (wide - hf_logits(family, BEFORE))[WINDOW:].abs().max() > 0.1 * wide.std()
 
 
 def test_the_windows_are_those_of_eight_families():
-    sliding = {f for f in CONFIGS if ours(f).family.has_sliding_layers}
+    sliding = {f for f in CONFIGS if wrapped(f).family.has_sliding_layers}
     assert sliding == set("gpt_neo mistral qwen2 qwen3 gemma2 gemma3_text phi3 starcoder2".split())
-    assert {f for f in sliding if ours(f).family.all_layers_slide} == {
+    assert {f for f in sliding if wrapped(f).family.all_layers_slide} == {
         "mistral",
         "phi3",
         "starcoder2",
@@ -110,8 +111,8 @@ def test_the_windows_are_those_of_eight_families():
 
 @every_family
 def test_rows_are_scaled_as_the_forward_takes_them(family):
-    rows = embed(ours(family), SOFT)
-    table = plain(family).get_input_embeddings().weight[ours(family).encode(SOFT)]
+    rows = embed(wrapped(family), SOFT)
+    table = plain(family).get_input_embeddings().weight[wrapped(family).encode(SOFT)]
     scale = (rows / table).mean()
     torch.testing.assert_close(rows, table * scale)
     if family in {"gemma", "gemma2", "gemma3_text", "xglm"}:
@@ -126,7 +127,7 @@ def test_rows_are_scaled_as_the_forward_takes_them(family):
 def greedy_ids(family, text, count):
     model = tiny_hf(family)
     model.generation_config.eos_token_id = None
-    ids = torch.tensor([ours(family).encode(text)])
+    ids = torch.tensor([wrapped(family).encode(text)])
     mask = torch.ones_like(ids)
     out = model.generate(
         ids, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0
@@ -136,7 +137,7 @@ def greedy_ids(family, text, count):
 
 @every_family
 def test_greedy_generation_is_that_of_the_text(family):
-    model, count = ours(family), 20
+    model, count = wrapped(family), 20
     expected = greedy_ids(family, BEFORE + SOFT + AFTER, count)
     for context in (
         BEFORE + soft(family, SOFT) + AFTER,
@@ -165,7 +166,7 @@ class Dictated:
 @every_family
 def test_each_step_of_a_padded_batch_has_the_logits_of_its_text(family):
     """Greedy ids may repeat themselves; logits after dictated tokens cannot hide a mistake."""
-    model = ours(family)
+    model = wrapped(family)
     texts = [BEFORE + SOFT, SOFT + BEFORE, AFTER, SOFT + AFTER]
     contexts = [
         BEFORE + soft(family, SOFT),
@@ -194,8 +195,8 @@ def test_each_step_of_a_padded_batch_has_the_logits_of_its_text(family):
 
 @every_family
 def test_a_prefix_made_from_text_is_a_context_that_begins_so(family):
-    model, prompt = ours(family), soft(family, SOFT, "prefix")
-    expected = said(family, SOFT + BEFORE + AFTER)[len(prompt) :]
+    model, prompt = wrapped(family), soft(family, SOFT, "prefix")
+    expected = hf_logits(family, SOFT + BEFORE + AFTER)[len(prompt) :]
     assert_same(logits(model, prompt + BEFORE + AFTER), expected)
     # It lies at the head of the cache wherever the text names it.
     assert_same(logits(model, BEFORE + prompt + AFTER), expected)
@@ -206,7 +207,7 @@ def test_a_prefix_made_from_text_is_a_context_that_begins_so(family):
 @every_family
 @torch.no_grad()
 def test_prefixes_in_a_padded_batch(family):
-    model = ours(family)
+    model = wrapped(family)
     long, short = soft(family, SOFT, "prefix"), soft(family, "a cat", "prefix", "short")
     contexts = [long + AFTER, short + BEFORE, Context(AFTER)]
     batch = splice(model, [compose(model, context) for context in contexts])
@@ -214,13 +215,13 @@ def test_prefixes_in_a_padded_batch(family):
     for row, conditioning, text in zip(
         hidden, (SOFT, "a cat", ""), (AFTER, BEFORE, AFTER), strict=True
     ):
-        expected = said(family, conditioning + text)[len(conditioning) :]
+        expected = hf_logits(family, conditioning + text)[len(conditioning) :]
         assert_same(model.logits(row[: len(expected)]), expected)
 
 
 @every_family
 def test_prefixes_side_by_side_have_no_order(family):
-    model = ours(family)
+    model = wrapped(family)
     # Nearly as long as the other, so that it stands within a window of the text.
     one, two = soft(family, SOFT, "prefix"), soft(family, "a cat that slept a lot", "prefix", "two")
     both = logits(model, one + two + AFTER)
@@ -245,11 +246,11 @@ def side_by_side(family, prefixes, ids):
 
 @pytest.mark.parametrize("family", sorted(set(CONFIGS) - {"bloom", "mpt"}))
 def test_prefixes_side_by_side_start_the_text_after_the_longest(family):
-    if ours(family).family.has_sliding_layers:
-        pytest.skip("the plain model cannot be told where the keys of two prefixes stand")
+    if wrapped(family).family.has_sliding_layers:
+        pytest.skip("the plain model takes no positions for the keys of two prefixes")
     prefixes = [soft(family, SOFT, "prefix"), soft(family, "a cat", "prefix", "two")]
-    expected = side_by_side(family, prefixes, ours(family).encode(AFTER))
-    assert_same(logits(ours(family), prefixes[0] + prefixes[1] + AFTER), expected)
+    expected = side_by_side(family, prefixes, wrapped(family).encode(AFTER))
+    assert_same(logits(wrapped(family), prefixes[0] + prefixes[1] + AFTER), expected)
 
 
 # (e) the plain model stays as it was -------------------------------------------------------------
@@ -261,7 +262,7 @@ def test_an_adapted_model_still_does_all_it_did(family):
     native, adapted = tiny_hf(family), tiny_hf(family)
     for _ in range(2):  # twice over does no harm
         FrozenModel(adapted, byte_tokenizer())
-    ids = torch.tensor([ours(family).encode(BEFORE), ours(family).encode(SOFT + "!")])
+    ids = torch.tensor([wrapped(family).encode(BEFORE), wrapped(family).encode(SOFT + "!")])
     padded = torch.ones_like(ids)
     padded[1, :6] = 0  # left padding
     for mask in (None, torch.ones_like(ids), padded):
@@ -286,7 +287,7 @@ def test_an_adapted_model_still_does_all_it_did(family):
 @pytest.mark.parametrize("family", ["llama", "gpt_neo", "gemma3_text", "bloom", "mpt", "ctrl"])
 def test_sixteen_bits(family, dtype):
     hf = tiny_hf(family).to(dtype)
-    ids = torch.tensor([ours(family).encode(SOFT + BEFORE + AFTER)])
+    ids = torch.tensor([wrapped(family).encode(SOFT + BEFORE + AFTER)])
     with torch.no_grad():
         expected = hf(input_ids=ids).logits[0].float()
     model = FrozenModel(hf, byte_tokenizer())
@@ -313,11 +314,11 @@ def test_mpt_in_bfloat16_knows_its_neighbours_far_into_a_text():
 def test_a_bos_stands_once(family):
     model = tiny_model(family, bos=True)
     assert model.bos_id == 0
-    assert ours(family).bos_id is None
+    assert wrapped(family).bos_id is None
     rows, prefix = soft(family, SOFT), soft(family, SOFT, "prefix", "head")
     # … before embedding prompts,
-    assert_same(logits(model, BEFORE), said(family, BEFORE, bos=[0]))
-    assert_same(logits(model, rows + AFTER), said(family, SOFT + AFTER, bos=[0]))
+    assert_same(logits(model, BEFORE), hf_logits(family, BEFORE, bos=[0]))
+    assert_same(logits(model, rows + AFTER), hf_logits(family, SOFT + AFTER, bos=[0]))
     assert len(embed(model, BEFORE + rows)) == 1 + len(BEFORE + SOFT)
     # and first in the text after prefixes.
     got = logits(model, prefix + BEFORE)
@@ -338,10 +339,10 @@ def test_plain_attention_code_does_as_well(family):
             continue
         model = FrozenModel(hf, byte_tokenizer())
         prompt = soft(family, SOFT, "prefix")
-        assert_same(logits(model, prompt + AFTER), said(family, SOFT + AFTER)[len(prompt) :])
+        assert_same(logits(model, prompt + AFTER), hf_logits(family, SOFT + AFTER)[len(prompt) :])
 
 
-# settings of proven families, and other families -------------------------------------------------
+# settings of tested families, and other families -------------------------------------------------
 
 UNUSUAL = [
     ("gpt_neo", {"attention_types": [[["local"], 4]]}),
@@ -430,7 +431,7 @@ def test_a_family_that_nobody_named_is_proven_as_it_loads(family, settings):
     ],
     ids=["mamba", "bert", "trocr", "modernbert-decoder", "falcon-rw", "gemma both ways"],
 )
-def test_what_cannot_be_driven_is_refused(make, message):
+def test_unsupported_models_are_rejected(make, message):
     with pytest.raises(UnsupportedModelError, match="; use a") as refused:
         FrozenModel(make(), byte_tokenizer())
     assert message in str(refused.value)

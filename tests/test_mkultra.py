@@ -109,12 +109,12 @@ def test_a_prompt_made_of_text_is_that_text(tmp_path, family):
     tokenizer = GPT2SPTokenizerFast.from_pretrained(folder)
     sp = SoftPrompt.from_string(" brown fox", model=model, tokenizer=tokenizer)
     soft, plain = ids_of(tokenizer, "The" + sp + " ran"), ids_of(tokenizer, "The brown fox ran")
-    ours, theirs = model(soft).logits, model(plain).logits
-    assert torch.allclose(ours[:, -1], theirs[:, -1], atol=1e-5)
+    soft_logits, plain_logits = model(soft).logits, model(plain).logits
+    assert torch.allclose(soft_logits[:, -1], plain_logits[:, -1], atol=1e-5)
     for use_cache in (True, False):
-        one = model.generate(soft, use_cache=use_cache, **GREEDY)
-        two = model.generate(input_ids=plain, use_cache=use_cache, **GREEDY)
-        assert torch.equal(one[:, soft.shape[1] :], two[:, plain.shape[1] :])
+        with_soft = model.generate(soft, use_cache=use_cache, **GREEDY)
+        with_text = model.generate(input_ids=plain, use_cache=use_cache, **GREEDY)
+        assert torch.equal(with_soft[:, soft.shape[1] :], with_text[:, plain.shape[1] :])
 
 
 def test_no_placeholder_is_ever_written_and_no_weight_resized(model, tokenizer):
@@ -137,9 +137,9 @@ def test_no_placeholder_is_ever_written_and_no_weight_resized(model, tokenizer):
     assert output.shape == (3, prompt.shape[1] + 40)
     banned = set(SoftPrompt.get_special_token_ids())
     assert not banned & set(output[:, prompt.shape[1] :].flatten().tolist())
-    told = tokenizer.decode(output[0])
-    assert told.count(sp._unique_token_str()) == 1
-    assert told.count(SoftPrompt.GENERIC_SOFT_TOKEN_STR) == len(sp) - 1
+    text = tokenizer.decode(output[0])
+    assert text.count(sp._unique_token_str()) == 1
+    assert text.count(SoftPrompt.GENERIC_SOFT_TOKEN_STR) == len(sp) - 1
     assert model(prompt).logits[..., sorted(banned)].isinf().all()
     assert model.get_input_embeddings().weight.shape == before
 
@@ -151,13 +151,13 @@ def test_the_pipeline(model, tokenizer):
     sp = SoftPrompt.from_string("The quick brown fox", model=model, tokenizer=tokenizer)
     prompt = sp + " jumps over"
     length = len(tokenizer.encode(prompt))
-    told = generator(
+    text = generator(
         prompt, do_sample=False, min_length=length + 4, max_length=length + 4, use_cache=True
     )[0]["generated_text"]
     plain = generator("The quick brown fox jumps over", return_full_text=False, **GREEDY)
-    assert told.startswith(prompt)
-    assert plain[0]["generated_text"].startswith(told.removeprefix(prompt))
-    assert told.count(sp._unique_token_str()) == 1
+    assert text.startswith(prompt)
+    assert plain[0]["generated_text"].startswith(text.removeprefix(prompt))
+    assert text.count(sp._unique_token_str()) == 1
 
 
 def test_a_padded_batch_is_its_rows(model, tokenizer):
@@ -196,17 +196,17 @@ def test_what_cannot_be_read_is_refused(model, tokenizer):
 
 def test_several_models_and_tokenizers_at_once(model, tokenizer, tmp_path):
     other = save_tiny_model(tmp_path, "llama", bos=True)
-    theirs = GPT2SPTokenizerFast.from_pretrained(other)
-    theirs.add_tokens(["[their own]"])  # so that ids differ from now on
-    their_model = GPTNeoSoftPromptLM.from_pretrained(other)
+    other_tokenizer = GPT2SPTokenizerFast.from_pretrained(other)
+    other_tokenizer.add_tokens(["[their own]"])  # so that ids differ from now on
+    other_model = GPTNeoSoftPromptLM.from_pretrained(other)
     again = GPT2SPTokenizerFast.from_pretrained(tokenizer.name_or_path)
     sp = SoftPrompt.from_string(" fox", model=model, tokenizer=tokenizer)
-    their_sp = SoftPrompt.from_string(" fox", model=their_model, tokenizer=theirs)
+    other_sp = SoftPrompt.from_string(" fox", model=other_model, tokenizer=other_tokenizer)
     assert torch.equal(ids_of(tokenizer, "a" + sp), ids_of(again, "a" + sp))
-    for m, t, p in ((model, again, sp), (their_model, theirs, their_sp)):
+    for m, t, p in ((model, again, sp), (other_model, other_tokenizer, other_sp)):
         soft, plain = m(ids_of(t, "The" + p + "!")).logits, m(ids_of(t, "The fox!")).logits
         assert torch.allclose(soft[:, -1], plain[:, -1], atol=1e-5)
-    assert len(their_sp) == 4  # no BOS among its rows
+    assert len(other_sp) == 4  # no BOS among its rows
 
 
 def test_the_registry_keeps_nothing_alive(tmp_path):
@@ -231,22 +231,22 @@ def test_the_registry_keeps_nothing_alive(tmp_path):
 
 @pytest.mark.parametrize("shape", [(5, 32), (1, 5, 32)])
 def test_json_and_file_round_trips(tmp_path, shape):
-    told = {"name": "Emma", "description": "An assassin", "step": 7, "loss": 2.5}
-    sp = SoftPrompt.from_inputs_embeds(torch.randn(shape), told)
+    metadata = {"name": "Emma", "description": "An assassin", "step": 7, "loss": 2.5}
+    sp = SoftPrompt.from_inputs_embeds(torch.randn(shape), metadata)
     sp.to_file(tmp_path / "emma.json")
     outer = json.loads(json.dumps({"more": 1, "sp": sp.to_json()}))
     for back in (SoftPrompt.from_json(outer["sp"]), SoftPrompt.from_file(tmp_path / "emma.json")):
         assert torch.equal(back.get_inputs_embeds(), sp.get_inputs_embeds())
-        assert back.get_metadata().items() >= told.items()
+        assert back.get_metadata().items() >= metadata.items()
         assert back.get_tag_str() == sp.get_tag_str()
     assert load_prompt(tmp_path / "emma.json").name == "Emma"
     assert len(sp.prompt) == 5
 
 
 def test_metadata_is_made_where_there_is_none():
-    told = SoftPrompt.from_inputs_embeds(torch.zeros(1, 4)).get_metadata()
-    assert told["name"] == "Untitled"
-    assert set(told) == {"name", "uuid", "description", "epoch"}
+    metadata = SoftPrompt.from_inputs_embeds(torch.zeros(1, 4)).get_metadata()
+    assert metadata["name"] == "Untitled"
+    assert set(metadata) == {"name", "uuid", "description", "epoch"}
 
 
 def test_mkultra_itself_can_read_what_is_written():
@@ -273,21 +273,21 @@ def test_no_pickle_is_ever_run(tmp_path):
 
 
 def test_a_uuid_is_kept_unless_it_is_another_prompts():
-    # mkultra compared each uuid with itself, so that every load got a new one.
-    one = SoftPrompt.from_inputs_embeds(torch.zeros(2, 4), {"name": "x"})
-    same = SoftPrompt.from_json(one.to_json())
-    other = SoftPrompt.from_inputs_embeds(torch.ones(2, 4), one.get_metadata())
-    assert same.get_metadata()["uuid"] == one.get_metadata()["uuid"]
-    assert other.get_metadata()["uuid"] != one.get_metadata()["uuid"]
-    assert other.get_tag_str() != one.get_tag_str()
+    # mkultra compared each uuid with itself, so that every load got a new first.
+    first = SoftPrompt.from_inputs_embeds(torch.zeros(2, 4), {"name": "x"})
+    same = SoftPrompt.from_json(first.to_json())
+    other = SoftPrompt.from_inputs_embeds(torch.ones(2, 4), first.get_metadata())
+    assert same.get_metadata()["uuid"] == first.get_metadata()["uuid"]
+    assert other.get_metadata()["uuid"] != first.get_metadata()["uuid"]
+    assert other.get_tag_str() != first.get_tag_str()
 
 
 def test_of_two_equal_prompts_the_tag_outlives_either(tmp_path):
-    one = SoftPrompt.from_inputs_embeds(torch.zeros(2, 16), {"name": "twin"})
-    SoftPrompt.from_json(one.to_json())  # gone at once
+    first = SoftPrompt.from_inputs_embeds(torch.zeros(2, 16), {"name": "twin"})
+    SoftPrompt.from_json(first.to_json())  # gone at once
     gc.collect()
     tokenizer = GPT2SPTokenizerFast.from_pretrained(save_tiny_model(tmp_path, "gpt2", n_embd=16))
-    assert len(tokenizer.encode(one.get_tag_str())) == 2
+    assert len(tokenizer.encode(first.get_tag_str())) == 2
 
 
 # tuning models ----------------------------------------------------------------------------------
@@ -297,9 +297,9 @@ def test_the_learned_embedding_stands_before_the_text(tuned, folder):
     tokenizer = GPT2TokenizerFast.from_pretrained(folder)
     sp = SoftPrompt.from_string(" 1 2 3", model=tuned, tokenizer=tokenizer)
     tuned.set_soft_prompt(sp)
-    whole, rest = ids_of(tokenizer, " 1 2 3 4 5 6"), ids_of(tokenizer, " 4 5 6")
+    full, rest = ids_of(tokenizer, " 1 2 3 4 5 6"), ids_of(tokenizer, " 4 5 6")
     rows = tuned._cat_learned_embedding_to_input(rest)
-    assert torch.equal(rows, tuned.get_input_embeddings()(whole))
+    assert torch.equal(rows, tuned.get_input_embeddings()(full))
     assert torch.equal(rows, tuned._cat_learned_embedding_to_input(rest[0]))
     labels = torch.cat([torch.full((1, len(sp)), -100), rest], dim=1)
     assert torch.equal(tuned._extend_labels(rest), labels)
@@ -307,8 +307,8 @@ def test_the_learned_embedding_stands_before_the_text(tuned, folder):
     mask = torch.tensor([[0] + [1] * 5])
     assert tuned._extend_attention_mask(mask).tolist() == [[1] * len(sp) + [0] + [1] * 5]
     output = tuned(rest, attention_mask=torch.ones_like(rest), labels=rest)
-    plain = tuned(inputs_embeds=tuned.get_input_embeddings()(whole), labels=labels)
-    assert output.logits.shape[1] == whole.shape[1]
+    plain = tuned(inputs_embeds=tuned.get_input_embeddings()(full), labels=labels)
+    assert output.logits.shape[1] == full.shape[1]
     assert torch.allclose(output.loss, plain.loss, atol=1e-6)
 
 
@@ -317,8 +317,8 @@ def test_a_tuning_model_writes(name, folder, model, tokenizer):
     tuned = name.from_pretrained(folder)
     assert isinstance(tuned, name)
     tuned.set_soft_prompt(SoftPrompt.from_string("The quick", model, tokenizer))
-    rest, whole = ids_of(tokenizer, " brown fox"), ids_of(tokenizer, "The quick brown fox")
-    expected = model.generate(whole, do_sample=False, max_new_tokens=6)[:, whole.shape[1] :]
+    rest, full = ids_of(tokenizer, " brown fox"), ids_of(tokenizer, "The quick brown fox")
+    expected = model.generate(full, do_sample=False, max_new_tokens=6)[:, full.shape[1] :]
     longest = rest.shape[1] + 6
     for use_cache in (True, False):
         output = tuned.generate(
@@ -331,8 +331,8 @@ def test_a_tuning_model_writes(name, folder, model, tokenizer):
             use_cache=use_cache,
         )
         assert torch.equal(output, torch.cat([rest, expected], dim=1))
-    told = tuned.generate(rest, return_dict_in_generate=True, repetition_penalty=1.3, **GREEDY)
-    assert torch.equal(told.sequences[:, : rest.shape[1]], rest)
+    output = tuned.generate(rest, return_dict_in_generate=True, repetition_penalty=1.3, **GREEDY)
+    assert torch.equal(output.sequences[:, : rest.shape[1]], rest)
 
 
 def test_only_the_learned_embedding_learns(tuned):

@@ -55,7 +55,7 @@ def test_world_info_is_learned(model, make):
 
 
 def test_an_update_is_what_mkultra_makes(model):
-    # One response, no spacing, plain gradient descent: the very numbers of a loop of one's own.
+    # One response, no spacing, plain gradient descent: exactly the numbers of a hand-written loop.
     call, response = (model.frozen.encode(text) for text in ("The dog", " is good."))
     start = model.learned_embedding.detach().clone()
     optimizer = torch.optim.SGD(params=model.get_soft_params(), lr=0.3, weight_decay=0.1)
@@ -104,8 +104,8 @@ def test_a_block_longer_than_its_room_has_no_spacing(model):
     trainer.train(epochs=1)
     roomy = WorldInfoTrainer(model, None, adam(model), BLOCKS, 50, max_block_size=30)
     assert roomy.settings["max_spacing"] == 30 - 6 - len("The dog is good.")
-    whole = WorldInfoTrainer(model, None, adam(model), BLOCKS, max_spacing=10**5)
-    assert whole.settings["max_spacing"] == 256 - 6 - len("The dog is good.")  # the context
+    trainer = WorldInfoTrainer(model, None, adam(model), BLOCKS, max_spacing=10**5)
+    assert trainer.settings["max_spacing"] == 256 - 6 - len("The dog is good.")  # the context
 
 
 def test_random_filler_holds_no_special_token(model, monkeypatch):
@@ -173,10 +173,10 @@ def trainer_of(folder, project, text, **more):
 
 def test_a_text_is_learned_and_gone_on_with_as_if_without_a_break(folder, tmp_path, text):
     # mkultra's checkpoints were without the optimizer's state.
-    whole = trainer_of(folder, tmp_path / "whole", text)
-    before = whole.evaluate(1.0)
-    whole.train(6)
-    assert whole.evaluate(1.0) < before
+    trainer = trainer_of(folder, tmp_path / "whole", text)
+    before = trainer.evaluate(1.0)
+    trainer.train(6)
+    assert trainer.evaluate(1.0) < before
     part = trainer_of(folder, tmp_path / "part", text)
     part.train(2)
     part.train(1)
@@ -184,8 +184,8 @@ def test_a_text_is_learned_and_gone_on_with_as_if_without_a_break(folder, tmp_pa
     assert again.sp_step == 3
     assert torch.equal(again.model.learned_embedding, part.model.learned_embedding)
     again.train(3)
-    assert again.sp_step == whole.sp_step == 6
-    assert torch.equal(again.model.learned_embedding, whole.model.learned_embedding)
+    assert again.sp_step == trainer.sp_step == 6
+    assert torch.equal(again.model.learned_embedding, trainer.model.learned_embedding)
 
 
 def test_a_project_holds_mkultras_files(folder, tmp_path, text):
@@ -260,7 +260,7 @@ def test_the_world_info_notebook_runs(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_the_example_runs(tmp_path):
-    told = "\n".join(_executed("mkultra.ipynb", tmp_path))
+    output = "\n".join(_executed("mkultra.ipynb", tmp_path))
     for way in ("generate:", "pipeline:"):
-        assert re.search(way + ".*(good boy|loves pets)", told)
-    assert "20 tokens" in told
+        assert re.search(way + ".*(good boy|loves pets)", output)
+    assert "20 tokens" in output

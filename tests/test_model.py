@@ -73,10 +73,10 @@ def test_a_folder_of_the_default_models_name_comes_first(folder, tmp_path, monke
 def refused(name, **settings):
     with pytest.raises(ModelError) as caught:
         FrozenModel.from_pretrained(name, **settings)
-    told = str(caught.value)
-    assert "\n" not in told
+    message = str(caught.value)
+    assert "\n" not in message
     assert caught.value.exit_code == 2
-    return told
+    return message
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "./missing", "softlore/no-such-model", ""])
@@ -173,10 +173,10 @@ def test_the_whole_tree_of_errors_is_one():
 def test_whatever_a_strange_model_raises_is_one_refusal(error):
     with pytest.raises(UnsupportedModelError) as caught, verify.rejecting_unsupported("odd"):
         raise error
-    told = str(caught.value)
-    assert told.startswith("model type 'odd' cannot be run on embeddings, positions and masks")
-    assert type(error).__name__ in told
-    assert "\n" not in told
+    message = str(caught.value)
+    assert message.startswith("model type 'odd' cannot be run on embeddings, positions and masks")
+    assert type(error).__name__ in message
+    assert "\n" not in message
     assert caught.value.__cause__ is error
 
 
@@ -294,16 +294,16 @@ def test_longrope_reads_up_to_where_its_keys_turn_otherwise():
 
 
 def test_fingerprints_are_stable_and_small():
-    one, two = tiny_model("llama").fingerprint("prefix"), tiny_model("llama").fingerprint("prefix")
-    assert one == two
-    assert set(one) == {"embeddings", "keys"}
+    first, same = (tiny_model("llama").fingerprint("prefix") for _ in range(2))
+    assert first == same
+    assert set(first) == {"embeddings", "keys"}
     assert set(tiny_model("llama").fingerprint("embedding")) == {"embeddings"}
-    assert (one["embeddings"]["rows"], one["embeddings"]["columns"]) == (264, 32)
-    assert len(json.dumps(one)) < 3 * ROWS * COLUMNS * 4
+    assert (first["embeddings"]["rows"], first["embeddings"]["columns"]) == (264, 32)
+    assert len(json.dumps(first)) < 3 * ROWS * COLUMNS * 4
     other = tiny_model("llama", seed=1).fingerprint("prefix")
-    assert difference(one["embeddings"], other["embeddings"]) > 1
-    assert difference(one["keys"], other["keys"]) > 0.5
-    assert difference(one["embeddings"], one["keys"]) == float("inf")
+    assert difference(first["embeddings"], other["embeddings"]) > 1
+    assert difference(first["keys"], other["keys"]) > 0.5
+    assert difference(first["embeddings"], first["keys"]) == float("inf")
 
 
 def test_tokenizers_have_fingerprints_too():
@@ -331,15 +331,15 @@ def test_no_tokens_have_no_keys():
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bloom", "gemma3_text"])
 def test_a_text_read_whole_in_fewer_tokens(family):
-    """The last token of each run is kept: where its run stands, and having read what precedes."""
+    """The last token of each run is prefix: where its run stands, and having read what precedes."""
     model, ids = tiny_model(family), [5, 6, 7, 8, 9, 10, 11]
-    kept = model.keys_values(ids, 3)  # runs 5 6 7, 8 9, 10 11
+    prefix = model.keys_values(ids, 3)  # runs 5 6 7, 8 9, 10 11
     alone = model.keys_values([7, 9, 11])
-    assert kept.shape == alone.shape
-    torch.testing.assert_close(kept[0], alone[0])  # below the first attention: word and place
-    assert not torch.allclose(kept[1:], alone[1:])
+    assert prefix.shape == alone.shape
+    torch.testing.assert_close(prefix[0], alone[0])  # below the first attention: word and place
+    assert not torch.allclose(prefix[1:], alone[1:])
     changed = model.keys_values([50, *ids[1:]], 3)
-    assert not torch.allclose(kept[1:, :, :, -1], changed[1:, :, :, -1])
+    assert not torch.allclose(prefix[1:, :, :, -1], changed[1:, :, :, -1])
     assert torch.equal(model.keys_values(ids, 7), model.keys_values(ids))
 
 

@@ -1,4 +1,4 @@
-"""PEFT's folders: what PEFT makes of ours, what we make of PEFT's, and what is refused."""
+"""PEFT's folders: softlore's read by PEFT, PEFT's read by softlore, and invalid ones."""
 
 import json
 import tempfile
@@ -44,13 +44,13 @@ def peft_logits(adapted, model, text=TEXT, **more):
     """What PEFT makes of a text: `[tokens, vocab]`, rows of virtual tokens left out."""
     ids = torch.tensor([[*model.bos, *model.encode(text)]])
     with torch.no_grad():
-        found = adapted(input_ids=ids, attention_mask=torch.ones_like(ids), **more).logits[0]
-    return found[-ids.shape[1] :]
+        result = adapted(input_ids=ids, attention_mask=torch.ones_like(ids), **more).logits[0]
+    return result[-ids.shape[1] :]
 
 
-def our_logits(model, prompt, text=TEXT):
-    found = logits(model, prompt + text)
-    return found[-len(model.encode(text)) - len(model.bos) :]
+def softlore_logits(model, prompt, text=TEXT):
+    result = logits(model, prompt + text)
+    return result[-len(model.encode(text)) - len(model.bos) :]
 
 
 def apply(family, bos=False):
@@ -69,7 +69,7 @@ def test_peft_gives_the_same_logits(family, kind, tmp_path):
     write(prompt, tmp_path / "emma")
     adapted = peft.PeftModel.from_pretrained(hf, tmp_path / "emma")
     torch.testing.assert_close(
-        peft_logits(adapted, model), our_logits(model, prompt), atol=1e-5, rtol=1e-5
+        peft_logits(adapted, model), softlore_logits(model, prompt), atol=1e-5, rtol=1e-5
     )
     assert load_prompt(tmp_path / "emma") == prompt
 
@@ -78,15 +78,15 @@ def test_peft_gives_the_same_logits(family, kind, tmp_path):
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neo"])
 def test_prompts_of_peft_give_the_same_logits(family, method, tmp_path):
     model, hf = apply(family)
-    told = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
+    options = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
     config = {
-        "prompt": lambda: peft.PromptTuningConfig(**told),
-        "p-tuning": lambda: peft.PromptEncoderConfig(**told, encoder_hidden_size=12),
-        "prefix": lambda: peft.PrefixTuningConfig(**told),
+        "prompt": lambda: peft.PromptTuningConfig(**options),
+        "p-tuning": lambda: peft.PromptEncoderConfig(**options, encoder_hidden_size=12),
+        "prefix": lambda: peft.PrefixTuningConfig(**options),
         "projected": lambda: peft.PrefixTuningConfig(
-            **told, prefix_projection=True, encoder_hidden_size=12
+            **options, prefix_projection=True, encoder_hidden_size=12
         ),
-        "cartridge": lambda: peft.CartridgeConfig(**told, num_frozen_tokens=1),
+        "cartridge": lambda: peft.CartridgeConfig(**options, num_frozen_tokens=1),
     }[method]()
     torch.manual_seed(3)
     adapted = peft.get_peft_model(hf, config).eval()
@@ -97,7 +97,7 @@ def test_prompts_of_peft_give_the_same_logits(family, method, tmp_path):
     assert tuple(prompt.tensor.shape) == prompt_shape(model, prompt.kind, 4)
     prompt = prompt.replace(fingerprint=model.fingerprint(prompt.kind))
     torch.testing.assert_close(
-        peft_logits(adapted, model), our_logits(model, prompt), atol=1e-5, rtol=1e-5
+        peft_logits(adapted, model), softlore_logits(model, prompt), atol=1e-5, rtol=1e-5
     )
 
 
@@ -119,7 +119,7 @@ def test_a_trained_prompt_of_peft(tmp_path):
     prompt = load_prompt(tmp_path / "trained")
     prompt = prompt.replace(fingerprint=model.fingerprint("prefix"))
     torch.testing.assert_close(
-        peft_logits(adapted.eval(), model), our_logits(model, prompt), atol=1e-5, rtol=1e-5
+        peft_logits(adapted.eval(), model), softlore_logits(model, prompt), atol=1e-5, rtol=1e-5
     )
 
 
@@ -139,8 +139,8 @@ def test_a_task_of_many(tmp_path):
         prompt = prompt.replace(fingerprint=model.fingerprint("embedding"))
         # PEFT multiplies its own embedding in place, when it runs: a fresh copy every time.
         fresh = peft.PeftModel.from_pretrained(tiny_hf("gpt2"), tmp_path / "tasks")
-        theirs = peft_logits(fresh, model, task_ids=torch.tensor([task]))
-        torch.testing.assert_close(theirs, our_logits(model, prompt), atol=1e-5, rtol=1e-5)
+        from_peft = peft_logits(fresh, model, task_ids=torch.tensor([task]))
+        torch.testing.assert_close(from_peft, softlore_logits(model, prompt), atol=1e-5, rtol=1e-5)
         seen.append(prompt.tensor)
     assert not torch.allclose(seen[0], seen[1], atol=0.1)
     with pytest.raises(PromptFileError, match=r"3 tasks: 0, 1, 2; .*--task 0") as caught:
@@ -157,7 +157,7 @@ def test_where_a_bos_stands(tmp_path):
     write(prefix, tmp_path / "prefix")
     adapted = peft.PeftModel.from_pretrained(hf, tmp_path / "prefix")
     torch.testing.assert_close(
-        peft_logits(adapted, model), our_logits(model, prefix), atol=1e-5, rtol=1e-5
+        peft_logits(adapted, model), softlore_logits(model, prefix), atol=1e-5, rtol=1e-5
     )
     rows = random_prompt(model, "embedding")
     with_bos = rows.replace(tensor=torch.cat([model.embed_ids(model.bos), rows.embeddings]))
@@ -165,9 +165,9 @@ def test_where_a_bos_stands(tmp_path):
     adapted = peft.PeftModel.from_pretrained(tiny_hf("llama"), tmp_path / "rows")
     ids = torch.tensor([model.encode(TEXT)])
     with torch.no_grad():
-        theirs = adapted(input_ids=ids).logits[0, -ids.shape[1] :]
-    ours = logits(model, rows + TEXT)[-ids.shape[1] :]
-    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+        from_peft = adapted(input_ids=ids).logits[0, -ids.shape[1] :]
+    from_softlore = logits(model, rows + TEXT)[-ids.shape[1] :]
+    torch.testing.assert_close(from_peft, from_softlore, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["embedding", "prefix"])
@@ -341,12 +341,12 @@ def put(folder, config, tensors, metadata=None):
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case, tmp_path):
-    config, tensors, reason, told = REFUSED[case]
+    config, tensors, reason, expected = REFUSED[case]
     with pytest.raises(PromptFileError) as caught:
         load_prompt(put(tmp_path / "adapter", config, tensors))
     assert caught.value.reason == reason
     message = str(caught.value)
-    assert told in message
+    assert expected in message
     assert message.startswith("cannot read the prompt file '")
     assert "expected" in message
     assert len(message) < 700
@@ -370,21 +370,21 @@ def test_what_is_not_acted_upon(tmp_path):
 
 
 def test_metadata_that_softlore_left(tmp_path):
-    kept = SoftPrompt("Zoë", "embedding", torch.ones(2, 3)).metadata
+    stored = SoftPrompt("Zoë", "embedding", torch.ones(2, 3)).metadata
     wrong = {
         "a list": ("[]", "is list"),
         "a number": ('{"name": 1}', "is int"),
         "no name": ('{"format": "softlore", "format_version": "1"}', "name is missing"),
         "the other kind": (
-            json.dumps(kept | {"kind": "prefix", "convention": "past_key_values"}),
+            json.dumps(stored | {"kind": "prefix", "convention": "past_key_values"}),
             "expected 5 for the prefix kind",
         ),
     }
-    for case, (text, told) in wrong.items():
+    for case, (text, expected) in wrong.items():
         metadata = {"format": "pt", "softlore": text}
-        with pytest.raises(PromptFileError, match=told):
+        with pytest.raises(PromptFileError, match=expected):
             load_prompt(put(tmp_path / case, CONFIGURED, ROWS, metadata))
-    metadata = {"format": "pt", "softlore": json.dumps(kept)}
+    metadata = {"format": "pt", "softlore": json.dumps(stored)}
     assert load_prompt(put(tmp_path / "good", CONFIGURED, ROWS, metadata)).name == "Zoë"
 
 

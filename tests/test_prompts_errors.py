@@ -12,10 +12,10 @@ from softlore import errors
 
 
 def tree(root: type[BaseException], depth: int = 0) -> list[tuple[int, str]]:
-    found = [(depth, root.__name__)]
+    errors = [(depth, root.__name__)]
     for child in root.__subclasses__():
-        found += tree(child, depth + 1)
-    return found
+        errors += tree(child, depth + 1)
+    return errors
 
 
 def test_the_drawing_in_the_docstring_is_the_tree() -> None:

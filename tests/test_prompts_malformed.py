@@ -39,8 +39,8 @@ def built(data: bytes = VALUES, **changes: Any) -> bytes:
     }
     header |= changes.pop("header", {})
     assert not changes
-    kept = {key: value for key, value in header.items() if value is not None}
-    return frame(json.dumps(kept).encode(), data)
+    present = {key: value for key, value in header.items() if value is not None}
+    return frame(json.dumps(present).encode(), data)
 
 
 def entry(data: bytes = VALUES, **changes: Any) -> bytes:
@@ -256,9 +256,9 @@ def test_the_unchanged_file_is_good(put: Callable[[bytes], Path]) -> None:
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed(case: str, put: Callable[[bytes], Path]) -> None:
-    content, reason, found = MALFORMED[case]
+    content, reason, expected = MALFORMED[case]
     path = put(content)
-    with pytest.raises(PromptFileError, match=found) as caught:
+    with pytest.raises(PromptFileError, match=expected) as caught:
         SoftPrompt.load(path)
     assert caught.value.reason == reason
     message = str(caught.value)

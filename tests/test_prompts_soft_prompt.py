@@ -78,13 +78,13 @@ def test_frozen() -> None:
 
 
 def test_equal_by_content() -> None:
-    one = embedding(uuid="u", created="")
-    assert one == embedding(uuid="u", created="")
-    assert hash(one) == hash(embedding(uuid="u", created=""))
-    assert one != one.replace(name="cat")
-    assert one != one.replace(metrics={"recall": 1.0})
-    assert one != one.replace(tensor=one.tensor + 1)
-    assert one != "[[soft:dog]]"
+    prompt = embedding(uuid="u", created="")
+    assert prompt == embedding(uuid="u", created="")
+    assert hash(prompt) == hash(embedding(uuid="u", created=""))
+    assert prompt != prompt.replace(name="cat")
+    assert prompt != prompt.replace(metrics={"recall": 1.0})
+    assert prompt != prompt.replace(tensor=prompt.tensor + 1)
+    assert prompt != "[[soft:dog]]"
 
 
 @pytest.mark.parametrize(
@@ -209,11 +209,11 @@ def test_from_text_as_prefix() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_tokens", "kept"), [(1, "f"), (2, "aj"), (3, "afj"), (4, "adgj"), (10, "abcdefghij")]
+    ("n_tokens", "expected"), [(1, "f"), (2, "aj"), (3, "afj"), (4, "adgj"), (10, "abcdefghij")]
 )
-def test_from_text_takes_evenly_spaced_places(n_tokens: int, kept: str) -> None:
+def test_from_text_takes_evenly_spaced_places(n_tokens: int, expected: str) -> None:
     prompt = SoftPrompt.from_text("abcdefghij", TinyModel(), n_tokens=n_tokens)
-    assert "".join(chr(int(row[0])) for row in prompt.embeddings) == kept
+    assert "".join(chr(int(row[0])) for row in prompt.embeddings) == expected
 
 
 @pytest.mark.parametrize("n_tokens", [0, -1, 4])

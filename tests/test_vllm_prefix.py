@@ -39,16 +39,16 @@ def test_keys_that_are_turned_on_make_company_the_same(family, tmp_path):
         pytest.skip("such models are refused: layers that slide see less of what is further off")
     prompts = prefixes(model)
     written(tmp_path, prompts, model)
-    whole = side_by_side(read_folder(tmp_path))
-    assert whole.shape[3] == sum(map(len, prompts))
+    joined = side_by_side(read_folder(tmp_path))
+    assert joined.shape[3] == sum(map(len, prompts))
     ids = model.bos + model.encode("The dog ran")
-    spliced = splice(model, [Tree([Node(ids)], [whole])])
+    spliced = splice(model, [Tree([Node(ids)], [joined])])
     with torch.no_grad():
         hidden, _ = model.hidden(spliced.embeds, spliced.positions, spliced.visible, spliced.past)
-        theirs = model.logits(hidden[0])
-    ours = logits(model, prompts[0] + prompts[1] + prompts[2] + "The dog ran")
-    assert torch.allclose(ours, theirs, atol=2e-4)
-    assert not torch.allclose(ours, logits(model, prompts[0] + "The dog ran"), atol=1e-2)
+        from_connector = model.logits(hidden[0])
+    expected = logits(model, prompts[0] + prompts[1] + prompts[2] + "The dog ran")
+    assert torch.allclose(expected, from_connector, atol=2e-4)
+    assert not torch.allclose(expected, logits(model, prompts[0] + "The dog ran"), atol=1e-2)
 
 
 def test_positions_that_are_not_rotary_are_known():
@@ -84,17 +84,17 @@ def test_convert_writes_what_the_connector_reads(tmp_path, monkeypatch):
     model = FrozenModel.from_pretrained(folder)
     dog = prefixes(model)[0]
     dog.save(tmp_path / "dog.safetensors")
-    told = ["dog.safetensors", "--to", "vllm", "--model", folder]
+    arguments = ["dog.safetensors", "--to", "vllm", "--model", folder]
     monkeypatch.chdir(tmp_path)
     Path("out").mkdir()
-    assert softlore("convert", *told, "--out", "out/").code == 0
+    assert softlore("convert", *arguments, "--out", "out/").code == 0
     [file] = read_folder("out")
     assert (file.name, file.ids) == ("dog", vllm.prefix_ids(dog, model))
     assert torch.equal(file.key_values, dog.key_values)
-    again = softlore("convert", *told, "--out", "out/")
+    again = softlore("convert", *arguments, "--out", "out/")
     assert again.code == 2
     assert "--force" in again.err
-    refused = softlore("convert", *told, "--text", "[[soft:dog]]")
+    refused = softlore("convert", *arguments, "--text", "[[soft:dog]]")
     assert refused.code == 2
     assert "is of the prefix kind" in refused.err
 
@@ -104,13 +104,15 @@ def test_other_files_are_refused(tmp_path):
     dog = prefixes(model)[0]
     dog.save(tmp_path / "native.safetensors")
     vllm.write_prefix(dog, model, tmp_path / "good.safetensors")
-    whole = (tmp_path / "good.safetensors").read_bytes()
-    (tmp_path / "cut.safetensors").write_bytes(whole[:-9])
+    joined = (tmp_path / "good.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(joined[:-9])
     (tmp_path / "bytes.safetensors").write_bytes(b"{" * 99)
-    told = {"format": "softlore-vllm-prefix-1", "name": "x", "digest": "00", "layout": ""}
+    fields = {"format": "softlore-vllm-prefix-1", "name": "x", "digest": "00", "layout": ""}
     for name, ids in (("few", "[1]"), ("text", '"abc"'), ("deep", "[" * 9999)):
         save_file(
-            {"key_values": dog.key_values}, tmp_path / f"{name}.safetensors", told | {"ids": ids}
+            {"key_values": dog.key_values},
+            tmp_path / f"{name}.safetensors",
+            fields | {"ids": ids},
         )
     assert read(tmp_path / "good.safetensors").name == "dog"
     for name in ("native", "cut", "bytes", "few", "text", "deep", "missing"):
@@ -124,15 +126,15 @@ def test_a_worker_keeps_its_heads_as_the_kernel_takes_them(tmp_path):
     layers, _, heads, _, head_dim = dog.shape
     assert heads == 2
     prepared = PreparedPrefixes(layers, heads, head_dim, torch.float32)
-    whole = prepared.prepare([dog])
-    assert torch.equal(whole.transpose(2, 3), dog.key_values)
-    assert prepared.get(set_key([dog])) is whole
+    joined = prepared.prepare([dog])
+    assert torch.equal(joined.transpose(2, 3), dog.key_values)
+    assert prepared.get(set_key([dog])) is joined
     assert torch.equal(prepared.prepare([cat, dog]).transpose(2, 3), side_by_side([dog, cat]))
     for ranks in (2, 4):  # of four, two share each head
         for rank in range(ranks):
-            own = PreparedPrefixes(layers, 1, head_dim, torch.float32, rank, ranks).prepare([dog])
-            assert torch.equal(own[..., 0, :], dog.key_values[:, :, rank * heads // ranks])
-            assert own.untyped_storage().nbytes() == own.nbytes == whole.nbytes // 2
+            shard = PreparedPrefixes(layers, 1, head_dim, torch.float32, rank, ranks).prepare([dog])
+            assert torch.equal(shard[..., 0, :], dog.key_values[:, :, rank * heads // ranks])
+            assert shard.untyped_storage().nbytes() == shard.nbytes == joined.nbytes // 2
     assert prepared.prepare(files).shape == (layers, 2, sum(len(f.ids) for f in files), 2, head_dim)
 
 

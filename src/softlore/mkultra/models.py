@@ -1,4 +1,4 @@
-"""Models and tokenizers under mkultra's names: transformers' classes with mkultra's methods."""
+"""Models and tokenizers under mkultra's names, over transformers' classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds how a model rotates its keys by position: column layout and frequencies of each layer.
+"""Finds how a model rotates its keys by position: columns and frequencies.
 
 Several prefixes side by side take positions of their own on other engines, so their keys have to
 be rotated to those positions (see `vllm_connector.files`). transformers has no common interface to

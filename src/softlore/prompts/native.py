@@ -1,4 +1,4 @@
-"""softlore's own prompt file: safetensors with one tensor and metadata. See docs/format.md."""
+"""softlore's own prompt file: safetensors with metadata. See docs/format.md."""
 
 from __future__ import annotations
 

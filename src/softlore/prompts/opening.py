@@ -1,4 +1,4 @@
-"""Opens a prompt file once, recognizes its format by its first bytes, and parses JSON strictly."""
+"""Opens prompt files once, recognizes their format, and parses JSON strictly."""
 
 from __future__ import annotations
 

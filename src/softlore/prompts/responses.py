@@ -1,4 +1,4 @@
-"""Hashed responses of a prompt's training, by which decoding can avoid copying them (`no_copy`).
+"""Hashes of a prompt's training responses, so that decoding can avoid copying them.
 
 For every run of `RUN` tokens of a response, two numbers are stored: a hash of all but its last
 token, and the last token's id XORed with a second hash of the same tokens. Decoding that has just

@@ -1,4 +1,4 @@
-"""Reads and writes safetensors files of known tensors; the header is checked before any data.
+"""Reads and writes safetensors files; the header is checked before any data.
 
 The file is `length (8 bytes, little-endian) | header (length bytes of JSON) | tensor bytes`.
 Everything is checked against the size of the open file, so that what is read afterwards is exactly

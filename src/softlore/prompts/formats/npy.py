@@ -1,4 +1,4 @@
-"""NumPy's .npy files of rows (google-research's prompt-tuning), parsed without NumPy's loader.
+"""NumPy's .npy files of rows (google-research), parsed without NumPy's loader.
 
 The file is `\\x93NUMPY`, a version (2 bytes), the header's length (2 bytes, or 4 from version 2
 on), the header, then the numbers. The header is the text of a Python dict; here it is compared

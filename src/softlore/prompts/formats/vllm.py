@@ -1,4 +1,4 @@
-"""Soft prompts for vLLM: a completion request with rows, and prefix files for softlore's connector.
+"""Soft prompts for vLLM: requests with rows, and prefix files for its connector.
 
 Embedding kind: `prompt_embeds` of `POST /v1/completions` is base64 of what torch.save makes of
 `[tokens, width]`. The server has to be started with `--enable-prompt-embeds`, and casts the rows to

@@ -1,1 +1,1 @@
-"""Parsers of containers from strangers: pickles, torch.save's files, zips. None runs any code."""
+"""Parsers of pickles, torch.save's files and zips that run no code."""
