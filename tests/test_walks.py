@@ -125,7 +125,7 @@ def test_from_a_temperature_of_openai_to_the_sampler(tmp_path):
     walk, sentinel = Walk(), 0.7309
 
     def is_it(value):
-        number = value.temperature if isinstance(value, SamplingParams) else value
+        number = vars(value).get("temperature") if isinstance(value, SamplingParams) else value
         return isinstance(number, float) and number == sentinel
 
     def look(frame):
