@@ -54,10 +54,9 @@ class PromptVocabulary:
 
     def add(self, prompt: Any) -> None:
         """Adds a prompt, whose token all tokenizers get."""
-        token = prompt._unique_token_str()
-        self._known[token] = prompt
+        self._known[prompt.token] = prompt
         if self._tokenizers:
-            self._assign_id(token)
+            self._assign_id(prompt.token)
 
     def _assign_id(self, token: str) -> None:
         if token not in self._ids:
@@ -117,4 +116,4 @@ def register(prompt: Any) -> None:
 
 def registered(token: str) -> Any:
     """The living prompt whose tag begins with `token`, or None."""
-    return next((p for p in list(_PROMPTS) if p._unique_token_str() == token), None)
+    return next((p for p in list(_PROMPTS) if p.token == token), None)

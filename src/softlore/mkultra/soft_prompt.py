@@ -48,7 +48,7 @@ class MkultraSoftPrompt:
 
     def _make_unique(self) -> None:
         """Chooses a new uuid while another prompt with other rows has the same tag."""
-        while other := registered(self._unique_token_str()):
+        while other := registered(self.token):
             if torch.equal(self._rows(), other._rows()):
                 return
             self._metadata["uuid"] = str(uuid.uuid4())
@@ -144,7 +144,12 @@ class MkultraSoftPrompt:
 
     def get_tag_str(self) -> str:
         """Its tag: a unique token, then `<@>` for each further row."""
-        return self._unique_token_str() + SOFT_TOKEN * (len(self) - 1)
+        return self.token + SOFT_TOKEN * (len(self) - 1)
+
+    @property
+    def token(self) -> str:
+        """The first token of its tag."""
+        return f"<{self._metadata['name']}-{self._metadata['uuid'][:8]}-@>"
 
     def get_inputs_embeds(self) -> Tensor:
         """Its rows, in the shape in which they were given."""
@@ -173,7 +178,7 @@ class MkultraSoftPrompt:
         )
 
     def _unique_token_str(self) -> str:
-        return f"<{self._metadata['name']}-{self._metadata['uuid'][:8]}-@>"
+        return self.token
 
     def _rows(self) -> Tensor:
         if self._tensor.dim() == 3 and len(self._tensor) == 1:
