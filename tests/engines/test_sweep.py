@@ -192,7 +192,7 @@ def test_a_worker_that_dies_tries_the_same_once_more(quick, sweep, model):
 
 def test_another_sweep_is_refused_and_again_begins_anew(quick, sweep):
     sweep(trials=2)
-    with pytest.raises(ConfigError, match=r"other param\); .*--again"):
+    with pytest.raises(ConfigError, match=r"other param\); .*--overwrite"):
         sweep(space=("n_tokens=2..3",))
     with pytest.raises(ConfigError, match="other settings"):
         sweep(max_steps=5)

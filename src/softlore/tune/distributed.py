@@ -61,10 +61,6 @@ class SingleProcess:
         """
         return run_in_parts(model, batch, plan)
 
-    def first_share(self, batch: TrainingBatch) -> TrainingBatch:
-        """What the first process runs of a batch."""
-        return batch
-
     def broadcast(self, tensor: Tensor) -> Tensor:
         """The first process's tensor."""
         return tensor
@@ -127,9 +123,6 @@ class Ranks(SingleProcess):
         *sums, (stopping, interrupted) = summed.tolist()
         self.stopping, self.interrupted = stopping > 0, interrupted > 0
         return {key: total / count for key, (total, count) in zip(keys, sums, strict=True)}
-
-    def first_share(self, batch: TrainingBatch) -> TrainingBatch:
-        return share_of(batch, 0, self.size)
 
     def _sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, added in order of their ranks: the same bits in each."""

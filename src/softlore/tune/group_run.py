@@ -298,7 +298,7 @@ class GroupRun:
             raise TrainingError(
                 f"{what} has lost its worker {DEATHS} times in a row ({lost.why}); expected one "
                 "that lives; see whether its machine has memory enough, take fewer --workers or "
-                "a smaller --group-size; progress is kept: the same command goes on from there"
+                "a smaller --group-size; progress is saved: the same command continues from there"
             )
         self.pool.replace(worker)
         self._loading.add(worker)

@@ -24,7 +24,7 @@ from softlore.tune.checkpoint import (
     save_checkpoint,
     uninterrupted,
 )
-from softlore.tune.distributed import Execution, SingleProcess
+from softlore.tune.distributed import Execution, SingleProcess, share_of
 from softlore.tune.examples import Blocks, room_beside, source_of
 from softlore.tune.initial import initial_value, scale_of
 from softlore.tune.losses import TrainingData
@@ -278,7 +278,7 @@ class WorldInfoTrainer(Generic[Trained]):
         for i in range(updates + 1):
             if i == 1:  # the first run warms up
                 start = time.perf_counter()
-            run_in_parts(self.model, self.ranks.first_share(self._draw()), self.plan)
+            run_in_parts(self.model, share_of(self._draw(), 0, self.ranks.size), self.plan)
         return (time.perf_counter() - start) / updates
 
     # inside ------------------------------------------------------------------------------------
