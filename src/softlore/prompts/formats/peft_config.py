@@ -105,14 +105,9 @@ def parse_config(data: bytes | bytearray) -> AdapterConfig:
     base_model = config.get("base_model_name_or_path")
     with as_file_error(Reason.ADAPTER_CONFIG):
         base_model = clean_text("base_model_name_or_path", "" if base_model is None else base_model)
-    return AdapterConfig(
-        method,
-        _count(config, "num_virtual_tokens"),
-        _count(config, "token_dim"),
-        _count(config, "num_layers"),
-        _count(config, "num_attention_heads"),
-        base_model,
-    )
+    keys = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads")
+    n_tokens, width, layers, heads = (_count(config, key) for key in keys)
+    return AdapterConfig(method, n_tokens, width, layers, heads, base_model)
 
 
 def config_of(prompt: SoftPrompt) -> dict[str, Any]:
@@ -121,17 +116,12 @@ def config_of(prompt: SoftPrompt) -> dict[str, Any]:
     What only the model knows (layers and heads, for the embedding kind) is null: PEFT takes it
     from the model.
     """
-    config: dict[str, Any] = {
-        "auto_mapping": None,
+    unset = "auto_mapping modules_to_save num_attention_heads num_layers peft_version revision"
+    config: dict[str, Any] = dict.fromkeys(unset.split()) | {
         "base_model_name_or_path": prompt.base_model or None,
         "inference_mode": True,
-        "modules_to_save": None,
-        "num_attention_heads": None,
-        "num_layers": None,
         "num_transformer_submodules": 1,
         "num_virtual_tokens": len(prompt),
-        "peft_version": None,
-        "revision": None,
         "task_type": "CAUSAL_LM",
     }
     if prompt.kind == "embedding":
