@@ -318,7 +318,7 @@ def test_write_without_copying(town, model):
     assert ended.out.startswith("Ada wears")
     assert_refused(written("--no-copy", 2), "no_copy is 2; expected 0 for none, or 4 tokens")
     assert_refused(
-        written("--sampler", "no_copy=8"), "no_copy has an option of its own", "--no-copy"
+        written("--no-copy", 8, "--sampler", "no_copy=8"), "no_copy is given twice", "--no-copy"
     )
 
 

@@ -225,7 +225,7 @@ def test_it_says_what_it_cannot_do(server):
         with pytest.raises(ConfigError, match="one code of strength 1"):
             await engine.start(GenerationRequest("The dog", conditioning=[("Horror ", 2.0)]))
         with pytest.raises(ConfigError, match="no_copy"):
-            await engine.start(GenerationRequest("The dog", no_copy=8))
+            await engine.start(GenerationRequest("The dog", sampling={"no_copy": 8}))
         conditioning = await drained(
             engine, GenerationRequest("The dog", 5, conditioning="A ", sampling={"temperature": 0})
         )

@@ -706,7 +706,6 @@ def test_samplers_from_the_command_line():
     ("given", "message"),
     [
         ("dry_multipler=1", "no sampler 'dry_multipler'; .* did you mean 'dry_multiplier'"),
-        ("no_copy=8", "has an option of its own; expected --no-copy"),
         ("=1", "no sampler ''"),
         ("mirostat=1.5", "--sampler mirostat is '1.5'; expected a value such as mirostat=0"),
         ("xtc_probability", "xtc_probability is ''"),

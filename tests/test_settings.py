@@ -15,6 +15,7 @@ from softlore.cli.options import sampler_settings, setting_options
 from softlore.errors import ConfigError
 from softlore.lore.styles import STYLES
 from softlore.model.tiny import tiny_model
+from softlore.prompts.responses import RUN
 from softlore.serve.lenient import body_of, sampling_of
 from softlore.settings import (
     SamplingParams,
@@ -24,6 +25,7 @@ from softlore.settings import (
     setting,
     table,
 )
+from softlore.settings.sampling import SHORTEST_COPY
 from softlore.settings.table import from_client
 
 TABLES = (SamplingParams, TrainingConfig, ServeSettings)
@@ -106,7 +108,7 @@ def test_the_tables_in_the_docs_are_current():
 # A value of each sampler that is not its default, as API clients send it.
 SENT = {
     "dry_breakers": ["x"], "banned": [5], "banned_strings": ["x"], "logit_bias": {"5": 1},
-    "order": [0, 5],
+    "order": [0, 5], "no_copy": 8,
 }  # fmt: skip
 CLIENT_NAMES = {"order": "sampler_order"}
 
@@ -130,6 +132,10 @@ class Empty(Settings):
     """No settings."""
 
     none: str = setting("", "Nothing at all.")
+
+
+def test_runs_of_responses_are_as_long_as_prompts_have_them():
+    assert SHORTEST_COPY == RUN
 
 
 def test_styles_are_those_of_the_lore():

@@ -134,14 +134,14 @@ def chosen(given: dict[str, Any]) -> dict[str, Any]:
 def sampling_options(function: Command) -> Command:
     """How tokens are chosen, given to the command as `sampling`: settings that were given, by name.
 
-    The samplers that the studio has a slider for have an option each; `--sampler NAME=VALUE` takes
-    all of them.
+    Samplers with a slider or an `option` in their declaration have an option each; `--sampler
+    NAME=VALUE` takes all of them.
     """
-    common = [name for name, setting in table(SamplingParams).items() if setting.slider]
+    common = [name for name, one in table(SamplingParams).items() if one.slider or one.option]
 
     @functools.wraps(function)
     def gathered(*args: Any, samplers: tuple[str, ...], **kwargs: Any) -> Any:
-        sampling = chosen({name: kwargs.pop(name) for name in ("no_copy", *common)})
+        sampling = chosen({name: kwargs.pop(name) for name in common})
         for name, value in sampler_settings(samplers).items():
             if name in sampling:
                 flag = "--" + name.replace("_", "-")
@@ -152,15 +152,11 @@ def sampling_options(function: Command) -> Command:
         return function(*args, sampling=sampling, **kwargs)
 
     command: Any = gathered
-    for option in (
-        click.option("--no-copy", type=click.IntRange(min=0), metavar="N",
-                     help="Steer off what would repeat N tokens of the training responses word for "
-                     "word."),
-        click.option("--sampler", "samplers", multiple=True, metavar="NAME=VALUE",
-                     help="Any sampler of docs/sampling.md, such as dry_base=1.5; may be given "
-                     "often. Of banned_strings and dry_breakers one string at a time."),
-    ):  # fmt: skip
-        command = option(command)
+    command = click.option(
+        "--sampler", "samplers", multiple=True, metavar="NAME=VALUE",
+        help="Any sampler of docs/sampling.md, such as dry_base=1.5; may be given often. Of "
+        "banned_strings and dry_breakers one string at a time.",
+    )(command)  # fmt: skip
     return setting_options(SamplingParams, *common)(command)
 
 
@@ -174,10 +170,6 @@ def sampler_settings(given: Sequence[str]) -> dict[str, Any]:
     for text in given:
         name, _, value = clean(text, "--sampler").partition("=")
         name = name.replace("-", "_")
-        if name == "no_copy":
-            raise ConfigError(
-                "no_copy has an option of its own; expected --no-copy VALUE; use that"
-            )
         SamplingParams.check_name(name)
         setting = table(SamplingParams)[name]
         try:

@@ -174,7 +174,6 @@ class Terminal:
     def set(self, text: str) -> None:
         """Change settings: /set tokens=120 temperature=0.7 budget=200 seed=3."""
         from softlore.decode import SamplingParams
-        from softlore.decode.no_copy import check_no_copy
 
         sampling, tokens = dict(self._sampling), self._tokens
         of_story: dict[str, Any] = {}
@@ -191,8 +190,7 @@ class Terminal:
                 of_story[name] = number
             else:
                 sampling[name] = number
-        check_no_copy(sampling.get("no_copy", 0))
-        SamplingParams.of({name: value for name, value in sampling.items() if name != "no_copy"})
+        SamplingParams.of(sampling)
         if of_story:
             self.story.set(**of_story)
         self._sampling, self._tokens = sampling, tokens

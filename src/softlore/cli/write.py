@@ -66,10 +66,9 @@ def command(
     strengths = dict(map(parse_code, codes))
     by_name = find_codes(runner.model, strengths, prompts) if strengths else {}
     conditioning = [(by_name[name].conditioning, weight) for name, weight in strengths.items()]
-    no_copy = sampling.pop("no_copy", 0)
     stops = [clean(one, "--stop") for one in stop]
     request = GenerationRequest(
-        context, tokens, stops, seed, no_copy, None, conditioning, not any_model, sampling
+        context, tokens, stops, seed, None, conditioning, not any_model, sampling
     )
     pieces = (token.text for token in write_request(runner, request) if token.text)
     first = next(pieces, "")  # errors come before anything is shown

@@ -10,32 +10,16 @@ from transformers import LogitsProcessor
 
 from softlore.decode.samplers.bans import SparingLogitsProcessor
 from softlore.decode.samplers.steps import Step
-from softlore.errors import ConfigError
 from softlore.prompts import SoftPrompt
 from softlore.prompts.responses import KEY, RUN, HashedResponses
 
 
 def no_copy_step(prompts: Iterable[SoftPrompt], length: int) -> Step:
-    """The step that suppresses what would repeat `length` tokens of training responses.
-
-    Raises:
-        ConfigError: fewer tokens than the prompts' hashes distinguish.
-    """
-    check_no_copy(length, least=RUN)
+    """The step that suppresses what would repeat `length` tokens of training responses."""
     responses = HashedResponses({})
     for prompt in prompts:
         responses |= HashedResponses.from_text(prompt.training.get(KEY))
     return Step("no_copy", SparingLogitsProcessor(NoCopyLogitsProcessor(responses, length)), "text")
-
-
-def check_no_copy(length: object, least: int = 0) -> None:
-    """Raises ConfigError unless it is 0, for none, or as many tokens as hashes distinguish."""
-    is_int = isinstance(length, int) and not isinstance(length, bool)
-    if not is_int or not (length == least == 0 or length >= RUN):  # type: ignore[operator]
-        raise ConfigError(
-            f"no_copy is {length!r:.60}; expected 0 for none, or {RUN} tokens or more; choose "
-            "another"
-        )
 
 
 class NoCopyLogitsProcessor(LogitsProcessor):

@@ -30,8 +30,6 @@ class GenerationRequest:
             context's end may come sooner.
         stop: a string, or several, that end the text; not part of it.
         seed: makes the draws repeatable.
-        no_copy: suppress tokens that would repeat so many tokens of the prompts' training
-            responses word for word; 0 lets them be repeated.
         logprobs: how many of the likeliest tokens to report at each step, with the sampled one;
             None reports none.
         conditioning: what stands before the context and stays there: a control code, say; or
@@ -46,7 +44,6 @@ class GenerationRequest:
     max_new_tokens: int = 80
     stop: Stop = ()
     seed: int | None = None
-    no_copy: int = 0
     logprobs: int | None = None
     conditioning: Conditioning = ""
     check: bool = True
@@ -105,5 +102,5 @@ def make_sampler(
     if any(p.training.get("style") == BRACKETED for p in prompts):
         banned += model.bracket_ids  # its training responses were in brackets, its text is not
     params = SamplingParams.of({**request.sampling, "banned": banned})
-    before = [no_copy_step(prompts, request.no_copy)] if request.no_copy else []
+    before = [no_copy_step(prompts, params.no_copy)] if params.no_copy else []
     return Sampler(params, request.seed, model, before)

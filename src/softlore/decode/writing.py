@@ -99,7 +99,6 @@ def write(
     check: bool = True,
     conditioning: Conditioning = "",
     logprobs: int | None = None,
-    no_copy: int = 0,
     **sampling: Any,
 ) -> TextStream:
     """Generates text after a context, a token at a time.
@@ -119,7 +118,7 @@ def write(
     return write_request(
         model,
         GenerationRequest(
-            context, max_new_tokens, stop, seed, no_copy, logprobs, conditioning, check, sampling
+            context, max_new_tokens, stop, seed, logprobs, conditioning, check, sampling
         ),
     )
 

@@ -7,13 +7,14 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, field_validator
 
 from softlore.errors import ConfigError
 from softlore.settings.lenient import integer, number, strings
 from softlore.settings.table import Settings, Textual, closest, setting
 
 COLDEST = 1e-4  # below this temperature logits would overflow, and the draw is certain anyway
+SHORTEST_COPY = 4  # tokens of a run of a training response, as prompts have them hashed
 LONGEST = 2**20  # tokens that a sampler looks back at most
 MOST_BIASES = 1024  # that a client may send
 BIAS = 100.0  # the largest of them
@@ -232,6 +233,10 @@ class SamplingParams(Settings):
     mirostat_eta: float = setting(0.1, "Mirostat: how fast it adapts.", ge=0, le=100)
     penalized: float = setting(1.0, "CTRL's penalty: above 1 divides the logits of tokens in the "
         "text; its authors use 1.2 with a low temperature.", ge=1e-3, le=100, slider=(1, 2, 0.01))
+    no_copy: int = setting(0, "Steer off what would repeat this many tokens of the prompts' "
+        "training responses word for word; 0 is off.", ge=0, le=LONGEST, unit="tokens",
+        option="--no-copy", client_range=(SHORTEST_COPY, LONGEST),
+        expected=f"0 for none, or {SHORTEST_COPY} tokens or more")
     banned: Ids = setting((), "Token ids that are never written.",
         expected="token ids, whole numbers from 0")
     banned_strings: Strings = setting((), "Strings that are never written, in any case.",
@@ -242,6 +247,13 @@ class SamplingParams(Settings):
         "places that they have by default among them; the others keep theirs.",
         aliases=("sampler_order",), expected="names of steps")
     # fmt: on
+
+    @field_validator("no_copy")
+    @classmethod
+    def _no_short_copy(cls, length: int) -> int:
+        if 0 < length < SHORTEST_COPY:
+            raise ValueError
+        return length
 
     @property
     def greedy(self) -> bool:

@@ -45,12 +45,9 @@ class TurnDraft:
         if not text:
             return None
         request, plan = self.request, self.plan
-        sampling = dict(request.sampling) | (
-            {"no_copy": request.no_copy} if request.no_copy else {}
-        )
         data = {
             "seed": request.seed,
-            "sampling": sampling,
+            "sampling": dict(request.sampling),
             "lore": plan.lore,
             "timers": plan.activation.timers.to_dict(),
             "tokens": tokens,
@@ -144,13 +141,11 @@ class StorySession:
             )
         after = turns[-1].id if turns else ROOT
         sampling = {**self.story.settings.sampling, **sampling}
-        no_copy = sampling.pop("no_copy", 0)
         request = GenerationRequest(
             plan.context,
             tokens,
             stop=tuple([stop] if isinstance(stop, str) else stop),
             seed=self._seed(after),
-            no_copy=no_copy,
             conditioning=conditioning,
             check=False,  # the composer has
             sampling=sampling,

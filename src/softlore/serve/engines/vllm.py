@@ -110,7 +110,8 @@ class VLLMEngine(Engine):
                 "codes with a strength are mixed token by token, which a vLLM server does not do; "
                 "expected one code of strength 1; use --engine local for others"
             )
-        if request.no_copy:
+        sampling = SamplingParams.of(request.sampling)
+        if sampling.no_copy:
             raise ConfigError(
                 "no_copy changes the logits before each token, which a vLLM server does not offer; "
                 "expected 0; use --engine local for it"
@@ -120,7 +121,6 @@ class VLLMEngine(Engine):
         most = request.max_new_tokens
         if self.model.context_length is not None:
             most = min(most, self.model.context_length - positions)
-        sampling = SamplingParams.of(request.sampling)
         body = {
             **context,
             **({"model": self._name} if self._name else {}),

@@ -79,15 +79,12 @@ async def _events(context: StudioContext, form: CompareForm) -> AsyncGenerator[b
 
 
 def _request(method: ComparedMethod, form: CompareForm, sample: int) -> GenerationRequest:
-    samplers = dict(form.sampling)
-    no_copy = samplers.pop("no_copy", 0)
     return GenerationRequest(
         method.plan.context,
         form.tokens,
         seed=(form.seed + sample) % SEEDS,
-        no_copy=no_copy,
         check=False,  # the prompt store has checked them
-        sampling=samplers,
+        sampling=form.sampling,
         tree=method.plan.tree,
     )
 

@@ -7,24 +7,16 @@ from typing import Annotated, Any
 from fastapi import Body
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from softlore.errors import ConfigError
 from softlore.settings import SamplingParams
+from softlore.settings.sampling import LONGEST
 
 MAX_TOKENS = 100_000
-MAX_NO_COPY = 10**6
 TRAINING = ("kind", "n_tokens", "max_steps", "style", "seed")
 
 
 def check_sampling(sampling: dict[str, Any]) -> dict[str, Any]:
-    """Returns `sampling`. Raises ConfigError unless it has settings of samplers, and `no_copy`."""
-    samplers = dict(sampling)
-    no_copy = samplers.pop("no_copy", 0)
-    if type(no_copy) is not int or not 0 <= no_copy <= MAX_NO_COPY:
-        raise ConfigError(
-            f"no_copy is {no_copy!r:.60}; expected a whole number from 0 to {MAX_NO_COPY}; change "
-            "it"
-        )
-    SamplingParams.of(samplers)
+    """Returns `sampling`. Raises ConfigError unless it has settings of samplers."""
+    SamplingParams.of(sampling)
     return sampling
 
 
@@ -77,7 +69,7 @@ class WriteForm(StudioForm):
     """Settings of the samplers; they override the story's."""
     codes: Annotated[list[CodeStrength], Field(max_length=16)] = []
     """Control codes to apply."""
-    no_copy: Annotated[int, Field(ge=0, le=MAX_NO_COPY)] = 0
+    no_copy: Annotated[int, Field(ge=0, le=LONGEST)] = 0
     """Avoids repeating so many tokens of the lore word for word; 0 is off."""
 
 
