@@ -1,7 +1,7 @@
 """A plain model of a story in memory, and processes that write stories until they are killed.
 
 `python story_processes.py kill FOLDER ROUNDS` kills a writer in each round and prints a line for
-it: a story's name, and how many operations it had been told are done.
+it: a story's name, and how many operations were acknowledged.
 `python story_processes.py add STORY WORD TIMES LOOK` says "ready", waits for a line, adds `TIMES`
 turns and prints how often the head had been moved by somebody else.
 """
@@ -142,14 +142,14 @@ def differs(story, model):
     return {name: (found[name], expected[name]) for name in found if found[name] != expected[name]}
 
 
-def write_until_killed(folder, name, told):
+def write_until_killed(folder, name, log):
     draw, model = random.Random(name), Model()
     with StoryLibrary(folder).open_or_create(name) as story:
         while True:
             operation, arguments, more = draw_operation(model, draw)
             getattr(model, operation)(*arguments, **more)
             getattr(story, operation)(*arguments, **more)
-            os.write(told, b".")
+            os.write(log, b".")
 
 
 def kill_writers(folder, rounds):
@@ -157,14 +157,14 @@ def kill_writers(folder, rounds):
     for number in range(rounds):
         name = f"round {number}"
         log = os.path.join(folder, f"{name}.log")
-        told = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         writer = os.fork()
         if writer == 0:
-            write_until_killed(folder, name, told)
+            write_until_killed(folder, name, descriptor)
         time.sleep(draw.uniform(0.0, 0.3))
         os.kill(writer, signal.SIGKILL)
         os.waitpid(writer, 0)
-        os.close(told)
+        os.close(descriptor)
         print(name, os.path.getsize(log), sep="\t", flush=True)
 
 

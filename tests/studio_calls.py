@@ -46,7 +46,7 @@ class Studio:
         return self.call("DELETE", *path).json()
 
     def refused(self, status, method, *path, **given):
-        """The error of a call that is refused: what is told is one clear line."""
+        """The error of a rejected call, whose message is one line."""
         error = self.call(method, *path, status=status, **given).json()["error"]
         assert error["message"]
         assert "\n" not in error["message"]
@@ -72,11 +72,11 @@ class Studio:
             yield _events(reply.iter_lines())
 
     def write(self, story, **fields):
-        """Lets the model write to the end: the told text, and the data of `done`."""
+        """Lets the model write a turn; returns its text and the data of `done`."""
         with self.stream("POST", "stories", story, "write", **fields) as events:
-            told = list(events)
-        assert [name for name, _ in told if name != "token"] == ["plan", "done"], told
-        return "".join(data["text"] for name, data in told if name == "token"), told[-1][1]
+            seen = list(events)
+        assert [name for name, _ in seen if name != "token"] == ["plan", "done"], seen
+        return "".join(data["text"] for name, data in seen if name == "token"), seen[-1][1]
 
     def texts(self, story):
         return [turn["text"] for turn in self.get("stories", story)["turns"]]

@@ -152,7 +152,7 @@ def test_a_format_can_be_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "format", "told"),
+    ("name", "format", "message"),
     [
         ("a.doc", None, "ends in one of .json, .md, .markdown, .txt"),
         ("a", None, "ends in one of"),
@@ -163,8 +163,8 @@ def test_a_format_can_be_named(tmp_path):
         ),
     ],
 )
-def test_formats_that_are_not_known(name, format, told, tmp_path):
-    with pytest.raises(StoryError, match=told):
+def test_formats_that_are_not_known(name, format, message, tmp_path):
+    with pytest.raises(StoryError, match=message):
         write_story(DRAFT, tmp_path / name, format)
     assert list(tmp_path.iterdir()) == []
 
@@ -240,7 +240,7 @@ def test_half_characters_are_mended(save):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ([], "without the fields `prompt` and `actions`"),
         ([{"keys": ["a"], "entry": "b"}], "without the fields"),
@@ -260,9 +260,9 @@ def test_half_characters_are_mended(save):
         ('{"prompt": "a", "actions": [], "x": ' + "9" * 5000 + "}", "digits|large"),
     ],
 )  # fmt: skip
-def test_saves_that_are_refused(content, told, save):
+def test_saves_that_are_refused(content, message, save):
     path = save(content)
-    with pytest.raises(StoryFileError, match=told) as caught:
+    with pytest.raises(StoryFileError, match=message) as caught:
         read_story(path)
     assert str(path) in str(caught.value)
 
@@ -291,7 +291,7 @@ def test_markdown_edited_by_hand(save):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("---\nsoftlore-story: 1\nmemory: x", "has no end"),
         ("---\nsoftlore-story: 2\n---\n", "of version 2 and this softlore reads 1"),
@@ -303,8 +303,8 @@ def test_markdown_edited_by_hand(save):
         (BOMB, "values"),
     ],
 )  # fmt: skip
-def test_markdown_that_is_refused(text, told, save):
-    with pytest.raises(StoryFileError, match=told):
+def test_markdown_that_is_refused(text, message, save):
+    with pytest.raises(StoryFileError, match=message):
         read_story(save(text, "a.md"))
 
 
@@ -333,7 +333,7 @@ def test_texts_of_windows(save):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"SQLite format 3\0...", "open it instead"),
         (b"PK\x03\x04...", "zip"),
@@ -343,8 +343,8 @@ def test_texts_of_windows(save):
         (b"a\0b", "binary"),
     ],
 )
-def test_what_is_no_text(content, told, save):
-    with pytest.raises(StoryFileError, match=told):
+def test_what_is_no_text(content, message, save):
+    with pytest.raises(StoryFileError, match=message):
         read_story(save(content, "a.txt"))
 
 

@@ -1,4 +1,4 @@
-"""A session of writing that is killed: the story has all that was told but the unfinished turn."""
+"""A writing session that is killed: the story has all text but that of the unfinished turn."""
 
 import functools
 import os
@@ -40,12 +40,12 @@ def test_killed_at_random_moments(tmp_path):
             turns = [(turn.id, turn.by, turn.text) for turn in story.turns]
         assert turns[: len(before)] == before  # nothing that was kept is ever lost
         saved = plain("".join(text for _, by, text in turns[len(before) :] if by == "model"))[-40:]
-        told = plain(ended.out)
-        if told and saved:  # else it was killed before it had written anything
-            at = told.rfind(saved)
+        printed = plain(ended.out)
+        if printed and saved:  # else it was killed before it had written anything
+            at = printed.rfind(saved)
             # What the story has not: a part of the turn that was being written, if anything.
-            assert at >= 0 or saved.endswith(told[-TOKENS:])
-            rest = told[at + len(saved) :] if at >= 0 else ""
+            assert at >= 0 or saved.endswith(printed[-TOKENS:])
+            rest = printed[at + len(saved) :] if at >= 0 else ""
             assert len(rest) <= TOKENS
             unfinished += bool(rest)
         before = turns

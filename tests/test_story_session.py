@@ -139,17 +139,17 @@ def test_tags_in_the_story_are_prompts_and_what_names_none_is_text():
 def test_a_session_turn_by_turn(story):
     session = StorySession(story, MODEL, BOOK, PROMPTS)
     session.add("Emma came in.")
-    told = "".join(session.continue_story(12))
-    assert story.text == "Emma came in." + told
+    written = "".join(session.continue_story(12))
+    assert story.text == "Emma came in." + written
     head = story.head
     assert head.by == "model"
     assert head.data["lore"] == session.plan.lore
     assert session.finish in ("length", "end")
     again = "".join(session.retry(12))
     assert story.text == "Emma came in." + again
-    assert [turn.text for turn in story.alternatives(story.head)] == [told, again]
+    assert [turn.text for turn in story.alternatives(story.head)] == [written, again]
     story.undo()
-    assert story.text == "Emma came in." + told
+    assert story.text == "Emma came in." + written
 
 
 def test_the_same_seed_writes_the_same_story(tmp_path):
@@ -320,8 +320,8 @@ def test_learning_from_a_story(town):
     assert PromptLibrary(town / "prompts")["Emma"] != before
     assert PromptLibrary(town / "prompts" / "before")["Emma"] == before
     learned = Lorebook.load(town / "lore.learned.yaml")
-    told = [response for block in learned["Emma"].blocks for response in block.responses]
-    assert any("long black gloves." in response for response in told)
+    responses = [response for block in learned["Emma"].blocks for response in block.responses]
+    assert any("long black gloves." in response for response in responses)
     with StoryLibrary(town / "stories").open("harbour") as story:
         assert story.settings.lorebook.endswith("lore.learned.yaml")
 

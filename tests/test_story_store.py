@@ -110,7 +110,7 @@ def test_any_text_is_kept_as_it_is(text, story, path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("half \ud83d",), "half a character"),
         ((b"bytes",), "text is bytes"),
@@ -128,9 +128,9 @@ def test_any_text_is_kept_as_it_is(text, story, path):
     ],
     ids=lambda value: None if isinstance(value, str) else "arguments",
 )
-def test_what_cannot_be_a_turn_is_refused(arguments, told, story):
+def test_what_cannot_be_a_turn_is_refused(arguments, message, story):
     story.add("before")
-    with pytest.raises(StoryError, match=told):
+    with pytest.raises(StoryError, match=message):
         story.add(*arguments)
     assert texts(story) == ["before"]
     story.add("after")
@@ -399,7 +399,7 @@ def test_settings_change_together_and_are_kept(story, path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"memry": "a"}, "did you mean 'memory'"),
         ({"memory": 7}, "memory is 7; expected text"),
@@ -417,8 +417,8 @@ def test_settings_change_together_and_are_kept(story, path):
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value),
 )
-def test_settings_that_do_not_fit(changes, told, story):
-    with pytest.raises(ConfigError, match=told):
+def test_settings_that_do_not_fit(changes, message, story):
+    with pytest.raises(ConfigError, match=message):
         story.set(**changes)
     assert story.settings == StorySettings()
     assert story.undoable == ""
@@ -553,7 +553,7 @@ def ended(process):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to be fast")
 def test_killed_at_random_moments():
-    """It holds what its writer was told is done, and at most one operation more."""
+    """It has all operations that were acknowledged, and at most one more."""
     with temporary_folder() as folder:
         killed_in(Path(folder))
 
@@ -563,16 +563,16 @@ def killed_in(tmp_path):
     assert len(lines) == KILLS
     done = 0
     for line in lines:
-        name, told = line.split("\t")
-        done += int(told)
+        name, count = line.split("\t")
+        done += int(count)
         if name not in StoryLibrary(tmp_path):
-            assert told == "0"
+            assert count == "0"
             continue
         with contextlib.closing(sqlite3.connect(tmp_path / f"{name}.story")) as db:
             assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             assert db.execute("PRAGMA foreign_key_check").fetchone() is None
         draw, model = random.Random(name), Model()
-        for _ in range(int(told)):
+        for _ in range(int(count)):
             operation, arguments, more = draw_operation(model, draw)
             getattr(model, operation)(*arguments, **more)
         with StoryLibrary(tmp_path).open(name) as story:
@@ -713,12 +713,12 @@ def refused(path, match, kind=StoryFileError):
 
 def test_files_of_other_kinds_are_refused(tmp_path):
     path = tmp_path / "a.story"
-    for content, told in [
+    for content, message in [
         (b"", "it is empty"),
         (b"Once upon", "does not start with SQLite's signature"),
     ]:
         path.write_bytes(content)
-        refused(path, told)
+        refused(path, message)
     path.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
     refused(path, "not a database")
     path.unlink()
@@ -791,7 +791,7 @@ def read_all(path):
 
 
 @pytest.mark.parametrize(
-    ("statement", "told"),
+    ("statement", "message"),
     [
         ("UPDATE turns SET parent = 3 WHERE id = 2", "turn 2 follows 3"),
         ("UPDATE turns SET parent = 2 WHERE id = 2", "turn 2 follows 2"),
@@ -817,11 +817,11 @@ def read_all(path):
         ("UPDATE states SET operation = x'00'", "its journal cannot be read"),
     ],
 )
-def test_tampered_rows_are_told(statement, told, story, path):
+def test_tampered_rows_are_told(statement, message, story, path):
     tell(story, "a", "b", "c")
     story.close()
     tampered(path, statement)
-    with pytest.raises(StoryFileError, match=told):
+    with pytest.raises(StoryFileError, match=message):
         read_all(path)
 
 
@@ -840,7 +840,7 @@ def test_damage_is_never_a_traceback(story, path):
     tampered(path)
     whole = path.read_bytes()
     draw = random.Random(0)
-    told = 0
+    errors = 0
     for number in range(300):
         content = bytearray(whole)
         if number % 3 == 0:
@@ -851,10 +851,10 @@ def test_damage_is_never_a_traceback(story, path):
         try:
             read_all(path)
         except (StoryError, StorageError):
-            told += 1
+            errors += 1
         for rest in ("-wal", "-shm", "-journal"):
             Path(f"{path}{rest}").unlink(missing_ok=True)
-    assert told > 100
+    assert errors > 100
 
 
 def test_a_folder_that_may_not_be_written_to(tmp_path):

@@ -40,9 +40,9 @@ def test_a_story_is_written_edited_undone_and_branched(shared):
     assert [turn["by"] for turn in story["turns"]] == ["writer"]
     assert story["undoable"] == ""
     shared.put("stories", "lane", "settings", seed=1)  # with another it may end before any text
-    told, done = shared.write("lane", text=" It ran", tokens=6)
+    written, done = shared.write("lane", text=" It ran", tokens=6)
     story = done["story"]
-    assert shared.texts("lane") == [OPENING, " It ran", told]
+    assert shared.texts("lane") == [OPENING, " It ran", written]
     assert done["finish"] == story["turns"][-1]["finish"] == "length"
     assert done["reading"]["read"] > 0
     first = story["turns"][-1]["id"]
@@ -53,13 +53,13 @@ def test_a_story_is_written_edited_undone_and_branched(shared):
     assert shared.texts("lane") == [OPENING, " It ran", again]
 
     story = shared.post("stories", "lane", "go", turn=first)
-    assert story["turns"][-1]["text"] == told
+    assert story["turns"][-1]["text"] == written
     assert {branch["turn"]: branch["here"] for branch in story["branches"]} == {
         first: True,
         last["id"]: False,
     }
     assert shared.post("stories", "lane", "undo")["turns"][-1]["text"] == again
-    assert shared.post("stories", "lane", "redo")["turns"][-1]["text"] == told
+    assert shared.post("stories", "lane", "redo")["turns"][-1]["text"] == written
 
     edited = shared.put("stories", "lane", "turns", first, text=" home.")
     assert shared.texts("lane") == [OPENING, " It ran", " home."]
@@ -105,10 +105,10 @@ def test_what_was_told_is_kept_when_the_connection_drops(shared):
 def test_stop_ends_the_stream_with_the_story(shared):
     begun(shared, "stopped")
     with shared.stream("POST", "stories", "stopped", "write", tokens=200) as events:
-        told = [next(events), next(events)]
+        seen = [next(events), next(events)]
         shared.post("stories", "stopped", "stop")
-        told += events
-    name, data = told[-1]
+        seen += events
+    name, data = seen[-1]
     assert name == "done"
     assert (data["finish"], len(data["story"]["turns"])) == ("cancelled", 2)
     assert shared.post("stories", "stopped", "stop") == {}
@@ -175,11 +175,11 @@ def test_settings_are_the_storys_and_shape_what_is_read(shared):
 def test_the_same_seed_writes_what_the_terminal_writes(shared, tmp_path):
     begun(shared, "seeded")
     shared.put("stories", "seeded", "settings", seed=3)
-    told, _ = shared.write("seeded", tokens=12)
+    written, _ = shared.write("seeded", tokens=12)
     with StoryLibrary(tmp_path).create("seeded") as story:
         story.add(OPENING)
         story.set(seed=3)
-        assert "".join(StorySession(story, MODEL).continue_story(12)) == told
+        assert "".join(StorySession(story, MODEL).continue_story(12)) == written
 
 
 def test_stories_are_listed_renamed_put_aside(shared):
@@ -354,8 +354,8 @@ def test_a_strangers_story_makes_the_server_read_nothing(shared, tmp_path):
         with shared.state.stories.create(f"strange {number}") as story:
             story.add(OPENING)
             story.set(lorebook=path, model="some/model", prompts=str(tmp_path))
-        told = shared.get("stories", f"strange {number}")
-        assert (told["settings"]["book"], len(told["notes"])) == ("", 3)
+        data = shared.get("stories", f"strange {number}")
+        assert (data["settings"]["book"], len(data["notes"])) == ("", 3)
         plan = shared.get("stories", f"strange {number}", "plan", tokens=8)
         assert [part["kind"] for part in plan["parts"]] == ["story"]
     save = {"prompt": "A.", "actions": [], "softlore": {"settings": {"lorebook": str(secret)}}}
@@ -371,9 +371,9 @@ def test_prompts_go_out_and_come_in_in_every_format(shared):
     conditioning = SoftPrompt.from_text("an old inn", MODEL, name="Bram", kind="prefix")
     for prompt in (rows, conditioning):
         library.save(prompt)
-    told = {row["name"]: row for row in shared.get("prompts")["prompts"]}
-    assert (told["Emma"]["kind"], told["Bram"]["kind"]) == ("embedding", "prefix")
-    assert told["Emma"]["fits"]
+    listed = {row["name"]: row for row in shared.get("prompts")["prompts"]}
+    assert (listed["Emma"]["kind"], listed["Bram"]["kind"]) == ("embedding", "prefix")
+    assert listed["Emma"]["fits"]
     for prompt, format in [
         (rows, "safetensors"), (rows, "kobold"), (rows, "mkultra"), (rows, "peft"),
         (conditioning, "safetensors"), (conditioning, "peft"),
@@ -445,14 +445,14 @@ def test_a_code_steers_by_its_strength(shared):
     shared.state.prompts.save(SoftPrompt.from_text("Grim!", MODEL, name="Grim", kind="prefix"))
     begun(shared, "coded")
     shared.put("stories", "coded", "settings", sampling={"temperature": 0})
-    told = {}
+    texts = {}
     for strength in (0, 1, -2):
         code = {"name": "Grim", "strength": strength}
-        told[strength], _ = shared.write("coded", codes=[code], tokens=10)
+        texts[strength], _ = shared.write("coded", codes=[code], tokens=10)
         shared.post("stories", "coded", "undo")
     plain, _ = shared.write("coded", tokens=10)
-    assert told[0] == plain
-    assert len(set(told.values())) > 1
+    assert texts[0] == plain
+    assert len(set(texts.values())) > 1
 
 
 # comparing, the page, the rest -------------------------------------------------------------------
@@ -484,11 +484,11 @@ def test_compare_writes_by_each_method_with_one_seed(shared):
 
 
 def _by_method(events):
-    told = {}
+    texts = {}
     for name, data in events:
         if name == "token":
-            told[data["method"]] = told.get(data["method"], "") + data["text"]
-    return told
+            texts[data["method"]] = texts.get(data["method"], "") + data["text"]
+    return texts
 
 
 def test_info_tells_what_the_page_needs(shared):
@@ -601,11 +601,11 @@ def test_a_turn_is_kept_when_the_server_stops(tmp_path):
         with small.stream("POST", "stories", "kept", "write", tokens=200) as events:
             assert [name for name, _ in (next(events), next(events))] == ["plan", "token"]
             small.stop()
-            told = [data for name, data in events if name == "done"]
-    assert told
+            done = [data for name, data in events if name == "done"]
+    assert done
     with StoryLibrary(tmp_path / "stories").open("kept") as story:
         assert story.turns[-1].by == "model"
-        assert story.turns[-1].text == told[0]["story"]["turns"][-1]["text"]
+        assert story.turns[-1].text == done[0]["story"]["turns"][-1]["text"]
 
 
 def test_many_stories_may_be_open(shared):
@@ -640,8 +640,8 @@ def test_prompts_that_come_in_at_once_all_stay(shared):
         made.append((prompt.digest, library.header("at once").path.read_bytes()))
     library.remove("at once")
     with ThreadPoolExecutor(4) as pool:
-        told = list(pool.map(lambda one: shared.upload("prompts", one[1], "x"), made))
-    names = [one["name"] for one in told]
+        rows = list(pool.map(lambda one: shared.upload("prompts", one[1], "x"), made))
+    names = [one["name"] for one in rows]
     assert sorted(names) == ["at once", "at once 2", "at once 3", "at once 4"]
     for name, (digest, _) in zip(names, made, strict=True):
         assert library[name].digest == digest

@@ -187,7 +187,7 @@ def shown(page):
     )
 
 
-def told(state):
+def saved_texts(state):
     """The turns' texts as the only story's file holds them."""
     (name,) = state.stories.names()
     with state.stories.open(name) as story:
@@ -217,21 +217,21 @@ def written_with_a_chip(page, state):
     assert page.locator("#line .chip").count() == 1
     page.keyboard.press("Control+Enter")
     finished(page, turns=2)
-    assert told(state)[0] == "At the gate stood [[soft:Marta]]Marta, who wore"
-    assert told(state)[1].strip()
-    assert shown(page) == told(state)
+    assert saved_texts(state)[0] == "At the gate stood [[soft:Marta]]Marta, who wore"
+    assert saved_texts(state)[1].strip()
+    assert shown(page) == saved_texts(state)
     page.wait_for_selector(".context-bar:has-text('tokens')")
 
 
 def stopped(page, state):
-    """What was told by then is kept; gives it."""
+    """The text so far is saved; returns it."""
     set_tokens(page, 600)
     page.click("#write")
     length = "document.querySelector('.turn.live')?.textContent.length ?? 0"
     until(lambda: page.evaluate(length) > 20)
     page.keyboard.press("Escape")
     finished(page, turns=3)
-    kept = told(state)
+    kept = saved_texts(state)
     assert 20 < len(kept[2]) < 1500
     assert shown(page) == kept
     return kept[2]
@@ -242,7 +242,7 @@ def edited(page, state, text):
     page.keyboard.press("Control+ArrowUp")
     page.keyboard.type(" And so it was.")
     page.click("#line")
-    until(lambda: told(state)[2] == text + " And so it was.")
+    until(lambda: saved_texts(state)[2] == text + " And so it was.")
     return text + " And so it was."
 
 
@@ -251,14 +251,14 @@ def tried_again(page, state, text):
     set_tokens(page, 12)
     page.click("#line")
     page.keyboard.press("Alt+R")
-    until(lambda: told(state)[2] != text)
+    until(lambda: saved_texts(state)[2] != text)
     finished(page, turns=3)
-    again = told(state)[2]
+    again = saved_texts(state)[2]
     page.click("[aria-label='Alternative before']")
-    until(lambda: told(state)[2] == text)
+    until(lambda: saved_texts(state)[2] == text)
     page.click("#line")
     page.keyboard.press("Control+Z")
-    until(lambda: told(state)[2] == again)
+    until(lambda: saved_texts(state)[2] == again)
     return again
 
 
@@ -274,7 +274,7 @@ def test_a_writer_goes_through_the_studio(page, served):
     panel(page, "lore")
     page.reload()
     ready(page)
-    assert shown(page) == told(state)
+    assert shown(page) == saved_texts(state)
     assert shown(page)[2] == text
     assert page.inner_text("#line") == "She waited"
     assert page.locator("#text .chip:not(.unknown)").count() == 1
@@ -313,7 +313,7 @@ def test_the_keyboard_is_enough(page, served):
     page.keyboard.type("A bell rang")
     page.keyboard.press("Control+Shift+Enter")
     until(lambda: page.locator("#text .turn").count() == 1)
-    assert told(state) == ["A bell rang"]
+    assert saved_texts(state) == ["A bell rang"]
     page.keyboard.press("?")  # in a field it is a letter
     assert page.inner_text("#line") == "?"
     page.keyboard.press("Backspace")

@@ -63,9 +63,9 @@ def state_of(studio, number):
 
 
 def ended(studio, number, state="done"):
-    told = until(lambda: (t := studio.get("trainings", number))["state"] not in ACTIVE and t, 60)
-    assert told["state"] == state, told
-    return told
+    job = until(lambda: (t := studio.get("trainings", number))["state"] not in ACTIVE and t, 60)
+    assert job["state"] == state, job
+    return job
 
 
 ACTIVE = ("waiting", "preparing", "running")
@@ -81,13 +81,13 @@ def test_an_entry_is_trained_and_the_curve_watched(tmp_path, alone):
     with with_lore(tmp_path) as found:
         number = start(found, "Marta", **SHORT)
         with found.stream("GET", "trainings", number, "events") as events:
-            told = list(events)
-        assert (told[0][0], told[-1][0], told[-1][1]["state"]) == ("training", "training", "done")
+            seen = list(events)
+        assert (seen[0][0], seen[-1][0], seen[-1][1]["state"]) == ("training", "training", "done")
         training = found.get("trainings", number)
         curve = training["curves"]["Marta"]
         assert curve["step"] == [1, 2, 3, 4, 5, 6]
-        first = told[0][1]["curves"].get("Marta", {"step": []})["step"]
-        points = [data for name, data in told if name == "point"]
+        first = seen[0][1]["curves"].get("Marta", {"step": []})["step"]
+        points = [data for name, data in seen if name == "point"]
         assert first + [point["step"] for point in points] == curve["step"]
         assert all(map(math.isfinite, curve["loss"] + curve["drift"]))
         assert all(0 < recall <= 1 for recall in curve["recall"] if recall is not None)
@@ -148,8 +148,8 @@ def test_paused_and_resumed_it_is_the_same_to_the_bit(tmp_path, alone):
         assert state_of(found, number) == "paused"
         assert found.post("trainings", number, "pause")["state"] == "paused"
         assert found.post("trainings", number, "resume")["state"] in ACTIVE
-        told = ended(found, number)
-        assert told["curves"]["Marta"]["step"] == list(range(1, 61))
+        job = ended(found, number)
+        assert job["curves"]["Marta"]["step"] == list(range(1, 61))
         assert found.state.prompts["Marta"].digest == alone[60]
         for what in ("pause", "resume"):
             found.refused(409, "POST", "trainings", number, what)
@@ -163,17 +163,17 @@ def test_it_goes_on_after_the_server_was_started_anew(tmp_path, alone, pause):
         if pause:
             found.post("trainings", number, "pause")
     with with_lore(tmp_path) as found:
-        told = found.get("trainings", number)
-        assert (told["state"], told["entries"], told["book"]) == ("paused", ["Marta"], "harbour")
-        assert 2 <= told["step"] < 60
-        known = told["curves"]["Marta"]["step"]
-        assert known == list(range(1, told["step"] + 1))
+        job = found.get("trainings", number)
+        assert (job["state"], job["entries"], job["book"]) == ("paused", ["Marta"], "harbour")
+        assert 2 <= job["step"] < 60
+        known = job["curves"]["Marta"]["step"]
+        assert known == list(range(1, job["step"] + 1))
         with found.stream("GET", "trainings", number, "events") as events:
             assert next(events)[1]["curves"]["Marta"]["step"] == known
             found.post("trainings", number, "resume")
             rest = [data["step"] for name, data in events if name == "point"]
         assert known + rest == list(range(1, 61))
-        assert ended(found, number)["seconds"] >= told["seconds"]
+        assert ended(found, number)["seconds"] >= job["seconds"]
         assert found.state.prompts["Marta"].digest == alone[60]
     with with_lore(tmp_path) as found:
         assert found.get("trainings") == []
@@ -189,15 +189,15 @@ def test_the_model_writes_and_learns_at_once(tmp_path, alone):
         # The undone try counts, so that a new one is drawn otherwise: a story of its own.
         number = start(found, "Marta", **LONG)
         under_way(found, number)
-        told = []
+        texts = []
         while state_of(found, number) == "running":
-            name = f"calm {len(told)}"
+            name = f"calm {len(texts)}"
             found.post("stories", name=name, opening="Down the lane came a dog.")
             found.put("stories", name, "settings", seed=4)
-            told.append(found.write(name, tokens=100)[0])
+            texts.append(found.write(name, tokens=100)[0])
         ended(found, number)
-        assert len(told) >= 1
-        assert set(told) == set(quiet)
+        assert len(texts) >= 1
+        assert set(texts) == set(quiet)
         assert found.state.prompts["Marta"].digest == alone[60]
 
 
@@ -232,9 +232,9 @@ def test_what_cannot_be_trained_fails_with_its_reason_and_the_next_goes_on(tmp_p
         found.post("books", "harbour", "entries", name="Long", text="A word and another. " * 200)
         failed = start(found, "Long", **SHORT)
         next_one = start(found, "Oswin", **SHORT)
-        told = ended(found, failed, "failed")
-        assert "'Long'" in told["message"]
-        assert "Traceback" not in told["message"]
+        job = ended(found, failed, "failed")
+        assert "'Long'" in job["message"]
+        assert "Traceback" not in job["message"]
         ended(found, next_one)
         assert found.refused(409, "POST", "trainings", failed, "resume")
         with found.stream("GET", "trainings", failed, "events") as events:
@@ -257,8 +257,8 @@ def test_what_a_training_left_may_be_damaged(tmp_path):
         assert [row["id"] for row in found.get("trainings")] == [number]
         shutil.rmtree(folder / number)  # by somebody else
         found.post("trainings", number, "resume")
-        told = until(lambda: (t := found.get("trainings", number))["message"] and t)
-        assert told["state"] == "paused"
+        job = until(lambda: (t := found.get("trainings", number))["message"] and t)
+        assert job["state"] == "paused"
         assert found.post("trainings", number, "stop")["state"] == "stopped"
 
 
@@ -275,21 +275,21 @@ def test_a_prompt_that_is_trained_in_company_keeps_it(tmp_path):
 def test_many_watch_one_training(tmp_path):
     with with_lore(tmp_path) as found:
         number = start(found, "Marta", **SHORT)
-        heard = [[] for _ in range(3)]
+        streams = [[] for _ in range(3)]
 
-        def watch(told):
+        def watch(seen):
             with found.stream("GET", "trainings", number, "events") as events:
-                told += events
+                seen += events
 
-        threads = [threading.Thread(target=watch, args=(told,)) for told in heard]
+        threads = [threading.Thread(target=watch, args=(seen,)) for seen in streams]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(60)
-        for told in heard:
-            assert told[-1][1]["state"] == "done"
-            steps = told[0][1]["curves"].get("Marta", {"step": []})["step"]
-            steps += [data["step"] for name, data in told if name == "point"]
+        for seen in streams:
+            assert seen[-1][1]["state"] == "done"
+            steps = seen[0][1]["curves"].get("Marta", {"step": []})["step"]
+            steps += [data["step"] for name, data in seen if name == "point"]
             assert steps == [1, 2, 3, 4, 5, 6]
 
 
@@ -349,8 +349,8 @@ def test_what_is_being_stopped_is_not_paused_instead(tmp_path, monkeypatch):
         assert found.post("trainings", number, "pause")["state"] == "preparing"
         assert found.post("trainings", number, "resume")["message"] == training_queue.PREPARING
         assert found.post("trainings", number, "stop")["state"] == "preparing"
-        told = found.refused(409, "POST", "trainings", number, "pause")["message"]
-        assert "being stopped" in told
+        message = found.refused(409, "POST", "trainings", number, "pause")["message"]
+        assert "being stopped" in message
         held.set()
         ended(found, number, "stopped")
         assert "Marta" not in found.state.prompts
