@@ -9,10 +9,11 @@ import pytest
 pytest.importorskip("llama_cpp", reason="make engines installs it")
 
 import to_gguf
+from batches import write_batch
 from engines.gguf_files import gguf_file, gguf_model, transformers_model
 from softlore import Context, Entry, Lorebook, SoftPrompt, generate, logits, runner_for
 from softlore.context import compose
-from softlore.decode import GenerationRequest, write, write_batch, write_request
+from softlore.decode import GenerationRequest, write, write_request
 from softlore.decode.llamacpp import LlamaCppModelRunner
 from softlore.errors import ConfigError, ContextOverflowError, ModelError, PromptMismatchError
 from softlore.model.gguf import CacheTypes, GGUFModel

@@ -12,7 +12,6 @@ from softlore.decode.writing import (
     generate,
     runner_for,
     write,
-    write_batch,
     write_request,
 )
 
@@ -37,6 +36,5 @@ __all__ = [
     "sample_ids",
     "sample_passages",
     "write",
-    "write_batch",
     "write_request",
 ]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from typing import Any, Literal, Self, overload
 
 from softlore.context.compose import ContextLike
 from softlore.decode.batch import RunningBatch, SequenceGroup
 from softlore.decode.conditioning import Conditioning, weighted
 from softlore.decode.model_runner import ModelRunner, TorchModelRunner
-from softlore.decode.output import FinishReason, OutputStream, OutputView, Token
+from softlore.decode.output import FinishReason, OutputView, Token
 from softlore.decode.prefix_cache import CacheUsage, PrefixCache
 from softlore.decode.request import GenerationRequest, Stop
-from softlore.errors import ConfigError, UnsupportedModelError
+from softlore.errors import UnsupportedModelError
 from softlore.model import FrozenModel, LanguageModel
 
 Runnable = LanguageModel | ModelRunner
@@ -128,50 +128,6 @@ def write_request(model: Runnable, request: GenerationRequest) -> TextStream:
     n_sequences = len(weighted(request.conditioning)) + 1
     batch = RunningBatch(runner_for(model, n_sequences, cached=False))
     return TextStream(batch, batch.add(request), close_runner=batch.runner is not model)
-
-
-def write_batch(
-    model: Runnable, requests: Sequence[GenerationRequest | ContextLike]
-) -> tuple[list[OutputStream], Generator[tuple[int, Token]]]:
-    """Generates several texts at once, a token each in turn.
-
-    Every text is what `write` would generate alone with the same seed, up to rounding.
-
-    Args:
-        model: or a runner, which may have room for so many texts only.
-
-    Returns:
-        The texts (filled as they are generated), and the tokens as they come, each with the number
-        of its text.
-
-    Raises:
-        ConfigError: no requests, or a setting out of range.
-        ContextError, PromptMismatchError: as `write` does.
-    """
-    if not requests:
-        raise ConfigError("no requests were given; expected at least one context; give some")
-    n_sequences = sum(
-        len(weighted(r.conditioning)) + 1 if isinstance(r, GenerationRequest) else 1
-        for r in requests
-    )
-    batch = RunningBatch(runner_for(model, n_sequences, cached=False))
-    groups = [
-        batch.add(r if isinstance(r, GenerationRequest) else GenerationRequest(r)) for r in requests
-    ]
-    numbers = {group: number for number, group in enumerate(groups)}
-
-    def tokens() -> Generator[tuple[int, Token]]:
-        try:
-            while len(batch):
-                for group, token in batch.step():
-                    yield numbers[group], token
-        finally:
-            for group in groups:
-                batch.remove(group)
-            if batch.runner is not model:
-                batch.runner.close()
-
-    return [group.output for group in groups], tokens()
 
 
 @overload
