@@ -454,8 +454,8 @@ def test_a_strength_that_is_no_number_is_refused(strength):
         generate(tiny_model(), "x", 2, conditioning=[("a", strength)])
 
 
-def test_too_many_heads_are_refused():
-    with pytest.raises(ConfigError, match="17 heads were given"):
+def test_too_many_conditionings_are_rejected():
+    with pytest.raises(ConfigError, match="17 conditionings were given"):
         generate(tiny_model(), "x", 2, conditioning=[("a", 0.1)] * 17)
 
 

@@ -56,7 +56,7 @@ def recall(runner: ModelRunner, conditioning: ContextLike, blocks: Sequence[Bloc
         for response in block.responses:
             ids = runner.model.encode(response, inside=True)
             predicted = logprobs(runner, conditioning, [*call, *ids])[len(call) - 1 :]
-            losses.append(float(-predicted.gather(1, torch.tensor(ids)[:, None]).fmean()))
+            losses.append(float(-predicted.gather(1, torch.tensor(ids)[:, None]).mean()))
     return fmean(losses)
 
 
@@ -67,7 +67,7 @@ def drift(
 
 
 def _kl(teacher: Tensor, student: Tensor) -> float:
-    return float((teacher.exp() * (teacher - student)).sum(1).fmean())
+    return float((teacher.exp() * (teacher - student)).sum(1).mean())
 
 
 def measure_model(

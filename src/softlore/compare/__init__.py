@@ -1,1 +1,1 @@
-"""Comparisons for people to read: tables, plots, reports, and the demo."""
+"""The experiment harness, comparisons of methods, the demo, and reports with tables and plots."""

@@ -127,24 +127,17 @@ def make_all(
         seconds = time.monotonic() - start if kind != "none" else 0.0
         conditionings = {entry: one for entry, one in made.items() if one is not None}
         results += [MethodResult(name, kind, conditionings, seconds)] if conditionings else []
-    training_seconds = time_budget * (1 - SEARCH_SHARE) / len(SOFT)
     # The measures ask for calls and responses; entries that all have them are trained on them only.
-    settings: dict[str, Any] = {"distil_weight": 0.0} if all(entry.blocks for entry in book) else {}
+    settings: dict[str, Any] = {"entries": book.entries, "max_spacing": 96, "seed": seed}
+    settings |= {"distil_weight": 0.0} if all(entry.blocks for entry in book) else {}
+    settings["time_budget"] = time_budget * (1 - SEARCH_SHARE) / len(SOFT)
     for kind, n_tokens in SOFT:
         if kind == "embedding" or model.takes_prefix:
-            on_method(f"{kind}, {n_tokens}")
+            name, guard = f"{kind}, {n_tokens}", DRIFT_GUARDS[kind]
+            on_method(name)
             results.append(
                 train_method(
-                    model,
-                    f"{kind}, {n_tokens}",
-                    entries=book.entries,
-                    kind=kind,
-                    n_tokens=n_tokens,
-                    max_spacing=96,
-                    drift_guard=DRIFT_GUARDS[kind],
-                    seed=seed,
-                    time_budget=training_seconds,
-                    **settings,
+                    model, name, kind=kind, n_tokens=n_tokens, drift_guard=guard, **settings
                 )
             )
     return results

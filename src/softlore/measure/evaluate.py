@@ -55,27 +55,19 @@ def evaluate(
     """
     distances = check_settings(stories, story_tokens, distances)
     start = time.monotonic()
-    entries = [entry for entry in book if entry.name in prompts]
-    missing = [entry.name for entry in book if entry.name not in prompts]
-    if not entries:
-        raise UnknownPromptError(
-            f"none of the {len(book)} entries of lorebook {book.name!r} has a prompt there; "
-            f"expected some of {', '.join(map(repr, missing))}; train them first, or name the "
-            "folder that holds them"
-        )
-    prompts = {entry.name: prompts[entry.name] for entry in entries}
     report = on_progress or (lambda done, doing: None)
     report(0.0, "unrelated text")
+    entries, missing = _with_prompts(book, prompts)
+    prompts = {entry.name: prompts[entry.name] for entry in entries}
     material = gather(model, max(distances), seed, story)
     evaluator = ConditioningEvaluator(model, material, distances)
-    companies = _companies([entry.name for entry in entries])
-    conditionings = {
-        entry.name: _conditionings(entry, prompts, companies[entry.name]) for entry in entries
-    }
-    measured: dict[str, dict[str, Measures | None]] = {}
+    companies = _companies(list(prompts))
+    conditionings, measured = {}, {}
     for number, entry in enumerate(entries):
-        report((number + 0.5) / (len(entries) + 1.5), entry.name)
-        measured[entry.name] = _measure_entry(evaluator, entry, conditionings[entry.name], seed)
+        name = entry.name
+        report((number + 0.5) / (len(entries) + 1.5), name)
+        conditionings[name] = _conditionings(entry, prompts, companies[name])
+        measured[name] = _measure_entry(evaluator, entry, conditionings[name], seed)
     story_evaluator = StoryEvaluator(model, material, entries, stories, story_tokens, seed)
     if stories:
         report(1 - 1 / (len(entries) + 1.5), "stories")
@@ -95,6 +87,21 @@ def evaluate(
     ]
     seconds = time.monotonic() - start
     return Evaluation(book.name, model.name, settings, results, missing, seconds)
+
+
+def _with_prompts(
+    book: Lorebook, prompts: Mapping[str, SoftPrompt]
+) -> tuple[list[Entry], list[str]]:
+    """The entries that have a prompt, and the names of those that have none."""
+    entries = [entry for entry in book if entry.name in prompts]
+    missing = [entry.name for entry in book if entry.name not in prompts]
+    if not entries:
+        raise UnknownPromptError(
+            f"none of the {len(book)} entries of lorebook {book.name!r} has a prompt there; "
+            f"expected some of {', '.join(map(repr, missing))}; train them first, or name the "
+            "folder that holds them"
+        )
+    return entries, missing
 
 
 def check_settings(stories: int, story_tokens: int, distances: Sequence[int]) -> list[int]:
