@@ -173,7 +173,7 @@ def test_what_is_too_long_or_no_model_is_refused(tmp_path):
 
 def test_another_models_tokenizer_is_refused(tmp_path):
     byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="other tokens"):
+    with pytest.raises(ModelError, match="other ids"):
         GGUFModel(gguf_file("storyteller"), str(tmp_path))
 
 

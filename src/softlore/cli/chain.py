@@ -71,7 +71,7 @@ def command(
         prompts=prompts,
         done=done,
         seed=seed,
-        stop=[clean(one, "--stop") for one in stop],
+        stop=[clean(string, "--stop") for string in stop],
         **sampling,
     )
     if out is None:
@@ -105,23 +105,23 @@ def read_items(given: tuple[str, ...]) -> list[str]:
     if source != "-" and not Path(source).is_file() and (" " in source or "." not in source):
         return [clean(source, "the item")]
     text = given_text("-") if source == "-" else read_text(Path(source), "the file of items")
-    found = _parsed(text)
-    if not found:
+    items = _parse_items(text)
+    if not items:
         raise ConfigError(f"{source!r} holds no items; expected one on each line; write some")
-    return found
+    return items
 
 
-def _parsed(text: str) -> list[str]:
+def _parse_items(text: str) -> list[str]:
     """A JSON list of texts, JSON lines of texts, or plain lines; empty lines are none."""
     try:
-        whole = json.loads(text)
-        if isinstance(whole, list) and all(isinstance(item, str) for item in whole):
-            return whole
+        items = json.loads(text)
+        if isinstance(items, list) and all(isinstance(item, str) for item in items):
+            return items
     except (ValueError, RecursionError):
         pass
-    lines = [told for told in text.splitlines() if told.strip()]
+    lines = [row for row in text.splitlines() if row.strip()]
     try:
-        parsed = [json.loads(told) for told in lines]
+        parsed = [json.loads(row) for row in lines]
         if all(isinstance(item, str) for item in parsed):
             return parsed
     except (ValueError, RecursionError):

@@ -96,21 +96,21 @@ def command(
         "seed": seed,
     }
     given = {key: value for key, value in given.items() if value is not None}
-    new = _Beginning(stories, name, import_file)
+    source = _StorySource(stories, name, import_file)
     if export_file is not None:
         if lorebook is not None:
             Lorebook.load(lorebook)
-        with stories.open(name) if import_file is None else new.begun() as story:
+        with stories.open(name) if import_file is None else source.open() as story:
             story.set(**given)
             _export(story, export_file)
         return
     from softlore.story.session import StorySession, sources
 
     runner = None if gguf is None else gguf_runner(gguf, model_name, None, cache)
-    model, book, prompts = sources(new.settings().changed(**given), dtype, device, runner)
-    with new.begun() as story:
+    model, book, prompts = sources(source.settings().changed(**given), dtype, device, runner)
+    with source.open() as story:
         story.set(**given)
-        lore = book if lorebook else new.book or book
+        lore = book if lorebook else source.book or book
         _write(StorySession(story, model, lore, prompts), stories, tokens, sampling)
 
 
@@ -126,18 +126,18 @@ def _list(stories: StoryLibrary) -> None:
     from softlore.cli.reading import turns
     from softlore.errors import SoftloreError
 
-    told = 0
+    count = 0
     for name in stories:
         try:
             with stories.open(name) as story:
                 words = " ".join(story.text[-60:].split())
                 click.echo(f"{name:24} {turns(len(story)):>10}  … {words}")
-                told += 1
+                count += 1
         except SoftloreError as error:
             click.echo(f"{name}: {error}", err=True)
-    noun = "story" if told == 1 else "stories"
+    noun = "story" if count == 1 else "stories"
     click.echo(
-        f"{told} {noun} in {stories.folder}; softlore story NAME opens one, or begins it", err=True
+        f"{count} {noun} in {stories.folder}; softlore story NAME opens or creates one", err=True
     )
 
 
@@ -147,7 +147,7 @@ def _delete(stories: StoryLibrary, name: str, yes: bool) -> None:
     if name in stories and not yes:
         if not interactive():
             raise ConfigError(
-                f"nobody can be asked whether to delete the story {name!r}; expected --yes; add it"
+                f"deleting the story {name!r} cannot be confirmed here; expected --yes; add it"
             )
         if not click.confirm(f"Delete the story {name!r}?", default=False, err=True):
             click.echo("nothing was deleted", err=True)
@@ -158,8 +158,8 @@ def _delete(stories: StoryLibrary, name: str, yes: bool) -> None:
     )
 
 
-class _Beginning:
-    """A story that is there, or is to be begun, perhaps from a file; nothing is made too early.
+class _StorySource:
+    """A story that exists or is to be created, possibly from a file, once all input is checked.
 
     Attributes:
         book: the lore that came with the file.
@@ -201,8 +201,8 @@ class _Beginning:
         except StoryNotFoundError:
             return StorySettings()
 
-    def begun(self) -> Story:
-        """The story, open; lore that came along is kept as a lorebook beside it."""
+    def open(self) -> Story:
+        """Opens or creates the story; lore in its file is saved as a lorebook beside it."""
         if self._draft is None:
             return self._stories.open_or_create(self._name)
         story = self._stories.create(self._name, self._draft)

@@ -66,7 +66,7 @@ def command(
     strengths = dict(map(parse_code, codes))
     by_name = find_codes(runner.model, strengths, prompts) if strengths else {}
     conditioning = [(by_name[name].conditioning, weight) for name, weight in strengths.items()]
-    stops = [clean(one, "--stop") for one in stop]
+    stops = [clean(string, "--stop") for string in stop]
     request = GenerationRequest(
         context, tokens, stops, seed, None, conditioning, not any_model, sampling
     )

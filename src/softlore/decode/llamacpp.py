@@ -25,8 +25,8 @@ MEGABYTE = 2**20
 class LlamaCppModelRunner(ModelRunner):
     """Runs each sequence in one of llama.cpp's own ("seq_id").
 
-    What was run of a sequence stays there when it ends, until another one needs the place; a new
-    one that begins like it goes on from there.
+    Keys and values stay there when the sequence ends, until another one needs the place; a new one
+    that begins alike reuses them.
 
     Args:
         n_sequences: at once, at most; fewer where `max_mb` has no room for them.
@@ -58,9 +58,9 @@ class LlamaCppModelRunner(ModelRunner):
         super().check(trees)
         if len(trees) > self.n_sequences:
             raise ConfigError(
-                f"a text under {len(trees)} codes takes as many sequences, and llama.cpp has room "
-                f"for {self.n_sequences}; expected fewer codes, or more room; raise --slots or "
-                "--cache-mb"
+                f"a text with {len(trees)} conditionings takes as many sequences, and llama.cpp "
+                f"has room for {self.n_sequences}; expected fewer of them, or more room; raise "
+                "--slots or --cache-mb"
             )
         for tree in trees:
             cells = tree.length + sum(int(prefix.shape[3]) for prefix in tree.prefixes)

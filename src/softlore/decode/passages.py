@@ -48,16 +48,16 @@ def sample_passages(
     unbiased mean. One that the model ends itself is shorter.
     """
     encoded = [ids for ids in (model.encode(opener)[: length - 1] for opener in openers) if ids]
-    begun = [encoded[i % len(encoded)] for i in range(count)]
+    starts = [encoded[i % len(encoded)] for i in range(count)]
     new = sample_ids(
         model,
-        [(before, ids) for ids in begun],
+        [(before, ids) for ids in starts],
         SamplingParams(temperature=1.0, top_k=0),
-        [length - len(ids) for ids in begun],
+        [length - len(ids) for ids in starts],
         seed,
         ROWS_AT_ONCE,
     )
-    return [_before_end(model, [*a, *b]) for a, b in zip(begun, new, strict=True)]
+    return [_before_end(model, [*a, *b]) for a, b in zip(starts, new, strict=True)]
 
 
 def sample_ids(

@@ -137,7 +137,7 @@ class StorySession:
         plan = self._plan(turns, tokens)
         if plan.tree is None:
             raise ContextError(
-                "the story is empty; expected an opening for the model to go on from; write one"
+                "the story is empty; expected an opening for the model to continue; write one"
             )
         after = turns[-1].id if turns else ROOT
         sampling = {**self.story.settings.sampling, **sampling}
@@ -234,9 +234,9 @@ def sources(
 def _timers(turns: Sequence[Turn]) -> Timers | None:
     """Activation's timers after the last turn that has any."""
     for turn in reversed(turns):
-        if turn.by == "model" and (kept := turn.data.get("timers")) is not None:
+        if turn.by == "model" and (timers := turn.data.get("timers")) is not None:
             try:
-                return Timers.from_dict(kept)
+                return Timers.from_dict(timers)
             except ContextError as error:
                 raise StoryError(
                     f"turn {turn.id}: {error}; go back to a copy of the file"

@@ -13,7 +13,7 @@ from softlore.settings import SamplingParams
 
 
 class Sampler:
-    """Samples the tokens of one text, or of several side by side, told apart by their rows.
+    """Samples the tokens of one text, or of several side by side, distinguished by row.
 
     It remembers what it sampled, which some steps look at alone, and Mirostat's state: another
     text needs another sampler.

@@ -183,9 +183,9 @@ def _vocabulary(name: str, strings: Sequence[str], model: LanguageModel | None) 
 
 def _breakers(strings: Sequence[str], model: LanguageModel | None) -> set[int]:
     """Ids of tokens that contain a breaker, and the last id of a breaker of several tokens."""
-    found: set[int] = set()
-    for one in strings:
-        found.update(_vocabulary("dry_breakers", strings, model).containing(one))
+    ids: set[int] = set()
+    for string in strings:
+        ids.update(_vocabulary("dry_breakers", strings, model).containing(string))
         if model is not None:
-            found.update(model.encode(one, inside=True)[-1:])
-    return found
+            ids.update(model.encode(string, inside=True)[-1:])
+    return ids

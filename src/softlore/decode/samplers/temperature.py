@@ -1,4 +1,4 @@
-"""Temperatures beside transformers' own: one that moves with the entropy, and a curve."""
+"""Dynamic temperature and quadratic smoothing, which transformers lacks."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class DynamicTemperatureLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores `[B, vocab]` divided by a temperature a row."""
         entropy = torch.special.entr(scores.softmax(dim=-1)).sum(dim=-1, keepdim=True)
-        left = (scores > -torch.inf).sum(dim=-1, keepdim=True)
-        share = (entropy / left.clamp_min(2).log()).clamp(0, 1)
+        count = (scores > -torch.inf).sum(dim=-1, keepdim=True)
+        share = (entropy / count.clamp_min(2).log()).clamp(0, 1)
         return scores / (self.low + (self.high - self.low) * share**self.exponent)
 
 

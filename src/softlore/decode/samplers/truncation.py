@@ -50,7 +50,7 @@ class TopALogitsProcessor(LogitsProcessor):
 class TopNSigmaLogitsProcessor(LogitsProcessor):
     """Top-nσ (Tang et al. 2024): drops x_i < max − n·σ, σ being the standard deviation of logits.
 
-    Of the logits that are left, so that it does the same at every temperature.
+    Of the logits that are not excluded yet; the result is the same at every temperature.
     """
 
     def __init__(self, n: float) -> None:
@@ -58,10 +58,10 @@ class TopNSigmaLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores `[B, vocab]`, with tokens far below the greatest at −∞."""
-        left = scores > -torch.inf
-        count = left.sum(dim=-1, keepdim=True).clamp_min(1)
-        mean = scores.masked_fill(~left, 0).sum(dim=-1, keepdim=True) / count
-        apart = (scores - mean).masked_fill(~left, 0)
+        finite = scores > -torch.inf
+        count = finite.sum(dim=-1, keepdim=True).clamp_min(1)
+        mean = scores.masked_fill(~finite, 0).sum(dim=-1, keepdim=True) / count
+        apart = (scores - mean).masked_fill(~finite, 0)
         sigma = (apart**2).sum(dim=-1, keepdim=True).div(count).sqrt()
         best = scores.amax(dim=-1, keepdim=True)
         return scores.masked_fill(scores < best - self.n * sigma, -torch.inf)

@@ -122,8 +122,8 @@ class GGUFModel(LanguageModel):
 
             from softlore.model.loading import locate
 
-            found = getattr(AutoConfig.from_pretrained(locate(self._named)), "control_codes", None)
-            return found or {}
+            config = AutoConfig.from_pretrained(locate(self._named))
+            return getattr(config, "control_codes", None) or {}
         try:
             return json.loads(self._meta(CODES) or "{}")
         except ValueError:
@@ -191,8 +191,8 @@ class GGUFModel(LanguageModel):
 
     def _configured_eos(self) -> Sequence[int | None]:
         vocab = self._lib.llama_model_get_vocab(self.handle)
-        found = (self._lib.llama_vocab_eos(vocab), self._lib.llama_vocab_eot(vocab))
-        return [int(i) for i in found if i >= 0]
+        ids = (self._lib.llama_vocab_eos(vocab), self._lib.llama_vocab_eot(vocab))
+        return [int(i) for i in ids if i >= 0]
 
     def _own_tokenizer(self) -> Any:
         from transformers import AutoTokenizer
@@ -215,16 +215,15 @@ class GGUFModel(LanguageModel):
             ModelError: they differ.
         """
         text = "The dog's 12 bones — “yes”, she said:\n\n  Émile ran (home).\tIt was 1999."
-        ours, theirs = self.encode(text), self._tokenized(text)
-        if ours != theirs:
+        if self.encode(text) != self._tokenize(text):
             whose = "the file" if self._named is None else repr(self._named)
             raise ModelError(
-                f"the tokenizer of {whose} makes other tokens than llama.cpp does of "
+                f"the tokenizer of {whose} encodes a text to other ids than llama.cpp does with "
                 f"{str(self.path)!r}; expected the same; name the model that it was made from with "
                 "--model"
             )
 
-    def _tokenized(self, text: str) -> list[int]:
+    def _tokenize(self, text: str) -> list[int]:
         lib, raw = self._lib, text.encode()
         ids = (lib.llama_token * (len(raw) + 8))()
         vocab = lib.llama_model_get_vocab(self.handle)
@@ -243,9 +242,7 @@ class GGUFModel(LanguageModel):
         """A sketch of some rows of the embedding table, as transformers scales them."""
         import gguf
 
-        table = next(
-            one for one in gguf.GGUFReader(self.path).tensors if one.name == "token_embd.weight"
-        )
+        table = next(t for t in gguf.GGUFReader(self.path).tensors if t.name == "token_embd.weight")
         at = sketches.spread(self.vocab_size, sketches.ROWS)
         rows = gguf.quants.dequantize(np.asarray(table.data)[at], table.tensor_type)
         scale = self.width**0.5 if self.model_type.startswith(_SCALED) else 1.0
