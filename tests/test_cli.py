@@ -316,7 +316,11 @@ def test_write_without_copying(town, model):
     ended = written("--no-copy", 8, "--tokens", 5, "--seed", 1)
     assert ended.code == 0, ended.err
     assert ended.out.startswith("Ada wears")
-    assert_refused(written("--no-copy", 2), "no_copy is 2; expected 0 for none, or 4 tokens")
+    for short in (-1, 2):
+        said = f"no_copy is {short}; expected 0 for none, or 4 tokens"
+        assert_refused(written("--no-copy", short), said)
+            written("--no-copy", short), f"no_copy is {short}; expected 0 for none, or 4"
+        )
     assert_refused(
         written("--no-copy", 8, "--sampler", "no_copy=8"), "no_copy is given twice", "--no-copy"
     )
@@ -355,7 +359,7 @@ def test_a_code_where_there_are_none(model, tmp_path):
         (["hard", "search", "x.yaml", "--fluency", "nan"], "'nan' is not a finite number"),
         (["hard", "search", "x.yaml", "--fluency", "-1"], "-1.0 is not in the range x>=0"),
         (["hard", "distil", "x", "--name", "x", "--time-budget", "nan"], "'nan' is not a finite"),
-        (["write", "x", "--no-copy", "-1"], "-1 is not in the range"),
+        (["write", "x", "--no-copy", "few"], "no_copy is 'few'; expected 0 for none"),
         (["write", "x", "--tokens", "1.5"], "'1.5' is not a valid integer"),
         (["write", "x", "--seed", "-1"], "-1 is not in the range"),
         (["write", "x", "--seed", "9" * 30], "is not in the range"),
