@@ -319,8 +319,6 @@ def test_write_without_copying(town, model):
     for short in (-1, 2):
         said = f"no_copy is {short}; expected 0 for none, or 4 tokens"
         assert_refused(written("--no-copy", short), said)
-            written("--no-copy", short), f"no_copy is {short}; expected 0 for none, or 4"
-        )
     assert_refused(
         written("--no-copy", 8, "--sampler", "no_copy=8"), "no_copy is given twice", "--no-copy"
     )
