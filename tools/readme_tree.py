@@ -13,8 +13,8 @@ from blocks import ROOT, keep
 
 PACKAGE = ROOT / "src" / "softlore"
 # In the order the data travels.
-ORDER = """__init__.py errors.py settings disk.py lore storyteller demo vllm_connector model prompts context
-decode measure tune control compare story serve mkultra cli __main__.py""".split()
+ORDER = """__init__.py errors.py settings disk.py lore storyteller demo vllm_connector model prompts
+context decode measure tune control compare story serve mkultra cli __main__.py""".split()
 OTHERS = {
     "tools": "corpus, quests, storyteller training, measures, bench, this tree",
     "examples": "four notebooks and a lorebook",
