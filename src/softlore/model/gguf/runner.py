@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,6 @@ from torch import Tensor
 from softlore.errors import ConfigError, EngineError
 from softlore.model.gguf.library import llama
 from softlore.model.gguf.state import joined, parse
-
-if TYPE_CHECKING:
-    from softlore.model.gguf.model import GGUFModel
 
 STEP = 512  # tokens that are decoded at once
 MAX_STATES = 32  # prefixes whose states are cached
@@ -82,12 +79,13 @@ class LlamaCppContext:
     """A context of llama.cpp with room for sequences.
 
     Args:
+        model: a GGUFModel, whose file imports this one.
         sequences: how many.
         cells: tokens whose keys and values each of them has room for.
     """
 
     def __init__(
-        self, model: GGUFModel, sequences: int, cells: int, cache: CacheTypes | None = None
+        self, model: Any, sequences: int, cells: int, cache: CacheTypes | None = None
     ) -> None:
         self._llama = lib = llama()
         self.model = model
