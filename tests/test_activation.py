@@ -467,35 +467,6 @@ def test_invalid_timers(data):
         Timers.from_dict(data)
 
 
-# Budget
-
-
-def test_the_budget_fills_by_descending_order_until_one_does_not_fit():
-    book = [
-        entry("low", constant=True, order=1, text="x"),
-        entry("high", constant=True, order=9, text="xxxx"),
-        entry("middle", constant=True, order=5, text="xxx"),
-        entry("free", constant=True, order=2, text="x", ignore_budget=True),
-    ]
-    found = activate(book, [], cost=lambda one: len(one.text), budget=6)
-    assert names(found) == ["free", "high"]
-    assert found.cost == 5
-    assert why(found, "middle") == "budget: costs 3, and 2 of 6 are left"
-    assert why(found, "low") == "budget: nothing enters after 'middle', which did not fit"
-    assert len(activate(book, [], cost=lambda one: len(one.text), budget=9).active) == 4
-
-
-def test_a_spent_budget_stops_recursion():
-    book = [
-        entry("Emma", "Emma", order=9, text="Lane"),
-        entry("Marta", "Emma", order=1, text="A long text."),
-        entry("Lane", "Lane", text="x"),
-    ]
-    found = activate(book, ["Emma"], cost=lambda one: len(one.text), budget=10)
-    assert names(found) == ["Emma"]
-    assert [skipped.entry.name for skipped in found.skipped] == ["Marta"]
-
-
 # Positions
 
 
@@ -543,12 +514,6 @@ def test_placed():
 def test_settings_that_do_not_fit(fields):
     with pytest.raises(ConfigError, match=next(iter(fields))):
         ScanSettings(**fields)
-
-
-@pytest.mark.parametrize("fields", [{"budget": 1}, {"cost": len}, {"cost": len, "budget": -1}])
-def test_a_budget_that_does_not_fit(fields):
-    with pytest.raises(ConfigError, match="budget"):
-        activate([], [], **fields)
 
 
 def test_a_single_text_is_no_story():

@@ -86,10 +86,6 @@ seeds = st.integers(0, 2**32)
 texts = st.lists(st.sampled_from(WORDS), max_size=4).map(" ".join)
 
 
-def cost(entry):
-    return len(entry.text)
-
-
 # The reference
 
 
@@ -116,14 +112,13 @@ def matches(key, text, case, whole):
 class Reference:
     """Applies all rules from the start: what is active, by round, and what is skipped."""
 
-    def __init__(self, book, messages, scanning, called, seed, budget):
+    def __init__(self, book, messages, scanning, called, seed):
         self.book, self.messages, self.scanning, self.seed = book, messages, scanning, seed
         self.n = len(messages)
         self.called = {name: at for name, at in called.items() if at < self.n}
-        self.budget = math.inf if budget is None else budget
         self.round_of, self.key_of, self.skipped = {}, {}, set()
         self.rounds = []  # the entries that entered, by round
-        self.lost, self.full, self.spent = set(), False, 0
+        self.lost = set()
         self.run()
 
     def sticky(self, entry):
@@ -176,7 +171,7 @@ class Reference:
             entered = self.one_round(number, level)
             self.rounds.append(entered)
             said = [e for e in entered if not e.prevent_recursion]
-            if self.full or not self.scanning.recursive or number == self.scanning.max_rounds:
+            if not self.scanning.recursive or number == self.scanning.max_rounds:
                 break
             if said:
                 if level == 0 and levels:
@@ -208,7 +203,9 @@ class Reference:
             called.append(entry)
         called.sort(key=lambda e: -e.order)
         called.sort(key=lambda e: not self.sticky(e))
-        return self.afford(self.lucky(self.grouped(called)), number)
+        entered = self.lucky(self.grouped(called))
+        self.round_of |= dict.fromkeys((entry.name for entry in entered), number)
+        return entered
 
     def grouped(self, called):
         active = [e for e in self.book if e.name in self.round_of]
@@ -250,18 +247,6 @@ class Reference:
                 self.lost.add(entry.name)
         return [e for e in called if e.name not in self.lost]
 
-    def afford(self, called, number):
-        entered = []
-        for entry in called:
-            fits = not self.full and self.spent + cost(entry) <= self.budget
-            if entry.ignore_budget or fits:
-                self.spent += cost(entry)
-                self.round_of[entry.name] = number
-                entered.append(entry)
-            else:
-                self.full = True
-        return entered
-
     def timers(self):
         running = {
             e.name: self.called[e.name]
@@ -280,11 +265,9 @@ def test_activation_agrees_with_the_reference(number):
     rng = random.Random(number)
     book, scanning = random_book(rng), random_settings(rng)
     timers, seed = Timers(), rng.randint(0, 9)
-    budget = rng.choice([None, None, 5, 20])
-    price = None if budget is None else cost
     for messages in random_stories(rng):
-        rules = Reference(book, messages, scanning, timers.triggered, seed, budget)
-        found = activate(book, messages, scanning, timers, seed=seed, cost=price, budget=budget)
+        rules = Reference(book, messages, scanning, timers.triggered, seed)
+        found = activate(book, messages, scanning, timers, seed=seed)
         expected = sorted((e for e in book if e.name in rules.round_of), key=lambda e: e.order)
         assert [one.entry for one in found.active] == expected
         assert [(one.round, one.key) for one in found.active] == [
@@ -292,9 +275,7 @@ def test_activation_agrees_with_the_reference(number):
         ]
         assert {one.entry.name for one in found.skipped} == rules.skipped - set(rules.round_of)
         assert found.timers.to_dict() == rules.timers()
-        if budget is not None:
-            assert found.cost == sum(cost(e) for e in expected)
-        again = activate(book, messages, scanning, timers, seed=seed, cost=price, budget=budget)
+        again = activate(book, messages, scanning, timers, seed=seed)
         assert again == found
         timers = Timers.from_dict(json.loads(json.dumps(found.timers.to_dict())))
 

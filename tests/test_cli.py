@@ -591,7 +591,7 @@ def test_a_folder_that_may_not_be_written(town, model):
         ended = train(town, model, "--overwrite")
     finally:
         (town / "out").chmod(0o700)
-    assert_refused(ended, "choose a folder that you may write to")
+    assert_refused(ended, "choose a folder you may write to")
     assert contents(town / "out") == before
 
 

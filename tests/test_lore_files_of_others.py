@@ -19,7 +19,7 @@ from running import save_tiny_model, softlore
 from softlore.cli.lore import FORMATS
 from softlore.errors import LoreError
 from softlore.lore import Block, Entry, Lorebook, files
-from softlore.lore.formats import charx, png
+from softlore.lore.formats import containers
 from softlore.lore.formats.registry import EXPORTERS
 
 
@@ -28,7 +28,7 @@ def chunk(kind, body, crc=None):
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
 
-HEAD = png.SIGNATURE + chunk(b"IHDR", struct.pack(">2I5B", 1, 1, 8, 0, 0, 0, 0))
+HEAD = containers.PNG + chunk(b"IHDR", struct.pack(">2I5B", 1, 1, 8, 0, 0, 0, 0))
 BODY = chunk(b"IDAT", zlib.compress(b"\0\0"))
 END = chunk(b"IEND", b"")
 
@@ -52,7 +52,7 @@ def archive(members, method=zipfile.ZIP_DEFLATED):
 
 def texts_of(content):
     """The text chunks of a picture, parsed independently."""
-    found, place = {}, len(png.SIGNATURE)
+    found, place = {}, len(containers.PNG)
     while place < len(content):
         length, kind = struct.unpack_from(">I4s", content, place)
         body = content[place + 8 : place + 8 + length]
@@ -128,7 +128,7 @@ def test_a_plain_picture(tmp_path):
 
 DAMAGED = {
     "cut": picture(text_chunk(b"chara", samples.CARD_V2))[:200],
-    "signature": png.SIGNATURE,
+    "signature": containers.PNG,
     "no card": picture(),
     "crc": HEAD + chunk(b"tEXt", b"chara\0e30=", crc=1) + END,
     "length": HEAD + struct.pack(">I", 2**32 - 1) + b"tEXtchara",
@@ -192,7 +192,7 @@ def test_a_card_in_an_archive(tmp_path):
 
 
 def bomb():
-    return archive({"card.json": b" " * (charx.MAX_CARD_BYTES + 1)})
+    return archive({"card.json": b" " * (containers.MAX_CARD_BYTES + 1)})
 
 
 def lying_size():
@@ -239,7 +239,7 @@ def test_damaged_archives(tmp_path, fault):
 
 
 def test_an_archive_that_unpacks_to_too_much_is_not_copied(tmp_path, monkeypatch):
-    monkeypatch.setattr(charx, "MAX_BYTES", 1000)
+    monkeypatch.setattr(containers, "MAX_BYTES", 1000)
     (tmp_path / "a.charx").write_bytes(
         archive({"card.json": b"{}", "a": b"x" * 600, "b": b"x" * 600})
     )

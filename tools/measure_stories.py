@@ -12,12 +12,13 @@ the stories.
 
 from __future__ import annotations
 
+import math
 import random
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Annotated
@@ -27,7 +28,7 @@ from measuring import Keep, Seed, Shared, main, measure, show
 from softlore import Entry, FrozenModel, PromptLibrary
 from softlore.compare.harness import Row, grid, interval
 from softlore.compare.methods import train_method
-from softlore.context import Tree, activate, compose, place_entries
+from softlore.context import ActiveEntry, Tree, activate, compose, place_entries
 from softlore.decode import SamplingParams, sample_ids
 from softlore.lore import Lorebook
 from softlore.lore.keywords import count_keywords, lore_keywords
@@ -166,10 +167,31 @@ def compose_text(
     def cost(entry: Entry) -> int:
         return len(model.encode(plain_text(entry)))
 
-    found = activate(composer.entries, turns, composer.scanning, cost=cost, budget=budget)
-    placed = place_entries(found.active).before_char
-    lore = "".join(plain_text(active.entry) for active in placed)
-    return compose(model, Context(lore + "".join(turns))), found.cost
+    active = activate(composer.entries, turns, composer.scanning).active
+    entered = fill_budget(active, cost, budget)
+    placed = place_entries(entered).before_char
+    lore = "".join(plain_text(item.entry) for item in placed)
+    return compose(model, Context(lore + "".join(turns))), sum(cost(i.entry) for i in entered)
+
+
+def fill_budget(
+    active: Sequence[ActiveEntry], cost: Callable[[Entry], int], budget: int
+) -> list[ActiveEntry]:
+    """The active entries that SillyTavern lets into a budget of tokens.
+
+    In each round of the scan, entries enter by descending order until one does not fit. After
+    that only those of the same round with `ignore_budget` enter, and recursion stops.
+    """
+    entered: list[ActiveEntry] = []
+    spent, last_round = 0, math.inf
+    for item in sorted(active, key=lambda item: (item.round, -item.entry.order)):
+        fits = math.isinf(last_round) and spent + cost(item.entry) <= budget
+        if item.round <= last_round and (item.entry.ignore_budget or fits):
+            spent += cost(item.entry)
+            entered.append(item)
+        else:
+            last_round = min(last_round, item.round)
+    return entered
 
 
 def compose_chosen(

@@ -20,9 +20,7 @@ _FIXES = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "your quota is used up: free some space, or write to another disk",
     errno.EFBIG: "the file is larger than allowed here: write to another disk",
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that you may write to"
-    ),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder you may write to"),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make the folder first"),
     errno.EISDIR: "it is a folder: name a file in it",
     errno.ENAMETOOLONG: "choose a shorter name",
@@ -30,14 +28,11 @@ _FIXES = {
 
 
 def write_atomically(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
-    """Writes `parts` one after another as the file `path`, completely or not at all.
+    """Writes the concatenated `parts` as the file `path`, completely or not at all.
 
     They are written to a temporary file in the same folder, which is flushed to the disk and then
-    renamed to `path`. A reader sees the old file or the new one, never a part; if the write fails,
-    the old file stays. A symbolic link at `path` is replaced, not followed.
-
-    Raises:
-        StorageError: the file cannot be written.
+    renamed to `path`. Readers see the old file or the new one; if the write fails, the old file
+    stays. A symbolic link at `path` is replaced, not followed. Raises StorageError on failure.
     """
     target = Path(path)
     temporary = temporary_path(target)
@@ -65,11 +60,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields an empty folder to fill, which becomes `path` when the block ends without an error.
 
     It is made beside `path` under a temporary name and renamed when it is complete. An existing
-    folder is replaced if it holds files of the same names and no others; it is missing for the
-    moment between two renames.
-
-    Raises:
-        StorageError: something else is at `path`, or the folder cannot be written.
+    folder is replaced if it holds files of the same names and no others; between two renames it
+    is missing. Raises StorageError if something else is at `path`, or on failure.
     """
     target = Path(path)
     temporary, old = temporary_path(target), temporary_path(target)
@@ -87,9 +79,9 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 os.rename(old, target)
             raise
         flush_folder(target.parent)
+    except StorageError:
+        raise
     except OSError as error:
-        if isinstance(error, StorageError):
-            raise
         raise storage_error("write", target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -118,11 +110,9 @@ def flush_folder(folder: Path) -> None:
 
 
 def user_folder(name: str, variable: str) -> Path:
-    """Returns the default folder for files of one kind; it need not exist yet.
+    """Returns the folder `name` in the user's data folder (`~/.local/share/softlore` on Linux).
 
-    Args:
-        name: of the folder in the user's data folder (`~/.local/share/softlore` on Linux).
-        variable: an environment variable that names another folder.
+    An environment `variable` may name another folder. The folder need not exist yet.
     """
     if folder := os.environ.get(variable):
         return Path(folder).expanduser()
@@ -137,14 +127,11 @@ def storage_error(verb: str, path: Path, error: OSError) -> StorageError:
 
 
 def _check_replaceable(target: Path, names: set[str]) -> None:
+    problem = ""
     if target.is_symlink() or not target.is_dir():
-        raise StorageError(
-            f"could not write the folder {str(target)!r}: something that is not a folder is "
-            "there; name another path"
-        )
-    others = sorted({entry.name for entry in target.iterdir()} - names)
-    if others:
-        raise StorageError(
-            f"could not write the folder {str(target)!r}: it holds {others[0]!r:.80}, which would "
-            "be lost; name another path"
-        )
+        problem = "something that is not a folder is there"
+    elif others := sorted({entry.name for entry in target.iterdir()} - names):
+        problem = f"it holds {others[0]!r:.80}, which would be lost"
+    if problem:
+        message = f"could not write the folder {str(target)!r}: {problem}; name another path"
+        raise StorageError(message)

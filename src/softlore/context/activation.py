@@ -3,34 +3,33 @@
 A scan runs in rounds. The first searches the last messages of the story for keys, each further one
 the texts of the entries that became active in the round before (recursion)::
 
-    messages ──▶ 1 trigger ──▶ 2 timers, secondary ──▶ 3 groups ──▶ 4 probability ──▶ 5 budget
-                    ▲            keys                                                    │
-                    └────────────── texts of the entries that became active ◀────────────┘
+    messages ──▶ 1 trigger ──▶ 2 timers, secondary keys ──▶ 3 groups ──▶ 4 probability
+                    ▲                                                        │
+                    └──────── texts of the entries that became active ◀──────┘
 
 In each round, of the entries that are enabled and not yet active,
 
 1. constant and sticky ones, and those with a key in the texts searched, are triggered;
 2. those whose delay or cooldown is not over, or whose secondary keys forbid it, are skipped;
 3. one entry of each group remains;
-4. the others become active with their probability;
-5. by descending order, entries enter until one does not fit the budget.
+4. the others become active with their probability.
 
 The scan ends when a round activates nothing new. Entries with `delay_until_recursion` take part
 from the second round on: the lowest level first, the next when a round activated nothing.
 
-All functions are pure: the same story, settings and seed give the same result.
+All functions are pure: the same story, settings and seed give the same result. Which of the active
+entries enter the context is decided by `budget.py`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
 from softlore.context.scan import Candidate, Scan, ScanSettings
 from softlore.context.timers import Timers
-from softlore.errors import ConfigError, ContextError
+from softlore.errors import ContextError
 from softlore.lore import Entry
 from softlore.lore.entry import Role
 
@@ -71,14 +70,12 @@ class Activation:
         skipped: in the same order.
         bad_keys: keys that could not be searched for.
         timers: to be passed to the next scan.
-        cost: of the active entries together; 0 without a budget.
     """
 
     active: list[ActiveEntry]
     skipped: list[SkippedEntry]
     bad_keys: list[BadKey]
     timers: Timers
-    cost: int
 
 
 @dataclass
@@ -106,8 +103,6 @@ def activate(
     timers: Timers | None = None,
     *,
     seed: int = 0,
-    cost: Callable[[Entry], int] | None = None,
-    budget: int | None = None,
 ) -> Activation:
     """Returns the entries that a story activates.
 
@@ -118,29 +113,14 @@ def activate(
         timers: those of the scan before this one; None: none yet.
         seed: of the draws by probability and by weight. They also depend on the number of messages
             and on names, so that the same story gives the same draws.
-        cost: returns the tokens that an entry takes.
-        budget: in tokens. In each round entries enter by descending order until one does not fit;
-            after that only those with `ignore_budget` enter, and recursion stops.
 
     Raises:
-        ConfigError: a cost without a budget or the other way round, or a budget below 0.
         ContextError: `messages` is a single text.
     """
     if isinstance(messages, str):
         raise ContextError("messages is one text; expected a list of texts; write [text]")
-    if (cost is None) != (budget is None):
-        raise ConfigError("cost and budget go together; give both, or neither")
-    if budget is not None and not budget >= 0:
-        raise ConfigError(f"budget is {budget!r:.60}; expected 0 or more; change it")
-    scan = Scan(
-        list(entries),
-        messages,
-        settings or ScanSettings(),
-        timers or Timers(),
-        seed,
-        cost or (lambda entry: 0),
-        math.inf if budget is None else budget,
-    )
+    entries, timers = list(entries), timers or Timers()
+    scan = Scan(entries, messages, settings or ScanSettings(), timers, seed)
     scan.run()
     ordered = sorted(scan.candidates, key=lambda c: (c.entry.order, c.place))
     active = set(scan.active)
@@ -148,8 +128,7 @@ def activate(
         [ActiveEntry(c.entry, c.reason, c.key, c.round) for c in ordered if c in active],
         [SkippedEntry(c.entry, c.skipped) for c in ordered if c not in active and c.skipped],
         [bad for c in scan.candidates for bad in _bad_keys(c, scan.search.timeouts)],
-        scan.timers.after(scan.entries, (c.entry for c in scan.active), len(messages)),
-        scan.spent,
+        timers.after(entries, (c.entry for c in scan.active), len(messages)),
     )
 
 
@@ -164,15 +143,13 @@ def _bad_keys(candidate: Candidate, timeouts: dict[str, str]) -> list[BadKey]:
 def place_entries(active: Iterable[ActiveEntry]) -> EntryPlacement:
     """Sorts active entries by position."""
     placement = EntryPlacement()
-    depths: dict[tuple[int, Role], list[ActiveEntry]] = {}
-    for item in sorted(active, key=lambda item: item.entry.order):
-        entry = item.entry
-        if entry.position == "at_depth":
-            depths.setdefault((entry.depth, entry.role), []).append(item)
-        else:
-            listed: list[ActiveEntry] = getattr(placement, entry.position)
-            listed.append(item)
+    ordered = sorted(active, key=lambda item: item.entry.order)
     roles = get_args(Role)
-    for depth, role in sorted(depths, key=lambda at: (-at[0], roles.index(at[1]))):
-        placement.at_depth[depth, role] = depths[depth, role]
+    for item in sorted(ordered, key=lambda i: (-i.entry.depth, roles.index(i.entry.role))):
+        if item.entry.position == "at_depth":
+            where = item.entry.depth, item.entry.role
+            placement.at_depth.setdefault(where, []).append(item)
+    for item in ordered:
+        if item.entry.position != "at_depth":
+            getattr(placement, item.entry.position).append(item)
     return placement

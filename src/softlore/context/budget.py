@@ -35,25 +35,17 @@ class LoreOption:
 
 
 @dataclass(frozen=True)
-class CutEntry:
-    """An active entry that does not enter the context, and why."""
-
-    entry: str
-    why: str
-
-
-@dataclass(frozen=True)
 class BudgetChoice:
     """What enters the context.
 
     Attributes:
         chosen: at most one option per entry, in the order of the options.
-        cut: the other entries.
+        cut: the other entries, with the reason.
         budget: in tokens, for the options that count against it.
     """
 
     chosen: tuple[LoreOption, ...]
-    cut: tuple[CutEntry, ...]
+    cut: dict[str, str]
     budget: int
 
     @property
@@ -71,24 +63,20 @@ def choose_within_budget(options: Sequence[LoreOption], budget: int) -> BudgetCh
     for option in options:
         by_entry.setdefault(option.entry, []).append(option)
     outside = {
-        name: max(entry_options, key=lambda option: (option.gain, -option.tokens))
-        for name, entry_options in by_entry.items()
-        if entry_options[0].outside
+        name: max(group, key=lambda option: (option.gain, -option.tokens))
+        for name, group in by_entry.items()
+        if group[0].outside
     }
     counted = [group for name, group in by_entry.items() if name not in outside]
     best = {option.entry: option for option in _knapsack(counted, max(0, budget))} | outside
     chosen = tuple(best[name] for name in by_entry if name in best)
     left = budget - sum(option.tokens for option in chosen if not option.outside)
-    cut = tuple(
-        CutEntry(name, _why_cut(group, left, budget))
-        for name, group in by_entry.items()
-        if name not in best
-    )
+    cut = {n: _why_cut(group, left, budget) for n, group in by_entry.items() if n not in best}
     return BudgetChoice(chosen, cut, budget)
 
 
 def _knapsack(groups: Sequence[Sequence[LoreOption]], budget: int) -> list[LoreOption]:
-    """At most one option of each group, of the highest total value.
+    """Returns at most one option of each group, with the highest total value.
 
     Dynamic programming over tokens, in time groups × budget: after group g, `best[t]` is the
     highest value of options of groups 0 to g in at most t tokens, and `picked[g, t]` the number of
@@ -99,29 +87,26 @@ def _knapsack(groups: Sequence[Sequence[LoreOption]], budget: int) -> list[LoreO
         group 1 [ …     ◀── tokens less those of the option picked in group 2
         group 2 [ …             ▲  ]   start: picked[-1, budget]
     """
-    # A token costs a little, so that of equal choices the shorter wins, and a later group is worth
-    # a little less than an earlier one.
+    # Ties: each token reduces the value slightly, and later groups count slightly less.
     price = 1e-6 / max(1, budget)
     best = np.zeros(budget + 1)
     picked = np.full((len(groups), budget + 1), -1, dtype=np.int16)
     for row, group in enumerate(groups):
         without = best.copy()
         for number, option in enumerate(group):
-            if option.tokens > budget:
-                continue
             value = max(option.gain, MIN_GAIN) * (1 - 1e-9 * row) - price * option.tokens
             values = np.full(budget + 1, -np.inf)
-            values[option.tokens :] = without[: budget + 1 - option.tokens] + value
+            values[option.tokens :] = without[: max(0, budget + 1 - option.tokens)] + value
             better = values > best
             best[better] = values[better]
             picked[row, better] = number
-    chosen, tokens = [], budget
-    for row in range(len(groups) - 1, -1, -1):
-        number = int(picked[row, tokens])
-        if number >= 0:
-            chosen.append(groups[row][number])
+    chosen: list[LoreOption] = []
+    tokens = budget
+    for row in reversed(range(len(groups))):
+        if (number := picked[row, tokens]) >= 0:
+            chosen.insert(0, groups[row][number])
             tokens -= groups[row][number].tokens
-    return chosen[::-1]
+    return chosen
 
 
 def _why_cut(options: Sequence[LoreOption], left: int, budget: int) -> str:

@@ -35,8 +35,7 @@ _word = regex.compile(rf"[[\w\p{{M}}]--[{_SPACELESS}]]", regex.V1)
 class PatternSearch:
     """Searches for regular expressions, within the time limits of one activation.
 
-    Attributes:
-        timeouts: the keys that were given up, with the reason. They match nothing.
+    `timeouts` has the keys that took too long, with the reason. They match nothing.
     """
 
     def __init__(self) -> None:
@@ -60,10 +59,10 @@ class PatternSearch:
 
 
 class ScannedTexts:
-    """Texts to search, the nearest first."""
+    """Texts to search, the nearest first; `entries` are the names of those whose texts they are."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        self.texts = list(texts)
+    def __init__(self, texts: Sequence[str], entries: Sequence[str] = ()) -> None:
+        self.texts, self.entries = list(texts), entries
         self._folded: dict[bool, tuple[list[str], set[str]]] = {}
 
     def folded(self, case_sensitive: bool) -> tuple[list[str], set[str]]:
@@ -76,7 +75,7 @@ class ScannedTexts:
 
 @dataclass(frozen=True, slots=True)
 class _Substring:
-    """A key that is searched as a substring; `bounded`: only as a word by itself."""
+    """A key that is searched as a substring; if `bounded`, only as a word by itself."""
 
     place: int
     text: str
@@ -99,7 +98,7 @@ class Keys:
     """An entry's keys, prepared for search. A key is identified by its place in the list.
 
     Attributes:
-        size: the number of keys, blank and invalid ones included.
+        size: the number of keys, including blank and invalid ones.
         invalid: keys that are no valid regular expression, with the reason. They match nothing.
     """
 
@@ -111,23 +110,21 @@ class Keys:
 
     def find(self, texts: ScannedTexts, search: PatternSearch) -> dict[int, int]:
         """Returns the places of the keys found, each with the place of the nearest text."""
-        found: dict[int, int] = {}
+        places: dict[int, int | None] = {}
         if self.substrings:
             folded, text_trigrams = texts.folded(self.case_sensitive)
             for substring in self.substrings:
                 if substring.trigrams <= text_trigrams:
-                    places = (i for i, text in enumerate(folded) if substring.is_in(text))
-                    if (nearest := next(places, None)) is not None:
-                        found[substring.place] = nearest
+                    matches = (i for i, text in enumerate(folded) if substring.is_in(text))
+                    places[substring.place] = next(matches, None)
         for key, pattern, place in self.patterns:
-            for i, text in enumerate(texts.texts):
-                # SillyTavern puts this character before every message, and keys may match it.
-                if search.matches(key, pattern, "\x01" + text if r"\x01" in key else text):
-                    found[place] = i
-                    break
-            if key in search.timeouts:
-                found.pop(place, None)
-        return found
+            # SillyTavern puts this character before every message, and keys may match it.
+            mark = "\x01" if r"\x01" in key else ""
+            matches = (
+                i for i, text in enumerate(texts.texts) if search.matches(key, pattern, mark + text)
+            )
+            places[place] = next(matches, None)
+        return {place: i for place, i in places.items() if i is not None}
 
 
 @lru_cache(maxsize=2**15)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from softlore.context.keys import Keys, PatternSearch, ScannedTexts, prepare_keys
 from softlore.context.timers import Timers
@@ -44,8 +44,10 @@ class Candidate:
         place: among the entries given.
         depth: how many messages are searched.
         sticky: for how many more messages it is sticky.
-        blocked: why its delay or cooldown keeps it out; empty if they do not.
-        match: the first key that was found, and the reason in words.
+        blocked: why its delay or cooldown excludes it; empty if they do not.
+        reason: why it is triggered; empty before it is.
+        key: the first key that was found.
+        round: in which it became active.
         skipped: why it was triggered and is not active; empty otherwise.
     """
 
@@ -56,16 +58,10 @@ class Candidate:
     depth: int
     sticky: int
     blocked: str
-    match: tuple[str, str] | None = None
     reason: str = ""
     key: str | None = None
     round: int = 0
     skipped: str = ""
-
-    @property
-    def rank(self) -> tuple[bool, int, int]:
-        """Sorts by who enters first: sticky entries, then by descending order."""
-        return (not self.sticky, -self.entry.order, self.place)
 
     @property
     def groups(self) -> list[str]:
@@ -73,145 +69,122 @@ class Candidate:
         return [name.strip() for name in self.entry.group.split(",") if name.strip()]
 
 
-@dataclass(frozen=True)
-class _RoundTexts:
-    """The texts that are new in a round: the messages, last first, or texts of entries.
-
-    `sources` are the names of these entries; None for messages.
-    """
-
-    texts: ScannedTexts
-    sources: Sequence[str] | None = None
-
-    def reason(self, key: str, place: int) -> str:
-        if self.sources is not None:
-            return f"triggered by entry {self.sources[place]!r}: key {key!r} in its text"
-        return f"key {key!r} " + (f"{count(place)} back" if place else "in the last message")
-
-
-@dataclass
 class Scan:
     """One scan.
 
     Attributes:
         candidates: the enabled entries, as given.
         active: those that became active, in that order.
-        spent: their cost.
         search: knows which regular expressions took too long.
     """
 
-    entries: Sequence[Entry]
-    messages: Sequence[str]
-    settings: ScanSettings
-    timers: Timers
-    seed: int
-    cost: Callable[[Entry], int]
-    budget: float
-    candidates: list[Candidate] = field(default_factory=list)
-    active: list[Candidate] = field(default_factory=list)
-    spent: int = 0
-    search: PatternSearch = field(default_factory=PatternSearch)
-
-    def __post_init__(self) -> None:
-        self.candidates = [self._candidate(i, e) for i, e in enumerate(self.entries) if e.enabled]
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        messages: Sequence[str],
+        settings: ScanSettings,
+        timers: Timers,
+        seed: int,
+    ) -> None:
+        self.messages, self.settings, self.timers, self.seed = messages, settings, timers, seed
+        self.candidates = [self._candidate(i, e) for i, e in enumerate(entries) if e.enabled]
+        self.active: list[Candidate] = []
+        self.search = PatternSearch()
         self._pending = list(self.candidates)  # neither active nor lost by probability
-        self._messages_by_depth: dict[int, _RoundTexts] = {}
-        self._entry_texts: list[_RoundTexts] = []  # by the round in which they became active
+        self._messages_by_depth: dict[int, ScannedTexts] = {}
+        self._entry_texts: list[ScannedTexts] = []  # by the round in which they became active
         self._round = 0
         self._level = 0  # the highest `delay_until_recursion` that may be triggered
-        self._overflowed = ""  # the entry that did not fit the budget
 
     def _candidate(self, place: int, entry: Entry) -> Candidate:
-        defaults, now, blocked = self.settings, len(self.messages), ""
-        case = defaults.case_sensitive if entry.case_sensitive is None else entry.case_sensitive
-        words = entry.match_whole_words
-        words = defaults.match_whole_words if words is None else words
-        if entry.delay > now:
-            blocked = f"too early: the story has {count(now)}; its delay is {entry.delay}"
-        elif cooldown := self.timers.cooldown_left(entry, now):
-            blocked = f"cooling down for {count(cooldown)} more"
-        return Candidate(
-            entry,
-            place,
-            keys=prepare_keys(tuple(entry.keys), case, words),
-            secondary=prepare_keys(
-                tuple(entry.secondary_keys) if entry.selective else (), case, words
-            ),
-            depth=defaults.scan_depth if entry.scan_depth is None else entry.scan_depth,
-            sticky=self.timers.sticky_left(entry, now),
-            blocked=blocked,
+        now, blocked, reason = len(self.messages), "", ""
+        case, words, depth = (
+            getattr(self.settings if getattr(entry, name) is None else entry, name)
+            for name in ("case_sensitive", "match_whole_words", "scan_depth")
         )
+        if entry.delay > now:
+            blocked = f"too early: the story has {_count(now)}; its delay is {entry.delay}"
+        elif cooldown := self.timers.cooldown_left(entry, now):
+            blocked = f"cooling down for {_count(cooldown)} more"
+        sticky = self.timers.sticky_left(entry, now)
+        if entry.constant:
+            reason = "constant"
+        elif sticky:
+            reason = f"sticky for {_count(sticky)} more"
+        keys = prepare_keys(tuple(entry.keys), case, words)
+        secondary = prepare_keys(
+            tuple(entry.secondary_keys if entry.selective else ()), case, words
+        )
+        return Candidate(entry, place, keys, secondary, depth, sticky, blocked, reason)
 
     def run(self) -> None:
-        """Runs the rounds until no entry becomes active and no recursion level is left."""
+        """Runs rounds until no entry becomes active and no recursion level remains."""
         levels = sorted({c.entry.delay_until_recursion for c in self.candidates} - {0})
         while True:
             self._round += 1
-            triggered = self._one_per_group(self._triggered())
-            new = self._within_budget(self._draw_probability(triggered))
+            new = self._draw_probability(self._one_per_group(self._triggered()))
             self.active += new
-            if self._overflowed or not self.settings.recursive:
+            if not self.settings.recursive or self._round == self.settings.max_rounds:
                 return
             sources = [c.entry for c in new if not c.entry.prevent_recursion]
-            if self._round == self.settings.max_rounds:
-                return
             if not sources and (self._round == 1 or not levels):
                 return
             if levels and (not sources or not self._level):
                 self._level = levels.pop(0)
-            texts = ScannedTexts([entry.text for entry in sources])
-            self._entry_texts.append(_RoundTexts(texts, [entry.name for entry in sources]))
+            texts, names = [entry.text for entry in sources], [entry.name for entry in sources]
+            self._entry_texts.append(ScannedTexts(texts, names))
 
     def _triggered(self) -> list[Candidate]:
-        """Step 1 and 2: the triggered candidates whose timers and secondary keys agree, by rank."""
+        """Steps 1 and 2: the triggered candidates whose timers and secondary keys agree.
+
+        Sticky entries are first, then by descending order.
+        """
         triggered = []
         for candidate in self._pending:
-            self._search_keys(candidate)
-            entry, sticky = candidate.entry, candidate.sticky
-            delayed = entry.delay_until_recursion > self._level
-            if (delayed or (entry.exclude_recursion and self._round > 1)) and not sticky:
-                continue
-            skipped = candidate.blocked
-            if entry.constant:
-                candidate.reason = "constant"
-            elif sticky:
-                candidate.reason = f"sticky for {count(sticky)} more"
-            elif candidate.match:
-                candidate.key, candidate.reason = candidate.match
-                skipped = skipped or self._secondary_problem(candidate)
-            else:
-                continue
-            candidate.skipped = skipped
-            if not skipped:
-                triggered.append(candidate)
-        return sorted(triggered, key=lambda candidate: candidate.rank)
+            if not candidate.reason:
+                self._search_keys(candidate)
+            entry = candidate.entry
+            late = entry.exclude_recursion and self._round > 1
+            excluded = late or entry.delay_until_recursion > self._level
+            if candidate.reason and (candidate.sticky or not excluded):
+                candidate.skipped = candidate.blocked or self._secondary_problem(candidate)
+                if not candidate.skipped:
+                    triggered.append(candidate)
+        return sorted(triggered, key=lambda c: (not c.sticky, -c.entry.order, c.place))
 
     def _search_keys(self, candidate: Candidate) -> None:
         """Searches what is new since the previous round for the keys of a candidate."""
-        if candidate.match or candidate.entry.constant or candidate.sticky:
-            return
         texts = self._texts(candidate)[-1]
-        if places := candidate.keys.find(texts.texts, self.search):
-            first = min(places)
-            key = candidate.entry.keys[first]
-            candidate.match = (key, texts.reason(key, places[first]))
+        places = candidate.keys.find(texts, self.search)
+        if not places:
+            return
+        first = min(places)
+        key, back = candidate.entry.keys[first], places[first]
+        candidate.key = key
+        if texts.entries:
+            source = texts.entries[back]
+            candidate.reason = f"triggered by entry {source!r}: key {key!r} in its text"
+        else:
+            candidate.reason = (
+                f"key {key!r} {f'{_count(back)} back' if back else 'in the last message'}"
+            )
 
-    def _texts(self, candidate: Candidate) -> list[_RoundTexts]:
-        """All texts that are searched for a candidate's keys, by round."""
+    def _texts(self, candidate: Candidate) -> list[ScannedTexts]:
+        """All texts that are searched for a candidate's keys: messages, then texts by round."""
         depth = candidate.depth
         if depth not in self._messages_by_depth:
             last = self.messages[-depth:] if depth else []
-            self._messages_by_depth[depth] = _RoundTexts(ScannedTexts(last[::-1]))
+            self._messages_by_depth[depth] = ScannedTexts(last[::-1])
         return [self._messages_by_depth[depth], *self._entry_texts]
 
     def _secondary_problem(self, candidate: Candidate) -> str:
-        """Why the secondary keys keep a candidate out; empty if they do not."""
+        """Why the secondary keys exclude a candidate with a key; empty if they do not."""
         keys = candidate.secondary
-        if not keys.size:
+        if not keys.size or candidate.key is None:
             return ""
         places: set[int] = set()
         for texts in self._texts(candidate):
-            places |= keys.find(texts.texts, self.search).keys()
+            places |= keys.find(texts, self.search).keys()
         any_found, all_found = bool(places), len(places) == keys.size
         failed, problem = {
             "and_any": (not any_found, "none of its secondary keys is found"),
@@ -244,7 +217,7 @@ class Scan:
         return list(remaining)
 
     def _group_winner(self, group: str, members: list[Candidate]) -> Candidate:
-        """The first by rank of those that override, else one drawn by weight."""
+        """The first that overrides the others, else one drawn by weight."""
 
         def waiting_time(candidate: Candidate) -> float:
             # Of independent exponential waiting times, the one of rate w is the shortest with a
@@ -257,40 +230,20 @@ class Scan:
         return overriding[0] if overriding else min(members, key=waiting_time)
 
     def _draw_probability(self, triggered: list[Candidate]) -> list[Candidate]:
-        """Step 4: those that win their draw. One that loses it is out for the whole scan."""
-        lost = set()
-        for candidate in triggered:
-            percent = candidate.entry.probability
-            if percent < 100 and not candidate.sticky:
-                drawn = draw(self.seed, len(self.messages), candidate.entry.name)
-                if drawn * 100 >= percent:
-                    candidate.skipped = f"lost the draw of probability ({percent:g}%)"
-                    lost.add(candidate)
-        self._pending = [c for c in self._pending if c not in lost]
-        return [c for c in triggered if c not in lost]
-
-    def _within_budget(self, triggered: list[Candidate]) -> list[Candidate]:
-        """Step 5: those that the budget has room for."""
+        """Step 4: those that win their draw. The others are out for the whole scan."""
         new = []
         for candidate in triggered:
-            entry, price = candidate.entry, self.cost(candidate.entry)
-            if self._overflowed and not entry.ignore_budget:
-                candidate.skipped = (
-                    f"budget: nothing enters after {self._overflowed!r}, which did not fit"
-                )
-            elif self.spent + price > self.budget and not entry.ignore_budget:
-                left = max(0, self.budget - self.spent)
-                candidate.skipped = f"budget: costs {price}, and {left} of {self.budget} are left"
-                self._overflowed = entry.name
-            else:
-                self.spent += price
+            entry, percent = candidate.entry, candidate.entry.probability
+            sure = percent >= 100 or candidate.sticky
+            if sure or draw(self.seed, len(self.messages), entry.name) * 100 < percent:
                 candidate.round = self._round
                 new.append(candidate)
-        entered = set(new)
-        self._pending = [c for c in self._pending if c not in entered]
+            else:
+                candidate.skipped = f"lost the draw of probability ({percent:g}%)"
+        drawn = set(triggered)
+        self._pending = [c for c in self._pending if c not in drawn]
         return new
 
 
-def count(messages: int) -> str:
-    """Returns "1 message", "2 messages" and so on."""
+def _count(messages: int) -> str:
     return f"{messages} message" if messages == 1 else f"{messages} messages"

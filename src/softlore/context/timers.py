@@ -28,11 +28,7 @@ class Timers:
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Returns the timers that `to_dict` wrote.
-
-        Raises:
-            ContextError: it is something else than names with message counts.
-        """
+        """Returns the timers that `to_dict` wrote. Raises ContextError for any other data."""
         if not isinstance(data, Mapping):
             raise ContextError(f"timers are {data!r:.60}; expected names with message counts")
         for name, at in data.items():
@@ -64,16 +60,13 @@ class Timers:
 
         Timers of entries that are not given are retained: their lorebook may be loaded again.
         """
-        names, running = set(), set()
-        for entry in entries:
-            names.add(entry.name)
-            if self.sticky_left(entry, messages) or self.cooldown_left(entry, messages):
-                running.add(entry.name)
-        triggered = {
-            name: at
-            for name, at in self.triggered.items()
-            if at < messages and (name in running or name not in names)
+        ended = {
+            entry.name
+            for entry in entries
+            if not self.sticky_left(entry, messages) and not self.cooldown_left(entry, messages)
         }
+        remaining = self.triggered.items()
+        triggered = {name: at for name, at in remaining if at < messages and name not in ended}
         for entry in active:
             if entry.sticky or entry.cooldown:
                 triggered.setdefault(entry.name, messages)

@@ -22,13 +22,10 @@ def holds_corpora(path: Path) -> bool:
 
 
 def read_corpora(path: Path) -> dict[str, str]:
-    """Returns texts by code, sorted by name.
+    """Returns texts by code, sorted by name; several texts of a code are joined by an empty line.
 
-    In a folder, each .txt file and each folder of .txt files is a code; of JSON lines, each has
-    `code` and `text`. Texts of one code are joined by an empty line.
-
-    Raises:
-        LoreError: there is no text, or something else where text should be.
+    In a folder, each .txt file and each folder of .txt files is a code; each JSON line has `code`
+    and `text`. Raises LoreError if there is no text, or other content than text.
     """
     parts: dict[str, list[str]] = defaultdict(list)
     size = 0
@@ -70,12 +67,13 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
         for number, line in enumerate(file, 1):
             try:
                 row: Any = json.loads(line)
-                code, text = row["code"], row["text"]
-            except (ValueError, TypeError, KeyError, RecursionError):
-                code = text = None
-            if not isinstance(code, str) or not isinstance(text, str):
-                raise LoreError(
-                    f"line {number} of {str(path)!r} is {line.strip()!r:.60}; expected a JSON "
-                    "object with the texts `code` and `text`; fix the line"
-                )
-            yield as_name(code), text
+            except (ValueError, RecursionError):
+                row = None
+            match row:
+                case {"code": str(code), "text": str(text)}:
+                    yield as_name(code), text
+                case _:
+                    raise LoreError(
+                        f"line {number} of {str(path)!r} is {line.strip()!r:.60}; expected a JSON "
+                        "object with the texts `code` and `text`; fix the line"
+                    )

@@ -40,14 +40,14 @@ def _legal_name(name: str) -> str:
 
 
 def _listed(value: Any) -> Any:
-    """A single text is a list of one."""
+    """Puts a single text into a list."""
     return [value] if isinstance(value, str) else value
 
 
-def _not_empty(items: list[str]) -> list[str]:
-    if not items:
+def _not_empty(responses: list[str]) -> list[str]:
+    if not responses:
         raise ValueError("is empty; a block needs at least one response; add one")
-    return items
+    return responses
 
 
 def _numbered(choices: Any) -> BeforeValidator:
@@ -68,15 +68,15 @@ def _valid_origin(origin: dict[str, Any]) -> dict[str, Any]:
             "must have the texts `format` and `name`, and `data`; remove it, or import the file "
             "again"
         )
-    checked: dict[str, Any] = plain(origin)
-    return checked
+    return origin
 
 
 _TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 Name = Annotated[str, AfterValidator(_legal_name)]
 Text = Annotated[str, AfterValidator(_not_blank)]
 Texts = Annotated[list[Text], BeforeValidator(_listed), WithJsonSchema(_TEXTS_SCHEMA)]
-Origin = Annotated[dict[str, Any], AfterValidator(_valid_origin)]
+PlainFields = Annotated[dict[str, Any], AfterValidator(plain)]
+Origin = Annotated[PlainFields, AfterValidator(_valid_origin)]
 Natural = Annotated[int, Field(ge=0)]
 
 
@@ -109,13 +109,9 @@ class Block(LoreModel):
                 "must be fields (`call` and `responses`) or a pair [call, [responses]], "
                 f"but is {describe(value)}; change it"
             )
-        if "response" not in value:
-            return value
-        if "responses" in value:
+        if "response" in value and "responses" in value:
             raise ValueError("has both `response` and `responses`; keep one")
-        return {
-            "responses" if field == "response" else field: inner for field, inner in value.items()
-        }
+        return {"responses" if k == "response" else k: inner for k, inner in value.items()}
 
 
 class Entry(LoreModel):
@@ -135,8 +131,8 @@ class Entry(LoreModel):
     expression."""
 
     text: str = ""
-    """What the model is to know, in plain words. It is distilled into the soft prompt, and is what
-    a hard prompt says. Empty lines around it are dropped."""
+    """What the model should know, in plain words. It is distilled into the soft prompt, and is the
+    text of a hard prompt. Empty lines around it are dropped."""
 
     blocks: list[Block] = Field(default_factory=list)
     """Calls with their responses, to train on."""

@@ -60,8 +60,9 @@ def parse(content: bytes, source: str, syntax: str = "") -> Any:
     text = _decode(content, source).removeprefix("\ufeff")
     if not text.strip():
         raise LoreError(f"{source} is empty; write a lorebook in it (see docs/lorebook.md)")
+    guesses = ["json", "toml", "yaml"] if text.lstrip()[0] in "{[" else ["yaml", "toml"]
     problems = []
-    for name in [syntax] if syntax else _guesses(text):
+    for name in [syntax] if syntax else guesses:
         try:
             data = plain(_READERS[name](text))
             if isinstance(data, dict | list):
@@ -77,9 +78,8 @@ def parse(content: bytes, source: str, syntax: str = "") -> Any:
 
 def syntax_of(path: Path) -> str:
     """Returns the syntax that a file's suffix stands for: `json`, `yaml`, `toml`, or empty."""
-    return {".json": "json", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml"}.get(
-        path.suffix.lower(), ""
-    )
+    syntax = path.suffix.lower()[1:].replace("yml", "yaml")
+    return syntax if syntax in _READERS else ""
 
 
 def write(data: Any, path: Path) -> None:
@@ -87,10 +87,9 @@ def write(data: Any, path: Path) -> None:
 
     Raises LoreError for any other suffix, StorageError if the file cannot be written.
     """
-    syntax = syntax_of(path)
-    if syntax == "json":
+    if syntax_of(path) == "json":
         text = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
-    elif syntax == "yaml":
+    elif syntax_of(path) == "yaml":
         text = write_yaml(data)
     else:
         raise LoreError(f"{path}: lorebooks are saved as .yaml or .json; change the suffix")
@@ -106,14 +105,10 @@ def _decode(content: bytes, source: str) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        found = f"byte 0x{content[error.start]:02x} in line {line}"
-        raise LoreError(f"{source} is not UTF-8 text ({found}); save it as UTF-8") from None
-
-
-def _guesses(text: str) -> list[str]:
-    if text.lstrip()[0] in "{[":
-        return ["json", "toml", "yaml"]
-    return ["yaml", "toml"]
+        raise LoreError(
+            f"{source} is not UTF-8 text (byte 0x{content[error.start]:02x} in line {line}); save "
+            "it as UTF-8"
+        ) from None
 
 
 def _read_json(text: str) -> Any:
@@ -133,11 +128,11 @@ def _read_toml(text: str) -> Any:
 
 
 def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice!r:.60} is given twice in one place; keep one")
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise ValueError(f"the field {name!r:.60} is given twice in one place; keep one")
+        fields[name] = value
     return fields
 
 

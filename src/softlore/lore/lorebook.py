@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from softlore.errors import LoreError
 from softlore.lore import files
-from softlore.lore.entry import Block, Entry, Name, Origin
-from softlore.lore.formats import mkultra
+from softlore.lore.entry import Block, Entry, Name, Origin, PlainFields
+from softlore.lore.formats.containers import read_card
 from softlore.lore.formats.exporting import BookContent
-from softlore.lore.formats.registry import export_file, find_exporter, lorebook_fields, unpack
+from softlore.lore.formats.registry import export_file, find_exporter, lorebook_fields
 from softlore.lore.names import as_name
 from softlore.lore.plain import plain
 from softlore.lore.validation import LoreModel, describe, nearest, one_line, shorten
@@ -34,7 +34,7 @@ class Lorebook(LoreModel):
     model: str | None = None
     """The model the lore is meant for: a hub id, a folder, or `storyteller`."""
 
-    training: dict[str, Any] = Field(default_factory=dict)
+    training: PlainFields = Field(default_factory=dict)
     """Settings to train with where the command names no others."""
 
     entries: list[Entry]
@@ -43,12 +43,6 @@ class Lorebook(LoreModel):
     origin: Origin | None = None
     """Where the lorebook came from, if it was imported: the name of the `format`, and `data`, what
     the file held besides its entries. It goes back into the file on export."""
-
-    @field_validator("training")
-    @classmethod
-    def _training_is_plain(cls, training: dict[str, Any]) -> dict[str, Any]:
-        checked: dict[str, Any] = plain(training)
-        return checked
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -69,8 +63,8 @@ class Lorebook(LoreModel):
     def load(cls, path: str | os.PathLike[str], name: str | None = None) -> Self:
         """Returns the lorebook in a YAML, JSON or TOML file, or in another program's file.
 
-        The suffix says which of the three; with any other suffix the content does. Other programs'
-        files, character cards in pictures among them, are detected by their content:
+        The syntax follows from the suffix, or with any other suffix from the content. Other
+        programs' files, such as pictures with a character card, are detected by their content:
         docs/lore-formats.md.
 
         Args:
@@ -80,24 +74,18 @@ class Lorebook(LoreModel):
         Raises:
             LoreError: there is no such file, it is over 16 MiB, or it holds no lorebook.
         """
-        path = Path(path)
-        return cls.from_bytes(files.read_bytes(path), str(path), name)
+        return cls.from_bytes(files.read_bytes(Path(path)), str(path), name)
 
     @classmethod
     def from_bytes(cls, content: bytes, source: str, name: str | None = None) -> Self:
-        """Returns the lorebook in a file's content.
+        """Returns the lorebook in a file's content; `source` is the file's path or name.
 
-        Args:
-            source: the file's path or name, for its suffix and for messages.
-            name: as in `load`.
-
-        Raises:
-            LoreError: the content is over 16 MiB, or holds no lorebook.
+        Raises LoreError as `load` does.
         """
         files.check_size(len(content), source)
-        json_text = unpack(content, source)
-        syntax = files.syntax_of(Path(source)) if json_text is None else "json"
-        data = files.parse(content if json_text is None else json_text, source, syntax)
+        card = read_card(content, source)
+        syntax = "json" if card else files.syntax_of(Path(source))
+        data = files.parse(content if card is None else card, source, syntax)
         return cls.from_data(data, name=name or as_name(Path(source).stem), source=source)
 
     @classmethod
@@ -126,7 +114,7 @@ class Lorebook(LoreModel):
             format: a name in `softlore.lore.formats.registry.EXPORTERS`, such as `sillytavern`.
 
         Raises:
-            LoreError: an unknown format, or one that has no place for any of it.
+            LoreError: an unknown format, or one that can store none of it.
         """
         return find_exporter(format).data(self._content())
 
@@ -200,17 +188,42 @@ def _fields(data: Any, name: str) -> dict[str, Any]:
         )
     if all(isinstance(item, Entry) or _is_entry(item) for item in data):
         return {"name": name, "entries": list(data)}
-    return {"name": name, "entries": [{"name": name, "blocks": mkultra.to_blocks(data)}]}
+    return {"name": name, "entries": [{"name": name, "blocks": _merge_blocks(data)}]}
 
 
 def _is_entry(item: Any) -> bool:
     return isinstance(item, dict) and "name" in item and "call" not in item
 
 
+def _merge_blocks(items: Sequence[Any]) -> list[dict[str, Any]]:
+    """Returns mkultra's bare list as blocks, each call once, where it is first."""
+    responses: dict[str, list[Any]] = {}
+    for number, item in enumerate(items, start=1):
+        match item:
+            case (
+                [call, answers]
+                | {"call": call, "response": answers}
+                | {"call": call, "responses": answers}
+            ):
+                if not isinstance(call, str):
+                    raise LoreError(
+                        f"item {number}: `call` must be text, but is {describe(call)}; change it"
+                    )
+                listed = answers if isinstance(answers, list | tuple) else [answers]
+                responses.setdefault(call, []).extend(listed)
+            case {"call": _}:
+                raise LoreError(f"item {number}: `response` is missing; add it")
+            case _:
+                raise LoreError(
+                    f"item {number} must be {{call, response}}, a pair [call, [responses]], or an "
+                    f"entry with its `name`, but is {describe(item)}; change it"
+                )
+    return [{"call": call, "responses": answers} for call, answers in responses.items()]
+
+
 # Warnings ----------------------------------------------------------------------------------------
 
-_CLOSING = ".,;:!?)]}”’\"'"  # a space belongs after these, and before those
-_OPENING = "“‘([{\"'"
+_CLOSING, _OPENING = ".,;:!?)]}”’\"'", "“‘([{\"'"  # with a space after, and before
 
 
 def check(book: Lorebook) -> list[str]:
@@ -229,9 +242,8 @@ def check(book: Lorebook) -> list[str]:
 
 def _misspelt_fields(model: Lorebook | Entry) -> list[str]:
     """Unknown fields that are like a known one; others may be of another program."""
-    known = list(type(model).model_fields)
-    guesses = [(field, nearest(field, known)) for field in model.extra]
-    return [f"`{field}` is not a field{guess}" for field, guess in guesses if guess]
+    guesses = {field: nearest(field, list(type(model).model_fields)) for field in model.extra}
+    return [f"`{field}` is not a field{guess}" for field, guess in guesses.items() if guess]
 
 
 def _check_keys(entry: Entry) -> list[str]:
@@ -252,10 +264,8 @@ def _check_keys(entry: Entry) -> list[str]:
 
 def _check_blocks(entry: Entry) -> list[str]:
     calls = [block.call.strip() for block in entry.blocks]
-    faults = [
-        f"the call {shorten(call)!r} is in several blocks; merge them"
-        for call in sorted({call for call in calls if calls.count(call) > 1})
-    ]
+    repeated = sorted({call for call in calls if calls.count(call) > 1})
+    faults = [f"the call {shorten(call)!r} is in several blocks; merge them" for call in repeated]
     faults += [
         f"the held-out call {shorten(block.call)!r} is also trained on, so it measures nothing "
         "new; paraphrase it"
@@ -268,7 +278,7 @@ def _check_blocks(entry: Entry) -> list[str]:
 
 
 def _check_spaces(block: Block) -> list[str]:
-    """A call and a response are joined with nothing between them, so one has to have the space."""
+    """A call and a response are joined with nothing between them, so one must have the space."""
     call, last = shorten(block.call), block.call[-1]
     faults = []
     if twice := {text for text in block.responses if block.responses.count(text) > 1}:

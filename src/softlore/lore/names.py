@@ -14,26 +14,22 @@ NAME_RULE = f"1 to {MAX_NAME} letters, digits, spaces and any of -_.'"
 
 
 def normalize_name(name: str) -> str:
-    """Returns `name` in Unicode's composed form (NFC), so that equal names have equal spelling.
-
-    A text that is far too long for a name is returned as it is.
-    """
+    """Returns `name` in Unicode's composed form (NFC); a text far too long for a name unchanged."""
     return unicodedata.normalize("NFC", name) if len(name) <= _LONG else name
 
 
 def name_problem(name: str) -> str:
     """Returns why `name` is not legal, as words to put after it; empty if it is.
 
-    The rule is that of `softlore.prompts`: letters, marks and digits of any script, space and
-    `-_.'`; at least one letter or digit; no space at either end; at most 128 characters.
+    Legal are letters, marks and digits of any script, space and `-_.'`; at least one letter or
+    digit; no space at either end; at most 128 characters.
     """
     if not name.strip():
         return "is empty"
     if len(name) > MAX_NAME:
         return f"is {len(name)} characters long"
-    for character in name:
-        if not _is_allowed(character):
-            return f"holds {character!r}"
+    if illegal := [c for c in name if not _is_allowed(c)]:
+        return f"holds {illegal[0]!r}"
     if not any(character.isalnum() for character in name):
         return "holds no letter or digit"
     if name != name.strip():
@@ -55,10 +51,7 @@ def file_name_problem(name: str) -> str:
 
 
 def as_name(text: str, fallback: str = "lore") -> str:
-    """Returns the nearest legal name to `text`: what is not allowed becomes a space.
-
-    `fallback` is returned when nothing is left.
-    """
+    """Returns `text` with a space for what a name may not hold; `fallback` if no name is left."""
     spaced = "".join(c if _is_allowed(c) else " " for c in normalize_name(text))
     name = " ".join(spaced.split())[:MAX_NAME].strip()
     return fallback if name_problem(name) else name

@@ -3,7 +3,7 @@
 Plain data are mappings, lists, text, numbers, true, false and null. Of YAML 1.2, only `true`,
 `false`, `null` and decimal numbers are read as values, all else as text: PyYAML by itself reads
 YAML 1.1, in which `no` is false, `12:30` is 750 and `2024-01-02` is a date. Tags, fields given
-twice, and aliases that expand to very much are rejected.
+twice, and aliases that expand to too many values are rejected.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def plain(value: Any) -> Any:
     return copy(value, 0)
 
 
-def _field_name(key: Any) -> str:
+def _field_name(key: Any) -> Any:
     if not isinstance(key, str):
         raise ValueError(f"the field name {key!r:.60} is not text; put it in quotes")
-    return str(_scalar(key))
+    return _scalar(key)
 
 
 def _scalar(value: Any) -> Any:
@@ -106,9 +106,8 @@ class _LoreDumper(yaml.SafeDumper):
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         # PyYAML leaves rare line breaks (U+0085, U+2028) bare, where a reader turns them into \n.
-        style = None
-        if not text.isprintable():
-            style = "|" if text.replace("\n", "").isprintable() else '"'
+        multiline = "|" if text.replace("\n", "").isprintable() else '"'
+        style = None if text.isprintable() else multiline
         return self.represent_scalar(_TAG + "str", text, style)
 
 
@@ -139,10 +138,10 @@ def write_yaml(data: Any) -> str:
 
 
 def _check_events(text: str) -> None:
-    """Raises ValueError for tags, and if `text` is too deep or its aliases make it too large.
+    """Raises ValueError for tags, too many levels, and aliases that expand to too many values.
 
-    Only the stream of parser events is read, in time linear in the text's length, so that nothing
-    is built of a document that is rejected.
+    Only the stream of parser events is read, in time linear in the text's length, so that no
+    values are built of a document that is rejected.
     """
     sizes: dict[str, int | None] = {}  # values below each anchor; None: still open
     open_nodes: list[tuple[str | None, int]] = []  # anchor, number of values before it
@@ -157,15 +156,13 @@ def _check_events(text: str) -> None:
             if size is None:
                 raise ValueError(f"the alias *{event.anchor:.40} contains itself; remove it")
             values += size
-        elif isinstance(event, yaml.ScalarEvent):
+        elif isinstance(event, yaml.NodeEvent):
+            is_scalar = isinstance(event, yaml.ScalarEvent)
+            if not is_scalar:
+                open_nodes.append((anchor, values))
             values += 1
             if anchor:
-                sizes[anchor] = 1
-        elif isinstance(event, yaml.CollectionStartEvent):
-            open_nodes.append((anchor, values))
-            values += 1
-            if anchor:
-                sizes[anchor] = None
+                sizes[anchor] = 1 if is_scalar else None
         elif isinstance(event, yaml.CollectionEndEvent):
             started, before = open_nodes.pop()
             if started:
@@ -185,8 +182,7 @@ def _message(error: yaml.YAMLError) -> str:
     if "nesting depth" in problem:  # libyaml's own limit, reached before ours
         return _TOO_DEEP
     first = problem.splitlines()[0] if problem else "it cannot be read"
-    hint = (
-        "check the indentation there, and put text that holds a colon or begins with a sign in "
-        "quotes"
+    return (
+        f"{line}this is not YAML ({first[:120]}); check the indentation there, and put text that "
+        "holds a colon or begins with a sign in quotes"
     )
-    return f"{line}this is not YAML ({first[:120]}); {hint}"

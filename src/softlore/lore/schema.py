@@ -21,8 +21,7 @@ def lorebook_schema() -> dict[str, Any]:
     models = book.pop("$defs")
     models["Block"] = _any_block(models["Block"])
     models["Lorebook"] = {**book, "required": ["entries"]}  # the name defaults to the file's
-    for model in models.values():
-        _tidy(model)
+    _tidy(list(models.values()))
     return {
         "$schema": _ID,
         "title": "softlore lorebook",
@@ -55,12 +54,11 @@ def _tidy(part: Any) -> None:
     if isinstance(part, dict):
         if isinstance(part.get("description"), str):
             part["description"] = " ".join(part["description"].split())
-        if isinstance(part.get("properties"), dict):
-            for field in part["properties"].values():
-                field.pop("title", None)
-    items = part.values() if isinstance(part, dict) else part
-    for item in items if isinstance(part, dict | list) else ():
-        _tidy(item)
+        for field in part.get("properties", {}).values():
+            field.pop("title", None)
+    if isinstance(part, dict | list):
+        for item in part.values() if isinstance(part, dict) else part:
+            _tidy(item)
 
 
 def schema_text() -> str:

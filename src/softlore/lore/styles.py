@@ -38,30 +38,21 @@ def sentences(text: str) -> list[str]:
 
 
 def style_blocks(entry: Entry, style: str) -> list[Block]:
-    """Returns an entry's text as blocks, in a style of `STYLES`.
-
-    Raises:
-        ConfigError: there is no such style.
-    """
+    """Returns an entry's text as blocks, in a style of `STYLES`. Raises ConfigError for others."""
     if style not in STYLES:
         raise ConfigError(
             f"there is no authoring style {style!r}; expected one of {', '.join(STYLES)}"
             f"{nearest(style, list(STYLES))}"
         )
-    merged: dict[str, list[str]] = {}
+    merged: dict[str, dict[str, None]] = {}  # distinct responses by call
     for call, response in STYLES[style](entry):
         if call.strip() and response.strip(" []"):  # a sentence of one word has no response
-            answers = merged.setdefault(call, [])
-            answers += [response] if response not in answers else []
-    return [Block(call=call, responses=answers) for call, answers in merged.items()]
+            merged.setdefault(call, {})[response] = None
+    return [Block(call=call, responses=list(distinct)) for call, distinct in merged.items()]
 
 
 def with_blocks(book: Lorebook, style: str) -> Lorebook:
-    """Returns a lorebook in which entries without blocks get blocks from their text.
-
-    Raises:
-        ConfigError: there is no such style.
-    """
+    """Returns a lorebook in which entries without blocks get `style_blocks` from their text."""
     entries = [
         entry if entry.blocks else entry.model_copy(update={"blocks": style_blocks(entry, style)})
         for entry in book
@@ -76,16 +67,8 @@ def _noun(entry: Entry) -> list[tuple[str, str]]:
 
 def _pronoun(entry: Entry) -> list[tuple[str, str]]:
     """As `noun`, but after a lead that has the name, with a pronoun as the subject."""
-    pairs = []
-    for place, sentence in enumerate(_facts(entry)):
-        call, response = _cut(_unnamed(entry, sentence))
-        pairs.append((f"{_lead(entry, place)} {call}", response))
-    return pairs
-
-
-def _mixed(entry: Entry) -> list[tuple[str, str]]:
-    """Both `noun` and `pronoun`."""
-    return _noun(entry) + _pronoun(entry)
+    cuts = [_cut(_unnamed(entry, sentence)) for sentence in _facts(entry)]
+    return [(f"{_lead(entry, i)} {call}", response) for i, (call, response) in enumerate(cuts)]
 
 
 def _sentences(entry: Entry) -> list[tuple[str, str]]:
@@ -99,11 +82,9 @@ def _cloud(entry: Entry) -> list[tuple[str, str]]:
     """The name, and a sample of the lore's keywords in any order."""
     keywords = lore_keywords(entry)
     rng = random.Random(f"cloud/{entry.name}")
-    clouds = []
-    for _ in range(CLOUDS if keywords else 0):
-        sample = rng.sample(keywords, min(CLOUD_WORDS, len(keywords)))
-        clouds.append((f"{entry.name}:", " " + ", ".join(sample) + "."))
-    return clouds
+    size = min(CLOUD_WORDS, len(keywords))
+    samples = [rng.sample(keywords, size) for _ in range(CLOUDS if keywords else 0)]
+    return [(f"{entry.name}:", f" {', '.join(sample)}.") for sample in samples]
 
 
 def _implicit(entry: Entry) -> list[tuple[str, str]]:
@@ -115,19 +96,14 @@ def _implicit(entry: Entry) -> list[tuple[str, str]]:
     ]
 
 
-def _bracketed(entry: Entry) -> list[tuple[str, str]]:
-    """As `noun`, with each response in brackets."""
-    return [(call, f" [{response.strip()}]") for call, response in _noun(entry)]
-
-
 STYLES: dict[str, Callable[[Entry], list[tuple[str, str]]]] = {
     "sentences": _sentences,
     "noun": _noun,
     "pronoun": _pronoun,
-    "mixed": _mixed,
+    "mixed": lambda entry: _noun(entry) + _pronoun(entry),
     "implicit": _implicit,
     "cloud": _cloud,
-    BRACKETED: _bracketed,
+    BRACKETED: lambda entry: [(call, f" [{response.strip()}]") for call, response in _noun(entry)],
 }
 
 

@@ -1,4 +1,4 @@
-"""Checks lore with pydantic, and words what is wrong with it in one line."""
+"""Validates lore with pydantic, and describes faults in one line."""
 
 from __future__ import annotations
 
@@ -101,22 +101,19 @@ class LoreModel(BaseModel, metaclass=_Meta):
 def validation_message(
     model: str, error: ValidationError, data: Any, fields: Sequence[str] = ("call", "responses")
 ) -> str:
-    """Returns one line about pydantic's `error`: where, what was found, what was expected, the fix.
-
-    The first error is described, the others are counted.
+    """Returns one line about the first fault in `error`: its place, its value, and the fix.
 
     Args:
-        model: the name of the class that `data` was to become.
+        model: the name of the class that `data` was validated as.
         fields: the known fields of a model that forbids others.
     """
     errors = error.errors(include_url=False)
     # A misspelt field explains a missing one, so it comes first.
     first = min(errors, key=lambda fault: fault["type"] != "extra_forbidden")
     place = _place(model, first["loc"], data)
-    reason = _reason(model, first, fields)
-    line = f"{place}: {reason}" if place else reason
-    if len(errors) > 1:
-        more = len(errors) - 1
+    line = f"{place}: " if place else ""
+    line += _reason(model, first, fields)
+    if more := len(errors) - 1:
         line += f" (and {more} more {'fault' if more == 1 else 'faults'})"
     return one_line(line)
 
@@ -160,12 +157,10 @@ def _place(model: str, loc: Sequence[int | str], data: Any) -> str:
     The last field is left out: the reason names it.
     """
     parts = [f"entry {shorten(_name(data))!r}"] if model == "Entry" and _name(data) else []
-    value = data
-    field = ""
+    value, field = data, ""
     for step in loc:
         if isinstance(step, str):
-            value = value.get(step) if isinstance(value, dict) else getattr(value, step, None)
-            field = step
+            value, field = _get(value, step), step
         else:
             is_list = isinstance(value, list | tuple) and step < len(value)
             value = value[step] if is_list else None
@@ -175,16 +170,19 @@ def _place(model: str, loc: Sequence[int | str], data: Any) -> str:
     return ", ".join(parts)
 
 
+def _get(data: Any, field: str) -> Any:
+    return data.get(field) if isinstance(data, dict) else getattr(data, field, None)
+
+
 def _name(data: Any) -> str:
-    name = data.get("name") if isinstance(data, dict) else getattr(data, "name", None)
+    name = _get(data, "name")
     return name if isinstance(name, str) else ""
 
 
 def _reason(model: str, error: Any, fields: Sequence[str]) -> str:
     loc, kind, context, value = error["loc"], error["type"], error.get("ctx", {}), error["input"]
-    field = "the lorebook" if model == "Lorebook" and not loc else "it"
-    if loc and isinstance(loc[-1], str):
-        field = f"`{loc[-1]}`"
+    subject = "the lorebook" if model == "Lorebook" and not loc else "it"
+    field = f"`{loc[-1]}`" if loc and isinstance(loc[-1], str) else subject
     if kind == "value_error":
         return f"{field} {context['error']}"  # worded by softlore's own validators
     if kind == "missing":

@@ -157,7 +157,7 @@ class ContextComposer:
         if memory is None:
             memory = parse_context(settings.memory, self.prompts)
         self._arrange(layout, settings, memory, active, choice)
-        not_used = {cut.entry: cut.why for cut in choice.cut} | not_used
+        not_used = choice.cut | not_used
         not_used |= {skipped.entry.name: skipped.why for skipped in active.skipped}
         room = limit - reserve - layout.positions() - SLACK
         while room >= MIN_STORY:

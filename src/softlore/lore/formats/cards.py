@@ -11,8 +11,11 @@ from typing import Any
 
 from softlore.lore.entry import Entry
 from softlore.lore.formats.exporting import CHARACTER_PART, extras_of
-from softlore.lore.formats.fields import (
+from softlore.lore.formats.format import (
     POSITIONS,
+    BookFormat,
+    BookLayout,
+    EntryFormat,
     FieldMapping,
     ForeignEntry,
     Values,
@@ -25,10 +28,9 @@ from softlore.lore.formats.fields import (
     put,
     selective,
 )
-from softlore.lore.formats.format import BookFormat, BookLayout, EntryFormat
 from softlore.lore.formats.importing import holds_no_lore, with_character_name, with_extras
 from softlore.lore.formats.key_syntax import escaped, is_regex
-from softlore.lore.formats.sillytavern import CARD_EQUIVALENTS
+from softlore.lore.formats.programs import CARD_EQUIVALENTS, is_list_of
 from softlore.lore.validation import describe
 
 VERSIONS = {2: ("chara_card_v2", "2.0"), 3: ("chara_card_v3", "3.0")}
@@ -65,7 +67,7 @@ def as_version(card: Any, version: int) -> Any:
 # Entries -----------------------------------------------------------------------------------------
 
 
-def _of_sillytavern(foreign: ForeignEntry) -> bool:
+def _is_sillytavern(foreign: ForeignEntry) -> bool:
     """SillyTavern writes `use_regex` in every entry, yet reads only keys in slashes as regex."""
     return has(foreign, "extensions.selectiveLogic")
 
@@ -80,9 +82,8 @@ def _keys(name: str) -> FieldMapping:
             return None
         flags = "" if foreign.get("case_sensitive") is True else "i"
         lists = [foreign.get("keys"), foreign.get("secondary_keys")]
-        all_keys = [str(key) for listed in lists if isinstance(listed, list) for key in listed]
-        in_slashes = any(map(is_regex, all_keys))
-        if foreign.get("use_regex") is True and not in_slashes and not _of_sillytavern(foreign):
+        in_slashes = any(is_regex(str(k)) for ks in lists if isinstance(ks, list) for k in ks)
+        if foreign.get("use_regex") is True and not in_slashes and not _is_sillytavern(foreign):
             return ["/{}/{}".format(key.replace("/", r"\/"), flags) for key in keys]
         if foreign.get("use_regex") is False:  # slashes are plain text
             return [f"/{escaped(key)}/{flags}" if is_regex(key) else key for key in keys]
@@ -91,7 +92,7 @@ def _keys(name: str) -> FieldMapping:
     def write(foreign: ForeignEntry, values: Values) -> None:
         if any(map(is_regex, [*values["keys"], *values["secondary_keys"]])):
             foreign["use_regex"] = True
-        elif "use_regex" in foreign and not _of_sillytavern(foreign):
+        elif "use_regex" in foreign and not _is_sillytavern(foreign):
             foreign["use_regex"] = False
         foreign[name] = list(values[name])
 
@@ -99,12 +100,11 @@ def _keys(name: str) -> FieldMapping:
 
 
 def _write_case(foreign: ForeignEntry, values: Values) -> None:
-    if values["case_sensitive"] is None:
-        foreign.pop("case_sensitive", None)
-    else:
-        foreign["case_sensitive"] = values["case_sensitive"]
+    foreign["case_sensitive"] = case = values["case_sensitive"]
+    if case is None:
+        del foreign["case_sensitive"]
     if has(foreign, "extensions.case_sensitive"):
-        put(foreign, "extensions.case_sensitive", values["case_sensitive"])
+        put(foreign, "extensions.case_sensitive", case)
 
 
 def _write_position(foreign: ForeignEntry, values: Values) -> None:
@@ -164,7 +164,7 @@ def _character_name(card: Any) -> str:
 
 
 def _character_fields(card: Any) -> dict[str, Any]:
-    """What a card says of its character, as fields of an entry."""
+    """The fields of an entry for a card's character."""
     parts = [get(card, f"{_root(card)}{name}") for name in ("description", "personality")]
     text = "\n".join(part.strip("\r\n") for part in parts if isinstance(part, str) and part.strip())
     name = _character_name(card)
@@ -203,30 +203,20 @@ def _is_card(data: Any) -> bool:
     """A card of version 1 has no `spec`."""
     if not isinstance(data, dict) or "entries" in data:
         return False
-    spec = data.get("spec")
-    if isinstance(spec, str):
+    if isinstance(spec := data.get("spec"), str):
         return spec.startswith("chara_card_v")
     return {"name", "description", "first_mes"} <= data.keys()
 
 
-def _is_lorebook(data: Any) -> bool:
-    return isinstance(data, dict) and data.get("spec") == "lorebook_v3"
-
-
 def _is_character_book(data: Any) -> bool:
     entries = data.get("entries") if isinstance(data, dict) else None
-    return (
-        isinstance(entries, list)
-        and bool(entries)
-        and all(isinstance(item, dict) and {"keys", "content"} <= item.keys() for item in entries)
-    )
+    return is_list_of(entries, lambda item: {"keys", "content"} <= item.keys())
 
 
 def _card_layout(card: Any) -> BookLayout:
     root = _root(card)
     book = f"{root}character_book"
-    has_book = isinstance(get(card, book), dict)
-    names = (f"{book}.name", f"{root}name") if has_book else ()
+    names = (f"{book}.name", f"{root}name") if isinstance(get(card, book), dict) else ()
     return BookLayout(f"{book}.entries", names, f"{root}extensions.softlore.lorebook")
 
 
@@ -244,7 +234,7 @@ CARD = BookFormat(
 LOREBOOK = BookFormat(
     name="lorebook-v3",
     title="the lorebook",
-    detect=_is_lorebook,
+    detect=lambda data: isinstance(data, dict) and data.get("spec") == "lorebook_v3",
     entry=_ENTRY,
     layout=lambda data: BookLayout("data.entries", ("data.name",), "data.extensions.softlore"),
     new={"spec": "lorebook_v3", "data": {"name": "", **_NEW_BOOK}},

@@ -1,7 +1,7 @@
 """Decorators: lines such as `@@depth 4` at the start of an entry's text in version 3 cards.
 
-Those that set a field of softlore are read into it; the others are only kept in the text. Source:
-the Character Card V3 specification.
+Those that set a field of softlore are read into it; the others only stay in the text. Source: the
+Character Card V3 specification.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _POSITIONS = {"before_desc": "before_char", "after_desc": "after_char"}
 
 
 def split(content: str) -> tuple[list[str], str]:
-    """Returns the lines of decorators, and the text below them unchanged."""
+    """Returns the lines of decorators, and the text below them."""
     lines: list[str] = []
     while content.startswith("@@"):
         line, _, content = content.partition("\n")
@@ -25,10 +25,7 @@ def split(content: str) -> tuple[list[str], str]:
 
 def fields_of(lines: list[str]) -> dict[str, Any]:
     """Returns the fields of an entry that the decorators set; the first of a kind counts."""
-    values: dict[str, Any] = {}
-    for line in lines:
-        values = {**_parse(line), **values}
-    return values
+    return {name: value for line in reversed(lines) for name, value in _parse(line).items()}
 
 
 def still_true(lines: list[str], values: Mapping[str, Any]) -> list[str]:

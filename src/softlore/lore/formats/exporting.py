@@ -14,9 +14,18 @@ from typing import Any, NamedTuple
 
 from softlore.errors import LoreError
 from softlore.lore.entry import Entry
-from softlore.lore.formats import decorators, fields
-from softlore.lore.formats.fields import ForeignEntry, Values
-from softlore.lore.formats.format import BookFormat, EntryFormat
+from softlore.lore.formats import decorators
+from softlore.lore.formats.format import (
+    BookFormat,
+    EntryFormat,
+    ForeignEntry,
+    Values,
+    drop,
+    first_present,
+    get,
+    has,
+    put,
+)
 from softlore.lore.formats.importing import (
     NO_EXTRAS,
     UniqueNames,
@@ -27,7 +36,6 @@ from softlore.lore.formats.importing import (
 )
 
 CHARACTER_PART = "subject"  # an origin's `part`: the entry was made of a card's character
-_ABSENT = object()
 _ENTRY_DEFAULTS = {
     name: field.get_default(call_default_factory=True)
     for name, field in Entry.model_fields.items()
@@ -48,9 +56,9 @@ class BookContent(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """An entry on its way into a file.
+    """An entry to write.
 
-    `key` is its key where entries are a mapping; `new`, whether the file did not have it before;
+    `key` is its key where entries are a mapping; `new`, whether it was not in the original file;
     `name`, its name in softlore, empty for one without lore.
     """
 
@@ -68,12 +76,10 @@ def export_lorebook(book: BookContent, format: BookFormat) -> Any:
     origin = book.origin if _is_of(book.origin, format) else None
     data = copy.deepcopy(origin["data"] if origin else format.new)
     character_name = format.character_name(data)  # of the original: its texts have the macro
-    entries = []
-    for entry in book.entries:
-        if origin and _is_character(entry):
-            format.write_character(data, entry)
-        else:
-            entries.append(entry)
+    entries = list(book.entries)
+    for entry in filter(_is_character, book.entries if origin else ()):
+        format.write_character(data, entry)
+        entries.remove(entry)
     if not any(field.name == "order" for field in format.entry.fields):
         entries.sort(key=lambda entry: entry.order)  # the place in the list is the order there
     _write_book(data, book, format, origin)
@@ -81,14 +87,12 @@ def export_lorebook(book: BookContent, format: BookFormat) -> Any:
         character_name = format.character_name(data)
     rows = [_row(entry, format, character_name) for entry in entries]
     for original in _entries_without_lore(origin):
-        row = _Row(copy.deepcopy(original["data"]), _key(original))
-        rows.insert(original["place"], row)
+        rows.insert(original["place"], _Row(copy.deepcopy(original["data"]), _key(original)))
     _write_names(data, rows, format)
     return _with_rows(data, format.layout(data).entries, rows, format)
 
 
 def _row(entry: Entry, format: BookFormat, character: str) -> _Row:
-    new = _original(entry, format.entry) is None
     try:
         foreign = _write_entry(entry, format.entry, character)
     except ValueError as error:
@@ -96,6 +100,7 @@ def _row(entry: Entry, format: BookFormat, character: str) -> _Row:
             f"entry {entry.name!r}: its `origin` is not what {format.title} has: {error}; remove "
             "it, or import the file again"
         ) from None
+    new = _original(entry, format.entry) is None
     return _Row(foreign, None if new else _key(entry.origin), new, entry.name)
 
 
@@ -103,7 +108,7 @@ def _write_entry(entry: Entry, format: EntryFormat, character: str) -> ForeignEn
     """An entry as the program stores it. Raises ValueError for an original that is no entry."""
     original = _original(entry, format)
     foreign: ForeignEntry = copy.deepcopy(dict(format.new) if original is None else original)
-    fields.drop(foreign, format.extras)
+    drop(foreign, format.extras)
     values = entry.model_dump()
     read_fields(foreign, format, character)  # raises ValueError if it is malformed
     _write_text(foreign, values, format, character)
@@ -116,11 +121,10 @@ def _write_entry(entry: Entry, format: EntryFormat, character: str) -> ForeignEn
     _write_title(foreign, entry, format)
     if original is None and entry.origin:
         for there, here in format.equivalents.get(entry.origin["format"], ()):
-            if fields.has(entry.origin["data"], there):
-                value = copy.deepcopy(fields.get(entry.origin["data"], there))
-                fields.put(foreign, here, value)
+            if has(entry.origin["data"], there):
+                put(foreign, here, copy.deepcopy(get(entry.origin["data"], there)))
     if extras := extras_of(values, read_fields(foreign, format, character)):
-        fields.put(foreign, format.extras, extras)
+        put(foreign, format.extras, extras)
     return foreign
 
 
@@ -131,14 +135,13 @@ def extras_of(values: Values, current: Mapping[str, Any]) -> dict[str, Any]:
     where the file says something; it is empty if the file holds all. An entry that would be read
     under another name gets its `name` too, and the `title` it had in the file at that time.
     """
-    defaults = _ENTRY_DEFAULTS
+    stored = {**_ENTRY_DEFAULTS, **current}
     added = {
         name: value
         for name, value in values.items()
-        if name not in NO_EXTRAS and current.get(name, defaults.get(name, _ABSENT)) != value
+        if name not in NO_EXTRAS and (name not in stored or stored[name] != value)
     }
-    instead = {name: current[name] for name in added if name in current}
-    record = {"fields": added, "instead_of": instead}
+    record = {"fields": added, "instead_of": {n: current[n] for n in added if n in current}}
     return {name: part for name, part in record.items() if part}
 
 
@@ -155,9 +158,8 @@ def _is_of(origin: dict[str, Any] | None, format: BookFormat) -> bool:
     if origin is None or origin["format"] != format.name:
         return False
     data = origin["data"]
-    return isinstance(data, dict | list) and isinstance(
-        data, dict if format.layout(data).entries else list
-    )
+    is_container = isinstance(data, dict | list)
+    return is_container and isinstance(data, dict if format.layout(data).entries else list)
 
 
 def _is_character(entry: Entry) -> bool:
@@ -169,13 +171,13 @@ def _write_text(foreign: ForeignEntry, values: Values, format: EntryFormat, char
     new_text = values["text"]
     if values["use"] == "soft" or not new_text.strip():
         new_text = f"[[soft:{values['name']}]]"
-    path = fields.first_present(foreign, format.texts)
-    content = fields.get(foreign, path) or ""
+    path = first_present(foreign, format.texts)
+    content = get(foreign, path) or ""
     lines, text = decorators.split(content) if format.decorated else ([], content)
     remaining = decorators.still_true(lines, values)
     differs = with_character_name(text, character).strip("\r\n") != new_text
     if differs or remaining != lines:
-        fields.put(foreign, path, "\n".join([*remaining, new_text if differs else text]))
+        put(foreign, path, "\n".join([*remaining, new_text if differs else text]))
 
 
 def _write_title(foreign: ForeignEntry, entry: Entry, format: EntryFormat) -> None:
@@ -184,14 +186,12 @@ def _write_title(foreign: ForeignEntry, entry: Entry, format: EntryFormat) -> No
     renamed = entry.name != origin.get("name")
     title = entry.name if renamed else origin.get("title", entry.name)
     if _original(entry, format) is None:
-        paths = [path for path in format.titles if fields.has(format.new, path)]
+        for path in format.titles:
+            if has(format.new, path):
+                put(foreign, path, title)
     elif renamed:
-        paths = [path for path in format.titles if fields.get(foreign, path)][:1]
-        paths = paths or list(format.titles[:1])
-    else:
-        return
-    for path in paths:
-        fields.put(foreign, path, title)
+        used = (path for path in format.titles if get(foreign, path))
+        put(foreign, next(used, format.titles[0]), title)
 
 
 def _write_book(data: Any, book: BookContent, format: BookFormat, origin: Any) -> None:
@@ -201,14 +201,14 @@ def _write_book(data: Any, book: BookContent, format: BookFormat, origin: Any) -
         return
     renamed = not origin or origin.get("name") != book.name
     for path in layout.names[: 1 if origin else None] if renamed else ():
-        fields.put(data, path, book.name)
+        put(data, path, book.name)
     extras: dict[str, Any] = {"fields": book.settings} if book.settings else {}
     if not layout.names and (renamed or extras_name(data, layout.extras)):
         extras["name"] = book.name
     if extras:
-        fields.put(data, layout.extras, extras)
+        put(data, layout.extras, extras)
     else:
-        fields.drop(data, layout.extras)
+        drop(data, layout.extras)
 
 
 def _key(original: Any) -> str | None:
@@ -219,13 +219,10 @@ def _key(original: Any) -> str | None:
 def _entries_without_lore(origin: Any) -> list[Any]:
     """The entries that held no lore at import, by place; those changed by hand are left out."""
     listed = (origin or {}).get("without_lore")
-    valid = [
-        original
-        for original in (listed if isinstance(listed, list) else [])
-        if isinstance(original, dict)
-        and isinstance(original.get("place"), int)
-        and "data" in original
-    ]
+    originals = (
+        [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    )
+    valid = [o for o in originals if isinstance(o.get("place"), int) and "data" in o]
     return sorted(valid, key=lambda original: original["place"])
 
 
@@ -241,20 +238,22 @@ def _write_names(data: Any, rows: list[_Row], format: BookFormat) -> None:
         if row.name:
             title = title_or_key(row.foreign, format.entry)
             if names.make(title, f"entry {place + 1}") != row.name:
-                fields.put(row.foreign, f"{format.entry.extras}.name", row.name)
-                fields.put(row.foreign, f"{format.entry.extras}.title", title)
+                put(row.foreign, f"{format.entry.extras}.name", row.name)
+                put(row.foreign, f"{format.entry.extras}.title", title)
             names.add(row.name, row.name)
 
 
 def _with_rows(data: Any, path: str, rows: list[_Row], format: BookFormat) -> Any:
     """The data with its entries; new ones get numbers that no other has."""
-    container = fields.get(data, path)
+    container = get(data, path)
     if container is None:
         if not rows:
             return data
-        container = fields.get(format.new, format.layout(format.new).entries)
-    used = [str(number) for row in rows for number in (row.key, *_numbers(row.foreign))]
-    last = max((int(n) for n in used if n.isdecimal() and len(n) < 16), default=-1)
+        container = get(format.new, format.layout(format.new).entries)
+    foreign_dicts = [row.foreign for row in rows if isinstance(row.foreign, dict)]
+    used = [row.key for row in rows]
+    used += [foreign.get(name) for foreign in foreign_dicts for name in ("uid", "id")]
+    last = max((int(n) for n in map(str, used) if n.isdecimal() and len(n) < 16), default=-1)
     by_key: dict[str, ForeignEntry] = {}
     for row in rows:
         needs_key = isinstance(container, dict) and (row.key is None or row.key in by_key)
@@ -265,10 +264,5 @@ def _with_rows(data: Any, path: str, rows: list[_Row], format: BookFormat) -> An
     filled: Any = by_key if isinstance(container, dict) else [row.foreign for row in rows]
     if not path:
         return filled
-    fields.put(data, path, filled)
+    put(data, path, filled)
     return data
-
-
-def _numbers(foreign: Any) -> list[Any]:
-    """The numbers by which programs identify an entry."""
-    return [foreign.get(name) for name in ("uid", "id")] if isinstance(foreign, dict) else []

@@ -1,4 +1,4 @@
-"""Reads another program's data as a lorebook's fields, and keeps the original as their origin.
+"""Reads another program's data as a lorebook's fields, and stores the original as their origin.
 
 ::
 
@@ -21,9 +21,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from softlore.errors import LoreError
-from softlore.lore.formats import decorators, fields
-from softlore.lore.formats.fields import ForeignEntry
-from softlore.lore.formats.format import BookFormat, EntryFormat
+from softlore.lore.formats import decorators
+from softlore.lore.formats.format import BookFormat, EntryFormat, ForeignEntry, first_present, get
 from softlore.lore.names import MAX_NAME, as_name
 from softlore.lore.plain import plain
 from softlore.lore.validation import describe
@@ -35,13 +34,9 @@ _CHARACTER = re.compile(r"\{\{char\}\}|<BOT>", re.IGNORECASE)
 
 
 def import_lorebook(data: Any, format: BookFormat, name: str) -> dict[str, Any]:
-    """Returns the fields of the lorebook that `data` of a format holds.
+    """Returns the fields of the lorebook in `data`; its name is `name` if the data gives none.
 
-    Args:
-        name: the lorebook's name if the data gives none.
-
-    Raises:
-        LoreError: an entry is not what the format says; the message has its place.
+    Raises LoreError for data that does not fit the format.
     """
     try:
         data = plain(data)
@@ -49,30 +44,33 @@ def import_lorebook(data: Any, format: BookFormat, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise LoreError(f"{format.title} cannot be read: {error}; export it again") from None
     layout = format.layout(data)
+    title = first_title(data, layout.names) or extras_name(data, layout.extras)
     names = UniqueNames()
     entries: list[dict[str, Any]] = []
     without_lore: list[dict[str, Any]] = []
     if character:
-        name_there = character["name"]
-        character["name"] = character["origin"]["name"] = names.add(name_there, "character")
+        unique = names.add(character["name"], "character")
+        character["name"] = character["origin"]["name"] = unique
         entries.append(character)
-    for place, (key, foreign) in enumerate(list_entries(data, layout.entries)):
+    container = get(data, layout.entries)
+    for place, (key, foreign) in enumerate(_list_entries(container, layout.entries)):
         try:
             values = read_fields(foreign, format.entry, format.character_name(data))
         except ValueError as error:
             raise LoreError(
                 f"entry {place + 1} of {format.title}: {error}; fix it, or export it again"
             ) from None
-        values = with_extras(values, fields.get(foreign, format.entry.extras))
+        values = with_extras(values, get(foreign, format.entry.extras))
         original = {**({} if key is None else {"key": key}), "data": foreign}
         if holds_no_lore(values):
             without_lore.append({"place": place, **original})
         else:
             entries.append(_with_origin(values, original, format.entry, names, place))
-    extras = with_extras({}, fields.get(data, layout.extras)) if layout.extras else {}
-    title = first_title(data, layout.names) or extras_name(data, layout.extras)
+    extras = with_extras({}, get(data, layout.extras)) if layout.extras else {}
     book_name = as_name((title or format.character_name(data))[: 4 * MAX_NAME], name)
-    origin = {"format": format.name, "name": book_name, "data": _emptied(data, layout.entries)}
+    if container:
+        container.clear()  # in `data`, which is a copy
+    origin = {"format": format.name, "name": book_name, "data": data}
     if without_lore:
         origin["without_lore"] = without_lore
     return {**extras, "name": book_name, "entries": entries, "origin": origin}
@@ -88,21 +86,18 @@ def _with_origin(
     """An entry's fields with its name and origin."""
     foreign = original["data"]
     known_as = title_or_key(foreign, format)
-    extras = fields.get(foreign, format.extras)
+    extras = get(foreign, format.extras)
     if isinstance(extras, dict) and extras.get("title") == known_as:
         known_as = extras_name(foreign, format.extras) or known_as
     name = names.add(known_as, f"entry {place + 1}")
-    title = first_title(foreign, format.titles)
-    titled = {"title": title} if title not in ("", name) else {}
-    return {
-        **values,
-        "name": name,
-        "origin": {"format": format.program, "name": name, **titled, **original},
-    }
+    origin = {"format": format.program, "name": name}
+    if (title := first_title(foreign, format.titles)) not in ("", name):
+        origin["title"] = title
+    return {**values, "name": name, "origin": origin | original}
 
 
 def read_fields(foreign: Any, format: EntryFormat, character: str = "") -> dict[str, Any]:
-    """Returns an entry's fields, without its name and softlore's extras; `keys` and `text` always.
+    """Returns an entry's fields, without its name and extras; `keys` and `text` are always set.
 
     Raises ValueError if it is no entry.
     """
@@ -112,14 +107,13 @@ def read_fields(foreign: Any, format: EntryFormat, character: str = "") -> dict[
     for field in format.fields:
         if (value := field.read(foreign)) is not None:
             values[field.name] = value
-    path = fields.first_present(foreign, format.texts)
-    content = fields.get(foreign, path)
+    path = first_present(foreign, format.texts)
+    content = get(foreign, path)
     if content is not None and not isinstance(content, str):
         raise ValueError(f"`{path}` must be text, but is {describe(content)}")
     lines, text = decorators.split(content or "") if format.decorated else ([], content or "")
-    values.update(decorators.fields_of(lines))
-    values["text"] = with_character_name(text, character).strip("\r\n")
-    return values
+    text = with_character_name(text, character).strip("\r\n")
+    return {**values, **decorators.fields_of(lines), "text": text}
 
 
 def with_extras(values: Mapping[str, Any], extras: Any) -> dict[str, Any]:
@@ -129,8 +123,8 @@ def with_extras(values: Mapping[str, Any], extras: Any) -> dict[str, Any]:
     change made in the other program has effect.
     """
     merged = dict(values)
-    added = extras.get("fields") if isinstance(extras, dict) else None
-    instead = extras.get("instead_of", {}) if isinstance(extras, dict) else {}
+    record = extras if isinstance(extras, dict) else {}
+    added, instead = record.get("fields"), record.get("instead_of", {})
     if isinstance(added, dict) and isinstance(instead, dict):
         for name, value in added.items():
             unchanged = values.get(name, _ABSENT) == instead.get(name, _ABSENT)
@@ -140,7 +134,7 @@ def with_extras(values: Mapping[str, Any], extras: Any) -> dict[str, Any]:
 
 
 def with_character_name(text: str, name: str) -> str:
-    """Text with a card's character in place of the macro {{char}}; as it is without a name."""
+    """Returns the text with the character's name for the macro {{char}}; unchanged without one."""
     return _CHARACTER.sub(lambda macro: name, text) if name else text
 
 
@@ -151,12 +145,8 @@ def holds_no_lore(values: dict[str, Any]) -> bool:
     return blank and not values.get("blocks")
 
 
-def list_entries(data: Any, path: str) -> list[tuple[str | None, ForeignEntry]]:
-    """Returns a file's entries in order, each with its key where they are a mapping.
-
-    Raises LoreError if they are neither a list nor a mapping.
-    """
-    entries = fields.get(data, path)
+def _list_entries(entries: Any, path: str) -> list[tuple[str | None, ForeignEntry]]:
+    """A file's entries in order, each with its key where they are a mapping."""
     if isinstance(entries, dict):
         return list(entries.items())
     if isinstance(entries, list):
@@ -169,33 +159,20 @@ def list_entries(data: Any, path: str) -> list[tuple[str | None, ForeignEntry]]:
     )
 
 
-def _emptied(data: Any, path: str) -> Any:
-    """A file's data without its entries."""
-    entries = fields.get(data, path)
-    is_container = isinstance(entries, dict | list)
-    return _replaced(data, path, type(entries)()) if is_container else data
-
-
-def _replaced(data: Any, path: str, value: Any) -> Any:
-    """A copy of `data` with another value at a path; what is not on the path is shared."""
-    step, _, rest = path.partition(".")
-    return {**data, step: _replaced(data[step], rest, value)} if path else value
-
-
 def extras_name(data: Any, path: str) -> str:
-    """The name among softlore's extras at a path; empty if there is none."""
-    name = fields.get(data, f"{path}.name") if path else None
+    """Returns the name among softlore's extras at a path; empty if there is none."""
+    name = get(data, f"{path}.name") if path else None
     return name if isinstance(name, str) else ""
 
 
 def first_title(data: Any, paths: tuple[str, ...]) -> str:
-    """The first of some titles that has a letter or digit; empty if none has."""
-    titles = (fields.get(data, path) for path in paths)
+    """Returns the first title that has a letter or digit; empty if none has."""
+    titles = (get(data, path) for path in paths)
     return next((title for title in titles if isinstance(title, str) and as_name(title, "")), "")
 
 
 def title_or_key(foreign: ForeignEntry, format: EntryFormat) -> str:
-    """An entry's title, else its first key; empty if it has neither."""
+    """Returns an entry's title, else its first key; empty if it has neither."""
     title = first_title(foreign, format.titles)
     keys = [] if title else read_fields(foreign, format)["keys"]
     return title or next((key for key in keys if as_name(key, "")), "")
@@ -209,18 +186,16 @@ class UniqueNames:
         self._numbers: Counter[str] = Counter()
 
     def make(self, title: str, fallback: str) -> str:
-        """Returns the name that a title would get now: with a number where it is in use."""
+        """Returns the name for a title, with a number if the name is in use."""
         base = name = as_name(title[: 4 * MAX_NAME], fallback)
         while name.casefold() in self._used:
-            number = self._numbers[base.casefold()] + 2
-            suffix = f" {number}"
+            suffix = f" {self._numbers[base.casefold()] + 2}"
             name = base[: MAX_NAME - len(suffix)].rstrip() + suffix
-            if name.casefold() in self._used:
-                self._numbers[base.casefold()] += 1
+            self._numbers[base.casefold()] += name.casefold() in self._used
         return name
 
     def add(self, title: str, fallback: str) -> str:
-        """Returns the name that a title gets, and uses it up."""
+        """Returns the name for a title, and marks it as in use."""
         name = self.make(title, fallback)
         self._used.add(name.casefold())
         return name

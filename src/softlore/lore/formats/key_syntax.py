@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from softlore.lore.formats.fields import text, texts
+from softlore.lore.formats.format import text, texts
 
 _ITEM = re.compile(r"\s*+(/(?:\\.|[^/\\])++/[dgimsuvy]*+(?=\s*+(?:,|\Z))|[^,]*+)\s*+(?:,|\Z)")
 _SPECIAL = re.compile(r"[\\^$.|?*+()\[\]{}/]")
@@ -78,13 +78,9 @@ def to_wildcards(key: str) -> str:
     if not (key.startswith(start) and key.endswith(end)):
         return key
     inner = key[len(start) : -len(end)].replace(_ANY, "\0*").replace(r"\w", "\0?")
-    parts = [_unescaped(part) for part in re.split(r"\0[*?]", inner)]
-    marks = re.findall(r"\0([*?])", inner)
-    if None in parts:
-        return key
-    return "".join(map(str, parts[:1])) + "".join(
-        f"{mark}{part}" for mark, part in zip(marks, parts[1:], strict=True)
-    )
+    parts = re.split(r"\0([*?])", inner)  # texts, with the marks between them
+    parts[::2] = [_unescaped(part) for part in parts[::2]]
+    return key if None in parts else "".join(parts)
 
 
 def is_regex(key: str) -> bool:
