@@ -20,6 +20,7 @@ from softlore.context import tree_batch
 from softlore.decode import model_runner
 from softlore.decode.batch import SequenceGroup
 from softlore.model import FrozenModel
+from softlore.prompts import Context
 from softlore.serve.service import GenerationService
 from softlore.settings import SamplingParams
 from softlore.story import composing
@@ -110,7 +111,10 @@ def test_from_a_request_of_kobold_to_the_logits(tmp_path, monkeypatch):
         state = make_state(tmp_path)
         wide.files.clear()
         walk.station(monkeypatch, GenerationService, "respond")
+        walk.station(monkeypatch, Context, "parse")
         walk.station(monkeypatch, composing.ContextComposer, "plan")
+        for name in ("activate", "choose_within_budget", "compose"):
+            walk.station(monkeypatch, composing, name)
         walk.station(monkeypatch, SequenceGroup, "from_request")
         walk.station(monkeypatch, model_runner, "splice")
         walk.station(monkeypatch, FrozenModel, "hidden")
