@@ -21,6 +21,7 @@ from softlore.decode import model_runner
 from softlore.decode.batch import SequenceGroup
 from softlore.model import FrozenModel
 from softlore.prompts import Context
+from softlore.serve import openai
 from softlore.serve.service import GenerationService
 from softlore.settings import SamplingParams
 from softlore.story import composing
@@ -127,6 +128,7 @@ def test_from_a_request_of_kobold_to_the_logits(tmp_path, monkeypatch):
 def test_from_a_temperature_of_openai_to_the_sampler(tmp_path):
     """The files that read, convert or apply the number; those that only pass the request do not."""
     walk, sentinel = Walk(), 0.7309
+    walk.add(openai.__file__)  # which hands the body's other fields to the table of settings
 
     def is_it(value):
         number = vars(value).get("temperature") if isinstance(value, SamplingParams) else value
