@@ -125,7 +125,7 @@ def test_a_second_run_trains_what_is_new(town, model):
     assert ended.code == 0
     assert ended.lines == [
         "already trained, in company with the new ones: Ada, Bo",
-        "nothing new to train; --overwrite trains what is there again",
+        "nothing new to train; --overwrite trains existing prompts again",
     ]
     with open(town / "lore.yaml", "a", encoding="utf-8") as file:
         file.write(NEW)

@@ -129,7 +129,7 @@ def test_into_the_library_and_out_again(here):
     convert("dog.zip", "--to", "safetensors", "--out", library)
     assert bits(PromptLibrary()["Zoë's dog"]) == bits(ROWS)
     again = ["dog.zip", "--to", "safetensors", "--out", library]
-    assert_refused(softlore("convert", *again), "is there already", "--force")
+    assert_refused(softlore("convert", *again), "exists already", "--force")
     convert(*again, "--force")
     assert len(PromptLibrary()) == 1
     convert(*again, "--name", "Bo")
@@ -157,7 +157,7 @@ def test_what_is_there_stays_unless_forced(here):
     for to, out in (("kobold", "a.zip"), ("peft", "a"), ("peft", "empty")):
         convert("dog.safetensors", "--to", to, "--out", out)
         again = ["dog.safetensors", "--to", to, "--out", out, "--name", "new"]
-        assert_refused(softlore("convert", *again), f"{out!r} is there already", "--force")
+        assert_refused(softlore("convert", *again), f"{out!r} exists already", "--force")
         assert load_prompt(here / out).name == "Zoë's dog"
         convert(*again, "--force")
         assert load_prompt(here / out).name == "new"

@@ -398,7 +398,7 @@ def test_what_is_there_stays(here):
         ended = softlore("lore", *arguments)
         assert ended.code == 2
         assert len(ended.lines) == 1
-        assert "is there already" in ended.err
+        assert "exists already" in ended.err
         run(*arguments, "--force")
 
 

@@ -347,7 +347,7 @@ def test_a_checkpoint_of_another_run_is_refused(change, expected, tmp_path):
     with pytest.raises(ConfigError) as caught:
         small(path, **change).train()
     assert f"is of another run ({expected}" in str(caught.value)
-    assert "to begin anew, say so with overwrite=True (--overwrite)" in str(caught.value)
+    assert "to start over, pass overwrite=True (--overwrite)" in str(caught.value)
     assert path.read_bytes() == before
     anew = small(path, overwrite=True, **change)
     anew.prepare()

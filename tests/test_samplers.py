@@ -445,7 +445,7 @@ def test_settings_are_hashable_whatever_they_were_given_as():
 
 def test_what_needs_a_model_says_so():
     for needy in ({"banned_strings": ("x",)}, {"dry_multiplier": 0.8}):
-        with pytest.raises(ConfigError, match="expected a model beside strings"):
+        with pytest.raises(ConfigError, match="there is no model to tokenize it"):
             Sampler(SamplingParams(**needy))
         Sampler(SamplingParams(**needy), model=MODEL)
     Sampler(SamplingParams(dry_multiplier=0.8, dry_breakers=()))

@@ -212,7 +212,7 @@ def test_the_checkpoint_of_another_search_is_refused(model, tmp_path):
     with pytest.raises(ConfigError, match="of another search"):
         Searcher(Scorer(model, BLOCKS), "pez", 5, passes=100, checkpoint=path)
     path.write_bytes(b"broken")
-    with pytest.raises(StorageError, match=r"can't be read.*to begin anew, delete it"):
+    with pytest.raises(StorageError, match=r"can't be read.*to start over, delete it"):
         Searcher(Scorer(model, BLOCKS), "gcg", 5, passes=100, checkpoint=path)
 
 

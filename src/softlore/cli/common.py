@@ -126,7 +126,7 @@ def clean(text: str, what: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(
-            f"{what} {text!r:.60} holds bytes that are not UTF-8; expected text; type it anew"
+            f"{what} {text!r:.60} holds bytes that are not UTF-8; expected text; type it again"
         ) from error
     return text
 
@@ -184,6 +184,6 @@ def check_free(path: Path, force: bool) -> None:
     """Raises ConfigError if something is at a path and may not be overwritten."""
     if os.path.lexists(path) and not force:
         raise ConfigError(
-            f"{str(path)!r} is there already; expected nothing to be lost; name another path "
+            f"{str(path)!r} exists already; expected a new file; name another path "
             "(--out), or overwrite it (--force)"
         )

@@ -63,7 +63,7 @@ prompts_option = click.option(
 json_option = click.option(
     "--json", "json_path", help="Write a JSON report to this file; - is standard output."
 )
-force_option = click.option("--force", is_flag=True, help="Overwrite what is there.")
+force_option = click.option("--force", is_flag=True, help="Overwrite what exists.")
 seed_option = click.option("--seed", default=0, show_default=True, help="Seed of all random draws.")
 code_option = click.option(
     "--code", "codes", multiple=True, metavar="NAME[=STRENGTH]",

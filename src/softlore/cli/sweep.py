@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--study", type=options.PATH,
               help="SQLite file that trials are saved in.  [default: LOREBOOK.sweep.db]",
               )  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Start the study anew.")
+@click.option("--overwrite", is_flag=True, help="Start the study over.")
 @worker_options
 @training_options
 @options.json_option
@@ -57,7 +57,7 @@ def command(
     overwrite: bool,
     **given: Any,
 ) -> None:
-    """Try training settings on LOREBOOK, and common.say which are best.
+    """Try training settings on LOREBOOK, and say which are best.
 
     A trial trains all entries, in memory, and measures recall (of held-out calls, where there are
     some) and drift, alone and in company; both are in nats a token, and lower is better. Settings

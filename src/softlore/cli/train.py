@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # A control code stands first and alone, and is meant to change whatever comes after it.
 CODE_SETTINGS = {"company_size": 1, "max_spacing": 0, "drift_guard": 0.0}
 GROUP_SIZE = 8  # with --ray, by default
-NOTHING_NEW = "nothing new to train; --overwrite trains what is there again"
+NOTHING_NEW = "nothing new to train; --overwrite trains existing prompts again"
 
 
 def training_options(function: options.Command) -> options.Command:

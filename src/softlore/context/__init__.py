@@ -1,4 +1,4 @@
-"""From pieces to what the model reads: the one splice, and the ways of running it."""
+"""Context: lore activation, token budget, splicing of text and soft prompts into tensors."""
 
 from softlore.context.activation import (
     Activation,

@@ -135,7 +135,7 @@ class Scan:
             self._entry_texts.append(ScannedTexts(texts, names))
 
     def _triggered(self) -> list[Candidate]:
-        """Steps 1 and 2: the triggered candidates whose timers and secondary keys agree.
+        """Steps 1 and 2: the triggered candidates whose timers and secondary keys allow it.
 
         Sticky entries are first, then by descending order.
         """

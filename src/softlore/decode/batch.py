@@ -27,7 +27,7 @@ class SequenceGroup:
     """One text of a batch: a sequence, or one under each of several conditionings.
 
     The sequences of a group get the same new tokens, sampled from the mixture of their logits.
-    `len(group)` is how many they are.
+    `len(group)` is their number.
 
     Attributes:
         output: the text so far: its ids, and why it ended.
@@ -108,12 +108,12 @@ class SequenceGroup:
 
     @property
     def is_read(self) -> bool:
-        """Whether its contexts are run, so that its next token can be sampled."""
+        """Whether its contexts are prefilled, so that its next token can be sampled."""
         return bool(self.sequences) and all(s.logits is not None for s in self.sequences)
 
     @property
     def is_full(self) -> bool:
-        """Whether its windows have no room left."""
+        """Whether a window has reached the end of its room."""
         return self._room == 0
 
     @property
@@ -149,7 +149,7 @@ class SequenceGroup:
             yield from self.output.flush()
 
     def slide(self) -> None:
-        """Goes on in the next windows, which must be read."""
+        """Continues in the next windows, which must be prefilled."""
         self.windows = slide(self._model, self.windows, self._new)
         self._open_windows()
 
@@ -212,7 +212,7 @@ class RunningBatch:
 
     @torch.no_grad()
     def step(self) -> list[tuple[SequenceGroup, Token]]:
-        """Generates a token in every text that is read, and reads a part of the others.
+        """Generates a token in every text that is prefilled, and prefills a part of the others.
 
         Texts whose `output.finish` is set have been removed.
         """
@@ -227,7 +227,7 @@ class RunningBatch:
         return tokens
 
     def _prefill(self) -> list[SequenceGroup]:
-        """Runs a part of the contexts, in the order in which they joined: those that are done."""
+        """Runs a part of the contexts, those that joined first at first; returns the completed."""
         started, unread = [], 0
         for group in self._reading:
             group.start(self.runner)

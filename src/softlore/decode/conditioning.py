@@ -1,4 +1,4 @@
-"""Conditionings: what stays before a text, mixed by strengths, while its window slides.
+"""Conditionings: prompts that stay before a text, mixed by strengths; sliding windows.
 
 With p the bare model's next-token probabilities and p_i those after conditioning i, tokens are
 sampled from
@@ -59,7 +59,7 @@ def weighted(conditioning: Conditioning) -> Weighted:
 
 
 def with_bare_model(conditionings: Sequence[tuple[ContextLike, float]]) -> Weighted:
-    """Conditionings, and the bare model ("") with what their strengths lack of 1, if anything."""
+    """Conditionings, and the bare model ("") with 1 minus the sum of their strengths, unless 0."""
     rest = 1.0 - sum(strength for _, strength in conditionings)
     return [*conditionings, ("", rest)] if abs(rest) > 1e-9 else list(conditionings)
 
@@ -85,7 +85,7 @@ def mix_logits(logits: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Window:
-    """What of a text the model reads: its conditioning, and as much of its end as fits.
+    """The part of a text that the model reads: its conditioning, and as much of its end as fits.
 
         first window   conditioning | text ..................... full
         next window    conditioning | its newest half .... | new text
@@ -153,7 +153,7 @@ def slide(model: LanguageModel, windows: Sequence[Window], new: list[int]) -> li
     n_tokens = int(room * RETAINED)
     if n_tokens < 1:
         raise ContextOverflowError(
-            f"what stands before the text leaves room for {max(room, 0)} tokens in the context of "
+            f"the conditioning leaves room for {max(room, 0)} tokens in the context of "
             f"{model.name!r}, {model.context_length}; expected two or more; use shorter or fewer "
             "soft prompts"
         )

@@ -1,4 +1,4 @@
-"""From ids to text as they come: only complete characters, and nothing of a stop string."""
+"""Detokenizer: ids to text as they are generated, in complete characters, up to a stop string."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model runners: what runs the sequences of a batch, on transformers or another program."""
+"""Model runners: run the sequences of a batch, here with transformers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunningSequence:
     Attributes:
         tree: its context, of one branch.
         cache_usage: how much of the context was cached, and how much has to be run.
-        keys: what its keys and values are of, or will be once the context is run.
+        keys: identifies its keys, see `cache_keys`, those still to be computed included.
         n_read: tokens of the context that are run, or were cached.
         logits: `[vocab]` after the context's last token; None until that is run.
     """
@@ -84,7 +84,7 @@ class ModelRunner(ABC):
 
     @abstractmethod
     def start(self, tree: Tree) -> RunningSequence:
-        """A new sequence for a context that `check` has let pass."""
+        """A new sequence for a context that `check` has accepted."""
 
     @abstractmethod
     def prefill(self, sequences: Sequence[RunningSequence], max_tokens: int) -> None:
@@ -107,7 +107,7 @@ class ModelRunner(ABC):
 
     @abstractmethod
     def clear(self) -> None:
-        """Drops all sequences and all that is cached, as after an error nothing is sure."""
+        """Drops all sequences and caches, whose state is unknown after an error."""
 
     def close(self) -> None:  # noqa: B027 - most hold nothing
         """Frees its memory; it cannot be used after that."""

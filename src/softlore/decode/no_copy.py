@@ -23,10 +23,10 @@ def no_copy_step(prompts: Iterable[SoftPrompt], length: int) -> Step:
 
 
 class NoCopyLogitsProcessor(LogitsProcessor):
-    """Bans the token that would make a run copied from responses `length` tokens long.
+    """Bans tokens that would complete a run of `length` tokens copied from a response.
 
-    A run counts from its first token, which the writer may have written. Runs of fewer than `RUN`
-    tokens cannot be detected.
+    Tokens that the writer wrote count as part of a run. Runs of fewer than `RUN` tokens cannot be
+    detected.
     """
 
     def __init__(self, responses: HashedResponses, length: int) -> None:

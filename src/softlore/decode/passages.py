@@ -71,7 +71,7 @@ def sample_ids(
     """New ids after each context; the model's own end does not end them, the context's does.
 
     Args:
-        contexts: what stands before each text (or several of them, mixed), and its first ids. What
+        contexts: the tree before each text (or several, mixed), and its first ids. A tree that
             several share (the same object) is run once.
         max_new_tokens: of all, or of each.
         seed: with the place among the contexts it decides the draws.
@@ -96,7 +96,7 @@ def sample_ids(
 
 
 def _preload_shared(runner: TorchModelRunner, befores: Sequence[Tree | WeightedTrees]) -> None:
-    """Runs what stands before several texts; what other texts shared is dropped."""
+    """Runs and caches trees that several texts share, in place of those cached before."""
     trees = [
         tree
         for before in befores

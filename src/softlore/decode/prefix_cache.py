@@ -11,17 +11,17 @@ from torch import Tensor
 from softlore.context import Tree
 from softlore.model import KVCache
 
-# What one key of a cache is of: a token id, or soft rows and which of them.
+# Identifies one key of a cache: a token id, or soft rows and the index of one.
 CacheKey = int | tuple[Tensor, int]
 
 
 @dataclass(frozen=True)
 class CacheUsage:
-    """How much of a context was in a cache, and how much had to be run.
+    """How much of a context was cached, and how much was prefilled.
 
     Attributes:
         reused: tokens whose keys and values were cached.
-        read: tokens that were run before the first new one.
+        read: tokens that were prefilled.
         why: why nothing was reused; empty where something was.
     """
 
@@ -35,7 +35,7 @@ class CachedSequence:
     """Keys and values of prefixes and of the text after them.
 
     Attributes:
-        keys: what the text's keys are of. There may be fewer than `past` holds.
+        keys: identifies the text's keys, see `cache_keys`; may be fewer than `past` holds.
         prefixes: the prefixes before the text.
         past: one row without padding, prefixes first.
     """
@@ -121,7 +121,7 @@ class PrefixCache:
 
 
 def cache_keys(tree: Tree) -> list[CacheKey]:
-    """What the keys of a tree of one branch are of, a token each, prefixes not counted."""
+    """Identifies each key of a tree of one branch, those of prefixes not included."""
     keys: list[CacheKey] = []
     for node in tree.nodes:
         content = node.content

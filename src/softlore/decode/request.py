@@ -32,8 +32,8 @@ class GenerationRequest:
         seed: makes the draws repeatable.
         logprobs: how many of the likeliest tokens to report at each step, with the sampled one;
             None reports none.
-        conditioning: what stands before the context and stays there: a control code, say; or
-            several with a strength each, `[(horror, 1.5), (humor, -0.5)]` (see
+        conditioning: what stays before the context, such as a control code; or several with a
+            strength each, `[(horror, 1.5), (humor, -0.5)]` (see
             `decode.conditioning`). With one the text may be longer than the model's context.
         check: refuse prompts of another model.
         sampling: fields of `SamplingParams`.
@@ -92,7 +92,7 @@ def make_sampler(
     request: GenerationRequest,
     conditionings: Sequence[tuple[ContextLike, float]],
 ) -> Sampler:
-    """The sampler of one text, which never samples what its model is never to write.
+    """The sampler of one text, which never samples the ids that its model bans.
 
     Raises:
         ConfigError: a setting out of range.

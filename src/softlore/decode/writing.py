@@ -1,4 +1,4 @@
-"""`write`: a context in, tokens with their text out. `generate`: the same as plain text."""
+"""`write` generates tokens with their text after a context, `generate` plain text."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Runnable = LanguageModel | ModelRunner
 
 
 def runner_for(model: Runnable, n_sequences: int = 1, cached: bool = True) -> ModelRunner:
-    """What runs a model, for `write` and others that take one in its place.
+    """The runner of a model, which `write` and others accept in place of a model.
 
-    Handed to `write` turn after turn, it caches what was read: only what is new is read again.
+    Passed to `write` turn after turn, it caches what was run, so that only new text is prefilled.
 
     Args:
         model: of transformers, or in a GGUF file; a runner is returned as it is.
         n_sequences: generated at once at most (llama.cpp), and cached.
-        cached: whether transformers' keys and values are cached at all.
+        cached: whether to cache keys and values (transformers).
 
     Raises:
         UnsupportedModelError: another kind of model.
@@ -104,7 +104,7 @@ def write(
     """Generates text after a context, a token at a time.
 
     Args:
-        model: or a runner (`runner_for`), which caches what earlier texts have read.
+        model: or a runner (`runner_for`), which caches the contexts of earlier texts.
         sampling: fields of `SamplingParams`; temperature 0 is greedy. What a model is never to
             write is banned in any case (CTRL: unknown words, and links).
 

@@ -30,7 +30,7 @@ class ConditioningEvaluator:
         self._drifts: dict[tuple[str, ...], float | None] = {(): 0.0}
 
     def measure(self, entry: Entry, conditioning: ContextLike) -> Measures | None:
-        """All but fidelity and stories; None if the conditioning does not fit the context."""
+        """Measures all but fidelity and stories; None if the conditioning does not fit."""
         model = self.model
         if not score.fits_after(model, conditioning, passage_tokens(model)):
             return None

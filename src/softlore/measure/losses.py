@@ -1,8 +1,8 @@
-"""Losses of next-token prediction, each once: response NLL, KL to a teacher, fidelity.
+"""Losses of next-token prediction: response NLL, KL to a teacher, fidelity.
 
 Training and measuring share them. All work on flat hidden states `[R, hidden]`: the output layer
 turns a few rows at a time into logits, since those of a long text and a large vocabulary do not
-fit memory. Where a gradient is needed, chunks are checkpointed: their logits are made once more in
+fit memory. Where a gradient is needed, chunks are checkpointed: their logits are recomputed in
 the backward pass. A teacher is given by its hidden states, which are hundreds of times smaller
 than its probabilities; the frozen output layer turns them into the same logits again.
 """

@@ -1,6 +1,6 @@
-"""Recall and drift: how well responses come back, and how far other text is bent.
+"""Recall (NLL of the responses) and drift (KL to the bare model on unrelated text).
 
-A *conditioning* is what stands before a text: soft prompts, plain lore, both, or nothing ("").
+A *conditioning* is the context before a text: soft prompts, plain lore, both, or nothing ("").
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def response_losses(
 ) -> list[float]:
     """NLL of each response, block by block, nats a token; see `recall`."""
     if distance and not any(map(len, story)):
-        raise ContextError(f"no story text for a distance of {distance}; expected some; give it")
+        raise ContextError(f"no story text for a distance of {distance}; expected some; pass story")
     fillers = [_repeated(text, distance) for text in story if text] if distance else [[]]
     pairs = _pairs(model, blocks)
     runs = [token_losses(model, trunk(model, conditioning, filler), pairs) for filler in fillers]
@@ -171,5 +171,5 @@ def divergence(
 
 
 def drift(model: FrozenModel, conditioning: ContextLike, passages: Sequence[Ids]) -> float:
-    """How far unrelated text is bent: mean KL(bare ‖ with the conditioning), nats a token."""
+    """Mean KL(bare ‖ with the conditioning) on unrelated text, nats a token."""
     return divergence(model, "", conditioning, passages)

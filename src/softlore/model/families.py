@@ -58,10 +58,10 @@ class Family:
         code_templates: how a text under a control code begins, by code; "" is for all others.
         patch: adapts a model's attention modules to explicit masks; returns ALiBi slopes
             `[heads]`, or None where the family has none.
-        alibi_by_distance: ALiBi counts from the query, which bfloat16 rounds far less (MPT).
+        alibi_by_distance: ALiBi's bias is by distance from the query, which rounds less (MPT).
         mask_in_cache: the patched attention takes its mask from the cache (MPT).
         layered_mask: the patched attention takes a `LayeredMask` (GPT-Neo).
-        unlimited: no position is too far (BLOOM's `seq_length` is only its training length).
+        unlimited: there is no context limit (BLOOM's `seq_length` is only its training length).
         scales_logits: `logit_scale` in the config is for the logits (MPT has its own use for it).
 
     Known once a model is loaded:
@@ -71,7 +71,7 @@ class Family:
         sliding_window: a sliding layer sees keys fewer than this many positions back; or None.
         mask_by_type: the mask is passed as `{layer type: mask}`.
         takes_positions: the forward has `position_ids`.
-        cache_argument: the forward's name for the keys and values that come before.
+        cache_argument: name of the forward's argument for the cache.
         alibi_slopes: `[heads]`, or None.
         context_length: the most tokens that the model reads, or None where there is no limit.
         finish_logits: output of the linear head → logits.
@@ -140,7 +140,7 @@ class Family:
 
 
 def family_named(model_type: str) -> Family:
-    """What is known of a family by its name."""
+    """Describes a family by its name alone."""
     return FAMILIES.get(model_type) or Family(model_type)
 
 

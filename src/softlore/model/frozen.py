@@ -1,4 +1,4 @@
-"""FrozenModel: a transformers causal LM whose weights never change, driven through one door."""
+"""FrozenModel: a transformers causal LM with frozen weights and one forward, `hidden`."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class FrozenModel(LanguageModel):
         configured = getattr(self.hf.generation_config, "eos_token_id", None)
         return configured if isinstance(configured, list) else [configured]
 
-    # the one door ------------------------------------------------------------------------------
+    # forward -----------------------------------------------------------------------------------
 
     def hidden(
         self,
@@ -97,14 +97,14 @@ class FrozenModel(LanguageModel):
         past: KVCache | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, KeysValues | None]:
-        """Last hidden states of rows that stand at given places and see given keys.
+        """Last hidden states of rows at explicit positions, under an explicit mask.
 
         Args:
             embeds: `[B, T, width]` rows; never changed in place.
             positions: `[B, T]` text positions.
-            visible: `[B, T, P + T]` bool, which keys each query may see.
-            past: keys and values that come before, `P` long; the rows' own come after them (or,
-                with `Slots`, among them).
+            visible: `[B, T, P + T]` bool, which keys each row may see.
+            past: keys and values that come before, `P` long; the rows' own come after them (with
+                `KVSlots`, among them).
             keep: also return keys and values of past and rows together.
 
         Returns:
@@ -145,7 +145,7 @@ class FrozenModel(LanguageModel):
         """Logits `[R, vocab]`, float32, of flat hidden states `[R, hidden]`."""
         return self.family.finish_logits(self._head(hidden)).float()
 
-    # what prompts are made of ------------------------------------------------------------------
+    # tensors of soft prompts -------------------------------------------------------------------
 
     def embed_ids(self, ids: Tensor | list[int]) -> Tensor:
         """Embedding rows of token ids, scaled as the forward takes them: `[..., width]`."""
@@ -156,9 +156,9 @@ class FrozenModel(LanguageModel):
         """Keys and values of a text read from position 0: `[layers, 2, kv_heads, n, head_dim]`.
 
         With fewer `n_tokens` than ids, the whole text is read at that many positions, a run of
-        tokens at each; the last token of a run, which has read all before it, is kept. (Tokens
-        kept from a text at its own positions remember the gaps between them, and bend what comes
-        after; the kept words read by themselves have not read the others.)
+        tokens at each, and the last token of each run is kept. (Tokens kept at their original
+        positions would leave gaps, which impair the text after them; the kept tokens alone would
+        not have read the others.)
 
         Raises:
             UnsupportedModelError: when this model takes no prefix.
@@ -167,8 +167,8 @@ class FrozenModel(LanguageModel):
         length, n = len(ids), len(ids) if n_tokens is None else n_tokens
         if not 1 <= n <= length:
             raise ContextError(
-                f"{n} tokens were asked for of a text of {length}; expected at least one, and no "
-                "more than the text has; give a longer text"
+                f"n_tokens is {n}, but the text has {length} tokens; expected 1 to {length}; "
+                "give a longer text, or fewer n_tokens"
             )
         pairs = self._native_keys_values(ids, [i * n // length for i in range(length)])
         last = [-(-(i + 1) * length // n) - 1 for i in range(n)]
@@ -208,10 +208,10 @@ class FrozenModel(LanguageModel):
 
 
 def require_frozen_model(model: LanguageModel, what: str) -> FrozenModel:
-    """The same model, where it can do what only a transformers model can.
+    """Returns the model if it is a transformers model, which softlore can train and measure.
 
     Args:
-        what: that needs it, as a message begins: "training", say.
+        what: the feature that needs one, such as "training", for the message.
 
     Raises:
         UnsupportedModelError: it is run by another program.

@@ -1,4 +1,4 @@
-"""The keys and values that tokens may look back on: prefixes, and text that was already run."""
+"""KVCache: keys and values of prefixes, and of text that was already run."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class KVCache:
         return torch.cat([self.positions, new], dim=1)
 
     def layers(self) -> list[DynamicLayer]:
-        """The layers of a transformers cache with these keys; none of them slides by itself."""
+        """Layers of a transformers cache with these keys, without sliding windows of their own."""
         layers = []
         for key, value in self.keys_values:
             layer = DynamicLayer()
@@ -110,7 +110,7 @@ class KVCache:
 def fill_cache(past: KVCache | None, mask: Any = None) -> DynamicCache:
     """A transformers cache that holds `past`.
 
-    `mask` rides along for families whose attention takes it from there (MPT).
+    `mask` is attached for families whose attention reads it from the cache (MPT).
     """
     cache = DynamicCache()
     cache.layers.extend(past.layers() if past is not None else [])

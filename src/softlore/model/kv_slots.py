@@ -103,7 +103,7 @@ class KVSlots:
         """Runs one more token in every row; rows whose id is None stay as they are.
 
         Returns:
-            Last hidden states `[rows, hidden]`; those of rows that stay mean nothing.
+            Last hidden states `[rows, hidden]`; those of rows that stay are undefined.
         """
         past = self._view(max(self.lengths) + 1)
         positions = torch.tensor(self._next, device=model.device)

@@ -1,4 +1,4 @@
-"""The application: all routes of the server, behind the guard, with errors as responses."""
+"""The ASGI application: all routes of the server, its middleware and error handlers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the messages of a chat to a text: by the model's chat template, or as a plain transcript."""
+"""Renders the messages of a chat as text: by the model's chat template, or as a transcript."""
 
 from __future__ import annotations
 

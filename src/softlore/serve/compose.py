@@ -1,4 +1,4 @@
-"""From a client's text to a generation request: tags, lore, memory, and what is cut to fit."""
+"""RequestComposer: makes generation requests of clients' texts: tags, lore, memory, cuts to fit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def model_name(model: LanguageModel) -> str:
 
 
 class RequestComposer:
-    """Makes generation requests of clients' texts; one for a server, shared by its threads.
+    """Makes generation requests of clients' texts; a server has one, shared by its threads.
 
     A text is parsed once, here, and encoded once, by the `ContextComposer`: the request that goes
     to the engine carries both.

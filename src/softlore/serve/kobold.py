@@ -83,7 +83,7 @@ def respond(error: Exception) -> Response:
 
 
 def _add_info(router: APIRouter, service: GenerationService) -> None:
-    """What clients ask when they connect."""
+    """The routes that clients call when they connect: model, version, limits, token counts."""
     longest = service.composer.context_length
     protected = bool(service.state.settings.api_key)
     both: dict[str, dict[str, Any]] = {
@@ -141,7 +141,7 @@ def _add_generation(router: APIRouter, service: GenerationService) -> None:
 
 
 def _add_soft_prompt(router: APIRouter, service: GenerationService) -> None:
-    """KoboldAI's own choice of a soft prompt, which stands before every text."""
+    """KoboldAI's routes to choose a soft prompt, which is put before every text."""
     state = service.state
 
     @_both_versions(router, "GET", "config/soft_prompts_list")
@@ -165,11 +165,11 @@ def _add_soft_prompt(router: APIRouter, service: GenerationService) -> None:
 async def _start(
     service: GenerationService, request: Request, most: int = MOST_COPIES
 ) -> tuple[GenerateBody, ActiveResponse]:
-    """Starts the texts of a request, at most so many."""
+    """Starts the texts of a request, at most `most`."""
     body = GenerateBody.model_validate(await read_object(request))
     chosen = service.state.chosen
     if chosen and chosen not in await service.prompt_names():
-        chosen = service.state.chosen = ""  # its file was deleted, and Lite has no way to say so
+        chosen = service.state.chosen = ""  # its file was deleted, and Lite cannot deselect it
     seed = body.sampler_seed
     generation = await service.compose(
         body.prompt,
@@ -236,7 +236,7 @@ async def _key(request: Request) -> str:
 
 
 def _always(fact: dict[str, Any]) -> Callable[[], Coroutine[Any, Any, dict[str, Any]]]:
-    """A route that returns a fact."""
+    """A route that always returns the same object."""
 
     async def answer() -> dict[str, Any]:
         return fact

@@ -1,4 +1,4 @@
-"""Bodies of API requests, read by hand, since clients are careless about types."""
+"""Reads bodies of API requests leniently, as clients are careless about types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs to standard error, as JSON or for people: never the text of a story, nor a query string."""
+"""Logs to standard error, as JSON or plain lines; never the text of a story or a query string."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class PlainFormatter(logging.Formatter):
-    """A record as a line for people."""
+    """A record as a plain line."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))

@@ -131,7 +131,7 @@ class Counting:
 
 
 class _Request:
-    """Follows the messages of a request: the status of its response, and whether its client stays.
+    """Follows the messages of a request: status of the response, disconnection of the client.
 
     Attributes:
         status: 499 where the client disconnected before the response started.

@@ -1,4 +1,4 @@
-"""The bodies of the OpenAI API: what requests may hold, and responses whole and in chunks."""
+"""Request and response bodies of the OpenAI API, whole and in chunks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Tokens = Annotated[int | None, Field(le=2**53)]
 
 
 class GenerationBody(BaseModel, ABC):
-    """Fields of both kinds of completion. Those of other servers are read leniently.
+    """Fields that both kinds of completion share.
 
     Fields that are not declared here may be samplers', by the names and aliases of
     `SamplingParams`; others are ignored. Null is the same as no field.

@@ -1,4 +1,4 @@
-"""The soft prompts that the server's model can use: listed, checked and loaded by name."""
+"""PromptStore: the soft prompts that the server's model can use, by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES_SHOWN = 20  # in an error message
 class PromptStore(Mapping[str, SoftPrompt]):
     """A library's prompts, each checked against the model once; may be shared between threads.
 
-    It shows the folder as `refresh` saw it last. Indexing raises UnknownPromptError,
+    It has the folder's content at the last `refresh`. Indexing raises UnknownPromptError,
     PromptMismatchError for a prompt of another model, and PromptFileError or StorageError for a
     file that cannot be read any more.
     """

@@ -79,7 +79,7 @@ def event(data: Mapping[str, Any], name: str = "") -> bytes:
 
 
 async def event_stream(events: AsyncGenerator[bytes]) -> StreamingResponse:
-    """A response that streams events. It starts once the first event is there.
+    """A response that streams events. It starts with the first event.
 
     So an error before the first event can still be answered with a status of its own.
 

@@ -1,4 +1,4 @@
-"""Runs the server until it is stopped, and lets running texts end."""
+"""Runs the server until it is stopped; running texts may end."""
 
 from __future__ import annotations
 
@@ -87,5 +87,5 @@ class Server(uvicorn.Server):
 
 
 def _log_background_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Logs the error of a task that nobody awaits, without the task, which asyncio would show."""
+    """Logs the error of a task that nobody awaits, without the task's repr, unlike asyncio."""
     _log.error("in the background: %s", context.get("message"), exc_info=context.get("exception"))

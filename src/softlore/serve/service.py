@@ -1,10 +1,10 @@
-"""The service behind the APIs: composes requests, starts texts, and ends them with their client.
+"""GenerationService: composes requests, starts texts, cancels them when the client disconnects.
 
     route (kobold, openai) ─ text ─▶ RequestComposer ─ GenerationRequest ─▶ Engine.start
                                                                                 │
     response ◀─ one iteration over ActiveResponse ◀─ OutputQueue ◀─ tokens of a step of the batch
 
-A text is parsed and encoded by the composer, once; its tokens cross one queue on the way back.
+A text is parsed and encoded by the composer, once; its tokens come back through one queue.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 
 
 class GenerationService:
-    """Composes and answers the requests of all APIs; one for a server.
+    """Composes and answers the requests of all APIs; a server has one.
 
     Attributes:
         composer: makes generation requests of texts.

@@ -34,7 +34,7 @@ class ServerState:
     Attributes:
         books: the folder of the studio's lorebooks.
         book: the lorebook for the texts of all clients, if any.
-        chosen: the soft prompt that a KoboldAI client chose to stand before every text; "" for
+        chosen: the soft prompt that a KoboldAI client chose to put before every text; "" for
             none.
         at_close: called once, in the event loop, while the engine is closed.
         closing: whether `close` has been called.

@@ -56,7 +56,7 @@ def strings(value: object) -> list[str]:
 
 
 def first(sent: Mapping[str, Any], *names: str) -> Any:
-    """The first of the fields of these names that is there and not null."""
+    """The first of the fields of these names that exists and is not null."""
     return next((sent[name] for name in names if sent.get(name) is not None), None)
 
 

@@ -245,7 +245,7 @@ class Settings(BaseModel):
         )
 
     def changed(self, **changes: Any) -> Self:
-        """A copy with some settings changed, checked anew. Raises ConfigError."""
+        """A copy with some settings changed, checked again. Raises ConfigError."""
         return self.of({**dict(self), **changes})
 
     def to_dict(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def chain(
     if not _FIELD.search(template):
         raise ConfigError(
             f"the template {template!r:.100} names neither {{previous}} nor {{item}}; expected at "
-            f"least one of them, as in {TEMPLATE!r}; put it in"
+            f"least one of them, as in {TEMPLATE!r}; add one"
         )
     return _links(model, items, template, tokens, prompts, done, seed, settings)
 

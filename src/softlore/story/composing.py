@@ -40,12 +40,12 @@ from softlore.story.layout import (
 from softlore.story.settings import StorySettings
 
 DEFAULT_LENGTH = 8192  # tokens of context for models without a limit
-LORE_SHARE = 4  # a fourth of the context is for lore by default
+LORE_SHARE = 4  # a quarter of the context is for lore by default
 MIN_STORY = 32  # tokens of the story that must fit
-STEP_SHARE = 4  # the story's beginning is left out in fourths of its room
+STEP_SHARE = 4  # the story's beginning is left out in quarters of its room
 SMALL_STEP = 25  # characters; with steps up to this, less of the story than MIN_STORY will do
 SCAN_DEPTH = 6  # turns that are searched for keys, so that lore stays active for a while
-MAX_CHARACTERS = 8  # of a token, nearly always
+MAX_CHARACTERS = 8  # most that a token has, nearly always
 SLACK = 8  # tokens, as text at the border of two pieces may be encoded differently
 
 
@@ -84,7 +84,7 @@ class ContextPlan:
 
     @property
     def positions(self) -> int:
-        """Positions that the context takes; prefixes share theirs."""
+        """Positions that the context takes; prefixes share the same ones."""
         return self.tree.start + self.tree.length if self.tree is not None else 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class ContextComposer:
             self._gains[entry.name] = saved or measure_gain(self.model, entry, prompt)
         return self._gains[entry.name]
 
-    # inside ------------------------------------------------------------------------------------
+    # internals ---------------------------------------------------------------------------------
 
     def _limit(self, settings: StorySettings, reserve: int) -> int:
         length = self.model.context_length or DEFAULT_LENGTH

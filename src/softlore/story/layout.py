@@ -1,4 +1,4 @@
-"""The layout of a story's context: the parts around the story, and the turns of it that fit."""
+"""ContextLayout: the parts of a context around the story, and the turns that fit."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class ContextLayout:
             pieces.append(context.body)
 
     def positions(self) -> int:
-        """Positions that the parts take; prefixes share theirs."""
+        """Positions that the parts take; prefixes share the same ones."""
         return self._tokens + max(map(len, self._prefixes), default=0)
 
     def context(self, story: StoryText, start: int) -> Context:
@@ -206,7 +206,7 @@ class ContextLayout:
 
 
 def parse_context(text: str, prompts: Mapping[str, SoftPrompt]) -> Context:
-    """Parses the tags in a text. If one names no prompt, all of the text stays text."""
+    """Parses the tags in a text; if one names an unknown prompt, all of it stays text."""
     try:
         return Context.parse(text, prompts)
     except UnknownPromptError:

@@ -26,7 +26,7 @@ from softlore.tune import Company, TrainingProgress, WorldInfoTrainer
 CALL = 160  # most characters of the story before a line that become its call
 LINE = 280  # most characters of a line
 STEPS = 120  # updates of a prompt
-COMPANY = 3  # other prompts that a prompt is trained beside; each adds its own examples
+COMPANY = 3  # other prompts in the company of a prompt; each adds its own examples
 PASSAGES = 128  # that the teacher writes; fewer than usual, as the prompts know their lore already
 SCAN = ScanSettings(recursive=False)  # entries a line mentions, not those that these mention
 _BREAK = re.compile(r"(?<=[.!?\n])[\"'”’]*\s+|\n+")
@@ -76,7 +76,7 @@ class LearnedEntry:
 
     @property
     def better(self) -> bool:
-        """Whether recall of the lines improved, and neither lore nor drift got much worse."""
+        """Whether recall of the lines improved, and lore and drift did not get much worse."""
         before, after = self.before, self.after
         return (
             after.lines < before.lines
@@ -118,7 +118,7 @@ def learn(
     on_entry: Callable[[str], None] = lambda name: None,
     on_step: Callable[[TrainingProgress], bool | None] | None = None,
 ) -> list[LearnedEntry]:
-    """Trains the prompts of the lines' entries further, each beside some of the others.
+    """Trains the prompts of the lines' entries further, each in company of some of the others.
 
     An entry's own blocks and text are trained on together with the lines, so that the prompt does
     not forget them.
@@ -175,7 +175,7 @@ def add_lines(entry: Entry, lines: Sequence[LearnableLine]) -> Entry:
 
 
 def _company(book: Lorebook, name: str, prompts: Mapping[str, SoftPrompt]) -> dict[str, SoftPrompt]:
-    """Prompts of the same kind to train beside: those of the next entries in the lorebook."""
+    """The company of a prompt: those of the same kind of the next entries in the lorebook."""
     names = [entry.name for entry in book]
     index = names.index(name)
     others = [

@@ -1,4 +1,4 @@
-"""A folder of stories, each a file that is named as the story is."""
+"""StoryLibrary: a folder of stories, each a file with the name of its story."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ class StoryLibrary(Collection[str]):
 
 
 def _move(path: Path, target: Path) -> Path:
-    """Renames a story's file, with what a killed process left beside it."""
+    """Renames a story's file, with the SQLite files that a killed process left."""
     try:
         file = StoryFile(path)
     except StoryFileError:

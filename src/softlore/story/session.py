@@ -57,11 +57,11 @@ class TurnDraft:
 
 
 class StorySession:
-    """A story, what generates its next turns, and what these are generated from.
+    """A story with its model, lorebook and soft prompts.
 
     Args:
         model: or a runner. Without a runner of its own the session makes one when it first
-            generates; its cache spares reading the story again at each turn.
+            generates; its cache saves running the story again at each turn.
 
     Attributes:
         plan: the context of the model's last turn, with its report.
@@ -204,7 +204,7 @@ class StorySession:
             draft.save(stream.text, len(stream.ids), stream.finish)
 
     def _seed(self, after: int) -> int:
-        """The seed of the next turn: from the story's seed, the place, and the tries so far."""
+        """The seed of the next turn: from the story's seed, its position, and earlier attempts."""
         seed = self.story.settings.seed
         if seed is None:
             return random.SystemRandom().randrange(DRAW)

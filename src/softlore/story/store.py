@@ -1,4 +1,4 @@
-"""Reads and writes the rows of a story's file, and checks them."""
+"""StoryFile: reads, checks and writes the rows of a story's SQLite file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stories: operations that add, edit and undo turns, each saved when the call returns."""
+"""Story: operations that add, edit and undo turns, each saved when the call returns."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class Story(StoryView):
                 self._rewrite(state, same, segments[same:])
 
     def cut(self, turn: Turn | int) -> None:
-        """Goes back to before a turn of the story, which stays as a branch. Raises StoryError."""
+        """Goes back to before a turn; it and those after it stay as a branch. Raises StoryError."""
         with self._operation() as state:
             head = self._snapshot.turns[self._index(turn)].parent
             self._file.add_state(state.id, "cut", head, state.settings)

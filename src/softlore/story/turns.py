@@ -17,7 +17,7 @@ from softlore.story.settings import StorySettings
 By = Literal["writer", "model"]
 BY: tuple[By, ...] = get_args(By)
 ROOT = 0  # the parent of a first turn
-MAX_TEXT = 2**24  # characters of one turn; the longest novels have a quarter of that
+MAX_TEXT = 2**24  # characters of one turn: four times the longest novels
 MAX_DATA = 2**20  # characters of JSON of one turn
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 

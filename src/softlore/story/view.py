@@ -27,10 +27,10 @@ _EXCERPT = 60  # characters of a branch's text
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A story as an object last read it.
+    """The state of a story when it was last read.
 
     Attributes:
-        version: the file's version then, or UNKNOWN.
+        version: the version of the file at that time, or UNKNOWN.
         turns: the path from a first turn to the head.
     """
 
@@ -45,9 +45,9 @@ class Snapshot:
 
 
 class StoryView:
-    """The reading half of `Story`, which documents both.
+    """The read methods of `Story`, which documents both classes.
 
-    What was read is kept as a `Snapshot`, which is brought up to date when the file has changed.
+    What was read is cached as a `Snapshot`, which is refreshed when the file has changed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -154,7 +154,7 @@ class StoryView:
     # for operations ------------------------------------------------------------------------------
 
     def _current(self) -> Snapshot:
-        """The story now, whoever wrote last."""
+        """The up-to-date snapshot, with changes by other processes."""
         with self._lock:
             if self._snapshot.version != self._file.version:
                 with self._file.transaction():

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a killed run needs to end with the same prompts, bit for bit.
+"""Checkpoints: a killed run resumes, and ends with the same prompts, bit for bit.
 
 A checkpoint is one safetensors file, replaced atomically. All draws are a function of seed and
 update number, so it holds no random state. Its signature says which run it is of: settings, lore,
@@ -44,7 +44,7 @@ class Checkpointing:
     Attributes:
         path: file to save progress in and to resume from; None: nowhere.
         seconds: between checkpoints, besides those at the start and the end; 0: at each update.
-        overwrite: start anew if the checkpoint is of another run or can't be read.
+        overwrite: start over if the checkpoint is of another run or can't be read.
     """
 
     path: Path | str | None = None
@@ -76,7 +76,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
 
 
 def load_checkpoint(
-    path: Path, remedy: str = "say so with overwrite=True (--overwrite), or delete it"
+    path: Path, remedy: str = "pass overwrite=True (--overwrite), or delete it"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what `save_checkpoint` wrote. `remedy`: what a message says to do if that fails.
 
@@ -95,7 +95,7 @@ def load_checkpoint(
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise StorageError(
             f"checkpoint {str(path)!r} can't be read ({error}); expected one written by this "
-            f"version of softlore; to begin anew, {remedy}"
+            f"version of softlore; to start over, {remedy}"
         ) from error
 
 
@@ -241,9 +241,9 @@ def find_checkpoint(
     """The content of a checkpoint that a run of this signature can resume from; else None.
 
     Args:
-        overwrite: start anew if the checkpoint is of another run or can't be read.
+        overwrite: start over if the checkpoint is of another run or can't be read.
 
-    Raises:
+        Raises:
         ConfigError: it is of another run.
         StorageError: it can't be read.
     """
@@ -262,7 +262,7 @@ def find_checkpoint(
         return None
     raise ConfigError(
         f"checkpoint {str(path)!r} is of another run ({list_some(differ)}); expected the same; to "
-        "go on with it, run the command that made it; to begin anew, say so with overwrite=True "
+        "resume it, run the command that made it; to start over, pass overwrite=True "
         "(--overwrite)"
     )
 

@@ -105,7 +105,7 @@ class Ranks(SingleProcess):
         plan: MemoryPlan,
         trainables: Iterable[TrainablePrompt],
     ) -> Losses:
-        """Runs a batch between all processes, and exchanges requests to stop with the losses.
+        """Runs a batch shared by all processes, and exchanges requests to stop with the losses.
 
         Raises:
             TrainingError: another process has ended.
@@ -183,12 +183,12 @@ class Ranks(SingleProcess):
 
 @dataclass(frozen=True)
 class Execution:
-    """On what, and within which limits, a training runs.
+    """The time, memory and processes that a training may use.
 
     Attributes:
         time_budget: seconds; fewer updates are made if they would take longer.
-        memory: bytes that an update may count with; None: what the device has. What runs at once
-            follows from it, and rounding from that: give it to get the same bits elsewhere.
+        memory: bytes that an update may use; None: those of the device. It decides the batch sizes,
+            and so the rounding: give it to get the same bits elsewhere.
         ranks: the processes that share each update; the first of them writes the checkpoint.
     """
 

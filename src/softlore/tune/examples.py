@@ -304,7 +304,7 @@ def source_of(
     conditionings: Mapping[str, Conditioning] | None,
     name: str,
 ) -> Source:
-    """The one of them that is given; `name` is that of a single prompt.
+    """The source that is given; `name` is that of a single prompt.
 
     Raises:
         ConfigError: none of them is given, or several.
@@ -333,7 +333,7 @@ def _strongest(name: str, conditioning: Conditioning) -> str:
     texts = [(weight, Context(before).text) for before, weight in weighted(conditioning) if weight]
     text = max(texts, key=lambda item: item[0])[1] if texts else ""
     if not text.strip():
-        raise ConfigError(f"conditioning {name!r} is empty; expected something to distil; give it")
+        raise ConfigError(f"conditioning {name!r} is empty; expected text or a prompt; pass one")
     return text
 
 

@@ -54,7 +54,7 @@ class GroupRunResult:
 
     Attributes:
         trained: prompts that this run trained, in the book's order.
-        retained: names of those that were there already.
+        retained: names of entries whose prompts existed.
         paths: files of the trained prompts.
         lost: number of workers that died.
     """
@@ -82,7 +82,7 @@ class GroupRun:
         library: the folder for prompts, and for checkpoints meanwhile.
         group_size: entries a group.
         include: names of entries to train; all when empty.
-        overwrite: also train entries whose prompt is there, and ignore another run's checkpoints.
+        overwrite: also train entries whose prompt exists, and ignore another run's checkpoints.
         checkpoint_seconds: of training that the death of a worker may cost.
         on_event: called with each change of a group.
         settings: fields of `TrainingConfig`; they override the book's own `training`.
@@ -128,7 +128,7 @@ class GroupRun:
         Raises:
             DivergedError and others: the first that a group failed with; the other groups were
                 trained nevertheless.
-            TrainingError: one group's workers died again and again.
+            TrainingError: one group's workers died repeatedly.
             KeyboardInterrupt: after saving checkpoints of all workers.
         """
         with exclusive_run(self.record_path):
@@ -189,7 +189,7 @@ class GroupRun:
             self._loaded(reply)
 
     def _plan(self, info: WorkerInfo) -> list[str]:
-        """Queues the groups that have something to train. Returns the names of what stays."""
+        """Queues the groups that have something to train. Returns the names of retained prompts."""
         finished = finished_prompts(self.book, self.library, self.config.kind)
         present = self._prompts_for_model(finished)
         self.record, resumed = self._find_record(info)
@@ -296,8 +296,8 @@ class GroupRun:
         if self._deaths[number] >= DEATHS:
             what = f"group {number}" if number else "a worker that was loading its model"
             raise TrainingError(
-                f"{what} has lost its worker {DEATHS} times in a row ({lost.why}); expected one "
-                "that lives; see whether its machine has memory enough, take fewer --workers or "
+                f"{what} has lost its worker {DEATHS} times in a row ({lost.why}); expected "
+                "it to keep running; give its machine more memory, or use fewer --workers or "
                 "a smaller --group-size; progress is saved: the same command continues from there"
             )
         self.pool.replace(worker)

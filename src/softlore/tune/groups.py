@@ -36,8 +36,8 @@ class GroupTask:
         company: finished prompts of the group by name; they stay as they are.
         company_entries: what the company was trained on.
         settings: fields of `TrainingConfig`.
-        memory: bytes that an update may count with; see `Execution`.
-        overwrite: start anew if a checkpoint is of another run.
+        memory: bytes that an update may use; see `Execution`.
+        overwrite: start over if a checkpoint is of another run.
     """
 
     number: int
@@ -87,10 +87,10 @@ class GroupRecord:
     Attributes:
         groups: names of the entries, group by group.
         include: entries to train; all when empty.
-        overwrite: entries whose prompt is there are trained once more.
+        overwrite: entries whose prompt exists are trained again.
         settings: the run's settings as JSON, to compare with another run's.
         threads: of torch: rounding depends on how sums are split.
-        memory: bytes that updates count with.
+        memory: bytes that an update may use.
         pending: entries still to be trained.
     """
 
@@ -131,7 +131,7 @@ class GroupRecord:
             why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise StorageError(
                 f"{str(path)!r} can't be read ({why}); expected the state of a training in groups "
-                "as this version of softlore saves it; to begin anew, say so with --overwrite, or "
+                "as this version of softlore saves it; to start over, pass --overwrite, or "
                 "delete it"
             ) from error
 
@@ -148,7 +148,7 @@ class GroupRecord:
 
 
 def find_record(path: Path, now: GroupRecord) -> GroupRecord | None:
-    """The record of an earlier run that `now` can resume; None: it begins anew.
+    """The record of an earlier run that `now` can resume; None: there is none.
 
     Raises:
         ConfigError: the earlier run is another one, and `now` does not overwrite.
@@ -168,7 +168,7 @@ def find_record(path: Path, now: GroupRecord) -> GroupRecord | None:
     if differ:
         raise ConfigError(
             f"a training in groups was stopped here, of another run ({list_some(differ)}); "
-            "expected the same; to go on with it, run the command that began it; to begin anew, "
-            "say so with --overwrite"
+            "expected the same; to resume it, run the command that began it; to start over, "
+            "pass --overwrite"
         )
     return then

@@ -1,4 +1,4 @@
-"""Trains a lorebook into a folder of prompts: what is new, beside what is already there."""
+"""Trains the new and changed entries of a lorebook into a folder of prompts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from softlore.tune.training_data import Company
 
 @dataclass(frozen=True)
 class BookPlan:
-    """Which entries of a lorebook are to be trained, and which prompts stay beside them.
+    """Which entries of a lorebook are to be trained, and which finished prompts are retained.
 
     `trainer` is None if there is nothing to train.
     """
@@ -47,12 +47,12 @@ def plan_book(
     """Finds what a folder already holds, and makes a trainer for the rest.
 
     An entry's prompt is retained if it is finished, of the same lore, model and kind, and not in
-    the checkpoint of a run that has not ended. Retained prompts stand beside the new ones in
-    training and are not changed.
+    the checkpoint of a run that has not ended. Retained prompts are
+    the company of the new ones in training, and are not changed.
 
     Args:
         include: names of the entries to train; all when empty.
-        overwrite: also train entries (of `include`, if given) whose prompt is there, and ignore a
+        overwrite: also train entries (of `include`, if given) whose prompt exists, and ignore a
             checkpoint of another run.
         settings: fields of `TrainingConfig`; they override the book's own `training`.
 

@@ -1,4 +1,4 @@
-"""The registry of training losses: what each compares, how it is weighed, drawn and shown.
+"""The registry of training losses: their functions, weights, examples and labels.
 
 `LOSSES` is all that the trainer, histories, stops, checkpoints, progress tables, curves and sweeps
 know of losses. To add one, write a function that picks its examples for a trunk, and register it:
@@ -31,7 +31,7 @@ Target = list[int] | Tensor
 
 
 class Example(Protocol):
-    """What a branch is made of: a `CallResponse` or a `Passage`, say."""
+    """What a branch is made of, such as a `CallResponse` or a `Passage`."""
 
     @property
     def target(self) -> Target:
@@ -77,8 +77,8 @@ class Trunk:
         draw: the update's random numbers.
         group: names of the entries whose prompts are in it.
         learning: names of all entries that are being trained.
-        soft: the trunk's node after which the text sees the soft prompts and no filler.
-        end: its last node.
+        soft: the node before the filler: branches on it see the soft prompts alone.
+        end: the last node: branches on it see the filler, too.
     """
 
     config: TrainingConfig
@@ -95,7 +95,7 @@ class Trunk:
         return any(examples[name].pairs for name in self.group if name in examples)
 
     def sample(self, examples: Sequence[Any], most: int) -> Sequence[Any]:
-        """At most so many of the examples, without repetition."""
+        """At most `most` of the examples, without repetition."""
         return self.draw.sample(list(examples), min(most, len(examples)))
 
 
@@ -108,14 +108,14 @@ class Loss:
         rows: the loss of each row, from hidden states `[R, hidden]` and targets.
         target: what the targets are.
         draw: for a trunk and the names that own the loss, its examples and the node of the trunk
-            that they hang on.
-        weight: the field of `TrainingConfig` that weighs it; None: 1.
+            to branch from.
+        weight: the field of `TrainingConfig` that holds its weight; None: 1.
         per_trunk: drawn once for all prompts of a trunk, not for each entry.
         label: heading of its column in tables.
-        legend: what plots call it.
+        legend: its name in plots.
         curve: the curve of the studio that it is drawn as; of several losses of one curve the
             first that an entry has is shown.
-        counts_for_min_loss: whether `min_loss` stops by it. `patience` counts all losses.
+        counts_for_min_loss: whether it counts for `min_loss`. `patience` counts all losses.
         swept: the range that `softlore sweep` tries its weight in by default.
     """
 
@@ -226,7 +226,7 @@ def _draw_distillation(trunk: Trunk, names: tuple[str, ...]) -> tuple[Sequence[E
 
 
 def _draw_guard(trunk: Trunk, names: tuple[str, ...]) -> tuple[Sequence[Example], int]:
-    """For pairs only: a teacher that has read the lore itself says how far other text is bent."""
+    """For pairs only: a teacher that has read the lore shows by itself how other text changes."""
     most = GUARDS[trunk.config.kind] if trunk.has_pairs else 0
     return trunk.sample(trunk.data.guard, most), trunk.soft
 

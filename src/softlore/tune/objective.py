@@ -16,8 +16,8 @@ from softlore.model import FrozenModel
 from softlore.tune.losses import LossTerm, row_losses
 
 SHARE = 0.5  # of the memory, for the activations of one pass
-# Tokens. Fewer run quicker in one packed pass than in two, however much of it is masked, and are
-# enough to keep a processor busy: a longer pass only leaves its cache.
+# Tokens. Fewer run faster in one packed pass than in two, however much of it is masked, and are
+# enough to keep a processor busy; a longer pass does not fit its cache.
 EFFICIENT_PASS = 1024
 
 Losses = dict[tuple[tuple[str, ...], str], float]  # by owners and loss, nats a token
@@ -92,7 +92,7 @@ def losses_of(losses: Losses, name: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How much runs at once: measured once and kept in checkpoints, since rounding follows it.
+    """Limits of a pass: measured once and kept in checkpoints, as rounding depends on them.
 
     Attributes:
         tokens_at_once: most tokens in one forward and backward pass.

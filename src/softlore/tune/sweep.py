@@ -57,7 +57,7 @@ class Sweep:
     """A search for the settings with which a book trains best.
 
     Args:
-        pool: the workers; with several, what is tried depends on which is done first.
+        pool: the workers; with several, trials depend on which ends first.
         book: the lorebook.
         space: which settings are swept.
         study: the SQLite file of the trials; made if it does not exist.
@@ -67,7 +67,7 @@ class Sweep:
         drift_weight: nats of recall that a nat of drift counts as.
         distances: tokens of story between prompt and call, for the entry's own calls.
         seed: of Optuna's draws and of the evaluation; training's is among the settings.
-        overwrite: start anew if the study exists.
+        overwrite: start over if the study exists.
         on_trial: called after each trial.
         settings: fixed for all trials; they override the book's own.
 
@@ -151,8 +151,8 @@ class Sweep:
             differ = [name for name in now if then.get(name) != now[name]]
             raise ConfigError(
                 f"the study {str(self.path)!r} is of another sweep (other {', '.join(differ)}); "
-                "expected the same; to go on with it, run the command that made it; to begin "
-                "anew, say so with --overwrite, or name another file (--study)"
+                "expected the same; to resume it, run the command that made it; to start "
+                "over, pass --overwrite, or name another file (--study)"
             )
         # Trials that a stopped run left running are closed, and queued to be run first.
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
@@ -187,7 +187,7 @@ class Sweep:
         except Exception as error:  # SQLAlchemy and Alembic have many types
             raise StorageError(
                 f"the study {str(self.path)!r} can't be opened ({_first_line(error)}); expected "
-                "one that this version of Optuna can read; begin anew with --overwrite, or name "
+                "one that this version of Optuna can read; start over with --overwrite, or name "
                 "another (--study)"
             ) from error
 
@@ -277,7 +277,7 @@ class Sweep:
             if running is None:
                 raise TrainingError(
                     f"a worker that was loading its model has died {DEATHS} times ({lost.why}); "
-                    "expected one that lives; see whether its machine has memory enough"
+                    "expected it to keep running; check that its machine has enough memory"
                 )
             self._fail(running[0], f"it has lost its worker {DEATHS} times ({lost.why})")
             self._running[worker] = None

@@ -1,4 +1,4 @@
-"""A prompt in training: its tensor, optimizer, schedule, progress and stop; what it becomes."""
+"""TrainablePrompt: the tensor of a prompt in training, its optimizer, schedule and stopping."""
 
 from __future__ import annotations
 
@@ -197,8 +197,8 @@ class TrainingProgress:
 class TrainingEstimate:
     """What remains to do: updates, seconds if none stops early, and bytes of each prompt.
 
-    `sight`: tokens of text after which a prefix is out of sight, if every layer of the model has a
-    sliding window; else None.
+    `sight`: tokens of text after which no layer sees a prefix, if every layer has a sliding window;
+    else None.
     """
 
     updates: int

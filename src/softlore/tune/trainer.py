@@ -140,9 +140,9 @@ class WorldInfoTrainer(Generic[Trained]):
             )
         budget = self.execution.time_budget
         if budget is not None and not 0 < budget < math.inf:
-            raise ConfigError(f"time_budget is {budget}; expected seconds above 0; give it some")
+            raise ConfigError(f"time_budget is {budget}; expected seconds above 0; raise it")
 
-    # the verbs ---------------------------------------------------------------------------------
+    # training ----------------------------------------------------------------------------------
 
     def train(self) -> Trained:
         """Trains to the end, resuming from the checkpoint if there is one.
@@ -281,7 +281,7 @@ class WorldInfoTrainer(Generic[Trained]):
             run_in_parts(self.model, share_of(self._draw(), 0, self.ranks.size), self.plan)
         return (time.perf_counter() - start) / updates
 
-    # inside ------------------------------------------------------------------------------------
+    # internals ---------------------------------------------------------------------------------
 
     def _draw(self) -> TrainingBatch:
         """The tree batch of the next update."""

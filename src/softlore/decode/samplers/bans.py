@@ -29,8 +29,8 @@ class BannedLogitsProcessor(LogitsProcessor):
 class BannedStringsLogitsProcessor(LogitsProcessor):
     """Excludes strings: a token that would complete one is banned at that step.
 
-    Such a token holds a string wholly, or begins with the rest of one that the text ends with the
-    beginning of. That is exact, so that nothing is generated and taken back, as in koboldcpp; but
+    Such a token contains a whole string, or begins with the rest of one that the text has begun.
+    That is exact, so that nothing is generated and taken back, as in koboldcpp; but
     the model cannot plan for it, so that a word may end in the middle. `input_ids` must be the new
     text alone.
     """

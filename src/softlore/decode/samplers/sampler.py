@@ -15,8 +15,8 @@ from softlore.settings import SamplingParams
 class Sampler:
     """Samples the tokens of one text, or of several side by side, distinguished by row.
 
-    It remembers what it sampled, which some steps look at alone, and Mirostat's state: another
-    text needs another sampler.
+    It has state: the ids it sampled, which are all that some steps read, and Mirostat's. Use a new
+    one for each text.
 
     Args:
         params: what the steps are made from.
@@ -151,7 +151,7 @@ def _draw(scores: Tensor, numbers: Tensor | None) -> Tensor:
 
 
 class _GrowingIds:
-    """A text's ids as a tensor that grows in place, as making it anew takes longer."""
+    """A text's ids as a tensor that grows in place, as copying it takes longer."""
 
     def __init__(self) -> None:
         self._known: list[int] = []

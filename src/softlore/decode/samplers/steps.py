@@ -175,8 +175,8 @@ def _check_ids(sampling: SamplingParams, model: LanguageModel) -> None:
 def _vocabulary(name: str, strings: Sequence[str], model: LanguageModel | None) -> Vocabulary:
     if model is None:
         raise ConfigError(
-            f"{name} is {tuple(strings)!r}, and there is no model whose tokens write it; expected "
-            "a model beside strings; hand it over"
+            f"{name} is {tuple(strings)!r}, and there is no model to tokenize it; expected a model "
+            "with strings; pass it"
         )
     return model.vocabulary
 

@@ -134,7 +134,7 @@ class GGUFModel(LanguageModel):
         return self.ordinary_ids[0]
 
     def check_prompt(self, prompt: Any, any_model: bool = False) -> None:
-        """`LanguageModel.check_prompt`; a prefix also decides between the two layouts of pairs."""
+        """`LanguageModel.check_prompt`; a prefix also determines the layout of rotary pairs."""
         if prompt.kind == "embedding" or any_model:
             return super().check_prompt(prompt, any_model)
         try:

@@ -52,12 +52,12 @@ class CacheTypes:
 
     @property
     def bytes(self) -> float:
-        """Bytes of a number of a key and one of a value, together."""
+        """Bytes of one element of a key and one of a value together."""
         return CACHE_TYPES[self.keys][1] + CACHE_TYPES[self.values][1]
 
 
 def quantized(kind: str) -> bool:
-    """Whether a cache type shares scales between numbers."""
+    """Whether a cache type is quantized in blocks that share a scale."""
     return kind.startswith("q")
 
 

@@ -53,7 +53,7 @@ class StateBlock:
         return array.T if self.transposed else array
 
     def write(self, state: bytearray, numbers: np.ndarray[Any, Any]) -> None:
-        """Overwrites the numbers by others, `[cells, width]`."""
+        """Overwrites the block with `numbers`, `[cells, width]`."""
         quants, kind = _quants(self.type)
         rows = np.ascontiguousarray(numbers.T if self.transposed else numbers, np.float32)
         try:
@@ -74,9 +74,9 @@ class StateCells:
 
     Attributes:
         start, end: of all that follows, from the number of cells on.
-        places: of each cell; its position comes first.
+        places: where each cell begins, with its position.
         layers: where the cells end.
-        keys, values: a block a layer of this cache, in order.
+        keys, values: a block for each layer of this cache, in order.
     """
 
     start: int

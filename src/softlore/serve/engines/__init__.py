@@ -1,4 +1,4 @@
-"""Engines: what generates the texts that a server is asked for, side by side."""
+"""Engines: generate the texts of a server's clients, in this process or on a vLLM server."""
 
 from softlore.serve.engines.base import AsyncOutputStream, Engine, EngineLoad, OutputQueue
 

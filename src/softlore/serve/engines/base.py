@@ -127,7 +127,7 @@ class AsyncOutputStream(OutputView, AsyncIterator[Token]):
         return self
 
     def deliver(self, items: Iterable[Token | Exception], finish: End | None = None) -> None:
-        """Passes on, within the event loop, what was generated, and how it ended if it has."""
+        """Passes on generated tokens, and the end if there is one; within the event loop."""
         for item in items:
             if self.seconds_to_first is None and isinstance(item, Token):
                 self.seconds_to_first = time.monotonic() - self._start
@@ -149,7 +149,7 @@ class Engine(ABC):
 
     Attributes:
         closing: whether no more texts are accepted.
-        on_start, on_busy: called with a text that was accepted, and for one that was not.
+        on_start, on_busy: called with each text that was accepted, and for each that was not.
     """
 
     def __init__(self, model: LanguageModel, slots: int, queue: int) -> None:
@@ -188,7 +188,7 @@ class Engine(ABC):
 
     @abstractmethod
     def prepare(self, request: GenerationRequest) -> Any:
-        """Does what takes a while, such as encoding; called in a worker thread."""
+        """Does slow work, such as encoding; called in a worker thread."""
 
     @abstractmethod
     def enqueue(self, prepared: Any, outputs: OutputQueue | None) -> AsyncOutputStream:

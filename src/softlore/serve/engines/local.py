@@ -83,7 +83,7 @@ class LocalEngine(Engine):
         self._batch.runner.close()
 
     def wake(self) -> None:
-        """Makes the thread look at what has changed."""
+        """Makes the thread check for new and cancelled texts."""
         with self._wake:
             self._wake.notify()
 
@@ -154,7 +154,7 @@ class LocalEngine(Engine):
         _send(deliveries)
 
     def _fail(self, error: Exception) -> None:
-        """Ends all running texts: after a step that failed, no cache can be relied on."""
+        """Ends all running texts: after a step that failed, the state of caches is unknown."""
         _log.error("the engine failed", exc_info=error)
         self._batch.runner.clear()
         self._batch = RunningBatch(self._batch.runner)
@@ -187,7 +187,7 @@ Delivery = tuple[_LocalStream, Sequence[Token | Exception], End | None]
 
 
 def _send(deliveries: Iterable[Delivery]) -> None:
-    """Hands over to each event loop, in one call, what its streams have got."""
+    """Passes new tokens to each event loop, in one call for all of its streams."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Delivery]] = {}
     for delivery in deliveries:
         by_loop.setdefault(delivery[0].outputs.loop, []).append(delivery)

@@ -1,4 +1,4 @@
-"""The comparison: one opening continued without lore, with its text, and with soft prompts."""
+"""POST /compare: continues an opening without lore, with its text, and with soft prompts."""
 
 from __future__ import annotations
 

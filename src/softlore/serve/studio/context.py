@@ -1,4 +1,4 @@
-"""What the studio's routes share: open stories, lorebooks, training jobs and soft prompts."""
+"""StudioContext: what the routes share: open stories, lorebooks, trainings, soft prompts."""
 
 from __future__ import annotations
 

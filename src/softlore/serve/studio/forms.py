@@ -1,4 +1,4 @@
-"""Request bodies of the studio's API, validated by pydantic; each field with its meaning."""
+"""Request bodies of the studio's API, validated by pydantic; each field documented."""
 
 from __future__ import annotations
 

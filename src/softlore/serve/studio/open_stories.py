@@ -1,4 +1,4 @@
-"""The stories that are open in the studio, and stories as the page receives them."""
+"""OpenStories: the stories that are open in the studio, and their JSON for the page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE = 5.0  # seconds that renaming or deleting waits for other users of the
 ENDING = 80  # characters of a story's end in the list
 MAX_ROWS = 10_000  # of the list that are cached
 Stamps = tuple[tuple[int, int], ...]
-PLACES = ("lorebook", "prompts", "model")  # settings that name paths, maybe of another machine
+PLACES = ("lorebook", "prompts", "model")  # settings that name paths, possibly of another machine
 SETTINGS = [name for name in StorySettings.model_fields if name not in (*PLACES, "title", "extra")]
 
 
@@ -63,7 +63,7 @@ class OpenStory:
         return self._books.name_of(path) if path else ""
 
     def session(self) -> StorySession:
-        """The session, made anew when the lorebook has changed. Call it with `lock` held."""
+        """The session, recreated when the lorebook has changed. Call it with `lock` held."""
         name = self.book
         book = (name, self._books.stamp(name) if name else None)
         if self._session is None or book != self._session_book:
@@ -96,7 +96,7 @@ class OpenStory:
         }
 
     def _notes(self) -> list[str]:
-        """The settings of the story that the studio does not follow."""
+        """The settings of the story that the studio ignores."""
         settings, notes = self.story.settings, []
         model = self._state.engine.model.name
         if settings.model and settings.model != model:

@@ -1,8 +1,8 @@
 """Training jobs on the disk, so that they can be resumed after the server restarts.
 
 Each has a folder: `training.json` (what is trained, and the curves when it was paused),
-`book.json` (the lorebook as it was at the start), `company/` (the prompts that are trained
-beside, frozen) and the trainer's `checkpoint`.
+`book.json` (the lorebook as it was at the start), `company/` (the finished prompts in
+its company) and the trainer's `checkpoint`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TrainingFiles:
         self.folder = folder
 
     def load(self) -> list[TrainingJob]:
-        """The jobs of an earlier server, all of them paused. Damaged ones are skipped."""
+        """The jobs of an earlier process, all of them paused. Damaged ones are skipped."""
         try:
             folders = [path for path in self.folder.iterdir() if _ID.fullmatch(path.name)]
         except OSError:
@@ -87,7 +87,7 @@ class TrainingFiles:
         return Lorebook.load(path)
 
     def company(self, job: TrainingJob) -> dict[str, SoftPrompt]:
-        """The prompts that stood beside it at the start."""
+        """The finished prompts in its company at the start."""
         return dict(PromptLibrary(self.folder / job.id / _COMPANY))
 
     def checkpoint(self, job: TrainingJob) -> Path:

@@ -66,7 +66,7 @@ class TrainingQueue:
             settings: fields of `TrainingConfig`.
 
         Raises:
-            InputError: it cannot be trained so.
+            InputError: it cannot be trained with these settings.
             StorageError: the job could not be saved.
             HTTPException: 409 if one of the entries is in training already.
         """
@@ -144,7 +144,7 @@ class TrainingQueue:
             self._changed.notify_all()
         await asyncio.to_thread(self._wait_for_last_update)
 
-    # inside ------------------------------------------------------------------------------------
+    # internals ---------------------------------------------------------------------------------
 
     def _add(self, job: TrainingJob) -> None:
         """Raises 503 while the server closes, and 409 if an entry was added meanwhile."""
@@ -179,7 +179,7 @@ class TrainingQueue:
         self._wake()
 
     def _wait_for_last_update(self) -> None:
-        """Waits until the current update is saved. A job that is being prepared starts anew."""
+        """Waits until the current update is saved. A job that is being prepared starts over."""
         with self._changed:
             running = [job for job in self._jobs.values() if job.state == "running"]
             self._changed.wait_for(

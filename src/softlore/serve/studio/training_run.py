@@ -93,7 +93,7 @@ def _save_some(
 
 
 class _Recorder:
-    """Adds points to a job's curves after each update, with recall now and then."""
+    """Adds points to a job's curves after each update, with recall at intervals."""
 
     def __init__(self, job: TrainingJob, trainer: WorldInfoTrainer[PromptSet]) -> None:
         self._job, self._model = job, trainer.model

@@ -1,4 +1,4 @@
-"""Routes of writing: the model's turns as streams of tokens, and what it reads for them."""
+"""Routes of writing: the model's turns as streams of tokens, and previews of the context."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_router(context: StudioContext) -> APIRouter:
 
     @router.get("/plan")
     def plan(name: str, tokens: Annotated[int, Query(ge=1, le=MAX_TOKENS)] = 80) -> dict[str, Any]:
-        """What the model would read for a turn of so many tokens, part by part."""
+        """The context that the model would read for a turn of `tokens`, part by part."""
         with stories.use(name) as story, story.lock:
             return story.session().plan_turn(tokens).to_dict()
 
@@ -80,7 +80,7 @@ async def _events(
         _finish(context.stories, story)
         raise
     turn = RunningTurn(context.stories, story, draft, output)
-    context.stories.retain(story)  # the turn has its own use of it
+    context.stories.retain(story)  # the turn holds its own reference
     try:
         yield event({"plan": draft.plan.to_dict()}, "plan")
         async for token in turn.tokens():
