@@ -381,7 +381,7 @@ def test_the_command(tmp_path, unbroken):
     ended = softlore(*command, "--group-size", 2)
     assert "nothing new to train" in ended.err
     for more, expected in [
-        (["--group-size", 2, "--time-budget", 5], "give --max-steps in its place"),
+        (["--group-size", 2, "--time-budget", 5], "use --max-steps instead"),
         (["--group-size", 0], "'--group-size'"),
         (["--group-size", 2, "--workers", 2], "expected --ray beside them"),
         (["--workers", 2], "expected --ray beside them"),

@@ -1,4 +1,4 @@
-"""The command line: arguments in, one library call, errors to exit codes.
+"""The command line: a click group of lazily imported commands; errors become exit codes.
 
 A command is a module of this folder with a click command named `command`; it is imported only
 when it is called, so that `softlore --help` answers at once.
@@ -57,7 +57,7 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise click.exceptions.Abort("stopped") from None
-        except BrokenPipeError:  # the reader has ended, as with `| head`
+        except BrokenPipeError:  # the reader of the pipe has ended, as with `| head`
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise click.exceptions.Exit(0) from None

@@ -1,4 +1,4 @@
-"""`softlore attribute`: under which control code a text is the likeliest."""
+"""`softlore attribute`: finds the control code under which a text is most likely."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`softlore codes`: the control codes of a model, and how a text under each begins."""
+"""`softlore codes`: lists the control codes of a model, and how a text under each begins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several commands do: load a model, read and write files, print, report errors."""
+"""Helpers of several commands: loading a model, reading and writing files, printing, errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ModelSource(NamedTuple):
     device: str | None
 
     def or_else(self, default: str | None) -> ModelSource:
-        """The same, with a default name where none was given."""
+        """A copy with a default name, if none was given."""
         return self if self.name is not None else self._replace(name=default)
 
     def load(self, default: str | None = None) -> FrozenModel:
@@ -102,7 +102,7 @@ def count(number: int, one: str, many: str = "") -> str:
 
 
 def read_text(path: Path, what: str) -> str:
-    """A text file as UTF-8.
+    """Reads a UTF-8 text file.
 
     Raises:
         ConfigError: missing, a folder, or not text.
@@ -150,7 +150,7 @@ def given_text(text: str) -> str:
 
 @contextlib.contextmanager
 def require_extra(extra: str) -> Iterator[None]:
-    """Imports of what comes with one of softlore's extras.
+    """Wraps imports of packages that come with one of softlore's extras.
 
     Raises:
         ConfigError: it is not installed.
@@ -161,7 +161,7 @@ def require_extra(extra: str) -> Iterator[None]:
         if (error.name or "").startswith("softlore"):
             raise
         raise ConfigError(
-            f"{error.name} is not installed; expected what comes with softlore's extra `{extra}`; "
+            f"{error.name} is not installed; expected the packages of softlore's extra `{extra}`; "
             f"run: pip install 'softlore[{extra}]'"
         ) from None
 

@@ -1,4 +1,4 @@
-"""`softlore compare`: text, searched text, codes and soft prompts on the same lore."""
+"""`softlore compare`: compares text, searched text, codes and soft prompts on the same lore."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`softlore convert`: a soft prompt from any format that is read to any that is written."""
+"""`softlore convert`: converts a soft prompt from any readable format to any writable one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`softlore demo`: a small lorebook trained, measured and shown, in one go."""
+"""`softlore demo`: trains and measures a small lorebook, and shows its effect on stories."""
 
 from __future__ import annotations
 

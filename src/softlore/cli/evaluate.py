@@ -1,4 +1,4 @@
-"""`softlore evaluate`: measures of trained prompts beside no prompt and the plain text."""
+"""`softlore evaluate`: measures trained prompts, compared with no prompt and with the text."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def command(
     json_path: str | None,
     **how: Any,
 ) -> None:
-    """Measure the soft prompts of LOREBOOK beside no prompt and the plain text.
+    """Measure the soft prompts of LOREBOOK, compared with no prompt and with the plain text.
 
     Recall, drift, copy, fidelity and lore keywords, for each entry and on average; for soft
     prompts also with those of other entries beside them.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from softlore.model.gguf import CacheTypes, GGUFModel
 
 Command = Callable[..., Any]
-LLAMACPP = "llamacpp"  # what options call it that choose between it and others
+LLAMACPP = "llamacpp"  # its name in options that choose an engine
 TYPES = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 gguf_option = click.option(
     "--gguf",
@@ -51,7 +51,7 @@ def cache_options(function: Command) -> Command:
 
 
 def check_gguf(option: str, value: str, gguf: Path | None) -> None:
-    """Refuses a file where the option does not say llamacpp, and llamacpp without one."""
+    """Rejects a file without the engine llamacpp, and llamacpp without a file."""
     if (value == LLAMACPP) != (gguf is not None):
         raise ConfigError(
             f"{option} is {value} and --gguf {str(gguf) if gguf else None!r}; expected a file with "
@@ -67,7 +67,7 @@ def runner_of(
     cache: tuple[str, bool],
     n_sequences: int = 1,
 ) -> ModelRunner:
-    """What runs the GGUF file, or without one the model named.
+    """The runner of the GGUF file, or of the model named if there is none.
 
     Raises:
         ModelError: it can't be loaded. ConfigError: the cache options do not fit each other.
@@ -87,7 +87,7 @@ def gguf_runner(
     n_sequences: int = 1,
     max_mb: float = 2048,
 ) -> LlamaCppModelRunner:
-    """What runs the model in a file. Raises ModelError, ConfigError."""
+    """The runner of the model in a file. Raises ModelError, ConfigError."""
     model = load_gguf(path, model_name, context)
     from softlore.decode.llamacpp import LlamaCppModelRunner
 

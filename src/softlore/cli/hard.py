@@ -1,4 +1,4 @@
-"""`softlore hard`: plain-text prompts: distilled, searched, and tried against each other."""
+"""`softlore hard`: distils, searches and compares plain-text prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def command() -> None:
-    """Hard prompts: plain text that does a soft prompt's job.
+    """Hard prompts: plain text in the role of a soft prompt.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`softlore learn`: trains soft prompts further on lines that the writer kept."""
+"""`softlore learn`: trains soft prompts further on lines that the writer marked or edited."""
 
 from __future__ import annotations
 

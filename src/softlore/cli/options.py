@@ -1,4 +1,4 @@
-"""Options that several commands share; those of settings are made from their declarations."""
+"""Options that several commands share, some made from the declarations of settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Live views on standard error: losses while training, and a bar for other work."""
+"""Progress on standard error: a table of losses while training, bars for other work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAIN_SECONDS = 10.0  # between lines where there is no terminal
 
 @contextmanager
 def progress_bar(title: str, total: float = 1.0) -> Iterator[Callable[[float, str], None]]:
-    """A bar on a terminal, else nothing; called with how much is done, and what is being done."""
+    """A bar on a terminal, else nothing; called with the share done and the current item."""
     if not common.interactive():
         yield lambda done, doing: None
         return
@@ -36,7 +36,7 @@ def progress_bar(title: str, total: float = 1.0) -> Iterator[Callable[[float, st
 
 @contextmanager
 def working(on: str, interactive: bool) -> Iterator[None]:
-    """Shows on a terminal what takes time, until it is done."""
+    """Shows a spinner and a title on a terminal during the block."""
     if not interactive:
         yield
         return
@@ -48,7 +48,7 @@ def working(on: str, interactive: bool) -> Iterator[None]:
 
 @contextmanager
 def watch(interactive: bool) -> Iterator[Callable[[TrainingProgress], None]]:
-    """A function to call after each update: a live table, or a line now and then elsewhere."""
+    """A function to call after each update: a live table on a terminal, else lines at intervals."""
     if not interactive:
         yield _plain()
         return

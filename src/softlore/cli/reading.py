@@ -1,4 +1,4 @@
-"""Reads what is typed into a story's terminal: plain lines, or a line editor with a bar."""
+"""Reads the input of `softlore story`: plain lines, or a line editor with a status bar."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def editor_reader(session: StorySession, history: Path, commands: Sequence[str])
 
 
 class Bar:
-    """The line below the input: the story's length, and what the model would read of it now.
+    """The line below the input: the story's length, and the context the model would read now.
 
     It is rendered at every key, so it is computed only when the story has changed.
     """

@@ -69,9 +69,9 @@ def command(
 ) -> None:
     """Serve stories to KoboldAI Lite, SillyTavern, the openai client, and a studio in the browser.
 
-    Text of any client may name soft prompts as [[soft:NAME]]. With --lorebook, lore wakes when a
-    text mentions it, for clients that know nothing of that. Only this machine can call, and only
-    the server's own page and programs; --origin lets other pages in, --host other machines.
+    Text of any client may name soft prompts as [[soft:NAME]]. With --lorebook, lore is activated
+    when a text mentions it, also for clients without World Info. Only programs on this machine and
+    the server's own page can call; --origin allows other pages, --host other machines.
 
     \b
     Example:
@@ -119,7 +119,7 @@ def _settings(given: dict[str, Any]) -> ServeSettings:
 
 
 def _check_extra() -> None:
-    """Looks for what the server needs without importing it, which takes seconds."""
+    """Checks that the packages of the extra exist, without importing them, which takes seconds."""
     for name in NEEDED:
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(name=name)
@@ -196,7 +196,7 @@ def _state(
 
 
 def _announce(url: str, state: ServerState, engine_url: str | None) -> None:
-    """Says where everything is."""
+    """Prints the addresses of the page and the APIs."""
     settings, book = state.settings, state.book
     lines = {
         "studio": url,

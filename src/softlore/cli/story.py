@@ -122,7 +122,7 @@ def _export(story: Story, path: Path) -> None:
 
 
 def _list(stories: StoryLibrary) -> None:
-    """The stories that can be read; of the others, what is wrong with each."""
+    """Lists the stories; for those that cannot be read, the error."""
     from softlore.cli.reading import turns
     from softlore.errors import SoftloreError
 
@@ -189,7 +189,7 @@ class _StorySource:
             self.book = book if book.entries else None
 
     def settings(self) -> StorySettings:
-        """What it is written with, or will be."""
+        """The settings that it has, or will have."""
         from softlore.errors import StoryNotFoundError
         from softlore.story import StorySettings
 

@@ -1,4 +1,4 @@
-"""`softlore sweep`: the training settings under which a lorebook trains best."""
+"""`softlore sweep`: searches the best training settings for a lorebook."""
 
 from __future__ import annotations
 

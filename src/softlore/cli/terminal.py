@@ -1,4 +1,4 @@
-"""A story in the terminal: reads text and commands, prints what the model generates."""
+"""Terminal: runs a story session, reads text and commands, prints generated text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHOWN = 2000  # characters of a story's end that are shown when it is opened
 
 
 class Terminal:
-    """Runs a story session; every command is a method, and its docstring the help.
+    """Runs a story session; every command is a method, whose docstring is its help.
 
     Args:
         read: returns the next line; raises EOFError at the end, KeyboardInterrupt on Ctrl-C.

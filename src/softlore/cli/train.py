@@ -1,4 +1,4 @@
-"""`softlore train`: a lorebook in, a folder of soft prompts out."""
+"""`softlore train`: trains a lorebook into a folder of soft prompts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from softlore.prompts import PromptLibrary, SoftPrompt
     from softlore.tune import WorldInfoTrainer
 
-# A control code stands first and alone, and is meant to change whatever comes after it.
+# A control code is first and alone, and is meant to change all text after it.
 CODE_SETTINGS = {"company_size": 1, "max_spacing": 0, "drift_guard": 0.0}
 GROUP_SIZE = 8  # with --ray, by default
 NOTHING_NEW = "nothing new to train; --overwrite trains existing prompts again"
@@ -102,7 +102,7 @@ def command(
             if time_budget is not None:
                 raise ConfigError(
                     "--time-budget sets the number of updates by their speed, which differs "
-                    "between workers; expected a number for groups; give --max-steps in its place"
+                    "between workers; expected a number for groups; use --max-steps instead"
                 )
             report = _train_groups(lorebook, prompts, include, run, group_size, source, workers)
         else:
@@ -212,7 +212,7 @@ def _corpus_trainer(
 def _train(trainer: WorldInfoTrainer[Any], prompts: PromptLibrary) -> list[SoftPrompt]:
     """Runs the trainer with a live view, and saves its prompts.
 
-    If training fails, a prompt that was there before stays as it was.
+    If training fails, existing prompts are unchanged.
     """
     from softlore.cli.progress import watch, working
     from softlore.errors import DivergedError
@@ -258,7 +258,7 @@ def _announce(trainer: WorldInfoTrainer[Any], folder: Path) -> None:
 def _report(
     prompts: PromptLibrary, made: Sequence[SoftPrompt], kept: Iterable[str]
 ) -> dict[str, Any]:
-    """What was trained, and the names of what was there already, as JSON."""
+    """What was trained, and the names of retained prompts, as JSON."""
     return {
         "folder": str(prompts.folder),
         "trained": [

@@ -38,7 +38,7 @@ class Workers(NamedTuple):
         """The workers, with the model loaded; they are closed at the end of the block.
 
         Args:
-            most: more workers than these would have nothing to do.
+            most: upper limit of workers: the number of tasks.
         """
         pool = self._local(source) if self.ray is None else self._on_ray(self.ray, source, most)
         try:
@@ -49,7 +49,7 @@ class Workers(NamedTuple):
     def _check_alone(self) -> None:
         if self.workers is not None:
             raise ConfigError(
-                "--workers are Ray's; expected --ray beside them; add it, or leave --workers out"
+                "--workers needs Ray; expected --ray with it; add --ray, or leave --workers out"
             )
 
     def _local(self, source: common.ModelSource) -> WorkerPool:

@@ -1,4 +1,4 @@
-"""The comparison of methods on one lorebook: what each does and costs, over several seeds."""
+"""Compares methods on one lorebook: effect and cost of each, over several seeds."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def run_comparison(
     Args:
         seeds: each makes and measures everything once.
         time_budget: seconds for all searching and training, of all seeds together.
-        make: what makes the conditionings: `methods.make_all`, or `methods.make_styles`.
+        make: makes the conditionings: `methods.make_all` or `methods.make_styles`.
         path: JSON lines of the rows; seeds in the file are not measured again.
         on_progress: called with the share that is done and what is being done.
 

@@ -31,7 +31,7 @@ class DemoObserver:
     """Callbacks for progress.
 
     Attributes:
-        say: called with a line on what begins.
+        say: called with a line when a step begins.
         training: makes a context that gives what the trainer calls after each update.
         measuring: makes a context that gives what `evaluate` calls.
     """
@@ -43,7 +43,7 @@ class DemoObserver:
 
 @dataclass(frozen=True)
 class DemoMethod:
-    """A method of training, and what it is used on.
+    """A method of training, and its entries.
 
     Attributes:
         share: of the time budget.

@@ -55,7 +55,8 @@ def plain_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class OutputCache:
-    """Answers of models by what they depend on, a file each. Unreadable files are replaced.
+    """Generated texts and measures, by all that they depend on, a file each. Unreadable files are
+    replaced.
 
     Args:
         folder: None for no cache.
@@ -136,7 +137,7 @@ def _cases(experiment: Experiment) -> Iterator[PromptCase]:
 
 
 class _CaseRunner:
-    """Runs the cases of one model; every answer goes through the cache."""
+    """Runs the cases of one model; all generation goes through the cache."""
 
     def __init__(self, experiment: Experiment, model: FrozenModel, cache: OutputCache) -> None:
         self.experiment, self.model, self.cache = experiment, model, cache

@@ -1,4 +1,4 @@
-"""The experiment harness: cases measured to rows, resumed from JSON lines, averaged with intervals.
+"""The experiment harness: runs and resumes grids of cases, and averages rows with intervals.
 
 An experiment is a grid of cases, such as method × entry × seed. Each case is measured once and
 gives one row or more: plain dicts of settings and figures, ready for JSON and CSV.

@@ -127,7 +127,7 @@ def make_all(
         seconds = time.monotonic() - start if kind != "none" else 0.0
         conditionings = {entry: one for entry, one in made.items() if one is not None}
         results += [MethodResult(name, kind, conditionings, seconds)] if conditionings else []
-    # The measures ask for calls and responses; entries that all have them are trained on them only.
+    # Recall needs calls and responses; if all entries have them, they are trained on them only.
     settings: dict[str, Any] = {"entries": book.entries, "max_spacing": 96, "seed": seed}
     settings |= {"distil_weight": 0.0} if all(entry.blocks for entry in book) else {}
     settings["time_budget"] = time_budget * (1 - SEARCH_SHARE) / len(SOFT)

@@ -189,7 +189,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 
 def as_svg(figure: Figure, title: str) -> str:
-    """A figure as an `<svg>` element without outside references; ids are prefixed by the title."""
+    """A figure as an `<svg>` element without external references; ids are prefixed by the title."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Source attribution: the control code under which a text is the likeliest.
+"""Source attribution: finds the control code under which a text is most likely.
 
 For each code c the text x is read after it, log p(x | c) = Σ log p(x_t | c, x_<t), and Bayes' rule
 gives p(c | x) ∝ p(x | c) p(c) (Keskar et al. 2019, section 5).

@@ -1,4 +1,4 @@
-"""Lore: what a writer knows about a subject, as entries of a lorebook. Needs no model."""
+"""Lore: entries of a lorebook, their files, formats and validation. Needs no model."""
 
 from softlore.lore.entry import Block, Entry
 from softlore.lore.lorebook import Lorebook, check

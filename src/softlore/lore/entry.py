@@ -1,4 +1,4 @@
-"""An entry: one subject of a lorebook. A block: one call with its responses."""
+"""Entry: one subject of a lorebook. Block: one call with its responses."""
 
 from __future__ import annotations
 

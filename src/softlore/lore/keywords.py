@@ -1,4 +1,4 @@
-"""Lore keywords: words of an entry that stories hardly contain unless the model knows it."""
+"""Lore keywords: words of an entry that are rare in stories unless the model knows the entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lorebook: entries under one name, loaded from a file, checked, and saved to one."""
+"""Lorebook: entries under one name, loaded from a file, checked, and saved to one."""
 
 from __future__ import annotations
 

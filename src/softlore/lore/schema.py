@@ -1,4 +1,4 @@
-"""Makes the JSON Schema of lorebooks, by which editors check and complete them.
+"""Makes the JSON Schema of lorebooks, with which editors check and complete them.
 
 `python -m softlore.lore.schema docs/lorebook.schema.json` writes the published copy.
 """

@@ -1,7 +1,7 @@
 """Authoring styles: make blocks of calls and responses from an entry's text.
 
-mkultra left open how lore is best put into calls and responses; these are the candidates. All are
-rules over English sentences and words: they need no model, and are deterministic.
+There are many ways to turn lore into calls and responses; these can be compared. All are rules
+over English sentences and words: they need no model, and are deterministic.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Evaluation: all measures of a lorebook's soft prompts, beside no prompt and the plain text."""
+"""Evaluation: measures a lorebook's soft prompts, compared with no prompt and the text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mkultra's names over softlore: its notebooks run once their import lines are changed.
+"""mkultra's API on top of softlore: its notebooks run once their import lines are changed.
 
 `from mkultra.tuning import …` becomes `from softlore.mkultra import …`; every name that mkultra's
 notebooks import is here. Any causal language model can be loaded under any of the model and

@@ -1,4 +1,4 @@
-"""Models and tokenizers under mkultra's names, over transformers' classes."""
+"""Models and tokenizers under mkultra's names, on top of transformers' classes."""
 
 from __future__ import annotations
 

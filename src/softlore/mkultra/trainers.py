@@ -1,4 +1,4 @@
-"""mkultra's trainers, with its objective, files and optimizers, over softlore's."""
+"""mkultra's trainers, with its objective, files and optimizers, on top of softlore's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Soft prompts, contexts of text and soft prompts, and their files."""
+"""Soft prompts, contexts of text and soft prompts, and prompt files."""
 
 from softlore.prompts.fields import Kind, is_name
 from softlore.prompts.formats.registry import (

@@ -33,7 +33,7 @@ FORMAT = "softlore"
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
 
-# What the numbers are.
+# The meaning of the tensor.
 CONVENTIONS: dict[Kind, str] = {
     "embedding": "inputs_embeds",  # rows as the forward takes them, already scaled
     "prefix": "past_key_values",  # as in the cache; keys already rotated, from position 0
@@ -78,7 +78,7 @@ class PromptHeader:
 
 
 def matches(file: PromptFile) -> bool:
-    """Safetensors by its bytes, or by its name where the bytes are nothing else (cut files)."""
+    """Safetensors by its bytes, or by its suffix if no other format matches (truncated files)."""
     by_name = file.path.suffix == SUFFIX and not file.is_folder
     return is_safetensors(file.start) or (by_name and not looks_like(file.start))
 

@@ -52,7 +52,7 @@ class PromptFile:
         size: bytes.
         start: the first `START_BYTES`.
         is_folder: whether it is a folder.
-        task: which prompt of a folder with those of several tasks, from 0; None where not said.
+        task: index of the prompt in a folder with several tasks, or None.
     """
 
     path: Path

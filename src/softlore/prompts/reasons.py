@@ -1,4 +1,4 @@
-"""Why a prompt file is rejected: `Reason`, and the functions that raise PromptFileError."""
+"""Reason: why a prompt file is rejected; functions that raise PromptFileError."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class SoftPrompt(PromptFields):
         """Makes a prompt with the same effect on `model` as the text itself.
 
         Each token of the text gives one token of the prompt; special tokens are not added. With
-        fewer `n_tokens` the prompt is a start for training, no longer the text: the embedding kind
+        fewer `n_tokens` the prompt is only a start for training: the embedding kind
         takes rows at evenly spaced places (from 2 on the first and the last among them), the
         prefix kind keys and values of the whole text, see `FrozenModel.keys_values`.
 
@@ -130,7 +130,7 @@ class SoftPrompt(PromptFields):
 
     @property
     def tag(self) -> str:
-        """How plain text names this prompt: `[[soft:NAME]]`."""
+        """The tag that stands for this prompt in plain text: `[[soft:NAME]]`."""
         return tag_of(self.name)
 
     def made_for(self, model: LanguageModel) -> SoftPrompt:
@@ -206,7 +206,7 @@ class TokenCount:
 
     @property
     def total(self) -> int:
-        """All that is in the cache."""
+        """All tokens in the cache: text, embedding rows and prefixes."""
         return self.text + self.embedding + self.prefix
 
 

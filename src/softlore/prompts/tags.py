@@ -27,7 +27,7 @@ def tag_of(name: str) -> str:
 
 
 def split_tags(text: str, named: Mapping[str, T]) -> list[str | T]:
-    """Text and what its tags name, in order; escaped tags become text.
+    """Text and the prompts that its tags name, in order; escaped tags become text.
 
     Raises UnknownPromptError for a name that is not in `named`.
     """

@@ -1,4 +1,4 @@
-"""Reads what clients send in careless forms: numbers in quotes, null, one string for a list."""
+"""Reads clients' values leniently: numbers in quotes, null, one string for a list."""
 
 from __future__ import annotations
 

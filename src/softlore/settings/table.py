@@ -1,4 +1,4 @@
-"""How a setting is declared once: type, bounds, default, unit, help, clients' names, slider.
+"""Declares each setting once: type, bounds, default, unit, help, clients' names, slider.
 
 A class of settings derives from `Settings` and declares a line a setting::
 

@@ -24,7 +24,7 @@ MODEL = "storyteller"
 
 
 class Experiment(BaseModel):
-    """Prompts to try, and assertions about the text that they lead to."""
+    """Prompts, and assertions about the text that is generated after them."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 

@@ -30,7 +30,7 @@ AUTOPROMPT_TOP_K = 10
 PEZ_RATE = 0.3  # Adafactor's, relative to the rows' own size
 RANDOM_WIDTH = 32
 APPEND_TRIES = 200  # draws for each token of a random prompt
-TRIES = 6  # draws for each candidate of a step, on average; then the step goes with fewer
+TRIES = 6  # draws for each candidate of a step, on average; then the step has fewer candidates
 
 
 @dataclass

@@ -94,7 +94,7 @@ class Scorer:
         return losses
 
     def choosing_loss(self, ids: Ids) -> float:
-        """The loss that the best candidate is chosen by: of the held-out blocks, if any."""
+        """The loss for choosing the best candidate: of the held-out blocks, if any."""
         if not self.held_out:
             return self.losses([ids])[0]
         return self._response_losses([ids], self.held_out)[0]

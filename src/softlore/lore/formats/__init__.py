@@ -1,1 +1,1 @@
-"""Lorebook formats of other programs: a module each, and what reads and writes by them."""
+"""Lorebook formats of other programs: declarations, import and export."""

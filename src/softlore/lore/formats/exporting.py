@@ -1,7 +1,7 @@
-"""Writes a lorebook as another program's data: its original, with what has changed since.
+"""Writes a lorebook as another program's data: the imported original, with later changes.
 
 An entry that came from the same program starts from its original object, and only fields that
-differ from it are written, so that what softlore does not know comes back as it was. Any other
+differ from it are written, so that data softlore does not know is preserved. Any other
 entry starts from an empty object of the format. What the program has no place for is stored in the
 file under softlore's own name (`extras`), for the way back.
 """

@@ -1,4 +1,4 @@
-"""Lists the formats: finds the one that a file has, and writes a lorebook in any of them."""
+"""The registry of formats: detects the format of a file, and writes a lorebook in any of them."""
 
 from __future__ import annotations
 

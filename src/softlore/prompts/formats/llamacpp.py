@@ -29,8 +29,8 @@ class Placeholder:
 
     Attributes:
         ids: one per token of the prefix.
-        text: text that encodes to them; None where the model puts a BOS before every text, so
-            that they must be sent as ids.
+        text: text that encodes to them; None if the model puts a BOS before every text: then
+            ids must be sent.
     """
 
     ids: list[int]

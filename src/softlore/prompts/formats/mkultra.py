@@ -31,7 +31,7 @@ _BOM_AND_SPACE = b"\xef\xbb\xbf \t\r\n"
 
 
 def matches(file: PromptFile) -> bool:
-    """Whether it begins as JSON does: an object, a list, or a string that may hold one."""
+    """Whether it begins like JSON: an object, a list, or a string that may hold one."""
     return file.start.lstrip(_BOM_AND_SPACE)[:1] in (b"{", b"[", b'"')
 
 

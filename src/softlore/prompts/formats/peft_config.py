@@ -1,4 +1,4 @@
-"""PEFT's `adapter_config.json` of soft prompts, parsed and made.
+"""Parses and writes PEFT's `adapter_config.json` for soft prompts.
 
 Only plain values are used. Entries that name files, models or tokenizers to load, or how to load
 them (`tokenizer_kwargs`, `auto_mapping`, `revision`), are ignored.
@@ -28,7 +28,7 @@ _MOST = 2**31
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The configuration of the soft prompt beside it.
+    """The configuration of a soft prompt.
 
     Attributes:
         method: PEFT's `peft_type`, a key of METHODS.

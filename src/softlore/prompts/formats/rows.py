@@ -1,4 +1,4 @@
-"""Rows of other programs' files: checked, widened to float32, made into a SoftPrompt."""
+"""Makes a SoftPrompt of rows of other programs' files: checks them and widens to float32."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ class _Machine:
         self.push(self.memo[index])
 
     def name(self, module: Any, name: Any) -> None:
-        """Pushes a global, if it is allowed."""
+        """Pushes a `Global` onto the stack if it is allowed, without importing it."""
         full = f"{module}.{name}" if type(module) is type(name) is str else ""
         if full not in self.allowed.calls and full not in self.allowed.types:
             _refuse_hostile(
