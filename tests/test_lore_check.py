@@ -27,7 +27,7 @@ def test_a_good_entry_has_no_warnings():
             "with one",
         ),
         ({"held_out": [("Emma wears", ["“no”"])]}, "there is no space between"),
-        ({"blocks": [("Emma wears ", [" gloves"])]}, "let only the response have it"),
+        ({"blocks": [("Emma wears ", [" gloves"])]}, "remove the first"),
         ({"blocks": [("Emma", [" a", " a"])]}, "the response ' a' is given twice"),
         ({"blocks": [("Emma", [" a"]), ("Emma ", ["b"])]}, "is in several blocks"),
         (

@@ -36,7 +36,7 @@ from softlore.lore.entry import Role
 
 @dataclass(frozen=True)
 class ActiveEntry:
-    """An active entry: why, by which key, and in which round it became so."""
+    """An active entry, with the reason, its key in the texts, and the round it became active in."""
 
     entry: Entry
     reason: str
@@ -63,13 +63,9 @@ class BadKey:
 
 @dataclass(frozen=True)
 class Activation:
-    """The result of a scan.
+    """The result of a scan: entries in insertion order (ascending `order`, then as given).
 
-    Attributes:
-        active: in insertion order: by ascending `order`, then as given.
-        skipped: in the same order.
-        bad_keys: keys that could not be searched for.
-        timers: to be passed to the next scan.
+    `timers` are those to pass to the next scan.
     """
 
     active: list[ActiveEntry]
@@ -143,13 +139,13 @@ def _bad_keys(candidate: Candidate, timeouts: dict[str, str]) -> list[BadKey]:
 def place_entries(active: Iterable[ActiveEntry]) -> EntryPlacement:
     """Sorts active entries by position."""
     placement = EntryPlacement()
-    ordered = sorted(active, key=lambda item: item.entry.order)
+    for item in sorted(active, key=lambda item: item.entry.order):
+        entry = item.entry
+        if entry.position == "at_depth":
+            placement.at_depth.setdefault((entry.depth, entry.role), []).append(item)
+        else:
+            getattr(placement, entry.position).append(item)
     roles = get_args(Role)
-    for item in sorted(ordered, key=lambda i: (-i.entry.depth, roles.index(i.entry.role))):
-        if item.entry.position == "at_depth":
-            where = item.entry.depth, item.entry.role
-            placement.at_depth.setdefault(where, []).append(item)
-    for item in ordered:
-        if item.entry.position != "at_depth":
-            getattr(placement, item.entry.position).append(item)
+    deepest_first = sorted(placement.at_depth, key=lambda at: (-at[0], roles.index(at[1])))
+    placement.at_depth = {at: placement.at_depth[at] for at in deepest_first}
     return placement

@@ -19,12 +19,9 @@ MIN_GAIN = 0.01  # nats per token: an active entry is of some use, even if no ga
 
 @dataclass(frozen=True)
 class LoreOption:
-    """An entry in a form.
+    """An entry in a form, the tokens it takes, and its gain in nats per token of response.
 
-    Attributes:
-        tokens: of the context that it takes.
-        gain: of recall, nats per token of response.
-        outside: whether it does not count against the budget, and enters in any case.
+    If it is `outside`, it does not count against the budget, and enters in any case.
     """
 
     entry: str

@@ -15,6 +15,7 @@ import regex
 MAX_LENGTH = 2000  # characters of a pattern
 MAX_COPIES = 10_000  # items of a pattern, its counted repeats expanded
 
+_FLAGS = {"i": regex.IGNORECASE, "m": regex.MULTILINE, "s": regex.DOTALL}
 _KEY = regex.compile(r"/([\s\S]+?)/([gimsuyv]*)")
 _UNESCAPED_SLASH = regex.compile(r"(?:^|[^\\])/")
 _escape = regex.compile(
@@ -49,9 +50,8 @@ def compile_pattern(pattern: str, flags: str) -> tuple[Any, str]:
     The flags `g`, `y` and `u` do not change whether a pattern matches, and are ignored.
     """
     options = regex.V1 if "v" in flags else regex.V0
-    for flag, value in (("i", regex.IGNORECASE), ("m", regex.MULTILINE), ("s", regex.DOTALL)):
-        if flag in flags:
-            options |= value
+    for flag in flags:
+        options |= _FLAGS.get(flag, 0)
     if len(pattern) > MAX_LENGTH:
         return None, f"longer than {MAX_LENGTH} characters"
     try:
@@ -85,8 +85,7 @@ def _translate(pattern: str, flags: str) -> str:
         elif char == ")":
             text, last = char, sizes.pop() if len(sizes) > 1 else 0
         elif match := _repeat.match(pattern, position):
-            copies = last * (max(int(match[1]), 1) - 1)
-            text, last = match.group(), copies
+            text, last = match.group(), last * (max(int(match[1]), 1) - 1)
         else:
             text, last = _translate_plain(char, flags), int(char not in "*+?|^$")
         out.append(text)

@@ -38,30 +38,19 @@ def draw(seed: int, messages: int, *names: str) -> float:
 
 @dataclass(eq=False)
 class Candidate:
-    """An enabled entry in a scan.
-
-    Attributes:
-        place: among the entries given.
-        depth: how many messages are searched.
-        sticky: for how many more messages it is sticky.
-        blocked: why its delay or cooldown excludes it; empty if they do not.
-        reason: why it is triggered; empty before it is.
-        key: the first key that was found.
-        round: in which it became active.
-        skipped: why it was triggered and is not active; empty otherwise.
-    """
+    """An enabled entry in a scan."""
 
     entry: Entry
-    place: int
+    place: int  # among the entries given
     keys: Keys
     secondary: Keys
-    depth: int
-    sticky: int
-    blocked: str
-    reason: str = ""
-    key: str | None = None
-    round: int = 0
-    skipped: str = ""
+    depth: int  # how many messages are searched
+    sticky: int  # for how many more messages it is sticky
+    blocked: str  # why its delay or cooldown excludes it; empty if they do not
+    reason: str = ""  # why it is triggered; empty before it is
+    key: str | None = None  # the first of its keys in the texts
+    round: int = 0  # in which it became active
+    skipped: str = ""  # why it was triggered and is not active; empty otherwise
 
     @property
     def groups(self) -> list[str]:
@@ -70,13 +59,7 @@ class Candidate:
 
 
 class Scan:
-    """One scan.
-
-    Attributes:
-        candidates: the enabled entries, as given.
-        active: those that became active, in that order.
-        search: knows which regular expressions took too long.
-    """
+    """A scan. `candidates` are the enabled entries, `active` those that became active, by time."""
 
     def __init__(
         self,
@@ -220,8 +203,7 @@ class Scan:
         """The first that overrides the others, else one drawn by weight."""
 
         def waiting_time(candidate: Candidate) -> float:
-            # Of independent exponential waiting times, the one of rate w is the shortest with a
-            # probability proportional to w.
+            # The shortest of exponential waiting times has rate w with a probability ∝ w.
             drawn = draw(self.seed, len(self.messages), group, candidate.entry.name)
             weight = candidate.entry.group_weight
             return -math.log1p(-drawn) / weight if weight else math.inf

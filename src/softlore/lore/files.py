@@ -18,16 +18,13 @@ MAX_BYTES = 16 * 2**20  # 16 MiB; the largest lorebooks shared today are under 1
 
 
 def read_bytes(path: Path) -> bytes:
-    """Returns the bytes of a lorebook file. Raises LoreError if it cannot be read or is too large.
-
-    The size is checked first, so that a huge file is never read into memory.
-    """
+    """Returns the bytes of a lorebook file. Raises LoreError if it is unreadable or too large."""
     try:
         if path.is_dir():
             raise LoreError(f"{path} is a folder; expected a file; name a lorebook file in it")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            content = file.read(MAX_BYTES + 1) if size <= MAX_BYTES else b""
+            content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise LoreError(f"{path} does not exist; check the name and the folder") from None
     except PermissionError:
@@ -48,14 +45,11 @@ def check_size(size: int, source: str) -> None:
 
 
 def parse(content: bytes, source: str, syntax: str = "") -> Any:
-    """Returns the plain data in a file's content.
+    """Returns the plain data in a file's content. Raises LoreError if it cannot be parsed.
 
     Args:
-        source: what messages call it: the file's path.
-        syntax: `json`, `yaml`, `toml`, or empty to find out from the content.
-
-    Raises:
-        LoreError: the content is empty, is not text, or not in the syntax.
+        source: the file's path, for messages.
+        syntax: `json`, `yaml`, `toml`, or empty to guess it from the content.
     """
     text = _decode(content, source).removeprefix("\ufeff")
     if not text.strip():

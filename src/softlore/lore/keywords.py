@@ -38,15 +38,10 @@ SHORTEST = 3  # letters of a keyword
 
 @dataclass(frozen=True)
 class KeywordCounts:
-    """How many lore keywords are in several stories.
+    """Lore keywords in stories."""
 
-    Attributes:
-        a_story: different keywords per story, on average.
-        share: share of the stories that contain at least one, 0 to 1.
-    """
-
-    a_story: float
-    share: float
+    a_story: float  # different keywords per story, on average
+    share: float  # of the stories that contain at least one, 0 to 1
 
 
 def words(text: str) -> list[str]:
@@ -58,10 +53,8 @@ def words(text: str) -> list[str]:
 def lore_keywords(entry: Entry, known: Collection[str] = ()) -> list[str]:
     """Returns the keywords of an entry, in the order of its text and responses.
 
-    They are the words of these, less short ones, `STOP_WORDS` and the entry's name.
-
-    Args:
-        known: further words to leave out: those in stories of the bare model, or in the opening.
+    They are all words but short ones, `STOP_WORDS`, the entry's name and `known` words, such as
+    those in stories of the bare model or in the opening.
     """
     lore = [entry.text, *(response for block in entry.blocks for response in block.responses)]
     excluded = {*STOP_WORDS, *words(entry.name), *known}

@@ -15,6 +15,7 @@ from softlore.lore import files
 from softlore.lore.entry import Block, Entry, Name, Origin, PlainFields
 from softlore.lore.formats.containers import read_card
 from softlore.lore.formats.exporting import BookContent
+from softlore.lore.formats.key_syntax import is_regex
 from softlore.lore.formats.registry import export_file, find_exporter, lorebook_fields
 from softlore.lore.names import as_name
 from softlore.lore.plain import plain
@@ -24,8 +25,8 @@ from softlore.lore.validation import LoreModel, describe, nearest, one_line, sho
 class Lorebook(LoreModel):
     """Lore on several subjects, each an entry; no two entries have the same name.
 
-    `len(book)` counts the entries, a `for` loop iterates over them, `book["Emma"]` returns one and
-    `"Emma" in book` says whether it exists.
+    It is a collection of its entries: `len(book)`, `for entry in book`, `book["Emma"]` and
+    `"Emma" in book` work.
     """
 
     name: Name
@@ -110,11 +111,8 @@ class Lorebook(LoreModel):
     def to_format(self, format: str) -> Any:
         """Returns the data of another program's file that holds the lorebook.
 
-        Args:
-            format: a name in `softlore.lore.formats.registry.EXPORTERS`, such as `sillytavern`.
-
-        Raises:
-            LoreError: an unknown format, or one that can store none of it.
+        `format` is a name in `softlore.lore.formats.registry.EXPORTERS`, such as `sillytavern`.
+        Raises LoreError for others, and for a format that can store none of the lorebook.
         """
         return find_exporter(format).data(self._content())
 
@@ -227,9 +225,9 @@ _CLOSING, _OPENING = ".,;:!?)]}”’\"'", "“‘([{\"'"  # with a space after,
 
 
 def check(book: Lorebook) -> list[str]:
-    """Returns warnings about what is allowed in a lorebook but probably not meant, one line each.
+    """Returns warnings about what is allowed in a lorebook but probably a mistake, a line each.
 
-    Each names the entry and the fix. None of them keeps the lorebook from being used.
+    Each names the entry and the fix. A lorebook with warnings can be used.
     """
     warnings = [f"lorebook: {fault}" for fault in _misspelt_fields(book)]
     if not book.entries:
@@ -254,9 +252,8 @@ def _check_keys(entry: Entry) -> list[str]:
     if entry.secondary_keys and not entry.keys:
         faults.append("its secondary keys have no effect without `keys`; add some")
     for key in [*entry.keys, *entry.secondary_keys]:
-        pattern = re.fullmatch(r"/(.+)/[a-z]*", key, re.DOTALL)
         try:
-            re.compile(pattern[1] if pattern else "")
+            re.compile(key[1 : key.rindex("/")] if is_regex(key) else "")
         except re.error as error:
             faults.append(f"the key {shorten(key)!r} is no regular expression: {error}")
     return faults
@@ -284,15 +281,13 @@ def _check_spaces(block: Block) -> list[str]:
     if twice := {text for text in block.responses if block.responses.count(text) > 1}:
         faults.append(f"after {call!r} the response {shorten(min(twice))!r} is given twice")
     for response in block.responses:
-        first = response[0]
+        first, text = response[0], shorten(response)
         if last.isspace() and first.isspace():
             faults.append(
-                f"{call!r} ends in a space and {shorten(response)!r} begins with one; let only the "
-                "response have it"
+                f"{call!r} ends in a space and {text!r} begins with one; remove the first"
             )
         elif (last.isalnum() or last in _CLOSING) and (first.isalnum() or first in _OPENING):
             faults.append(
-                f"there is no space between {call!r} and {shorten(response)!r}; begin the response "
-                "with one"
+                f"there is no space between {call!r} and {text!r}; begin the response with one"
             )
     return faults

@@ -12,6 +12,7 @@ import datetime
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import yaml
@@ -24,9 +25,9 @@ _TOO_DEEP = f"lists and mappings are nested more than {MAX_DEPTH} deep; use fewe
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$")
-_RESOLVERS: list[tuple[str, re.Pattern[str], str]] = [
+_RESOLVERS: list[tuple[str, re.Pattern[str], Sequence[str]]] = [  # kind, pattern, first letters
     ("bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
-    ("null", re.compile(r"(?:~|null|Null|NULL|)$"), "~nN\0"),
+    ("null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
     ("int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)$"), "-+0123456789"),
     ("float", _FLOAT, "-+.0123456789"),
     ("merge", re.compile(r"<<$"), "<"),
@@ -48,18 +49,15 @@ def plain(value: Any) -> Any:
         if next(values) > MAX_NODES:
             raise ValueError(f"more than {MAX_NODES:,} values; make it smaller")
         if isinstance(value, dict):
-            return {_field_name(key): copy(inner, depth + 1) for key, inner in value.items()}
+            for key in value:
+                if not isinstance(key, str):
+                    raise ValueError(f"the field name {key!r:.60} is not text; put it in quotes")
+            return {_scalar(key): copy(inner, depth + 1) for key, inner in value.items()}
         if isinstance(value, list | tuple):
             return [copy(item, depth + 1) for item in value]
         return _scalar(value)
 
     return copy(value, 0)
-
-
-def _field_name(key: Any) -> Any:
-    if not isinstance(key, str):
-        raise ValueError(f"the field name {key!r:.60} is not text; put it in quotes")
-    return _scalar(key)
 
 
 def _scalar(value: Any) -> Any:
@@ -114,10 +112,7 @@ class _LoreDumper(yaml.SafeDumper):
 _LoreDumper.add_representer(str, _LoreDumper.represent_text)
 
 for _name, _pattern, _first in _RESOLVERS:
-    for _character in _first:
-        # "\0" stands for no first character: the empty value.
-        _key = "" if _character == "\0" else _character
-        _LoreLoader.yaml_implicit_resolvers.setdefault(_key, []).append((_TAG + _name, _pattern))
+    _LoreLoader.add_implicit_resolver(_TAG + _name, _pattern, _first)
 _LoreDumper.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
 
 

@@ -39,18 +39,16 @@ if TYPE_CHECKING:
 else:
 
     class _Meta(type(BaseModel)):
-        """Turns pydantic's error into one LoreError when a model is created by its class.
+        """Converts pydantic's error to a LoreError when a model is created by its class.
 
-        Models nested in it are validated without a call of their class, so that the error is
-        raised once and knows the whole path to the field.
+        Nested models are validated without a call of their class, so that the error is raised
+        once and has the complete path to the field.
         """
 
         def __call__(cls, /, *args: Any, **fields: Any) -> Any:
             if args:
-                first = next(iter(cls.model_fields))
-                raise LoreError(
-                    f"{cls.__name__} takes its fields by name: write {cls.__name__}({first}=...)"
-                )
+                example = f"{cls.__name__}({next(iter(cls.model_fields))}=...)"
+                raise LoreError(f"{cls.__name__} takes its fields by name: write {example}")
             try:
                 return super().__call__(**fields)
             except ValidationError as error:
@@ -72,7 +70,7 @@ class LoreModel(BaseModel, metaclass=_Meta):
     @model_validator(mode="before")
     @classmethod
     def _empty_is_absent(cls, value: Any) -> Any:
-        """Null in place of a field's value means that the field is absent."""
+        """Removes known fields that are null."""
         if not isinstance(value, dict):
             return value
         known = cls.model_fields
@@ -91,11 +89,10 @@ class LoreModel(BaseModel, metaclass=_Meta):
     def hash(self) -> str:
         """Returns a hash of the content: 64 hex digits, the same on every machine.
 
-        It does not depend on the order of fields, nor on whether a default is written out; it does
-        on the order of entries, blocks and responses.
+        It depends on the order of entries, blocks and responses, but not on that of fields or on
+        whether a default is written out.
         """
-        canonical = json.dumps(self.data(), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.data(), sort_keys=True).encode()).hexdigest()
 
 
 def validation_message(
@@ -103,9 +100,8 @@ def validation_message(
 ) -> str:
     """Returns one line about the first fault in `error`: its place, its value, and the fix.
 
-    Args:
-        model: the name of the class that `data` was validated as.
-        fields: the known fields of a model that forbids others.
+    `model` is the name of the class that `data` was validated as; `fields` are the known fields of
+    a model that forbids others.
     """
     errors = error.errors(include_url=False)
     # A misspelt field explains a missing one, so it comes first.

@@ -36,9 +36,7 @@ from softlore.lore.validation import describe
 VERSIONS = {2: ("chara_card_v2", "2.0"), 3: ("chara_card_v3", "3.0")}
 _NEW_BOOK: dict[str, Any] = {"extensions": {}, "entries": []}
 _NEW_CARD = {
-    "spec": "chara_card_v3",
-    "spec_version": "3.0",
-    "data": {
+    "spec": "chara_card_v3", "spec_version": "3.0", "data": {
         "name": "", "description": "", "personality": "", "scenario": "", "first_mes": "",
         "mes_example": "", "creator_notes": "", "system_prompt": "",
         "post_history_instructions": "", "alternate_greetings": [], "tags": [], "creator": "",
@@ -50,13 +48,12 @@ _NEW_CARD = {
 
 def as_version(card: Any, version: int) -> Any:
     """Returns a card as one of version 2 or 3: its `spec`, and what version 3 requires."""
-    data = card.get("data", {key: card[key] for key in card if key != "softlore"})
     spec, spec_version = VERSIONS[version]
     if card.get("spec") == spec:
         return card
+    data = card.get("data", {key: card[key] for key in card if key != "softlore"})
     if version == 3 and isinstance(data, dict):
-        data = {**data}
-        data.setdefault("group_only_greetings", [])
+        data = {**data, "group_only_greetings": data.get("group_only_greetings", [])}
         entries = get(data, "character_book.entries")
         for foreign in entries if isinstance(entries, list) else []:
             if isinstance(foreign, dict):

@@ -1,9 +1,9 @@
 """Writes a lorebook as another program's data: the imported original, with later changes.
 
-An entry that came from the same program starts from its original object, and only fields that
-differ from it are written, so that data softlore does not know is preserved. Any other
-entry starts from an empty object of the format. What the program has no place for is stored in the
-file under softlore's own name (`extras`), for the way back.
+An entry of the same program starts from its original object, and only fields that differ from it
+are written, so that fields unknown to softlore are unchanged. Any other entry starts from an empty
+object of the format. What the program has no place for is stored in the file under softlore's own
+name (`extras`), for the next import.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from softlore.errors import LoreError
 from softlore.lore.entry import Entry
-from softlore.lore.formats import decorators
 from softlore.lore.formats.format import (
     BookFormat,
     EntryFormat,
@@ -34,6 +33,7 @@ from softlore.lore.formats.importing import (
     title_or_key,
     with_character_name,
 )
+from softlore.lore.formats.key_syntax import split_decorators, valid_decorators
 
 CHARACTER_PART = "subject"  # an origin's `part`: the entry was made of a card's character
 _ENTRY_DEFAULTS = {
@@ -44,10 +44,7 @@ _ENTRY_DEFAULTS = {
 
 
 class BookContent(NamedTuple):
-    """What a lorebook holds.
-
-    `settings` are its other fields, such as `model` and `training`, without defaults.
-    """
+    """A lorebook's parts; `settings` are its other fields, such as `training`, without defaults."""
 
     name: str
     entries: list[Entry]
@@ -56,22 +53,18 @@ class BookContent(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """An entry to write.
-
-    `key` is its key where entries are a mapping; `new`, whether it was not in the original file;
-    `name`, its name in softlore, empty for one without lore.
-    """
+    """An entry to write."""
 
     foreign: ForeignEntry
-    key: str | None
-    new: bool = False
-    name: str = ""
+    key: str | None  # where entries are a mapping
+    new: bool = False  # not in the original file
+    name: str = ""  # in softlore; empty for one without lore
 
 
 def export_lorebook(book: BookContent, format: BookFormat) -> Any:
     """Returns the content of a file of a format that holds the lorebook.
 
-    Raises LoreError if an origin was changed by hand, so that it is not what the format has.
+    Raises LoreError if an origin was changed by hand and no longer fits the format.
     """
     origin = book.origin if _is_of(book.origin, format) else None
     data = copy.deepcopy(origin["data"] if origin else format.new)
@@ -89,51 +82,45 @@ def export_lorebook(book: BookContent, format: BookFormat) -> Any:
     for original in _entries_without_lore(origin):
         rows.insert(original["place"], _Row(copy.deepcopy(original["data"]), _key(original)))
     _write_names(data, rows, format)
-    return _with_rows(data, format.layout(data).entries, rows, format)
+    return _with_rows(data, rows, format)
 
 
-def _row(entry: Entry, format: BookFormat, character: str) -> _Row:
-    try:
-        foreign = _write_entry(entry, format.entry, character)
-    except ValueError as error:
-        raise LoreError(
-            f"entry {entry.name!r}: its `origin` is not what {format.title} has: {error}; remove "
-            "it, or import the file again"
-        ) from None
-    new = _original(entry, format.entry) is None
-    return _Row(foreign, None if new else _key(entry.origin), new, entry.name)
-
-
-def _write_entry(entry: Entry, format: EntryFormat, character: str) -> ForeignEntry:
-    """An entry as the program stores it. Raises ValueError for an original that is no entry."""
-    original = _original(entry, format)
+def _row(entry: Entry, book_format: BookFormat, character: str) -> _Row:
+    """An entry as the program stores it."""
+    format, origin, original = book_format.entry, entry.origin, _original(entry, book_format.entry)
     foreign: ForeignEntry = copy.deepcopy(dict(format.new) if original is None else original)
     drop(foreign, format.extras)
     values = entry.model_dump()
-    read_fields(foreign, format, character)  # raises ValueError if it is malformed
-    _write_text(foreign, values, format, character)
-    for _ in range(2):  # writing one field may change what another is read as
-        current = read_fields(foreign, format, character)
-        for field in format.fields:
-            default = _ENTRY_DEFAULTS[field.name]
-            if current.get(field.name, default) != values[field.name]:
-                field.write(foreign, values)
+    try:
+        read_fields(foreign, format, character)
+        _write_text(foreign, values, format, character)
+        for _ in range(2):  # writing one field may change what another is read as
+            current = {**_ENTRY_DEFAULTS, **read_fields(foreign, format, character)}
+            for field in format.fields:
+                if current[field.name] != values[field.name]:
+                    field.write(foreign, values)
+    except ValueError as error:
+        raise LoreError(
+            f"entry {entry.name!r}: its `origin` is not what {book_format.title} has: {error}; "
+            "remove it, or import the file again"
+        ) from None
     _write_title(foreign, entry, format)
-    if original is None and entry.origin:
-        for there, here in format.equivalents.get(entry.origin["format"], ()):
-            if has(entry.origin["data"], there):
-                put(foreign, here, copy.deepcopy(get(entry.origin["data"], there)))
+    if original is None and origin:
+        for there, here in format.equivalents.get(origin["format"], ()):
+            if has(origin["data"], there):
+                put(foreign, here, copy.deepcopy(get(origin["data"], there)))
     if extras := extras_of(values, read_fields(foreign, format, character)):
         put(foreign, format.extras, extras)
-    return foreign
+    key = None if original is None else _key(origin)
+    return _Row(foreign, key, original is None, entry.name)
 
 
 def extras_of(values: Values, current: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the record of an entry's fields that a file, which says `current`, does not hold.
+    """Returns a record of the entry's fields that differ from `current`, those in the file.
 
-    The record is `{"fields": {name: value}, "instead_of": {name: what the file says}}`, the second
-    where the file says something; it is empty if the file holds all. An entry that would be read
-    under another name gets its `name` too, and the `title` it had in the file at that time.
+    The record is `{"fields": {name: value}, "instead_of": {name: value in the file}}`, without
+    empty parts. An entry that would be read under another name gets its `name` too, and the
+    `title` it had in the file at that time.
     """
     stored = {**_ENTRY_DEFAULTS, **current}
     added = {
@@ -173,8 +160,8 @@ def _write_text(foreign: ForeignEntry, values: Values, format: EntryFormat, char
         new_text = f"[[soft:{values['name']}]]"
     path = first_present(foreign, format.texts)
     content = get(foreign, path) or ""
-    lines, text = decorators.split(content) if format.decorated else ([], content)
-    remaining = decorators.still_true(lines, values)
+    lines, text = split_decorators(content) if format.decorated else ([], content)
+    remaining = valid_decorators(lines, values)
     differs = with_character_name(text, character).strip("\r\n") != new_text
     if differs or remaining != lines:
         put(foreign, path, "\n".join([*remaining, new_text if differs else text]))
@@ -229,7 +216,7 @@ def _entries_without_lore(origin: Any) -> list[Any]:
 def _write_names(data: Any, rows: list[_Row], format: BookFormat) -> None:
     """Stores an entry's name as an extra where the import would give it another.
 
-    A trained prompt is found by its entry's name, so the name must survive the way back.
+    A trained prompt is found by its entry's name, so the name must survive the next import.
     """
     names = UniqueNames()
     if character := format.read_character(data):
@@ -243,8 +230,9 @@ def _write_names(data: Any, rows: list[_Row], format: BookFormat) -> None:
             names.add(row.name, row.name)
 
 
-def _with_rows(data: Any, path: str, rows: list[_Row], format: BookFormat) -> Any:
+def _with_rows(data: Any, rows: list[_Row], format: BookFormat) -> Any:
     """The data with its entries; new ones get numbers that no other has."""
+    path = format.layout(data).entries
     container = get(data, path)
     if container is None:
         if not rows:

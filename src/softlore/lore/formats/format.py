@@ -45,8 +45,8 @@ def put(data: dict[str, Any], path: str, value: Any) -> None:
 
 def drop(data: Any, path: str) -> None:
     """Removes the value at a path, if there is one."""
+    parent, _, last = path.rpartition(".")
     if has(data, path):
-        parent, _, last = path.rpartition(".")
         del get(data, parent)[last]
 
 
@@ -155,13 +155,10 @@ _READ: dict[str, Convert] = {
 
 @dataclass(frozen=True)
 class FieldMapping:
-    """One field of an entry in softlore and in another program.
+    """One field of an entry: its name in softlore, and how it is read from and written to another.
 
-    Attributes:
-        name: its name in softlore.
-        read: reads it from the other program's entry, as softlore stores it; None if it is absent.
-            Raises ValueError.
-        write: stores it in such an entry, given all of softlore's fields.
+    `read` returns None if the field is absent, and raises ValueError. `write` is given the other
+    program's entry and all of softlore's fields.
     """
 
     name: str
@@ -227,11 +224,11 @@ def probability(percent: str, used: str) -> FieldMapping:
 def selective(path: str, secondary_keys: str) -> FieldMapping:
     """Whether secondary keys count; read only where there are such keys."""
     plain = field("selective", path)
-
-    def read(foreign: ForeignEntry) -> Any:
-        return bool(plain.read(foreign)) if get(foreign, secondary_keys) else None
-
-    return FieldMapping("selective", read, plain.write)
+    return FieldMapping(
+        "selective",
+        lambda foreign: bool(plain.read(foreign)) if get(foreign, secondary_keys) else None,
+        plain.write,
+    )
 
 
 @dataclass(frozen=True)
@@ -247,7 +244,7 @@ class EntryFormat:
         decorated: whether the text may begin with lines of decorators (`@@depth 4`).
         extras: path of what the program has no place for, stored under softlore's own names.
         set_number: gives a new entry its number in the file, where entries are numbered.
-        equivalents: by another program, pairs of paths (there, here) that mean the same and that
+        equivalents: by another program, pairs of paths (there, here) of the same meaning that
             softlore has no field for.
     """
 
@@ -263,18 +260,11 @@ class EntryFormat:
 
 
 class BookLayout(NamedTuple):
-    """Paths of a lorebook's parts in a file's data.
+    """Paths of a lorebook's parts in a file's data."""
 
-    Attributes:
-        entries: a list or a mapping; the empty path is the file itself.
-        names: the lorebook's name first, then what is used where that is missing; a new file gets
-            the name at all of them.
-        extras: as in `EntryFormat`; empty where the file has no place for it.
-    """
-
-    entries: str
-    names: tuple[str, ...] = ()
-    extras: str = ""
+    entries: str  # a list or a mapping; the empty path is the file itself
+    names: tuple[str, ...] = ()  # the first with a value is read; a new file has the name at all
+    extras: str = ""  # as in `EntryFormat`; empty where the file has no place for it
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from softlore.errors import LoreError
-from softlore.lore.formats import decorators
 from softlore.lore.formats.format import BookFormat, EntryFormat, ForeignEntry, first_present, get
+from softlore.lore.formats.key_syntax import decorator_fields, split_decorators
 from softlore.lore.names import MAX_NAME, as_name
 from softlore.lore.plain import plain
 from softlore.lore.validation import describe
@@ -111,26 +111,23 @@ def read_fields(foreign: Any, format: EntryFormat, character: str = "") -> dict[
     content = get(foreign, path)
     if content is not None and not isinstance(content, str):
         raise ValueError(f"`{path}` must be text, but is {describe(content)}")
-    lines, text = decorators.split(content or "") if format.decorated else ([], content or "")
+    lines, text = split_decorators(content or "") if format.decorated else ([], content or "")
     text = with_character_name(text, character).strip("\r\n")
-    return {**values, **decorators.fields_of(lines), "text": text}
+    return {**values, **decorator_fields(lines), "text": text}
 
 
 def with_extras(values: Mapping[str, Any], extras: Any) -> dict[str, Any]:
-    """Returns `values` with what a record of extras in a file adds (see `exporting.extras_of`).
+    """Returns `values` updated by a record of extras in a file (see `exporting.extras_of`).
 
-    A field counts only while the file says what it said when the record was written, so that a
+    A field counts only while the file has the value it had when the record was written, so that a
     change made in the other program has effect.
     """
-    merged = dict(values)
     record = extras if isinstance(extras, dict) else {}
     added, instead = record.get("fields"), record.get("instead_of", {})
-    if isinstance(added, dict) and isinstance(instead, dict):
-        for name, value in added.items():
-            unchanged = values.get(name, _ABSENT) == instead.get(name, _ABSENT)
-            if unchanged and name not in NO_EXTRAS:
-                merged[name] = value
-    return merged
+    if not isinstance(added, dict) or not isinstance(instead, dict):
+        return dict(values)
+    same = [n for n in added if values.get(n, _ABSENT) == instead.get(n, _ABSENT)]
+    return {**values, **{name: added[name] for name in same if name not in NO_EXTRAS}}
 
 
 def with_character_name(text: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Converts other programs' keys to softlore's and back: comma lists, `a & b`, wildcards.
+"""Converts other programs' keys (comma lists, `a & b`, wildcards), and decorators in texts.
 
 softlore's keys are plain text or `/regex/flags`. The expressions made here search a text in time
 linear in its length: each is anchored at the text's start, or at the start of a word.
@@ -7,6 +7,7 @@ linear in its length: each is anchored at the text's start, or at the start of a
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from softlore.lore.formats.format import text, texts
@@ -19,6 +20,7 @@ _ALL, _NEXT, _DONE = rf"/^(?=[\s\S]*{_BEGIN}", rf"{_END})(?=[\s\S]*{_BEGIN}", rf
 _ANY = r"\w{0,40}"  # what `*` stands for
 MAX_STARS = 3  # a search for more of them in one key could take long
 MAX_COMBINATIONS = 64
+_DECORATED = {"before_desc": "before_char", "after_desc": "after_char"}  # positions
 
 
 def split_list(text: str) -> list[str]:
@@ -96,3 +98,55 @@ def escaped(text: str) -> str:
 def _unescaped(body: str) -> str | None:
     """The text that `escaped` was given, or None if it cannot have made `body`."""
     return None if _SPECIAL.search(_ESCAPED.sub("", body)) else _ESCAPED.sub(r"\1", body)
+
+
+# Decorators: lines such as `@@depth 4` at the start of an entry's text in version 3 cards. Those
+# that set a field of softlore are read into it; the others only stay in the text. Source: the
+# Character Card V3 specification. ----------------------------------------------------------------
+
+
+def split_decorators(content: str) -> tuple[list[str], str]:
+    """Returns the lines of decorators, and the text below them."""
+    lines: list[str] = []
+    while content.startswith("@@"):
+        line, _, content = content.partition("\n")
+        lines.append(line)
+    return lines, content
+
+
+def decorator_fields(lines: list[str]) -> dict[str, Any]:
+    """Returns the fields of an entry that the decorators set; the first of a kind counts."""
+    return {
+        name: value for line in reversed(lines) for name, value in _parse_decorator(line).items()
+    }
+
+
+def valid_decorators(lines: list[str], values: Mapping[str, Any]) -> list[str]:
+    """Returns all decorators if they agree with an entry's fields, else those that do."""
+    if decorator_fields(lines).items() <= values.items():
+        return lines
+    return [line for line in lines if _parse_decorator(line).items() <= values.items()]
+
+
+def _parse_decorator(line: str) -> dict[str, Any]:
+    """The fields that a decorator sets; none if it is unknown or its value is invalid."""
+    name, _, value = line.strip().removeprefix("@@").partition(" ")
+    value = value.strip()
+    is_number = value.isascii() and value.isdigit() and len(value) < 9
+    match name:
+        case "depth" if is_number:
+            return {"position": "at_depth", "depth": int(value)}
+        case "scan_depth" if is_number:
+            return {"scan_depth": int(value)}
+        case "role" if value in ("system", "user", "assistant"):
+            return {"role": value}
+        case "position" if value in _DECORATED:
+            return {"position": _DECORATED[value]}
+        case "activate":
+            return {"constant": True}
+        case "dont_activate":
+            return {"enabled": False}
+        case "additional_keys" | "exclude_keys" if keys := split_list(value):
+            logic = "and_any" if name == "additional_keys" else "not_any"
+            return {"secondary_keys": keys, "selective": True, "selective_logic": logic}
+    return {}

@@ -24,19 +24,12 @@ FORMATS = (CARD, LOREBOOK, NOVELAI, AGNAI, SILLYTAVERN, KOBOLDAI, AIDUNGEON, BOO
 
 @dataclass(frozen=True)
 class LoreExporter:
-    """A format that lorebooks are written in.
-
-    Attributes:
-        description: what is written, as messages call it.
-        format: None: mkultra's calls and responses.
-        suffix: of files of the format.
-        card_version: of a character card, which may also go into a picture or an archive; else 0.
-    """
+    """A format that lorebooks are written in, with its `description` in messages."""
 
     description: str
-    format: BookFormat | None
+    format: BookFormat | None  # None: mkultra's calls and responses
     suffix: str = ".json"
-    card_version: int = 0
+    card_version: int = 0  # of a character card, which may be put into a picture or an archive
 
     def data(self, book: BookContent) -> Any:
         """Returns the content of a file that holds the lorebook."""
@@ -71,7 +64,7 @@ def lorebook_fields(data: Any, name: str) -> dict[str, Any] | None:
 
 
 def find_exporter(name: str) -> LoreExporter:
-    """Returns a format of `EXPORTERS`. Raises LoreError for an unknown one."""
+    """Returns a format of `EXPORTERS`. Raises LoreError for an unknown name."""
     if name not in EXPORTERS:
         raise LoreError(
             f"there is no format {name!r}; expected one of {', '.join(EXPORTERS)}"
