@@ -1,6 +1,6 @@
 """softlore steers a language model whose weights never change, by soft prompts.
 
-Importing this package is cheap: each name below brings its module in when it is first used.
+Importing this package is cheap: each name below imports its module when it is first used.
 """
 
 from __future__ import annotations

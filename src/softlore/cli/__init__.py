@@ -23,7 +23,7 @@ COMMANDS = {
     "train": "Turn a lorebook into soft prompts.",
     "sweep": "Find the best training settings for a lorebook.",
     "write": "Continue a text, which may hold [[soft:NAME]].",
-    "story": "Write a story turn by turn; lore wakes when it is mentioned.",
+    "story": "Write a story turn by turn; lore is activated when it is mentioned.",
     "serve": "Serve KoboldAI and OpenAI clients, and a studio in the browser.",
     "learn": "Continue training prompts on accepted lines of a story.",
     "chain": "Continue each of many items, each after the last output.",

@@ -15,7 +15,7 @@ from softlore.errors import ConfigError
 @click.argument("text")
 @options.with_model
 @options.prompts_option
-@click.option("--codes", "names", help="Codes to choose from, by commas: of the model, or prompts.")
+@click.option("--codes", "names", help="Codes to compare, with commas: of the model, or prompts.")
 @click.option("--prior", "prior_file", type=options.PATH,
               help="File of lines `NUMBER CODE`.  [default: all codes alike]")  # fmt: skip
 @options.json_option

@@ -23,7 +23,7 @@ from softlore.cli.options import model_options, prompts_option, sampling_options
               help="The most tokens to generate for an item.")  # fmt: skip
 @click.option("--stop", multiple=True, help="End an output before this string; may be repeated.")
 @click.option("--out", type=click.Path(path_type=Path),
-              help="Append to this file; items that it holds are not generated again.")  # fmt: skip
+              help="Append to this file; items already in it are not generated again.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace what --out holds.")
 @click.option("--seed", default=0, show_default=True, help="The same seed, the same chain.")
 @sampling_options

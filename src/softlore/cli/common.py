@@ -92,7 +92,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: bo
 
 
 def say(message: str) -> None:
-    """A line on standard error."""
+    """Prints a line on standard error."""
     click.echo(message, err=True)
 
 

@@ -17,7 +17,7 @@ from softlore.cli.progress import progress_bar
 @options.with_model
 @distances_option
 @click.option("--seeds", default=2, show_default=True, type=click.IntRange(1, 100),
-              help="How often all is made and measured, for confidence intervals.")  # fmt: skip
+              help="Number of repetitions, for confidence intervals.")  # fmt: skip
 @click.option("--time-budget", default=300.0, show_default=True, type=options.Finite(min=1),
               help="Seconds of searching and training, in all.")  # fmt: skip
 @click.option(
@@ -43,7 +43,7 @@ def command(
     json_path: str | None,
     **how: Any,
 ) -> None:
-    """Show which method of giving LOREBOOK to a model works best, and what each costs.
+    """Compare methods of giving LOREBOOK to a model: effect and cost of each.
 
     Nothing, the plain text, the best wording of it, a searched hard prompt, a control code (where
     the model has some) and soft prompts of both kinds: recall, drift, lore words in stories, copy,

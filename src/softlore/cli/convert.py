@@ -62,7 +62,7 @@ def command(
     """Write the soft prompt in FILE, of any format that softlore reads, in another format.
 
     FILE is a softlore file, an mkultra JSON, a KoboldAI zip, an .mtjsp, a PEFT adapter folder or
-    an .npy. Files of other programs don't say which model they are for: --model puts it in.
+    an .npy. Files of other programs don't say which model they are for: --model adds it.
 
     \b
     Example:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
               show_default=True, help="Folder for the report and the prompts.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Two updates of two entries: shows that it runs.")
 @click.option("--time-budget", default=190.0, show_default=True, type=options.Finite(min=1),
-              help="Most seconds of training; fewer updates are made to keep to it.")  # fmt: skip
+              help="Seconds of training; limits the number of updates.")  # fmt: skip
 @options.seed_option
 @click.option("--open/--no-open", "show", help="Open the report in a browser.")
 @options.with_model

@@ -14,7 +14,7 @@ MEASURING = "measuring "
 
 
 def parse_distances(_ctx: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
-    """Numbers with commas between, as a list."""
+    """Parses numbers separated by commas."""
     try:
         return [int(part) for part in value.split(",")]
     except ValueError:

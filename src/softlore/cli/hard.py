@@ -42,7 +42,7 @@ def command() -> None:
 @click.option("--n-tokens", default=16, show_default=True, help="Length of the soft prompt.")
 @click.option("--max-steps", default=400, show_default=True, help="Most updates.")
 @click.option("--time-budget", type=options.Finite(min=0, min_open=True),
-              help="Seconds; makes fewer updates to keep to it.")  # fmt: skip
+              help="Seconds; limits the number of updates.")  # fmt: skip
 @options.seed_option
 @options.json_option
 def distil(

@@ -27,7 +27,7 @@ def _refuse_gguf(_: click.Context, __: click.Parameter, value: str | None) -> No
 @click.argument("name")
 @click.option("--stories", "stories_folder", type=click.Path(path_type=Path, file_okay=False),
               help="Folder of stories.  [default: softlore's own]")  # fmt: skip
-@click.option("--pick", help="Learn these, by number: 1,3,4. Without it, they are asked for.")
+@click.option("--pick", help="Learn these, by number: 1,3,4.  [default: asks]")
 @click.option("--all", "pick_all", is_flag=True, help="Learn all lines that are offered.")
 @click.option("--list", "only_list", is_flag=True, help="Show the lines, and exit.")
 @click.option("--yes", is_flag=True, help="Save the result without asking.")

@@ -23,8 +23,8 @@ FORMATS = (
 def command() -> None:
     """Lorebooks of SillyTavern, character cards, NovelAI, KoboldAI, AI Dungeon and Agnai.
 
-    Every command that takes a lorebook takes their files as they are; here they become softlore's
-    own, which can be edited, and are converted back without loss.
+    Every command that takes a lorebook reads their files directly. These commands convert them to
+    softlore's own format, which can be edited, and back without loss.
 
     \b
     Example:

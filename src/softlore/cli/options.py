@@ -164,7 +164,7 @@ def sampler_settings(given: Sequence[str]) -> dict[str, Any]:
     """Settings of the samplers from `NAME=VALUE`; several values of a list add up.
 
     Raises:
-        ConfigError: a name that is none, or a value of another kind.
+        ConfigError: an unknown name, or a value of another kind.
     """
     values: dict[str, Any] = {}
     for text in given:

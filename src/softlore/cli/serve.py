@@ -23,10 +23,10 @@ NEEDED = ("fastapi", "httpx", "prometheus_client", "uvicorn")  # of the extra `s
 
 
 @click.command()
-@click.option("--lorebook", type=options.FILE, help="Lore that wakes in every client's text.")
+@click.option("--lorebook", type=options.FILE, help="Lore, activated in texts of all clients.")
 @options.setting_options(ServeSettings)
 @click.option("--api-key-file", type=options.FILE,
-              help="File that holds the API key, so that no list of processes shows it.",
+              help="File with the API key, which hides it from lists of processes.",
               )  # fmt: skip
 @click.option("--stories", "stories_folder", type=options.FOLDER,
               help="Folder of stories.  [default: softlore's own]")  # fmt: skip

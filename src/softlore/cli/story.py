@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name", required=False)
 @click.option("--lorebook", type=click.Path(path_type=Path, dir_okay=False),
-              help="Lore that wakes when the story mentions it.")  # fmt: skip
+              help="Lore, activated when the story mentions it.")  # fmt: skip
 @click.option("--tokens", default=80, show_default=True, type=click.IntRange(min=1),
               help="The most tokens of a turn.")  # fmt: skip
 @click.option("--budget", type=click.IntRange(min=0),
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 @click.option("--import", "import_file", type=click.Path(path_type=Path, dir_okay=False),
               help="Begin with a KoboldAI save, Markdown or plain text.")  # fmt: skip
 @click.option("--export", "export_file", type=click.Path(path_type=Path, dir_okay=False),
-              help="Write the story to this file, and end.")  # fmt: skip
-@click.option("--delete", is_flag=True, help="Put the story aside, and end.")
+              help="Write the story to this file, and exit.")  # fmt: skip
+@click.option("--delete", is_flag=True, help="Mark the story's file as deleted, and exit.")
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @sampling_options
 @model_options
@@ -152,9 +152,9 @@ def _delete(stories: StoryLibrary, name: str, yes: bool) -> None:
         if not click.confirm(f"Delete the story {name!r}?", default=False, err=True):
             click.echo("nothing was deleted", err=True)
             return
-    aside = stories.delete(name)
+    renamed = stories.delete(name)
     click.echo(
-        f"put aside as {aside}; to have the story back, take .deleted off that name again", err=True
+        f"renamed to {renamed}; to restore the story, remove .deleted from that name", err=True
     )
 
 

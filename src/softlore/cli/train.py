@@ -59,8 +59,8 @@ def training_settings(given: dict[str, Any]) -> dict[str, Any]:
 @click.option("--out", "folder", type=options.PATH, help="Folder for the prompts.")
 @click.option("--entry", "include", multiple=True,
               help="Train only this entry; may be given often.")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Train again what the folder already holds.")
-@click.option("--time-budget", type=float, help="Seconds; fewer updates are made to keep to it.")
+@click.option("--overwrite", is_flag=True, help="Also train entries whose prompt exists.")
+@click.option("--time-budget", type=float, help="Seconds; limits the number of updates.")
 @click.option("--checkpoint-seconds", type=options.Finite(min=0), default=10.0, hidden=True)
 @click.option("--group-size", type=click.IntRange(min=1), metavar="N",
               help="Train the entries N at a time, in the book's order; only those of a group keep "

@@ -35,7 +35,7 @@ class Workers(NamedTuple):
 
     @contextlib.contextmanager
     def pool(self, source: common.ModelSource, most: int | None = None) -> Iterator[WorkerPool]:
-        """The workers, with the model loaded; they are closed at the end of the block.
+        """A pool of workers with the model, closed at the end of the block.
 
         Args:
             most: upper limit of workers: the number of tasks.
@@ -101,7 +101,7 @@ def torchrun_ranks(device: str | None, grouped: bool) -> Iterator[Ranks | None]:
     """The processes that torchrun started, to the end of the block; None without torchrun.
 
     Args:
-        grouped: whether groups are asked for, which are distributed in another way.
+        grouped: whether to train in groups, which are distributed in another way.
 
     Raises:
         ConfigError: groups, or fewer GPUs than processes.

@@ -40,7 +40,7 @@ Means = Mapping[str, Mapping[str, Interval | None]]  # by method and column
 
 
 def render_page(template: str, **values: Any) -> str:
-    """One of the templates, filled in; values are escaped."""
+    """Renders one of the templates; values are escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(

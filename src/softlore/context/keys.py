@@ -165,5 +165,5 @@ def trigrams(text: str) -> set[str]:
 
 
 def _joined(neighbour: str, edge: str) -> bool:
-    """Whether a character beside a key belongs to the same word as the key's character there."""
+    """Whether a character next to a key is in the same word as the key's character there."""
     return bool(_word.match(neighbour)) and not _spaceless.match(edge)

@@ -64,7 +64,7 @@ class Branch:
 
     @property
     def rows(self) -> slice:
-        """The places in `ids` whose hidden states are returned."""
+        """The indices in `ids` whose hidden states are returned."""
         return slice(self.start, self.stop)
 
     @property

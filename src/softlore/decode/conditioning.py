@@ -33,7 +33,7 @@ RETAINED = 0.5  # of the room after the conditioning: how much text a new window
 
 
 def weighted(conditioning: Conditioning) -> Weighted:
-    """Conditionings with their strengths; 1 for one without, and none for an empty one.
+    """Conditionings with their strengths, 1 by default; an empty conditioning gives none.
 
     Raises:
         ConfigError: a strength that is not a number, or too many conditionings.

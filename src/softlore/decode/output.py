@@ -33,7 +33,7 @@ class Token:
 
 
 class OutputStream:
-    """From the sampled ids of one text to tokens with their text.
+    """Converts the sampled ids of one text to tokens with their text.
 
     Attributes:
         text: all text so far.
@@ -42,7 +42,7 @@ class OutputStream:
             or "context" (no room left); None while it runs.
 
     Args:
-        model: its tokenizer; None: ids only, of which none ends the text.
+        model: for its tokenizer; None: ids only, and no id ends the text.
         stops: strings that end the text.
         max_new_tokens: ids, at most.
     """

@@ -14,7 +14,7 @@ from softlore.mkultra.models import MkultraModel, by_name, without_ids
 
 
 class SoftParams(dict[str, Any]):
-    """The learned embedding in a form that an optimizer takes by itself and in a list.
+    """The learned embedding as an argument of optimizers, by itself or in a list.
 
     torch rejects a bare tensor, which mkultra's notebooks pass. This is a parameter group;
     iterating over it gives the tensor, and otherwise it behaves as that tensor.

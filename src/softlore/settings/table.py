@@ -210,7 +210,7 @@ class Settings(BaseModel):
     Types are strict: a number is not text, a boolean or NaN. `noun` names a setting in messages.
 
     Raises:
-        ConfigError: a name that is none, or a value that does not fit its declaration.
+        ConfigError: an unknown name, or a value that does not fit its declaration.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

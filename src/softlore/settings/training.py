@@ -20,7 +20,7 @@ class TrainingConfig(Settings):
     # fmt: off
     n_tokens: int = setting(16, "Length of each prompt.", ge=1, le=2047, unit="tokens")
     kind: Literal["prefix", "embedding"] = setting("prefix",
-        "Keys and values for every layer (prefix), or rows that stand in the text (embedding).")
+        "Keys and values for every layer (prefix), or rows among those of the text (embedding).")
     max_spacing: int = setting(64, "Most filler between prompt and call; drawn for each step.",
         ge=0, le=10**6, unit="tokens")
     filler: Literal["story", "random"] = setting("story",

@@ -226,7 +226,7 @@ def _draw_distillation(trunk: Trunk, names: tuple[str, ...]) -> tuple[Sequence[E
 
 
 def _draw_guard(trunk: Trunk, names: tuple[str, ...]) -> tuple[Sequence[Example], int]:
-    """For pairs only: a teacher that has read the lore shows by itself how other text changes."""
+    """For pairs only: the teacher of distillation shows by itself how lore changes other text."""
     most = GUARDS[trunk.config.kind] if trunk.has_pairs else 0
     return trunk.sample(trunk.data.guard, most), trunk.soft
 

@@ -215,7 +215,7 @@ class Sweep:
     # trials ------------------------------------------------------------------------------------
 
     def _remaining(self) -> int:
-        """Number of trials that are still to start."""
+        """Number of trials that have not started."""
         running = sum(trial is not None for trial in self._running.values())
         return self.trials - len(self.finished()) - running
 

@@ -30,7 +30,7 @@ class RayWorkerPool:
         address: of a cluster, as `ray.init` takes it; `local` starts one on this machine.
         workers: how many; None: one for each GPU, or as many as fit the processors.
         threads: of each worker; None: torch's number on this machine.
-        most: limit of workers, such as the number of tasks.
+        most: upper limit of workers, such as the number of tasks.
 
     Raises:
         ConfigError: there is no cluster at the address.

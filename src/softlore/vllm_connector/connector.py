@@ -114,7 +114,7 @@ class SoftloreConnector(KVConnectorBase_V1):
         """The prompts that a request begins with: their names, key and number of tokens.
 
         A request that names prompts and does not begin with them is matched with one block, which
-        the worker then reports as not filled: it fails, rather than reading something else.
+        the worker then reports as not filled: the request fails and reads no other context.
         """
         ids = request.prompt_token_ids or ()
         requested = (request.kv_transfer_params or {}).get(PARAMETER)

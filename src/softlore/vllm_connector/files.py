@@ -1,4 +1,4 @@
-"""Files of prefixes for vLLM: tensor, placeholder ids, and how the keys were rotated."""
+"""PrefixFile: a prefix for vLLM: tensor, placeholder ids, rotation of its keys."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class PrefixFile:
         return self._tensor("inv_freq")
 
     def shifted(self, by: int) -> Tensor:
-        """`key_values` with the keys rotated to positions `by` further on."""
+        """`key_values` with the keys rotated forward by `by` positions."""
         key_values = self.key_values
         if by == 0:
             return key_values
@@ -173,7 +173,7 @@ class PrefixFolder:
         return list({files[name].digest: files[name] for name in names if name in files}.values())
 
     def starting(self, ids: Sequence[int]) -> PrefixFile | None:
-        """The prompt with whose placeholder a request's ids begin."""
+        """The prompt whose placeholder a request's ids begin with."""
         self.files()
         for file in self._by_first_block.get(self._first_block(ids), ()):
             if list(ids[: len(file.ids)]) == file.ids:

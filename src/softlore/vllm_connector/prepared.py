@@ -1,4 +1,4 @@
-"""Prefixes in memory, as vLLM's kernels take them, and the slots of vLLM's cache they go to."""
+"""PreparedPrefixes: prefixes in memory, in the layout of vLLM's kernels; their cache slots."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PreparedPrefixes:
         """Reads the tensor of a set, `[layers, 2, N, heads, head_dim]`, and caches it.
 
         Raises:
-            ValueError: a file was changed, is another model's, or can't stand beside others.
+            ValueError: a file was changed, is another model's, or can't be combined with others.
         """
         for file in files:
             self._check(file)

@@ -31,7 +31,7 @@ class MirostatLogitsProcessor(LogitsProcessor):
         self._surprise: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores `[B, vocab]`, with tokens of too much surprise at −∞."""
+        """Scores `[B, vocab]`, with tokens of too high surprise at −∞."""
         self._update(input_ids, scores)
         surprise = scores.log_softmax(dim=-1) / -math.log(2)  # [B, vocab]
         self._surprise = surprise

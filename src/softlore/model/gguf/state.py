@@ -73,7 +73,7 @@ class StateCells:
     """The cells of the sequence in one cache, by their offsets in the state.
 
     Attributes:
-        start, end: of all that follows, from the number of cells on.
+        start, end: the range of this cache, from its number of cells on.
         places: where each cell begins, with its position.
         layers: where the cells end.
         keys, values: a block for each layer of this cache, in order.

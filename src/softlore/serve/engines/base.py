@@ -86,10 +86,10 @@ class OutputQueue(AsyncIterator[tuple["AsyncOutputStream", Token | None]]):
 class AsyncOutputStream(OutputView, AsyncIterator[Token]):
     """A text that an engine generates. Iteration gives its tokens and raises what an engine does.
 
-    Several streams may share one `OutputQueue`; then that is to be iterated over.
+    If several streams share one `OutputQueue`, iterate over the queue instead.
 
     Attributes:
-        number: its place among the streams of the queue.
+        number: its index among the streams of the queue.
         finish: how it ended; None while it runs.
         seconds_to_first: from its start to its first token; None until then.
         on_end: called once, when it has ended.

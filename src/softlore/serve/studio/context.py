@@ -35,7 +35,7 @@ class StudioContext:
 
     @property
     def model(self) -> LanguageModel:
-        """The server's model, which writes every story."""
+        """The server's model, used for every story."""
         return self.state.engine.model
 
     async def close(self) -> None:

@@ -135,7 +135,7 @@ def _add_operations(router: APIRouter, context: StudioContext) -> None:
 
     @router.post("/{name}/go")
     def go(name: str, turn: TurnField) -> dict[str, Any]:
-        """Goes to a turn of any branch, and on to the newest end after it."""
+        """Goes to a turn of the story, or to the newest end after a turn of another branch."""
         return apply(name, lambda story: story.go_to(_newest_end(story, turn)))
 
     @router.post("/{name}/cut")

@@ -92,7 +92,7 @@ def write(draft: StoryDraft) -> str:
 
 
 def _authors(given: Any, texts: list[str]) -> list[By]:
-    """The authors of the turns: as softlore wrote them, else by KoboldAI's marks of input."""
+    """The authors of the turns: as softlore wrote them, else by KoboldAI's markers of input."""
     fits = isinstance(given, list) and (len(given) == len(texts) or (not given and texts == [""]))
     if fits and all(by in BY for by in given):
         return cast(list[By], given)
