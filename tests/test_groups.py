@@ -383,8 +383,8 @@ def test_the_command(tmp_path, unbroken):
     for more, expected in [
         (["--group-size", 2, "--time-budget", 5], "use --max-steps instead"),
         (["--group-size", 0], "'--group-size'"),
-        (["--group-size", 2, "--workers", 2], "expected --ray beside them"),
-        (["--workers", 2], "expected --ray beside them"),
+        (["--group-size", 2, "--workers", 2], "expected --ray with it"),
+        (["--workers", 2], "expected --ray with it"),
     ]:
         ended = softlore(*command, *more)
         assert ended.code == 2

@@ -358,7 +358,7 @@ def test_steps_act_in_the_order_asked_for():
     names = [step.name for step in build_steps(everything, MODEL)]
     assert names == [name for name in STEPS if name != "mirostat"]
     turned = everything.changed(order=("top_p", "temperature", "top_k"))
-    places = list(turned.places)
+    places = list(turned.ordered_steps)
     assert [name for name in places if name in turned.order] == ["top_p", "temperature", "top_k"]
     assert [places.index(n) for n in STEPS if n not in turned.order] == [
         i for i, n in enumerate(STEPS) if n not in turned.order
@@ -381,12 +381,12 @@ def test_order_makes_a_difference():
 
 def test_kobold_orders():
     own = SamplingParams(order=kobold_order([6, 0, 1, 3, 4, 2, 5]))
-    numbered = [name for name in own.places if name in own.order]
+    numbered = [name for name in own.ordered_steps if name in own.order]
     assert numbered == [
         "repetition_penalty", "top_k", "top_a", "tfs", "typical", "top_p", "min_p",
         "temperature", "smoothing", "top_n_sigma",
     ]  # fmt: skip
-    assert own.places[-2:] == ("xtc", "mirostat")
+    assert own.ordered_steps[-2:] == ("xtc", "mirostat")
     assert kobold_order([]) == ()
     assert kobold_order([5, 0]) == ("temperature", "smoothing", "top_n_sigma", "top_k")
     for wrong in ([7], [-1], [1, 1], ["0"], [1.0]):

@@ -57,10 +57,10 @@ def count_conditioning_nodes(model: LanguageModel, conditioning: ContextLike) ->
 
 def _contents(model: LanguageModel, pieces: Sequence[Piece]) -> list[list[int] | Tensor]:
     return [
-        model.encode(piece, inside=place > 0)
+        model.encode(piece, inside=i > 0)
         if isinstance(piece, str)
         else piece.cast(model.device, model.dtype)
-        for place, piece in enumerate(pieces)
+        for i, piece in enumerate(pieces)
     ]
 
 

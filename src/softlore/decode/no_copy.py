@@ -49,8 +49,8 @@ class NoCopyLogitsProcessor(LogitsProcessor):
     def _count_copied(self, ids: list[int]) -> int:
         """How many tokens at the end of `ids` are a run of a response."""
         run = 0
-        for place in range(RUN - 1, len(ids)):
-            if ids[place] in self.responses.next(ids[:place]):
+        for i in range(RUN - 1, len(ids)):
+            if ids[i] in self.responses.next(ids[:i]):
                 run = max(run, RUN - 1) + 1
             else:
                 run = 0

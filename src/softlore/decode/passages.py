@@ -74,7 +74,7 @@ def sample_ids(
         contexts: the tree before each text (or several, mixed), and its first ids. A tree that
             several share (the same object) is run once.
         max_new_tokens: of all, or of each.
-        seed: with the place among the contexts it decides the draws.
+        seed: decides the draws, with the index of the context.
         rows_at_once: texts that are generated side by side.
     """
     limits = [max_new_tokens] * len(contexts) if isinstance(max_new_tokens, int) else max_new_tokens
@@ -83,12 +83,12 @@ def sample_ids(
     groups: list[SequenceGroup] = []
     for start in range(0, len(contexts), rows_at_once):
         _preload_shared(runner, [before for before, _ in contexts[start : start + rows_at_once]])
-        for place in range(start, min(start + rows_at_once, len(contexts))):
-            before, ids = contexts[place]
+        for index in range(start, min(start + rows_at_once, len(contexts))):
+            before, ids = contexts[index]
             mixed = [(before, 1.0)] if isinstance(before, Tree) else before
             trees = [(tree.then(ids) if ids else tree, weight) for tree, weight in mixed]
-            sampler = Sampler(params, (seed * 1_000_003 + place) % 2**63, model)
-            group = SequenceGroup.from_trees(runner, trees, sampler, limits[place])
+            sampler = Sampler(params, (seed * 1_000_003 + index) % 2**63, model)
+            group = SequenceGroup.from_trees(runner, trees, sampler, limits[index])
             groups.append(batch.add(group))
         while len(batch):
             batch.step()

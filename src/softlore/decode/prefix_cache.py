@@ -134,12 +134,12 @@ def cache_keys(tree: Tree) -> list[CacheKey]:
 
 def common_length(a: Sequence[CacheKey], b: Sequence[CacheKey]) -> int:
     """How many keys at the beginning are the same."""
-    for place, (x, y) in enumerate(zip(a, b, strict=False)):
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if isinstance(x, int) or isinstance(y, int):
             if x is not y and x != y:
-                return place
+                return i
         elif x[1] != y[1] or not _equal(x[0], y[0]):
-            return place
+            return i
     return min(len(a), len(b))
 
 

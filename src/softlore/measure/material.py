@@ -70,8 +70,8 @@ def _cut(ids: Ids, count: int, length: int) -> list[Ids]:
             f"the story has {len(ids)} tokens; expected at least {2 * length} to measure on; give "
             "a longer one, or none for samples of the model"
         )
-    places = [i * (len(ids) - length) // max(1, count - 1) for i in range(count)]
-    return [ids[place : place + length] for place in places]
+    starts = [i * (len(ids) - length) // max(1, count - 1) for i in range(count)]
+    return [ids[start : start + length] for start in starts]
 
 
 def lore_passages(model: FrozenModel, entry: Entry, text: ContextLike, seed: int) -> list[Ids]:

@@ -257,11 +257,11 @@ class SamplingParams(Settings):
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken, always."""
+        """Whether the likeliest token is always taken."""
         return self.temperature < COLDEST
 
     @property
-    def places(self) -> tuple[str, ...]:
-        """All of `STEPS` in the order in which they act."""
+    def ordered_steps(self) -> tuple[str, ...]:
+        """All of `STEPS` in the order in which they are applied."""
         named = iter(self.order)
         return tuple(next(named) if step in self.order else step for step in STEPS)

@@ -74,22 +74,22 @@ def _links(
     settings: dict[str, Any],
 ) -> Iterator[Link]:
     previous, runner = "", runner_for(model)
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         prompt = fill(template, previous, item)
-        if place < len(done):
-            link = done[place]
+        if index < len(done):
+            link = done[index]
             if (link.item, link.prompt) != (item, prompt):
                 raise ConfigError(
-                    f"link {place + 1} of the file is {link.prompt!r:.60}, but the items and the "
+                    f"link {index + 1} of the file is {link.prompt!r:.60}, but the items and the "
                     f"template now give {prompt!r:.60}; expected the same chain; write to another "
                     "file, or overwrite this one"
                 )
         else:
             try:
                 context = Context.parse(prompt, prompts)
-                output = generate(runner, context, tokens, seed=seed + place, **settings)
+                output = generate(runner, context, tokens, seed=seed + index, **settings)
             except SoftloreError as error:
-                raise ContextError(f"item {place + 1}, {item!r:.60}: {error}") from error
+                raise ContextError(f"item {index + 1}, {item!r:.60}: {error}") from error
             link = Link(item, prompt, output)
         yield link
         previous = link.output

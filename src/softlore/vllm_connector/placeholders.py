@@ -25,10 +25,10 @@ def of_set(members: Mapping[str, Sequence[int]]) -> list[int]:
     digests = sorted(members)
     ids = [i for digest in digests for i in members[digest]]
     order = sorted(range(len(ids)), key=_numbers("+".join(digests), len(ids)).__getitem__)
-    return [ids[place] for place in order]
+    return [ids[i] for i in order]
 
 
 @lru_cache(maxsize=1024)  # every request needs some
 def _numbers(text: str, count: int) -> tuple[int, ...]:
-    hashes = (hashlib.sha256(f"{text}:{place}".encode()).digest() for place in range(count))
+    hashes = (hashlib.sha256(f"{text}:{i}".encode()).digest() for i in range(count))
     return tuple(int.from_bytes(digest[:8], "big") for digest in hashes)

@@ -64,8 +64,8 @@ def gcg_step(scorer: Scorer, state: SearchState, draw: random.Random) -> Scored:
 
     def swapped() -> list[int]:
         ids = list(state.ids)
-        place = draw.randrange(len(ids))
-        ids[place] = draw.choice(top[place])
+        index = draw.randrange(len(ids))
+        ids[index] = draw.choice(top[index])
         return ids
 
     scored = _scored(scorer, _legal(scorer, swapped, GCG_WIDTH))
@@ -76,9 +76,9 @@ def gcg_step(scorer: Scorer, state: SearchState, draw: random.Random) -> Scored:
 
 def autoprompt_step(scorer: Scorer, state: SearchState, draw: random.Random) -> Scored:
     """Scores the first-order best swaps at one position; one is made only if the loss falls."""
-    place = draw.randrange(len(state.ids))
-    top = top_swaps(scorer.one_hot_gradient(state.ids)[place : place + 1], AUTOPROMPT_TOP_K)[0]
-    swaps = [[*state.ids[:place], token, *state.ids[place + 1 :]] for token in top]
+    index = draw.randrange(len(state.ids))
+    top = top_swaps(scorer.one_hot_gradient(state.ids)[index : index + 1], AUTOPROMPT_TOP_K)[0]
+    swaps = [[*state.ids[:index], token, *state.ids[index + 1 :]] for token in top]
     scored = _scored(scorer, [state.ids, *(ids for ids in swaps if scorer.legal(ids))])
     state.ids = min(scored, key=itemgetter(1))[0]
     return scored

@@ -26,7 +26,7 @@ class PenalizedLogitsProcessor(LogitsProcessor):
 class RangedRepetitionLogitsProcessor(LogitsProcessor):
     """The repetition penalty over the last tokens only, weaker with distance: KoboldAI's.
 
-    A token whose last place among the newest R is the i-th, from 0, has a penalty of
+    A token whose last occurrence among the newest R is the i-th, from 0, has a penalty of
 
         1 + (penalty − 1) · (y + 1) / 2,   y = s·x / (1 + |x|·(s − 1)),   x = 2i / (R − 1) − 1
 
@@ -39,9 +39,9 @@ class RangedRepetitionLogitsProcessor(LogitsProcessor):
 
     def __init__(self, penalty: float, last: int, slope: float = 0.0) -> None:
         self.last = last
-        place = torch.linspace(-1, 1, last).double() if last > 1 else torch.ones(last).double()
-        away = place.abs()
-        curve = slope * place / (1 - away + slope * away) if slope else torch.ones_like(place)
+        x = torch.linspace(-1, 1, last).double() if last > 1 else torch.ones(last).double()
+        away = x.abs()
+        curve = slope * x / (1 - away + slope * away) if slope else torch.ones_like(x)
         self._penalties = 1 + (penalty - 1) * (curve + 1) / 2  # [R]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -120,12 +120,12 @@ def _sample_alike(
     first, scores = samplers[0], logits
     for sampler, row in zip(samplers, logits.split(1), strict=True):
         sampler._open_rows(row)
-    for place, step in enumerate(first._steps):
+    for index, step in enumerate(first._steps):
         if step.alike:
             scores = first._apply(step, scores, texts)
             continue
         rows = zip(samplers, scores.split(1), texts, strict=True)
-        scores = torch.cat([s._apply(s._steps[place], row, [text]) for s, row, text in rows])
+        scores = torch.cat([s._apply(s._steps[index], row, [text]) for s, row, text in rows])
     numbers = None
     if not first.params.greedy:
         numbers = torch.cat([sampler._numbers(1) for sampler in samplers])

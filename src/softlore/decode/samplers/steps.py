@@ -81,7 +81,7 @@ def build_steps(
     if not sampling.greedy:  # the likeliest token is not changed by a temperature or a cut
         made += _temperatures(sampling)
         made += _mirostat(sampling) if sampling.mirostat else _cuts(sampling, generator)
-    return sorted(made, key=lambda step: sampling.places.index(step.name))
+    return sorted(made, key=lambda step: sampling.ordered_steps.index(step.name))
 
 
 def _bans(sampling: SamplingParams, model: LanguageModel | None) -> Iterator[Step]:

@@ -155,10 +155,10 @@ class LlamaCppContext:
         at, last = 0, []
         for run in runs:
             ids = None if isinstance(run.content, Tensor) else run.content
-            for place in range(len(run.content)):
+            for i in range(len(run.content)):
                 if ids is not None:
-                    batch.token[at] = ids[place]
-                batch.pos[at] = run.start + place
+                    batch.token[at] = ids[i]
+                batch.pos[at] = run.start + i
                 batch.n_seq_id[at] = 1
                 batch.seq_id[at][0] = run.sequence
                 batch.logits[at] = 0

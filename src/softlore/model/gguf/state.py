@@ -74,13 +74,13 @@ class StateCells:
 
     Attributes:
         start, end: the range of this cache, from its number of cells on.
-        places: where each cell begins, with its position.
+        offsets: where each cell begins, with its position.
         layers: where the cells end.
         keys, values: a block for each layer of this cache, in order.
     """
 
     start: int
-    places: tuple[int, ...]
+    offsets: tuple[int, ...]
     layers: int
     keys: tuple[StateBlock, ...]
     values: tuple[StateBlock, ...]
@@ -90,7 +90,7 @@ class StateCells:
         return self.values[-1].start + self.values[-1].length
 
     def positions(self, state: bytes | bytearray) -> list[int]:
-        return [struct.unpack_from("<i", state, place)[0] for place in self.places]
+        return [struct.unpack_from("<i", state, offset)[0] for offset in self.offsets]
 
 
 def parse(state: bytes | bytearray) -> list[StateCells]:
@@ -121,7 +121,7 @@ def joined(states: Sequence[bytes]) -> bytes:
 def _join(states: Sequence[bytes], caches: Sequence[StateCells]) -> bytes:
     """One cache with the cells of several."""
     pairs = list(zip(states, caches, strict=True))
-    out = struct.pack("<I", sum(len(cells.places) for cells in caches))
+    out = struct.pack("<I", sum(len(cells.offsets) for cells in caches))
     out += b"".join(state[cells.start + 4 : cells.layers] for state, cells in pairs)
     first, cells = pairs[0]
     out += first[cells.layers : cells.layers + 8]
@@ -156,9 +156,9 @@ def _caches(state: bytes | bytearray, at: int, extra: int) -> list[StateCells]:
 
 
 def _cells(state: bytes | bytearray, at: int, cells: int, extra: int) -> StateCells:
-    start, places = at - 4, []
+    start, offsets = at - 4, []
     for _ in range(cells):
-        places.append(at)
+        offsets.append(at)
         position, sequences = struct.unpack_from("<iI", state, at)
         if sequences != 1 or position < 0:
             raise ValueError(sequences)
@@ -171,7 +171,7 @@ def _cells(state: bytes | bytearray, at: int, cells: int, extra: int) -> StateCe
     keys = tuple(_blocks(state, at, cells, layers, False))
     at = keys[-1].start + keys[-1].length
     values = tuple(_blocks(state, at, cells, layers, bool(transposed)))
-    return StateCells(start, tuple(places), end, keys, values)
+    return StateCells(start, tuple(offsets), end, keys, values)
 
 
 def _blocks(

@@ -72,15 +72,15 @@ def load_prompt(path: str | os.PathLike[str], task: int | None = None) -> SoftPr
     Raises PromptFileError, which says what the file looks like if it is of no known format,
     StorageError, and ConfigError for a task that does not exist.
     """
-    place = Path(path)
-    if place.is_dir():
-        return read_prompt(PromptFile.of_folder(place, task))
+    location = Path(path)
+    if location.is_dir():
+        return read_prompt(PromptFile.of_folder(location, task))
     if task is not None:
         raise ConfigError(
-            f"task is {task}, but {str(place)!r} is no adapter folder of several tasks; expected "
-            "none; leave it out (--task)"
+            f"task is {task}, but {str(location)!r} is no adapter folder of several tasks; "
+            "expected none; leave it out (--task)"
         )
-    with open_prompt(place) as file:
+    with open_prompt(location) as file:
         return read_prompt(file)
 
 

@@ -27,8 +27,10 @@ PATIENCE = 5.0  # seconds that renaming or deleting waits for other users of the
 ENDING = 80  # characters of a story's end in the list
 MAX_ROWS = 10_000  # of the list that are cached
 Stamps = tuple[tuple[int, int], ...]
-PLACES = ("lorebook", "prompts", "model")  # settings that name paths, possibly of another machine
-SETTINGS = [name for name in StorySettings.model_fields if name not in (*PLACES, "title", "extra")]
+PATH_SETTINGS = ("lorebook", "prompts", "model")  # possibly of another machine
+SETTINGS = [
+    name for name in StorySettings.model_fields if name not in (*PATH_SETTINGS, "title", "extra")
+]
 
 
 class OpenStory:

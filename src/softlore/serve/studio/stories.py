@@ -18,7 +18,7 @@ from softlore.serve.studio.book_folder import koboldai_lore
 from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.files import RAW_BODY, attachment, base_name, free_name, name_for
 from softlore.serve.studio.forms import NewStory, TextField, TurnField, check_sampling
-from softlore.serve.studio.open_stories import PLACES, SETTINGS, StoryList
+from softlore.serve.studio.open_stories import PATH_SETTINGS, SETTINGS, StoryList
 from softlore.story import Story, StoryDraft, StorySettings
 from softlore.story.files import FORMATS as STORY_FORMATS
 from softlore.story.files import read_story
@@ -195,7 +195,7 @@ def _export(context: StudioContext, name: str, format: str) -> Response:
     lore = draft.lorebook
     if book and format == "json":
         lore = koboldai_lore(context.books.get(book))
-    settings = draft.settings.changed(**dict.fromkeys(PLACES, ""))
+    settings = draft.settings.changed(**dict.fromkeys(PATH_SETTINGS, ""))
     text = STORY_FORMATS[library_format].write(StoryDraft(settings, draft.turns, lore))
     return attachment(text.encode(), f"{story.story.name}.{format}", media_type)
 
@@ -211,7 +211,7 @@ def _import(context: StudioContext, content: bytes, filename: str, name: str) ->
                 path = _book_path(context, context.books.add(book, name).name)
         except LoreError as error:
             note = f"Its lore was left out: {error}"
-    settings = draft.settings.changed(**{**dict.fromkeys(PLACES, ""), "lorebook": path})
+    settings = draft.settings.changed(**{**dict.fromkeys(PATH_SETTINGS, ""), "lorebook": path})
     context.state.stories.create(name, StoryDraft(settings, draft.turns)).close()
     data = _to_dict(context, name)
     return data | {"notes": [*data["notes"], note]} if note else data

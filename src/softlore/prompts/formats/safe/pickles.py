@@ -63,7 +63,7 @@ class _Machine:
     def __init__(self, data: memoryview, allowed: AllowedGlobals, start: int) -> None:
         self.data = data
         self.allowed = allowed
-        self.place = start
+        self.offset = start
         self.frame_end: int | None = None
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
@@ -79,7 +79,7 @@ class _Machine:
                 name = _NAMES.get(opcode, f"0x{opcode:02x}, which is unknown")
                 _refuse_hostile(
                     Reason.PICKLE_OPCODE,
-                    f"the pickle holds the opcode {name} at byte {self.place - 1}; expected those "
+                    f"the pickle holds the opcode {name} at byte {self.offset - 1}; expected those "
                     "of plain data and tensors",
                 )
             step(self)
@@ -95,11 +95,11 @@ class _Machine:
         value = self.pop()
         if self.stack or self.marked:
             self.damaged("values are left over at its end")
-        return value, self.place
+        return value, self.offset
 
     def take(self, count: int) -> memoryview:
         """The next bytes; a frame may not end among them."""
-        end = self.place + count
+        end = self.offset + count
         if end > len(self.data):
             self.damaged(f"it ends where {count:,} more bytes are expected")
         if self.frame_end is not None:
@@ -107,7 +107,7 @@ class _Machine:
                 self.damaged("its frame ends within an opcode")
             if end == self.frame_end:
                 self.frame_end = None
-        start, self.place = self.place, end
+        start, self.offset = self.offset, end
         return self.data[start:end]
 
     def number(self, form: str) -> Any:
@@ -121,7 +121,7 @@ class _Machine:
 
     def line(self) -> str:
         """A line of at most MAX_NAME_BYTES, without its newline."""
-        window = bytes(self.data[self.place : self.place + MAX_NAME_BYTES])
+        window = bytes(self.data[self.offset : self.offset + MAX_NAME_BYTES])
         end = window.find(b"\n")
         if end < 0:
             self.damaged(f"a global's name in it has no end within {MAX_NAME_BYTES} bytes")
@@ -165,7 +165,7 @@ class _Machine:
         if full not in self.allowed.calls and full not in self.allowed.types:
             _refuse_hostile(
                 Reason.PICKLE_GLOBAL,
-                f"the pickle names the global {full!r:.120} at byte {self.place}; expected "
+                f"the pickle names the global {full!r:.120} at byte {self.offset}; expected "
                 f"{', '.join(sorted(self.allowed.calls)) or 'none'}",
             )
         self.push(Global(full))
@@ -186,7 +186,7 @@ class _Machine:
         if self.allowed.persistent is None:
             _refuse_hostile(
                 Reason.PICKLE_OPCODE,
-                f"the pickle holds the opcode BINPERSID at byte {self.place - 1}; expected none, "
+                f"the pickle holds the opcode BINPERSID at byte {self.offset - 1}; expected none, "
                 "as all of its data is in the pickle",
             )
         self.push(self.allowed.persistent(self.pop()))
@@ -214,9 +214,9 @@ class _Machine:
 
     def frame(self) -> None:
         length = self.number("<Q")
-        if self.frame_end is not None or length > len(self.data) - self.place:
+        if self.frame_end is not None or length > len(self.data) - self.offset:
             self.damaged(f"it has a frame of {length:,} bytes that cannot be there")
-        self.frame_end = self.place + length if length else None
+        self.frame_end = self.offset + length if length else None
 
     def protocol(self) -> None:
         version = self.number("<B")
@@ -234,7 +234,7 @@ class _Machine:
     def damaged(self, why: str) -> NoReturn:
         refuse(
             Reason.PICKLE_DAMAGED,
-            f"the pickle is malformed: {why}, at byte {self.place}; expected what pickle.dumps "
+            f"the pickle is malformed: {why}, at byte {self.offset}; expected what pickle.dumps "
             f"writes; {DAMAGED}",
         )
 

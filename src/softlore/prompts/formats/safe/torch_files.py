@@ -139,15 +139,15 @@ def read_torch_legacy(data: memoryview, calls: bool = True) -> Any:
     Raises PromptFileError.
     """
     known: dict[str, Storage] = {}
-    magic, place = parse_pickle(data, AllowedGlobals())
+    magic, offset = parse_pickle(data, AllowedGlobals())
     if magic != MAGIC or type(magic) is not int:
         refuse(
             Reason.PICKLE_DAMAGED,
             f"the first pickle holds {describe(magic)}; expected torch.save's magic number; this "
             "is another kind of pickle, in which no soft prompt is stored",
         )
-    version, place = parse_pickle(data, AllowedGlobals(), place)
-    system, place = parse_pickle(data, AllowedGlobals(), place)
+    version, offset = parse_pickle(data, AllowedGlobals(), offset)
+    system, offset = parse_pickle(data, AllowedGlobals(), offset)
     little = system.get("little_endian") if isinstance(system, dict) else None
     if version != PROTOCOL or little is not True:
         refuse(
@@ -156,9 +156,9 @@ def read_torch_legacy(data: memoryview, calls: bool = True) -> Any:
             f"{describe(little)}; expected {PROTOCOL} and True; save it again on a common machine",
         )
     allowed = AllowedGlobals(_CALLS if calls else {}, _TYPES, lambda name: _storage(name, known))
-    value, place = parse_pickle(data, allowed, place)
-    keys, place = parse_pickle(data, AllowedGlobals(), place)
-    _set_data(data, place, keys, known)
+    value, offset = parse_pickle(data, allowed, offset)
+    keys, offset = parse_pickle(data, AllowedGlobals(), offset)
+    _set_data(data, offset, keys, known)
     return value
 
 
@@ -243,8 +243,8 @@ def _storage(name: Any, known: dict[str, Storage]) -> Storage:
     return storage
 
 
-def _set_data(data: memoryview, place: int, keys: Any, known: dict[str, Storage]) -> None:
-    """Sets the bytes of each storage, which are between `place` and the end of `data`."""
+def _set_data(data: memoryview, offset: int, keys: Any, known: dict[str, Storage]) -> None:
+    """Sets the bytes of each storage, which are between `offset` and the end of `data`."""
     if type(keys) is not list or any(type(key) is not str for key in keys):
         _refuse_storage(f"the list of storages is {describe(keys)}; expected their keys")
     if sorted(keys) != sorted(known):
@@ -255,13 +255,13 @@ def _set_data(data: memoryview, place: int, keys: Any, known: dict[str, Storage]
     for key in keys:
         storage = known[key]
         item = next(size for dtype, size in _STORAGES.values() if dtype == storage.dtype)
-        begin, end = place + 8, place + 8 + item * storage.count
-        if end > len(data) or struct.unpack_from("<q", data, place)[0] != storage.count:
+        begin, end = offset + 8, offset + 8 + item * storage.count
+        if end > len(data) or struct.unpack_from("<q", data, offset)[0] != storage.count:
             _refuse_length(storage, max(0, len(data) - begin))
         storage.data = data[begin:end]
-        place = end
-    if place != len(data):
-        _refuse_storage(f"{len(data) - place:,} bytes follow the last storage; expected none")
+        offset = end
+    if offset != len(data):
+        _refuse_storage(f"{len(data) - offset:,} bytes follow the last storage; expected none")
 
 
 def _refuse_storage(message: str) -> NoReturn:

@@ -96,8 +96,8 @@ class Archive:
             )
         return data
 
-    def _read_at(self, place: int, count: int) -> bytes:
-        self._stream.seek(place)
+    def _read_at(self, offset: int, count: int) -> bytes:
+        self._stream.seek(offset)
         data = self._stream.read(count)
         if len(data) != count:
             raise changed()
@@ -107,12 +107,12 @@ class Archive:
         """The directory's bytes, its number of members, and where it begins."""
         length = min(size, _END.size + _MAX_COMMENT)
         tail = self._read_at(size - length, length)
-        place = tail.rfind(b"PK\x05\x06")
-        if place < 0 or len(tail) - place < _END.size:
+        offset = tail.rfind(b"PK\x05\x06")
+        if offset < 0 or len(tail) - offset < _END.size:
             _refuse_damaged("the archive has no end record; expected one in its last bytes")
-        _, disk, first, here, count, bytes_, begin, comment = _END.unpack_from(tail, place)
-        end = size - length + place
-        if (disk, first, here) != (0, 0, count) or place + _END.size + comment != len(tail):
+        _, disk, first, here, count, bytes_, begin, comment = _END.unpack_from(tail, offset)
+        end = size - length + offset
+        if (disk, first, here) != (0, 0, count) or offset + _END.size + comment != len(tail):
             _refuse_damaged(
                 "the archive's end record is of another archive, or of one in several parts; "
                 "expected a single complete archive"
@@ -159,16 +159,16 @@ class Archive:
 def _members(directory: bytes, count: int, end: int) -> dict[str, Member]:
     """The members by name, in the order of the file; `end` is where the last one may end."""
     listed: list[Member] = []
-    place = 0
+    offset = 0
     for _ in range(count):
-        if len(directory) - place < _ENTRY.size or directory[place : place + 4] != b"PK\x01\x02":
+        if len(directory) - offset < _ENTRY.size or directory[offset : offset + 4] != b"PK\x01\x02":
             _refuse_damaged(
-                f"the archive's directory breaks off at its byte {place}; expected {count} members"
+                f"the archive's directory breaks off at its byte {offset}; expected {count} members"
             )
-        entry = _ENTRY.unpack_from(directory, place)
+        entry = _ENTRY.unpack_from(directory, offset)
         _, _, _, flags, method, _, _, crc, packed, size, *lengths, _, _, _, start = entry
         name_bytes, extra_bytes, comment_bytes = lengths
-        name = _decode(directory[place + _ENTRY.size :][:name_bytes], flags)
+        name = _decode(directory[offset + _ENTRY.size :][:name_bytes], flags)
         if 0xFFFFFFFF in (packed, size, start):
             _refuse_hostile(
                 Reason.TOO_LARGE,
@@ -176,9 +176,11 @@ def _members(directory: bytes, count: int, end: int) -> dict[str, Member]:
             )
         _check_name(name)
         listed.append(Member(name, flags, method, crc, packed, size, start, end))
-        place += _ENTRY.size + name_bytes + extra_bytes + comment_bytes
-    if place > len(directory):
-        _refuse_damaged(f"the archive's directory has {len(directory):,} bytes; expected {place:,}")
+        offset += _ENTRY.size + name_bytes + extra_bytes + comment_bytes
+    if offset > len(directory):
+        _refuse_damaged(
+            f"the archive's directory has {len(directory):,} bytes; expected {offset:,}"
+        )
     return _check_overlap(listed, end)
 
 
