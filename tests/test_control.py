@@ -542,7 +542,7 @@ def test_what_is_no_corpora_is_refused(tmp_path, name, content, said):
 
 
 def test_corpora_of_no_end_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("softlore.lore.corpora.LARGEST", 100)
+    monkeypatch.setattr("softlore.lore.corpora.MAX_BYTES", 100)
     (tmp_path / "a.jsonl").write_text('{"code": "A", "text": "' + "x" * 101 + '"}')
     with pytest.raises(LoreError, match="more than"):
         read_corpora(tmp_path / "a.jsonl")

@@ -11,7 +11,7 @@ from softlore.decode import write
 from softlore.errors import ConfigError
 from softlore.measure import copied
 from softlore.model.tiny import tiny_model
-from softlore.prompts.responses import KEY, MOST, RUN, HashedResponses
+from softlore.prompts.responses import KEY, MAX_RUNS, RUN, HashedResponses
 
 MODEL = tiny_model("llama")
 SAID = " a crisp black pantsuit."
@@ -45,7 +45,7 @@ def test_whatever_a_file_says_is_harmless(data):
 
 def test_there_is_an_end_to_it():
     many = HashedResponses.of([range(i, i + 900) for i in range(0, 90_000, 900)])
-    assert sum(map(len, many.following.values())) == MOST
+    assert sum(map(len, many.following.values())) == MAX_RUNS
     assert HashedResponses.from_text(many.as_text()) == many
 
 

@@ -25,7 +25,7 @@ from softlore.settings import (
     setting,
     table,
 )
-from softlore.settings.sampling import SHORTEST_COPY
+from softlore.settings.sampling import MIN_COPY
 from softlore.settings.table import from_client
 
 TABLES = (SamplingParams, TrainingConfig, ServeSettings)
@@ -135,7 +135,7 @@ class Empty(Settings):
 
 
 def test_runs_of_responses_are_as_long_as_prompts_have_them():
-    assert SHORTEST_COPY == RUN
+    assert MIN_COPY == RUN
 
 
 def test_styles_are_those_of_the_lore():

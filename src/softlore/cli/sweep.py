@@ -85,7 +85,7 @@ def command(
     path = study or lorebook.with_suffix(".sweep.db")
     how = {"seconds": seconds, "drift_weight": drift_weight, "distances": distances,
            "overwrite": overwrite, "seed": settings.get("seed", 0), **settings}  # fmt: skip
-    with workers.pool(source, most=trials) as pool, _trial_bar(trials) as show:
+    with workers.pool(source, max_workers=trials) as pool, _trial_bar(trials) as show:
         sweep = Sweep(pool, book, space, path, model=name, trials=trials,
                       on_trial=show, **how)  # fmt: skip
         with common.resumable(

@@ -34,13 +34,17 @@ class Workers(NamedTuple):
             torch.set_num_threads(self.threads)
 
     @contextlib.contextmanager
-    def pool(self, source: common.ModelSource, most: int | None = None) -> Iterator[WorkerPool]:
+    def pool(
+        self, source: common.ModelSource, max_workers: int | None = None
+    ) -> Iterator[WorkerPool]:
         """A pool of workers with the model, closed at the end of the block.
 
         Args:
-            most: upper limit of workers: the number of tasks.
+            max_workers: upper limit, such as the number of tasks.
         """
-        pool = self._local(source) if self.ray is None else self._on_ray(self.ray, source, most)
+        pool = (
+            self._local(source) if self.ray is None else self._on_ray(self.ray, source, max_workers)
+        )
         try:
             yield pool
         finally:
@@ -58,7 +62,9 @@ class Workers(NamedTuple):
         self._check_alone()
         return LocalWorkerPool(source.load(), self.threads)
 
-    def _on_ray(self, address: str, source: common.ModelSource, most: int | None) -> WorkerPool:
+    def _on_ray(
+        self, address: str, source: common.ModelSource, max_workers: int | None
+    ) -> WorkerPool:
         from softlore.cli.progress import working
         from softlore.model import DEFAULT_MODEL
         from softlore.tune.worker_pool import ModelSpec
@@ -67,7 +73,7 @@ class Workers(NamedTuple):
             from softlore.tune.worker_pool_ray import RayWorkerPool
         spec = ModelSpec(source.or_else(DEFAULT_MODEL).name or "", source.dtype, source.device)
         with working("starting workers", common.interactive()):
-            pool = RayWorkerPool(spec, address, self.workers, self.threads, most)
+            pool = RayWorkerPool(spec, address, self.workers, self.threads, max_workers)
         common.say(f"{common.count(pool.size, 'worker')} of {common.count(pool.threads, 'thread')}")
         return pool
 

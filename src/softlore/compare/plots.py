@@ -216,7 +216,7 @@ LINE, SPACE = 0.235, 0.05  # inches from a line to the next, and between words
 MARGIN, GAP = 0.3, 0.4
 COLUMN = (WIDTH - 2 * MARGIN - GAP) / 2
 TEXT, FAINT, MARK, RULE, TAG = "#1f1f24", "#6b6b76", "#ffd966", "#d9d9e0", "#7a3fb0"
-MOST_LINES = 5
+MAX_LINES = 5
 
 
 def samples_png(samples: Sequence[Sample]) -> bytes:
@@ -225,7 +225,7 @@ def samples_png(samples: Sequence[Sample]) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
-    height = LINE * (MOST_LINES + 4) * (len(samples) + 1)  # more than needed; cropped when saved
+    height = LINE * (MAX_LINES + 4) * (len(samples) + 1)  # more than needed; cropped when saved
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))  # in inches
@@ -251,7 +251,7 @@ def samples_png(samples: Sequence[Sample]) -> bytes:
 
 def _draw_story(axes: Any, left: float, y: float, sample: Sample, written: str) -> float:
     """Draws an opening and its continuation as lines of a column; returns the last line's `y`."""
-    x, bottom = left, y + (MOST_LINES - 1.5) * LINE
+    x, bottom = left, y + (MAX_LINES - 1.5) * LINE
     pieces = [(sample.opening, "italic", False)]
     pieces += [(text, "normal", lore) for text, lore in mark_lore_words(written, sample.lore_words)]
     for piece, style, is_lore in pieces:

@@ -12,7 +12,7 @@ from typing import Any
 from softlore.errors import LoreError
 from softlore.lore.names import as_name
 
-LARGEST = 1 << 30  # bytes of text of all codes, unpacked
+MAX_BYTES = 1 << 30  # bytes of text of all codes, unpacked
 _LINES = (".jsonl", ".jsonl.xz")
 
 
@@ -32,9 +32,9 @@ def read_corpora(path: Path) -> dict[str, str]:
     try:
         for code, text in _folder(path) if path.is_dir() else _lines(path):
             size += len(text)
-            if size > LARGEST:
+            if size > MAX_BYTES:
                 raise LoreError(
-                    f"{str(path)!r} holds more than {LARGEST >> 30} GiB of text; expected less; "
+                    f"{str(path)!r} holds more than {MAX_BYTES >> 30} GiB of text; expected less; "
                     "use a part of it"
                 )
             parts[code].append(text.strip())

@@ -14,7 +14,7 @@ from softlore.measure.score import fits, recall
 from softlore.model import FrozenModel, LanguageModel
 from softlore.prompts import SoftPrompt
 
-LONGEST = 20_000  # characters; a longer text is a corpus
+MAX_CHARACTERS = 20_000  # characters; a longer text is a corpus
 METRIC = "recall"  # its name among a prompt's metrics
 
 
@@ -58,7 +58,7 @@ class EntryGain:
 def gain_blocks(entry: Entry) -> list[Block]:
     """The blocks that an entry's gain is measured on: its own, or its text's sentences."""
     blocks = [*entry.held_out, *entry.blocks]
-    return blocks or (style_blocks(entry, "noun") if len(entry.text) <= LONGEST else [])
+    return blocks or (style_blocks(entry, "noun") if len(entry.text) <= MAX_CHARACTERS else [])
 
 
 def measure_gain(model: LanguageModel, entry: Entry, prompt: SoftPrompt | None = None) -> EntryGain:

@@ -79,16 +79,16 @@ class PromptFile:
     def of_folder(cls, path: Path, task: int | None = None) -> PromptFile:
         return cls(path, io.BytesIO(), 0, b"", is_folder=True, task=task)
 
-    def read_all(self, most: int, what: str) -> bytearray:
-        """All bytes, or PromptFileError where there are more than `most`.
+    def read_all(self, max_bytes: int, what: str) -> bytearray:
+        """All bytes, or PromptFileError where there are more than `max_bytes`.
 
         The bytes are writable, so that a tensor can be made of them without a copy.
         """
-        if self.size > most:
+        if self.size > max_bytes:
             refuse(
                 Reason.TOO_LARGE,
-                f"the file has {self.size:,} bytes; expected at most {most:,} for {what}; it holds "
-                "something else, or far more than one soft prompt: take the prompt out of it",
+                f"the file has {self.size:,} bytes; expected at most {max_bytes:,} for {what}; it "
+                "holds something else, or more than one soft prompt: extract the prompt",
             )
         self.stream.seek(0)
         data = bytearray(self.size)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Self
 
 RUN = 4  # tokens; shorter copies are not recognized
-MOST = 4096  # runs per prompt: 12 bytes each, 64 KB in its file
+MAX_RUNS = 4096  # runs per prompt: 12 bytes each, 64 KB in its file
 _ENTRY = struct.Struct("<QI")
 KEY = "responses"  # in the `training` metadata of a prompt file
 
@@ -37,7 +37,7 @@ class HashedResponses:
                 *before, last = ids[start : start + RUN]
                 key, mask = _hashes(before)
                 hidden = following.get(key, ())
-                if (last ^ mask) not in hidden and runs < MOST:
+                if (last ^ mask) not in hidden and runs < MAX_RUNS:
                     following[key] = (*hidden, last ^ mask)
                     runs += 1
         return cls(following)
@@ -64,7 +64,7 @@ class HashedResponses:
     def from_text(cls, text: object) -> Self:
         """Parses the text of `as_text`; anything else gives no responses."""
         following: dict[int, tuple[int, ...]] = {}
-        if isinstance(text, str) and len(text) <= MOST * _ENTRY.size * 4 // 3 + 4:
+        if isinstance(text, str) and len(text) <= MAX_RUNS * _ENTRY.size * 4 // 3 + 4:
             try:
                 data = base64.b64decode(text, validate=True)
                 for key, hidden in _ENTRY.iter_unpack(data):

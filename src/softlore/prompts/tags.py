@@ -15,7 +15,7 @@ from typing import TypeVar
 from softlore.errors import UnknownPromptError
 from softlore.prompts.fields import is_name
 
-LONGEST_TAG = 400  # characters, more than any has
+MAX_TAG = 400  # characters, more than any has
 _TAG = re.compile(r"\[\[soft:(?P<slashes>\\*)(?P<name>[^\[\]\\\r\n]{1,300})\]\]")
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def escape_tags(text: str) -> str:
 def past_tag(text: str, start: int) -> int:
     """Where to cut the beginning of a text: `start`, or the end of the tag around it."""
     start = max(0, start)
-    for tag in _TAG.finditer(text, max(0, start - LONGEST_TAG)):
+    for tag in _TAG.finditer(text, max(0, start - MAX_TAG)):
         if tag.start() >= start:
             break
         if start < tag.end():

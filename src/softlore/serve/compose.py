@@ -22,9 +22,9 @@ from softlore.story.settings import StorySettings
 if TYPE_CHECKING:
     from softlore.serve.state import ServerState
 
-SHORTEST_CONTEXT = 128  # tokens; clients that ask for fewer get as many
-LONGEST_TEXT = 4_000_000  # characters of one request
-LONGEST_TOKEN = 16  # characters, nearly always
+MIN_CONTEXT = 128  # tokens; clients that ask for fewer get as many
+MAX_TEXT = 4_000_000  # characters of one request
+MAX_TOKEN_CHARACTERS = 16  # characters, nearly always
 _LINES = re.compile(r"[^\n]*\n+|[^\n]+")
 
 
@@ -101,12 +101,12 @@ class RequestComposer:
         _check_length([memory, *([text] if isinstance(text, str) else text)])
         limit = self.context_length
         if context_tokens > 0:
-            limit = min(limit, max(context_tokens, SHORTEST_CONTEXT))
+            limit = min(limit, max(context_tokens, MIN_CONTEXT))
         reserve = min(max_new_tokens or limit // 4, limit // 2)
         with self._lock:
             self.store.refresh()
             plan = self._plan(
-                self._turns(text, LONGEST_TOKEN * limit),
+                self._turns(text, MAX_TOKEN_CHARACTERS * limit),
                 self._parse(memory),
                 [self.store[name] for name in dict.fromkeys(always)],
                 limit,
@@ -124,11 +124,11 @@ class RequestComposer:
 
     # with the lock held ------------------------------------------------------------------------
 
-    def _turns(self, text: str | Sequence[str], most: int) -> list[Context]:
-        """The turns of a text, of which no more than `most` characters can fit."""
+    def _turns(self, text: str | Sequence[str], max_characters: int) -> list[Context]:
+        """The turns of a text, of which no more than `max_characters` can fit."""
         if isinstance(text, str):
             # What cannot fit is not parsed; in whole blocks, so that the start changes seldom.
-            start = max(0, len(text) // most - 1) * most
+            start = max(0, len(text) // max_characters - 1) * max_characters
             return split_lines(self._parse(text[past_tag(text, start) :]))
         return [self._parse(message) for message in text]
 
@@ -150,7 +150,7 @@ class RequestComposer:
     ) -> ContextPlan:
         """Plans the context; cuts the memory where it leaves no room for anything else."""
         settings = StorySettings(context_tokens=limit)
-        memory = cut(memory, len(plain(memory)) - LONGEST_TOKEN * limit)
+        memory = cut(memory, len(plain(memory)) - MAX_TOKEN_CHARACTERS * limit)
         while True:
             try:
                 return self._current_composer().plan(
@@ -188,8 +188,7 @@ def split_lines(context: Context) -> list[Context]:
 
 
 def _check_length(texts: Sequence[str]) -> None:
-    if (total := sum(map(len, texts))) > LONGEST_TEXT:
+    if (total := sum(map(len, texts))) > MAX_TEXT:
         raise InputError(
-            f"the text is {total:,} characters long; expected at most {LONGEST_TEXT:,}; send its "
-            "end"
+            f"the text is {total:,} characters long; expected at most {MAX_TEXT:,}; send its end"
         )

@@ -23,7 +23,7 @@ from softlore.settings.lenient import Flag, Integer, Strings, Text
 PROGRAM = {"result": "KoboldCpp", "version": "1.87"}  # from 1.88 on Lite makes templates otherwise
 PROTOCOL = "1.2.5"
 DEFAULT_TOKENS = 80
-MOST_COPIES = 16
+MAX_COPIES = 16
 TOP_LOGPROBS = 5
 BUSY = "Server is busy; please try again later."
 Route = TypeVar("Route", bound=Callable[..., Any])
@@ -118,7 +118,7 @@ def _add_generation(router: APIRouter, service: GenerationService) -> None:
 
     @router.post("/api/extra/generate/stream", openapi_extra=body_of(GenerateBody, samplers=True))
     async def stream(request: Request) -> Response:
-        body, response = await _start(service, request, most=1)
+        body, response = await _start(service, request, limit=1)
         return await event_stream(_events(response, body))
 
     @router.get("/api/extra/generate/check")
@@ -163,9 +163,9 @@ def _add_soft_prompt(router: APIRouter, service: GenerationService) -> None:
 
 
 async def _start(
-    service: GenerationService, request: Request, most: int = MOST_COPIES
+    service: GenerationService, request: Request, limit: int = MAX_COPIES
 ) -> tuple[GenerateBody, ActiveResponse]:
-    """Starts the texts of a request, at most `most`."""
+    """Starts the texts of a request, at most `limit`."""
     body = GenerateBody.model_validate(await read_object(request))
     chosen = service.state.chosen
     if chosen and chosen not in await service.prompt_names():
@@ -182,7 +182,7 @@ async def _start(
         logprobs=TOP_LOGPROBS if body.logprobs else None,
         sampling=sampling_of(body.model_extra or {}, service.model),
     )
-    copies = min(most, max(1, body.n or 1))
+    copies = min(limit, max(1, body.n or 1))
     return body, await service.respond(request, [generation], copies, body.genkey)
 
 

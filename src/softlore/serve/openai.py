@@ -25,7 +25,7 @@ from softlore.serve.chat import render_chat
 from softlore.serve.compose import model_name
 from softlore.serve.lenient import body_of, read_object, sampling_of
 from softlore.serve.openai_forms import (
-    LONGEST_KEY,
+    MAX_KEY,
     ChatBody,
     CompletionBody,
     GenerationBody,
@@ -175,7 +175,7 @@ async def _start(
             f"{copies * len(requests)} texts are asked for at once; expected at most "
             f"{load.slots + load.queue}, the size of the server's queue; ask for fewer"
         )
-    return await service.respond(request, requests, copies, body.genkey[:LONGEST_KEY])
+    return await service.respond(request, requests, copies, body.genkey[:MAX_KEY])
 
 
 async def _respond(

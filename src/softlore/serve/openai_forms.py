@@ -18,10 +18,10 @@ from softlore.serve.logprobs import chat_logprobs, completion_logprobs
 from softlore.serve.service import ActiveResponse, finish_reason
 from softlore.settings.lenient import Flag, Integer, Strings, Text, strings
 
-MOST_LOGPROBS = 20  # alternatives for each token
-MOST_COPIES = 128
-MOST_MESSAGES = 10_000
-LONGEST_KEY = 200  # characters
+MAX_LOGPROBS = 20  # alternatives for each token
+MAX_COPIES = 128
+MAX_MESSAGES = 10_000
+MAX_KEY = 200  # characters
 
 Tokens = Annotated[int | None, Field(le=2**53)]
 
@@ -38,7 +38,7 @@ class GenerationBody(BaseModel, ABC):
     model: str | None = None
     stream: Flag = None
     stream_options: dict[str, Any] | None = None
-    n: Annotated[int | None, Field(ge=1, le=MOST_COPIES)] = None
+    n: Annotated[int | None, Field(ge=1, le=MAX_COPIES)] = None
     max_tokens: Tokens = None
     max_completion_tokens: Tokens = None
     temperature: Annotated[float | None, Field(ge=0)] = None
@@ -111,15 +111,15 @@ class CompletionBody(GenerationBody):
 
     @property
     def top_logprobs_shown(self) -> int | None:
-        return None if self.logprobs is None else min(MOST_LOGPROBS, max(0, self.logprobs))
+        return None if self.logprobs is None else min(MAX_LOGPROBS, max(0, self.logprobs))
 
 
 class ChatBody(GenerationBody):
     """The body of /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     logprobs: Flag = None
-    top_logprobs: Annotated[int | None, Field(ge=0, le=MOST_LOGPROBS)] = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)] = None
 
     @property
     def top_logprobs_shown(self) -> int | None:

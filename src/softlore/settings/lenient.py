@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-MOST_STRINGS = 256  # of a list; each costs a search at every token
-LONGEST = 1024  # characters of one of them
-BIGGEST = 2**53  # whole numbers beyond it are not exact in JSON
+MAX_STRINGS = 256  # of a list; each costs a search at every token
+MAX_CHARACTERS = 1024  # characters of one of them
+MAX_INTEGER = 2**53  # whole numbers beyond it are not exact in JSON
 
 
 def number(value: object) -> float | None:
@@ -30,7 +30,7 @@ def integer(value: object) -> int | None:
     if type(value) is int:
         return max(-(2**63), min(2**63 - 1, value))
     read = number(value)
-    return None if read is None or abs(read) > BIGGEST else int(read)
+    return None if read is None or abs(read) > MAX_INTEGER else int(read)
 
 
 def flag(value: object) -> bool | None:
@@ -52,7 +52,7 @@ def strings(value: object) -> list[str]:
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list | tuple):
         return []
-    return [s for s in listed if isinstance(s, str) and 0 < len(s) <= LONGEST][:MOST_STRINGS]
+    return [s for s in listed if isinstance(s, str) and 0 < len(s) <= MAX_CHARACTERS][:MAX_STRINGS]
 
 
 def first(sent: Mapping[str, Any], *names: str) -> Any:

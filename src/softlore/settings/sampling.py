@@ -13,10 +13,10 @@ from softlore.errors import ConfigError
 from softlore.settings.lenient import integer, number, strings
 from softlore.settings.table import Settings, Textual, closest, setting
 
-COLDEST = 1e-4  # below this temperature logits would overflow, and the draw is certain anyway
-SHORTEST_COPY = 4  # tokens of a run of a training response, as prompts have them hashed
-LONGEST = 2**20  # tokens that a sampler looks back at most
-MOST_BIASES = 1024  # that a client may send
+MIN_TEMPERATURE = 1e-4  # below it logits would overflow, and the draw is certain
+MIN_COPY = 4  # tokens of a run of a training response, as prompts have them hashed
+MAX_RANGE = 2**20  # tokens that a sampler looks back at most
+MAX_BIASES = 1024  # that a client may send
 BIAS = 100.0  # the largest of them
 STRINGS = "strings of at least one character"
 
@@ -124,7 +124,7 @@ def _client_breakers(value: Any) -> list[str]:
 
 
 def _client_ids(value: Any) -> list[int]:
-    ids = [integer(item) for item in value[:MOST_BIASES]] if isinstance(value, list) else []
+    ids = [integer(item) for item in value[:MAX_BIASES]] if isinstance(value, list) else []
     return [i for i in ids if i is not None and i >= 0]
 
 
@@ -132,7 +132,7 @@ def _client_biases(value: Any) -> list[tuple[int, float]]:
     """Biases within bounds, from an object or a list of pairs."""
     if isinstance(value, list):
         value = {str(p[0]): p[1] for p in value if isinstance(p, list) and len(p) == 2}
-    pairs = list(value.items())[:MOST_BIASES] if isinstance(value, dict) else []
+    pairs = list(value.items())[:MAX_BIASES] if isinstance(value, dict) else []
     read = [(integer(key), number(bias)) for key, bias in pairs]
     return [
         (i, min(BIAS, max(-BIAS, b))) for i, b in read if i is not None and i >= 0 and b is not None
@@ -201,7 +201,7 @@ class SamplingParams(Settings):
         "less likely.", ge=1e-3, le=100, client_range=(0.01, 100),
         aliases=("rep_pen", "repeat_penalty"), slider=(1, 2, 0.01))
     repetition_range: int = setting(0, "Of the repetition penalty: look at this many of the last "
-        "tokens; 0 is the whole text.", ge=0, le=LONGEST, unit="tokens",
+        "tokens; 0 is the whole text.", ge=0, le=MAX_RANGE, unit="tokens",
         aliases=("rep_pen_range", "repetition_penalty_range", "repeat_last_n"))
     repetition_slope: float = setting(0.0, "How steeply the repetition penalty falls to 1 with "
         "distance, within its range (KoboldAI's); 0 is not at all.", ge=0, le=100,
@@ -211,17 +211,17 @@ class SamplingParams(Settings):
     frequency_penalty: float = setting(0.0, "Subtracted from the logit of a token once for each "
         "time it is in the new text.", ge=-100, le=100)
     no_repeat_ngram: int = setting(0, "Let no run of this many tokens come twice; 0 is off.",
-        ge=0, le=LONGEST, aliases=("no_repeat_ngram_size",))
+        ge=0, le=MAX_RANGE, aliases=("no_repeat_ngram_size",))
     dry_multiplier: float = setting(0.0, "DRY: the penalty on continuing a repetition; 0 is off.",
         ge=0, le=100, slider=(0, 2, 0.05))
     dry_base: float = setting(1.75, "DRY: factor of the penalty for every repeated token.",
         ge=1, le=100, client_range=(1, 100))
     dry_allowed_length: int = setting(2, "DRY: length of a repetition that has the first penalty.",
-        ge=1, le=LONGEST, unit="tokens")
+        ge=1, le=MAX_RANGE, unit="tokens")
     dry_breakers: Breakers = setting(("\n", ":", '"', "*"), "DRY: strings that end a repetition.",
         aliases=("dry_sequence_breakers",), expected=STRINGS)
     dry_range: int = setting(0, "DRY: look at this many of the last tokens; 0 is the whole text.",
-        ge=0, le=LONGEST, unit="tokens", aliases=("dry_penalty_last_n",))
+        ge=0, le=MAX_RANGE, unit="tokens", aliases=("dry_penalty_last_n",))
     xtc_probability: float = setting(0.0, "XTC: how often the top choices are excluded.",
         ge=0, le=1, slider=(0, 1, 0.05))
     xtc_threshold: float = setting(0.1, "XTC: a token of at least this probability is a top "
@@ -234,9 +234,9 @@ class SamplingParams(Settings):
     penalized: float = setting(1.0, "CTRL's penalty: above 1 divides the logits of tokens in the "
         "text; its authors use 1.2 with a low temperature.", ge=1e-3, le=100, slider=(1, 2, 0.01))
     no_copy: int = setting(0, "Steer off what would repeat this many tokens of the prompts' "
-        "training responses word for word; 0 is off.", ge=0, le=LONGEST, unit="tokens",
-        option="--no-copy", client_range=(SHORTEST_COPY, LONGEST),
-        expected=f"0 for none, or {SHORTEST_COPY} tokens or more")
+        "training responses word for word; 0 is off.", ge=0, le=MAX_RANGE, unit="tokens",
+        option="--no-copy", client_range=(MIN_COPY, MAX_RANGE),
+        expected=f"0 for none, or {MIN_COPY} tokens or more")
     banned: Ids = setting((), "Token ids that are never written.",
         expected="token ids, whole numbers from 0")
     banned_strings: Strings = setting((), "Strings that are never written, in any case.",
@@ -251,14 +251,14 @@ class SamplingParams(Settings):
     @field_validator("no_copy")
     @classmethod
     def _no_short_copy(cls, length: int) -> int:
-        if 0 < length < SHORTEST_COPY:
+        if 0 < length < MIN_COPY:
             raise ValueError
         return length
 
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
-        return self.temperature < COLDEST
+        return self.temperature < MIN_TEMPERATURE
 
     @property
     def ordered_steps(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from softlore.settings.table import Settings, Textual, setting
 
 _ORIGIN = re.compile(r"https?://[^/\s?#]+|null")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
-_LEAST_KEY = 8  # characters
+_MIN_KEY = 8  # characters
 
 
 def _origin(given: str) -> str:
@@ -76,7 +76,7 @@ class ServeSettings(Settings):
     def _guarded(self) -> Self:
         if self.api_key is not None and not _is_key(self.api_key):
             raise ConfigError(
-                f"the API key has {len(self.api_key)} characters; expected at least {_LEAST_KEY}, "
+                f"the API key has {len(self.api_key)} characters; expected at least {_MIN_KEY}, "
                 "printable ASCII without spaces; choose another, such as one of "
                 '`python -c "import secrets; print(secrets.token_urlsafe())"`'
             )
@@ -119,4 +119,4 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _is_key(key: str) -> bool:
-    return len(key) >= _LEAST_KEY and all("!" <= character <= "~" for character in key)
+    return len(key) >= _MIN_KEY and all("!" <= character <= "~" for character in key)

@@ -14,14 +14,14 @@ from typing import Literal
 from softlore.errors import UnknownPromptError
 from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt, TokenCount
-from softlore.prompts.tags import LONGEST_TAG, past_tag
+from softlore.prompts.tags import MAX_TAG, past_tag
 
 Kind = Literal["memory", "lore", "soft", "note", "story"]
 Piece = str | SoftPrompt
 TurnText = str | Context  # a string may hold tags of soft prompts
 
 CACHED_TEXTS = 1024
-LONGEST_CACHED = 4096  # characters
+MAX_CACHED = 4096  # characters
 _BREAK = re.compile(r"(?<=[\n.!?])[\"'”’]*\s+|\n")
 
 
@@ -46,7 +46,7 @@ class TokenCounter:
 
     def text(self, text: str) -> int:
         """Tokens of a text that continues other text."""
-        count = self._cached if len(text) <= LONGEST_CACHED else self._encoded_length
+        count = self._cached if len(text) <= MAX_CACHED else self._encoded_length
         return count(text)
 
     def __call__(self, context: Context) -> TokenCount:
@@ -125,8 +125,8 @@ class StoryText:
             return self._starts[index]
         match = _BREAK.search(self._slice(start, start + within))
         start += match.end() if match else 0
-        before = max(0, start - LONGEST_TAG)
-        return before + past_tag(self._slice(before, before + 2 * LONGEST_TAG), start - before)
+        before = max(0, start - MAX_TAG)
+        return before + past_tag(self._slice(before, before + 2 * MAX_TAG), start - before)
 
     def _count_turn(self, index: int, start: int) -> int:
         if start:

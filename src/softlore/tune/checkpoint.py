@@ -267,7 +267,7 @@ def find_checkpoint(
     )
 
 
-def list_some(items: Sequence[str], most: int = 3) -> str:
+def list_some(items: Sequence[str], limit: int = 3) -> str:
     """The first of many items, and how many more there are."""
-    more = f", and {len(items) - most} more" if len(items) > most else ""
-    return "; ".join(items[:most]) + more
+    more = f", and {len(items) - limit} more" if len(items) > limit else ""
+    return "; ".join(items[:limit]) + more

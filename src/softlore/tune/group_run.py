@@ -28,7 +28,7 @@ from softlore.tune.lorebook_training import check_names, checkpoint_path, finish
 from softlore.tune.worker_pool import GroupReport, WorkerInfo, WorkerLost, WorkerPool, WorkerReply
 
 SLICE_SECONDS = 1.0  # of training in one call of a worker
-DEATHS = 3  # of workers over one group without a checkpoint between, before it fails
+MAX_DEATHS = 3  # of workers over one group without a checkpoint between, before it fails
 STOP_SECONDS = 30.0  # to wait for checkpoints of busy workers after Ctrl-C
 
 
@@ -293,10 +293,10 @@ class GroupRun:
         """Replaces a worker that died; `number`: of its group, 0 if it had none."""
         self.lost += 1
         self._deaths[number] = self._deaths.get(number, 0) + 1
-        if self._deaths[number] >= DEATHS:
+        if self._deaths[number] >= MAX_DEATHS:
             what = f"group {number}" if number else "a worker that was loading its model"
             raise TrainingError(
-                f"{what} has lost its worker {DEATHS} times in a row ({lost.why}); expected "
+                f"{what} has lost its worker {MAX_DEATHS} times in a row ({lost.why}); expected "
                 "it to keep running; give its machine more memory, or use fewer --workers or "
                 "a smaller --group-size; progress is saved: the same command continues from there"
             )

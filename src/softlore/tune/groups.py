@@ -22,7 +22,7 @@ from softlore.tune.checkpoint import list_some, settings_differences
 from softlore.tune.lorebook_training import checkpoint_path
 
 VERSION = 2
-LARGEST = 16 * 1024 * 1024  # bytes of a record; one of 10,000 entries takes under one
+MAX_BYTES = 16 * 1024 * 1024  # bytes of a record; one of 10,000 entries takes under one
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -119,7 +119,7 @@ class GroupRecord:
             StorageError: it is not a complete record of this version.
         """
         try:
-            if path.stat().st_size > LARGEST:
+            if path.stat().st_size > MAX_BYTES:
                 raise ValueError("it is too large")
             data = json.loads(path.read_bytes())
             if not isinstance(data, dict) or data.pop("softlore_groups", None) != VERSION:

@@ -13,7 +13,7 @@ from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.settings import TrainingConfig
 
-MOST_READ = 1024  # tokens of a text that a prefix starts from; a corpus is longer
+MAX_READ = 1024  # tokens of a text that a prefix starts from; a corpus is longer
 
 
 def initial_value(model: FrozenModel, entry: Entry, config: TrainingConfig) -> Tensor:
@@ -37,7 +37,7 @@ def initial_value(model: FrozenModel, entry: Entry, config: TrainingConfig) -> T
     if len(ids) < n:
         ids = (ids * (n // len(ids) + 1))[:n]
     if config.kind == "prefix" and choice != "responses":
-        most = max(MOST_READ, n)
+        most = max(MAX_READ, n)
         return model.keys_values(ids[: min(most, model.context_length or most)], n)
     spaced = [ids[i * len(ids) // n] for i in range(n)]
     if config.kind == "prefix":

@@ -94,9 +94,9 @@ class Trunk:
         examples = self.data.examples
         return any(examples[name].pairs for name in self.group if name in examples)
 
-    def sample(self, examples: Sequence[Any], most: int) -> Sequence[Any]:
-        """At most `most` of the examples, without repetition."""
-        return self.draw.sample(list(examples), min(most, len(examples)))
+    def sample(self, examples: Sequence[Any], limit: int) -> Sequence[Any]:
+        """At most `limit` of the examples, without repetition."""
+        return self.draw.sample(list(examples), min(limit, len(examples)))
 
 
 @dataclass(frozen=True)
@@ -212,8 +212,8 @@ def _stack(targets: Sequence[Target], device: torch.device) -> Tensor:
 
 def _draw_pairs(trunk: Trunk, names: tuple[str, ...]) -> tuple[Sequence[Example], int]:
     (name,) = names
-    most = trunk.config.pairs_per_step if name in trunk.learning else COMPANY_PAIRS
-    return trunk.sample(trunk.data.examples[name].pairs, most), trunk.end
+    limit = trunk.config.pairs_per_step if name in trunk.learning else COMPANY_PAIRS
+    return trunk.sample(trunk.data.examples[name].pairs, limit), trunk.end
 
 
 def _draw_distillation(trunk: Trunk, names: tuple[str, ...]) -> tuple[Sequence[Example], int]:
@@ -221,14 +221,14 @@ def _draw_distillation(trunk: Trunk, names: tuple[str, ...]) -> tuple[Sequence[E
     examples = trunk.data.examples[name]
     if name not in trunk.learning:
         return [], trunk.soft
-    most = DISTILLED["beside pairs" if examples.pairs else "alone"]
-    return trunk.sample(examples.passages, most), trunk.soft
+    limit = DISTILLED["beside pairs" if examples.pairs else "alone"]
+    return trunk.sample(examples.passages, limit), trunk.soft
 
 
 def _draw_guard(trunk: Trunk, names: tuple[str, ...]) -> tuple[Sequence[Example], int]:
     """For pairs only: the teacher of distillation shows by itself how lore changes other text."""
-    most = GUARDS[trunk.config.kind] if trunk.has_pairs else 0
-    return trunk.sample(trunk.data.guard, most), trunk.soft
+    limit = GUARDS[trunk.config.kind] if trunk.has_pairs else 0
+    return trunk.sample(trunk.data.guard, limit), trunk.soft
 
 
 LOSSES: dict[str, Loss] = {

@@ -147,16 +147,16 @@ def machine_memory(model: FrozenModel) -> int:
 def run_in_parts(model: FrozenModel, batch: TrainingBatch, plan: MemoryPlan) -> Losses:
     """`run` in parts that fit: several trees at once, or one tree's branches in micro-batches."""
     losses: Losses = {}
-    most = plan.tokens_at_once
+    max_tokens = plan.tokens_at_once
     if model.device.type == "cpu":
-        most = min(most, EFFICIENT_PASS)
-    for part in _parts(batch, most):
+        max_tokens = min(max_tokens, EFFICIENT_PASS)
+    for part in _parts(batch, max_tokens):
         layout, micro_batch = choose_layout(part.trees, plan.tokens_at_once)
         losses |= run(model, part, layout, micro_batch)
     return losses
 
 
-def choose_layout(trees: list[TreeBatch], most: int) -> tuple[TreeLayout, int | None]:
+def choose_layout(trees: list[TreeBatch], max_tokens: int) -> tuple[TreeLayout, int | None]:
     """The cheaper layout of trees under a limit of tokens, and its micro-batch.
 
     Attention in a packed row is over all pairs of its tokens, most of them masked where many
@@ -169,15 +169,15 @@ def choose_layout(trees: list[TreeBatch], most: int) -> tuple[TreeLayout, int | 
     tokens = sum(t + sum(lengths) for t, lengths in rows)
     packed = len(trees) * max(t + sum(lengths) for t, lengths in rows) ** 2
     expanded = sum(t * t + sum(n * (t + n) for n in lengths) for t, lengths in rows)
-    if tokens <= most and (tokens < EFFICIENT_PASS or packed <= 3 * expanded):
+    if tokens <= max_tokens and (tokens < EFFICIENT_PASS or packed <= 3 * expanded):
         return "packed", None
-    return "expanded", max(1, most // (max(map(max, branches)) + max(trunks)))
+    return "expanded", max(1, max_tokens // (max(map(max, branches)) + max(trunks)))
 
 
-def _parts(batch: TrainingBatch, most: int) -> Iterator[TrainingBatch]:
+def _parts(batch: TrainingBatch, max_tokens: int) -> Iterator[TrainingBatch]:
     start, tokens = 0, 0
     for i, tree in enumerate(batch.trees):
-        if i > start and tokens + tree.tokens > most:
+        if i > start and tokens + tree.tokens > max_tokens:
             yield batch.part(start, i)
             start, tokens = i, 0
         tokens += tree.tokens

@@ -27,7 +27,7 @@ from softlore.tune.trainable_prompt import entry_hash
 from softlore.tune.worker_pool import WorkerLost, WorkerPool, WorkerReply
 
 STUDY = "softlore"
-DEATHS = 3  # of workers over one trial, before it fails
+MAX_DEATHS = 3  # of workers over one trial, before it fails
 SQLITE = b"SQLite format 3\0"
 Running = tuple[optuna.Trial, dict[str, Any]]  # a trial and its settings
 
@@ -273,13 +273,13 @@ class Sweep:
         """Replaces a worker that died; the new one repeats its trial."""
         number = -1 if running is None else running[0].number
         self._deaths[number] = self._deaths.get(number, 0) + 1
-        if self._deaths[number] >= DEATHS:
+        if self._deaths[number] >= MAX_DEATHS:
             if running is None:
                 raise TrainingError(
-                    f"a worker that was loading its model has died {DEATHS} times ({lost.why}); "
+                    f"a worker loading its model has died {MAX_DEATHS} times ({lost.why}); "
                     "expected it to keep running; check that its machine has enough memory"
                 )
-            self._fail(running[0], f"it has lost its worker {DEATHS} times ({lost.why})")
+            self._fail(running[0], f"it has lost its worker {MAX_DEATHS} times ({lost.why})")
             self._running[worker] = None
         self.pool.replace(worker)
         self.pool.call(worker, "load")

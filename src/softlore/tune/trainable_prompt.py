@@ -31,7 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     name: {"betas": (0.8, 0.9)} for name in ("adam", "adamw", "nadam", "radam")
 }
 WARM_UP = 0.02  # of max_steps
-LONGEST = 20_000  # characters of a text whose repetition counts as a copy; longer ones are corpora
+MAX_CHARACTERS = 20_000  # of a text whose repetition counts as a copy; longer ones are corpora
 
 
 class TrainablePrompt:
@@ -328,5 +328,5 @@ def _hashed_responses(model: FrozenModel, entry: Entry, style: str | None) -> Ha
     """Hashes of what was trained on, responses or text, so that generation can avoid copies."""
     blocks = entry.blocks or (style_blocks(entry, style) if style else [])
     texts = [response for block in blocks for response in block.responses] or [entry.text]
-    short = [text for text in texts if len(text) <= LONGEST]
+    short = [text for text in texts if len(text) <= MAX_CHARACTERS]
     return HashedResponses.of(model.encode(text, inside=True) for text in short)

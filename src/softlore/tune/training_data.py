@@ -81,9 +81,9 @@ def draw_batch(
 
 
 def draw_groups(
-    draw: random.Random, learning: Sequence[str], resting: Sequence[str], most: int
+    draw: random.Random, learning: Sequence[str], resting: Sequence[str], max_size: int
 ) -> list[list[str]]:
-    """Every prompt in training in one group, of 1 to `most` prompts in random order.
+    """Every prompt in training in one group, of 1 to `max_size` prompts in random order.
 
     Places beside the first are filled from the rest of those in training and the resting prompts
     alike, so that late entries meet early ones.
@@ -91,7 +91,7 @@ def draw_groups(
     remaining = draw.sample(list(learning), len(learning))
     groups = []
     while remaining:
-        size = draw.randint(1, most)
+        size = draw.randint(1, max_size)
         group = [remaining.pop()]
         company = draw.sample(list(resting), min(len(resting), size - 1))
         while len(group) < size and (remaining or company):

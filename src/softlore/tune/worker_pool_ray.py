@@ -30,7 +30,7 @@ class RayWorkerPool:
         address: of a cluster, as `ray.init` takes it; `local` starts one on this machine.
         workers: how many; None: one for each GPU, or as many as fit the processors.
         threads: of each worker; None: torch's number on this machine.
-        most: upper limit of workers, such as the number of tasks.
+        max_workers: upper limit of workers, such as the number of tasks.
 
     Raises:
         ConfigError: there is no cluster at the address.
@@ -42,13 +42,13 @@ class RayWorkerPool:
         address: str = LOCAL,
         workers: int | None = None,
         threads: int | None = None,
-        most: int | None = None,
+        max_workers: int | None = None,
     ) -> None:
         self.threads = threads or torch.get_num_threads()
         self._model = model
         self._join(address)
         try:
-            self.size, self._options = _worker_options(model, workers, self.threads, most)
+            self.size, self._options = _worker_options(model, workers, self.threads, max_workers)
             self._actors = [self._start() for _ in range(self.size)]
         except BaseException:
             self.close()
@@ -129,15 +129,15 @@ def _check_reachable(address: str) -> None:
 
 
 def _worker_options(
-    model: ModelSpec, workers: int | None, threads: int, most: int | None
+    model: ModelSpec, workers: int | None, threads: int, max_workers: int | None
 ) -> tuple[int, dict[str, Any]]:
     """The number of workers, and the resources that each asks of Ray."""
     resources = ray.cluster_resources()
     gpus = resources.get("GPU", 0.0) if (model.device or "cuda").startswith("cuda") else 0.0
     processors = resources.get("CPU", 0.0)
     size = workers or int(gpus) or max(1, int(processors) // threads)
-    if most is not None:
-        size = max(1, min(size, most))
+    if max_workers is not None:
+        size = max(1, min(size, max_workers))
     # Workers that ask for more than there is would wait for ever, so they share processors.
     share = min(float(threads), processors / size)
     options: dict[str, Any] = {

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from torch import Tensor
 from transformers import LogitsProcessor
 
-LONGEST = 50  # tokens of a repetition that are counted, as in text-generation-webui
-GREATEST = 1e30  # a penalty beyond it would be infinite in float32
+MAX_LENGTH = 50  # tokens of a repetition that are counted, as in text-generation-webui
+MAX_PENALTY = 1e30  # a penalty beyond it would be infinite in float32
 
 
 class DRYLogitsProcessor(LogitsProcessor):
@@ -43,7 +43,7 @@ class DRYLogitsProcessor(LogitsProcessor):
             for token, length in self._repeated(ids).items():
                 if length >= self.allowed_length:
                     over = float(length - self.allowed_length)
-                    scores[row, token] -= min(self.multiplier * self.base**over, GREATEST)
+                    scores[row, token] -= min(self.multiplier * self.base**over, MAX_PENALTY)
         return scores
 
     def _repeated(self, ids: Sequence[int]) -> dict[int, int]:
@@ -61,7 +61,7 @@ class DRYLogitsProcessor(LogitsProcessor):
     def _length(self, ids: Sequence[int], at: int) -> int:
         """How many tokens up to `at` are the same as those at the end of the text."""
         length = 1
-        while length < min(LONGEST, at + 1):
+        while length < min(MAX_LENGTH, at + 1):
             token = ids[at - length]
             if token != ids[-1 - length] or token in self.breakers:
                 break

@@ -44,7 +44,7 @@ from softlore.errors import ConfigError
 from softlore.model import LanguageModel
 from softlore.model.vocabulary import Vocabulary
 from softlore.settings import SamplingParams
-from softlore.settings.sampling import COLDEST
+from softlore.settings.sampling import MIN_TEMPERATURE
 
 
 class Step(NamedTuple):
@@ -126,7 +126,7 @@ def _penalties(sampling: SamplingParams, model: LanguageModel | None) -> Iterato
 def _temperatures(sampling: SamplingParams) -> Iterator[Step]:
     middle, reach = float(sampling.temperature), float(sampling.dynatemp_range)
     if reach:
-        low = max(COLDEST, middle - reach)
+        low = max(MIN_TEMPERATURE, middle - reach)
         moving = DynamicTemperatureLogitsProcessor(low, middle + reach, sampling.dynatemp_exponent)
         yield Step("temperature", moving)
     elif middle != 1.0:

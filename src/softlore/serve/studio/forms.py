@@ -8,7 +8,7 @@ from fastapi import Body
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from softlore.settings import SamplingParams
-from softlore.settings.sampling import LONGEST
+from softlore.settings.sampling import MAX_RANGE
 
 MAX_TOKENS = 100_000
 TRAINING = ("kind", "n_tokens", "max_steps", "style", "seed")
@@ -69,7 +69,7 @@ class WriteForm(StudioForm):
     """Settings of the samplers; they override the story's."""
     codes: Annotated[list[CodeStrength], Field(max_length=16)] = []
     """Control codes to apply."""
-    no_copy: Annotated[int, Field(ge=0, le=LONGEST)] = 0
+    no_copy: Annotated[int, Field(ge=0, le=MAX_RANGE)] = 0
     """Avoids repeating so many tokens of the lore word for word; 0 is off."""
 
 

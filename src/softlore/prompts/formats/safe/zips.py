@@ -67,10 +67,10 @@ class Archive:
         directory, count, end = self._find_directory(file.size)
         self.members = _members(directory, count, end)
 
-    def read(self, name: str, most: int) -> bytes:
-        """Unpacks the member, which must have at most `most` bytes."""
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Unpacks the member, which must have at most `max_bytes` bytes."""
         member = self.members[name]
-        _check_size(member, most)
+        _check_size(member, max_bytes)
         packed = self._packed(member)
         if member.method == _STORED:
             data = packed
@@ -220,12 +220,12 @@ def _check_name(name: str) -> None:
         )
 
 
-def _check_size(member: Member, most: int) -> None:
-    if member.size > most:
+def _check_size(member: Member, max_bytes: int) -> None:
+    if member.size > max_bytes:
         _refuse_hostile(
             Reason.TOO_LARGE,
             f"member {member.name!r:.80} is said to have {member.size:,} bytes; expected at most "
-            f"{most:,}",
+            f"{max_bytes:,}",
         )
     if member.size > RATIO_FREE_BYTES and member.size > MAX_RATIO * member.packed:
         _refuse_hostile(
