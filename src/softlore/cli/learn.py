@@ -106,8 +106,8 @@ def _show(lines: list[LearnableLine]) -> None:
     if not lines:
         click.echo("no lines to learn: /keep marks the last turn of a story, /edit changes it")
     for number, line in enumerate(lines, start=1):
-        who = ", ".join(line.entries)
-        click.secho(f"{number:3}  {line.why}, for {who}", bold=True)
+        entries = ", ".join(line.entries)
+        click.secho(f"{number:3}  {line.why}, for {entries}", bold=True)
         click.echo(f"     …{line.call}", nl=False)
         click.secho(line.response, fg="green")
 

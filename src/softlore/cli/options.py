@@ -137,7 +137,7 @@ def sampling_options(function: Command) -> Command:
     Samplers with a slider or an `option` in their declaration have an option each; `--sampler
     NAME=VALUE` takes all of them.
     """
-    common = [name for name, one in table(SamplingParams).items() if one.slider or one.option]
+    common = [name for name, field in table(SamplingParams).items() if field.slider or field.option]
 
     @functools.wraps(function)
     def gathered(*args: Any, samplers: tuple[str, ...], **kwargs: Any) -> Any:

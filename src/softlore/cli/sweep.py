@@ -95,7 +95,7 @@ def command(
     best = next((trial for trial in finished if trial.score is not None), None)
     line = None if best is None else _train_command(lorebook, source.name, given, best)
     if json_path != "-":
-        _print(finished, [one.name for one in space], line)
+        _print(finished, [setting.name for setting in space], line)
     shown = {"trials": [trial.to_dict() for trial in finished], "command": line}
     report = {"lorebook": book.name, "model": name, "drift_weight": drift_weight}
     common.write_json(report | shown, json_path)

@@ -262,7 +262,7 @@ def lore_table(session: StorySession) -> Table:
 
     plan = session.plan_turn()
     table = Table("entry", "as", "tokens", "because", box=box.SIMPLE_HEAD)
-    reasons = {one.entry.name: one.reason for one in plan.activation.active}
+    reasons = {active.entry.name: active.reason for active in plan.activation.active}
     for offer in plan.choice.chosen:
         table.add_row(offer.entry, offer.form, str(offer.tokens), reasons[offer.entry])
     for name, why in plan.not_used.items():

@@ -26,7 +26,7 @@ from softlore.model import FrozenModel
 from softlore.tune.examples import unrelated_passages
 
 PASSAGES, PASSAGE_TOKENS = 12, 48  # unrelated text that drift is measured on
-MAX_CACHED_BYTES = 1 << 22  # of one cached answer
+MAX_CACHED_BYTES = 1 << 22  # size of one cached result
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class OutputCache:
         self.folder = folder
 
     def get(self, key: Mapping[str, Any], make: Callable[[], Any]) -> Any:
-        """The answer under `key` (plain data); made and saved if it is not cached."""
+        """The result for `key` (plain data); computed and saved if it is not cached."""
         if self.folder is None:
             return make()
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

@@ -94,7 +94,7 @@ def train_method(
     with observe() as trainer.on_step:
         prompts = trainer.train()
     seconds = time.monotonic() - start
-    curves = {entry: dict(one.history) for entry, one in trainer.trainables.items()}
+    curves = {name: dict(trainable.history) for name, trainable in trainer.trainables.items()}
     kind = settings.get("kind", "prefix")
     return TrainedMethod(name, kind, prompts, seconds, trainer.step, curves)
 
@@ -125,7 +125,7 @@ def make_all(
         start = time.monotonic()
         made = {entry.name: make(entry) for entry in book}
         seconds = time.monotonic() - start if kind != "none" else 0.0
-        conditionings = {entry: one for entry, one in made.items() if one is not None}
+        conditionings = {name: value for name, value in made.items() if value is not None}
         results += [MethodResult(name, kind, conditionings, seconds)] if conditionings else []
     # Recall needs calls and responses; if all entries have them, they are trained on them only.
     settings: dict[str, Any] = {"entries": book.entries, "max_spacing": 96, "seed": seed}

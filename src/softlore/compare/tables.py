@@ -119,8 +119,8 @@ def shown(mean: Interval | None, column: str = "") -> str:
     """A figure with its interval; a dash for None."""
     if mean is None:
         return ABSENT
-    whole = column in ("tokens", "seconds", "copy", "perplexity")
-    return f"{mean.mean:.0f}" if whole else str(mean)
+    rounded = column in ("tokens", "seconds", "copy", "perplexity")
+    return f"{mean.mean:.0f}" if rounded else str(mean)
 
 
 def comparison_table(comparison: Comparison) -> Table:

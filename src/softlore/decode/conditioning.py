@@ -28,8 +28,8 @@ Conditioning = ContextLike | Sequence[tuple[ContextLike, float]]
 Weighted = list[tuple[ContextLike, float]]
 MAX_CONDITIONINGS = 16  # each is a sequence that is run at every step
 MAX_STRENGTH = 100
-PLAUSIBLE = 0.02  # of the likeliest token's probability under conditionings of positive strength
-RETAINED = 0.5  # of the room after the conditioning: how much text a new window begins with
+PLAUSIBLE = 0.02  # least share of the likeliest token's probability, under positive strengths
+RETAINED = 0.5  # share of the room after the conditioning that a new window starts with
 
 
 def weighted(conditioning: Conditioning) -> Weighted:

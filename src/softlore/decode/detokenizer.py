@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from softlore.model import LanguageModel
 
-WINDOW = 16  # tokens that are decoded together at most, where they can be separated
-OVERLAP = 4  # of the last window that are decoded again with the next
+WINDOW = 16  # tokens that are decoded together, at most, where they can be separated
+OVERLAP = 4  # tokens of a window that are decoded again with the next one
 
 
 class Detokenizer:
@@ -24,12 +24,12 @@ class Detokenizer:
         self.stopped_by: str | None = None
         self._model = model
         self._stops = tuple(stops)
-        self._ids: list[int] = []  # the last ones, a window of them
-        self._text = ""  # of these ids
-        self._returned = 0  # characters of it
+        self._ids: list[int] = []  # the last `WINDOW` or so
+        self._text = ""  # the text of `_ids`
+        self._returned = 0  # characters of `_text` that have been returned
 
     def add(self, token: int) -> str:
-        """The text that has become certain; sets `stopped_by` once a stop string is complete."""
+        """The text that can no longer change; sets `stopped_by` once a stop string is complete."""
         self._ids.append(token)
         self._text = self._decode(self._ids)
         if self._stop():

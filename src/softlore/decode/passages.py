@@ -20,7 +20,7 @@ OPENERS = (
 # ... and of some that may or may not turn to an entry.
 _ASIDE = ("Once upon a time", "The", "It was a cold day and", "He", "She", "They", "In the")
 ROWS_AT_ONCE = 32
-SHARED = 8  # tokens before several texts from which on they are run once for all
+MIN_SHARED = 8  # a tree of this many tokens or more that several texts share is run once
 
 # Contexts mixed by weights that sum to 1.
 WeightedTrees = Sequence[tuple[Tree, float]]
@@ -95,15 +95,15 @@ def sample_ids(
     return [group.output.ids for group in groups]
 
 
-def _preload_shared(runner: TorchModelRunner, befores: Sequence[Tree | WeightedTrees]) -> None:
+def _preload_shared(runner: TorchModelRunner, contexts: Sequence[Tree | WeightedTrees]) -> None:
     """Runs and caches trees that several texts share, in place of those cached before."""
     trees = [
         tree
-        for before in befores
-        for tree in ([before] if isinstance(before, Tree) else [tree for tree, _ in before])
+        for context in contexts
+        for tree in ([context] if isinstance(context, Tree) else [tree for tree, _ in context])
     ]
     runner.clear()
-    for tree in {id(tree): tree for tree in trees if tree.length >= SHARED}.values():
+    for tree in {id(tree): tree for tree in trees if tree.length >= MIN_SHARED}.values():
         if sum(other is tree for other in trees) > 1:
             runner.preload(tree)
 

@@ -19,7 +19,7 @@ from softlore.model import FrozenModel
 HELD_OUT = 7_000_000  # added to seeds, so that no draw is one of training's
 PASSAGE = 48  # tokens
 UNRELATED = 24  # passages that drift is measured on
-FILLERS = 2  # texts between conditioning and call, one at a time
+FILLERS = 2  # texts to put between conditioning and call
 FIDELITY = 24  # passages an entry
 Ids = list[int]
 

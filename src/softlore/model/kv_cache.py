@@ -64,9 +64,9 @@ class KVCache:
 
     def row(self, index: int) -> KVCache:
         """Row `index` as a batch of one; shares memory with this cache."""
-        one = slice(index, index + 1)
-        pairs = [(k[one], v[one]) for k, v in self.keys_values]
-        return KVCache(pairs, self.positions[one], self.visible[one])
+        rows = slice(index, index + 1)
+        pairs = [(k[rows], v[rows]) for k, v in self.keys_values]
+        return KVCache(pairs, self.positions[rows], self.visible[rows])
 
     def rows(self, index: Tensor, visible: Tensor) -> KVCache:
         """A new batch whose row i is row `index[i]` of this one, seeing `visible[i]`."""

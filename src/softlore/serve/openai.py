@@ -136,7 +136,7 @@ def _prompts(service: GenerationService, prompt: Any) -> list[str]:
     prompts = prompt if isinstance(prompt, list) else [prompt]
     if prompts and isinstance(prompts[0], int):
         prompts = [prompts]
-    return [one if isinstance(one, str) else _decode(service, one) for one in prompts or [""]]
+    return [text if isinstance(text, str) else _decode(service, text) for text in prompts or [""]]
 
 
 def _decode(service: GenerationService, ids: Sequence[int]) -> str:

@@ -15,9 +15,9 @@ from softlore.settings.table import Settings, Textual, closest, setting
 
 MIN_TEMPERATURE = 1e-4  # below it logits would overflow, and the draw is certain
 MIN_COPY = 4  # tokens of a run of a training response, as prompts have them hashed
-MAX_RANGE = 2**20  # tokens that a sampler looks back at most
-MAX_BIASES = 1024  # that a client may send
-BIAS = 100.0  # the largest of them
+MAX_RANGE = 2**20  # tokens that a sampler looks back
+MAX_BIASES = 1024  # biases that a client may send
+BIAS = 100.0  # largest logit bias
 STRINGS = "strings of at least one character"
 
 # The steps from logits to the distribution that is drawn from, in their default order.

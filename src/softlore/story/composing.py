@@ -43,10 +43,10 @@ DEFAULT_LENGTH = 8192  # tokens of context for models without a limit
 LORE_SHARE = 4  # a quarter of the context is for lore by default
 MIN_STORY = 32  # tokens of the story that must fit
 STEP_SHARE = 4  # the story's beginning is left out in quarters of its room
-SMALL_STEP = 25  # characters; with steps up to this, less of the story than MIN_STORY will do
+SMALL_STEP = 25  # characters; with steps up to this, less than MIN_STORY suffices
 SCAN_DEPTH = 6  # turns that are searched for keys, so that lore stays active for a while
 MAX_CHARACTERS = 8  # most that a token has, nearly always
-SLACK = 8  # tokens, as text at the border of two pieces may be encoded differently
+SLACK = 8  # tokens: text at the border of two pieces may be encoded differently
 
 
 @dataclass(frozen=True)

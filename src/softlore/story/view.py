@@ -21,7 +21,7 @@ from softlore.story.settings import StorySettings
 from softlore.story.store import StoryFile, StoryState
 from softlore.story.turns import ROOT, StoryBranch, StoryDraft, Turn, index_of, number_of
 
-UNKNOWN = -1  # no version that a file has
+UNKNOWN = -1  # never the version of a file
 _EXCERPT = 60  # characters of a branch's text
 
 

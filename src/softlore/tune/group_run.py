@@ -27,8 +27,8 @@ from softlore.tune.groups import (
 from softlore.tune.lorebook_training import check_names, checkpoint_path, finished_prompts
 from softlore.tune.worker_pool import GroupReport, WorkerInfo, WorkerLost, WorkerPool, WorkerReply
 
-SLICE_SECONDS = 1.0  # of training in one call of a worker
-MAX_DEATHS = 3  # of workers over one group without a checkpoint between, before it fails
+SLICE_SECONDS = 1.0  # training in one call of a worker
+MAX_DEATHS = 3  # worker deaths on one group without a checkpoint between them, before it fails
 STOP_SECONDS = 30.0  # to wait for checkpoints of busy workers after Ctrl-C
 
 

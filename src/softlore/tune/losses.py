@@ -25,8 +25,8 @@ from softlore.settings import TrainingConfig
 from softlore.tune.examples import DISTILLED, EntryExamples, Passage
 
 GUARDS = {"prefix": 2, "embedding": 4}  # unrelated passages a trunk; embedding prompts drift more
-COMPANY_PAIRS = 2  # pairs a trunk of a prompt that is not being trained
-SMOOTH = 5  # updates that stops and shown losses average over
+COMPANY_PAIRS = 2  # pairs in a trunk, for a prompt that is not being trained
+SMOOTH = 5  # updates over which `min_loss`, `patience` and displays average
 Target = list[int] | Tensor
 
 

@@ -187,8 +187,8 @@ def try_settings(
 def _recall(measures: Measures) -> float | None:
     """Of held-out calls; of the entry's own, over all distances, if there are none."""
     values = [value for value in measures.recall.values() if value is not None]
-    own = sum(values) / len(values) if values else None
-    return own if measures.held_out is None else measures.held_out
+    mean = sum(values) / len(values) if values else None
+    return mean if measures.held_out is None else measures.held_out
 
 
 def _recall_of_text(model: FrozenModel, entry: Entry, prompt: SoftPrompt) -> float | None:

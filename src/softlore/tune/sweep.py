@@ -27,7 +27,7 @@ from softlore.tune.trainable_prompt import entry_hash
 from softlore.tune.worker_pool import WorkerLost, WorkerPool, WorkerReply
 
 STUDY = "softlore"
-MAX_DEATHS = 3  # of workers over one trial, before it fails
+MAX_DEATHS = 3  # worker deaths on one trial, before it fails
 SQLITE = b"SQLite format 3\0"
 Running = tuple[optuna.Trial, dict[str, Any]]  # a trial and its settings
 

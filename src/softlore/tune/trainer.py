@@ -293,7 +293,7 @@ class WorldInfoTrainer(Generic[Trained]):
         return draw_batch(self.model, self.config, self.data, prompts, learning, self.step)
 
     def _learning(self) -> dict[str, TrainablePrompt]:
-        return {name: one for name, one in self.trainables.items() if not one.stopped}
+        return {name: t for name, t in self.trainables.items() if not t.stopped}
 
     def _waiting(self) -> int:
         return len(self.entries) - len(self.trainables)

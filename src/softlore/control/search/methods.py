@@ -29,7 +29,7 @@ GCG_WIDTH, GCG_TOP_K = 64, 256
 AUTOPROMPT_TOP_K = 10
 PEZ_RATE = 0.3  # Adafactor's, relative to the rows' own size
 RANDOM_WIDTH = 32
-APPEND_TRIES = 200  # draws for each token of a random prompt
+APPEND_TRIES = 200  # most draws for each token of a random prompt
 TRIES = 6  # draws for each candidate of a step, on average; then the step has fewer candidates
 
 

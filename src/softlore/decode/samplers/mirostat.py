@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-FITTED = 100  # ratios of neighbours that version 1 fits its exponent to
+FITTED = 100  # ratios of neighbours to which version 1 fits its exponent
 
 
 class MirostatLogitsProcessor(LogitsProcessor):

@@ -20,7 +20,7 @@ from softlore.vllm_connector.placeholders import placeholder as draw_ids
 
 SUFFIX = ".slot.bin"
 MAX_FILE_BYTES = 2**31
-TRIES = 64  # draws of ids until their text encodes to them
+TRIES = 64  # draws of ids until their text encodes to the same ids
 
 
 @dataclass(frozen=True)

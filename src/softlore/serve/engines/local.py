@@ -17,7 +17,7 @@ from softlore.decode.batch import SequenceGroup
 from softlore.errors import BusyError, EngineError
 from softlore.serve.engines.base import AsyncOutputStream, End, Engine, EngineLoad, OutputQueue
 
-TRIM_SECONDS = 30.0  # between two times that free memory is returned to the system
+TRIM_SECONDS = 30.0  # interval at which free memory is returned to the system
 _log = logging.getLogger(__name__)
 
 

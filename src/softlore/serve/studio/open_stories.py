@@ -25,7 +25,7 @@ from softlore.story.session import StorySession
 MAX_OPEN = 16  # stories that stay open while nobody uses them
 PATIENCE = 5.0  # seconds that renaming or deleting waits for other users of the story
 ENDING = 80  # characters of a story's end in the list
-MAX_ROWS = 10_000  # of the list that are cached
+MAX_ROWS = 10_000  # cached rows of the list
 Stamps = tuple[tuple[int, int], ...]
 PATH_SETTINGS = ("lorebook", "prompts", "model")  # possibly of another machine
 SETTINGS = [

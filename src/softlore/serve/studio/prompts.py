@@ -33,7 +33,7 @@ from softlore.serve.studio.training_job import mean_probability
 from softlore.tune.losses import last_loss
 
 CONNECTOR_SUFFIX = ".vllm.safetensors"  # of the files that vLLM's connector reads: prefix kind
-_UNPACKED = 4  # times the archive's size that a member may have: float data hardly compresses
+_UNPACKED = 4  # largest ratio of a member's size to the archive's: floats hardly compress
 
 
 def make_router(context: StudioContext) -> APIRouter:

@@ -23,7 +23,7 @@ from softlore.tune.lorebook_training import save_prompts
 from softlore.tune.losses import curve_names
 from softlore.tune.trainer import PromptSet
 
-RECALL_SAMPLES = 10  # how often recall is measured during a training
+RECALL_SAMPLES = 10  # measurements of recall during a training
 
 
 def run_job(
