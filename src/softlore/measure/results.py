@@ -131,7 +131,6 @@ def _average_stories(stories: Sequence[StoryMeasures]) -> StoryMeasures | None:
         copy=Copy(max(s.copy.run for s in stories), _mean(s.copy.share for s in stories)),
         lore_words=KeywordCounts(
             sum(c.a_story for c in hits) / len(hits), sum(c.share for c in hits) / len(hits)
-            sum(count.share for count in hits) / len(hits),
         ),
         perplexity=_mean(s.perplexity for s in stories),
         distinct=_mean(s.distinct for s in stories),
