@@ -137,7 +137,7 @@ class Spliced:
     spans: list[list[tuple[int, int]]]
 
     def after(self, keys_values: KeysValues) -> KVCache:
-        """The cache for what comes next. `keys_values`: those of `past` and of the rows."""
+        """The cache after these rows. `keys_values`: of `past` and of the rows, together."""
         visible = self.nodes >= 0
         if self.past is None:
             return KVCache(keys_values, self.positions, visible)

@@ -41,7 +41,7 @@ class RunningSequence:
     Attributes:
         tree: its context, of one branch.
         cache_usage: how much of the context was cached, and how much has to be run.
-        keys: identifies its keys, see `cache_keys`, those still to be computed included.
+        keys: identifies each key of the context, computed or not; see `cache_keys`.
         n_read: tokens of the context that are run, or were cached.
         logits: `[vocab]` after the context's last token; None until that is run.
     """

@@ -23,7 +23,7 @@ KEY = "responses"  # in the `training` metadata of a prompt file
 
 @dataclass(frozen=True)
 class HashedResponses:
-    """The tokens after any `RUN` - 1 tokens of a response: hash → hidden ids."""
+    """Maps a hash of any `RUN` - 1 tokens of a response to the masked ids that follow them."""
 
     following: dict[int, tuple[int, ...]]
 

@@ -71,7 +71,7 @@ class GenerationBody(BaseModel, ABC):
 
     @property
     def sampling_fields(self) -> dict[str, Any]:
-        """The fields that may be samplers'."""
+        """The fields that may be settings of samplers."""
         declared = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
         return (self.model_extra or {}) | {name: getattr(self, name) for name in declared}
 

@@ -243,7 +243,7 @@ def find_checkpoint(
     Args:
         overwrite: start over if the checkpoint is of another run or can't be read.
 
-        Raises:
+    Raises:
         ConfigError: it is of another run.
         StorageError: it can't be read.
     """
