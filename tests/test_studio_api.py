@@ -618,14 +618,14 @@ def test_many_stories_may_be_open(shared):
 
 def test_a_turn_that_cannot_begin_takes_back_nothing_of_anothers(shared, monkeypatch):
     begun(shared, "two hands")
-    real = StorySession.begin
+    real = StorySession.draft
 
     def begin(session, *args, **more):
         with shared.state.stories.open("two hands") as theirs:
             theirs.add(" Theirs.")
         return real(session, *args, **more)
 
-    monkeypatch.setattr(StorySession, "begin", begin)
+    monkeypatch.setattr(StorySession, "draft", begin)
     asked = {"text": " Mine.", "tokens": LIMIT + 1}
     shared.refused(400, "POST", "stories", "two hands", "write", json=asked)
     assert shared.texts("two hands") == [OPENING, " Mine.", " Theirs."]
