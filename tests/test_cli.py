@@ -529,7 +529,7 @@ def test_damaged_prompt_files(town, model):
 def test_paths_of_the_wrong_kind(town, model, tmp_path):
     assert_refused(softlore("inspect", tmp_path / "missing.safetensors"), "missing.safetensors")
     ended = softlore("train", town / "lore.yaml", "--model", model, "--out", town / "lore.yaml")
-    assert_refused(ended, "lore.yaml")
+    assert_refused(ended, "a file is in the place of a folder")
     ended = softlore("write", "[[soft:Ada]]", "--prompts", town / "lore.yaml")
     assert_refused(ended, "lore.yaml")
     ended = softlore("inspect", town / "out", "--json", tmp_path / "no" / "report.json")

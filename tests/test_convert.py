@@ -262,7 +262,7 @@ def test_a_request_of_a_whole_context(here):
         (["missing.json", "--to", "peft"], "there is no prompt file 'missing.json'"),
         (["dog.safetensors", "--to", "peft", "--task", "-1"], "-1 is not in the range"),
         (["dog.safetensors", "--to", "peft", "--text", "x"], "--text goes with --to vllm"),
-        (["dog.safetensors", "--to", "llamacpp"], "expected a file with llamacpp"),
+        (["dog.safetensors", "--to", "llamacpp"], "expected the model's GGUF file"),
         (["dog.safetensors", "--to", "peft", "--gguf", "x"], "none with others"),
         (["dog.safetensors", "--to", "peft", "--name", "a/b"], "prompt name 'a/b' holds '/'"),
         (["dog.safetensors", "--to", "kobold", "--out", "no/a.zip"], "make the folder first"),

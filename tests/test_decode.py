@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from softlore import FrozenModel, SoftPrompt, generate
 from softlore.context import compose
 from softlore.decode import OutputStream, Sampler, SamplingParams, Token, sample_ids
-from softlore.errors import ConfigError
+from softlore.errors import ConfigError, InputError
 from softlore.model.tiny import byte_tokenizer, tiny_hf, tiny_model
 
 MODEL = tiny_model("llama")
@@ -128,6 +128,14 @@ def test_seeds_repeat_the_draws():
         ({"stop": ""}, "stop is ''; expected strings of at least one character"),
         ({"stop": ["a", ""]}, "stop is"),
         ({"stop": [3]}, "stop is"),
+        ({"stop": None}, "stop is None; expected strings"),
+        ({"max_new_tokens": True}, "max_new_tokens is True; expected at least 1"),
+        ({"max_new_tokens": "5"}, "max_new_tokens is '5'"),
+        ({"max_new_tokens": None}, "max_new_tokens is None"),
+        ({"seed": "x"}, "seed is 'x'; expected a whole number"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"seed": 2**64}, "seed is 18446744073709551616"),
+        ({"banned": 5}, "banned is 5; expected token ids"),
     ],
     ids=str,
 )
@@ -136,6 +144,12 @@ def test_bad_settings_are_refused_at_once(settings, message, stream):
     with pytest.raises(ConfigError) as refused:
         generate(MODEL, "The dog", stream=stream, **settings)
     assert str(refused.value).startswith(message)
+
+
+@pytest.mark.parametrize("context", [None, 5, MODEL, [None], "a \ud800"], ids=str)
+def test_what_is_no_context_is_refused(context):
+    with pytest.raises(InputError, match="expected"):
+        generate(MODEL, context, 1)
 
 
 # where it ends -----------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded():
         (["--allow-host", "a.example:80"], "without a port"),
         (["--engine", "vllm"], "expected a URL with vllm"),
         (["--engine-url", "http://127.0.0.1:8000"], "none with others"),
-        (["--engine", "llamacpp"], "expected a file with llamacpp"),
+        (["--engine", "llamacpp"], "expected the model's GGUF file"),
         (["--gguf", "model.gguf"], "none with others"),
         (["--port", "70000"], "port is 70000"),
     ],

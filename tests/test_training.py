@@ -454,6 +454,11 @@ def test_one_kind_of_lore_is_given(given):
         small(blocks, **given)
     with pytest.raises(LoreError, match="no entries to train; expected at least one"):
         small(entries=[])
+    for unfit in (5, [5]):
+        with pytest.raises(ConfigError, match="expected entries of a lorebook"):
+            small(entries=unfit)
+    with pytest.raises(ConfigError, match="'adamm' is not in torch"):
+        small(DOG, optimizer="adamm").train()
 
 
 def test_settings_of_a_lorebook_are_checked(tmp_path):

@@ -21,7 +21,8 @@ _FIXES = {
     errno.EDQUOT: "your quota is used up: free some space, or write to another disk",
     errno.EFBIG: "the file is larger than allowed here: write to another disk",
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder you may write to"),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make the folder first"),
+    errno.ENOENT: "make the folder first",
+    errno.ENOTDIR: "a file is in the place of a folder: choose another folder",
     errno.EISDIR: "it is a folder: name a file in it",
     errno.ENAMETOOLONG: "choose a shorter name",
 }

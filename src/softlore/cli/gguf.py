@@ -52,10 +52,15 @@ def cache_options(function: Command) -> Command:
 
 def check_gguf(option: str, value: str, gguf: Path | None) -> None:
     """Rejects a file without the engine llamacpp, and llamacpp without a file."""
-    if (value == LLAMACPP) != (gguf is not None):
+    if value == LLAMACPP and gguf is None:
         raise ConfigError(
-            f"{option} is {value} and --gguf {str(gguf) if gguf else None!r}; expected a file with "
-            f"{LLAMACPP} and none with others; fix one of them"
+            f"{option} {LLAMACPP} has no --gguf; expected the model's GGUF file; give its path, "
+            f"or another {option}"
+        )
+    if value != LLAMACPP and gguf is not None:
+        raise ConfigError(
+            f"{option} is {value} and --gguf {str(gguf)!r}; expected a file with {LLAMACPP} and "
+            f"none with others; leave --gguf out, or choose {option} {LLAMACPP}"
         )
 
 

@@ -113,6 +113,8 @@ class _Value(click.ParamType):  # type: ignore[type-arg]  # not generic in click
         self._setting = setting
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "none" and self._setting.optional:
+            return None
         try:
             read = self._setting.parse(value) if isinstance(value, str) else value
         except ValueError:

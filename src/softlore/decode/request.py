@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from softlore.context import Tree, compose
@@ -18,6 +20,7 @@ from softlore.prompts import Context, SoftPrompt
 
 Stop = str | Sequence[str]
 MAX_LOGPROBS = 1000
+SEEDS = (-(2**63), 2**64 - 1)  # what torch takes
 
 
 @dataclass(frozen=True)
@@ -63,20 +66,33 @@ def stop_strings(request: GenerationRequest) -> tuple[str, ...]:
     Raises:
         ConfigError: a setting out of range.
     """
-    if request.max_new_tokens < 1:
+    length, logprobs, seed, stop = (
+        request.max_new_tokens, request.logprobs, request.seed, request.stop,
+    )  # fmt: skip
+    if not _is_whole(length, 1):
+        raise ConfigError(f"max_new_tokens is {length!r}; expected at least 1; ask for more")
+    if logprobs is not None and not _is_whole(logprobs, 0, MAX_LOGPROBS):
         raise ConfigError(
-            f"max_new_tokens is {request.max_new_tokens}; expected at least 1; ask for more"
-        )
-    if request.logprobs is not None and not 0 <= request.logprobs <= MAX_LOGPROBS:
-        raise ConfigError(
-            f"logprobs is {request.logprobs}; expected 0 to {MAX_LOGPROBS}, or None for none; "
+            f"logprobs is {logprobs!r}; expected 0 to {MAX_LOGPROBS}, or None for none; "
             "choose another"
         )
-    stop = request.stop
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if seed is not None and not _is_whole(seed, *SEEDS):
+        raise ConfigError(
+            f"seed is {seed!r:.60}; expected a whole number of at most 64 bits, or None for a "
+            "random one; choose another"
+        )
+    strings = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
     if not all(isinstance(string, str) and string for string in strings):
-        raise ConfigError(f"stop is {stop!r}; expected strings of at least one character; fix it")
+        raise ConfigError(
+            f"stop is {stop!r}; expected strings of at least one character, or () for none; fix it"
+        )
     return strings
+
+
+def _is_whole(value: object, low: int, high: float = math.inf) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return False
+    return low <= int(value) <= high
 
 
 def prompts_in(
@@ -98,9 +114,10 @@ def make_sampler(
         ConfigError: a setting out of range.
     """
     prompts = prompts_in(request, conditionings)
-    banned = (*request.sampling.get("banned", ()), *model.banned_ids)
+    params = SamplingParams.of(request.sampling)
+    banned = (*params.banned, *model.banned_ids)
     if any(p.training.get("style") == BRACKETED for p in prompts):
         banned += model.bracket_ids  # its training responses were in brackets, its text is not
-    params = SamplingParams.of({**request.sampling, "banned": banned})
+    params = params.changed(banned=banned)
     before = [no_copy_step(prompts, params.no_copy)] if params.no_copy else []
     return Sampler(params, request.seed, model, before)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from softlore.errors import PromptMismatchError, UnsupportedModelError
+from softlore.errors import InputError, PromptMismatchError, UnsupportedModelError
 from softlore.model import fingerprint as sketches
 from softlore.model.families import Family
 from softlore.model.vocabulary import Vocabulary
@@ -94,7 +94,13 @@ class LanguageModel(ABC):
         return self._ids("\na") != self._ids("\n") + self._ids("a")
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        try:
+            return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{text!r:.60} can't be made into tokens; expected text, without halves of "
+                "characters (surrogates); replace it"
+            ) from error
 
     def decode(self, ids: Sequence[int], inside: bool = False) -> str:
         """The text of ids; `inside`: it continues other text, and may begin with a space."""

@@ -225,7 +225,7 @@ class Context:
     def __init__(self, pieces: Piece | Context | Iterable[Piece] = ()) -> None:
         if isinstance(pieces, Context):
             pieces = pieces.pieces
-        elif isinstance(pieces, str | SoftPrompt):
+        elif isinstance(pieces, str | SoftPrompt) or not isinstance(pieces, Iterable):
             pieces = (pieces,)
         object.__setattr__(self, "pieces", _merge(pieces))
 

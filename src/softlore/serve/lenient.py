@@ -54,7 +54,8 @@ async def read_object(request: Request) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _refused(f"not JSON ({error!s:.80})") from None
     if not isinstance(body, dict):
-        raise _refused(type(body).__name__)
+        kinds = {list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+        raise _refused(kinds.get(type(body), "a number"))
     return _without_surrogates(body) if b"\\ud" in raw.lower() else body
 
 

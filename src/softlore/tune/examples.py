@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -325,7 +326,13 @@ def source_of(
         named = [Entry(name=key, text=_strongest(key, c)) for key, c in conditionings.items()]
         rendered = {key: _render(conditioning) for key, conditioning in conditionings.items()}
         return Source(named, make, conditionings=rendered)
-    return Source(list(entries or ()))
+    listed: list[Any] = list(entries) if isinstance(entries, Iterable) else [entries]
+    if not all(isinstance(entry, Entry) for entry in listed):
+        raise ConfigError(
+            f"entries is {entries!r:.60}; expected entries of a lorebook, such as "
+            "Lorebook.load(path).entries; pass them"
+        )
+    return Source(listed)
 
 
 def _strongest(name: str, conditioning: Conditioning) -> str:

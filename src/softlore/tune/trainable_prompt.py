@@ -233,6 +233,19 @@ def make_optimizer(parameter: torch.nn.Parameter, config: TrainingConfig) -> tor
     rate = config.learning_rate or LEARNING_RATES[config.kind]
     if callable(config.optimizer):
         return config.optimizer([parameter], lr=rate)
+    make, options = optimizer_class(config.optimizer), OPTIONS.get(config.optimizer.lower(), {})
+    try:
+        optimizer: torch.optim.Optimizer = make([parameter], lr=rate, **options)
+    except (TypeError, ValueError) as error:  # such as Muon's, which takes matrices only
+        raise ConfigError(
+            f"optimizer {config.optimizer!r} can't train a {config.kind} prompt ({error}); "
+            "expected one that takes it; choose another, such as adam"
+        ) from error
+    return optimizer
+
+
+def optimizer_class(name: str) -> Factory:
+    """A class of `torch.optim` by its name, in any case. Raises ConfigError where there is none."""
     classes: dict[str, Factory] = {
         name.lower(): value
         for name, value in vars(torch.optim).items()
@@ -240,19 +253,12 @@ def make_optimizer(parameter: torch.nn.Parameter, config: TrainingConfig) -> tor
     }
     for unfit in ("optimizer", "lbfgs", "sparseadam"):  # no steps from one dense gradient
         classes.pop(unfit, None)
-    name = config.optimizer.lower()
-    if name not in classes:
+    if name.lower() not in classes:
         raise ConfigError(
-            f"optimizer {config.optimizer!r} is not in torch.optim, or makes no steps from a "
-            f"gradient; expected one of {', '.join(sorted(classes))}, or a factory; choose one"
+            f"optimizer {name!r} is not in torch.optim, or makes no steps from a gradient; "
+            f"expected one of {', '.join(sorted(classes))}, or a factory; choose one"
         )
-    try:
-        return classes[name]([parameter], lr=rate, **OPTIONS.get(name, {}))
-    except (TypeError, ValueError) as error:  # such as Muon's, which takes matrices only
-        raise ConfigError(
-            f"optimizer {config.optimizer!r} can't train a {config.kind} prompt ({error}); "
-            "expected one that takes it; choose another, such as adam"
-        ) from error
+    return classes[name.lower()]
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> Any:

@@ -23,6 +23,7 @@ from softlore.tune.examples import (
 from softlore.tune.initial import known_ids
 from softlore.tune.losses import LossTerm, TrainingData, Trunk, draw_terms
 from softlore.tune.objective import TrainingBatch
+from softlore.tune.trainable_prompt import optimizer_class
 
 UNRELATED = 64  # passages for filler and guard
 
@@ -45,6 +46,8 @@ def make_training_data(
     model: FrozenModel, config: TrainingConfig, source: Source, entries: Sequence[Entry]
 ) -> TrainingData:
     """Makes the examples of entries, and unrelated passages for filler and drift guard."""
+    if isinstance(config.optimizer, str):
+        optimizer_class(config.optimizer)  # is known, before anything is generated
     examples = {entry.name: source.make_examples(model, entry, config) for entry in entries}
     passages: list[list[int]] = []
     if config.drift_guard > 0 or (config.max_spacing > 0 and config.filler == "story"):
