@@ -149,6 +149,16 @@ def test_settings_out_of_range(model, wrong):
         evaluate(model, BOOK, prompts_for(model), **wrong)
 
 
+def test_a_distance_beyond_the_context_takes_no_longer(model):
+    found = evaluate(model, BOOK, prompts_for(model), stories=0, distances=[10**9])
+    assert all(
+        measures.recall == {10**9: None}
+        for entry in found.entries
+        for measures in entry.conditionings.values()
+        if measures is not None
+    )
+
+
 def test_companies_are_even_and_hold_four_at_most():
     sizes = [len(set(map(tuple, _companies(list("abcdefghi"[:n])).values()))) for n in range(1, 10)]
     assert sizes == [1, 1, 1, 1, 2, 2, 2, 2, 3]

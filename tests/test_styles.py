@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from running import save_tiny_model, softlore
 from softlore import PromptLibrary, SoftPrompt, WorldInfoTrainer, generate
 from softlore.errors import ConfigError
-from softlore.lore import Entry
-from softlore.lore.styles import STYLES, sentences, style_blocks
+from softlore.lore import Entry, Lorebook
+from softlore.lore.styles import STYLES, sentences, style_blocks, with_blocks
 from softlore.model.tiny import tiny_model
 
 ADA = Entry(
@@ -113,6 +113,8 @@ def test_any_text_gives_blocks_or_none(style, text):
 def test_an_unknown_style():
     with pytest.raises(ConfigError, match="did you mean 'noun'"):
         style_blocks(ADA, "nuon")
+    with pytest.raises(ConfigError, match="did you mean 'noun'"):  # even if none is needed
+        with_blocks(Lorebook(name="empty", entries=[]), "nuon")
     with pytest.raises(ConfigError, match="style is 'nuon'"):
         WorldInfoTrainer(tiny_model(), entries=[ADA], style="nuon")
 

@@ -25,7 +25,8 @@ from softlore.cli.options import model_options, prompts_option, sampling_options
 @click.option("--out", type=click.Path(path_type=Path),
               help="Append to this file; items already in it are not generated again.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace what --out holds.")
-@click.option("--seed", default=0, show_default=True, help="The same seed, the same chain.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
+              help="The same seed, the same chain.")  # fmt: skip
 @sampling_options
 @model_options
 @gguf_option

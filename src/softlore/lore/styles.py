@@ -37,13 +37,18 @@ def sentences(text: str) -> list[str]:
     return [part.strip() for part in _SENTENCE.split(str(text)) if part.strip()]
 
 
-def style_blocks(entry: Entry, style: str) -> list[Block]:
-    """Returns an entry's text as blocks, in a style of `STYLES`. Raises ConfigError for others."""
+def check_style(style: str) -> None:
+    """Raises ConfigError unless there is an authoring style of that name."""
     if style not in STYLES:
         raise ConfigError(
             f"there is no authoring style {style!r}; expected one of {', '.join(STYLES)}"
             f"{nearest(style, list(STYLES))}"
         )
+
+
+def style_blocks(entry: Entry, style: str) -> list[Block]:
+    """Returns an entry's text as blocks, in a style of `STYLES`. Raises ConfigError for others."""
+    check_style(style)
     merged: dict[str, dict[str, None]] = {}  # distinct responses by call
     for call, response in STYLES[style](entry):
         if call.strip() and response.strip(" []"):  # a sentence of one word has no response
@@ -52,7 +57,12 @@ def style_blocks(entry: Entry, style: str) -> list[Block]:
 
 
 def with_blocks(book: Lorebook, style: str) -> Lorebook:
-    """Returns a lorebook in which entries without blocks get `style_blocks` from their text."""
+    """Returns a lorebook in which entries without blocks get `style_blocks` from their text.
+
+    Raises:
+        ConfigError: there is no such style, even if no entry needs it.
+    """
+    check_style(style)
     entries = [
         entry if entry.blocks else entry.model_copy(update={"blocks": style_blocks(entry, style)})
         for entry in book

@@ -51,6 +51,7 @@ def gather(model: FrozenModel, farthest: int, seed: int, story: str | None = Non
         ConfigError: the story is too short to cut passages from.
     """
     length = passage_tokens(model)
+    farthest = min(farthest, model.context_length or farthest)  # more is never read
     count = UNRELATED + FILLERS * -(-farthest // length)
     if story is None:
         passages = sample_passages(model, trunk(model, ""), OPENERS, count, length, HELD_OUT + seed)
