@@ -157,7 +157,10 @@ def test_whatever_is_asked_for_fits(texts, text, memory, limit, tokens, messages
     assert positions(request) + request.max_new_tokens <= most
     assert positions(request) == request.tree.start + request.tree.length
     newest = turns[-1] if messages and turns else text
-    assert request.context.text.endswith(newest[-3:])  # more, where a tag or turn fits whole
+    assert request.context.text.endswith(newest[-3:])
+    # A tag or a message that does not fit is left out as a whole; of what follows it, all is read.
+    after_tags = newest.rpartition("]]")[2]
+    assert request.context.text.endswith(after_tags[-12:])
 
 
 def test_no_tag_is_cut_in_two(texts):
