@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from softlore.model.gguf.library import llama
-from softlore.model.gguf.model import CODES
+from softlore.model.gguf.weights import CODES
 from softlore.model.loading import locate
 
 VERSION = "0.3.36"

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from softlore.context.budget import LoreForm
-from softlore.errors import SoftloreError
+from softlore.errors import SoftloreError, UnsupportedModelError
 from softlore.lore import Block, Entry
 from softlore.lore.styles import style_blocks
 from softlore.measure.evaluate import plain_text
 from softlore.measure.score import fits, recall
-from softlore.model import FrozenModel, LanguageModel
+from softlore.model import FrozenModel, LanguageModel, require_frozen_model
 from softlore.prompts import SoftPrompt
 
 MAX_CHARACTERS = 20_000  # characters; a longer text is a corpus
@@ -64,12 +64,14 @@ def gain_blocks(entry: Entry) -> list[Block]:
 def measure_gain(model: LanguageModel, entry: Entry, prompt: SoftPrompt | None = None) -> EntryGain:
     """Measures an entry's forms, on its held-out calls too.
 
-    A model that another program runs can't be measured on: see `EntryGain.assumed`.
+    A model whose weights can't be had can't be measured on: see `EntryGain.assumed`.
 
     Raises:
         PromptMismatchError: a prompt of another model.
     """
-    if not isinstance(model, FrozenModel):
+    try:
+        model = require_frozen_model(model, "measuring what an entry gains")
+    except UnsupportedModelError:
         return EntryGain.assumed(entry, prompt)
     blocks = gain_blocks(entry)
     if not blocks or not fits(model, "", blocks):

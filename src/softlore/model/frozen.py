@@ -57,18 +57,19 @@ class FrozenModel(LanguageModel):
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
     ) -> FrozenModel:
-        """Loads a model by hub id or folder; `"storyteller"` is the one inside the package.
+        """Loads a model by hub id, folder or GGUF file; `"storyteller"` is inside the package.
 
         Args:
-            name: hub id, folder, or `"storyteller"`.
+            name: hub id, folder, GGUF file (its weights are unpacked to `dtype`), or
+                `"storyteller"`.
             dtype: such as `"bfloat16"`; default: float32 on a CPU, bfloat16 on a GPU.
             device: such as `"cuda"`; default: a GPU when there is one.
 
         Raises:
             ModelError: when there is no such model, or it can't be read.
         """
-        hf, tokenizer = load(str(name), dtype, device)
-        return cls(hf, tokenizer, str(name))
+        hf, tokenizer, own_name = load(str(name), dtype, device)
+        return cls(hf, tokenizer, own_name)
 
     @property
     def device(self) -> torch.device:
@@ -82,6 +83,9 @@ class FrozenModel(LanguageModel):
     def control_codes(self) -> Any:
         source = self.tokenizer if self.family.codes_in_tokenizer else self.hf.config
         return getattr(source, "control_codes", None) or {}
+
+    def with_weights(self, what: str) -> FrozenModel:
+        return self
 
     def _configured_eos(self) -> Sequence[int | None]:
         configured = getattr(self.hf.generation_config, "eos_token_id", None)
@@ -208,17 +212,16 @@ class FrozenModel(LanguageModel):
 
 
 def require_frozen_model(model: LanguageModel, what: str) -> FrozenModel:
-    """Returns the model if it is a transformers model, which softlore can train and measure.
+    """Returns the model as a transformers model, which softlore can train and measure.
+
+    The weights of a model that llama.cpp runs are loaded from its file the first time.
 
     Args:
         what: the feature that needs one, such as "training", for the message.
 
     Raises:
-        UnsupportedModelError: it is run by another program.
+        UnsupportedModelError: it is run by another program, and its weights can't be had.
     """
-    if isinstance(model, FrozenModel):
-        return model
-    raise UnsupportedModelError(
-        f"{what} needs weights that softlore can run itself, and {model.name!r} is run by another "
-        "program; expected a transformers model; do it with --model and without --gguf"
-    )
+    frozen = model.with_weights(what)
+    assert isinstance(frozen, FrozenModel)
+    return frozen

@@ -68,6 +68,20 @@ class LanguageModel(ABC):
     def _sketched(self, kind: str) -> dict[str, Any]:
         """Computes `fingerprint`."""
 
+    def with_weights(self, what: str) -> LanguageModel:
+        """This model as one of transformers: see `require_frozen_model`.
+
+        Args:
+            what: the feature that needs its weights, for the message.
+
+        Raises:
+            UnsupportedModelError: it is run by another program, and its weights can't be had.
+        """
+        raise UnsupportedModelError(
+            f"{what} needs weights that softlore can run itself, and {self.name!r} is run by "
+            "another program; expected a transformers model, or a GGUF file; name it with --model"
+        )
+
     def __repr__(self) -> str:
         details = f"{self.name!r}, {self.model_type}, {self.dtype}, {self.device}"
         return f"{type(self).__name__}({details})"

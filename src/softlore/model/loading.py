@@ -1,4 +1,4 @@
-"""Loads a model and its tokenizer by hub id, folder or name."""
+"""Loads a model and its tokenizer by hub id, folder, GGUF file or name."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ from typing import Any
 import torch
 
 from softlore.errors import ModelError
+from softlore.model.gguf.header import is_gguf
+from softlore.model.gguf.weights import load_gguf_tokenizer, load_weights
 from softlore.model.verify import first_line
 
 DEFAULT_MODEL = "storyteller"
 
 
 def load(
-    name: str, dtype: torch.dtype | str | None, device: torch.device | str | None
-) -> tuple[Any, Any]:
-    """Loads a transformers causal LM and its tokenizer, by hub id, folder or `"storyteller"`.
+    name: str,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    tokenizer: Any = None,
+) -> tuple[Any, Any, str]:
+    """Loads a transformers causal LM, by hub id, folder, GGUF file or `"storyteller"`.
+
+    Args:
+        tokenizer: used in place of a GGUF file's own.
+
+    Returns:
+        The model, its tokenizer, and its name.
 
     Raises:
         ModelError: when there is no such model, device or dtype, or it can't be read.
@@ -28,6 +39,10 @@ def load(
     where = locate(name)
     device = _device(device)
     dtype = _dtype(dtype, device)
+    if is_gguf(where):
+        with _quiet():
+            hf, tokenizer, own_name = load_weights(Path(where), dtype, tokenizer)
+        return hf.to(device), tokenizer, own_name
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(where)
@@ -35,10 +50,10 @@ def load(
     except Exception as error:
         raise ModelError(
             f"model {name!r} could not be loaded ({first_line(error)}); expected a "
-            "folder with config.json, weights and tokenizer, a hub id that can be reached, or "
-            f"{DEFAULT_MODEL!r}; check the name, or download the model first"
+            "folder with config.json, weights and tokenizer, a GGUF file, a hub id that can be "
+            f"reached, or {DEFAULT_MODEL!r}; check the name, or download the model first"
         ) from error
-    return hf.to(device), tokenizer
+    return hf.to(device), tokenizer, name
 
 
 def load_tokenizer(name: str) -> Any:
@@ -49,8 +64,11 @@ def load_tokenizer(name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
+    where = locate(name)
+    if is_gguf(where):
+        return load_gguf_tokenizer(Path(where))
     try:
-        return AutoTokenizer.from_pretrained(locate(name))
+        return AutoTokenizer.from_pretrained(where)
     except Exception as error:
         raise ModelError(
             f"the tokenizer of {name!r} could not be loaded ({first_line(error)}); expected a "

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from softlore.errors import ModelError, PromptMismatchError, UnsupportedModelError
 from softlore.model import fingerprint as sketches
 from softlore.model.families import family_named
+from softlore.model.frozen import FrozenModel
+from softlore.model.gguf.header import read_header
 from softlore.model.gguf.layout import Layout
 from softlore.model.gguf.library import llama
 from softlore.model.gguf.runner import LlamaCppContext, Tokens
 from softlore.model.gguf.state import StateCells
+from softlore.model.gguf.weights import control_codes, load_gguf_tokenizer, tensor_rows
 from softlore.model.language import LanguageModel
-from softlore.model.loading import leading_id, load_tokenizer
-from softlore.model.verify import first_line
+from softlore.model.loading import leading_id, load, load_tokenizer
 
 CONTEXT = 8192  # tokens at most by default, as memory for them is allocated at once
-CODES = "softlore.control_codes"  # metadata of a file: the model's control codes, as JSON
 # Families whose graph scales embedding rows, as softlore's rows are already scaled.
 _SCALES_ROWS = ("gemma", "gemma2")
 _SCALED = ("gemma",)  # prefixes of the names of families that scale embeddings
@@ -36,9 +36,10 @@ _PATTERNS = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "olmo2": 4}
 
 
 class GGUFModel(LanguageModel):
-    """A model that llama.cpp runs: for generating, not for training or measuring.
+    """A model that llama.cpp runs; `with_weights` gives one to train and measure with.
 
     Attributes:
+        path, header: of its file.
         handle: llama.cpp's model.
         row_scale: what softlore's rows are divided by before llama.cpp reads them.
         layout: of prefixes in its cache; determined by the first prefix that is checked.
@@ -68,7 +69,10 @@ class GGUFModel(LanguageModel):
                 f"there is no GGUF file {str(path)!r}; expected a model that llama.cpp runs; fix "
                 "--gguf"
             )
-        self.name = tokenizer or self.path.stem
+        self.header = read_header(self.path)
+        self.name = tokenizer or self.header.name
+        self._weights: FrozenModel | None = None
+        self._loading = threading.Lock()
         self._lib = llama()
         given = self._lib.llama_model_default_params()
         self.handle = self._lib.llama_model_load_from_file(str(self.path).encode(), given)
@@ -79,7 +83,9 @@ class GGUFModel(LanguageModel):
             )
         self._read_sizes(context_length)
         self._named = tokenizer
-        self.tokenizer = self._own_tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
+        self.tokenizer = (
+            load_gguf_tokenizer(self.path) if tokenizer is None else load_tokenizer(tokenizer)
+        )
         self.bos_id = leading_id(self.tokenizer)
         self._check_tokenizer()
 
@@ -115,6 +121,26 @@ class GGUFModel(LanguageModel):
     def dtype(self) -> torch.dtype:
         return torch.float32
 
+    def with_weights(self, what: str) -> FrozenModel:
+        """The same file's weights in torch, loaded once, when they are first needed.
+
+        They take memory of their own: two bytes a parameter in bfloat16, four in float32.
+        """
+        with self._loading:
+            if self._weights is None:
+                self._weights = self._load_weights(what)
+            return self._weights
+
+    def _load_weights(self, what: str) -> FrozenModel:
+        try:
+            hf, tokenizer, _ = load(str(self.path), None, None, self.tokenizer)
+            return FrozenModel(hf, tokenizer, self.name)
+        except ModelError as error:
+            raise UnsupportedModelError(
+                f"{what} needs weights that softlore can run itself, and those of "
+                f"{str(self.path)!r}, which llama.cpp runs, can't be had: {error}"
+            ) from error
+
     @cached_property
     def control_codes(self) -> Any:
         if self._named is not None:
@@ -124,10 +150,7 @@ class GGUFModel(LanguageModel):
 
             config = AutoConfig.from_pretrained(locate(self._named))
             return getattr(config, "control_codes", None) or {}
-        try:
-            return json.loads(self._meta(CODES) or "{}")
-        except ValueError:
-            return {}
+        return control_codes(self.header)
 
     @cached_property
     def filler(self) -> int:
@@ -194,20 +217,6 @@ class GGUFModel(LanguageModel):
         ids = (self._lib.llama_vocab_eos(vocab), self._lib.llama_vocab_eot(vocab))
         return [int(i) for i in ids if i >= 0]
 
-    def _own_tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(
-                str(self.path.resolve().parent), gguf_file=self.path.name
-            )
-        except Exception as error:
-            raise ModelError(
-                f"the tokenizer in {str(self.path)!r} could not be read ({first_line(error)}); "
-                "expected one that transformers makes of a GGUF file; name the model that it was "
-                "made from with --model"
-            ) from error
-
     def _check_tokenizer(self) -> None:
         """Compares the tokenizer with llama.cpp's own on a text of many kinds.
 
@@ -240,13 +249,10 @@ class GGUFModel(LanguageModel):
     @cached_property
     def _rows_sketch(self) -> dict[str, Any]:
         """A sketch of some rows of the embedding table, as transformers scales them."""
-        import gguf
-
-        table = next(t for t in gguf.GGUFReader(self.path).tensors if t.name == "token_embd.weight")
         at = sketches.spread(self.vocab_size, sketches.ROWS)
-        rows = gguf.quants.dequantize(np.asarray(table.data)[at], table.tensor_type)
+        rows = tensor_rows(self.header, "token_embd.weight", at)
         scale = self.width**0.5 if self.model_type.startswith(_SCALED) else 1.0
-        sketched = sketches.sketch(torch.from_numpy(np.array(rows, np.float32)) * scale)
+        sketched = sketches.sketch(rows * scale)
         return sketched | {"rows": self.vocab_size}
 
     @cached_property
