@@ -35,6 +35,10 @@ class Ended:
     def lines(self):
         return self.err.splitlines()
 
+    @property
+    def lines_after_loading(self):
+        return [line for line in self.lines if not line.startswith("loading ")]
+
 
 def save_tiny_model(folder, family="llama", bos=False, **overrides):
     """A tiny random model in a folder, as `--model` takes it."""

@@ -127,4 +127,4 @@ def test_distil_command(tmp_path):
         refused = softlore(*common, *arguments)
         assert refused.code == 2, refused.out
         assert said in refused.err
-        assert len(refused.lines) == 1
+        assert len(refused.lines_after_loading) == 1

@@ -175,7 +175,7 @@ def test_a_prompt_learns_its_model(here):
     assert load_prompt("wolf.json").fingerprint == {}
     convert("wolf.json", "--to", "safetensors", "--model", model)
     prompt = load_prompt("wolf.safetensors")
-    assert prompt.base_model == str(model)
+    assert prompt.base_model == "tiny"  # not the path, which is of this machine
     FrozenModel.from_pretrained(model).check_prompt(prompt)
     command = ["write", "[[soft:wolf]]A", "--prompts", here, "--tokens", 2, "--model", model]
     assert "made for another model" not in softlore(*command).err

@@ -355,7 +355,7 @@ def test_what_is_no_experiment_is_refused(folder, text, said):
     ended = run(folder)
     assert ended.code == 2, ended.err
     assert said in ended.err
-    assert len(ended.lines) == 1
+    assert len(ended.lines_after_loading) == 1
 
 
 def test_a_template_without_an_end_is_cut_off(monkeypatch):

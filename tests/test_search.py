@@ -306,7 +306,7 @@ def test_search_command(tmp_path):
         refused = softlore(*common, *arguments)
         assert refused.code == 2, refused.out
         assert said in refused.err
-        assert len(refused.lines) == 1
+        assert len(refused.lines_after_loading) == 1
 
 
 def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch):
@@ -319,7 +319,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(Searcher, "step", stop)
     command = ["hard", "search", tmp_path / "lore.yaml", "--model", model, "--tokens", "4"]
     stopped = softlore(*command, "--checkpoints", tmp_path / "kept")
-    assert (stopped.code, len(stopped.lines)) == (130, 1)
+    assert (stopped.code, len(stopped.lines_after_loading)) == (130, 1)
     assert "progress is saved: the same command continues" in stopped.err
     assert (tmp_path / "kept" / "Ada.search").exists()
     assert "nothing is saved without --checkpoints" in softlore(*command).err

@@ -67,7 +67,7 @@ def test_it_tells_where_it_is_and_what_it_has(tmp_path):
     options = ["--lorebook", lore, "--origin", "https://lite.koboldai.net/"]
     with serving(tmp_path, *options) as server:
         for said in (
-            "loading the storyteller …",
+            "loading storyteller (5.5M parameters, included) …",
             f"{server.url}/api\n",
             f"{server.url}/v1\n",
             "FrozenModel('storyteller'",

@@ -29,6 +29,7 @@ COMMANDS = {
     "chain": "Continue each of many items, each after the last output.",
     "inspect": "Show a prompt file, or all prompts in a folder.",
     "convert": "Convert a soft prompt to or from another program's format.",
+    "models": "List models by name, get one, and choose the default.",
     "codes": "List the control codes of a model.",
     "attribute": "Find the control code under which a text is the likeliest.",
     "hard": "Distil, search and test plain-text prompts.",

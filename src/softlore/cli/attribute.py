@@ -36,12 +36,13 @@ def command(
       softlore attribute "The ghost stood at the foot of the bed."
       softlore attribute - --codes Horror,Humor < chapter.txt
     """
-    from softlore.control import attribute, codes_of, find_codes
-
     text = common.given_text(text)
     prior = None if prior_file is None else _read_prior(prior_file)
-    prompts = common.library(folder)
-    model = source.load()
+    with source.loading(brief=True) as shown:
+        from softlore.control import attribute, codes_of, find_codes
+
+        prompts = common.library(folder)
+        model = shown.load()
     codes = codes_of(model) if names is None else [name.strip() for name in names.split(",")]
     results = attribute(model, text, find_codes(model, codes, prompts), prior)
     common.write_json([asdict(result) for result in results], json_path)

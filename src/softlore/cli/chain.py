@@ -9,7 +9,14 @@ from typing import Any
 
 import click
 
-from softlore.cli.common import clean, given_text, interactive, library, read_text
+from softlore.cli.common import (
+    ModelSource,
+    clean,
+    given_text,
+    interactive,
+    library,
+    read_text,
+)
 from softlore.cli.gguf import cache_options, gguf_option, runner_of
 from softlore.cli.options import model_options, prompts_option, sampling_options
 
@@ -59,13 +66,15 @@ def command(
       softlore chain scenes.txt --template '{previous}\\n\\n{item}' --out story.jsonl
       softlore chain "a storm" "a lighthouse" "a letter" --tokens 40
     """
-    from softlore.story.chain import adding_links, chain, line, read_links
-
     listed = read_items(items)
-    prompts = library(folder)
-    done = read_links(out) if out is not None and not overwrite else []
+    with ModelSource(model_name, dtype, device).loading(gguf=gguf, brief=True) as source:
+        from softlore.story.chain import adding_links, chain, line, read_links
+
+        prompts = library(folder)
+        done = read_links(out) if out is not None and not overwrite else []
+        runner = runner_of(source.name, dtype, device, gguf, cache)
     links = chain(
-        runner_of(model_name, dtype, device, gguf, cache),
+        runner,
         listed,
         clean(template, "--template").replace("\\n", "\n"),
         tokens=tokens,

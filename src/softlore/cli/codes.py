@@ -21,9 +21,9 @@ def command(source: common.ModelSource, json_path: str | None) -> None:
       softlore codes
       softlore write "The old house" --code Horror
     """
+    model = source.load(brief=True)
     from softlore.control import codes_of
 
-    model = source.load()
     codes = codes_of(model).values()
     rows = [
         {"code": c.name, "token": c.token, "conditioning": c.conditioning, "template": c.template}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from softlore.cli.loading import found_model, gguf_file
 from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,28 +23,65 @@ SAME_COMMAND = "stopped; progress is saved: the same command continues from here
 
 
 class ModelSource(NamedTuple):
-    """The model that the options of `with_model` name."""
+    """The model that the options of `with_model` name.
+
+    Attributes:
+        shown: that it is loaded has been said; see `loading`.
+    """
 
     name: str | None
     dtype: str | None
     device: str | None
+    shown: bool = False
 
-    def or_else(self, default: str | None) -> ModelSource:
-        """A copy with a default name, if none was given."""
-        return self if self.name is not None else self._replace(name=default)
+    def choose(self, own: str | None = None) -> ModelSource:
+        """A copy with a name: that given, `own` of the lorebook or story, or the default."""
+        from softlore.model.default import choose_model
 
-    def load(self, default: str | None = None) -> FrozenModel:
-        """The model named, or `default`, which may be that of a lorebook, or softlore's default."""
-        return load_model(self.or_else(default).name, self.dtype, self.device)
+        return self._replace(name=choose_model(self.name, own).name)
+
+    @contextlib.contextmanager
+    def loading(
+        self, own: str | None = None, *, gguf: Path | None = None, brief: bool = False
+    ) -> Iterator[ModelSource]:
+        """Shows during the block that the model is loaded; gives the source to load it from.
+
+        The line comes before torch is imported, so imports that need it belong into the block. A
+        model that is on the hub only is downloaded first.
+
+        Args:
+            own: the model of the lorebook or story.
+            gguf: a file that llama.cpp runs instead; the model named is its tokenizer's then.
+            brief: no line for a small model where there is no terminal.
+
+        Raises:
+            ModelError: there is no such model.
+        """
+        if gguf is not None:
+            with gguf_file(gguf, brief):
+                yield self._replace(shown=True)
+            return
+        with found_model(self.name, own, brief) as name:
+            yield self._replace(name=name, shown=True)
+
+    def load(self, own: str | None = None, brief: bool = False) -> FrozenModel:
+        """The model named, or `own` of a lorebook or story, or the default one.
+
+        Raises:
+            ModelError: there is no such model, or it can't be read.
+        """
+        if not self.shown:
+            with self.loading(own, brief=brief) as source:
+                return source.load(own)
+        return load_model(self.name, self.dtype, self.device)
 
 
 def load_model(name: str | None, dtype: str | None, device: str | None) -> FrozenModel:
-    """The model that `model_options` name, or the default one."""
-    from softlore.model import DEFAULT_MODEL, FrozenModel
+    """The model that `model_options` name, or the default one; shows nothing."""
+    from softlore.model import FrozenModel
+    from softlore.model.default import choose_model
 
-    return FrozenModel.from_pretrained(
-        DEFAULT_MODEL if name is None else name, dtype=dtype, device=device
-    )
+    return FrozenModel.from_pretrained(choose_model(name).name, dtype=dtype, device=device)
 
 
 def library(folder: Path | None, new: bool = False) -> PromptLibrary:
@@ -55,12 +93,12 @@ def library(folder: Path | None, new: bool = False) -> PromptLibrary:
     Raises:
         ConfigError: a folder was named that does not exist.
     """
-    from softlore.prompts import PromptLibrary
-
     if folder is not None and not new and not folder.exists():
         raise ConfigError(
             f"there is no folder {str(folder)!r}; expected one of prompt files; check --prompts"
         )
+    from softlore.prompts import PromptLibrary
+
     return PromptLibrary(folder)
 
 

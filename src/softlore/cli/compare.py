@@ -55,21 +55,24 @@ def command(
       softlore compare lore.yaml --styles
     """
     from softlore import demo
-    from softlore.compare.comparison import run_comparison
-    from softlore.compare.methods import make_all, make_styles
-    from softlore.compare.plots import need_extra
-    from softlore.compare.report import write_comparison_page
-    from softlore.compare.tables import NO_RECALL, comparison_note, comparison_table
     from softlore.lore import Lorebook
     from softlore.lore.styles import with_blocks
 
-    need_extra()
     book = Lorebook.load(lorebook or demo.lorebook_path())
     if style is not None:
         book = with_blocks(book, style)
+    with source.loading(book.model) as shown:
+        from softlore.compare.comparison import run_comparison
+        from softlore.compare.methods import make_all, make_styles
+        from softlore.compare.plots import need_extra
+        from softlore.compare.report import write_comparison_page
+        from softlore.compare.tables import NO_RECALL, comparison_note, comparison_table
+
+        need_extra()
+        model = shown.load()
     with progress_bar(MEASURING) as show:
         comparison = run_comparison(
-            source.load(book.model), book, seeds=range(seed, seed + seeds),
+            model, book, seeds=range(seed, seed + seeds),
             make=make_styles if styles else make_all, on_progress=show, **how,
         )  # fmt: skip
     write_comparison_page(comparison, html)

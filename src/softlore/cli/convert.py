@@ -120,7 +120,7 @@ def _write(
         )
     model = None
     if source.name is not None or text is not None or for_connector:
-        model = source.load()
+        model = source.load(brief=True)
         prompt = prompt if prompt.fingerprint else prompt.made_for(model)
         model.check_prompt(prompt)
     if to == "safetensors" and out is not None and _is_folder(out, to):
@@ -129,7 +129,8 @@ def _write(
     if to != "peft" or not path.is_dir() or any(path.iterdir()):  # an empty folder may be filled
         common.check_free(path, force)
     if model is not None and text is not None:
-        _write_context(model, common.clean(text, "--text"), prompt, path)
+        name = source.name or model.name  # as a vLLM server has it, a path included
+        _write_context(model, common.clean(text, "--text"), prompt, path, name)
     elif model is not None and for_connector:
         from softlore.prompts.formats import vllm
 
@@ -198,8 +199,11 @@ def _write_slot(
         click.echo("or begin the text with: " + stands.text)
 
 
-def _write_context(model: FrozenModel, text: str, prompt: SoftPrompt, path: Path) -> None:
+def _write_context(
+    model: FrozenModel, text: str, prompt: SoftPrompt, path: Path, name: str
+) -> None:
     from softlore.context import embed
+    from softlore.model.catalog import hub_name
     from softlore.prompts import Context
     from softlore.prompts.formats import vllm
 
@@ -210,7 +214,7 @@ def _write_context(model: FrozenModel, text: str, prompt: SoftPrompt, path: Path
             f"--text does not name the prompt; expected {prompt.tag} somewhere in it; put it "
             "where the prompt should be"
         )
-    vllm.write_body(vllm.request_body(embed(model, context), model.name), path)
+    vllm.write_body(vllm.request_body(embed(model, context), hub_name(name)), path)
 
 
 def _size(path: Path) -> int:

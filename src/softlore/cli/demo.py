@@ -44,16 +44,18 @@ def command(
     Example:
       softlore demo --open
     """
-    from softlore.compare.plots import need_extra
+    with source.loading() as shown:
+        from softlore.compare.plots import need_extra
 
-    need_extra()
-    from softlore.compare.demo import DemoObserver, run_demo
-    from softlore.compare.report import write_demo_report
+        need_extra()
+        from softlore.compare.demo import DemoObserver, run_demo
+        from softlore.compare.report import write_demo_report
 
+        model = shown.load()
     observer = DemoObserver(
         common.say, lambda: watch(common.interactive()), lambda: progress_bar(MEASURING)
     )
-    demo = run_demo(source.load(), out, seed=seed, quick=quick, time_budget=time_budget,
+    demo = run_demo(model, out, seed=seed, quick=quick, time_budget=time_budget,
                     observer=observer)  # fmt: skip
     demo = write_demo_report(demo, out)
     if json_path != "-":

@@ -61,16 +61,18 @@ def command(
       softlore evaluate lore.yaml --prompts prompts --json report.json
     """
     from softlore.lore import Lorebook
-    from softlore.measure import evaluate
 
     book = Lorebook.load(lorebook)
     text = None if story is None else common.read_text(story, "story")
-    prompts = common.library(folder)
-    trained = {entry.name: prompts[entry.name] for entry in book if entry.name in prompts}
-    for entry in book:
-        if entry.name not in trained:
-            common.say(f"entry {entry.name!r} has no prompt in {prompts.folder}")
-    model = source.load(book.model)
+    with source.loading(book.model) as shown:
+        from softlore.measure import evaluate
+
+        prompts = common.library(folder)
+        trained = {entry.name: prompts[entry.name] for entry in book if entry.name in prompts}
+        for entry in book:
+            if entry.name not in trained:
+                common.say(f"entry {entry.name!r} has no prompt in {prompts.folder}")
+        model = shown.load()
     with progress_bar(MEASURING) as show:
         result = evaluate(model, book, trained, story=text, on_progress=show, **how)
     if json_path != "-":

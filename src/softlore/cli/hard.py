@@ -66,16 +66,18 @@ def distil(
       softlore hard distil --name gothic --code Horror=1.5 --code Humor=-0.5
     """
     from softlore.cli.progress import watch, working
-    from softlore.measure.conditioning import conditioning_fidelity
-    from softlore.prompts.fields import clean_name
-    from softlore.tune import Execution, WorldInfoTrainer
 
     if (file is None) == (not codes):
         raise ConfigError("expected the FILE of a text, or one --code or more; give one of the two")
-    name = clean_name(name)
     text = None if file is None else _conditioning_text(file)
-    prompts = common.library(folder, new=True)
-    model = source.load()
+    with source.loading() as shown:
+        from softlore.measure.conditioning import conditioning_fidelity
+        from softlore.prompts.fields import clean_name
+        from softlore.tune import Execution, WorldInfoTrainer
+
+        name = clean_name(name)
+        prompts = common.library(folder, new=True)
+        model = shown.load()
     conditioning = _conditioning(model, codes, prompts) if text is None else text
     execution = Execution(settings.pop("time_budget"))
     trainer = WorldInfoTrainer(
@@ -151,10 +153,7 @@ def search(
     Example:
       softlore hard search lore.yaml --entry Emma --method gcg --tokens 16
     """
-    from softlore.control.search import Scorer, Searcher
     from softlore.lore import Lorebook
-    from softlore.measure import recall
-    from softlore.prompts import load_prompt
 
     book = Lorebook.load(lorebook)
     entries = [book[name] for name in include] or [entry for entry in book if entry.blocks]
@@ -163,8 +162,13 @@ def search(
             f"no entry of {book.name!r} has blocks; expected calls with responses to search on; "
             "add some"
         )
-    start = None if initial is None else load_prompt(initial)
-    model = source.load(book.model)
+    with source.loading(book.model) as shown:
+        from softlore.control.search import Scorer, Searcher
+        from softlore.measure import recall
+        from softlore.prompts import load_prompt
+
+        start = None if initial is None else load_prompt(initial)
+        model = shown.load()
     report = {}
     unsaved = "stopped; nothing is saved without --checkpoints FOLDER"
     for entry in entries:
@@ -225,8 +229,8 @@ def run(
     if piped and json_path == "-":
         raise ConfigError("--json - and --csv - both go to standard output; give one of them")
     experiment = Experiment.load(file)
-    if source.name is not None:
-        experiment = experiment.model_copy(update={"models": [source.name]})
+    if source.name is not None or "models" not in experiment.model_fields_set:
+        experiment = experiment.model_copy(update={"models": [source.choose().name]})
     cache = _cache(cached)
     with progress_bar("trying ") as bar:
         rows = run_experiment(

@@ -17,13 +17,15 @@ from softlore.cli import common, options
 def command(file: Path | None, folder: Path | None, json_path: str | None) -> None:
     """Show the prompt in FILE; without FILE, or with a folder, what the folder holds.
 
+    Without arguments also the default model, and what has set it.
+
     \b
     Example:
       softlore inspect
       softlore inspect emma.safetensors
     """
     if file is None or (file.is_dir() and not _is_prompt(file)):
-        _show_folder(file or folder, json_path)
+        _show_folder(file or folder, json_path, general=file is None and folder is None)
     else:
         _show_file(file, json_path)
 
@@ -35,7 +37,10 @@ def _is_prompt(folder: Path) -> bool:
     return peft.is_adapter(folder)
 
 
-def _show_folder(folder: Path | None, json_path: str | None) -> None:
+def _show_folder(folder: Path | None, json_path: str | None, general: bool) -> None:
+    from softlore.model.default import choose_model
+
+    choice = choose_model()
     prompts = common.library(folder, new=True)  # where there is none, the text says how to fill it
     listing = prompts.listing()
     rows: list[dict[str, Any]] = [
@@ -51,7 +56,13 @@ def _show_folder(folder: Path | None, json_path: str | None) -> None:
     ]
     bad = [{"file": str(file.path), "error": str(file.error)} for file in listing.bad]
     common.write_json(
-        {"folder": str(prompts.folder), "prompts": rows, "unreadable": bad}, json_path
+        {
+            "folder": str(prompts.folder),
+            "prompts": rows,
+            "unreadable": bad,
+            "default_model": {"name": choice.name, "set_by": choice.source},
+        },
+        json_path,
     )
     if json_path == "-":
         return
@@ -62,6 +73,8 @@ def _show_folder(folder: Path | None, json_path: str | None) -> None:
         common.print_table(("name", "kind", "tokens", "model", "size"), cells)
     else:
         click.echo("no prompts yet: `softlore train LOREBOOK` puts them there")
+    if general:
+        click.echo(f"default model: {choice.name} ({choice.set_by})")
     for file in bad:
         common.say(f"unreadable: {file['error']}")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.common import interactive, write_json
+from softlore.cli.common import ModelSource, interactive, write_json
 from softlore.cli.options import json_option, model_options
 from softlore.errors import ConfigError
 
@@ -65,8 +65,6 @@ def command(
     """
     from softlore.errors import StoryError
     from softlore.story import StoryLibrary
-    from softlore.story.learning import learn, learnable_lines
-    from softlore.story.session import StorySession
 
     with StoryLibrary(stories_folder).open(name) as story:
         if not story.settings.lorebook:
@@ -77,6 +75,8 @@ def command(
         from softlore.lore import Lorebook
 
         book = Lorebook.load(story.settings.lorebook)
+        from softlore.story.learning import learn, learnable_lines
+
         lines = learnable_lines(story, book)
         if json_path != "-":
             _show(lines)
@@ -84,7 +84,11 @@ def command(
             write_json([vars(line) for line in lines], json_path)
             return
         chosen = lines if pick_all else _pick(lines, pick)
-        session = StorySession.open(story, model_name, dtype, device)
+        own = story.settings.model or book.model
+        with ModelSource(model_name, dtype, device).loading(own) as source:
+            from softlore.story.session import StorySession
+
+            session = StorySession.open(story, source.name, dtype, device)
         from softlore.cli.progress import watch
         from softlore.model import require_frozen_model
 

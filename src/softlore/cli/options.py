@@ -37,7 +37,12 @@ def model_options(function: Command) -> Command:
     for option in (
         click.option("--device", help="Device to run on, such as cuda.  [default: a GPU if any]"),
         click.option("--dtype", help="float32, bfloat16 or float16.  [default: by device]"),
-        click.option("--model", "model_name", help="Hub id or folder.  [default: storyteller]"),
+        click.option(
+            "--model",
+            "model_name",
+            help="Short name (see `softlore models`), "
+            "folder, GGUF file or hub id.  [default: see `softlore models use`]",
+        ),
     ):
         function = option(function)
     return function

@@ -87,17 +87,18 @@ def command(
     from softlore.serve.listening import listen, url_of
 
     listening = listen(settings)
-    common.say(f"loading {gguf or source.name or 'the storyteller'} …")
     from softlore.lore import Lorebook
-    from softlore.serve import logs
-    from softlore.serve.server import Server
 
-    logs.set_up(log_level)
     book = None if lorebook is None else Lorebook.load(lorebook)
-    if gguf is not None:
-        engine = _gguf_engine(gguf, source.name, context, cache, cache_mb, settings)
-    else:
-        engine = _engine(source, book, settings, engine_url, engine_key)
+    with source.loading(book.model if book else None, gguf=gguf) as shown:
+        from softlore.serve import logs
+        from softlore.serve.server import Server
+
+        logs.set_up(log_level)
+        if gguf is not None:
+            engine = _gguf_engine(gguf, source.name, context, cache, cache_mb, settings)
+        else:
+            engine = _engine(shown, settings, engine_url, engine_key)
     state = _state(engine, settings, book, folder, stories_folder, books_folder)
     url = url_of(listening)
 
@@ -141,13 +142,12 @@ def _limits(settings: ServeSettings) -> dict[str, Any]:
 
 def _engine(
     source: common.ModelSource,
-    book: Lorebook | None,
     settings: ServeSettings,
     url: str | None,
     key: str | None,
 ) -> Engine:
     """This process as the engine, or the vLLM server at a URL."""
-    model, limits = source.load(book.model if book else None), _limits(settings)
+    model, limits = source.load(), _limits(settings)
     if url is not None:
         from softlore.serve.engines.vllm import VLLMEngine
 

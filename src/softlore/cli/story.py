@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.common import interactive, library
+from softlore.cli.common import ModelSource, interactive, library
 from softlore.cli.gguf import cache_options, gguf_option, gguf_runner
 from softlore.cli.options import model_options, prompts_option, sampling_options
 
@@ -87,31 +87,44 @@ def command(
     if delete:
         _delete(stories, name, yes)
         return
-    library(folder)  # checked before a story is created
     given: dict[str, Any] = {
         "lorebook": lorebook and str(lorebook.resolve()),
         "prompts": folder and str(folder.resolve()),
-        "model": None if gguf else model_name,  # with a file: whose tokenizer it has
+        "model": None if gguf else _lasting(model_name),  # with a file: whose tokenizer it has
         "budget": budget,
         "seed": seed,
     }
     given = {key: value for key, value in given.items() if value is not None}
     source = _StorySource(stories, name, import_file)
     if export_file is not None:
+        library(folder)
         if lorebook is not None:
             Lorebook.load(lorebook)
         with stories.open(name) if import_file is None else source.open() as story:
             story.set(**given)
             _export(story, export_file)
         return
-    from softlore.story.session import StorySession, sources
+    settings = source.settings().changed(**given)
+    own = settings.model or (Lorebook.load(settings.lorebook).model if settings.lorebook else None)
+    chosen = ModelSource(model_name, dtype, device)
+    with chosen.loading(own, gguf=gguf, brief=True) as shown:
+        from softlore.story.session import StorySession, sources
 
-    runner = None if gguf is None else gguf_runner(gguf, model_name, None, cache)
-    model, book, prompts = sources(source.settings().changed(**given), dtype, device, runner)
+        library(folder)  # checked before a story is created
+        runner = None if gguf is None else gguf_runner(gguf, model_name, None, cache)
+        named = settings if gguf else settings.changed(model=shown.name)
+        model, book, prompts = sources(named, dtype, device, runner)
     with source.open() as story:
         story.set(**given)
         lore = book if lorebook else source.book or book
         _write(StorySession(story, model, lore, prompts), stories, tokens, sampling)
+
+
+def _lasting(model_name: str | None) -> str | None:
+    """The name under which the story finds its model from every folder."""
+    from softlore.model.finding import lasting_name
+
+    return None if model_name is None else lasting_name(model_name)
 
 
 def _export(story: Story, path: Path) -> None:

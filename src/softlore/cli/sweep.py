@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,21 +71,23 @@ def command(
       softlore sweep lore.yaml --param company_size=1,2,4 --ray --workers 2
     """
     from softlore.lore import Lorebook
-    from softlore.model import DEFAULT_MODEL
-    from softlore.tune.search_space import DEFAULT, parse_space
 
-    with common.require_extra("sweep"):
-        from softlore.tune.sweep import Sweep
-    settings = training_settings(given)
-    free = [param for param in DEFAULT if param.partition("=")[0] not in settings]
-    space = parse_space(params or free)
     book = Lorebook.load(lorebook)
-    source = source.or_else(book.model or DEFAULT_MODEL)
-    name = source.name or ""
-    path = study or lorebook.with_suffix(".sweep.db")
-    how = {"seconds": seconds, "drift_weight": drift_weight, "distances": distances,
-           "overwrite": overwrite, "seed": settings.get("seed", 0), **settings}  # fmt: skip
-    with workers.pool(source, max_workers=trials) as pool, _trial_bar(trials) as show:
+    with ExitStack() as stack:
+        with source.loading(book.model) as source:
+            from softlore.tune.search_space import DEFAULT, parse_space
+
+            with common.require_extra("sweep"):
+                from softlore.tune.sweep import Sweep
+            settings = training_settings(given)
+            free = [param for param in DEFAULT if param.partition("=")[0] not in settings]
+            space = parse_space(params or free)
+            pool = stack.enter_context(workers.pool(source, max_workers=trials))
+        name = source.name or ""
+        path = study or lorebook.with_suffix(".sweep.db")
+        how = {"seconds": seconds, "drift_weight": drift_weight, "distances": distances,
+               "overwrite": overwrite, "seed": settings.get("seed", 0), **settings}  # fmt: skip
+        show = stack.enter_context(_trial_bar(trials))
         sweep = Sweep(pool, book, space, path, model=name, trials=trials,
                       on_trial=show, **how)  # fmt: skip
         with common.resumable(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ from softlore.errors import ConfigError
 from softlore.settings import TrainingConfig, table
 
 if TYPE_CHECKING:
+    from softlore.model import FrozenModel
     from softlore.prompts import PromptLibrary, SoftPrompt
     from softlore.tune import WorldInfoTrainer
+    from softlore.tune.distributed import Ranks
 
 # A control code is first and alone, and is meant to change all text after it.
 CODE_SETTINGS = {"company_size": 1, "max_spacing": 0, "drift_guard": 0.0}
@@ -94,7 +97,6 @@ def command(
     """
     run = training_settings(given)
     time_budget = run.pop("time_budget", None)
-    prompts = common.library(folder, new=True)
     if group_size is None and workers.ray is not None:
         group_size = GROUP_SIZE
     with torchrun_ranks(source.device, group_size is not None) as ranks:
@@ -104,36 +106,42 @@ def command(
                     "--time-budget sets the number of updates by their speed, which differs "
                     "between workers; expected a number for groups; use --max-steps instead"
                 )
-            report = _train_groups(lorebook, prompts, include, run, group_size, source, workers)
+            report = _train_groups(lorebook, folder, include, run, group_size, source, workers)
         else:
             workers.use_threads()
             if ranks is not None:
                 source = source._replace(device=ranks.device)
-            from softlore.tune import Execution
-
-            run["execution"] = Execution(time_budget, ranks=ranks)
-            report = _train_together(lorebook, prompts, include, run, source)
+            report = _train_together(lorebook, folder, include, run, source, time_budget, ranks)
         if ranks is None or ranks.first:
             common.write_json(report, json_path)
 
 
 def _train_together(
     lorebook: Path,
-    prompts: PromptLibrary,
+    folder: Path | None,
     include: tuple[str, ...],
     run: dict[str, Any],
     source: common.ModelSource,
+    time_budget: float | None,
+    ranks: Ranks | None,
 ) -> dict[str, Any]:
     """Trains a lorebook as one set, or a corpus; saves the prompts and returns the report."""
     from softlore.lore import Lorebook
-    from softlore.tune.lorebook_training import plan_book
 
     trainer: WorldInfoTrainer[Any]
-    if _is_corpus(lorebook):
-        trainer = _corpus_trainer(lorebook, prompts, run, source)
+    corpus = _read_corpus(lorebook) if _is_corpus(lorebook) else None
+    book = None if corpus is not None else Lorebook.load(lorebook)
+    with source.loading(book.model if book is not None else None) as shown:
+        from softlore.tune import Execution
+        from softlore.tune.lorebook_training import plan_book
+
+        run["execution"] = Execution(time_budget, ranks=ranks)
+        prompts = common.library(folder, new=True)
+        model = shown.load()
+    if book is None:
+        trainer = _corpus_trainer(lorebook, corpus, prompts, run, model)
     else:
-        book = Lorebook.load(lorebook)
-        plan = plan_book(source.load(book.model), book, prompts, include=include, **run)
+        plan = plan_book(model, book, prompts, include=include, **run)
         if plan.retained:
             common.say(f"already trained, in company with the new ones: {', '.join(plan.retained)}")
         if plan.trainer is None:
@@ -145,7 +153,7 @@ def _train_together(
 
 def _train_groups(
     lorebook: Path,
-    prompts: PromptLibrary,
+    folder: Path | None,
     include: tuple[str, ...],
     run: dict[str, Any],
     group_size: int,
@@ -159,7 +167,6 @@ def _train_groups(
     """
     from softlore.cli.progress import watch_groups
     from softlore.lore import Lorebook
-    from softlore.tune.group_run import GroupRun
 
     if _is_corpus(lorebook):
         raise ConfigError(
@@ -167,9 +174,14 @@ def _train_groups(
             "fall into groups; leave --group-size and --ray out"
         )
     book = Lorebook.load(lorebook)
-    source = source.or_else(book.model)
     groups = -(-len(book) // group_size)
-    with workers.pool(source, groups) as pool, watch_groups(common.interactive()) as show:
+    with ExitStack() as stack:
+        with source.loading(book.model) as shown:
+            from softlore.tune.group_run import GroupRun
+
+            prompts = common.library(folder, new=True)
+            pool = stack.enter_context(workers.pool(shown, groups))
+        show = stack.enter_context(watch_groups(common.interactive()))
         training = GroupRun(
             pool, book, prompts, group_size=group_size, include=include, on_event=show, **run
         )
@@ -190,22 +202,26 @@ def _is_corpus(path: Path) -> bool:
     return path.suffix == ".txt" or holds_corpora(path)
 
 
-def _corpus_trainer(
-    path: Path, prompts: PromptLibrary, run: dict[str, Any], source: common.ModelSource
-) -> WorldInfoTrainer[Any]:
+def _read_corpus(path: Path) -> Any:
+    """The text of a corpus, or the texts of a set of them."""
     from softlore.lore.corpora import holds_corpora, read_corpora
+
+    return read_corpora(path) if holds_corpora(path) else common.read_text(path, "corpus")
+
+
+def _corpus_trainer(
+    path: Path, corpus: Any, prompts: PromptLibrary, run: dict[str, Any], model: FrozenModel
+) -> WorldInfoTrainer[Any]:
     from softlore.lore.names import as_name
     from softlore.tune import Checkpointing, WorldInfoTrainer
     from softlore.tune.lorebook_training import checkpoint_path
 
     name = as_name(path.stem)
-    several = holds_corpora(path)
-    corpus: Any = read_corpora(path) if several else common.read_text(path, "corpus")
-    settings = CODE_SETTINGS | run if several else dict(run)
+    settings = dict(run) if isinstance(corpus, str) else CODE_SETTINGS | run
     seconds, overwrite = settings.pop("checkpoint_seconds"), settings.pop("overwrite")
     checkpointing = Checkpointing(checkpoint_path(prompts.folder, name), seconds, overwrite)
     return WorldInfoTrainer(
-        source.load(), corpus=corpus, name=name, checkpointing=checkpointing, **settings
+        model, corpus=corpus, name=name, checkpointing=checkpointing, **settings
     )
 
 

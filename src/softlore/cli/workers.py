@@ -65,14 +65,12 @@ class Workers(NamedTuple):
     def _on_ray(
         self, address: str, source: common.ModelSource, max_workers: int | None
     ) -> WorkerPool:
-        from softlore.cli.progress import working
-        from softlore.model import DEFAULT_MODEL
         from softlore.tune.worker_pool import ModelSpec
 
         with common.require_extra("ray"):
             from softlore.tune.worker_pool_ray import RayWorkerPool
-        spec = ModelSpec(source.or_else(DEFAULT_MODEL).name or "", source.dtype, source.device)
-        with working("starting workers", common.interactive()):
+        with source.loading() as shown:
+            spec = ModelSpec(shown.name or "", source.dtype, source.device)
             pool = RayWorkerPool(spec, address, self.workers, self.threads, max_workers)
         common.say(f"{common.count(pool.size, 'worker')} of {common.count(pool.threads, 'thread')}")
         return pool

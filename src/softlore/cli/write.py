@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from softlore.cli.common import clean, given_text, library
+from softlore.cli.common import ModelSource, clean, given_text, library
 from softlore.cli.gguf import cache_options, gguf_option, runner_of
 from softlore.cli.options import (
     code_option,
@@ -50,19 +50,21 @@ def command(
     \b
     Example:
       softlore write "At the gate stood [[soft:Emma]]Emma, who wore" --tokens 60 --seed 1
+      softlore write "The old house" --model smollm2
       softlore write "The old house" --code Horror
       softlore write "The old house" --gguf storyteller-Q4_K.gguf
       softlore write "The old house" --code Horror=2 --code Humor=-1
       softlore write "The old house" --sampler dry_multiplier=0.8 --sampler banned_strings=suddenly
     """
-    from softlore.control import find_codes
-    from softlore.decode import GenerationRequest, write_request
-    from softlore.prompts import Context
-
     text = given_text(text)
-    prompts = library(folder)
-    context = Context.parse(text, prompts)
-    runner = runner_of(model_name, dtype, device, gguf, cache, len(codes) + 1)
+    with ModelSource(model_name, dtype, device).loading(gguf=gguf, brief=True) as source:
+        from softlore.control import find_codes
+        from softlore.decode import GenerationRequest, write_request
+        from softlore.prompts import Context
+
+        prompts = library(folder)
+        context = Context.parse(text, prompts)
+        runner = runner_of(source.name, dtype, device, gguf, cache, len(codes) + 1)
     strengths = dict(map(parse_code, codes))
     by_name = find_codes(runner.model, strengths, prompts) if strengths else {}
     conditioning = [(by_name[name].conditioning, weight) for name, weight in strengths.items()]

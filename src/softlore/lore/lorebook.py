@@ -33,7 +33,7 @@ class Lorebook(LoreModel):
     """What the lorebook is called. In a file it may be left out: the file's own name is used."""
 
     model: str | None = None
-    """The model the lore is meant for: a hub id, a folder, or `storyteller`."""
+    """The model the lore is meant for: a short name, a folder, a GGUF file or a hub id."""
 
     training: PlainFields = Field(default_factory=dict)
     """Settings to train with where the command names no others."""

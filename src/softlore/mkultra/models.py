@@ -12,7 +12,8 @@ from torch import Tensor
 
 from softlore.mkultra.registry import vocabulary_of
 from softlore.model import FrozenModel
-from softlore.model.loading import locate
+from softlore.model.catalog import KNOWN_MODELS
+from softlore.model.finding import locate
 
 
 class MkultraModel:
@@ -40,7 +41,7 @@ class MkultraModel:
         if options:
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
-            path = locate(str(name))
+            path = _place(str(name), options)
             hf = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
             frozen = FrozenModel(hf, AutoTokenizer.from_pretrained(path), str(name))
         else:
@@ -53,6 +54,11 @@ class MkultraModel:
 
     def _on_load(self) -> None:
         """Called once a model is loaded."""
+
+
+def _place(name: str, options: dict[str, Any], weights: bool = True) -> str:
+    """The folder of a model; a hub id as it is where there are options, such as a revision."""
+    return name if options and name not in KNOWN_MODELS else locate(name, weights)
 
 
 @functools.cache
@@ -96,7 +102,7 @@ class GPT2TokenizerFast:
         """Loads the tokenizer of any model, by hub id, folder or `"storyteller"`."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(locate(str(name)), **options)
+        return AutoTokenizer.from_pretrained(_place(str(name), options, False), **options)
 
 
 class GPT2SPTokenizerFast(GPT2TokenizerFast):

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from softlore.errors import ContextError, UnsupportedModelError
 from softlore.model import fingerprint as sketches
+from softlore.model.catalog import DEFAULT_MODEL
 from softlore.model.families import family_of
 from softlore.model.kv_cache import KeysValues, KVCache, fill_cache, read_cache
 from softlore.model.language import LanguageModel
-from softlore.model.loading import DEFAULT_MODEL, leading_id, load
+from softlore.model.loading import leading_id, load
 from softlore.model.rotary import SHIFT, Rotary, candidate_frequencies, find_rotary
 from softlore.model.verify import rejecting_unsupported, verify_forward
 
@@ -57,11 +58,13 @@ class FrozenModel(LanguageModel):
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
     ) -> FrozenModel:
-        """Loads a model by hub id, folder or GGUF file; `"storyteller"` is inside the package.
+        """Loads a model by short name, folder, GGUF file or hub id.
 
         Args:
-            name: hub id, folder, GGUF file (its weights are unpacked to `dtype`), or
-                `"storyteller"`.
+            name: such as `"smollm2"` (`softlore models` lists the names); the weights of a GGUF
+                file are unpacked to `dtype`. Without a name, the storyteller inside the package,
+                whatever `softlore models use` has set, so that a program does the same on every
+                machine.
             dtype: such as `"bfloat16"`; default: float32 on a CPU, bfloat16 on a GPU.
             device: such as `"cuda"`; default: a GPU when there is one.
 

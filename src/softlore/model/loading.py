@@ -1,4 +1,4 @@
-"""Loads a model and its tokenizer by hub id, folder, GGUF file or name."""
+"""Loads a model and its tokenizer by short name, folder, GGUF file or hub id."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from softlore.errors import ModelError
+from softlore.model.catalog import DEFAULT_MODEL, KNOWN_MODELS
+from softlore.model.finding import display_name, locate
 from softlore.model.gguf.header import is_gguf
 from softlore.model.gguf.weights import load_gguf_tokenizer, load_weights
 from softlore.model.verify import first_line
-
-DEFAULT_MODEL = "storyteller"
 
 
 def load(
@@ -23,7 +23,7 @@ def load(
     device: torch.device | str | None,
     tokenizer: Any = None,
 ) -> tuple[Any, Any, str]:
-    """Loads a transformers causal LM, by hub id, folder, GGUF file or `"storyteller"`.
+    """Loads a transformers causal LM, by short name, folder, GGUF file or hub id.
 
     Args:
         tokenizer: used in place of a GGUF file's own.
@@ -42,7 +42,7 @@ def load(
     if is_gguf(where):
         with _quiet():
             hf, tokenizer, own_name = load_weights(Path(where), dtype, tokenizer)
-        return hf.to(device), tokenizer, own_name
+        return hf.to(device), tokenizer, name if name in KNOWN_MODELS else own_name
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(where)
@@ -53,7 +53,7 @@ def load(
             "folder with config.json, weights and tokenizer, a GGUF file, a hub id that can be "
             f"reached, or {DEFAULT_MODEL!r}; check the name, or download the model first"
         ) from error
-    return hf.to(device), tokenizer, name
+    return hf.to(device), tokenizer, display_name(name)
 
 
 def load_tokenizer(name: str) -> Any:
@@ -64,7 +64,7 @@ def load_tokenizer(name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    where = locate(name)
+    where = locate(name, weights=False)
     if is_gguf(where):
         return load_gguf_tokenizer(Path(where))
     try:
@@ -88,15 +88,6 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def locate(name: str) -> str:
-    """The path or hub id for transformers; `"storyteller"` lies inside the package."""
-    if name == DEFAULT_MODEL and not Path(name).is_dir():
-        from softlore import storyteller
-
-        return str(storyteller.path())
-    return name
 
 
 def _device(device: torch.device | str | None) -> torch.device:

@@ -15,7 +15,8 @@ from softlore.decode.output import FinishReason
 from softlore.decode.writing import Runnable, TextStream
 from softlore.errors import ContextError, StoryError
 from softlore.lore import Lorebook
-from softlore.model import DEFAULT_MODEL, FrozenModel
+from softlore.model import FrozenModel
+from softlore.model.default import choose_model
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.story.composing import ContextComposer, ContextPlan
 from softlore.story.settings import StorySettings
@@ -227,8 +228,10 @@ def sources(
     """
     book = Lorebook.load(settings.lorebook) if settings.lorebook else None
     prompts = PromptLibrary(Path(settings.prompts) if settings.prompts else None)
-    name = settings.model or (book.model if book else None) or DEFAULT_MODEL
-    return model or FrozenModel.from_pretrained(name, dtype, device), book, prompts
+    if model is None:
+        name = choose_model(settings.model or None, book.model if book else None).name
+        model = FrozenModel.from_pretrained(name, dtype, device)
+    return model, book, prompts
 
 
 def _timers(turns: Sequence[Turn]) -> Timers | None:

@@ -32,7 +32,7 @@ class StorySettings(Settings):
     )
     lorebook: str = setting("", "Path of a lorebook; empty for none.")
     prompts: str = setting("", "Folder of soft prompts; empty for the default one.")
-    model: str = setting("", "Hub id or folder; empty for the default model.")
+    model: str = setting("", "Short name, folder, GGUF file or hub id; empty for the default.")
     seed: int | None = setting(
         None, "Random seed; none for a new one each time.", ge=0, le=2**63 - 1
     )

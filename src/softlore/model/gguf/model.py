@@ -17,8 +17,9 @@ from torch import Tensor
 from softlore.errors import ModelError, PromptMismatchError, UnsupportedModelError
 from softlore.model import fingerprint as sketches
 from softlore.model.families import family_named
+from softlore.model.finding import display_name, locate
 from softlore.model.frozen import FrozenModel
-from softlore.model.gguf.header import read_header
+from softlore.model.gguf.header import is_gguf, read_header
 from softlore.model.gguf.layout import Layout
 from softlore.model.gguf.library import llama
 from softlore.model.gguf.runner import LlamaCppContext, Tokens
@@ -70,7 +71,7 @@ class GGUFModel(LanguageModel):
                 "--gguf"
             )
         self.header = read_header(self.path)
-        self.name = tokenizer or self.header.name
+        self.name = display_name(tokenizer) if tokenizer else self.header.name
         self._weights: FrozenModel | None = None
         self._loading = threading.Lock()
         self._lib = llama()
@@ -146,9 +147,10 @@ class GGUFModel(LanguageModel):
         if self._named is not None:
             from transformers import AutoConfig
 
-            from softlore.model.loading import locate
-
-            config = AutoConfig.from_pretrained(locate(self._named))
+            where = locate(self._named, weights=False)
+            if is_gguf(where):
+                return control_codes(read_header(where))
+            config = AutoConfig.from_pretrained(where)
             return getattr(config, "control_codes", None) or {}
         return control_codes(self.header)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from softlore.model.catalog import hub_name
 from softlore.prompts.fields import MAX_DEPTH, Kind, clean_text
 from softlore.prompts.opening import decode_utf8, parse_json
 from softlore.prompts.reasons import Reason, as_file_error, refuse
@@ -118,7 +119,7 @@ def config_of(prompt: SoftPrompt) -> dict[str, Any]:
     """
     unset = "auto_mapping modules_to_save num_attention_heads num_layers peft_version revision"
     config: dict[str, Any] = dict.fromkeys(unset.split()) | {
-        "base_model_name_or_path": prompt.base_model or None,
+        "base_model_name_or_path": hub_name(prompt.base_model) or None,
         "inference_mode": True,
         "num_transformer_submodules": 1,
         "num_virtual_tokens": len(prompt),

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from softlore.disk import write_atomically
 from softlore.errors import PromptError
+from softlore.model.catalog import hub_name
 from softlore.prompts.formats.rows import check_embedding_kind
 from softlore.prompts.soft_prompt import SoftPrompt
 from softlore.vllm_connector.files import FORMAT
@@ -52,7 +53,7 @@ def write(prompt: SoftPrompt, path: str | os.PathLike[str]) -> None:
     Raises PromptError for the prefix kind, StorageError where the disk refuses.
     """
     check_rows(prompt)
-    write_body(request_body(prompt.embeddings, prompt.base_model), path)
+    write_body(request_body(prompt.embeddings, hub_name(prompt.base_model)), path)
 
 
 def check_rows(prompt: SoftPrompt) -> None:
