@@ -114,17 +114,15 @@ def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.apply(function, arguments)
 
 
-def matmul_peak(dtype: str) -> float:
+def matmul_peak(dtype: str, device: str = "cpu", n: int = 2048) -> float:
     """FLOP/s of a large square matrix product."""
     import torch
 
-    n = 2048
-    a, b = (torch.randn(n, n).to(getattr(torch, dtype)) for _ in range(2))
-    a @ b
+    a, b = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
     best = math.inf
-    for _ in range(5):
+    for _ in range(6):  # the first warms up, and is the slowest
         start = time.perf_counter()
-        a @ b
+        float((a @ b)[0, 0])  # waits for a GPU
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
 
@@ -160,24 +158,28 @@ def _data(vocabulary: int, filler: int) -> tuple[list[int], list[list[int]]]:
 
 
 def measure(case: Case) -> Result:
-    """Times one way's update and the memory it adds."""
+    """Times one way's update and the memory it adds, on a model of GPT-2's shape."""
+    return measure_update(_model(case.tiny, case.dtype), case.way, case.filler, case.repeats)
+
+
+def measure_update(model: Any, way: str, filler_tokens: int, repeats: int) -> Result:
+    """Times one way's update, and the memory it adds, on any frozen transformers model."""
     import torch
 
-    model = _model(case.tiny, case.dtype)
-    filler, pairs = _data(model.config.vocab_size, case.filler)
-    way = {"softlore": _ours, "PEFT": _peft, "one pair at a time": _loop}[case.way]
-    update, parameter = way(model, filler, pairs)
+    filler, pairs = _data(model.config.vocab_size, filler_tokens)
+    make = {"softlore": _ours, "PEFT": _peft, "one pair at a time": _loop}[way]
+    update, parameter = make(model, filler, pairs)
     gc.collect()
-    before = _reset_peak()
+    before = reset_peak()
     seconds, loss = [], 0.0
-    for _ in range(case.repeats + 1):
+    for _ in range(repeats + 1):
         parameter.grad = None
         start = time.perf_counter()
         loss = update()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    megabytes = (_peak() - before) / 2**20
+    megabytes = (peak_memory() - before) / 2**20
     return Result(statistics.median(seconds[1:]), megabytes, loss, float(parameter.grad.norm()))
 
 
@@ -192,18 +194,21 @@ def _ours(model: Any, filler: list[int], pairs: list[list[int]]) -> tuple[Any, A
     from softlore.context import Node, Tree
     from softlore.model import FrozenModel
     from softlore.model.tiny import byte_tokenizer
-    from softlore.tune.objective import CallResponse, TrainingBatch, response_branch, run
+    from softlore.tune import TrainingBatch, run
+    from softlore.tune.examples import CallResponse
+    from softlore.tune.losses import loss_branch
 
     frozen, soft = FrozenModel(model, byte_tokenizer()), _soft(model)
 
     def update() -> float:
         nodes = [Node(soft)] + ([Node(filler, 0)] if filler else [])
         batch = TrainingBatch()
+        end, owners = len(nodes) - 1, ("",)
         leaves = [
-            response_branch(CallResponse(p, CALL), len(nodes) - 1, "", 1 / PAIRS) for p in pairs
+            loss_branch(CallResponse(p, CALL), end, owners, "response", 1 / PAIRS) for p in pairs
         ]
         batch.add(Tree(nodes), leaves)
-        return run(frozen, batch)["", "response"]
+        return run(frozen, batch)[owners, "response"]
 
     return update, soft
 
@@ -251,7 +256,8 @@ def _loop(model: Any, filler: list[int], pairs: list[list[int]]) -> tuple[Any, A
     return update, soft
 
 
-def _reset_peak() -> float:
+def reset_peak() -> float:
+    """Begins the peak of memory anew; returns the bytes in use: of the GPU if there is one."""
     import psutil
     import torch
 
@@ -266,7 +272,8 @@ def _reset_peak() -> float:
     return float(psutil.Process().memory_info().rss)
 
 
-def _peak() -> float:
+def peak_memory() -> float:
+    """The most bytes in use since `reset_peak`: of the GPU if there is one."""
     import resource
 
     import torch

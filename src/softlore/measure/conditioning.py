@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from softlore.context.compose import ContextLike
@@ -10,7 +11,13 @@ from softlore.decode.conditioning import Conditioning, weighted, with_bare_model
 from softlore.lore import Block, Entry
 from softlore.measure import score
 from softlore.measure.losses import fidelity, mean_kl
-from softlore.measure.material import FIDELITY, HELD_OUT, Material, passage_tokens
+from softlore.measure.material import (
+    FIDELITY,
+    HELD_OUT,
+    Material,
+    lore_passages,
+    passage_tokens,
+)
 from softlore.measure.results import Measures
 from softlore.model import FrozenModel
 from softlore.prompts import Context
@@ -56,6 +63,36 @@ class ConditioningEvaluator:
             rows = score.passage_hidden_states(self.model, conditioning, self.material.unrelated)
             self._drifts[key] = mean_kl(self.model, self._bare, rows)
         return self._drifts[key]
+
+
+class FidelityEvaluator:
+    """Measures the fidelity of conditionings to an entry's text, on the same passages.
+
+    The model samples them after the text; its hidden states on them are computed once.
+
+    Args:
+        text: the entry's text as a hard prompt; empty if it has none.
+    """
+
+    def __init__(self, model: FrozenModel, entry: Entry, text: str, seed: int) -> None:
+        self.model = model
+        self._passages: list[list[int]] = []
+        if text and score.fits_after(model, text, passage_tokens(model)):
+            self._passages = lore_passages(model, entry, text, seed)
+            self._text = score.passage_hidden_states(model, text, self._passages)
+            self._bare = score.passage_hidden_states(model, "", self._passages)
+
+    def measure(self, conditioning: ContextLike) -> float | None:
+        """Share of the text's effect that a conditioning has.
+
+        None if the conditioning or the text does not fit, or the text has no effect.
+        """
+        model = self.model
+        if not self._passages or not score.fits_after(model, conditioning, passage_tokens(model)):
+            return None
+        rows = score.passage_hidden_states(model, conditioning, self._passages)
+        value = fidelity(model, self._text, self._bare, rows)
+        return value if math.isfinite(value) else None
 
 
 def conditioning_trees(model: FrozenModel, conditioning: Conditioning) -> WeightedTrees:

@@ -10,10 +10,8 @@ from dataclasses import replace
 from softlore.context.compose import ContextLike
 from softlore.errors import ConfigError, UnknownPromptError
 from softlore.lore import Entry, Lorebook
-from softlore.measure import score
-from softlore.measure.conditioning import ConditioningEvaluator
-from softlore.measure.losses import fidelity
-from softlore.measure.material import gather, lore_passages, passage_tokens
+from softlore.measure.conditioning import ConditioningEvaluator, FidelityEvaluator
+from softlore.measure.material import gather
 from softlore.measure.results import CONDITIONINGS, EntryResult, Evaluation, Measures
 from softlore.measure.stories import StoryEvaluator
 from softlore.model import FrozenModel
@@ -143,34 +141,13 @@ def _measure_entry(
     evaluator: ConditioningEvaluator, entry: Entry, conditionings: Conditionings, seed: int
 ) -> dict[str, Measures | None]:
     """All measures but stories', by conditioning; None for one that is absent or does not fit."""
-    fidelities = _fidelities(evaluator.model, entry, conditionings, seed)
+    text = str(conditionings.get("text", ""))
+    fidelities = FidelityEvaluator(evaluator.model, entry, text, seed)
     measured: dict[str, Measures | None] = dict.fromkeys(CONDITIONINGS)
     for name, conditioning in conditionings.items():
         measures = evaluator.measure(entry, conditioning)
-        measured[name] = measures and replace(measures, fidelity=fidelities.get(name))
+        measured[name] = measures and replace(measures, fidelity=fidelities.measure(conditioning))
     return measured
-
-
-def _fidelities(
-    model: FrozenModel, entry: Entry, conditionings: Mapping[str, ContextLike], seed: int
-) -> dict[str, float]:
-    """Fidelity of each conditioning to the entry's text; none where there is no text."""
-    fitting = {
-        name: conditioning
-        for name, conditioning in conditionings.items()
-        if score.fits_after(model, conditioning, passage_tokens(model))
-    }
-    if "text" not in fitting:
-        return {}
-    passages = lore_passages(model, entry, fitting["text"], seed)
-    states = {
-        name: score.passage_hidden_states(model, conditioning, passages)
-        for name, conditioning in fitting.items()
-    }
-    fidelities = {
-        name: fidelity(model, states["text"], states["none"], rows) for name, rows in states.items()
-    }
-    return {name: value for name, value in fidelities.items() if math.isfinite(value)}
 
 
 def _companies(names: Sequence[str]) -> dict[str, list[str]]:
