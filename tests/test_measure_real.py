@@ -72,7 +72,8 @@ def test_what_is_in_the_file_is_not_measured_again(quick, capsys, monkeypatch):
     last, _ = quick(capsys)
     assert "0 of 6 cases" in last.err
     assert last.out == again.out
-    assert sorted(last.out.splitlines()) == sorted(first.out.splitlines())
+    tables = [line for line in last.out.splitlines() if line.startswith("|")]
+    assert tables == [line for line in first.out.splitlines() if line.startswith("|")]
 
 
 @pytest.mark.parametrize("bos", [False, True])
