@@ -32,6 +32,7 @@ class ModelSource(NamedTuple):
     name: str | None
     dtype: str | None
     device: str | None
+    quantize: str | None = None
     shown: bool = False
 
     def choose(self, own: str | None = None) -> ModelSource:
@@ -73,15 +74,17 @@ class ModelSource(NamedTuple):
         if not self.shown:
             with self.loading(own, brief=brief) as source:
                 return source.load(own)
-        return load_model(self.name, self.dtype, self.device)
+        return load_model(self.name, self.dtype, self.device, self.quantize)
 
 
-def load_model(name: str | None, dtype: str | None, device: str | None) -> FrozenModel:
+def load_model(
+    name: str | None, dtype: str | None, device: str | None, quantize: str | None = None
+) -> FrozenModel:
     """The model that `model_options` name, or the default one; shows nothing."""
     from softlore.model import FrozenModel
     from softlore.model.default import choose_model
 
-    return FrozenModel.from_pretrained(choose_model(name).name, dtype=dtype, device=device)
+    return FrozenModel.from_pretrained(choose_model(name).name, dtype, device, quantize)
 
 
 def library(folder: Path | None, new: bool = False) -> PromptLibrary:

@@ -35,8 +35,14 @@ class Finite(click.FloatRange):
 def model_options(function: Command) -> Command:
     """`--model`, `--dtype`, `--device`, given as `model_name`, `dtype` and `device`."""
     for option in (
-        click.option("--device", help="Device to run on, such as cuda.  [default: a GPU if any]"),
-        click.option("--dtype", help="float32, bfloat16 or float16.  [default: by device]"),
+        click.option(
+            "--device",
+            help="Device to run on, such as cuda; auto divides the model "
+            "among GPUs and processor.  [default: a GPU if any]",
+        ),
+        click.option(
+            "--dtype", help="float32, bfloat16 or float16.  [default: by device and model]"
+        ),
         click.option(
             "--model",
             "model_name",
@@ -48,17 +54,28 @@ def model_options(function: Command) -> Command:
     return function
 
 
+quantize_option = click.option(
+    "--quantize", type=click.Choice(["nf4", "int8"]),
+    help="Load the model's weights in 4 or 8 bits (needs softlore[quantize]).",
+)  # fmt: skip
+
+
 def with_model(function: Command) -> Command:
-    """The same, given to the command as `source`, a `ModelSource`."""
+    """The same and `--quantize`, given to the command as `source`, a `ModelSource`."""
 
     @functools.wraps(function)
     def gathered(
-        *args: Any, model_name: str | None, dtype: str | None, device: str | None, **kwargs: Any
+        *args: Any,
+        model_name: str | None,
+        dtype: str | None,
+        device: str | None,
+        quantize: str | None,
+        **kwargs: Any,
     ) -> Any:
-        return function(*args, source=ModelSource(model_name, dtype, device), **kwargs)
+        return function(*args, source=ModelSource(model_name, dtype, device, quantize), **kwargs)
 
     command: Any = gathered
-    return model_options(command)
+    return model_options(quantize_option(command))
 
 
 prompts_option = click.option(

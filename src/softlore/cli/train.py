@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from softlore.settings import TrainingConfig, table
 if TYPE_CHECKING:
     from softlore.model import FrozenModel
     from softlore.prompts import PromptLibrary, SoftPrompt
-    from softlore.tune import WorldInfoTrainer
+    from softlore.tune import Execution, WorldInfoTrainer
     from softlore.tune.distributed import Ranks
 
 # A control code is first and alone, and is meant to change all text after it.
@@ -68,6 +69,11 @@ def training_settings(given: dict[str, Any]) -> dict[str, Any]:
 @click.option("--group-size", type=click.IntRange(min=1), metavar="N",
               help="Train the entries N at a time, in the book's order; only those of a group keep "
               f"company.  [default: all together; with --ray, {GROUP_SIZE}]")  # fmt: skip
+@click.option("--gradient-checkpointing/--no-gradient-checkpointing", "checkpointed", default=None,
+              help="Run layers again for the backward pass, to need less memory.  [default: where "
+              "it is short]")  # fmt: skip
+@click.option("--dry-run", is_flag=True,
+              help="Say what memory and time it takes; the model isn't loaded.")  # fmt: skip
 @worker_options
 @training_options
 @options.json_option
@@ -78,6 +84,8 @@ def command(
     include: tuple[str, ...],
     group_size: int | None,
     workers: Workers,
+    checkpointed: bool | None,
+    dry_run: bool,
     json_path: str | None,
     **given: Any,
 ) -> None:
@@ -91,11 +99,17 @@ def command(
     \b
     Example:
       softlore train lore.yaml --n-tokens 10 --time-budget 120
+      softlore train lore.yaml --model MODEL --quantize nf4 --dry-run
       softlore train lore.yaml --group-size 8 --ray --workers 2
       softlore train lore.yaml --group-size 8 --ray 10.0.0.1:6379
       torchrun --nproc-per-node 2 -m softlore train lore.yaml --model MODEL
     """
     run = training_settings(given)
+    if dry_run:
+        from softlore.cli.dry_run import dry_run_report
+
+        common.write_json(dry_run_report(lorebook, include, run, source), json_path)
+        return
     time_budget = run.pop("time_budget", None)
     if group_size is None and workers.ray is not None:
         group_size = GROUP_SIZE
@@ -111,9 +125,18 @@ def command(
             workers.use_threads()
             if ranks is not None:
                 source = source._replace(device=ranks.device)
-            report = _train_together(lorebook, folder, include, run, source, time_budget, ranks)
+            run["execution"] = partial(_execution, time_budget, ranks, checkpointed)
+            report = _train_together(lorebook, folder, include, run, source)
         if ranks is None or ranks.first:
             common.write_json(report, json_path)
+
+
+def _execution(
+    time_budget: float | None, ranks: Ranks | None, checkpointed: bool | None
+) -> Execution:
+    from softlore.tune import Execution
+
+    return Execution(time_budget, ranks=ranks, checkpointed=checkpointed)
 
 
 def _train_together(
@@ -122,8 +145,6 @@ def _train_together(
     include: tuple[str, ...],
     run: dict[str, Any],
     source: common.ModelSource,
-    time_budget: float | None,
-    ranks: Ranks | None,
 ) -> dict[str, Any]:
     """Trains a lorebook as one set, or a corpus; saves the prompts and returns the report."""
     from softlore.lore import Lorebook
@@ -132,10 +153,9 @@ def _train_together(
     corpus = _read_corpus(lorebook) if _is_corpus(lorebook) else None
     book = None if corpus is not None else Lorebook.load(lorebook)
     with source.loading(book.model if book is not None else None) as shown:
-        from softlore.tune import Execution
         from softlore.tune.lorebook_training import plan_book
 
-        run["execution"] = Execution(time_budget, ranks=ranks)
+        run["execution"] = run["execution"]()
         prompts = common.library(folder, new=True)
         model = shown.load()
     if book is None:

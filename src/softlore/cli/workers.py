@@ -70,7 +70,8 @@ class Workers(NamedTuple):
         with common.require_extra("ray"):
             from softlore.tune.worker_pool_ray import RayWorkerPool
         with source.loading() as shown:
-            spec = ModelSpec(shown.name or "", source.dtype, source.device)
+            name = shown.name or ""
+            spec = ModelSpec(name, source.dtype, source.device, source.quantize)
             pool = RayWorkerPool(spec, address, self.workers, self.threads, max_workers)
         common.say(f"{common.count(pool.size, 'worker')} of {common.count(pool.threads, 'thread')}")
         return pool

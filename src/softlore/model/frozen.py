@@ -49,6 +49,9 @@ class FrozenModel(LanguageModel):
         kept = self._native_keys_values([0], [0])
         self.kv_heads, self.head_dim = int(kept[0][0].shape[1]), int(kept[0][0].shape[3])
         self.takes_prefix = len({tuple(t.shape) for pair in kept for t in pair}) == 1
+        self._verify()
+
+    def _verify(self) -> None:
         verify_forward(self)
 
     @classmethod
@@ -57,6 +60,7 @@ class FrozenModel(LanguageModel):
         name: str | os.PathLike[str] = DEFAULT_MODEL,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        quantize: str | None = None,
     ) -> FrozenModel:
         """Loads a model by short name, folder, GGUF file or hub id.
 
@@ -65,13 +69,16 @@ class FrozenModel(LanguageModel):
                 file are unpacked to `dtype`. Without a name, the storyteller inside the package,
                 whatever `softlore models use` has set, so that a program does the same on every
                 machine.
-            dtype: such as `"bfloat16"`; default: float32 on a CPU, bfloat16 on a GPU.
-            device: such as `"cuda"`; default: a GPU when there is one.
+            dtype: such as `"bfloat16"`; default: bfloat16 on a GPU, and on a processor that is
+                good at it for all but small models, else float32.
+            device: such as `"cuda"`; default: a GPU when there is one. `"auto"` divides the model
+                among all GPUs, the processor's memory and the disk.
+            quantize: `"nf4"` (4 bits) or `"int8"`, by bitsandbytes; default: neither.
 
         Raises:
             ModelError: when there is no such model, or it can't be read.
         """
-        hf, tokenizer, own_name = load(str(name), dtype, device)
+        hf, tokenizer, own_name = load(str(name), dtype, device, quantize=quantize)
         return cls(hf, tokenizer, own_name)
 
     @property

@@ -14,6 +14,7 @@ from softlore.model.catalog import DEFAULT_MODEL, KNOWN_MODELS
 from softlore.model.finding import display_name, locate
 from softlore.model.gguf.header import is_gguf
 from softlore.model.gguf.weights import load_gguf_tokenizer, load_weights
+from softlore.model.placement import Placement
 from softlore.model.verify import first_line
 
 
@@ -22,6 +23,7 @@ def load(
     dtype: torch.dtype | str | None,
     device: torch.device | str | None,
     tokenizer: Any = None,
+    quantize: str | None = None,
 ) -> tuple[Any, Any, str]:
     """Loads a transformers causal LM, by short name, folder, GGUF file or hub id.
 
@@ -33,27 +35,29 @@ def load(
 
     Raises:
         ModelError: when there is no such model, device or dtype, or it can't be read.
+
+    See `Placement` for the other arguments.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = locate(name)
-    device = _device(device)
-    dtype = _dtype(dtype, device)
+    placement = Placement.choose(where, dtype, device, quantize)
     if is_gguf(where):
+        placement.refuse_options("a GGUF file")
         with _quiet():
-            hf, tokenizer, own_name = load_weights(Path(where), dtype, tokenizer)
-        return hf.to(device), tokenizer, name if name in KNOWN_MODELS else own_name
+            hf, tokenizer, own_name = load_weights(Path(where), placement.dtype, tokenizer)
+        return placement.move(hf), tokenizer, name if name in KNOWN_MODELS else own_name
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(where)
-            hf = AutoModelForCausalLM.from_pretrained(where, dtype=dtype)
+            hf = AutoModelForCausalLM.from_pretrained(where, **placement.options())
     except Exception as error:
         raise ModelError(
             f"model {name!r} could not be loaded ({first_line(error)}); expected a "
             "folder with config.json, weights and tokenizer, a GGUF file, a hub id that can be "
             f"reached, or {DEFAULT_MODEL!r}; check the name, or download the model first"
         ) from error
-    return hf.to(device), tokenizer, display_name(name)
+    return placement.move(hf), tokenizer, display_name(name)
 
 
 def load_tokenizer(name: str) -> Any:
@@ -90,27 +94,6 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _device(device: torch.device | str | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(1, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(
-            f"device {str(device)!r} can't be used ({first_line(error)}); expected cpu, cuda "
-            "or another device that torch supports here; leave it out to have one chosen"
-        ) from error
-
-
-def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
-        raise ModelError(
-            f"unknown dtype {dtype!r}; expected float32, bfloat16 or float16; give one of them"
-        )
-    return resolved
 
 
 def leading_id(tokenizer: Any) -> int | None:

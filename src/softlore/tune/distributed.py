@@ -24,7 +24,13 @@ from torch import Tensor
 from softlore.errors import ConfigError, TrainingError
 from softlore.model import FrozenModel
 from softlore.tune.losses import TrainingData
-from softlore.tune.objective import Losses, MemoryPlan, TrainingBatch, run_in_parts
+from softlore.tune.objective import (
+    Losses,
+    MemoryPlan,
+    TrainingBatch,
+    measure_memory_plan,
+    run_in_parts,
+)
 from softlore.tune.trainable_prompt import TrainablePrompt
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # set by torchrun
@@ -190,11 +196,18 @@ class Execution:
         memory: bytes that an update may use; None: those of the device. It decides the batch sizes,
             and so the rounding: give it to get the same bits elsewhere.
         ranks: the processes that share each update; the first of them writes the checkpoint.
+        checkpointed: whether layers are run again for the backward pass (gradient checkpointing);
+            None: where one branch with its trunk needs too much memory otherwise.
     """
 
     time_budget: float | None = None
     memory: int | None = None
     ranks: Ranks | None = None
+    checkpointed: bool | None = None
+
+    def plan(self, model: FrozenModel, batch: TrainingBatch) -> MemoryPlan:
+        """Measures how updates like this one are to be run; see `measure_memory_plan`."""
+        return measure_memory_plan(model, batch, self.memory, self.checkpointed)
 
 
 # processes of torchrun -------------------------------------------------------------------------

@@ -10,9 +10,12 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from softlore.context import Branch, Tree, TreeBatch, TreeLayout, backward
 from softlore.model import FrozenModel
+from softlore.model.recompute import gradient_checkpointing
+from softlore.model.shapes import weight_bytes
 from softlore.tune.losses import LossTerm, row_losses
 
 SHARE = 0.5  # of the memory, for the activations of one pass
@@ -97,44 +100,98 @@ class MemoryPlan:
     Attributes:
         tokens_at_once: most tokens in one forward and backward pass.
         bytes_per_token: measured size of one token's activations.
+        gradient_checkpointing: 1 where layers are run again for the backward pass, else 0.
     """
 
     tokens_at_once: int
     bytes_per_token: int
+    gradient_checkpointing: int = 0
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
 
 
 def measure_memory_plan(
-    model: FrozenModel, batch: TrainingBatch, memory: int | None = None
+    model: FrozenModel,
+    batch: TrainingBatch,
+    memory: int | None = None,
+    checkpointing: bool | None = None,
 ) -> MemoryPlan:
-    """Measures the activations of a batch's first tree, and how many tokens fit the memory.
+    """Measures the activations of part of a batch, and how many tokens fit the memory.
 
     The tensors that autograd saves are counted, so the result is the same on every run.
 
     Args:
-        memory: bytes to share; None: all that the model's device has.
+        memory: bytes to share, the model's weights included; None: all that its device has.
+        checkpointing: whether to use gradient checkpointing; None: where one branch with its trunk
+            does not fit without it.
     """
-    first = batch.part(0, 1)
-    saved = count_saved_bytes(lambda: run(model, first))
-    bytes_per_token = max(1, saved // max(1, first.tokens))
-    memory = memory or machine_memory(model)
-    return MemoryPlan(max(256, int(SHARE * memory) // bytes_per_token), bytes_per_token)
+    first = measured_part(batch)
+    saved = count_saved_bytes(model, lambda: run(model, first))
+    total = machine_memory(model) if memory is None else memory
+    room = int(SHARE * max(0, total - weight_bytes(model.hf)))
+    plain = max(1, saved // max(1, first.tokens))
+    if checkpointing is None:
+        checkpointing = room // plain < smallest_pass(batch)
+    if not checkpointing:
+        return MemoryPlan(max(256, room // plain), plain)
+    with gradient_checkpointing(model):
+        outside = count_saved_bytes(model, lambda: run(model, first)) // max(1, first.tokens)
+    fewer = recomputed_bytes(model, plain, outside)
+    return MemoryPlan(max(256, room // fewer), fewer, 1)
 
 
-def count_saved_bytes(step: Callable[[], Any]) -> int:
-    """Bytes of all distinct tensors that autograd saves for the backward pass of `step`."""
-    seen: dict[int, int] = {}
+def measured_part(batch: TrainingBatch) -> TrainingBatch:
+    """The first tree with as many of its branches as make an efficient pass, at least one."""
+    tree, tokens, count = batch.trees[0], batch.trees[0].trunk.length, 0
+    for branch in tree.branches:
+        tokens += len(branch.ids)
+        if count and tokens > EFFICIENT_PASS:
+            break
+        count += 1
+    return TrainingBatch([TreeBatch(tree.trunk, tree.branches[:count])], batch.terms[:count])
+
+
+def smallest_pass(batch: TrainingBatch) -> int:
+    """Tokens that must run at once: the longest branch with its trunk."""
+    return max(
+        tree.trunk.length + max((len(branch.ids) for branch in tree.branches), default=0)
+        for tree in batch.trees
+    )
+
+
+def recomputed_bytes(model: FrozenModel, plain: int, outside: int) -> int:
+    """Bytes of a token's activations with gradient checkpointing, at their peak.
+
+    These are each layer's input, keys and values; what one layer needs while it is run again; and
+    what lies outside the layers.
+
+    Args:
+        plain: without gradient checkpointing.
+        outside: of `plain`, outside the layers.
+    """
+    width = int(getattr(model.hf.config.get_text_config(), "hidden_size", model.width))
+    kept = (width + 2 * model.kv_heads * model.head_dim) * model.dtype.itemsize
+    return model.layers * kept + max(0, plain - outside) // model.layers + outside
+
+
+def count_saved_bytes(model: FrozenModel, step: Callable[[], Any]) -> int:
+    """Bytes of all distinct tensors that autograd saves for the backward pass of `step`.
+
+    The model's weights are among what it saves, and are not counted.
+    """
+    weights = {StorageWeakRef(tensor.untyped_storage()) for tensor in model.hf.parameters()}
+    seen: dict[StorageWeakRef, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
+        if (key := StorageWeakRef(storage)) not in weights:
+            seen[key] = storage  # held, so that its address is not used again
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         step()
-    return sum(seen.values())
+    return sum(storage.nbytes() for storage in seen.values())
 
 
 def machine_memory(model: FrozenModel) -> int:
@@ -150,9 +207,10 @@ def run_in_parts(model: FrozenModel, batch: TrainingBatch, plan: MemoryPlan) -> 
     max_tokens = plan.tokens_at_once
     if model.device.type == "cpu":
         max_tokens = min(max_tokens, EFFICIENT_PASS)
-    for part in _parts(batch, max_tokens):
-        layout, micro_batch = choose_layout(part.trees, plan.tokens_at_once)
-        losses |= run(model, part, layout, micro_batch)
+    with gradient_checkpointing(model, bool(plan.gradient_checkpointing)):
+        for part in _parts(batch, max_tokens):
+            layout, micro_batch = choose_layout(part.trees, plan.tokens_at_once)
+            losses |= run(model, part, layout, micro_batch)
     return losses
 
 

@@ -32,7 +32,6 @@ from softlore.tune.objective import (
     MemoryPlan,
     TrainingBatch,
     losses_of,
-    measure_memory_plan,
     run_in_parts,
 )
 from softlore.tune.trainable_prompt import (
@@ -196,7 +195,7 @@ class WorldInfoTrainer(Generic[Trained]):
         if checkpoint is not None:
             self._resume(*checkpoint)
         else:
-            plan = self.plan or measure_memory_plan(self.model, self._draw(), self.execution.memory)
+            plan = self.plan or self.execution.plan(self.model, self._draw())
             self.plan = MemoryPlan(*self.ranks.broadcast_numbers(*plan.to_dict().values()))
             self._keep_to_budget()
             self.save()  # an unwritable disk is an error now, not at the end

@@ -38,10 +38,11 @@ class ModelSpec:
     name: str
     dtype: str | None = None
     device: str | None = None
+    quantize: str | None = None
 
     def load(self) -> FrozenModel:
         """Raises ModelError."""
-        return FrozenModel.from_pretrained(self.name, dtype=self.dtype, device=self.device)
+        return FrozenModel.from_pretrained(self.name, self.dtype, self.device, self.quantize)
 
 
 @dataclass(frozen=True)
