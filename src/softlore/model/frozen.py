@@ -17,6 +17,7 @@ from softlore.model.families import family_of
 from softlore.model.kv_cache import KeysValues, KVCache, fill_cache, read_cache
 from softlore.model.language import LanguageModel
 from softlore.model.loading import leading_id, load
+from softlore.model.placement import is_split, main_device
 from softlore.model.rotary import SHIFT, Rotary, candidate_frequencies, find_rotary
 from softlore.model.verify import rejecting_unsupported, verify_forward
 
@@ -27,6 +28,7 @@ class FrozenModel(LanguageModel):
     Attributes:
         hf: the transformers model, in eval mode, all parameters frozen.
         family: what is particular to its model family.
+        split: its layers are on several devices; soft prompts and texts go to that of the first.
     """
 
     def __init__(self, hf: Any, tokenizer: Any, name: str = "model") -> None:
@@ -42,6 +44,8 @@ class FrozenModel(LanguageModel):
         self._body = hf.get_decoder()
         self._embedding = hf.get_input_embeddings()
         self._head = hf.get_output_embeddings()
+        self._device = main_device(hf)
+        self.split = is_split(hf)
         self.layers = len(self.family.layer_types)
         self.width = int(self._embedding.weight.shape[1])
         self.vocab_size = int(self._embedding.weight.shape[0])
@@ -83,7 +87,7 @@ class FrozenModel(LanguageModel):
 
     @property
     def device(self) -> torch.device:
-        return self._embedding.weight.device
+        return self._device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -131,14 +135,15 @@ class FrozenModel(LanguageModel):
             arguments["position_ids"] = positions
         cache = None
         if past is not None or keep or self.family.mask_in_cache:
-            cache = fill_cache(past, mask)
+            cache = fill_cache(past, mask, self.device if self.split else None)
             arguments[self.family.cache_argument] = cache
         out = self._body(
             inputs_embeds=embeds.clone(),  # CTRL scales its input in place
             use_cache=cache is not None,
             **arguments,
         )
-        return out.last_hidden_state, read_cache(cache) if keep and cache is not None else None
+        states = out.last_hidden_state.to(self.device)
+        return states, read_cache(cache) if keep and cache is not None else None
 
     def _mask(self, positions: Tensor, key_positions: Tensor, visible: Tensor) -> Any:
         """Additive mask(s) `[B, 1 or heads, T, P + T]` in the form the family takes."""
@@ -157,13 +162,14 @@ class FrozenModel(LanguageModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `[R, vocab]`, float32, of flat hidden states `[R, hidden]`."""
-        return self.family.finish_logits(self._head(hidden)).float()
+        return self.family.finish_logits(self._head(hidden)).float().to(self.device)
 
     # tensors of soft prompts -------------------------------------------------------------------
 
     def embed_ids(self, ids: Tensor | list[int]) -> Tensor:
         """Embedding rows of token ids, scaled as the forward takes them: `[..., width]`."""
-        return self._embedding(torch.as_tensor(ids, dtype=torch.long, device=self.device))
+        rows: Tensor = self._embedding(torch.as_tensor(ids, dtype=torch.long, device=self.device))
+        return rows.to(self.device)
 
     @torch.no_grad()
     def keys_values(self, ids: list[int], n_tokens: int | None = None) -> Tensor:

@@ -107,12 +107,35 @@ class KVCache:
         )
 
 
-def fill_cache(past: KVCache | None, mask: Any = None) -> DynamicCache:
+class GatheredCache(DynamicCache):
+    """A cache of a model whose layers are on several devices, with all keys on one of them.
+
+    So prefixes, rows and masks of a batch are handled as those of any other model.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Adds a layer's keys and values; returns all of them, on that layer's device."""
+        own = (key_states.to(self.device), value_states.to(self.device))
+        keys, values = super().update(*own, layer_idx, *args, **kwargs)
+        return keys.to(key_states.device), values.to(value_states.device)
+
+
+def fill_cache(
+    past: KVCache | None, mask: Any = None, device: torch.device | None = None
+) -> DynamicCache:
     """A transformers cache that holds `past`.
 
-    `mask` is attached for families whose attention reads it from the cache (MPT).
+    Args:
+        mask: attached for families whose attention reads it from the cache (MPT).
+        device: of the keys, where the model's layers are on several.
     """
-    cache = DynamicCache()
+    cache = DynamicCache() if device is None else GatheredCache(device)
     cache.layers.extend(past.layers() if past is not None else [])
     cache.mask = mask
     return cache

@@ -94,8 +94,6 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-
-
 def leading_id(tokenizer: Any) -> int | None:
     """The BOS id where the tokenizer itself puts one before a text, else None."""
     ids = tokenizer("a")["input_ids"]

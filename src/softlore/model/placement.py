@@ -179,6 +179,22 @@ def quantization_config(quantize: str, dtype: torch.dtype) -> Any:
     )
 
 
+def main_device(hf: Any) -> torch.device:
+    """The device that a model's inputs belong on; of a divided model, that of its embeddings."""
+    embedding = hf.get_input_embeddings()
+    device: torch.device = embedding.weight.device
+    if device.type != "meta":
+        return device
+    hook = getattr(embedding, "_hf_hook", None)  # accelerate's: the weights lie elsewhere
+    where = getattr(hook, "execution_device", None) or "cpu"
+    return torch.device("cuda", where) if isinstance(where, int) else torch.device(where)
+
+
+def is_split(hf: Any) -> bool:
+    """Whether accelerate has divided a model among several devices, or the disk."""
+    return len(set((getattr(hf, "hf_device_map", None) or {}).values())) > 1
+
+
 def keep_gradients(hf: Any) -> Any:
     """Keeps 4-bit layers from packing their weights for inference, which drops all gradients.
 

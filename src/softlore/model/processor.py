@@ -26,7 +26,7 @@ from softlore.errors import StorageError
 
 # What torch.cpu.get_capabilities() calls instructions that multiply and add bfloat16.
 FEATURES = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
-MARGIN = 2.0  # times faster than float32 that products in bfloat16 have to be, as not all work is products
+MARGIN = 2.0  # times faster that products in bfloat16 have to be, as not all work is products
 SECONDS = 0.2  # of the measurement
 ROWS, LARGEST = 256, 1024  # rows of the products; their other sizes are a model's, up to this
 
@@ -78,6 +78,7 @@ def processor_speed(width: int, inner: int) -> ProcessorSpeed:
 
 @functools.cache
 def stored_speed(width: int, inner: int) -> ProcessorSpeed:
+    """`processor_speed` of sizes up to 1,024, read from the file once in a process."""
     capabilities = _capabilities()
     name = capabilities.get("cpu_name") or capabilities.get("architecture") or "processor"
     key = f"{name}, {'+'.join(features())}, torch {torch.__version__}, {width}x{inner}"

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from softlore.errors import ModelError
+from softlore.model.gguf.header import is_gguf
+from softlore.model.gguf.weights import load_gguf_config
 from softlore.model.verify import first_line
 
 BLOCK, GROUP, CODES = 64, 256, 256  # nf4: weights a scale, scales a second scale, table entries
@@ -25,11 +27,10 @@ def read_config(name: str) -> Any:
     """
     from transformers import AutoConfig
 
-    path, options = name, {}
-    if name.lower().endswith(".gguf"):
-        path, options = str(Path(name).parent), {"gguf_file": Path(name).name}
+    if is_gguf(name):
+        return load_gguf_config(Path(name)).get_text_config()
     try:
-        config = AutoConfig.from_pretrained(path, **options)
+        config = AutoConfig.from_pretrained(name)
     except Exception as error:
         raise ModelError(
             f"the config of model {name!r} could not be read ({first_line(error)}); expected a "

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from softlore.model.frozen import FrozenModel
 from softlore.model.finding import display_name, locate
+from softlore.model.frozen import FrozenModel
 from softlore.model.loading import load_tokenizer
 from softlore.model.shapes import empty_model, read_config
 from softlore.model.verify import rejecting_unsupported

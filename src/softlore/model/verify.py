@@ -78,7 +78,7 @@ def verify_forward(model: Any) -> None:
     window, most = model.family.sliding_window or 0, model.family.context_length or LENGTH
     n = min(window + 16 if 0 < window <= 64 else LENGTH, most)
     half = n // 2
-    ids = torch.tensor(spread(model.vocab_size, n), device=model.hf.device)
+    ids = torch.tensor(spread(model.vocab_size, n), device=model.device)
     branches = torch.stack([ids[half:].flip(0), ids[half:]])
     rows = torch.cat([ids[:half].expand(2, -1), branches], dim=1)  # [2, n]
     expected = model.hf(input_ids=rows).logits.float()[:, half:].flatten(0, 1)

@@ -56,14 +56,17 @@ def load_weights(path: Path, dtype: torch.dtype, tokenizer: Any = None) -> tuple
 
 
 def load_gguf_tokenizer(path: Path) -> Any:
-    """The transformers tokenizer of a GGUF file.
-
-    Raises:
-        ModelError: it can't be made from the file.
-    """
+    """The transformers tokenizer of a GGUF file. Raises ModelError."""
     header = _checked(path)
     with _refusing(header, "give a tokenizer"), _opened(header) as where:
         return _tokenizer(header, where)
+
+
+def load_gguf_config(path: Path) -> Any:
+    """The transformers config of a GGUF file; its weights are not read. Raises ModelError."""
+    header = _checked(path)
+    with _refusing(header, "give a config"), _opened(header) as where:
+        return _config(header, where)
 
 
 def _checked(path: Path) -> Header:
@@ -114,11 +117,8 @@ def _opened(header: Header) -> Iterator[dict[str, str]]:
             (Path(folder) / "model.gguf").symlink_to(header.path.resolve())
             where = {"pretrained_model_name_or_path": folder, "gguf_file": "model.gguf"}
         except OSError:  # Windows, without the right to
-            resolved = header.path.resolve()
-            where = {
-                "pretrained_model_name_or_path": str(resolved.parent),
-                "gguf_file": resolved.name,
-            }
+            parent, name = header.path.resolve().parent, header.path.resolve().name
+            where = {"pretrained_model_name_or_path": str(parent), "gguf_file": name}
         reader = _Reader.of(header, np.memmap(header.path, mode="r", dtype=np.uint8))
         with (
             _replaced(gguf, "GGUFReader", lambda _: reader),
