@@ -48,11 +48,8 @@ def dry_run_report(
     config = TrainingConfig.of({**book.training, **given})
     name = source.choose(book.model).name or ""
     device = _device(source)
-    dtype = (
-        parse_dtype(source.dtype)
-        if source.dtype
-        else default_dtype(locate(name, weights=False), device)
-    )
+    where = locate(name, weights=False)
+    dtype = parse_dtype(source.dtype) if source.dtype else default_dtype(where, device)
     found = forecast(UnloadedModel.of(name, dtype), entries, config, source.quantize)
     speed = _speed(where, dtype, device)
     seconds = None if speed is None else round(found.seconds(speed))
