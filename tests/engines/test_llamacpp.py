@@ -15,8 +15,16 @@ from softlore import Context, Entry, Lorebook, SoftPrompt, generate, logits, run
 from softlore.context import compose
 from softlore.decode import GenerationRequest, write, write_request
 from softlore.decode.llamacpp import LlamaCppModelRunner
-from softlore.errors import ConfigError, ContextOverflowError, ModelError, PromptMismatchError
-from softlore.model.gguf import CacheTypes, GGUFModel
+from softlore.errors import (
+    ConfigError,
+    ContextOverflowError,
+    ModelError,
+    PromptMismatchError,
+    UnsupportedModelError,
+)
+from softlore.measure.gain import EntryGain, measure_gain
+from softlore.model import require_frozen_model
+from softlore.model.gguf import CacheTypes, GGUFModel, weights
 from softlore.model.tiny import byte_tokenizer
 from softlore.prompts.formats import llamacpp
 from softlore.serve.engines.local import LocalEngine
@@ -165,7 +173,7 @@ def test_what_is_too_long_or_no_model_is_refused(tmp_path):
     with pytest.raises(ModelError, match="there is no GGUF file"):
         GGUFModel(tmp_path / "none.gguf")
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(ModelError, match="cannot load"):
+    with pytest.raises(ModelError, match="of version 0"):
         GGUFModel(tmp_path / "bad.gguf")
     with pytest.raises(ConfigError, match="need flash attention"):
         CacheTypes("q8_0", "q8_0", flash=False)
@@ -234,7 +242,7 @@ def test_placeholders_are_words_that_encode_to_themselves():
 # the server and the commands --------------------------------------------------------------------
 
 
-def test_the_studio_writes_with_it_and_says_that_it_cannot_train(tmp_path):
+def test_the_studio_writes_with_it_and_trains_on_its_weights(tmp_path):
     gguf = GGUFModel(gguf_file("storyteller"))
     engine = LocalEngine(LlamaCppModelRunner(gguf, 4), slots=4)
     with studio(tmp_path, engine=engine) as calls:
@@ -250,9 +258,41 @@ def test_the_studio_writes_with_it_and_says_that_it_cannot_train(tmp_path):
         text, _ = calls.write("one", tokens=12)
         assert text
         assert calls.texts("one")[-1] == text
-        told = calls.refused(400, "POST", "trainings", json={"book": "lore", "again": True})
-        assert "training needs weights that softlore can run itself" in str(told)
+        settings = {"max_steps": 2, "n_tokens": 4, "drift_guard": 0, "max_spacing": 8}
+        calls.post("trainings", book="lore", overwrite=True, settings=settings)
+        deadline = time.monotonic() + 120
+        while (state := calls.get("trainings")[0]["state"]) != "done":
+            assert state != "failed", calls.get("trainings")
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        learned = calls.state.prompts["Emma"]
+        assert learned.digest != saved.digest
+        gguf.check_prompt(learned)
     assert engine.load().running == 0
+
+
+def test_weights_are_loaded_once_and_have_the_files_fingerprints():
+    gguf = GGUFModel(gguf_file("storyteller", "Q8_0"))
+    model = require_frozen_model(gguf, "training")
+    assert require_frozen_model(gguf, "measuring") is model
+    assert model.name == gguf.name
+    assert model.tokenizer_fingerprint == gguf.tokenizer_fingerprint
+    assert (model.bos_id, model.eos_ids) == (gguf.bos_id, gguf.eos_ids)
+    for kind in ("prefix", "embedding"):
+        gguf.check_prompt(SoftPrompt.from_text("an old dog", model, name="Dog", kind=kind))
+        model.check_prompt(prompt("storyteller", "an old dog", kind).made_for(gguf))
+    entry = Entry(name="Emma", text="Emma wore a red coat.")
+    assert measure_gain(gguf, entry).text is not None
+    assert measure_gain(gguf, entry) != EntryGain.assumed(entry, None)
+
+
+def test_without_the_packages_training_is_refused_with_the_reason(monkeypatch):
+    gguf = GGUFModel(gguf_file("storyteller"))
+    monkeypatch.setattr(weights, "PACKAGES", ("gguf", "no_such_package"))
+    with pytest.raises(UnsupportedModelError, match=r"training needs weights.*no_such_package"):
+        require_frozen_model(gguf, "training")
+    entry = Entry(name="Emma", text="Emma wore a red coat.")
+    assert measure_gain(gguf, entry) == EntryGain.assumed(entry, None)
 
 
 def test_write_runs_a_file_with_both_kinds(tmp_path):
@@ -302,7 +342,7 @@ def test_chain_runs_a_file(tmp_path):
     assert len(there.stdout.splitlines()) == 2
 
 
-def test_a_story_is_written_with_a_file_and_cannot_learn_from_it(tmp_path):
+def test_a_story_is_written_with_a_file_and_learns_from_its_weights(tmp_path):
     prompt("storyteller", "Emma wore a red coat.", "prefix", "Emma").save(
         tmp_path / "Emma.safetensors"
     )
@@ -318,6 +358,5 @@ def test_a_story_is_written_with_a_file_and_cannot_learn_from_it(tmp_path):
         texts.append(found.stdout.replace(name, ""))
     assert texts[0] == texts[1]
     assert len(texts[0]) > 40
-    refused = softlore("learn", "there", "--stories", tmp_path, *file[:2])
-    assert refused.returncode == 2
-    assert "learning needs weights that softlore can run itself" in refused.stderr
+    listed = softlore("learn", "there", "--stories", tmp_path, "--list", *file[:2])
+    assert "has no lorebook" in listed.stderr  # and nothing about the file

@@ -15,14 +15,6 @@ if TYPE_CHECKING:
     from softlore.story.learning import LearnableLine, LearnedEntry
 
 
-def _refuse_gguf(_: click.Context, __: click.Parameter, value: str | None) -> None:
-    if value is not None:
-        raise ConfigError(
-            f"learning needs weights that softlore can run itself, and llama.cpp runs {value!r}; "
-            "expected a transformers model; leave --gguf out, or name the model with --model"
-        )
-
-
 @click.command()
 @click.argument("name")
 @click.option("--stories", "stories_folder", type=click.Path(path_type=Path, file_okay=False),
@@ -35,7 +27,8 @@ def _refuse_gguf(_: click.Context, __: click.Parameter, value: str | None) -> No
               help="Most updates of a prompt.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="The same seed, the same prompts.")
 @model_options
-@click.option("--gguf", hidden=True, expose_value=False, callback=_refuse_gguf)
+@click.option("--gguf", type=click.Path(path_type=Path, dir_okay=False),
+              help="The GGUF file that writes the story: the same as --model FILE.")  # fmt: skip
 @json_option
 def command(
     name: str,
@@ -49,6 +42,7 @@ def command(
     model_name: str | None,
     dtype: str | None,
     device: str | None,
+    gguf: Path | None,
     json_path: str | None,
 ) -> None:
     """Learn from the story NAME: lines that were kept (/keep) or edited become responses.
@@ -85,7 +79,7 @@ def command(
             return
         chosen = lines if pick_all else _pick(lines, pick)
         own = story.settings.model or book.model
-        with ModelSource(model_name, dtype, device).loading(own) as source:
+        with ModelSource(str(gguf) if gguf else model_name, dtype, device).loading(own) as source:
             from softlore.story.session import StorySession
 
             session = StorySession.open(story, source.name, dtype, device)

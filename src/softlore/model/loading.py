@@ -12,7 +12,7 @@ import torch
 from softlore.errors import ModelError
 from softlore.model.catalog import DEFAULT_MODEL, KNOWN_MODELS
 from softlore.model.finding import display_name, locate
-from softlore.model.gguf.header import is_gguf
+from softlore.model.gguf.header import is_gguf, read_header
 from softlore.model.gguf.weights import load_gguf_tokenizer, load_weights
 from softlore.model.placement import Placement
 from softlore.model.verify import first_line
@@ -92,6 +92,13 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def name_of(name: str) -> str:
+    """The name that a model has which is loaded by this name or path."""
+    if name not in KNOWN_MODELS and is_gguf(name):
+        return read_header(name).name
+    return display_name(name)
 
 
 def leading_id(tokenizer: Any) -> int | None:

@@ -46,7 +46,7 @@ def load_weights(path: Path, dtype: torch.dtype, tokenizer: Any = None) -> tuple
         ModelError: the file is damaged, or packages are missing.
         UnsupportedModelError: transformers cannot read its architecture.
     """
-    header = _checked(path)
+    header = _checked(path, PACKAGES)
     with _refusing(header, "be loaded as weights"), _opened(header) as where:
         config = _config(header, where)
         if tokenizer is None:
@@ -57,20 +57,20 @@ def load_weights(path: Path, dtype: torch.dtype, tokenizer: Any = None) -> tuple
 
 def load_gguf_tokenizer(path: Path) -> Any:
     """The transformers tokenizer of a GGUF file. Raises ModelError."""
-    header = _checked(path)
+    header = _checked(path, PACKAGES[:1])
     with _refusing(header, "give a tokenizer"), _opened(header) as where:
         return _tokenizer(header, where)
 
 
 def load_gguf_config(path: Path) -> Any:
     """The transformers config of a GGUF file; its weights are not read. Raises ModelError."""
-    header = _checked(path)
+    header = _checked(path, PACKAGES[:1])
     with _refusing(header, "give a config"), _opened(header) as where:
         return _config(header, where)
 
 
-def _checked(path: Path) -> Header:
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+def _checked(path: Path, packages: Sequence[str]) -> Header:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ModelError(
             f"{missing[0]} is not installed; expected the packages of softlore's extra `gguf`, to "

@@ -14,8 +14,9 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from softlore.errors import SoftloreError
+from softlore.errors import ModelError, SoftloreError
 from softlore.lore.names import normalize_name
+from softlore.model.loading import name_of
 from softlore.serve.engines import AsyncOutputStream
 from softlore.serve.state import ServerState
 from softlore.serve.studio.book_folder import BookFolder, Stamp
@@ -101,7 +102,7 @@ class OpenStory:
         """The settings of the story that the studio ignores."""
         settings, notes = self.story.settings, []
         model = self._state.engine.model.name
-        if settings.model and settings.model != model:
+        if settings.model and _name_of(settings.model) != model:
             notes.append(f"It was written with the model {settings.model!r:.80}; the server "
                          f"continues it with {model!r:.80}.")  # fmt: skip
         if settings.lorebook and not self.book:
@@ -110,6 +111,14 @@ class OpenStory:
         if settings.prompts:
             notes.append("It names a folder of soft prompts; the server's own are used.")
         return notes
+
+
+def _name_of(model: str) -> str:
+    """The name of a model that a story names, possibly by a file which is gone."""
+    try:
+        return name_of(model)
+    except ModelError:
+        return model
 
 
 class OpenStories:

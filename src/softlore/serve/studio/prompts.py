@@ -135,9 +135,7 @@ def _import(context: StudioContext, content: bytes, filename: str, name: str) ->
     if not prompt.fingerprint:
         try:  # other programs' files do not name the model they were made for
             context.model.check_prompt(prompt, any_model=True)
-            prompt = prompt.made_for(
-                require_frozen_model(context.model, "knowing for which model a prompt is")
-            )
+            prompt = prompt.made_for(context.model)
         except (PromptError, UnsupportedModelError):
             pass  # made for a model of another shape: saved, and listed as not fitting
     with context.importing:
