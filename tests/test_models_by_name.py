@@ -209,6 +209,8 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path.startswith("/api/models/") and "nobody" in path:
             return self._send(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
+        if path.startswith("/api/models/someone/"):
+            return self._send(b"too busy", 503, {})
         if "/tree/" in path:
             return self._json([
                 {"type": "file", "path": name, "size": len(data), "oid": f"{number:040}"}
@@ -273,11 +275,13 @@ def test_a_known_model_is_downloaded_from_the_hub(tmp_path):
     with fake_hub(files | unread) as url:
         got = run("models", "get", "smollm2", HF_ENDPOINT=url, **home)
         unknown = run("models", "get", "nobody/has-this", HF_ENDPOINT=url, **home)
+        busy = run("models", "get", "someone/model", HF_ENDPOINT=url, **home)
     assert got.returncode == 0, got.stderr
     assert f"asking the hub for {SMOLLM2.hub_id}" in got.stderr
     total = sum(map(len, files.values())) / 1e6
     assert f"downloading {SMOLLM2.hub_id}: {total:.1f} MB of {total:.1f} MB" in got.stderr
     assert "the hub has no such model" in unknown.stderr
+    assert "the hub answered 503" in busy.stderr
     listed = json.loads(run("models", "--json", "-", **home).stdout)["models"]
     (smollm2,) = [row for row in listed if row["name"] == "smollm2"]
     assert smollm2["at_hand"] == "cache"

@@ -165,8 +165,10 @@ def _explained(hub_id: str) -> Iterator[None]:
     except errors.OfflineModeIsEnabled as error:
         raise _error(hub_id, "HF_HUB_OFFLINE is set",
                      "check the name, or unset HF_HUB_OFFLINE") from error  # fmt: skip
-    except ModelError:
-        raise
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "an error")
+        raise _error(hub_id, f"the hub answered {status}",
+                     "check the name, try later, or give a folder") from error  # fmt: skip
     except Exception as error:
         why = " ".join(str(error).split())[:160] or type(error).__name__
         raise _error(hub_id, f"the hub can't be reached: {why}",
