@@ -38,7 +38,7 @@ def test_a_folder_gives_the_model_that_was_saved(folder):
     text = "Down the lane"
     assert torch.equal(logits(model, text), logits(tiny_model("llama"), text))
     model.check_prompt(SoftPrompt.from_text(text, tiny_model("llama"), kind="prefix"))
-    assert repr(model) == f"FrozenModel({str(folder)!r}, llama, torch.float32, cpu)"
+    assert repr(model) == f"FrozenModel({folder.name!r}, llama, torch.float32, cpu)"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16, "float16", "float32"], ids=str)
