@@ -31,7 +31,9 @@ from softlore.prompts import SoftPrompt, load_prompt
 from softlore.tune.examples import CallResponse, pairs_of
 from softlore.tune.losses import SMOOTH
 
-LEARNING_RATES = {"embedding": 3e-2, "prefix": 2e-2}
+# Times the root mean square of what a prompt starts from. On the storyteller (times 0.21 and 1.55),
+# these were the best of five rates from 1e-2 to 0.3, and of four from 5e-3 to 0.25.
+LEARNING_RATES = {"embedding": 0.3, "prefix": 0.15}
 IGNORED = -100  # a label without loss
 
 
@@ -103,7 +105,8 @@ def train_peft(
         parameter.register_hook(lambda gradient: _without_first(gradient, leading))
     pairs = [p for block in entry.blocks for p in pairs_of(model, block.call, block.responses)]
     batch = Batch.of(pairs, [] if leading else model.bos, model.device)
-    rate = learning_rate or LEARNING_RATES[kind]
+    scale = float(parameter.detach().pow(2).mean().sqrt())
+    rate = learning_rate or LEARNING_RATES[kind] * scale
     optimizer = torch.optim.Adam([parameter], lr=rate)
     recent: deque[float] = deque(maxlen=SMOOTH)
     updates, to_recall = 0, None
