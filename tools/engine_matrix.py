@@ -96,7 +96,11 @@ MATRIX: dict[str, tuple[Cell, Cell, Cell, Cell]] = {
     "the studio trains": (
         ("tests/test_studio_training.py", ""),
         ("tests/test_studio_training.py", "", "yes, on this machine's copy"),
-        "no: a GGUF file can't be trained",
+        (
+            LLAMA,
+            "test_the_studio_writes_with_it_and_trains_on_its_weights",
+            "yes, on the file's weights",
+        ),
         "no",
     ),
 }

@@ -18,11 +18,10 @@ import torch
 
 pytest.importorskip("llama_cpp", reason="make llamacpp installs it")
 
-from softlore import Context, SoftPrompt, WorldInfoTrainer
+from softlore import Context, FrozenModel, SoftPrompt, WorldInfoTrainer
 from softlore.context import compose
 from softlore.decode import TorchModelRunner
 from softlore.decode.llamacpp import LlamaCppModelRunner
-from softlore.model import require_frozen_model
 from softlore.model.gguf import CacheTypes, GGUFModel
 from softlore.model.gguf.library import llama
 
@@ -60,7 +59,7 @@ class Real:
 
     def __init__(self, file, folder):
         self.gguf = GGUFModel(file, context_length=CONTEXT)
-        self.model = require_frozen_model(self.gguf, "testing")
+        self.model = FrozenModel.from_pretrained(file, dtype="float32")
         unpacked = folder / file.name
         lib = llama()
         given = lib.llama_model_quantize_default_params()
