@@ -151,8 +151,8 @@ def test_apples_gpu_is_chosen_by_itself(monkeypatch, tmp_path, large, dtype):
     ("quantize", "missing", "expected"),
     [
         ("nf3", (), "expected one of nf4, int8"),
-        ("nf4", ("bitsandbytes",), r"pip install 'softlore\[quantize\]'"),
-        ("int8", ("accelerate",), r"pip install 'softlore\[quantize\]'"),
+        ("nf4", ("bitsandbytes",), r"pip install 'softlore\[large\]'"),
+        ("int8", ("accelerate",), r"pip install 'softlore\[large\]'"),
     ],
 )
 def test_a_quantization_that_cannot_be_had_is_refused(monkeypatch, quantize, missing, expected):

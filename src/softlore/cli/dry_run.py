@@ -81,7 +81,7 @@ def report_lines(found: TrainingForecast, device: str, speed: float | None) -> l
         lines.append(f"time      unknown: there is no {device} here to measure")
     else:
         lines.append(
-            f"time      {_duration(found.seconds(speed))} at most: an estimate, from "
+            f"time      {_duration(found.seconds(speed))} for all updates: an estimate, from "
             f"{speed / 1e9:,.0f} billion operations a second, measured on products of matrices"
         )
     return lines

@@ -56,7 +56,7 @@ def model_options(function: Command) -> Command:
 
 quantize_option = click.option(
     "--quantize", type=click.Choice(["nf4", "int8"]),
-    help="Load the model's weights in 4 or 8 bits (needs softlore[quantize]).",
+    help="Load the model's weights in 4 or 8 bits (needs softlore[large]).",
 )  # fmt: skip
 
 

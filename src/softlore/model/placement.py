@@ -56,7 +56,7 @@ class Placement:
         if quantize is not None:
             check_quantization(quantize, where)
         if split:
-            require_package("accelerate", f"device {AUTO!r}", "accelerate")
+            require_package("accelerate", f"device {AUTO!r}", "large")
         return cls(where, chosen, quantize, split)
 
     def options(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def check_quantization(quantize: str, device: torch.device) -> None:
             "leave quantize (--quantize) out, or choose a device (--device cpu)"
         )
     for package in ("bitsandbytes", "accelerate"):
-        require_package(package, f"quantize={quantize!r}", "quantize")
+        require_package(package, f"quantize={quantize!r}", "large")
 
 
 def require_package(package: str, what: str, extra: str) -> None:
