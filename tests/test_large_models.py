@@ -185,11 +185,25 @@ def test_a_quantized_model_trains_and_has_the_size_that_was_counted(tmp_path, fa
     with gradient_checkpointing(model):
         run(model, batch)
     assert all(map(torch.equal, quantized.values(), taken(prompts).values()))
-    settings = {"n_tokens": 4, "max_steps": 12, "drift_guard": 0, "filler": "random"}
-    trainer = WorldInfoTrainer(model, [("Ada wears", [" a red coat."])], **settings)
-    trainer.train()
-    losses = trainer.trainables["prompt"].history["response"]
-    assert losses[-1] < losses[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gradients_go_through_quantized_weights_as_through_the_same_numbers_unpacked(tmp_path):
+    functional = pytest.importorskip("bitsandbytes.functional")
+    name = save_tiny_model(tmp_path, **SMALL)
+    quantized = FrozenModel.from_pretrained(name, "float32", "cpu", quantize="nf4")
+    plain = FrozenModel.from_pretrained(name, "float32", "cpu")
+    for path, module in quantized.hf.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            unpacked = functional.dequantize_4bit(module.weight.data, state)
+            plain.hf.get_submodule(path).weight.data.copy_(unpacked)
+    batch, prompts = drawn(plain, "prefix")
+    losses = run(plain, batch)
+    expected = taken(prompts)
+    assert run(quantized, batch) == pytest.approx(losses, rel=1e-3)
+    for name, gradient in taken(prompts).items():
+        assert (gradient - expected[name]).norm() < 0.01 * expected[name].norm()
 
 
 # a model in several places ------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlore.cli import common, options
+from softlore.cli.curves import Curves, curve_options
 from softlore.cli.workers import Workers, torchrun_ranks, worker_options
 from softlore.errors import ConfigError
 from softlore.settings import TrainingConfig, table
@@ -74,6 +75,7 @@ def training_settings(given: dict[str, Any]) -> dict[str, Any]:
               "it is short]")  # fmt: skip
 @click.option("--dry-run", is_flag=True,
               help="Say what memory and time it takes; the model isn't loaded.")  # fmt: skip
+@curve_options
 @worker_options
 @training_options
 @options.json_option
@@ -84,6 +86,7 @@ def command(
     include: tuple[str, ...],
     group_size: int | None,
     workers: Workers,
+    curves: Curves,
     checkpointed: bool | None,
     dry_run: bool,
     json_path: str | None,
@@ -115,6 +118,11 @@ def command(
         group_size = GROUP_SIZE
     with torchrun_ranks(source.device, group_size is not None) as ranks:
         if group_size is not None:
+            if curves.wanted:
+                raise ConfigError(
+                    "--log-dir and --wandb follow one training; expected no groups with them; "
+                    "leave --group-size and --ray out, or the curves"
+                )
             if time_budget is not None:
                 raise ConfigError(
                     "--time-budget sets the number of updates by their speed, which differs "
@@ -126,7 +134,7 @@ def command(
             if ranks is not None:
                 source = source._replace(device=ranks.device)
             run["execution"] = partial(_execution, time_budget, ranks, checkpointed)
-            report = _train_together(lorebook, folder, include, run, source)
+            report = _train_together(lorebook, folder, include, run, source, curves)
         if ranks is None or ranks.first:
             common.write_json(report, json_path)
 
@@ -145,6 +153,7 @@ def _train_together(
     include: tuple[str, ...],
     run: dict[str, Any],
     source: common.ModelSource,
+    curves: Curves,
 ) -> dict[str, Any]:
     """Trains a lorebook as one set, or a corpus; saves the prompts and returns the report."""
     from softlore.lore import Lorebook
@@ -168,7 +177,7 @@ def _train_together(
             common.say(NOTHING_NEW)
             return _report(prompts, [], plan.retained)
         trainer = plan.trainer
-    return _report(prompts, _train(trainer, prompts), trainer.company)
+    return _report(prompts, _train(trainer, prompts, curves), trainer.company)
 
 
 def _train_groups(
@@ -245,7 +254,9 @@ def _corpus_trainer(
     )
 
 
-def _train(trainer: WorldInfoTrainer[Any], prompts: PromptLibrary) -> list[SoftPrompt]:
+def _train(
+    trainer: WorldInfoTrainer[Any], prompts: PromptLibrary, curves: Curves
+) -> list[SoftPrompt]:
     """Runs the trainer with a live view, and saves its prompts.
 
     If training fails, existing prompts are unchanged.
@@ -260,7 +271,11 @@ def _train(trainer: WorldInfoTrainer[Any], prompts: PromptLibrary) -> list[SoftP
         common.say(f"continuing from update {trainer.step}")
     _announce(trainer, prompts.folder)
     try:
-        with watch(common.interactive()) as trainer.on_step, common.resumable(common.SAME_COMMAND):
+        with (
+            watch(common.interactive()) as show,
+            (curves if trainer.ranks.first else Curves()).beside(show) as trainer.on_step,
+            common.resumable(common.SAME_COMMAND),
+        ):
             trainer.train()
     except DivergedError:
         for prompt in trainer.prompts().values() if trainer.ranks.first else ():
