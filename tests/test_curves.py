@@ -1,5 +1,6 @@
 """Training curves as TensorBoard and Weights & Biases read them."""
 
+import importlib.machinery
 import sys
 import types
 
@@ -44,6 +45,7 @@ def test_wandb_is_sent_the_losses_of_every_update(monkeypatch):
         log=lambda values, step: logged.append((step, values)), finish=lambda: finished.append(1)
     )
     wandb = types.ModuleType("wandb")
+    wandb.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
     wandb.init = lambda project, **options: run
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     losses = trained(WandbCurves())
