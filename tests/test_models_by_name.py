@@ -156,6 +156,7 @@ def test_an_incomplete_download_is_not_taken_for_a_model(tmp_path):
         ("a/b/c", "there is no such folder or file"),
         ("~/missing", "there is no such folder or file"),
         ("missing.gguf", "there is no such file"),
+        ("MISSING.GGUF", "there is no such file"),
         ("", "there is no such folder or file"),
     ],
 )

@@ -119,7 +119,7 @@ def find_model(name: str | os.PathLike[str], weights: bool = True) -> FoundModel
         if name in (own.name, own.path and own.path.name):
             return replace(own, name=name)
     if not name or _is_path(name):
-        kind = "file" if name.endswith(".gguf") else "folder or file"
+        kind = "file" if name.lower().endswith(".gguf") else "folder or file"
         raise ModelError(
             f"model {name!r} could not be loaded (there is no such {kind}); expected a folder with "
             "config.json, weights and tokenizer, a GGUF file, a hub id, or a name that "
@@ -131,7 +131,7 @@ def find_model(name: str | os.PathLike[str], weights: bool = True) -> FoundModel
 def _is_path(name: str) -> bool:
     """Whether a name can only be that of a folder or file: hub ids are NAME or OWNER/NAME."""
     separators = name.count("/") + name.count(os.sep) * (os.sep != "/")
-    return separators > 1 or name[0] in "./~\\" or name.endswith(("/", ".gguf"))
+    return separators > 1 or name[0] in "./~\\" or name.lower().endswith(("/", ".gguf"))
 
 
 def _find_name(name: str, weights: bool) -> FoundModel:
@@ -187,7 +187,7 @@ def own_models() -> Iterator[FoundModel]:
         else:
             files = sorted(path.glob("*.gguf")) if path.is_dir() else [path]
             for file in files:
-                if file.suffix == ".gguf" and file.is_file():
+                if file.suffix.lower() == ".gguf" and file.is_file():
                     yield FoundModel(file.stem, file, "models folder")
 
 
@@ -218,7 +218,7 @@ def display_name(name: str | os.PathLike[str]) -> str:
     """A model's name for prompts and clients: of a path the last part, without `.gguf`."""
     text = os.fspath(name)
     path = Path(text).expanduser()
-    if text.endswith(".gguf"):
+    if text.lower().endswith(".gguf"):
         return path.stem
     if text in KNOWN_MODELS or not text or not path.exists():
         return text
