@@ -258,8 +258,8 @@ def test_the_studio_writes_with_it_and_trains_on_its_weights(tmp_path):
         text, _ = calls.write("one", tokens=12)
         assert text
         assert calls.texts("one")[-1] == text
-        settings = {"max_steps": 2, "n_tokens": 4, "drift_guard": 0, "max_spacing": 8}
-        calls.post("trainings", book="lore", overwrite=True, settings=settings)
+        settings = {"max_steps": 2, "n_tokens": 4, "drift_guard": 0, "distil_passages": 4}
+        calls.post("trainings", book="lore", overwrite=True, **settings)
         deadline = time.monotonic() + 120
         while (state := calls.get("trainings")[0]["state"]) != "done":
             assert state != "failed", calls.get("trainings")
