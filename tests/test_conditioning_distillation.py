@@ -13,7 +13,7 @@ from softlore.measure.conditioning import conditioning_fidelity, conditioning_tr
 from softlore.measure.score import passage_hidden_states, trunk
 from softlore.model.tiny import tiny_model
 from softlore.tune import Checkpointing
-from softlore.tune.examples import run_teacher
+from softlore.tune.passages import run_teacher
 
 SMALL = {"n_tokens": 6, "max_steps": 60, "passage_tokens": 10, "distil_passages": 24}
 

@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicCache
 from softlore import WorldInfoTrainer
 from softlore.cli import progress
 from softlore.context import ROOT, Node, Tree
+from softlore.decode import OPENERS, sample_passages
 from softlore.lore import Entry
 from softlore.measure.losses import response_nll
 from softlore.model.tiny import tiny_model
@@ -24,9 +25,10 @@ from softlore.tune import (
     objective,
     run,
 )
-from softlore.tune.examples import CallResponse, bare_tree, run_teacher, unrelated_passages
+from softlore.tune.examples import CallResponse
 from softlore.tune.initial import initial_value
 from softlore.tune.losses import TrainingData, curve_names, last_loss, loss_branch, row_losses
+from softlore.tune.passages import bare_tree, run_teacher, write_passages
 from softlore.tune.training_data import draw_batch
 
 FAMILIES = ("gpt2", "llama", "gemma2")  # learned places; rotary ones; every other layer slides
@@ -53,7 +55,9 @@ def drawn(model, kind, together=False, **settings):
         **settings,
     )
     examples = {entry.name: make_examples(model, entry, config) for entry in (DOG, CAT)}
-    passages = unrelated_passages(model, None, 4, 10, 0)
+    sources = [examples.source for examples in examples.values() if examples.source]
+    write_passages(model, config, [(source, 8) for source in sources])
+    passages = sample_passages(model, bare_tree(model), OPENERS, 4, 10, 0)
     data = TrainingData(examples, run_teacher(model, bare_tree(model), passages), passages)
     prompts = {e.name: initial_value(model, e, config).requires_grad_() for e in (DOG, CAT)}
     learning = list(prompts)

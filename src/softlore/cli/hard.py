@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,9 @@ def distil(
       softlore hard distil style.txt --name style --n-tokens 8
       softlore hard distil --name gothic --code Horror=1.5 --code Humor=-0.5
     """
-    from softlore.cli.progress import watch, working
+    from softlore.cli.progress import watch
 
+    started = time.monotonic()
     if (file is None) == (not codes):
         raise ConfigError("expected the FILE of a text, or one --code or more; give one of the two")
     text = None if file is None else _conditioning_text(file)
@@ -79,13 +81,12 @@ def distil(
         prompts = common.library(folder, new=True)
         model = shown.load()
     conditioning = _conditioning(model, codes, prompts) if text is None else text
-    execution = Execution(settings.pop("time_budget"))
+    execution = Execution(settings.pop("time_budget"), started=started)
     trainer = WorldInfoTrainer(
         model, conditionings={name: conditioning}, execution=execution, **settings
     )
-    with working("writing with what is to be distilled", common.interactive()):
-        trainer.prepare()
-    with watch(common.interactive()) as trainer.on_step:
+    with watch(common.interactive()) as view:
+        trainer.on_step, trainer.on_phase = view.on_step, view.on_phase
         prompt = trainer.train()[name]
     fidelity = conditioning_fidelity(model, conditioning, prompt, settings["seed"])
     path = prompts.save(prompt)

@@ -86,10 +86,11 @@ def command(
         from softlore.cli.progress import watch
         from softlore.model import require_frozen_model
 
-        with watch(interactive()) as on_step:
+        with watch(interactive()) as view:
             results = learn(
                 require_frozen_model(session.model, "learning"), book, chosen,
-                session.composer.prompts, max_steps=max_steps, seed=seed, on_step=on_step,
+                session.composer.prompts, max_steps=max_steps, seed=seed,
+                on_step=view.on_step, on_phase=view.on_phase,
             )  # fmt: skip
         if json_path != "-":
             _print_table(results)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from softlore.cli import common
 
 if TYPE_CHECKING:
+    from rich.live import Live
     from rich.table import Table
 
     from softlore.tune import TrainablePrompt, TrainingProgress
@@ -46,42 +47,94 @@ def working(on: str, interactive: bool) -> Iterator[None]:
         yield
 
 
+class TrainingView:
+    """Shows a training as it goes: lines, the first of each phase at once, then at intervals.
+
+    Its methods are what `WorldInfoTrainer` calls.
+    """
+
+    def __init__(self) -> None:
+        self._phase, self._last = "", 0.0
+
+    def on_phase(self, name: str, done: float) -> None:
+        """Shows how much of a phase other than updates is done, 0 to 1."""
+        if self._is_due(name):
+            common.say(f"{name}: {done:.0%}")
+
+    def on_step(self, progress: TrainingProgress) -> None:
+        """Shows the state after an update."""
+        if self._is_due("training", progress.done == 1):
+            losses = "  ".join(f"{n} {_shown_loss(p)}" for n, p in _first_entries(progress))
+            left = "" if progress.done == 1 else f"  at most {duration(progress.seconds_left)} left"
+            common.say(f"{progress.done:4.0%}  update {progress.step}  loss: {losses}{left}")
+
+    def _is_due(self, phase: str, last: bool = False) -> bool:
+        now = time.monotonic()
+        # Writing passages between updates is part of the training's own lines.
+        new = phase != self._phase and self._phase != "training"
+        if not (new or last or now - self._last >= PLAIN_SECONDS):
+            return False
+        self._phase, self._last = phase, now
+        return True
+
+
+class LiveTrainingView(TrainingView):
+    """The same on a terminal: a bar, and a table of the entries' losses."""
+
+    def __init__(self, live: Live) -> None:
+        from rich import progress as bars
+
+        super().__init__()
+        self._live = live
+        self._bar = bars.Progress(
+            "{task.description}",
+            bars.BarColumn(),
+            bars.TaskProgressColumn(),
+            bars.TextColumn("{task.fields[left]}"),
+        )
+        self._task = self._bar.add_task("preparing", total=1.0, left="")
+        self._table: Table | None = None
+        self._done, self._left = 0.0, ""
+        self._draw()
+
+    def on_phase(self, name: str, done: float) -> None:
+        # Between updates the bar stays where it is.
+        share = self._done if self._table else done
+        self._bar.update(self._task, completed=share, description=name, left=self._left)
+        self._draw()
+
+    def on_step(self, progress: TrainingProgress) -> None:
+        self._done, self._table = progress.done, _table(progress)
+        self._left = f"at most {duration(progress.seconds_left)} left"
+        self._bar.update(self._task, completed=self._done, description="training", left=self._left)
+        self._draw()
+
+    def _draw(self) -> None:
+        from rich.console import Group
+
+        self._live.update(Group(self._bar, *([self._table] if self._table else [])))
+
+
 @contextmanager
-def watch(interactive: bool) -> Iterator[Callable[[TrainingProgress], None]]:
-    """A function to call after each update: a live table on a terminal, else lines at intervals."""
+def watch(interactive: bool) -> Iterator[TrainingView]:
+    """A view of a training: a live table on a terminal, else lines at intervals."""
     if not interactive:
-        yield _plain()
+        yield TrainingView()
         return
-    from rich import progress as bars
-    from rich.console import Console, Group
+    from rich.console import Console
     from rich.live import Live
 
-    bar = bars.Progress(
-        "training", bars.BarColumn(), bars.TaskProgressColumn(), bars.TimeRemainingColumn()
-    )
-    task = bar.add_task("training", total=1.0)
-    with Live(bar, console=Console(stderr=True), refresh_per_second=4) as live:
-
-        def show(progress: TrainingProgress) -> None:
-            bar.update(task, completed=progress.done)
-            live.update(Group(bar, _table(progress)))
-
-        yield show
+    with Live(console=Console(stderr=True), refresh_per_second=4) as live:
+        yield LiveTrainingView(live)
 
 
-def _plain() -> Callable[[TrainingProgress], None]:
-    last = 0.0
-
-    def show(progress: TrainingProgress) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < PLAIN_SECONDS and progress.done < 1:
-            return
-        last = now
-        losses = "  ".join(f"{n} {_shown_loss(p)}" for n, p in _first_entries(progress))
-        common.say(f"{progress.done:4.0%}  update {progress.step}  loss: {losses}")
-
-    return show
+def duration(seconds: float | None) -> str:
+    """A time in words: "40 s", "2.5 min", "1.2 h"; "?" if it is not known."""
+    if seconds is None:
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _table(progress: TrainingProgress) -> Table:

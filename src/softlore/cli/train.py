@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,7 @@ from softlore.settings import TrainingConfig, table
 if TYPE_CHECKING:
     from softlore.model import FrozenModel
     from softlore.prompts import PromptLibrary, SoftPrompt
-    from softlore.tune import Execution, WorldInfoTrainer
-    from softlore.tune.distributed import Ranks
+    from softlore.tune import WorldInfoTrainer
 
 # A control code is first and alone, and is meant to change all text after it.
 CODE_SETTINGS = {"company_size": 1, "max_spacing": 0, "drift_guard": 0.0}
@@ -65,7 +64,7 @@ def training_settings(given: dict[str, Any]) -> dict[str, Any]:
 @click.option("--entry", "include", multiple=True,
               help="Train only this entry; may be given often.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Also train entries whose prompt exists.")
-@click.option("--time-budget", type=float, help="Seconds; limits the number of updates.")
+@click.option("--time-budget", type=float, help="Seconds that the whole command may take.")
 @click.option("--checkpoint-seconds", type=options.Finite(min=0), default=10.0, hidden=True)
 @click.option("--group-size", type=click.IntRange(min=1), metavar="N",
               help="Train the entries N at a time, in the book's order; only those of a group keep "
@@ -107,6 +106,7 @@ def command(
       softlore train lore.yaml --group-size 8 --ray 10.0.0.1:6379
       torchrun --nproc-per-node 2 -m softlore train lore.yaml --model MODEL
     """
+    started = time.monotonic()
     run = training_settings(given)
     if dry_run:
         from softlore.cli.dry_run import dry_run_report
@@ -133,18 +133,11 @@ def command(
             workers.use_threads()
             if ranks is not None:
                 source = source._replace(device=ranks.device)
-            run["execution"] = partial(_execution, time_budget, ranks, checkpointed)
-            report = _train_together(lorebook, folder, include, run, source, curves)
+            limits = {"time_budget": time_budget, "started": started, "ranks": ranks}
+            limits["checkpointed"] = checkpointed
+            report = _train_together(lorebook, folder, include, run, source, limits, curves)
         if ranks is None or ranks.first:
             common.write_json(report, json_path)
-
-
-def _execution(
-    time_budget: float | None, ranks: Ranks | None, checkpointed: bool | None
-) -> Execution:
-    from softlore.tune import Execution
-
-    return Execution(time_budget, ranks=ranks, checkpointed=checkpointed)
 
 
 def _train_together(
@@ -153,18 +146,24 @@ def _train_together(
     include: tuple[str, ...],
     run: dict[str, Any],
     source: common.ModelSource,
+    limits: dict[str, Any],
     curves: Curves,
 ) -> dict[str, Any]:
-    """Trains a lorebook as one set, or a corpus; saves the prompts and returns the report."""
+    """Trains a lorebook as one set, or a corpus; saves the prompts and returns the report.
+
+    Args:
+        limits: fields of `Execution`.
+    """
     from softlore.lore import Lorebook
 
     trainer: WorldInfoTrainer[Any]
     corpus = _read_corpus(lorebook) if _is_corpus(lorebook) else None
     book = None if corpus is not None else Lorebook.load(lorebook)
     with source.loading(book.model if book is not None else None) as shown:
+        from softlore.tune import Execution
         from softlore.tune.lorebook_training import plan_book
 
-        run["execution"] = run["execution"]()
+        run["execution"] = Execution(**limits)
         prompts = common.library(folder, new=True)
         model = shown.load()
     if book is None:
@@ -261,21 +260,21 @@ def _train(
 
     If training fails, existing prompts are unchanged.
     """
-    from softlore.cli.progress import watch, working
+    from softlore.cli.progress import watch
     from softlore.errors import DivergedError
     from softlore.tune.lorebook_training import save_prompts
 
-    with working("reading the lore, and sampling the bare model", common.interactive()):
-        trainer.prepare()
-    if trainer.step:
-        common.say(f"continuing from update {trainer.step}")
-    _announce(trainer, prompts.folder)
     try:
         with (
-            watch(common.interactive()) as show,
-            (curves if trainer.ranks.first else Curves()).beside(show) as trainer.on_step,
+            watch(common.interactive()) as view,
+            (curves if trainer.ranks.first else Curves()).beside(view.on_step) as trainer.on_step,
             common.resumable(common.SAME_COMMAND),
         ):
+            trainer.on_phase = view.on_phase
+            trainer.prepare()
+            if trainer.step:
+                common.say(f"continuing from update {trainer.step}")
+            _announce(trainer, prompts.folder)
             trainer.train()
     except DivergedError:
         for prompt in trainer.prompts().values() if trainer.ranks.first else ():
@@ -292,11 +291,9 @@ def _train(
 def _announce(trainer: WorldInfoTrainer[Any], folder: Path) -> None:
     """Says what training will take."""
     ahead = trainer.estimate()
-    seconds = ahead.seconds
-    duration = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
     common.say(
-        f"{common.count(len(trainer.entries), 'entry', 'entries')}, up to {ahead.updates} updates: "
-        f"about {duration}; prompts of {max(1, ahead.prompt_bytes // 1024)} KB each in {folder}"
+        f"{common.count(len(trainer.entries), 'entry', 'entries')}, up to {ahead.updates} updates; "
+        f"prompts of {max(1, ahead.prompt_bytes // 1024)} KB each in {folder}"
     )
     if ahead.sight is not None:
         common.say(

@@ -11,7 +11,7 @@ from typing import Any
 
 from softlore import demo as data
 from softlore.compare.harness import OnProgress
-from softlore.compare.methods import OnStep, TrainedMethod, train_method
+from softlore.compare.methods import TrainedMethod, TrainingObserver, train_method
 from softlore.context.compose import ContextLike
 from softlore.disk import storage_error
 from softlore.lore import Entry, Lorebook
@@ -32,12 +32,12 @@ class DemoObserver:
 
     Attributes:
         say: called with a line when a step begins.
-        training: makes a context that gives what the trainer calls after each update.
+        training: makes a context that gives what observes a training.
         measuring: makes a context that gives what `evaluate` calls.
     """
 
     say: Callable[[str], None] = lambda line: None
-    training: Callable[[], AbstractContextManager[OnStep | None]] = nullcontext
+    training: Callable[[], AbstractContextManager[TrainingObserver | None]] = nullcontext
     measuring: Callable[[], AbstractContextManager[OnProgress | None]] = nullcontext
 
 

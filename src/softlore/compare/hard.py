@@ -16,14 +16,14 @@ from typing import Any
 
 from softlore.compare.harness import OnProgress, Row, csv_text, run_cases
 from softlore.control.hard import Assertion, AssertionInput, Experiment, Template
-from softlore.decode import SamplingParams, generate
+from softlore.decode import OPENERS, SamplingParams, generate, sample_passages
 from softlore.disk import write_atomically
 from softlore.errors import ConfigError, ContextError, StorageError
 from softlore.lore import Entry
 from softlore.measure import count_keywords, drift, lore_keywords, perplexity, recall
 from softlore.measure.score import fits
 from softlore.model import FrozenModel
-from softlore.tune.examples import unrelated_passages
+from softlore.tune.passages import bare_tree
 
 PASSAGES, PASSAGE_TOKENS = 12, 48  # unrelated text that drift is measured on
 MAX_CACHED_BYTES = 1 << 22  # size of one cached result
@@ -226,7 +226,8 @@ class _CaseRunner:
     @cached_property
     def _unrelated(self) -> list[list[int]]:
         seed = self.experiment.seed + 1
-        return unrelated_passages(self.model, None, PASSAGES, PASSAGE_TOKENS, seed)
+        before = bare_tree(self.model)
+        return sample_passages(self.model, before, OPENERS, PASSAGES, PASSAGE_TOKENS, seed)
 
 
 # reports ---------------------------------------------------------------------------------------

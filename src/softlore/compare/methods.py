@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from softlore.context.compose import ContextLike
 from softlore.control import codes_of
@@ -33,7 +33,14 @@ SEARCHED_TOKENS = 16
 SOFT = (("prefix", 4), ("prefix", 16), ("embedding", 16))
 SEARCH_SHARE = 0.25  # of the time budget; the rest is for soft prompts
 DRIFT_GUARDS = {"prefix": 1.0, "embedding": 1.25}
-OnStep = Callable[[TrainingProgress], "bool | None"]
+
+
+class TrainingObserver(Protocol):
+    """What is told of a training's progress; see `WorldInfoTrainer`."""
+
+    def on_step(self, progress: TrainingProgress) -> bool | None: ...
+
+    def on_phase(self, name: str, done: float) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -77,21 +84,22 @@ Maker = Callable[[FrozenModel, Lorebook, int, float, Callable[[str], None]], lis
 def train_method(
     model: FrozenModel,
     name: str,
-    observe: Callable[[], AbstractContextManager[OnStep | None]] = nullcontext,
+    observe: Callable[[], AbstractContextManager[TrainingObserver | None]] = nullcontext,
     time_budget: float | None = None,
     **settings: Any,
 ) -> TrainedMethod:
     """Trains soft prompts together, and times it.
 
     Args:
-        observe: makes a context that gives what the trainer calls after each update.
-        time_budget: seconds of updates.
+        observe: makes a context that gives what observes the training.
+        time_budget: seconds.
         settings: `WorldInfoTrainer`'s: entries, corpus or conditionings, and how they are trained.
     """
     start = time.monotonic()
     trainer = WorldInfoTrainer(model, execution=Execution(time_budget), **settings)
-    trainer.prepare()
-    with observe() as trainer.on_step:
+    with observe() as observer:
+        if observer is not None:
+            trainer.on_step, trainer.on_phase = observer.on_step, observer.on_phase
         prompts = trainer.train()
     seconds = time.monotonic() - start
     curves = {name: dict(trainable.history) for name, trainable in trainer.trainables.items()}

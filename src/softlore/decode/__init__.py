@@ -3,7 +3,14 @@
 from softlore.decode.batch import RunningBatch, SequenceGroup
 from softlore.decode.model_runner import ModelRunner, TorchModelRunner
 from softlore.decode.output import OutputStream, Token
-from softlore.decode.passages import OPENERS, WeightedTrees, openers, sample_ids, sample_passages
+from softlore.decode.passages import (
+    OPENERS,
+    WeightedTrees,
+    openers,
+    sample_ids,
+    sample_openings,
+    sample_passages,
+)
 from softlore.decode.prefix_cache import CacheUsage, PrefixCache
 from softlore.decode.request import GenerationRequest
 from softlore.decode.samplers import Sampler, SamplingParams
@@ -34,6 +41,7 @@ __all__ = [
     "openers",
     "runner_for",
     "sample_ids",
+    "sample_openings",
     "sample_passages",
     "write",
     "write_request",

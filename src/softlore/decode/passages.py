@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from softlore.context import Tree
 from softlore.decode.batch import RunningBatch, SequenceGroup
@@ -19,7 +19,6 @@ OPENERS = (
 )  # fmt: skip
 # ... and of some that may or may not turn to an entry.
 _ASIDE = ("Once upon a time", "The", "It was a cold day and", "He", "She", "They", "In the")
-ROWS_AT_ONCE = 32
 MIN_SHARED = 8  # a tree of this many tokens or more that several texts share is run once
 
 # Contexts mixed by weights that sum to 1.
@@ -47,15 +46,33 @@ def sample_passages(
     They are drawn from the model's own distribution (temperature 1), so that a KL on them is an
     unbiased mean. One that the model ends itself is shorter.
     """
-    encoded = [ids for ids in (model.encode(opener)[: length - 1] for opener in openers) if ids]
-    starts = [encoded[i % len(encoded)] for i in range(count)]
+    contexts = [(before, openers[i % len(openers)]) for i in range(count)]
+    return sample_openings(model, contexts, length, seed)
+
+
+def sample_openings(
+    model: FrozenModel,
+    contexts: Sequence[tuple[Tree | WeightedTrees, str]],
+    length: int,
+    seed: int | Sequence[int],
+    rows_at_once: int = 64,
+    on_progress: Callable[[float], None] | None = None,
+) -> list[list[int]]:
+    """A passage after each context and opener; see `sample_passages` and `sample_ids`.
+
+    An opener without tokens is replaced by the first id of ordinary text.
+    """
+    starts = [
+        model.encode(opener)[: length - 1] or [model.ordinary_ids[0]] for _, opener in contexts
+    ]
     new = sample_ids(
         model,
-        [(before, ids) for ids in starts],
+        [(before, ids) for (before, _), ids in zip(contexts, starts, strict=True)],
         SamplingParams(temperature=1.0, top_k=0),
         [length - len(ids) for ids in starts],
         seed,
-        ROWS_AT_ONCE,
+        rows_at_once,
+        on_progress,
     )
     return [_before_end(model, [*a, *b]) for a, b in zip(starts, new, strict=True)]
 
@@ -65,8 +82,9 @@ def sample_ids(
     contexts: Sequence[tuple[Tree | WeightedTrees, Sequence[int]]],
     params: SamplingParams,
     max_new_tokens: int | Sequence[int],
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     rows_at_once: int = 64,
+    on_progress: Callable[[float], None] | None = None,
 ) -> list[list[int]]:
     """New ids after each context; the model's own end does not end them, the context's does.
 
@@ -74,10 +92,14 @@ def sample_ids(
         contexts: the tree before each text (or several, mixed), and its first ids. A tree that
             several share (the same object) is run once.
         max_new_tokens: of all, or of each.
-        seed: decides the draws, with the index of the context.
+        seed: decides the draws, with the index of the context; or a seed for each.
         rows_at_once: texts that are generated side by side.
+        on_progress: called after each step with the share of tokens that is done, 0 to 1.
     """
     limits = [max_new_tokens] * len(contexts) if isinstance(max_new_tokens, int) else max_new_tokens
+    seeds = (
+        seed if not isinstance(seed, int) else [seed * 1_000_003 + i for i in range(len(limits))]
+    )
     runner = TorchModelRunner(model, PrefixCache())
     batch = RunningBatch(runner)
     groups: list[SequenceGroup] = []
@@ -87,11 +109,13 @@ def sample_ids(
             before, ids = contexts[index]
             mixed = [(before, 1.0)] if isinstance(before, Tree) else before
             trees = [(tree.then(ids) if ids else tree, weight) for tree, weight in mixed]
-            sampler = Sampler(params, (seed * 1_000_003 + index) % 2**63, model)
+            sampler = Sampler(params, seeds[index] % 2**63, model)
             group = SequenceGroup.from_trees(runner, trees, sampler, limits[index])
             groups.append(batch.add(group))
         while len(batch):
             batch.step()
+            if on_progress is not None:
+                on_progress(sum(len(group.output.ids) for group in groups) / max(1, sum(limits)))
     return [group.output.ids for group in groups]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from softlore.context.compose import ContextLike
 from softlore.decode import OPENERS, WeightedTrees, sample_passages
 from softlore.decode.conditioning import Conditioning, weighted, with_bare_model
@@ -33,7 +35,9 @@ class ConditioningEvaluator:
         self.model = model
         self.material = material
         self.distances = distances
-        self._bare = score.passage_hidden_states(model, "", material.unrelated)
+        self._bare = score.passage_hidden_states(
+            model, "", material.unrelated, score.first_comparable(model)
+        )
         self._drifts: dict[tuple[str, ...], float | None] = {(): 0.0}
 
     def measure(self, entry: Entry, conditioning: ContextLike) -> Measures | None:
@@ -60,7 +64,9 @@ class ConditioningEvaluator:
         pieces = Context(conditioning).pieces
         key = tuple(p if isinstance(p, str) else f"{p.uuid}/{p.kind}" for p in pieces)
         if key not in self._drifts:
-            rows = score.passage_hidden_states(self.model, conditioning, self.material.unrelated)
+            start = score.first_comparable(self.model)
+            passages = self.material.unrelated
+            rows = score.passage_hidden_states(self.model, conditioning, passages, start)
             self._drifts[key] = mean_kl(self.model, self._bare, rows)
         return self._drifts[key]
 
@@ -79,8 +85,7 @@ class FidelityEvaluator:
         self._passages: list[list[int]] = []
         if text and score.fits_after(model, text, passage_tokens(model)):
             self._passages = lore_passages(model, entry, text, seed)
-            self._text = score.passage_hidden_states(model, text, self._passages)
-            self._bare = score.passage_hidden_states(model, "", self._passages)
+            self._text, self._bare = (self._hidden_states(before) for before in (text, ""))
 
     def measure(self, conditioning: ContextLike) -> float | None:
         """Share of the text's effect that a conditioning has.
@@ -90,9 +95,12 @@ class FidelityEvaluator:
         model = self.model
         if not self._passages or not score.fits_after(model, conditioning, passage_tokens(model)):
             return None
-        rows = score.passage_hidden_states(model, conditioning, self._passages)
-        value = fidelity(model, self._text, self._bare, rows)
+        value = fidelity(model, self._text, self._bare, self._hidden_states(conditioning))
         return value if math.isfinite(value) else None
+
+    def _hidden_states(self, conditioning: ContextLike) -> list[Tensor]:
+        start = score.first_comparable(self.model)
+        return score.passage_hidden_states(self.model, conditioning, self._passages, start)
 
 
 def conditioning_trees(model: FrozenModel, conditioning: Conditioning) -> WeightedTrees:
@@ -114,6 +122,7 @@ def conditioning_fidelity(
     count, length = 2 * FIDELITY, passage_tokens(model)
     sampled = sample_passages(model, trees, OPENERS, count, length, HELD_OUT + seed)
     passages = [ids for ids in sampled if len(ids) > 1]
-    teacher = score.hidden_states_after(model, trees, passages)
-    bare, student = (score.passage_hidden_states(model, c, passages) for c in ("", soft))
+    start = score.first_comparable(model)
+    teacher = score.hidden_states_after(model, trees, passages, start)
+    bare, student = (score.passage_hidden_states(model, c, passages, start) for c in ("", soft))
     return fidelity(model, teacher, bare, student)

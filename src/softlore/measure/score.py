@@ -21,6 +21,7 @@ from softlore.model import FrozenModel, LanguageModel
 from softlore.prompts import Context
 
 BRANCHES_AT_ONCE = 32
+SINK_TOKENS = 2  # tokens at the start of a bare text without BOS that predict unlike all others
 Ids = Sequence[int]
 
 
@@ -156,20 +157,38 @@ def hidden_states_after(
 
 
 def passage_hidden_states(
-    model: FrozenModel, conditioning: ContextLike, passages: Sequence[Ids]
+    model: FrozenModel, conditioning: ContextLike, passages: Sequence[Ids], start: int = 0
 ) -> list[Tensor]:
-    """Hidden states `[len, hidden]` of each passage after a conditioning."""
-    return hidden_states_after(model, trunk(model, conditioning), passages)
+    """Hidden states `[len - start, hidden]` of each passage after a conditioning."""
+    return hidden_states_after(model, trunk(model, conditioning), passages, start)
 
 
 def divergence(
-    model: FrozenModel, teacher: ContextLike, student: ContextLike, passages: Sequence[Ids]
+    model: FrozenModel,
+    teacher: ContextLike,
+    student: ContextLike,
+    passages: Sequence[Ids],
+    start: int = 0,
 ) -> float:
-    """Mean KL(teacher ‖ student) over the passages' tokens, nats a token."""
-    states = (passage_hidden_states(model, before, passages) for before in (teacher, student))
+    """Mean KL(teacher ‖ student) over the passages' tokens from `start` on, nats a token."""
+    states = (passage_hidden_states(model, c, passages, start) for c in (teacher, student))
     return mean_kl(model, *states)
 
 
+def first_comparable(model: LanguageModel) -> int:
+    """The first token of a bare text whose hidden state compares with one behind a context.
+
+    A model without BOS makes an attention sink of a text's first token, whatever it is: its state
+    predicts little, and that of the next ones suffers. Behind any context the sink is elsewhere. A
+    prompt that is trained to reproduce the first states makes a sink of the first token that
+    follows it, and impairs the calls there.
+    """
+    return 0 if model.bos else SINK_TOKENS
+
+
 def drift(model: FrozenModel, conditioning: ContextLike, passages: Sequence[Ids]) -> float:
-    """Mean KL(bare ‖ with the conditioning) on unrelated text, nats a token."""
-    return divergence(model, "", conditioning, passages)
+    """Mean KL(bare ‖ with the conditioning) on unrelated text, nats a token.
+
+    See `first_comparable` for the tokens that are left out where the model has no BOS.
+    """
+    return divergence(model, "", conditioning, passages, first_comparable(model))

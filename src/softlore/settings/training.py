@@ -21,16 +21,16 @@ class TrainingConfig(Settings):
     n_tokens: int = setting(16, "Length of each prompt.", ge=1, le=2047, unit="tokens")
     kind: Literal["prefix", "embedding"] = setting("prefix",
         "Keys and values for every layer (prefix), or rows among those of the text (embedding).")
-    max_spacing: int = setting(64, "Most filler between prompt and call; drawn for each step.",
-        ge=0, le=10**6, unit="tokens")
+    max_spacing: int = setting(64, "Most filler between prompt and call; the number is drawn "
+        "log-uniformly for each step.", ge=0, le=10**6, unit="tokens")
     filler: Literal["story", "random"] = setting("story",
         "What the filler is: samples of the model (or `story`), or random tokens.")
     story: str | None = setting(None, "Text for filler and drift guard, in place of samples.")
     min_loss: float | None = setting(None, "Stop an entry when its mean response loss is at most "
         "this.", gt=0, unit="nats a token")
     max_steps: int = setting(500, "Most updates of an entry.", ge=1, le=10**7)
-    patience: int | None = setting(None, "Stop an entry after this many updates without progress; "
-        "none: never.", gt=0)
+    patience: int | None = setting(40, "Stop an entry that has gained nothing for this many "
+        "updates on what it is not trained on; none: train it to the end.", gt=0)
     optimizer: str | Factory = setting("adam", "A class of torch.optim by name, or in Python a "
         "factory `(parameters, lr=…)`.", expected="a name or a factory")
     learning_rate: float | None = setting(None, "Relative to the scale of what is trained: the "
@@ -41,7 +41,7 @@ class TrainingConfig(Settings):
         "none.", ge=0, le=10**4)
     distil_weight: float = setting(1.0, "Weight of the distillation loss of entries that have "
         "text; 0 for none.", ge=0, le=10**4)
-    distil_passages: int = setting(768, "How many passages the teacher writes about an entry.",
+    distil_passages: int = setting(768, "Most passages that the teacher writes about an entry.",
         ge=1, le=10**5)
     passage_tokens: int = setting(48, "Length of the teacher's passages and of unrelated ones.",
         ge=2, le=4096, unit="tokens")

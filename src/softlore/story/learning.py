@@ -117,6 +117,7 @@ def learn(
     seed: int = 0,
     on_entry: Callable[[str], None] = lambda name: None,
     on_step: Callable[[TrainingProgress], bool | None] | None = None,
+    on_phase: Callable[[str, float], None] | None = None,
 ) -> list[LearnedEntry]:
     """Trains the prompts of the lines' entries further, each in company of some of the others.
 
@@ -126,7 +127,7 @@ def learn(
     Args:
         max_steps: updates of each prompt.
         on_entry: called with the name of each entry before its training.
-        on_step: called after each update, as in `WorldInfoTrainer`.
+        on_step, on_phase: called as by `WorldInfoTrainer`.
 
     Raises:
         ConfigError: no lines, or an entry without a prompt.
@@ -158,6 +159,7 @@ def learn(
             distil_passages=PASSAGES,
             seed=seed,
             on_step=on_step,
+            on_phase=on_phase,
         )
         learned.append(_measure(model, entry, picked, old, trainer.train()[name], material))
     return learned

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ from softlore.tune.objective import (
 )
 from softlore.tune.trainable_prompt import TrainablePrompt
 
+SAVING_SECONDS, SAVING_UPDATES = 0.5, 2  # for measuring the prompts' gain, and writing them
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # set by torchrun
 
 
@@ -192,7 +195,9 @@ class Execution:
     """The time, memory and processes that a training may use.
 
     Attributes:
-        time_budget: seconds; fewer updates are made if they would take longer.
+        time_budget: seconds that the training may take from `started` on, its preparation and the
+            saving of its prompts included; fewer updates are made if they would take longer.
+        started: the time on `time.monotonic` from which the budget counts; by default now.
         memory: bytes that an update may use; None: those of the device. It decides the batch sizes,
             and so the rounding: give it to get the same bits elsewhere.
         ranks: the processes that share each update; the first of them writes the checkpoint.
@@ -204,6 +209,24 @@ class Execution:
     memory: int | None = None
     ranks: Ranks | None = None
     checkpointed: bool | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        if self.time_budget is not None and not 0 < self.time_budget < math.inf:
+            raise ConfigError(
+                f"time_budget is {self.time_budget}; expected seconds above 0; raise it"
+            )
+
+    @property
+    def deadline(self) -> float | None:
+        """The time on `time.monotonic` at which the training is to have ended; None: never."""
+        return None if self.time_budget is None else self.started + self.time_budget
+
+    def affordable_updates(self, pace: float) -> int:
+        """How many updates of `pace` seconds end in time, with the prompts saved."""
+        assert self.deadline is not None
+        left = self.deadline - time.monotonic() - SAVING_SECONDS - SAVING_UPDATES * pace
+        return max(0, int(left / pace))
 
     def plan(self, model: FrozenModel, batch: TrainingBatch) -> MemoryPlan:
         """Measures how updates like this one are to be run; see `measure_memory_plan`."""

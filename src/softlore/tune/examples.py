@@ -1,26 +1,23 @@
-"""What prompts are trained on: call/response pairs, and passages with a teacher's hidden states."""
+"""What prompts are trained on: call/response pairs, and sources of a teacher's passages."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
-from softlore.context import Branch, Node, Tree
-from softlore.decode import OPENERS, WeightedTrees, openers, sample_passages
+from softlore.context import Branch
+from softlore.decode import OPENERS, openers
 from softlore.decode.conditioning import Conditioning, weighted
 from softlore.errors import ConfigError, LoreError, UnsupportedModelError
 from softlore.lore import Block, Entry
 from softlore.lore.styles import style_blocks
 from softlore.measure.conditioning import conditioning_trees
-from softlore.measure.score import hidden_states_after
 from softlore.model import FrozenModel
 from softlore.prompts import Context
 from softlore.settings import TrainingConfig
+from softlore.tune.passages import Passage, PassageSource, lore_tree, make_source, room_beside
 
 CORPUS_WINDOW = 128  # tokens of a corpus that are predicted at a time
 DISTILLED = {"beside pairs": 4, "alone": 12}  # passages of an entry's teacher in an update
@@ -46,38 +43,50 @@ class CallResponse:
 
 
 @dataclass(frozen=True)
-class Passage:
-    """Token ids, and the teacher's hidden states `[len - start, hidden]` from `start` on."""
-
-    ids: list[int]
-    start: int
-    target: Tensor
-
-    def branch(self, parent: int) -> Branch:
-        """Every row from `start` on is compared with the teacher's."""
-        return Branch(self.ids, parent, self.start)
-
-
-@dataclass(frozen=True)
 class EntryExamples:
-    """Call/response pairs and distillation passages of one entry."""
+    """What one entry's prompt is trained on.
+
+    Attributes:
+        pairs: call/response pairs.
+        passages: distillation passages written so far; `source` adds to them.
+        held_out: pairs that are measured on, and not trained on.
+    """
 
     name: str
     pairs: list[CallResponse]
-    passages: list[Passage]
+    passages: Sequence[Passage] = ()
+    source: PassageSource | None = None
+    held_out: Sequence[CallResponse] = ()
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        pairs: list[CallResponse],
+        source: PassageSource | None,
+        held_out: Sequence[CallResponse] = (),
+    ) -> EntryExamples:
+        """The examples whose passages a source writes."""
+        return cls(name, pairs, source.passages if source else (), source, held_out)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest branch."""
-        lengths = [len(pair.ids) for pair in self.pairs]
-        return max([*lengths, *(len(passage.ids) for passage in self.passages)], default=0)
+        """Tokens of the longest branch, now or later."""
+        lengths = [len(pair.ids) for pair in [*self.pairs, *self.held_out]]
+        lengths += [len(passage.ids) for passage in self.passages]
+        return max([*lengths, self.source.length if self.source else 0])
+
+    def to_measure(self) -> EntryExamples:
+        """What a prompt is measured on while it is trained: held-out pairs, if there are any."""
+        passages = self.source.held_out if self.source else self.passages
+        return EntryExamples(self.name, list(self.held_out) or self.pairs, passages)
 
 
 # pairs -----------------------------------------------------------------------------------------
 
 
 def make_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> EntryExamples:
-    """Tokenizes an entry's blocks, and has a teacher that reads its text write passages.
+    """Tokenizes an entry's blocks, and prepares the source of passages about its text.
 
     Raises:
         LoreError: neither blocks nor a text to distil, or a response too long for the context.
@@ -85,23 +94,27 @@ def make_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> E
     blocks = entry.blocks
     if not blocks and config.style is not None:
         blocks = style_blocks(entry, config.style)
-    pairs = [
-        pair
-        for block in blocks
-        for pair in pairs_of(model, block.call, block.responses, config.chat)
-    ]
-    _check_pairs(model, entry, pairs, config)
-    passages: list[Passage] = []
+    pairs, held_out = (
+        [
+            pair
+            for block in some
+            for pair in pairs_of(model, block.call, block.responses, config.chat)
+        ]
+        for some in (blocks, entry.held_out)
+    )
+    _check_pairs(model, entry, [*pairs, *held_out], config)
+    source = None
     if entry.text and config.distil_weight > 0:
         before = [(lore_tree(model, entry.text), 1.0)]
         what = f"entry {entry.name!r} has a text"
-        passages = write_passages(model, before, what, openers(entry), config)
-    if not pairs and not passages:
+        drawn = DISTILLED["beside pairs" if pairs else "alone"]
+        source = make_source(model, entry.name, before, openers(entry), config, drawn, what)
+    if not pairs and source is None:
         raise LoreError(
             f"entry {entry.name!r} has no blocks, and its text is not distilled "
             "(distil_weight is 0); expected blocks or a text to distil; add one"
         )
-    return EntryExamples(entry.name, pairs, passages)
+    return EntryExamples.of(entry.name, pairs, source, held_out)
 
 
 def pairs_of(
@@ -174,10 +187,7 @@ def make_corpus_examples(model: FrozenModel, entry: Entry, config: TrainingConfi
             f"the corpus of {entry.name!r} has {len(ids)} tokens; expected at least two; "
             "give a longer text"
         )
-    return EntryExamples(entry.name, pairs, [])
-
-
-# passages and their teacher --------------------------------------------------------------------
+    return EntryExamples(entry.name, pairs)
 
 
 def make_conditioning_examples(
@@ -186,7 +196,7 @@ def make_conditioning_examples(
     config: TrainingConfig,
     conditionings: Mapping[str, Conditioning],
 ) -> EntryExamples:
-    """Samples passages under an entry's conditioning, to be distilled.
+    """The source of passages that a model writes under an entry's conditioning, to be distilled.
 
     Raises:
         LoreError: the conditioning leaves no room in the context.
@@ -199,83 +209,9 @@ def make_conditioning_examples(
             "distilled; expected a single one of strength 1; give one, or use another model"
         )
     what = f"conditioning {entry.name!r} has a text"
-    return EntryExamples(entry.name, [], write_passages(model, trees, what, OPENERS, config))
-
-
-def write_passages(
-    model: FrozenModel,
-    before: WeightedTrees,
-    what: str,
-    starts: Sequence[str],
-    config: TrainingConfig,
-) -> list[Passage]:
-    """Passages that a teacher samples after `before`, with its hidden states on them.
-
-    Args:
-        what: names `before` in messages.
-        starts: first words of the passages.
-
-    Raises:
-        LoreError: `before` leaves no room for a passage.
-    """
-    used = max(tree.start + tree.length for tree, _ in before)
-    length = passage_length(model, config)
-    if model.context_length is not None and used + length > model.context_length:
-        raise LoreError(
-            f"{what} of {used} tokens; expected at most "
-            f"{model.context_length - length} ({model.name!r} reads {model.context_length}, a "
-            f"passage about it takes {length}); shorten the text or split the entry"
-        )
-    most = config.max_steps * max(DISTILLED.values())  # all updates together use no more
-    count = min(config.distil_passages, most)
-    sampled = sample_passages(model, before, starts, count, length, config.seed)
-    return run_teacher(model, before, [ids for ids in sampled if len(ids) > 1])
-
-
-def run_teacher(
-    model: FrozenModel, before: Tree | WeightedTrees, passages: Sequence[list[int]], start: int = 0
-) -> list[Passage]:
-    """Passages with the hidden states of a model that has read `before`; see `Passage`."""
-    states = hidden_states_after(model, before, passages, start)
-    return [Passage(list(ids), start, rows) for ids, rows in zip(passages, states, strict=True)]
-
-
-def unrelated_passages(
-    model: FrozenModel, story: str | None, count: int, length: int, seed: int
-) -> list[list[int]]:
-    """Passages for filler and drift guard: cut from the writer's story, or the model's own."""
-    if story is None:
-        return sample_passages(model, bare_tree(model), OPENERS, count, length, seed)
-    ids = model.encode(story)
-    if len(ids) <= length:
-        return [ids] if len(ids) > 1 else []
-    draw = random.Random(f"story/{seed}")
-    starts = [draw.randrange(len(ids) - length) for _ in range(count)]
-    return [ids[start : start + length] for start in starts]
-
-
-def bare_tree(model: FrozenModel) -> Tree:
-    """What the bare model has read before a text: BOS, if it has one."""
-    return Tree([Node(model.bos)] if model.bos else [])
-
-
-def lore_tree(model: FrozenModel, text: str) -> Tree:
-    """What a teacher has read before a text: BOS, and the lore's text on a line of its own."""
-    ending = "" if text[-1:].isspace() else "\n"
-    return Tree([Node(model.bos + model.encode(text + ending))])
-
-
-def room_beside(model: FrozenModel, n_tokens: int) -> int | None:
-    """Tokens of text that fit the context beside a prompt of `n_tokens`; None: unlimited."""
-    if model.context_length is None:
-        return None
-    return model.context_length - n_tokens - len(model.bos)
-
-
-def passage_length(model: FrozenModel, config: TrainingConfig) -> int:
-    """Tokens of a passage: `passage_tokens`, or as many as fit beside a prompt."""
-    room = room_beside(model, config.n_tokens)
-    return config.passage_tokens if room is None else min(config.passage_tokens, room)
+    drawn = DISTILLED["alone"]
+    source = make_source(model, entry.name, trees, OPENERS, config, drawn, what)
+    return EntryExamples.of(entry.name, [], source)
 
 
 # what a trainer is given -----------------------------------------------------------------------

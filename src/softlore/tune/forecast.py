@@ -24,7 +24,7 @@ from softlore.model.recompute import gradient_checkpointing
 from softlore.model.shapes import count_parameters, largest_weight, model_bytes
 from softlore.model.unloaded import UnloadedModel
 from softlore.settings import TrainingConfig
-from softlore.tune.examples import DISTILLED, EntryExamples, Passage, pairs_of, passage_length
+from softlore.tune.examples import DISTILLED, EntryExamples, pairs_of
 from softlore.tune.losses import TrainingData
 from softlore.tune.objective import (
     SHARE,
@@ -34,6 +34,7 @@ from softlore.tune.objective import (
     recomputed_bytes,
     smallest_pass,
 )
+from softlore.tune.passages import Passage, passage_length
 from softlore.tune.training_data import UNRELATED, draw_batch
 
 CARDS = (8, 12, 16, 24, 48, 80)  # GiB

@@ -22,7 +22,8 @@ from softlore.context import Branch
 from softlore.measure.losses import RowLoss, response_nll, teacher_kl
 from softlore.model import FrozenModel
 from softlore.settings import TrainingConfig
-from softlore.tune.examples import DISTILLED, EntryExamples, Passage
+from softlore.tune.examples import DISTILLED, EntryExamples
+from softlore.tune.passages import Passage, PassageSource
 
 GUARDS = {"prefix": 2, "embedding": 4}  # unrelated passages a trunk; embedding prompts drift more
 COMPANY_PAIRS = 2  # pairs in a trunk, for a prompt that is not being trained
@@ -62,11 +63,31 @@ class LossTerm:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What every update draws from, made once."""
+    """What every update draws from.
+
+    Attributes:
+        examples: by entry.
+        guard: unrelated passages with the bare model's hidden states.
+        filler: token ids of unrelated text.
+        unrelated: the source that adds to both.
+    """
 
     examples: Mapping[str, EntryExamples]
     guard: Sequence[Passage]
     filler: Sequence[list[int]]
+    unrelated: PassageSource | None = None
+
+    @property
+    def sources(self) -> list[PassageSource]:
+        """All sources of passages."""
+        sources = (*(examples.source for examples in self.examples.values()), self.unrelated)
+        return [source for source in sources if source is not None]
+
+    def to_measure(self) -> TrainingData:
+        """What prompts are measured on while they are trained."""
+        examples = {name: entry.to_measure() for name, entry in self.examples.items()}
+        guard = self.unrelated.held_out if self.unrelated else self.guard
+        return TrainingData(examples, guard, self.filler)
 
 
 @dataclass(frozen=True)

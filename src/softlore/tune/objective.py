@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from softlore.context import Branch, Tree, TreeBatch, TreeLayout, backward
+from softlore.context import Branch, Tree, TreeBatch, TreeLayout, backward, hidden_states
 from softlore.model import FrozenModel
 from softlore.model.recompute import gradient_checkpointing
 from softlore.model.shapes import weight_bytes
@@ -62,25 +62,42 @@ def run(
         Mean losses by owners and name, nats a token.
     """
     values: dict[int, Tensor] = {}
-    sizes = [branch.n_rows for tree in batch.trees for branch in tree.branches]
 
     def loss(hidden: Tensor, indices: Sequence[int]) -> Tensor:
-        terms = [batch.terms[i] for i in indices]
-        lengths = torch.tensor([sizes[i] for i in indices], device=hidden.device)
-        rows = row_losses(model, hidden, terms)  # [R]
-        term_of_row = torch.repeat_interleave(
-            torch.arange(len(terms), device=hidden.device), lengths
-        )
-        means = torch.zeros(len(terms), device=hidden.device).index_add(0, term_of_row, rows)
-        means = means / lengths
+        means = _branch_losses(model, batch, hidden, indices)
         values.update(zip(indices, means.detach(), strict=True))
-        weights = torch.tensor([term.weight for term in terms], device=hidden.device)
+        weights = torch.tensor([batch.terms[i].weight for i in indices], device=hidden.device)
         return (means * weights).sum()
 
     backward(model, batch.trees, loss, layout, micro_batch)
+    return _mean_losses(batch, [values[i] for i in range(len(values))])
+
+
+@torch.no_grad()
+def measure(model: FrozenModel, batch: TrainingBatch, plan: MemoryPlan) -> Losses:
+    """The losses that `run` returns, without a gradient."""
+    means: list[Tensor] = []
+    for part in _parts(batch, plan.tokens_at_once):
+        hidden = hidden_states(model, part.trees, choose_layout(part.trees, plan.tokens_at_once)[0])
+        means += _branch_losses(model, part, hidden, range(len(part.terms)))
+    return _mean_losses(batch, means)
+
+
+def _branch_losses(
+    model: FrozenModel, batch: TrainingBatch, hidden: Tensor, indices: Sequence[int]
+) -> Tensor:
+    """The mean loss of each of some branches `[len(indices)]`, from their hidden states."""
+    branches = [branch for tree in batch.trees for branch in tree.branches]
+    terms = [batch.terms[i] for i in indices]
+    lengths = torch.tensor([branches[i].n_rows for i in indices], device=hidden.device)
+    rows = row_losses(model, hidden, terms)  # [R]
+    term_of_row = torch.repeat_interleave(torch.arange(len(terms), device=hidden.device), lengths)
+    return torch.zeros(len(terms), device=hidden.device).index_add(0, term_of_row, rows) / lengths
+
+
+def _mean_losses(batch: TrainingBatch, means: Sequence[Tensor]) -> Losses:
     grouped: dict[tuple[tuple[str, ...], str], list[float]] = defaultdict(list)
-    in_order = torch.stack([values[i] for i in range(len(values))]).tolist()
-    for term, value in zip(batch.terms, in_order, strict=True):
+    for term, value in zip(batch.terms, torch.stack(list(means)).tolist(), strict=True):
         grouped[term.owners, term.loss].append(value)
     return {key: sum(values) / len(values) for key, values in grouped.items()}
 

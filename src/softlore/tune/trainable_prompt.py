@@ -7,30 +7,25 @@ import json
 import math
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from softlore.errors import ConfigError, DivergedError
+from softlore.errors import DivergedError
 from softlore.lore import Entry
 from softlore.lore.styles import style_blocks
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.prompts.responses import KEY, HashedResponses
 from softlore.settings import TrainingConfig
-from softlore.settings.training import LEARNING_RATES, Factory
 from softlore.tune.losses import LOSSES, TrainingHistory
+from softlore.tune.optimizer import Schedule, make_optimizer, make_scheduler
 
-# Distillation compares whole distributions, a finer target than ids: it needs a lower rate.
-TEXT_ALONE = 1 / 3
-# Draws change from update to update, so that a short memory serves better than torch's defaults.
-OPTIONS: dict[str, dict[str, Any]] = {
-    name: {"betas": (0.8, 0.9)} for name in ("adam", "adamw", "nadam", "radam")
-}
-WARM_UP = 0.02  # of max_steps
+MIN_GAIN = 0.005  # share of the best held-out loss by which a better one counts as a gain
+FALL = 0.25  # of the updates made so far: over these the learning rate falls once nothing is gained
 MAX_CHARACTERS = 20_000  # of a text whose repetition counts as a copy; longer ones are corpora
 
 
@@ -41,7 +36,9 @@ class TrainablePrompt:
 
     Attributes:
         steps: updates made.
+        end: the last update.
         stopped: why it is finished; None while it is in training.
+        best: the lowest held-out loss so far, nats a token.
     """
 
     def __init__(self, name: str, value: Tensor, scale: Tensor, config: TrainingConfig) -> None:
@@ -50,12 +47,17 @@ class TrainablePrompt:
         self.scale = scale.to(value.device)
         self.parameter = torch.nn.Parameter((value / self.scale).float().clone())
         self.optimizer = make_optimizer(self.parameter, config)
-        self.scheduler = make_schedule(self.optimizer, config)
+        shape = config.schedule
+        self.schedule = Schedule(shape, config.max_steps) if isinstance(shape, str) else None
+        self.scheduler = make_scheduler(self.optimizer, config, self.schedule)
         self.history = TrainingHistory()
         self.steps = 0
+        self.end = config.max_steps
         self.stopped: str | None = None
-        self._best = math.inf
-        self._best_at = 0
+        self.best, self.best_step = math.inf, 0
+        self._best_value = self.parameter.detach().clone()
+        self._gained_at = 0
+        self._why_end = "max_steps"
         self._live: Tensor | None = None
         self._previous = self.parameter.detach().clone()  # before the last update
 
@@ -114,27 +116,50 @@ class TrainablePrompt:
         self.stopped = self._reason_to_stop()
 
     def _reason_to_stop(self) -> str | None:
-        config = self.config
         recent = {name: self.history.recent(name) for name in LOSSES}
         counted = [value for name, value in recent.items() if LOSSES[name].counts_for_min_loss]
         fit = [value for value in counted if value is not None]
-        if config.min_loss is not None and fit and sum(fit) <= config.min_loss:
+        if self.config.min_loss is not None and fit and sum(fit) <= self.config.min_loss:
             return "min_loss"
-        if self.steps >= config.max_steps:
-            return "max_steps"
-        if config.patience is not None:
-            total = sum(value for value in recent.values() if value)
-            if total < self._best * 0.995:
-                self._best, self._best_at = total, self.steps
-            elif self.steps - self._best_at >= config.patience:
-                return "patience"
-        return None
+        return self._why_end if self.steps >= self.end else None
+
+    def end_at(self, step: int, why: str) -> None:
+        """Makes `step` the last update, until which the learning rate falls to 0."""
+        self.end, self._why_end = step, why
+        if self.schedule is not None:
+            self.schedule.end_at(self.steps, step)
+        if step <= self.steps:
+            self.stopped = why
+            self._return_to_best()
+
+    def _return_to_best(self) -> None:
+        if math.isfinite(self.best):
+            self.parameter.data.copy_(self._best_value)
+
+    def record_held_out(self, loss: float) -> None:
+        """Notes the held-out loss of the present state, nats a token.
+
+        Where nothing was gained for `patience` updates, the rate falls and training ends; a
+        finished prompt returns to its best state.
+        """
+        if loss < self.best * (1 - MIN_GAIN) or math.isinf(self.best):
+            self._gained_at = self.steps
+        if loss < self.best:
+            self.best, self.best_step = loss, self.steps
+            self._best_value.copy_(self.parameter.detach())
+        patience = self.config.patience
+        if self.stopped is not None:
+            self._return_to_best()
+        elif patience is not None and self.steps - self._gained_at >= patience:
+            end = self.steps + max(1, round(FALL * self.steps))
+            if end < self.end:
+                self.end_at(end, "patience")
 
     # checkpoints -------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON that `restore` needs."""
-        tensors = {"parameter": self.parameter.detach()}
+        tensors = {"parameter": self.parameter.detach(), "best": self._best_value}
         optimizer = self.optimizer.state_dict()
         plain: dict[str, Any] = {}
         for key, value in optimizer["state"].get(0, {}).items():
@@ -149,13 +174,21 @@ class TrainablePrompt:
             "history": dict(self.history),
             "steps": self.steps,
             "stopped": self.stopped,
-            "best": [self._best if math.isfinite(self._best) else None, self._best_at],
+            "best": [self.best if math.isfinite(self.best) else None, self.best_step],
+            "gained_at": self._gained_at,
+            "end": [self.end, self._why_end],
+            "schedule": self.schedule and [self.schedule.start, self.schedule.level],
         }
         return tensors, facts
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Continues from `state()`, bit for bit."""
+        self.end, self._why_end = facts["end"]
+        if self.schedule is not None:
+            self.schedule.end = self.end
+            self.schedule.start, self.schedule.level = facts["schedule"]
         self.parameter.data.copy_(tensors["parameter"])
+        self._best_value.copy_(tensors["best"])
         self._previous.copy_(tensors["parameter"])
         prefix = "optimizer."
         saved = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -171,23 +204,42 @@ class TrainablePrompt:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.history = TrainingHistory(facts["history"])
         self.steps, self.stopped = facts["steps"], facts["stopped"]
-        best, self._best_at = facts["best"]
-        self._best = math.inf if best is None else best
+        self._gained_at = facts["gained_at"]
+        best, self.best_step = facts["best"]
+        self.best = math.inf if best is None else best
+
+
+def updates_left(trainables: Iterable[TrainablePrompt]) -> int:
+    """Updates until the last of some prompts ends, if none stops early."""
+    return max((trainable.end - trainable.steps for trainable in trainables), default=0)
+
+
+def shorten(trainables: Iterable[TrainablePrompt], share: float) -> None:
+    """Leaves a share of the updates that some prompts have still to make, for want of time."""
+    for trainable in trainables:
+        left = int(share * (trainable.end - trainable.steps))
+        trainable.end_at(trainable.steps + left, "time_budget")
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """The state of a training after an update; `waiting`: entries that have not started."""
+    """The state of a training after an update.
+
+    Attributes:
+        waiting: entries that have not started.
+        seconds_left: until the last update, if no entry stops early; None if it is not known.
+    """
 
     step: int
     trainables: Mapping[str, TrainablePrompt]
     waiting: int
+    seconds_left: float | None = None
 
     @property
     def done(self) -> float:
         """Share of all updates that have been made, 0 to 1."""
         shares = [
-            1.0 if trainable.stopped else trainable.steps / trainable.config.max_steps
+            1.0 if trainable.stopped else trainable.steps / trainable.end
             for trainable in self.trainables.values()
         ]
         return sum(shares) / (len(shares) + self.waiting)
@@ -195,14 +247,14 @@ class TrainingProgress:
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """What remains to do: updates, seconds if none stops early, and bytes of each prompt.
+    """What remains to do: updates and seconds if none stops early, and bytes of each prompt.
 
-    `sight`: tokens of text after which no layer sees a prefix, if every layer has a sliding window;
-    else None.
+    `seconds` is None before the first update. `sight`: tokens of text after which no layer sees a
+    prefix, if every layer has a sliding window; else None.
     """
 
     updates: int
-    seconds: float
+    seconds: float | None
     prompt_bytes: int
     sight: int | None = None
 
@@ -211,82 +263,6 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
-
-
-# optimizer and schedule ------------------------------------------------------------------------
-
-
-def resolved(config: TrainingConfig, text_alone: bool) -> TrainingConfig:
-    """The settings with the default learning rate filled in."""
-    if config.learning_rate is not None:
-        return config
-    rate = LEARNING_RATES[config.kind] * (TEXT_ALONE if text_alone else 1.0)
-    return config.changed(learning_rate=rate)
-
-
-def make_optimizer(parameter: torch.nn.Parameter, config: TrainingConfig) -> torch.optim.Optimizer:
-    """A `torch.optim` class by name (any case), or what a factory returns.
-
-    Raises:
-        ConfigError: no such class, or one that can't train this parameter.
-    """
-    rate = config.learning_rate or LEARNING_RATES[config.kind]
-    if callable(config.optimizer):
-        return config.optimizer([parameter], lr=rate)
-    make, options = optimizer_class(config.optimizer), OPTIONS.get(config.optimizer.lower(), {})
-    try:
-        optimizer: torch.optim.Optimizer = make([parameter], lr=rate, **options)
-    except (TypeError, ValueError) as error:  # such as Muon's, which takes matrices only
-        raise ConfigError(
-            f"optimizer {config.optimizer!r} can't train a {config.kind} prompt ({error}); "
-            "expected one that takes it; choose another, such as adam"
-        ) from error
-    return optimizer
-
-
-def optimizer_class(name: str) -> Factory:
-    """A class of `torch.optim` by its name, in any case. Raises ConfigError where there is none."""
-    classes: dict[str, Factory] = {
-        name.lower(): value
-        for name, value in vars(torch.optim).items()
-        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
-    }
-    for unfit in ("optimizer", "lbfgs", "sparseadam"):  # no steps from one dense gradient
-        classes.pop(unfit, None)
-    if name.lower() not in classes:
-        raise ConfigError(
-            f"optimizer {name!r} is not in torch.optim, or makes no steps from a gradient; "
-            f"expected one of {', '.join(sorted(classes))}, or a factory; choose one"
-        )
-    return classes[name.lower()]
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> Any:
-    """A `LambdaLR` by name, with a short warm-up, or what a factory returns.
-
-    Raises:
-        ConfigError: a schedule that needs the loss.
-    """
-    if callable(config.schedule):
-        schedule = config.schedule(optimizer)
-        if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            raise ConfigError(
-                "schedule is a ReduceLROnPlateau; expected one that goes by updates alone; use "
-                "patience to stop on a plateau"
-            )
-        return schedule
-    total, warm = config.max_steps, max(1, round(WARM_UP * config.max_steps))
-    shapes = {
-        "constant": lambda done: 1.0,
-        "linear": lambda done: 1.0 - done,
-        "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * min(done, 1.0))),
-    }
-    shape = shapes[config.schedule]
-
-    def factor(step: int) -> float:
-        return min(1.0, (step + 1) / warm) * shape(step / total)
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 # the finished prompt ---------------------------------------------------------------------------
@@ -307,10 +283,13 @@ def finished_prompt(
     """
     config, value = trainable.config, trainable.value()
     others = [name for name in company if name != entry.name] if config.company_size > 1 else []
-    recent = {f"last_{name}": trainable.history.recent(name) for name in LOSSES}
+    measured = {f"last_{name}": trainable.history.recent(name) for name in LOSSES}
+    if math.isfinite(trainable.best):
+        measured["held_out"] = trainable.best
     data_hash = entry_hash(entry)
     training = config.to_dict() | {
         "steps": trainable.steps,
+        "best_step": trainable.best_step,
         "stopped": trainable.stopped,
         "in_company": others,
         "alone": not others,
@@ -325,7 +304,7 @@ def finished_prompt(
         base_model=model.name,
         tokenizer_fingerprint=model.tokenizer_fingerprint,
         training=training | {KEY: _hashed_responses(model, entry, config.style).as_text()},
-        metrics={key: round(value, 6) for key, value in recent.items() if value is not None},
+        metrics={key: round(value, 6) for key, value in measured.items() if value is not None},
         data_hash=data_hash,
     )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar, cast, overload
 
 from torch import Tensor
 
 from softlore.decode.conditioning import Conditioning
-from softlore.errors import ConfigError, DivergedError, LoreError
+from softlore.errors import DivergedError, LoreError
 from softlore.lore import Entry
 from softlore.model import FrozenModel, prompt_shape
 from softlore.prompts import SoftPrompt
@@ -24,24 +25,27 @@ from softlore.tune.checkpoint import (
     save_checkpoint,
     uninterrupted,
 )
-from softlore.tune.distributed import Execution, SingleProcess, share_of
-from softlore.tune.examples import Blocks, room_beside, source_of
+from softlore.tune.distributed import Execution, SingleProcess
+from softlore.tune.examples import Blocks, source_of
+from softlore.tune.held_out import measure_held_out
 from softlore.tune.initial import initial_value, scale_of
 from softlore.tune.losses import TrainingData
 from softlore.tune.objective import (
     MemoryPlan,
     TrainingBatch,
     losses_of,
-    run_in_parts,
 )
+from softlore.tune.optimizer import resolved
+from softlore.tune.passages import INTERVAL, check_room
 from softlore.tune.trainable_prompt import (
     TrainablePrompt,
     TrainingEstimate,
     TrainingProgress,
     finished_prompt,
-    resolved,
+    shorten,
+    updates_left,
 )
-from softlore.tune.training_data import Company, draw_batch, make_training_data
+from softlore.tune.training_data import Company, draw_batch, make_training_data, write_ahead
 
 PromptSet = dict[str, SoftPrompt]
 Trained = TypeVar("Trained", SoftPrompt, PromptSet)
@@ -62,6 +66,8 @@ class WorldInfoTrainer(Generic[Trained]):
         checkpointing: where and how often progress is saved.
         execution: time budget, memory and processes.
         on_step: called after each update; return True to stop there, with a checkpoint.
+        on_phase: called while something else is done, such as writing passages, with its name and
+            the share that is done, 0 to 1.
         settings: fields of `TrainingConfig`.
 
     Raises:
@@ -93,6 +99,7 @@ class WorldInfoTrainer(Generic[Trained]):
         checkpointing: Checkpointing | None = None,
         execution: Execution | None = None,
         on_step: Callable[[TrainingProgress], bool | None] | None = None,
+        on_phase: Callable[[str, float], None] | None = None,
         **settings: Any,
     ) -> None:
         self.model = model
@@ -106,14 +113,16 @@ class WorldInfoTrainer(Generic[Trained]):
         self.execution = execution or Execution()
         self.ranks: SingleProcess = self.execution.ranks or SingleProcess()
         self.on_step = on_step
+        self.on_phase = on_phase or (lambda name, done: None)
         self.step = 0
         self.trainables: dict[str, TrainablePrompt] = {}
         self.data: TrainingData | None = None
         self.plan: MemoryPlan | None = None
+        self.pace: float | None = None  # seconds an update, about
         self._prepared = False
-        self._check()
+        self._check(company)
 
-    def _check(self) -> None:
+    def _check(self, company: Company) -> None:
         if not self.entries:
             raise LoreError("no entries to train; expected at least one; add one to the lorebook")
         names = [entry.name for entry in self.entries]
@@ -123,23 +132,8 @@ class WorldInfoTrainer(Generic[Trained]):
                 f"the name {repeated[0]!r} stands for two prompts; expected each once; "
                 "rename one, or leave it out of the company"
             )
-        for prompt in self.company.values():
-            self.model.check_prompt(prompt)
-            if prompt.kind != self.config.kind:
-                raise ConfigError(
-                    f"prompt {prompt.name!r} of the company is of kind {prompt.kind!r}; expected "
-                    f"{self.config.kind!r}, as those in training; train that kind"
-                )
-        room = room_beside(self.model, self.config.n_tokens)
-        if room is not None and room < 2:
-            raise ConfigError(
-                f"n_tokens is {self.config.n_tokens}; expected fewer than the "
-                f"{self.model.context_length} tokens that {self.model.name!r} reads, with room "
-                "for a call and a response; ask for fewer"
-            )
-        budget = self.execution.time_budget
-        if budget is not None and not 0 < budget < math.inf:
-            raise ConfigError(f"time_budget is {budget}; expected seconds above 0; raise it")
+        company.check(self.model, self.config.kind)
+        check_room(self.model, self.config.n_tokens)
 
     # training ----------------------------------------------------------------------------------
 
@@ -183,32 +177,30 @@ class WorldInfoTrainer(Generic[Trained]):
         """Makes examples and trainables, and resumes from the checkpoint if there is one."""
         if self._prepared:
             return
-        # Before the examples, which take long: a checkpoint that does not fit is an error.
-        checkpoint = find_checkpoint(
-            self.checkpointing.file, self._signature(), self.checkpointing.overwrite
-        )
+        # Before the examples: a checkpoint that does not fit is an error at once.
+        saving = self.checkpointing
+        checkpoint = find_checkpoint(saving.file, self._signature(), saving.overwrite)
         self.data = make_training_data(
             self.model, self.config, self._source, [*self.entries, *self.company_entries]
         )
-        self._admit()
-        self.ranks.check_same_data(self.data)
         if checkpoint is not None:
             self._resume(*checkpoint)
         else:
-            plan = self.plan or self.execution.plan(self.model, self._draw())
+            self._admit()
+            self._write_passages()
+            plan = self.plan or self.execution.plan(self.model, self.draw())
             self.plan = MemoryPlan(*self.ranks.broadcast_numbers(*plan.to_dict().values()))
-            self._keep_to_budget()
             self.save()  # an unwritable disk is an error now, not at the end
         self._prepared = True
 
     def update(self) -> None:
         """One update of every trainable: draw a tree batch, run it, step each optimizer.
 
-        Raises:
-            DivergedError: NaN or infinity; then no entry has made this update.
+        Raises DivergedError for NaN or infinity; then no entry has made this update.
         """
-        assert self.plan is not None
-        batch, learning = self._draw(), self._learning()
+        assert self.data is not None and self.plan is not None
+        started = time.monotonic()
+        batch, learning = self.draw(), self._learning()
         losses = self.ranks.run(self.model, batch, self.plan, learning.values())
         by_name = {name: losses_of(losses, name) for name in learning}
         with uninterrupted():
@@ -222,12 +214,18 @@ class WorldInfoTrainer(Generic[Trained]):
             for name, trainable in learning.items():
                 trainable.update(by_name[name])
             self.step += 1
+            measure_held_out(self.model, self.config, self.data, learning, self.plan, self.ranks)
             self._admit()
+            self._write_passages()
+        seconds = time.monotonic() - started
+        self.pace = seconds if self.pace is None else 0.9 * self.pace + 0.1 * seconds
+        if self.execution.deadline is not None:
+            self._keep_to_budget(self.pace)
 
     def save(self) -> None:
         """Writes the checkpoint, if there is a file for it."""
         path = self.checkpointing.file
-        if path is None or self.plan is None or not self.ranks.first:
+        if path is None or self.plan is None or self.data is None or not self.ranks.first:
             return
         states = {name: trainable.state() for name, trainable in self.trainables.items()}
         facts = {
@@ -236,12 +234,15 @@ class WorldInfoTrainer(Generic[Trained]):
             "max_steps": self.config.max_steps,
             "plan": self.plan.to_dict(),
             "trainables": {name: facts for name, (_, facts) in states.items()},
+            "passages": {source.name: source.batches for source in self.data.sources},
         }
         tensors = {
-            f"{name}/{key}": tensor
+            f"trainables/{name}/{key}": tensor
             for name, (state, _) in states.items()
             for key, tensor in state.items()
         }
+        for source in self.data.sources:
+            tensors |= {f"passages/{source.name}/{key}": t for key, t in source.state().items()}
         save_checkpoint(path, tensors, facts)
 
     def prompts(self) -> PromptSet:
@@ -257,39 +258,29 @@ class WorldInfoTrainer(Generic[Trained]):
         return self._waiting() > 0 or bool(self._learning())
 
     def progress(self) -> TrainingProgress:
-        return TrainingProgress(self.step, self.trainables, self._waiting())
+        left = self.pace and self.pace * self._updates_left()
+        return TrainingProgress(self.step, self.trainables, self._waiting(), left)
 
     def estimate(self) -> TrainingEstimate:
-        """What remains to do, measured on one update; call `prepare` first."""
-        updates = self.config.max_steps * self._waves()
-        remaining = max(0, updates - self.step) if self.unfinished() else 0
-        seconds = remaining * self.seconds_per_update(1) if remaining else 0.0
+        """What remains to do; call `prepare` first."""
         shape = prompt_shape(self.model, self.config.kind, self.config.n_tokens)
         family = self.model.family
         slides = self.config.kind == "prefix" and family.all_layers_slide
         sight = family.sliding_window if slides else None
-        return TrainingEstimate(remaining, seconds, 4 * math.prod(shape), sight)
+        return TrainingEstimate(
+            self._updates_left(), self.progress().seconds_left, 4 * math.prod(shape), sight
+        )
 
-    def seconds_per_update(self, updates: int = 2) -> float:
-        """Times forward and backward of an update, without a step."""
-        assert self.plan is not None
-        start = time.perf_counter()
-        for i in range(updates + 1):
-            if i == 1:  # the first run warms up
-                start = time.perf_counter()
-            run_in_parts(self.model, share_of(self._draw(), 0, self.ranks.size), self.plan)
-        return (time.perf_counter() - start) / updates
-
-    # internals ---------------------------------------------------------------------------------
-
-    def _draw(self) -> TrainingBatch:
-        """The tree batch of the next update."""
+    def draw(self) -> TrainingBatch:
+        """The tree batch of the next update; call `prepare` first."""
         assert self.data is not None
         prompts: dict[str, Tensor] = {name: p.tensor for name, p in self.company.items()}
         for name, trainable in self.trainables.items():
             prompts[name] = trainable.value() if trainable.stopped else trainable.live()
         learning = list(self._learning())
         return draw_batch(self.model, self.config, self.data, prompts, learning, self.step)
+
+    # internals ---------------------------------------------------------------------------------
 
     def _learning(self) -> dict[str, TrainablePrompt]:
         return {name: t for name, t in self.trainables.items() if not t.stopped}
@@ -311,31 +302,40 @@ class WorldInfoTrainer(Generic[Trained]):
         config = resolved(self.config, text_alone=not paired)
         self.trainables[entry.name] = TrainablePrompt(entry.name, value, scale, config)
 
-    def _waves(self) -> int:
-        return -(-len(self.entries) // self.config.max_active)
+    def _write_passages(self) -> None:
+        """Writes what the next updates draw from, at intervals and for entries that start."""
+        assert self.data is not None
+        due = {name: t.steps for name, t in self._learning().items() if t.steps % INTERVAL == 0}
+        if due:
+            show = partial(self.on_phase, "writing passages")
+            write_ahead(self.model, self.config, self.data, due, self.step, show)
+            self.ranks.check_same_data(self.data)
 
-    def _keep_to_budget(self) -> None:
-        budget = self.execution.time_budget
-        if budget is not None:
-            affordable = int(budget / self.seconds_per_update() / self._waves())
-            steps = max(1, min(self.config.max_steps, affordable))
-            self._set_max_steps(self.ranks.broadcast_numbers(steps)[0])
+    def _updates_left(self) -> int:
+        """Updates until all entries are trained, if none stops early."""
+        waves = -(-self._waiting() // self.config.max_active)
+        return updates_left(self._learning().values()) + waves * self.config.max_steps
 
-    def _set_max_steps(self, steps: int) -> None:
-        if steps != self.config.max_steps:
+    def _keep_to_budget(self, pace: float) -> None:
+        """Moves the entries' last updates so that all end in time; `pace`: seconds an update."""
+        planned = self._updates_left()
+        affordable = self.ranks.broadcast_numbers(self.execution.affordable_updates(pace))[0]
+        if affordable < planned:
+            shorten(self._learning().values(), affordable / planned)
+            steps = max(1, int(self.config.max_steps * affordable / planned))
             self.config = self.config.changed(max_steps=steps)
-            self.trainables = {}  # their schedules depend on it
-            self._admit()
 
     def _resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        self._set_max_steps(facts["max_steps"])
+        assert self.data is not None
+        self.config = self.config.changed(max_steps=facts["max_steps"])
         self.plan = MemoryPlan(**facts["plan"])
         self.step = facts["step"]
         for name, state in facts["trainables"].items():
-            if name not in self.trainables:
-                self._admit_one(next(e for e in self.entries if e.name == name))
-            self.trainables[name].restore(nested(tensors, name), state)
-        self._admit()
+            self._admit_one(next(e for e in self.entries if e.name == name))
+            self.trainables[name].restore(nested(tensors, f"trainables/{name}"), state)
+        for source in self.data.sources:
+            state = nested(tensors, f"passages/{source.name}")
+            source.restore(self.model, state, facts["passages"][source.name])
 
     def _signature(self) -> dict[str, Any]:
         return make_signature(

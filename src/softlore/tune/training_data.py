@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,23 +10,19 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from softlore.context import Branch, Tree
+from softlore.errors import ConfigError
 from softlore.lore import Entry
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.settings import TrainingConfig
-from softlore.tune.examples import (
-    Source,
-    bare_tree,
-    passage_length,
-    run_teacher,
-    unrelated_passages,
-)
+from softlore.tune.examples import Source
 from softlore.tune.initial import known_ids
-from softlore.tune.losses import LossTerm, TrainingData, Trunk, draw_terms
+from softlore.tune.losses import GUARDS, LossTerm, TrainingData, Trunk, draw_terms
 from softlore.tune.objective import TrainingBatch
-from softlore.tune.trainable_prompt import optimizer_class
+from softlore.tune.optimizer import optimizer_class
+from softlore.tune.passages import OnProgress, bare_tree, unrelated_source, write_passages
 
-UNRELATED = 64  # passages for filler and guard
+UNRELATED = 64  # passages for filler and guard, at most
 
 
 @dataclass(frozen=True)
@@ -41,21 +38,56 @@ class Company:
     prompts: Mapping[str, SoftPrompt] = field(default_factory=dict)
     entries: Sequence[Entry] = ()
 
+    def check(self, model: FrozenModel, kind: str) -> None:
+        """Raises ConfigError, PromptMismatchError for prompts of another kind or model."""
+        for prompt in self.prompts.values():
+            model.check_prompt(prompt)
+            if prompt.kind != kind:
+                raise ConfigError(
+                    f"prompt {prompt.name!r} of the company is of kind {prompt.kind!r}; expected "
+                    f"{kind!r}, as those in training; train that kind"
+                )
+
 
 def make_training_data(
     model: FrozenModel, config: TrainingConfig, source: Source, entries: Sequence[Entry]
 ) -> TrainingData:
-    """Makes the examples of entries, and unrelated passages for filler and drift guard."""
+    """Makes the examples of entries, and the source of unrelated passages.
+
+    No passage is written yet: see `write_ahead`.
+    """
     if isinstance(config.optimizer, str):
         optimizer_class(config.optimizer)  # is known, before anything is generated
     examples = {entry.name: source.make_examples(model, entry, config) for entry in entries}
-    passages: list[list[int]] = []
-    if config.drift_guard > 0 or (config.max_spacing > 0 and config.filler == "story"):
-        length = passage_length(model, config)
-        drawn = unrelated_passages(model, config.story, UNRELATED, length, config.seed)
-        passages = [ids for ids in drawn if len(ids) > 1]
-    guard = run_teacher(model, bare_tree(model), passages) if config.drift_guard > 0 else []
-    return TrainingData(examples, guard, passages)
+    if config.drift_guard == 0 and (config.max_spacing == 0 or config.filler == "random"):
+        return TrainingData(examples, [], [])
+    drawn = -(-len(examples) // config.company_size) * GUARDS[config.kind]
+    unrelated = unrelated_source(model, config, max(UNRELATED, drawn), drawn)
+    return TrainingData(examples, unrelated.passages, unrelated.ids, unrelated)
+
+
+def write_ahead(
+    model: FrozenModel,
+    config: TrainingConfig,
+    data: TrainingData,
+    updates: Mapping[str, int],
+    step: int,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Writes the passages that the next updates draw from; see `PassageSource`.
+
+    Args:
+        updates: of each entry in training, how many it has made.
+        step: updates made in all.
+    """
+    sources = [
+        (source, source.wanted(updates[name]))
+        for name in updates
+        if (source := data.examples[name].source) is not None
+    ]
+    if data.unrelated is not None:
+        sources.append((data.unrelated, data.unrelated.wanted(step)))
+    write_passages(model, config, sources, on_progress)
 
 
 def draw_batch(
@@ -156,7 +188,8 @@ class _Drawing:
             return None
         examples = self.data.examples
         lengths = [examples[name].longest for name in group if name in examples]
-        longest = max([*lengths, *(len(passage.ids) for passage in self.data.guard)], default=0)
+        guard = self.data.unrelated.length if self.data.unrelated else 0
+        longest = max([*lengths, guard, *(len(passage.ids) for passage in self.data.guard)])
         return self.model.context_length - tree.start - tree.length - longest
 
 
@@ -167,9 +200,13 @@ def draw_filler(
     room: int | None,
     draw: random.Random,
 ) -> list[int]:
-    """Between 0 and `max_spacing` tokens of story text, or of random tokens, none special."""
+    """Between 0 and `max_spacing` tokens of story text, or of random tokens, none special.
+
+    The length is log-uniform: calls right behind the prompts are as frequent as those far away.
+    """
     most = config.max_spacing if room is None else max(0, min(config.max_spacing, room))
-    length = draw.randint(0, most)
+    length = int(math.exp(draw.uniform(0, math.log(most + 1)))) - 1
+    length = min(length, most)
     filler: list[int] = []
     if config.filler == "random" or not data.filler:
         known = known_ids(model)

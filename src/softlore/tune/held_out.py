@@ -1,0 +1,82 @@
+"""The held-out loss: what an entry is measured on while it is trained, to stop when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlore.model import FrozenModel
+from softlore.settings import TrainingConfig
+from softlore.tune.distributed import SingleProcess
+from softlore.tune.losses import LOSSES, TrainingData
+from softlore.tune.objective import MemoryPlan, losses_of, measure
+from softlore.tune.passages import INTERVAL
+from softlore.tune.trainable_prompt import TrainablePrompt
+from softlore.tune.training_data import draw_batch
+
+DRAWS = (-1, -2)  # in place of the numbers of updates: the same filler and examples each time
+
+
+def measure_held_out(
+    model: FrozenModel,
+    config: TrainingConfig,
+    data: TrainingData,
+    trainables: Mapping[str, TrainablePrompt],
+    plan: MemoryPlan,
+    ranks: SingleProcess,
+) -> None:
+    """Measures entries at intervals and at their end; see `TrainablePrompt.record_held_out`.
+
+    Processes that train together take the losses of the first: equal ones decide when to stop.
+    """
+    due = [
+        name
+        for name, trainable in trainables.items()
+        if config.patience is not None and (trainable.stopped or trainable.steps % INTERVAL == 0)
+    ]
+    if not due:
+        return
+    values = {name: trainables[name].value() for name in due}
+    losses = held_out_losses(model, config, data.to_measure(), values, due, plan)
+    shared = ranks.broadcast(torch.tensor([losses[name] for name in due], device=model.device))
+    for name, loss in zip(due, shared.tolist(), strict=True):
+        trainables[name].record_held_out(loss)
+
+
+def held_out_losses(
+    model: FrozenModel,
+    config: TrainingConfig,
+    data: TrainingData,
+    prompts: Mapping[str, Tensor],
+    names: Sequence[str],
+    plan: MemoryPlan,
+) -> dict[str, float]:
+    """The training objective of each entry alone, on examples that it is not trained on.
+
+    Held-out calls take the place of the entry's pairs where it has any, and passages that are kept
+    back that of its passages and of the guard's. The same spacings are drawn each time.
+
+    Args:
+        data: what is measured on; see `TrainingData.to_measure`.
+        prompts: the tensors of the entries.
+        names: the entries to measure.
+    """
+    alone = config.changed(company_size=1)
+    runs = [
+        measure(model, draw_batch(model, alone, data, prompts, names, draw), plan) for draw in DRAWS
+    ]
+    return {
+        name: sum(_total(config, losses_of(losses, name)) for losses in runs) / len(runs)
+        for name in names
+    }
+
+
+def _total(config: TrainingConfig, losses: Mapping[str, Any]) -> float:
+    """The weighted sum of an entry's losses."""
+    return sum(
+        value * (getattr(config, weight) if (weight := LOSSES[name].weight) else 1.0)
+        for name, value in losses.items()
+    )

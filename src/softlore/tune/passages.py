@@ -1,0 +1,299 @@
+"""Passages that a teacher writes for distillation and guard: a few first, more as updates go on.
+
+A passage is written by the model after a text (the *source*: an entry's lore, or nothing for
+unrelated passages) and carries the hidden states of the model that has read that text, which a
+prompt is trained to reproduce. Writing is the slow part of a training's preparation, so a source
+has only what the first updates draw when training starts, and new passages follow as they are
+used up:
+
+    update           0 ············ 8 ············ 16 ··········
+    passages   [held out][ first ][ new ][ new ][ new ] ······ up to the source's limit
+
+All sources write side by side in one batch, in which the text of each is read once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import psutil
+import torch
+from torch import Tensor
+
+from softlore.context import Branch, Node, Tree
+from softlore.decode import OPENERS, WeightedTrees, sample_openings
+from softlore.errors import ConfigError, LoreError
+from softlore.measure.score import first_comparable, hidden_states_after
+from softlore.model import FrozenModel
+from softlore.settings import TrainingConfig
+
+HELD_OUT = 4  # passages of a source that are measured on
+FIRST = 4  # updates that the first passages suffice for, each passage used once
+INTERVAL = 8  # updates between two times of writing
+RENEWED = 0.5  # new passages for each one that an update draws, until the limit
+MEMORY_SHARE = 0.1  # of the memory that is free, for keys and values while writing
+MAX_ROWS = 256  # passages written side by side; more is not faster
+
+OnProgress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Token ids, and the teacher's hidden states `[len - start, hidden]` from `start` on."""
+
+    ids: list[int]
+    start: int
+    target: Tensor
+
+    def branch(self, parent: int) -> Branch:
+        """Every row from `start` on is compared with the teacher's."""
+        return Branch(self.ids, parent, self.start)
+
+
+@dataclass
+class PassageSource:
+    """What passages are written after, and those written so far.
+
+    Attributes:
+        name: decides the draws, with the seed and each passage's number.
+        before: the teacher's context: a tree, or several mixed by weights.
+        openers: first words of the passages, in turn.
+        length: tokens of a passage; fewer where the model ends its text.
+        limit: most passages to train on.
+        drawn: passages that an update draws.
+        start: the first token of a passage that is compared.
+        n_held_out: passages that are measured on, and not trained on: the first ones.
+        has_teacher: whether hidden states are computed; filler needs none.
+        given: passages that exist already, taken in place of written ones.
+        ids: all passages so far.
+        batches: how many were added each time, which decides the rounding of hidden states.
+        passages, held_out: those to train on and to measure on, with hidden states.
+    """
+
+    name: str
+    before: WeightedTrees
+    openers: Sequence[str]
+    length: int
+    limit: int
+    drawn: int
+    start: int = 0
+    n_held_out: int = 0
+    has_teacher: bool = True
+    given: Sequence[list[int]] | None = None
+    ids: list[list[int]] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    passages: list[Passage] = field(default_factory=list)
+    held_out: list[Passage] = field(default_factory=list)
+
+    def wanted(self, updates: int) -> int:
+        """How many passages there are to be once that many updates have been made."""
+        new = int((updates + INTERVAL) * self.drawn * RENEWED) if updates else 0
+        number = self.n_held_out + min(self.limit, FIRST * self.drawn + new)
+        return number if self.given is None else min(number, len(self.given))
+
+    def add(self, model: FrozenModel, new: Sequence[list[int]]) -> None:
+        """Appends passages, with the teacher's hidden states."""
+        held_out = max(0, self.n_held_out - len(self.ids))
+        self.ids.extend(new)
+        self.batches.append(len(new))
+        if self.has_teacher:
+            passages = run_teacher(model, self.before, new, self.start)
+            self.held_out.extend(passages[:held_out])
+            self.passages.extend(passages[held_out:])
+
+    def state(self) -> dict[str, Tensor]:
+        """The passages' ids one after another, and their lengths, for a checkpoint."""
+        flat = [token for ids in self.ids for token in ids]
+        lengths = [len(ids) for ids in self.ids]
+        return {"ids": torch.tensor(flat, dtype=torch.int32), "lengths": torch.tensor(lengths)}
+
+    def restore(
+        self, model: FrozenModel, state: Mapping[str, Tensor], batches: Sequence[int]
+    ) -> None:
+        """Adds what another run of the same training has written, in the same batches."""
+        split = state["ids"].split(state["lengths"].tolist())
+        ids = [part.tolist() for part in split]
+        for size in batches:
+            start = len(self.ids)
+            self.add(model, ids[start : start + size])
+
+
+def write_passages(
+    model: FrozenModel,
+    config: TrainingConfig,
+    sources: Sequence[tuple[PassageSource, int]],
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Writes passages, side by side, until each source has as many as are wanted.
+
+    Args:
+        sources: each with the number that it is to have.
+        on_progress: called with the share that is done, 0 to 1.
+    """
+    missing = [
+        (source, number) for source, wanted in sources for number in range(len(source.ids), wanted)
+    ]
+    to_write = [(source, number) for source, number in missing if source.given is None]
+    written = iter(
+        sample_openings(
+            model,
+            [(s.before, s.openers[number % len(s.openers)]) for s, number in to_write],
+            passage_length(model, config),
+            [_seed(config, source, number) for source, number in to_write],
+            rows_at_once(model, config, [source for source, _ in to_write]),
+            on_progress,
+        )
+    )
+    for source in {id(source): source for source, _ in missing}.values():
+        numbers = [number for of_source, number in missing if of_source is source]
+        given = source.given
+        source.add(model, [next(written) if given is None else given[i] for i in numbers])
+
+
+def _seed(config: TrainingConfig, source: PassageSource, number: int) -> int:
+    return random.Random(f"{config.seed}/{source.name}/{number}").getrandbits(63)
+
+
+def rows_at_once(
+    model: FrozenModel, config: TrainingConfig, sources: Sequence[PassageSource]
+) -> int:
+    """How many passages are written side by side: as many as the memory has room for.
+
+    The limit is a power of 2, so that memory that varies a little does not change the rounding.
+    """
+    longest = max((length_of(source.before) for source in sources), default=0)
+    tokens = longest + passage_length(model, config)
+    size = model.layers * 2 * model.kv_heads * model.head_dim * tokens * model.dtype.itemsize
+    rows = int(MEMORY_SHARE * _free_memory(model) // size)
+    return max(1, min(MAX_ROWS, 1 << max(0, rows.bit_length() - 1)))
+
+
+def _free_memory(model: FrozenModel) -> int:
+    if model.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(model.device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+# sources ---------------------------------------------------------------------------------------
+
+
+def make_source(
+    model: FrozenModel,
+    name: str,
+    before: WeightedTrees,
+    openers: Sequence[str],
+    config: TrainingConfig,
+    drawn: int,
+    what: str,
+) -> PassageSource:
+    """The source of an entry's passages, nothing written yet.
+
+    Args:
+        drawn: passages that an update draws.
+        what: names `before` in messages.
+
+    Raises:
+        LoreError: `before` leaves no room for a passage.
+    """
+    used, length = length_of(before), passage_length(model, config)
+    if model.context_length is not None and used + length > model.context_length:
+        raise LoreError(
+            f"{what} of {used} tokens; expected at most "
+            f"{model.context_length - length} ({model.name!r} reads {model.context_length}, a "
+            f"passage about it takes {length}); shorten the text or split the entry"
+        )
+    limit = min(config.distil_passages, config.max_steps * drawn)  # all updates use no more
+    n_held_out = held_out_count(config)
+    return PassageSource(name, before, openers, length, limit, drawn, 0, n_held_out)
+
+
+def unrelated_source(
+    model: FrozenModel, config: TrainingConfig, limit: int, drawn: int
+) -> PassageSource:
+    """The source of passages for filler and drift guard: the writer's story, or the model's own."""
+    given, length = None, passage_length(model, config)
+    if config.story is not None:
+        given = cut_story(model, config.story, limit + HELD_OUT, length, config.seed)
+    n_held_out = held_out_count(config) if given is None or len(given) > 2 * HELD_OUT else 0
+    before = [(bare_tree(model), 1.0)]
+    return PassageSource(
+        "",
+        before,
+        OPENERS,
+        length,
+        limit,
+        drawn,
+        min(first_comparable(model), length - 1),
+        n_held_out,
+        config.drift_guard > 0,
+        given,
+    )
+
+
+def held_out_count(config: TrainingConfig) -> int:
+    """Passages of a source to measure on: none where nothing stops early."""
+    return 0 if config.patience is None else HELD_OUT
+
+
+def cut_story(
+    model: FrozenModel, story: str, count: int, length: int, seed: int
+) -> list[list[int]]:
+    """Passages of `length` tokens at random places of a story; all of a shorter one."""
+    ids = model.encode(story)
+    if len(ids) <= length:
+        return [ids] if len(ids) > 1 else []
+    draw = random.Random(f"story/{seed}")
+    starts = [draw.randrange(len(ids) - length) for _ in range(count)]
+    return [ids[start : start + length] for start in starts]
+
+
+def run_teacher(
+    model: FrozenModel, before: Tree | WeightedTrees, passages: Sequence[list[int]], start: int = 0
+) -> list[Passage]:
+    """Passages with the hidden states of a model that has read `before`; see `Passage`."""
+    states = hidden_states_after(model, before, passages, start)
+    return [Passage(list(ids), start, rows) for ids, rows in zip(passages, states, strict=True)]
+
+
+# lengths and trees -----------------------------------------------------------------------------
+
+
+def bare_tree(model: FrozenModel) -> Tree:
+    """What the bare model has read before a text: BOS, if it has one."""
+    return Tree([Node(model.bos)] if model.bos else [])
+
+
+def lore_tree(model: FrozenModel, text: str) -> Tree:
+    """What a teacher has read before a text: BOS, and the lore's text on a line of its own."""
+    ending = "" if text[-1:].isspace() else "\n"
+    return Tree([Node(model.bos + model.encode(text + ending))])
+
+
+def length_of(before: WeightedTrees) -> int:
+    """Positions that the longest tree takes."""
+    return max(tree.start + tree.length for tree, _ in before)
+
+
+def room_beside(model: FrozenModel, n_tokens: int) -> int | None:
+    """Tokens of text that fit the context beside a prompt of `n_tokens`; None: unlimited."""
+    if model.context_length is None:
+        return None
+    return model.context_length - n_tokens - len(model.bos)
+
+
+def check_room(model: FrozenModel, n_tokens: int) -> None:
+    """Raises ConfigError if a prompt of `n_tokens` leaves no room for a call and a response."""
+    room = room_beside(model, n_tokens)
+    if room is not None and room < 2:
+        raise ConfigError(
+            f"n_tokens is {n_tokens}; expected fewer than the {model.context_length} tokens that "
+            f"{model.name!r} reads, with room for a call and a response; ask for fewer"
+        )
+
+
+def passage_length(model: FrozenModel, config: TrainingConfig) -> int:
+    """Tokens of a passage: `passage_tokens`, or as many as fit beside a prompt."""
+    room = room_beside(model, config.n_tokens)
+    return config.passage_tokens if room is None else min(config.passage_tokens, room)
