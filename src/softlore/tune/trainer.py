@@ -116,7 +116,7 @@ class WorldInfoTrainer(Generic[Trained]):
         self.on_phase = on_phase or (lambda name, done: None)
         self.step = 0
         self.trainables: dict[str, TrainablePrompt] = {}
-        self.data: TrainingData | None = None
+        self.data = TrainingData({}, [], [])  # until `prepare`
         self.plan: MemoryPlan | None = None
         self.pace: float | None = None  # seconds an update, about
         self._prepared = False
@@ -198,7 +198,7 @@ class WorldInfoTrainer(Generic[Trained]):
 
         Raises DivergedError for NaN or infinity; then no entry has made this update.
         """
-        assert self.data is not None and self.plan is not None
+        assert self.plan is not None
         started = time.monotonic()
         batch, learning = self.draw(), self._learning()
         losses = self.ranks.run(self.model, batch, self.plan, learning.values())
@@ -225,7 +225,7 @@ class WorldInfoTrainer(Generic[Trained]):
     def save(self) -> None:
         """Writes the checkpoint, if there is a file for it."""
         path = self.checkpointing.file
-        if path is None or self.plan is None or self.data is None or not self.ranks.first:
+        if path is None or self.plan is None or not self.ranks.first:
             return
         states = {name: trainable.state() for name, trainable in self.trainables.items()}
         facts = {
@@ -273,7 +273,6 @@ class WorldInfoTrainer(Generic[Trained]):
 
     def draw(self) -> TrainingBatch:
         """The tree batch of the next update; call `prepare` first."""
-        assert self.data is not None
         prompts: dict[str, Tensor] = {name: p.tensor for name, p in self.company.items()}
         for name, trainable in self.trainables.items():
             prompts[name] = trainable.value() if trainable.stopped else trainable.live()
@@ -304,7 +303,6 @@ class WorldInfoTrainer(Generic[Trained]):
 
     def _write_passages(self) -> None:
         """Writes what the next updates draw from, at intervals and for entries that start."""
-        assert self.data is not None
         due = {name: t.steps for name, t in self._learning().items() if t.steps % INTERVAL == 0}
         if due:
             show = partial(self.on_phase, "writing passages")
@@ -326,7 +324,6 @@ class WorldInfoTrainer(Generic[Trained]):
             self.config = self.config.changed(max_steps=steps)
 
     def _resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        assert self.data is not None
         self.config = self.config.changed(max_steps=facts["max_steps"])
         self.plan = MemoryPlan(**facts["plan"])
         self.step = facts["step"]
