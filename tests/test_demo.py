@@ -156,5 +156,5 @@ def test_lore_words_are_marked_as_whole_words():
 
 
 def test_the_first_sample_of_each_prompt():
-    samples = [Sample(name, opening, "", "", []) for name, opening in ("ax", "ay", "bz")]
+    samples = [Sample(name, opening, "", "", "", []) for name, opening in ("ax", "ay", "bz")]
     assert [sample.opening for sample in first_of_each(samples)] == ["x", "z"]

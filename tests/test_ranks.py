@@ -28,7 +28,7 @@ def batch_of(kind, company_size):
         company_size=company_size,
     )
     trainer.prepare()
-    return trainer, trainer._draw()
+    return trainer, trainer.draw()
 
 
 def gradients(trainer):

@@ -600,7 +600,7 @@ def test_a_bos_stands_once(kind):
     training.prepare()
     for step in range(20):
         training.step = step
-        for tree in training._draw().trees:
+        for tree in training.draw().trees:
             nodes = tree.trunk.nodes
             assert nodes[0].content == model.bos
             assert nodes[0].parent == ROOT
@@ -621,7 +621,7 @@ def test_company_and_filler_keep_to_the_context(kind):
     sizes = set()
     for step in range(30):
         training.step = step
-        for tree in training._draw().trees:
+        for tree in training.draw().trees:
             trunk = tree.trunk
             longest = max(len(branch.ids) for branch in tree.branches)
             assert trunk.start + sum(map(len, trunk.nodes)) + longest <= 256
@@ -681,8 +681,8 @@ def test_an_entry_added_later_leaves_the_others_as_they_are(kind):
     training.prepare()
     for step in range(12):
         training.step = step
-        for tree in training._draw().trees:
-            owners = {t.owners[0] for t in training._draw().terms if t.loss == "response"}
+        for tree in training.draw().trees:
+            owners = {t.owners[0] for t in training.draw().terms if t.loss == "response"}
             together |= {name for name in owners if name != "Cid"}
             assert sum(tensor.requires_grad for tensor in soft_of(tree.trunk)) == 1
     assert together == {"Ada", "Bo"}
@@ -731,7 +731,7 @@ def test_finished_entries_keep_the_others_company():
     training.prepare()
     seen = set()
     while training.unfinished():
-        for tree in training._draw().trees:
+        for tree in training.draw().trees:
             seen.add(len(tree.trunk.prefixes))
         training.update()
     assert max(seen) > 1

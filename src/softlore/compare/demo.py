@@ -1,4 +1,4 @@
-"""The demo: a small lorebook trained by three methods, measured, and shown in stories."""
+"""The demo: a small lorebook trained, measured, and shown in stories beside its plain text."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from softlore.context.compose import ContextLike
 from softlore.disk import storage_error
 from softlore.lore import Entry, Lorebook
 from softlore.measure import Evaluation, evaluate
+from softlore.measure.evaluate import plain_text
 from softlore.measure.stories import write_stories
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary, SoftPrompt
 
-TIME_BUDGET = 190.0  # seconds of updates
+TIME_BUDGET = 280.0  # seconds in all
+TRAINING_SHARE = 0.68  # of the time budget; the rest is for measuring and for the samples
 SAMPLE_TOKENS = 40
+LARGE = 50_000_000  # parameters; larger models learn fewer entries, by one method
+SHOWN = ("Marta", "Tobias", "Captain Rook", "Gull House")  # entries of a large model
 MEASURES: dict[str, Any] = {"stories": 6}
+LARGE_MEASURES: dict[str, Any] = {"stories": 2, "story_tokens": 40, "distances": (0, 64, 256)}
 QUICK_MEASURES: dict[str, Any] = {"stories": 1, "story_tokens": 8, "distances": (0, 8)}
 
 
@@ -89,18 +94,22 @@ class DemoResult:
 
 @dataclass(frozen=True)
 class Sample:
-    """The same opening continued without and with a soft prompt, by the same draws.
+    """The same opening continued after nothing, the plain text and a soft prompt.
 
     Attributes:
         prompt: name of the soft prompt.
-        lore_words: words of the lore, which are marked in both texts.
+        without, text, soft: the continuations, sampled with the same seed.
+        lore_words: words of the lore, which are marked in all three.
+        tokens: of the plain text and of the soft prompt.
     """
 
     prompt: str
     opening: str
     without: str
+    text: str
     soft: str
     lore_words: list[str]
+    tokens: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -134,11 +143,14 @@ class Demo:
         }
 
 
-def demo_methods(book: Lorebook, quick: bool = False) -> list[DemoMethod]:
-    """Prefixes trained in company, a prefix distilled from text alone, and embedding rows."""
-    rook, marta = book["Captain Rook"], book["Marta"]
-    entries = [marta, rook] if quick else list(book)
+def demo_methods(book: Lorebook, large: bool = False, quick: bool = False) -> list[DemoMethod]:
+    """What is trained: prefixes in company; with a small model also one of each other kind."""
     small: dict[str, Any] = {"max_steps": 2, "distil_passages": 4} if quick else {}
+    if large:
+        settings = {"kind": "prefix", "n_tokens": 16, "max_spacing": 256, "distil_weight": 0.0}
+        entries = [book[name] for name in (SHOWN[:2] if quick else SHOWN)]
+        return [DemoMethod("company", "prefixes, in company", entries, settings | small, 1.0)]
+    rook, marta = book["Captain Rook"], book["Marta"]
     in_company = {
         "kind": "prefix",
         "n_tokens": 12,
@@ -151,7 +163,11 @@ def demo_methods(book: Lorebook, quick: bool = False) -> list[DemoMethod]:
     rows = {"kind": "embedding", "n_tokens": 24, "max_steps": 150, "distil_weight": 0.0}
     return [
         DemoMethod(
-            "company", "all entries as prefixes, in company", entries, in_company | small, 0.68
+            "company",
+            "all entries as prefixes, in company",
+            [marta, rook] if quick else list(book),
+            in_company | small,
+            0.68,
         ),
         DemoMethod(
             "distilled",
@@ -185,7 +201,7 @@ def run_demo(
 
     Args:
         quick: two entries and two updates: a test that it runs, without useful prompts.
-        time_budget: most seconds of updates.
+        time_budget: about how many seconds it may take.
 
     Raises:
         StorageError: a file or folder can't be written.
@@ -195,15 +211,18 @@ def run_demo(
     start = time.monotonic()
     library = PromptLibrary(_make_folder(out / "prompts"))
     results = []
-    for method in demo_methods(book, quick):
+    parameters = sum(p.numel() for p in model.hf.parameters())
+    large = parameters > LARGE
+    measures = QUICK_MEASURES if quick else LARGE_MEASURES if large else MEASURES
+    for method in demo_methods(book, large, quick):
         observer.say(f"training {method.title}")
-        result = _run_method(model, book, method, seed, quick, time_budget, observer)
+        seconds = time_budget * TRAINING_SHARE * method.share
+        result = _run_method(model, book, method, seed, seconds, measures, observer)
         for prompt in result.prompts.values():
             library.save(prompt)
         results.append(result)
     observer.say("writing the samples")
-    samples = _write_samples(model, results, seed, 8 if quick else SAMPLE_TOKENS)
-    parameters = sum(p.numel() for p in model.hf.parameters())
+    samples = _write_samples(model, book, results, seed, 8 if quick else SAMPLE_TOKENS)
     seconds = time.monotonic() - start
     return Demo(book, model.name, parameters, seed, results, samples, seconds)
 
@@ -222,8 +241,8 @@ def _run_method(
     book: Lorebook,
     method: DemoMethod,
     seed: int,
-    quick: bool,
     time_budget: float,
+    measures: dict[str, Any],
     observer: DemoObserver,
 ) -> DemoResult:
     trained = train_method(
@@ -232,12 +251,11 @@ def _run_method(
         observer.training,
         entries=method.entries,
         seed=seed,
-        time_budget=time_budget * method.share,
+        time_budget=time_budget,
         **method.settings,
     )
     prompts = trained.conditionings
     trained_book = book.model_copy(update={"entries": [book[name] for name in prompts]})
-    measures = QUICK_MEASURES if quick else MEASURES
     with observer.measuring() as show:
         evaluation = evaluate(model, trained_book, prompts, seed=seed, on_progress=show, **measures)
     renamed = {name: p.replace(name=name + method.suffix) for name, p in prompts.items()}
@@ -245,30 +263,34 @@ def _run_method(
 
 
 def _write_samples(
-    model: FrozenModel, results: Sequence[DemoResult], seed: int, tokens: int
+    model: FrozenModel, book: Lorebook, results: Sequence[DemoResult], seed: int, tokens: int
 ) -> list[Sample]:
-    """Continues the demo's openings without and with each prompt of their entry."""
-    cases: list[tuple[SoftPrompt, str, list[str]]] = []
+    """Continues the demo's openings after nothing, their entry's text, and each of its prompts."""
+    cases: list[tuple[SoftPrompt, str, str, list[str]]] = []
     for result in results:
         keywords = {entry.name: entry.keywords for entry in result.evaluation.entries}
         cases += [
-            (result.prompts[entry], opening, keywords[entry])
+            (result.prompts[entry], plain_text(book[entry]), opening, keywords[entry])
             for entry, opening in data.openings()
             if entry in result.prompts
         ]
 
     def generate(conditionings: Sequence[ContextLike]) -> list[str]:
-        ids = [[model.encode(opening)] for _, opening, _ in cases]
+        ids = [[model.encode(opening)] for _, _, opening, _ in cases]
         jobs = list(zip(conditionings, ids, strict=True))
         written = write_stories(model, jobs, tokens, seed)
         return [_printable(model.decode(texts[0])) if texts else "" for texts in written]
 
-    without, soft = generate([""] * len(cases)), generate([prompt for prompt, _, _ in cases])
+    written = zip(
+        cases,
+        generate([""] * len(cases)),
+        generate([text for _, text, _, _ in cases]),
+        generate([prompt for prompt, _, _, _ in cases]),
+        strict=True,
+    )
     return [
-        Sample(prompt.name, opening, bare_text, soft_text, keywords)
-        for (prompt, opening, keywords), bare_text, soft_text in zip(
-            cases, without, soft, strict=True
-        )
+        Sample(prompt.name, opening, *texts, keywords, (len(model.encode(plain)), len(prompt)))
+        for (prompt, plain, opening, keywords), *texts in written
     ]
 
 

@@ -210,17 +210,17 @@ def as_svg(figure: Figure, title: str) -> str:
 
 # samples as a picture --------------------------------------------------------------------------
 
-WIDTH, DPI = 10.0, 160  # inches, dots an inch
-SIZE = 11.5  # points
-LINE, SPACE = 0.235, 0.05  # inches from a line to the next, and between words
-MARGIN, GAP = 0.3, 0.4
-COLUMN = (WIDTH - 2 * MARGIN - GAP) / 2
+WIDTH, DPI = 11.0, 160  # inches, dots an inch
+SIZE = 10.5  # points
+LINE, SPACE = 0.215, 0.045  # inches from a line to the next, and between words
+MARGIN, GAP = 0.3, 0.3
+COLUMN = (WIDTH - 2 * MARGIN - 2 * GAP) / 3
 TEXT, FAINT, MARK, RULE, TAG = "#1f1f24", "#6b6b76", "#ffd966", "#d9d9e0", "#7a3fb0"
-MAX_LINES = 5
+MAX_LINES = 7
 
 
 def samples_png(samples: Sequence[Sample]) -> bytes:
-    """A PNG with two columns, without and with the soft prompt; lore words are marked."""
+    """A PNG with three columns: nothing, the plain text, the soft prompt; lore words are marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
@@ -230,17 +230,21 @@ def samples_png(samples: Sequence[Sample]) -> bytes:
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))  # in inches
     axes.axis("off")
-    lefts = (MARGIN, MARGIN + COLUMN + GAP)
-    for left, heading in zip(lefts, ("without a prompt", "with a soft prompt"), strict=True):
+    lefts = [MARGIN + i * (COLUMN + GAP) for i in range(3)]
+    headings = ("without a prompt", "with the plain text", "with a soft prompt")
+    for left, heading in zip(lefts, headings, strict=True):
         axes.text(left, LINE, heading, size=SIZE, color=FAINT, va="center")
     y = 2 * LINE
     with warnings.catch_warnings():  # letters that the font lacks are drawn as boxes
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
         for sample in samples:
             axes.plot([MARGIN, WIDTH - MARGIN], [y, y], color=RULE, linewidth=1)
-            tag = f"[[soft:{sample.prompt}]]"
-            axes.text(lefts[1], y + LINE, tag, size=SIZE - 1.5, color=TAG, va="center")
-            sides = zip(lefts, (sample.without, sample.soft), strict=True)
+            text_tokens, soft_tokens = sample.tokens
+            tag = f"[[soft:{sample.prompt}]]  {soft_tokens} tokens"
+            small: dict[str, Any] = {"size": SIZE - 1.5, "va": "center"}
+            axes.text(lefts[1], y + LINE, f"{text_tokens} tokens", color=FAINT, **small)
+            axes.text(lefts[2], y + LINE, tag, color=TAG, **small)
+            sides = zip(lefts, (sample.without, sample.text, sample.soft), strict=True)
             ends = [_draw_story(axes, x, y + 2.2 * LINE, sample, written) for x, written in sides]
             y = max(ends) + LINE
         buffer = io.BytesIO()

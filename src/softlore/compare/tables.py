@@ -181,16 +181,21 @@ def mark_lore_words(text: str, lore_words: Collection[str]) -> list[tuple[str, b
 
 
 def samples_table(samples: Sequence[Sample]) -> Table:
-    """Samples side by side: each opening with both continuations."""
+    """Samples side by side: each opening with its three continuations."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True, show_edge=False)
     table.add_column("without a prompt", ratio=1, style="dim")
+    table.add_column("with the plain text", ratio=1)
     table.add_column("with the soft prompt", ratio=1)
     for sample in samples:
-        table.add_row("", Text(f"[[soft:{sample.prompt}]]", style="bold magenta"))
+        name = Text(f"[[soft:{sample.prompt}]]", style="bold magenta")
+        table.add_row("", *(Text(f"{count} tokens", style="dim") for count in sample.tokens))
+        table.add_row("", "", name)
         opening = Text(sample.opening, style="italic")
         table.add_row(
-            opening + _styled(sample.without, sample.lore_words),
-            opening + _styled(sample.soft, sample.lore_words),
+            *(
+                opening + _styled(text, sample.lore_words)
+                for text in (sample.without, sample.text, sample.soft)
+            )
         )
         table.add_section()
     return table

@@ -143,6 +143,8 @@ def hidden_states_after(
 ) -> list[Tensor]:
     """Hidden states `[len - start, hidden]` of each passage after a tree, or after several.
 
+    Of a passage that has no token at `start`, that of its last token is returned.
+
     Of several trees, whose weights sum to 1, the weighted sum of hidden states is returned. The
     output layer is linear, so its logits are, up to a constant, those of the mixed
     log-probabilities.
@@ -150,7 +152,7 @@ def hidden_states_after(
     trees = [(before, 1.0)] if isinstance(before, Tree) else before
     mixed: list[Tensor] = []
     for tree, weight in trees:
-        branches = [Branch(list(ids), tree.end, start) for ids in passages]
+        branches = [Branch(list(ids), tree.end, min(start, len(ids) - 1)) for ids in passages]
         states = [weight * rows for rows in branch_hidden_states(model, tree, branches)]
         mixed = [a + b for a, b in zip(mixed, states, strict=True)] if mixed else states
     return mixed

@@ -254,7 +254,10 @@ def run_teacher(
 ) -> list[Passage]:
     """Passages with the hidden states of a model that has read `before`; see `Passage`."""
     states = hidden_states_after(model, before, passages, start)
-    return [Passage(list(ids), start, rows) for ids, rows in zip(passages, states, strict=True)]
+    return [
+        Passage(list(ids), len(ids) - len(rows), rows)
+        for ids, rows in zip(passages, states, strict=True)
+    ]
 
 
 # lengths and trees -----------------------------------------------------------------------------

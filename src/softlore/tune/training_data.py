@@ -205,7 +205,7 @@ def draw_filler(
     The length is log-uniform: calls right behind the prompts are as frequent as those far away.
     """
     most = config.max_spacing if room is None else max(0, min(config.max_spacing, room))
-    length = int(math.exp(draw.uniform(0, math.log(most + 1)))) - 1
+    length = int(math.exp(draw.uniform(0, math.log(most + 2)))) - 1
     length = min(length, most)
     filler: list[int] = []
     if config.filler == "random" or not data.filler:
