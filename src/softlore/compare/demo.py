@@ -281,17 +281,14 @@ def _write_samples(
         written = write_stories(model, jobs, tokens, seed)
         return [_printable(model.decode(texts[0])) if texts else "" for texts in written]
 
-    written = zip(
-        cases,
-        generate([""] * len(cases)),
-        generate([text for _, text, _, _ in cases]),
-        generate([prompt for prompt, _, _, _ in cases]),
-        strict=True,
-    )
-    return [
-        Sample(prompt.name, opening, *texts, keywords, (len(model.encode(plain)), len(prompt)))
-        for (prompt, plain, opening, keywords), *texts in written
-    ]
+    bare = generate([""] * len(cases))
+    informed = generate([text for _, text, _, _ in cases])
+    soft = generate([prompt for prompt, _, _, _ in cases])
+    samples = []
+    for i, (prompt, text, opening, words) in enumerate(cases):
+        sizes = (len(model.encode(text)), len(prompt))
+        samples.append(Sample(prompt.name, opening, bare[i], informed[i], soft[i], words, sizes))
+    return samples
 
 
 def _printable(text: str) -> str:

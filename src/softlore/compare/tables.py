@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -180,24 +181,23 @@ def mark_lore_words(text: str, lore_words: Collection[str]) -> list[tuple[str, b
     return [(piece, is_lore) for piece, is_lore in pieces if piece]
 
 
-def samples_table(samples: Sequence[Sample]) -> Table:
-    """Samples side by side: each opening with its three continuations."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True, show_edge=False)
-    table.add_column("without a prompt", ratio=1, style="dim")
-    table.add_column("with the plain text", ratio=1)
-    table.add_column("with the soft prompt", ratio=1)
-    for sample in samples:
-        name = Text(f"[[soft:{sample.prompt}]]", style="bold magenta")
-        table.add_row("", *(Text(f"{count} tokens", style="dim") for count in sample.tokens))
-        table.add_row("", "", name)
-        opening = Text(sample.opening, style="italic")
-        table.add_row(
-            *(
-                opening + _styled(text, sample.lore_words)
-                for text in (sample.without, sample.text, sample.soft)
-            )
-        )
-        table.add_section()
+def samples_table(samples: Sequence[Sample]) -> Group:
+    """A table for each sample: its three continuations side by side."""
+    return Group(*map(_sample_table, samples))
+
+
+def _sample_table(sample: Sample) -> Table:
+    title = Text(f"[[soft:{sample.prompt}]]", style="bold magenta")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, expand=True, title=title, title_justify="left"
+    )
+    text_tokens, soft_tokens = sample.tokens
+    table.add_column("without", ratio=1, style="dim")
+    table.add_column(f"plain text, {text_tokens} tokens", ratio=1)
+    table.add_column(f"soft prompt, {soft_tokens} tokens", ratio=1)
+    opening = Text(sample.opening, style="italic")
+    written = (sample.without, sample.text, sample.soft)
+    table.add_row(*(opening + _styled(text, sample.lore_words) for text in written))
     return table
 
 
