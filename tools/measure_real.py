@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 from measuring import main
@@ -29,7 +30,7 @@ from peft_training import PeftResult, joined, train_peft
 from real_tables import ALONE, LOADING, TOGETHER, model_section
 from softlore import demo
 from softlore.compare.harness import Row, read_rows, run_cases
-from softlore.compare.methods import OnStep, train_method
+from softlore.compare.methods import train_method
 from softlore.context.compose import ContextLike
 from softlore.lore import Lorebook
 from softlore.measure.conditioning import ConditioningEvaluator, FidelityEvaluator
@@ -147,8 +148,8 @@ class ModelBench:
                     reached.setdefault(name, time.monotonic() - start)
 
         @contextlib.contextmanager
-        def observe() -> Iterator[OnStep]:
-            yield on_step
+        def observe() -> Iterator[SimpleNamespace]:
+            yield SimpleNamespace(on_step=on_step, on_phase=lambda name, done: None)
 
         trained = train_method(
             self.model,
