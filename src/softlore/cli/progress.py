@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 SHOWN = 12  # entries in the table
 GROUP_NAMES = 4  # entries of a group that are named
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
+SHORT_SECONDS = 1.0  # a shorter phase is not mentioned there
 
 
 @contextmanager
@@ -54,27 +56,33 @@ class TrainingView:
     """
 
     def __init__(self) -> None:
-        self._phase, self._last = "", 0.0
+        self._phase, self._began, self._said = "", 0.0, -math.inf
 
     def on_phase(self, name: str, done: float) -> None:
         """Shows how much of a phase other than updates is done, 0 to 1."""
-        if self._is_due(name):
-            common.say(f"{name}: {done:.0%}")
+        if self._phase != "training":  # between updates its own lines go on
+            self._enter(name)
+            if self._is_due(SHORT_SECONDS):
+                common.say(f"{name}: {done:.0%}")
 
     def on_step(self, progress: TrainingProgress) -> None:
         """Shows the state after an update."""
-        if self._is_due("training", progress.done == 1):
+        self._enter("training")
+        if self._is_due() or progress.done == 1:
             losses = "  ".join(f"{n} {_shown_loss(p)}" for n, p in _first_entries(progress))
             left = "" if progress.done == 1 else f"  at most {duration(progress.seconds_left)} left"
             common.say(f"{progress.done:4.0%}  update {progress.step}  loss: {losses}{left}")
 
-    def _is_due(self, phase: str, last: bool = False) -> bool:
+    def _enter(self, phase: str) -> None:
+        if phase != self._phase:
+            self._phase, self._began, self._said = phase, time.monotonic(), -math.inf
+
+    def _is_due(self, after: float = 0.0) -> bool:
+        """Whether to say something now: first some seconds after the phase began."""
         now = time.monotonic()
-        # Writing passages between updates is part of the training's own lines.
-        new = phase != self._phase and self._phase != "training"
-        if not (new or last or now - self._last >= PLAIN_SECONDS):
+        if now - self._began < after or now - self._said < PLAIN_SECONDS:
             return False
-        self._phase, self._last = phase, now
+        self._said = now
         return True
 
 
