@@ -463,7 +463,7 @@ def test_the_command_says_in_what_a_run_differs(begun, unbroken, tmp_path):
     ended = softlore(*command, "--n-tokens", 5)
     assert ended.code == 2
     assert ended.out == ""
-    (line,) = ended.lines
+    (line,) = ended.lines_after_loading
     assert line.startswith("softlore: checkpoint ")
     assert "is of another run (n_tokens was 3 and is 5)" in line
     assert "--overwrite" in line
@@ -488,7 +488,7 @@ def test_the_command_refuses_a_damaged_checkpoint(begun, unbroken, tmp_path):
     checkpoint.write_bytes(content[:-1])
     ended = softlore(*command)
     assert ended.code == 2
-    (line,) = ended.lines
+    (line,) = ended.lines_after_loading
     assert "harbour-town.checkpoint' can't be read" in line
     assert "or delete it" in line
     assert checkpoint.read_bytes() == content[:-1]
