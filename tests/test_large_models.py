@@ -254,10 +254,10 @@ def test_the_forecast_is_what_is_measured_within_a_tenth(family, sizes, kind):
     unloaded = UnloadedModel(hf.config, byte_tokenizer(), "planned", torch.float32)
     found = forecast(unloaded, ENTRIES, TrainingConfig.of(settings))
     assert found.per_token == pytest.approx(trainer.plan.bytes_per_token, rel=0.1)
-    with_less = Execution(checkpointed=True).plan(model, trainer._draw())
+    with_less = Execution(checkpointed=True).plan(model, trainer.draw())
     assert found.per_token_checkpointed == pytest.approx(with_less.bytes_per_token, rel=0.1)
     assert found.weights == pytest.approx(sum(t.nbytes for t in hf.parameters()), rel=0.01)
-    assert found.update_tokens == pytest.approx(trainer._draw().tokens, rel=0.2)
+    assert found.update_tokens == pytest.approx(trainer.draw().tokens, rel=0.2)
 
 
 def test_operations_are_four_a_weight_and_token():
