@@ -32,7 +32,7 @@ from softlore.settings import TrainingConfig
 HELD_OUT = 4  # passages of a source that are measured on
 FIRST = 4  # updates that the first passages suffice for, each passage used once
 INTERVAL = 8  # updates between two times of writing
-RENEWED = 0.5  # new passages for each one that an update draws, until the limit
+RENEWED = 0.25  # new passages for each one that an update draws, until the limit
 MEMORY_SHARE = 0.1  # of the memory that is free, for keys and values while writing
 MAX_ROWS = 256  # passages written side by side; more is not faster
 
