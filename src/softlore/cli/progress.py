@@ -25,9 +25,9 @@ SHORT_SECONDS = 1.0  # a shorter phase is not mentioned there
 
 @contextmanager
 def progress_bar(title: str, total: float = 1.0) -> Iterator[Callable[[float, str], None]]:
-    """A bar on a terminal, else nothing; called with the share done and the current item."""
+    """A bar on a terminal, else lines at intervals; called with the share done and the item."""
     if not common.interactive():
-        yield lambda done, doing: None
+        yield _progress_lines(title, total)
         return
     from rich.console import Console
     from rich.progress import Progress
@@ -35,6 +35,18 @@ def progress_bar(title: str, total: float = 1.0) -> Iterator[Callable[[float, st
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done, doing: progress.update(task, completed=done, description=title + doing)
+
+
+def _progress_lines(title: str, total: float) -> Callable[[float, str], None]:
+    last = time.monotonic()
+
+    def show(done: float, doing: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
+            common.say(f"{title}{doing}: {done / total:.0%}")
+
+    return show
 
 
 @contextmanager
