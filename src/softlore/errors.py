@@ -17,6 +17,7 @@
     │   ├── StoryError                         story: name, turns, operations on them
     │   │   ├── StoryNotFoundError             name of no story in the folder
     │   │   └── StoryFileError                 story file that is damaged, or no story
+    │   ├── HubError                           upload that the Hugging Face hub did not take
     │   └── ConfigError                        setting, option, or combination of them
     ├── TrainingError                 exit 1   training that cannot continue
     │   └── DivergedError                      loss that became NaN or infinite
@@ -106,6 +107,10 @@ class StoryNotFoundError(StoryError, KeyError):
 
 class StoryFileError(StoryError):
     """A file holds no story, is damaged, or was written by a newer softlore."""
+
+
+class HubError(InputError):
+    """The Hugging Face hub refused an upload, or can't be reached."""
 
 
 class ConfigError(InputError):

@@ -18,6 +18,7 @@ from softlore.cli.gguf import (
     gguf_option,
     load_gguf,
 )
+from softlore.cli.push import Push, PushSource, push_options, push_prompts
 from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ FORMATS = ("safetensors", "kobold", "peft", "mkultra", "vllm")
 
 @click.command()
 @click.argument("file", type=options.PATH)
-@click.option("--to", required=True, type=click.Choice([*FORMATS, LLAMACPP]),
-              help="The format to write.")  # fmt: skip
+@click.option("--to", type=click.Choice([*FORMATS, LLAMACPP]), help="The format to write.")
 @click.option("--out", help="File or folder to write.  [default: here, by the prompt's name]")
 @click.option("--name", help="Give the prompt this name.")
 @click.option("--task", type=click.IntRange(min=0), help="Which prompt of a multitask adapter.")
@@ -43,11 +43,12 @@ FORMATS = ("safetensors", "kobold", "peft", "mkultra", "vllm")
 @cache_options
 @click.option("--streams", default=1, show_default=True, type=click.IntRange(1, 256),
               help="llamacpp: N where llama-server is started with --parallel N.")  # fmt: skip
+@push_options
 @options.force_option
 @options.json_option
 def command(
     file: Path,
-    to: str,
+    to: str | None,
     out: str | None,
     name: str | None,
     task: int | None,
@@ -56,6 +57,7 @@ def command(
     gguf: Path | None,
     cache: tuple[str, bool],
     streams: int,
+    push: Push | None,
     force: bool,
     json_path: str | None,
 ) -> None:
@@ -63,6 +65,7 @@ def command(
 
     FILE is a softlore file, an mkultra JSON, a KoboldAI zip, an .mtjsp, a PEFT adapter folder or
     an .npy. Files of other programs don't say which model they are for: --model adds it.
+    With --push, FILE or a folder of prompts is uploaded to the Hugging Face hub.
 
     \b
     Example:
@@ -71,7 +74,16 @@ def command(
       softlore convert emma.safetensors --to vllm --text "At the gate stood [[soft:Emma]]Emma"
       softlore convert emma.safetensors --to vllm --out prompts-for-vllm/   (a prefix)
       softlore convert emma.safetensors --to llamacpp --gguf my-model-Q4_K.gguf
+      softlore convert my-prompts/ --push ada/harbour-prompts --license CC-BY-4.0 --dry-run
     """
+    if push is not None:
+        _check_push(to, out, text, gguf)
+        push_prompts(PushSource(file, name, task, source), push, force, json_path)
+        return
+    if to is None:
+        raise click.UsageError(
+            "Missing option '--to' (a format to write) or '--push' (OWNER/NAME on the hub)"
+        )
     if text is not None and to != "vllm":
         raise ConfigError(f"--text goes with --to vllm, not --to {to}; leave it out")
     check_gguf("--to", to, gguf)
@@ -99,6 +111,17 @@ def command(
         from softlore.prompts import default_folder
 
         common.say(f"for texts to find it, put it among your prompts: --out {default_folder()}")
+
+
+def _check_push(to: str | None, out: str | None, text: str | None, gguf: Path | None) -> None:
+    """Raises ConfigError for options that are of no use with `--push`."""
+    given = {"--to": to, "--out": out, "--text": text, "--gguf": gguf}
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise ConfigError(
+            f"{names[0]} is given with --push, which uploads softlore's own files; expected one "
+            "of the two; convert first and push then, or leave it out"
+        )
 
 
 def _write(
