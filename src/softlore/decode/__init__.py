@@ -10,6 +10,7 @@ from softlore.decode.passages import (
     sample_ids,
     sample_openings,
     sample_passages,
+    study_openers,
 )
 from softlore.decode.prefix_cache import CacheUsage, PrefixCache
 from softlore.decode.request import GenerationRequest
@@ -43,6 +44,7 @@ __all__ = [
     "sample_ids",
     "sample_openings",
     "sample_passages",
+    "study_openers",
     "write",
     "write_request",
 ]

@@ -70,6 +70,16 @@ def with_blocks(book: Lorebook, style: str) -> Lorebook:
     return book.model_copy(update={"entries": entries})
 
 
+def sentence_starts(entry: Entry) -> list[str]:
+    """The sentences of an entry's text, cut after each word but the first and the last."""
+    return [
+        " ".join(words[:count])
+        for sentence in _facts(entry)
+        for words in [_named(entry, sentence).split()]
+        for count in range(2, len(words))
+    ]
+
+
 def _noun(entry: Entry) -> list[tuple[str, str]]:
     """Each sentence, cut after its subject and verb; the subject is the name."""
     return [_cut(_named(entry, sentence)) for sentence in _facts(entry)]

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from softlore.context import Branch
-from softlore.decode import OPENERS, openers
+from softlore.decode import OPENERS, study_openers
 from softlore.decode.conditioning import Conditioning, weighted
 from softlore.errors import ConfigError, LoreError, UnsupportedModelError
 from softlore.lore import Block, Entry
@@ -108,7 +108,7 @@ def make_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> E
         before = [(lore_tree(model, entry.text), 1.0)]
         what = f"entry {entry.name!r} has a text"
         drawn = DISTILLED["beside pairs" if pairs else "alone"]
-        source = make_source(model, entry.name, before, openers(entry), config, drawn, what)
+        source = make_source(model, entry.name, before, study_openers(entry), config, drawn, what)
     if not pairs and source is None:
         raise LoreError(
             f"entry {entry.name!r} has no blocks, and its text is not distilled "
