@@ -147,7 +147,14 @@ def demo_methods(book: Lorebook, large: bool = False, quick: bool = False) -> li
     """What is trained: prefixes in company; with a small model also one of each other kind."""
     small: dict[str, Any] = {"max_steps": 2, "distil_passages": 4} if quick else {}
     if large:
-        settings = {"kind": "prefix", "n_tokens": 16, "max_spacing": 256, "distil_weight": 0.0}
+        settings = {
+            "kind": "prefix",
+            "n_tokens": 16,
+            "max_spacing": 256,
+            "pairs_per_step": 8,
+            "drift_guard": 2.0,
+            "distil_weight": 0.0,
+        }
         entries = [book[name] for name in (SHOWN[:2] if quick else SHOWN)]
         return [DemoMethod("company", "prefixes, in company", entries, settings | small, 1.0)]
     rook, marta = book["Captain Rook"], book["Marta"]
