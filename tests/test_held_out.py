@@ -128,6 +128,17 @@ class Memory:
         self.available = available
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("bos", [False, True])
+def test_the_sink_of_a_prefix_is_trained_only_after_a_bos(bos, optimizer):
+    training = trainer(DOG, model=tiny_model("llama", bos=bos), optimizer=optimizer, max_steps=5)
+    training.prepare()
+    at_first = training.prompts()["Dog"].tensor.clone()
+    prompt = training.train()["Dog"]
+    assert torch.equal(prompt.tensor[..., :1, :], at_first[..., :1, :]) is not bos
+    assert not torch.equal(prompt.tensor[..., 1:, :], at_first[..., 1:, :])
+
+
 # the held-out loss -------------------------------------------------------------------------------
 
 

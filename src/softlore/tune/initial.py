@@ -72,6 +72,16 @@ def _source_ids(model: FrozenModel, entry: Entry, config: TrainingConfig, choice
     return ids
 
 
+def frozen_positions(model: FrozenModel, config: TrainingConfig) -> int:
+    """How many first positions of a prompt are not trained.
+
+    Without BOS the first position of a prefix is the attention sink of all that follows. Training
+    bends it, and then losses jump and calls right behind the prompt fail. (Cartridges,
+    arXiv 2506.06266, freezes the first position, too.)
+    """
+    return int(config.kind == "prefix" and not model.bos and config.n_tokens > 1)
+
+
 def known_ids(model: FrozenModel) -> int:
     """How many ids the tokenizer has; embedding rows past them were never trained."""
     return min(model.vocab_size, len(model.tokenizer))

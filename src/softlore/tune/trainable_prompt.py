@@ -34,6 +34,10 @@ class TrainablePrompt:
 
     The parameter is in units of `scale`, so that one learning rate suits every model.
 
+    Args:
+        value: what the prompt starts from.
+        frozen: how many of a prefix's first positions keep what they start from.
+
     Attributes:
         steps: updates made.
         end: the last update.
@@ -41,9 +45,10 @@ class TrainablePrompt:
         best: the lowest held-out loss so far, nats a token.
     """
 
-    def __init__(self, name: str, value: Tensor, scale: Tensor, config: TrainingConfig) -> None:
-        self.name = name
-        self.config = config
+    def __init__(
+        self, name: str, value: Tensor, scale: Tensor, config: TrainingConfig, frozen: int = 0
+    ) -> None:
+        self.name, self.config, self.frozen = name, config, frozen
         self.scale = scale.to(value.device)
         self.parameter = torch.nn.Parameter((value / self.scale).float().clone())
         self.optimizer = make_optimizer(self.parameter, config)
@@ -105,6 +110,9 @@ class TrainablePrompt:
         self._previous.copy_(self.parameter.detach())
         self.parameter.grad = self._live.grad * self.scale
         self.optimizer.step()
+        if self.frozen:  # also against weight decay
+            first = slice(0, self.frozen)
+            self.parameter.data[..., first, :] = self._previous[..., first, :]
         if not bool(torch.isfinite(self.value()).all()):
             raise self.step_back()
         self.scheduler.step()

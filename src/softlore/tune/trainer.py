@@ -28,7 +28,7 @@ from softlore.tune.checkpoint import (
 from softlore.tune.distributed import Execution, SingleProcess
 from softlore.tune.examples import Blocks, source_of
 from softlore.tune.held_out import measure_held_out
-from softlore.tune.initial import initial_value, scale_of
+from softlore.tune.initial import frozen_positions, initial_value, scale_of
 from softlore.tune.losses import TrainingData
 from softlore.tune.objective import (
     MemoryPlan,
@@ -299,7 +299,8 @@ class WorldInfoTrainer(Generic[Trained]):
         scale = scale_of(self.model, value, self.config.kind)
         paired = entry.blocks or self.config.style is not None or self._source.corpus
         config = resolved(self.config, text_alone=not paired)
-        self.trainables[entry.name] = TrainablePrompt(entry.name, value, scale, config)
+        frozen = frozen_positions(self.model, config)
+        self.trainables[entry.name] = TrainablePrompt(entry.name, value, scale, config, frozen)
 
     def _write_passages(self) -> None:
         """Writes what the next updates draw from, at intervals and for entries that start."""
