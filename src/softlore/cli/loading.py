@@ -19,6 +19,25 @@ LINE_SECONDS = 10.0  # between lines where there is no terminal
 SMALL = 64 * 2**20  # bytes of a model that loads in about the time that its libraries take
 
 
+class LineTimer:
+    """Says when the next line of progress is due, where there is no terminal.
+
+    Args:
+        first: seconds until the first line.
+    """
+
+    def __init__(self, first: float = 0.0) -> None:
+        self._next = time.monotonic() + first
+
+    def is_due(self, anyway: bool = False) -> bool:
+        """Whether to print a line now, `anyway` or by the time; then counts from here."""
+        now = time.monotonic()
+        if now < self._next and not anyway:
+            return False
+        self._next = now + LINE_SECONDS
+        return True
+
+
 @contextmanager
 def found_model(name: str | None, own: str | None, brief: bool) -> Iterator[str]:
     """Finds a model, downloads it if need be, and shows that it is loaded during the block.
@@ -154,13 +173,10 @@ def _download_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 def _download_lines(title: str) -> Callable[[int, int], None]:
     """A line at the beginning, every ten seconds, and at the end."""
-    last: float | None = None
+    timer = LineTimer()
 
     def show(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if last is None or now - last >= LINE_SECONDS or done == total:
-            last = now
+        if timer.is_due(anyway=done == total):
             of = f"{shown_bytes(done)} of {shown_bytes(total)}"
             click.echo(f"downloading {title}: {of}", err=True)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from softlore.cli import common
+from softlore.cli.loading import LINE_SECONDS, LineTimer
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # entries in the table
 GROUP_NAMES = 4  # entries of a group that are named
-PLAIN_SECONDS = 10.0  # between lines where there is no terminal
-SHORT_SECONDS = 1.0  # a shorter phase is not mentioned there
+SHORT_SECONDS = 1.0  # a shorter phase is not mentioned where there is no terminal
 
 
 @contextmanager
@@ -38,12 +37,10 @@ def progress_bar(title: str, total: float = 1.0) -> Iterator[Callable[[float, st
 
 
 def _progress_lines(title: str, total: float) -> Callable[[float, str], None]:
-    last = time.monotonic()
+    timer = LineTimer(first=LINE_SECONDS)
 
     def show(done: float, doing: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= PLAIN_SECONDS:
-            last = time.monotonic()
+        if timer.is_due():
             common.say(f"{title}{doing}: {done / total:.0%}")
 
     return show
@@ -68,34 +65,26 @@ class TrainingView:
     """
 
     def __init__(self) -> None:
-        self._phase, self._began, self._said = "", 0.0, -math.inf
+        self._phase, self._timer = "", LineTimer()
 
     def on_phase(self, name: str, done: float) -> None:
         """Shows how much of a phase other than updates is done, 0 to 1."""
         if self._phase != "training":  # between updates its own lines go on
-            self._enter(name)
-            if self._is_due(SHORT_SECONDS):
+            self._enter(name, SHORT_SECONDS)
+            if self._timer.is_due():
                 common.say(f"{name}: {done:.0%}")
 
     def on_step(self, progress: TrainingProgress) -> None:
         """Shows the state after an update."""
         self._enter("training")
-        if self._is_due() or progress.done == 1:
+        if self._timer.is_due(anyway=progress.done == 1):
             losses = "  ".join(f"{n} {_shown_loss(p)}" for n, p in _first_entries(progress))
             left = "" if progress.done == 1 else f"  at most {duration(progress.seconds_left)} left"
             common.say(f"{progress.done:4.0%}  update {progress.step}  loss: {losses}{left}")
 
-    def _enter(self, phase: str) -> None:
+    def _enter(self, phase: str, first: float = 0.0) -> None:
         if phase != self._phase:
-            self._phase, self._began, self._said = phase, time.monotonic(), -math.inf
-
-    def _is_due(self, after: float = 0.0) -> bool:
-        """Whether to say something now: first some seconds after the phase began."""
-        now = time.monotonic()
-        if now - self._began < after or now - self._said < PLAIN_SECONDS:
-            return False
-        self._said = now
-        return True
+            self._phase, self._timer = phase, LineTimer(first)
 
 
 class LiveTrainingView(TrainingView):
@@ -220,14 +209,11 @@ def watch_groups(interactive: bool) -> Iterator[Callable[[GroupEvent], None]]:
 
 
 def _plain_groups() -> Callable[[GroupEvent], None]:
-    last: dict[int, float] = {}
+    timers: dict[int, LineTimer] = defaultdict(LineTimer)
 
     def show(event: GroupEvent) -> None:
-        now, number = time.monotonic(), event.report.number
-        if event.event == "update" and now - last.get(number, 0.0) < PLAIN_SECONDS:
-            return
-        last[number] = now
-        common.say(_line(event))
+        if timers[event.report.number].is_due(anyway=event.event != "update"):
+            common.say(_line(event))
 
     return show
 

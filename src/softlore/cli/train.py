@@ -133,8 +133,12 @@ def command(
             workers.use_threads()
             if ranks is not None:
                 source = source._replace(device=ranks.device)
-            limits = {"time_budget": time_budget, "started": started, "ranks": ranks}
-            limits["checkpointed"] = checkpointed
+            limits = {
+                "time_budget": time_budget,
+                "started": started,
+                "ranks": ranks,
+                "checkpointed": checkpointed,
+            }
             report = _train_together(lorebook, folder, include, run, source, limits, curves)
         if ranks is None or ranks.first:
             common.write_json(report, json_path)

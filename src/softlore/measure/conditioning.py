@@ -35,9 +35,7 @@ class ConditioningEvaluator:
         self.model = model
         self.material = material
         self.distances = distances
-        self._bare = score.passage_hidden_states(
-            model, "", material.unrelated, score.first_comparable(model)
-        )
+        self._bare = score.comparable_hidden_states(model, "", material.unrelated)
         self._drifts: dict[tuple[str, ...], float | None] = {(): 0.0}
 
     def measure(self, entry: Entry, conditioning: ContextLike) -> Measures | None:
@@ -64,9 +62,8 @@ class ConditioningEvaluator:
         pieces = Context(conditioning).pieces
         key = tuple(p if isinstance(p, str) else f"{p.uuid}/{p.kind}" for p in pieces)
         if key not in self._drifts:
-            start = score.first_comparable(self.model)
-            passages = self.material.unrelated
-            rows = score.passage_hidden_states(self.model, conditioning, passages, start)
+            unrelated = self.material.unrelated
+            rows = score.comparable_hidden_states(self.model, conditioning, unrelated)
             self._drifts[key] = mean_kl(self.model, self._bare, rows)
         return self._drifts[key]
 
@@ -99,8 +96,7 @@ class FidelityEvaluator:
         return value if math.isfinite(value) else None
 
     def _hidden_states(self, conditioning: ContextLike) -> list[Tensor]:
-        start = score.first_comparable(self.model)
-        return score.passage_hidden_states(self.model, conditioning, self._passages, start)
+        return score.comparable_hidden_states(self.model, conditioning, self._passages)
 
 
 def conditioning_trees(model: FrozenModel, conditioning: Conditioning) -> WeightedTrees:
@@ -122,7 +118,6 @@ def conditioning_fidelity(
     count, length = 2 * FIDELITY, passage_tokens(model)
     sampled = sample_passages(model, trees, OPENERS, count, length, HELD_OUT + seed)
     passages = [ids for ids in sampled if len(ids) > 1]
-    start = score.first_comparable(model)
-    teacher = score.hidden_states_after(model, trees, passages, start)
-    bare, student = (score.passage_hidden_states(model, c, passages, start) for c in ("", soft))
+    teacher = score.hidden_states_after(model, trees, passages, score.first_comparable(model))
+    bare, student = (score.comparable_hidden_states(model, c, passages) for c in ("", soft))
     return fidelity(model, teacher, bare, student)

@@ -177,6 +177,16 @@ def divergence(
     return mean_kl(model, *states)
 
 
+def comparable_hidden_states(
+    model: FrozenModel, conditioning: ContextLike, passages: Sequence[Ids]
+) -> list[Tensor]:
+    """`passage_hidden_states` of the tokens that compare with the bare model's.
+
+    See `first_comparable`.
+    """
+    return passage_hidden_states(model, conditioning, passages, first_comparable(model))
+
+
 def first_comparable(model: LanguageModel) -> int:
     """The first token of a bare text whose hidden state compares with one behind a context.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from softlore.errors import ConfigError, HubError, SoftloreError
+from softlore.model.hub import ANSWER_SECONDS
 from softlore.prompts.hub_card import LIBRARY, clean_licence, make_card, public_model_name
 from softlore.prompts.library import PromptLibrary
 from softlore.prompts.soft_prompt import SoftPrompt
@@ -16,7 +17,6 @@ from softlore.prompts.soft_prompt import SoftPrompt
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
 
-ANSWER_SECONDS = 5.0  # that the hub has for its first answer
 _CARD = "README.md"
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 # What the hub's status codes say of an upload, and what to do.

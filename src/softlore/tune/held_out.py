@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,14 +68,11 @@ def held_out_losses(
         measure(model, draw_batch(model, alone, data, prompts, names, draw), plan) for draw in DRAWS
     ]
     return {
-        name: sum(_total(config, losses_of(losses, name)) for losses in runs) / len(runs)
+        name: sum(
+            value * LOSSES[loss].weight_in(config)
+            for losses in runs
+            for loss, value in losses_of(losses, name).items()
+        )
+        / len(runs)
         for name in names
     }
-
-
-def _total(config: TrainingConfig, losses: Mapping[str, Any]) -> float:
-    """The weighted sum of an entry's losses."""
-    return sum(
-        value * (getattr(config, weight) if (weight := LOSSES[name].weight) else 1.0)
-        for name, value in losses.items()
-    )

@@ -27,7 +27,7 @@ from softlore.tune.passages import Passage, PassageSource
 
 GUARDS = {"prefix": 2, "embedding": 4}  # unrelated passages a trunk; embedding prompts drift more
 COMPANY_PAIRS = 2  # pairs in a trunk, for a prompt that is not being trained
-SMOOTH = 5  # updates over which `min_loss`, `patience` and displays average
+SMOOTH = 5  # updates over which `min_loss` and displays average
 Target = list[int] | Tensor
 
 
@@ -153,6 +153,10 @@ class Loss:
     swept: str | None = None
     unit: str = "nats a token"
 
+    def weight_in(self, config: TrainingConfig) -> float:
+        """Its weight by the settings of a training."""
+        return float(getattr(config, self.weight)) if self.weight else 1.0
+
 
 class TrainingHistory(dict[str, list[float]]):
     """Losses of an entry's updates by their names in `LOSSES`, nats a token."""
@@ -197,7 +201,7 @@ def draw_terms(trunk: Trunk) -> list[tuple[Branch, LossTerm]]:
         for names in owners:
             for loss in losses:
                 examples, parent = loss.draw(trunk, names)
-                weight = getattr(trunk.config, loss.weight) if loss.weight else 1.0
+                weight = loss.weight_in(trunk.config)
                 drawn += [
                     loss_branch(example, parent, names, loss.name, weight / len(examples))
                     for example in examples
