@@ -256,16 +256,18 @@ def samples_png(samples: Sequence[Sample]) -> bytes:
 def _draw_story(axes: Any, left: float, y: float, sample: Sample, written: str) -> float:
     """Draws an opening and its continuation as lines of a column; returns the last line's `y`."""
     x, bottom = left, y + (MAX_LINES - 1.5) * LINE
+    joined = False  # to the word before, as a comma is to a lore word
     pieces = [(sample.opening, "italic", False)]
     pieces += [(text, "normal", lore) for text, lore in mark_lore_words(written, sample.lore_words)]
     for piece, style, is_lore in pieces:
         for space, word in re.findall(r"(\s*)(\S*)", piece):
+            joined = joined and not space
             if space and x > left:
                 x += SPACE
             text = axes.text(x, y, word, size=SIZE, family="DejaVu Serif", style=style,
                              color=FAINT if style == "italic" else TEXT, va="baseline")  # fmt: skip
             width = text.get_window_extent().width / DPI if word else 0.0
-            if x + width > left + COLUMN and x > left:
+            if not joined and x + width > left + COLUMN and x > left:
                 if y > bottom:
                     text.set_text("…")
                     return y
@@ -274,4 +276,5 @@ def _draw_story(axes: Any, left: float, y: float, sample: Sample, written: str) 
             if is_lore:
                 text.set_bbox({"facecolor": MARK, "linewidth": 0, "pad": 1})
             x += width
+            joined = joined or bool(word)
     return y
