@@ -20,14 +20,15 @@ SHAPE = (MODEL.layers, 2, MODEL.kv_heads, MODEL.head_dim)
 
 @st.composite
 def trees(draw):
-    """A tree of up to 6 nodes, ids or rows, some of them empty, under up to 2 prefixes."""
+    """A tree of up to 6 nodes, ids or rows, some of them empty; each sees some of 2 prefixes."""
     nodes = []
+    lengths = draw(st.lists(st.integers(1, 4), max_size=2))
+    which = st.none() | st.sets(st.sampled_from(range(len(lengths)))) if lengths else st.none()
     for i in range(draw(st.integers(0, 6))):
         size = draw(st.integers(0, 5))
         ids = draw(st.booleans())
         content = list(range(3, 3 + size)) if ids else torch.ones(size, MODEL.width)
-        nodes.append(Node(content, draw(st.integers(ROOT, i - 1))))
-    lengths = draw(st.lists(st.integers(1, 4), max_size=2))
+        nodes.append(Node(content, draw(st.integers(ROOT, i - 1)), draw(which)))
     layers, pair, heads, columns = SHAPE
     prefixes = [torch.ones(layers, pair, heads, n, columns) for n in lengths]
     return Tree(nodes, prefixes)
@@ -46,26 +47,35 @@ def line_of(tree, node):
     return line
 
 
+def kept_of(tree):
+    """The prefixes in the cache: those that some node sees; all if there is no node."""
+    if not tree.nodes:
+        return tree.prefixes
+    seen = [p for node in tree.nodes for p in tree.prefixes_of(node)]
+    return [p for p in tree.prefixes if any(p is q for q in seen)]
+
+
 @given(st.lists(trees(), min_size=1, max_size=3))
 @settings(max_examples=80)
 def test_rows_stand_and_see_as_the_tree_says(batch):
     spliced = splice(MODEL, batch)
     width = max(len(tokens_of(tree)) for tree in batch)
-    longest = max(sum(p.shape[3] for p in tree.prefixes) for tree in batch)
+    longest = max(sum(p.shape[3] for p in kept_of(tree)) for tree in batch)
     assert spliced.embeds.shape == (len(batch), width, MODEL.width)
     assert spliced.visible.shape == (len(batch), width, longest + width)
     assert (0 if spliced.past is None else len(spliced.past)) == longest
     for row, tree in enumerate(batch):
         tokens = tokens_of(tree)
         start = max((p.shape[3] for p in tree.prefixes), default=0)
-        held = sum(p.shape[3] for p in tree.prefixes)
         for slot, (node, place) in enumerate(tokens):
             before = sum(len(tree.nodes[above]) for above in line_of(tree, node)[1:])
             assert spliced.positions[row, slot] == start + before + place
-            assert spliced.nodes[row, slot] == node
+            assert spliced.nodes[row, longest + slot] == node
             first, stop = spliced.spans[row][node]
             assert (first + place, stop - first) == (slot, len(tree.nodes[node]))
-            expected = [key < held for key in range(longest)] + [
+            seen = tree.prefixes_of(tree.nodes[node])
+            held = [any(p is q for q in seen) for p in kept_of(tree) for _ in range(p.shape[3])]
+            expected = [*held, *[False] * (longest - len(held))] + [
                 key < len(tokens)
                 and (
                     tokens[key][0] in line_of(tree, node)[1:]
@@ -75,9 +85,40 @@ def test_rows_stand_and_see_as_the_tree_says(batch):
             ]
             assert spliced.visible[row, slot].tolist() == expected
         for slot in range(len(tokens), width):  # padding: no node, and sees itself alone
-            assert spliced.nodes[row, slot] == -1
+            assert spliced.nodes[row, longest + slot] == -1
             assert spliced.visible[row, slot, longest:].nonzero().flatten().tolist() == [slot]
             assert not spliced.embeds[row, slot].any()
+
+
+def read(tree, upto):
+    """The tree with its first nodes read: each by itself, behind what it follows."""
+    nodes = list(tree.nodes)
+    for i in range(upto):
+        part = Tree(nodes[: i + 1], tree.prefixes, tree.start)
+        spliced = splice(MODEL, [part])
+        _, pairs = MODEL.hidden(
+            spliced.embeds, spliced.positions, spliced.visible, spliced.past, keep=True
+        )
+        kept = spliced.after(pairs).cut(
+            len(spliced.nodes[0]), len(spliced.nodes[0]) - len(nodes[i])
+        )
+        nodes[i] = Node(kept, nodes[i].parent, nodes[i].sees)
+    return Tree(nodes, tree.prefixes, tree.at)
+
+
+@given(trees(), st.integers(0, 6))
+@settings(max_examples=40, deadline=None)
+def test_text_that_was_read_already_is_as_good_as_run(tree, upto):
+    upto = min(upto, len(tree.nodes))
+    if not any(len(node) for node in tree.nodes[:upto]) or not tree.nodes[upto:]:
+        return
+    whole, rest = splice(MODEL, [tree]), splice(MODEL, [read(tree, upto)])
+    n = sum(map(len, tree.nodes[upto:]))
+    assert rest.embeds.shape[1] == n
+    expected, got = (
+        MODEL.hidden(s.embeds, s.positions, s.visible, s.past)[0] for s in (whole, rest)
+    )
+    torch.testing.assert_close(got, expected[:, expected.shape[1] - n :], atol=1e-5, rtol=1e-4)
 
 
 @given(trees())

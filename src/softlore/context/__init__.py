@@ -11,8 +11,9 @@ from softlore.context.activation import (
 )
 from softlore.context.compose import compose, embed, logits
 from softlore.context.scan import ScanSettings
-from softlore.context.splice import ROOT, Node, Spliced, Tree, splice
+from softlore.context.splice import Spliced, splice
 from softlore.context.timers import Timers
+from softlore.context.tree import ROOT, Node, Tree
 from softlore.context.tree_batch import Branch, TreeBatch, TreeLayout, backward, hidden_states
 
 __all__ = [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from softlore.context.splice import ROOT, Node, Tree, splice
+from softlore.context.splice import splice
+from softlore.context.tree import Node, Tree
 from softlore.errors import ContextError
 from softlore.model import FrozenModel, LanguageModel
 from softlore.prompts import Context, SoftPrompt
@@ -17,16 +18,23 @@ ContextLike = Piece | Context
 
 
 def compose(
-    model: LanguageModel, context: ContextLike, check: bool = True, conditioning: ContextLike = ""
+    model: LanguageModel,
+    context: ContextLike,
+    check: bool = True,
+    conditioning: ContextLike = "",
+    reserved: int = 0,
 ) -> Tree:
     """Makes a node of each piece of text and each embedding prompt, and a prefix of the others.
 
-    The nodes follow each other in the order of the pieces, after BOS if the model has one. Prefixes
-    may stand anywhere in the context: they take no place in the text.
+    The nodes follow each other in the order of the pieces, after BOS if the model has one. A prefix
+    takes no place in the text, and is seen from where it stands on: by everything if it comes
+    first, and by the last token if it comes last.
 
     Args:
         check: compare each prompt's fingerprint with the model's; else only its shape.
         conditioning: pieces before the context, in nodes of their own, such as a control code.
+        reserved: places kept free before the text, so that it stays where it is when a prefix of
+            no more tokens is added or taken away.
 
     Raises:
         PromptMismatchError: a prompt of another model.
@@ -35,33 +43,83 @@ def compose(
     parts = [Context(conditioning), Context(context)]
     for prompt in (prompt for part in parts for prompt in part.prompts):
         model.check_prompt(prompt, any_model=not check)
-    contents = [model.bos, *_contents(model, [p for part in parts for p in part.body.pieces])]
-    nodes: list[Node] = []
-    for content in contents:
-        if len(content):
-            nodes.append(Node(content, len(nodes) - 1 if nodes else ROOT))
-    if not nodes:
+    prefixes = list(dict.fromkeys(prefix for part in parts for prefix in part.prefixes))
+    contents = list(_contents(model, parts, prefixes))
+    if model.bos:
+        first = contents[0][1] if contents else range(len(prefixes))
+        contents.insert(0, (model.bos, first))
+    if not contents:
         raise ContextError(
             "the context holds no text; expected at least one token to continue from "
             "(this model has no BOS); write an opening"
         )
-    prefixes = dict.fromkeys(prefix for part in parts for prefix in part.prefixes)
-    return Tree(nodes, [prompt.cast(model.device, model.dtype) for prompt in prefixes])
+    last, seen = contents.pop()
+    if len(seen) < len(prefixes):  # some stand at the end
+        contents += [(last[:-1], seen)] if len(last) > 1 else []
+        last, seen = last[-1:], range(len(prefixes))
+    contents.append((last, seen))
+    nodes = [Node(content, i - 1, seen) for i, (content, seen) in enumerate(contents)]
+    at = max([reserved, *(len(prefix) for prefix in prefixes)])
+    return Tree(nodes, [prefix.cast(model.device, model.dtype) for prefix in prefixes], at)
 
 
 def count_conditioning_nodes(model: LanguageModel, conditioning: ContextLike) -> int:
     """The number of nodes, BOS included, that `compose` makes of a conditioning."""
-    contents = [model.bos, *_contents(model, Context(conditioning).body.pieces)]
-    return sum(1 for content in contents if len(content))
+    context = Context(conditioning)
+    contents = _contents(model, [context], context.prefixes)
+    return sum(1 for _ in contents) + len(model.bos)
 
 
-def _contents(model: LanguageModel, pieces: Sequence[Piece]) -> list[list[int] | Tensor]:
-    return [
-        model.encode(piece, inside=i > 0)
-        if isinstance(piece, str)
-        else piece.cast(model.device, model.dtype)
-        for i, piece in enumerate(pieces)
-    ]
+def _contents(
+    model: LanguageModel, contexts: Sequence[Context], prefixes: Sequence[SoftPrompt]
+) -> Iterator[tuple[list[int] | Tensor, Sequence[int]]]:
+    """Runs of tokens or rows, each with the indices of the prefixes that stand before it.
+
+    Text on both sides of a prefix is encoded together, so that its tokens are those that it has
+    without the prefix.
+    """
+    seen: list[int] = []
+    for context in contexts:
+        for number, (run, marks) in enumerate(_runs(context)):
+            if isinstance(run, SoftPrompt):
+                yield run.cast(model.device, model.dtype), tuple(seen)
+                continue
+            inside, start = number > 0, 0
+            ids = model.encode(run, inside=inside) if run else []
+            for place, prefix in marks:
+                before = model.encode(run[:place], inside=inside) if place else []
+                stop = max(start, _common_length(before, ids))
+                if stop > start:
+                    yield ids[start:stop], tuple(seen)
+                seen += [] if (i := prefixes.index(prefix)) in seen else [i]
+                start = stop
+            if start < len(ids):
+                yield ids[start:], tuple(seen)
+
+
+def _runs(context: Context) -> list[tuple[str | SoftPrompt, list[tuple[int, SoftPrompt]]]]:
+    """The text of a context, whole between embedding prompts; and these.
+
+    With each text the prefixes in it: how many of its characters stand before them.
+    """
+    runs: list[tuple[str | SoftPrompt, list[tuple[int, SoftPrompt]]]] = []
+    text, marks = "", list[tuple[int, SoftPrompt]]()
+    for piece in context:
+        if isinstance(piece, str):
+            text += piece
+        elif piece.kind == "prefix":
+            marks.append((len(text), piece))
+        else:
+            runs += [(text, marks)] if text or marks else []
+            runs.append((piece, []))
+            text, marks = "", []
+    return [*runs, (text, marks)] if text or marks else runs
+
+
+def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids at the beginning are the same."""
+    differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differ, min(len(a), len(b)))
 
 
 def embed(model: FrozenModel, context: ContextLike) -> Tensor:

@@ -19,32 +19,34 @@ the mask hides branches from each other (and the filler from the passage `P`):
             P    1 1 . . . . . . 1 .
             P    1 1 . . . . . . 1 1
 
-expanded: trunks run once, `[trees, T]`; their keys and values are indexed out to a row a branch,
-`[branches, kv_heads, T, head_dim]`, behind which the branches run, `[branches, max n_i]`. Branches
-run in micro-batches of similar length, so that little is padding. The trunk's keys and values are
-then detached leaves of autograd: each micro-batch adds its gradient there, and the sum goes through
-the trunk's graph once, which is exact by the chain rule.
+expanded: trunks run once, `[trees, T]`; then each branch has a row behind the keys and values of
+its trunk, `[branches, max n_i]`. Branches run in micro-batches of similar length, so that little
+is padding. The trunk's keys and values are then detached leaves of autograd: each micro-batch adds
+its gradient there, and the sum goes through the trunk's graph once, which is exact by the chain
+rule.
 
      trunk ──▶ K, V ┊ detached K, V ──▶ branches 1..m ──▶ loss.backward()  ─┐ gradients add up at
                     ┊              └──▶ branches m+1.. ──▶ loss.backward() ─┤ the detached K and V
      trunk.backward(Σ gradient at K, V) ◀───────────────────────────────────┘
+
+A trunk that was read already (late prefixes: the bare model's filler) is not run in either layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from softlore.context.splice import ROOT, Node, Spliced, Tree, splice, stack_prefixes
-from softlore.model import FrozenModel, KeysValues, KVCache
+from softlore.context.splice import Spliced, splice
+from softlore.context.tree import ROOT, Node, Tree
+from softlore.model import FrozenModel, KeysValues
 
 TreeLayout = Literal["packed", "expanded"]
 SIMILAR = 0.6  # branches shorter than this share of the longest run in another micro-batch
-PREFIX_NODE = -2  # the node of a prefix's keys, which every branch may see
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,21 @@ class Branch:
         ids: token ids.
         parent: index of the trunk's node that they follow; `ROOT`: the prefixes alone.
         start, stop: hidden states are returned for `ids[start:stop]` only.
+        sees_from: the first token that sees the prefixes.
     """
 
     ids: Sequence[int]
     parent: int = ROOT
     start: int = 0
     stop: int | None = None
+    sees_from: int = 0
+
+    def nodes(self, parent: int, number: int) -> list[Node]:
+        """Its nodes of a tree, from `number` on: of two, the first sees no prefix."""
+        if not self.sees_from:
+            return [Node(self.ids, parent)]
+        before, after = self.ids[: self.sees_from], self.ids[self.sees_from :]
+        return [Node(before, parent, sees=()), Node(after, number)]
 
     @property
     def rows(self) -> slice:
@@ -83,7 +94,7 @@ class TreeBatch:
     @property
     def tokens(self) -> int:
         """Tokens to run, those of the trunk counted once."""
-        return self.trunk.length + sum(len(branch.ids) for branch in self.branches)
+        return self.trunk.n_rows + sum(len(branch.ids) for branch in self.branches)
 
 
 def hidden_states(
@@ -114,7 +125,7 @@ def backward(
     Returns:
         The summed loss.
     """
-    total, trunk = 0.0, _DetachedTrunk()
+    total, trunk = 0.0, _DetachedTrunks()
     for hidden, indices in _run_branches(model, batch, layout, micro_batch, trunk):
         share = loss(hidden, indices)
         share.backward()
@@ -123,24 +134,24 @@ def backward(
     return total
 
 
-class _DetachedTrunk:
-    """A trunk's keys and values, detached to collect the gradients of all micro-batches."""
+class _DetachedTrunks:
+    """Keys and values of trunks, detached to collect the gradients of all micro-batches."""
 
     def __init__(self) -> None:
         self._outputs: list[Tensor] = []
         self._detached: list[Tensor] = []
 
-    def detach(self, past: KVCache) -> KVCache:
+    def detach(self, keys_values: KeysValues) -> KeysValues:
         pairs: KeysValues = []
-        for pair in past.keys_values:
+        for pair in keys_values:
             key, value = (t.detach().requires_grad_(t.requires_grad) for t in pair)
             self._outputs += pair
             self._detached += (key, value)
             pairs.append((key, value))
-        return KVCache(pairs, past.positions, past.visible)
+        return pairs
 
     def backward(self) -> None:
-        """Sends the summed gradients through the trunk."""
+        """Sends the summed gradients through the trunks."""
         collected = [
             (output, detached.grad)
             for output, detached in zip(self._outputs, self._detached, strict=True)
@@ -156,46 +167,24 @@ def _run_branches(
     batch: Sequence[TreeBatch],
     layout: TreeLayout,
     micro_batch: int | None,
-    detached: _DetachedTrunk | None,
+    detached: _DetachedTrunks | None,
 ) -> Iterator[tuple[Tensor, Sequence[int]]]:
     """Yields hidden states of some branches at a time, and the branches' indices."""
     flat = [(row, branch) for row, tree in enumerate(batch) for branch in tree.branches]
-    if layout == "expanded":
-        yield from _run_expanded(model, batch, flat, micro_batch or len(flat), detached)
+    if layout == "packed":
+        trees = [_with_branches(tree.trunk, tree.branches) for tree in batch]
+        places = [(row, span) for row, (_, spans) in enumerate(trees) for span in spans]
+        spliced = splice(model, [tree for tree, _ in trees])
+        yield _run(model, spliced, places, [branch for _, branch in flat]), range(len(flat))
         return
-    spliced = splice(model, [_packed_tree(tree) for tree in batch])
-    places = [
-        (row, len(tree.trunk.nodes) + i)
-        for row, tree in enumerate(batch)
-        for i in range(len(tree.branches))
-    ]
-    hidden = _run(model, spliced)
-    yield _gather(hidden, spliced, places, [branch for _, branch in flat]), range(len(flat))
-
-
-def _run_expanded(
-    model: FrozenModel,
-    batch: Sequence[TreeBatch],
-    flat: list[tuple[int, Branch]],
-    micro_batch: int,
-    detached: _DetachedTrunk | None,
-) -> Iterator[tuple[Tensor, Sequence[int]]]:
-    trunks = [tree.trunk for tree in batch]
-    past, nodes = _run_trunks(model, trunks)
-    buckets = _by_length([len(branch.ids) for _, branch in flat], micro_batch)
-    if past is not None and detached is not None and len(buckets) > 1:
-        past = detached.detach(past)
+    buckets = _by_length([len(branch.ids) for _, branch in flat], micro_batch or len(flat))
+    trunks = _read(model, [tree.trunk for tree in batch], detached if len(buckets) > 1 else None)
     for bucket in buckets:
         part = [flat[i] for i in bucket]
-        expanded = None
-        if past is not None:
-            index = torch.tensor([row for row, _ in part], device=model.device)
-            seen = torch.stack([_visible_keys(trunks[row], b, nodes[row]) for row, b in part])
-            expanded = past.rows(index, past.visible[index] & seen.to(model.device))
-        spliced = splice(model, [_branch_tree(trunks[row], b) for row, b in part], expanded)
-        places = [(i, 0) for i in range(len(part))]
-        hidden = _run(model, spliced)
-        yield _gather(hidden, spliced, places, [branch for _, branch in part]), bucket
+        trees = [_with_branches(*_path_to(trunks[row], branch)) for row, branch in part]
+        places = [(row, span) for row, (_, spans) in enumerate(trees) for span in spans]
+        spliced = splice(model, [tree for tree, _ in trees])
+        yield _run(model, spliced, places, [branch for _, branch in part]), bucket
 
 
 def _by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
@@ -209,54 +198,67 @@ def _by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
     return buckets
 
 
-def _run_trunks(model: FrozenModel, trunks: Sequence[Tree]) -> tuple[KVCache | None, Tensor]:
-    """The trunks' keys and values, `P` long, and `[B, P]` the node of each key."""
-    if not any(len(node) for tree in trunks for node in tree.nodes):
-        past = stack_prefixes(model, trunks)
-        length = 0 if past is None else len(past)
-        return past, torch.full((len(trunks), length), PREFIX_NODE)
+def _read(
+    model: FrozenModel, trunks: Sequence[Tree], detached: _DetachedTrunks | None
+) -> list[Tree]:
+    """Trunks with the keys and values of all their nodes, which are run where they were not."""
+    if not any(tree.n_rows for tree in trunks):
+        return list(trunks)
     spliced = splice(model, trunks)
     _, keys_values = model.hidden(
         spliced.embeds, spliced.positions, spliced.visible, spliced.past, keep=True
     )
-    past = spliced.after(keys_values or [])
-    prefixes = torch.full((len(trunks), len(past) - spliced.nodes.shape[1]), PREFIX_NODE)
-    return past, torch.cat([prefixes, spliced.nodes.cpu()], dim=1)
+    kept = keys_values or []
+    after = spliced.after(detached.detach(kept) if detached is not None else kept)
+    n_past = after.positions.shape[1] - spliced.positions.shape[1]
+    read = []
+    for row, tree in enumerate(trunks):
+        of_row = after.row(row)
+        nodes = [
+            replace(node, content=of_row.cut(n_past + stop, n_past + start))
+            if node.n_rows
+            else node
+            for node, (start, stop) in zip(tree.nodes, spliced.spans[row], strict=True)
+        ]
+        read.append(replace(tree, nodes=nodes))
+    return read
 
 
-def _visible_keys(trunk: Tree, branch: Branch, nodes: Tensor) -> Tensor:
-    """`[P]` bool: the trunk's keys that a branch may see, given the node of each key."""
-    seen = nodes == PREFIX_NODE
-    for node in trunk.path(branch.parent):
-        seen |= nodes == node
-    return seen
+def _path_to(trunk: Tree, branch: Branch) -> tuple[Tree, list[Branch]]:
+    """What a branch sees of its trunk, and the branch on its end."""
+    nodes = [
+        replace(trunk.nodes[number], parent=i - 1)
+        for i, number in enumerate(trunk.path(branch.parent))
+    ]
+    tree = Tree(nodes, trunk.prefixes, trunk.start)
+    return tree, [replace(branch, parent=tree.end)]
 
 
-def _packed_tree(tree: TreeBatch) -> Tree:
-    branches = [Node(branch.ids, branch.parent) for branch in tree.branches]
-    return Tree(tree.trunk.nodes + branches, tree.trunk.prefixes)
+def _with_branches(trunk: Tree, branches: Sequence[Branch]) -> tuple[Tree, list[tuple[int, int]]]:
+    """A trunk and its branches as one tree, and the first and the last node of each branch."""
+    nodes, spans = list(trunk.nodes), []
+    for branch in branches:
+        first = len(nodes)
+        nodes += branch.nodes(branch.parent, first)
+        spans.append((first, len(nodes) - 1))
+    return replace(trunk, nodes=nodes), spans
 
 
-def _branch_tree(trunk: Tree, branch: Branch) -> Tree:
-    """A branch by itself, at the positions after its parent."""
-    start = trunk.start
-    if branch.parent != ROOT:
-        start = trunk.starts()[branch.parent] + len(trunk.nodes[branch.parent])
-    return Tree([Node(branch.ids)], at=start)
-
-
-def _run(model: FrozenModel, spliced: Spliced) -> Tensor:
-    return model.hidden(spliced.embeds, spliced.positions, spliced.visible, spliced.past)[0]
-
-
-def _gather(
-    hidden: Tensor, spliced: Spliced, places: list[tuple[int, int]], branches: list[Branch]
+def _run(
+    model: FrozenModel,
+    spliced: Spliced,
+    places: Sequence[tuple[int, tuple[int, int]]],
+    branches: Sequence[Branch],
 ) -> Tensor:
-    """The rows `[sum of n_rows, hidden]` that branches at `(row, node)` return."""
+    """Runs a batch; returns the rows `[sum of n_rows, hidden]` of its branches.
+
+    `places`: of each branch, its tree and its first and last node.
+    """
+    hidden = model.hidden(spliced.embeds, spliced.positions, spliced.visible, spliced.past)[0]
     width = hidden.shape[1]
     index: list[int] = []
-    for (row, node), branch in zip(places, branches, strict=True):
-        start, stop = spliced.spans[row][node]
+    for (row, (first, last)), branch in zip(places, branches, strict=True):
+        start, stop = spliced.spans[row][first][0], spliced.spans[row][last][1]
         index.extend(row * width + i for i in range(start, stop)[branch.rows])
     flat = hidden.reshape(-1, hidden.shape[-1])
     return flat.index_select(0, torch.tensor(index, device=flat.device))

@@ -155,7 +155,7 @@ class SequenceGroup:
 
     def _open_windows(self) -> None:
         tree = self.windows[0].tree
-        self.ids = [i for n in tree.nodes if not isinstance(n.content, Tensor) for i in n.content]
+        self.ids = [i for node in tree.nodes for i in node.ids]
         self._new: list[int] = []  # generated in these windows
         limit = self._model.context_length
         end = max(window.end for window in self.windows)

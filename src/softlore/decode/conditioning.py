@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch import Tensor
 from softlore.context import Node, Tree, compose
 from softlore.context.compose import ContextLike, count_conditioning_nodes
 from softlore.errors import ConfigError, ContextOverflowError
-from softlore.model import LanguageModel
+from softlore.model import KVCache, LanguageModel
 
 Conditioning = ContextLike | Sequence[tuple[ContextLike, float]]
 Weighted = list[tuple[ContextLike, float]]
@@ -114,13 +114,11 @@ class Window:
 
     def slide(self, n_tokens: int, new: list[int]) -> Window:
         """The conditioning, and the last `n_tokens` of the text and what was generated since."""
-        nodes = [
-            Node(node.content, i - 1) for i, node in enumerate(self.tree.nodes[: self.n_nodes])
-        ]
-        contents = [*(node.content for node in self.tree.nodes[self.n_nodes :]), new]
-        for content in _last_tokens(contents, n_tokens):
-            nodes.append(Node(content, len(nodes) - 1))
-        return Window(Tree(nodes, self.tree.prefixes, self.tree.at), self.n_nodes)
+        last = self.tree.nodes[-1].sees
+        rest = [*self.tree.nodes[self.n_nodes :], Node(new, sees=last)]
+        kept = [*self.tree.nodes[: self.n_nodes], *_last_tokens(rest, n_tokens)]
+        nodes = [replace(node, parent=i - 1) for i, node in enumerate(kept)]
+        return Window(replace(self.tree, nodes=nodes), self.n_nodes)
 
 
 def first_windows(
@@ -160,17 +158,17 @@ def slide(model: LanguageModel, windows: Sequence[Window], new: list[int]) -> li
     return [window.slide(n_tokens, new) for window in windows]
 
 
-def _last_tokens(
-    contents: Sequence[Sequence[int] | Tensor], n_tokens: int
-) -> list[Sequence[int] | Tensor]:
+def _last_tokens(nodes: Sequence[Node], n_tokens: int) -> list[Node]:
     """The last `n_tokens`; soft rows that do not fit completely are left out."""
-    parts: list[Sequence[int] | Tensor] = []
-    for content in reversed(contents):
+    parts: list[Node] = []
+    for node in reversed(nodes):
+        content = node.content
+        assert not isinstance(content, KVCache)
         if isinstance(content, Tensor) and len(content) > n_tokens:
             break
         part = content[-n_tokens:] if n_tokens < len(content) else content
         if len(part):
-            parts.insert(0, part)
+            parts.insert(0, replace(node, content=part))
         n_tokens -= len(part)
         if not n_tokens:
             break

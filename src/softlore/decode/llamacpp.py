@@ -8,14 +8,9 @@ from torch import Tensor
 
 from softlore.context import Tree
 from softlore.decode.model_runner import CacheMemory, ModelRunner, RunningSequence
-from softlore.decode.prefix_cache import (
-    CacheKey,
-    CacheUsage,
-    cache_keys,
-    common_length,
-    same_prefixes,
-)
+from softlore.decode.prefix_cache import CacheUsage, TextKeys, same_prefixes
 from softlore.errors import BusyError, ConfigError, ContextOverflowError
+from softlore.model import KVCache
 from softlore.model.gguf import CacheTypes, GGUFModel, LlamaCppContext
 from softlore.model.gguf.runner import PADDED, STEP, Tokens
 
@@ -71,7 +66,7 @@ class LlamaCppModelRunner(ModelRunner):
                 )
 
     def start(self, tree: Tree) -> RunningSequence:
-        number, reused = self._nearest(tree, cache_keys(tree))
+        number, reused = self._nearest(tree, TextKeys(tree))
         slot = self._slots[number]
         if slot.prefixes is not None and same_prefixes(tree.prefixes, slot.prefixes):
             self._context.forget(number, tree.start + reused)
@@ -81,7 +76,7 @@ class LlamaCppModelRunner(ModelRunner):
             slot.prefixes = list(tree.prefixes)
         why = "" if reused else "no cached text begins like it"
         sequence = LlamaCppSequence(tree, CacheUsage(reused, tree.length - reused, why), number)
-        slot.sequence, slot.keys = sequence, sequence.keys[:reused]
+        slot.sequence, slot.keys = sequence, sequence.keys.cut(reused)
         return sequence
 
     def prefill(self, sequences: Sequence[RunningSequence], max_tokens: int) -> None:
@@ -96,6 +91,7 @@ class LlamaCppModelRunner(ModelRunner):
         at, end = part.start, part.start + part.length
         for node in part.nodes:  # a call takes ids or rows, not both
             last = part.length == sequence.unread and at + len(node) == end
+            assert not isinstance(node.content, KVCache)
             content = node.content if isinstance(node.content, Tensor) else list(node.content)
             logits = self._context.decode([Tokens(sequence.number, at, content, last)])
             at += len(node)
@@ -111,7 +107,7 @@ class LlamaCppModelRunner(ModelRunner):
             runs.append(Tokens(sequence.number, sequence.position, [i], last=True))
         logits = self._context.decode(runs)
         for sequence, i in zip(sequences, ids, strict=True):
-            sequence.keys.append(i)
+            sequence.keys.tokens.append(i)
         return logits
 
     def remove(self, sequence: RunningSequence, cache: bool = True) -> None:
@@ -121,13 +117,13 @@ class LlamaCppModelRunner(ModelRunner):
             return
         self._clock += 1
         n_run = sequence.n_read + len(sequence.keys) - sequence.n_context
-        slot.sequence, slot.keys, slot.used = None, sequence.keys[:n_run], self._clock
+        slot.sequence, slot.keys, slot.used = None, sequence.keys.cut(n_run), self._clock
         if not cache:
-            slot.keys = []
+            slot.keys = None
 
     def memory_usage(self) -> CacheMemory:
         running = sum(len(slot.sequence.keys) for slot in self._slots if slot.sequence is not None)
-        cached = sum(len(slot.keys) for slot in self._slots if slot.sequence is None)
+        cached = sum(len(slot.keys or ()) for slot in self._slots if slot.sequence is None)
         size = self._cell_bytes
         return CacheMemory(running, int(running * size), cached, int(cached * size))
 
@@ -139,7 +135,7 @@ class LlamaCppModelRunner(ModelRunner):
     def close(self) -> None:
         self._context.close()
 
-    def _nearest(self, tree: Tree, keys: list[CacheKey]) -> tuple[int, int]:
+    def _nearest(self, tree: Tree, keys: TextKeys) -> tuple[int, int]:
         """The free slot that holds most of a context's beginning, and how much that is.
 
         Raises:
@@ -153,9 +149,11 @@ class LlamaCppModelRunner(ModelRunner):
 
         def reused(number: int) -> int:
             slot = self._slots[number]
-            if slot.prefixes is None or not same_prefixes(tree.prefixes, slot.prefixes):
+            if slot.keys is None or slot.prefixes is None:
                 return 0
-            return min(common_length(keys, slot.keys), len(keys) - 1)
+            if not same_prefixes(tree.prefixes, slot.prefixes):
+                return 0
+            return min(keys.common(slot.keys), len(keys) - 1)
 
         best = max(free, key=lambda number: (reused(number), -self._slots[number].used))
         return best, reused(best)
@@ -175,5 +173,5 @@ class _SequenceSlot:
     def __init__(self) -> None:
         self.sequence: LlamaCppSequence | None = None
         self.prefixes: list[Tensor] | None = None
-        self.keys: list[CacheKey] = []
+        self.keys: TextKeys | None = None
         self.used = 0

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softlore.context import Tree, splice
-from softlore.context.splice import check_length
+from softlore.context import Node, Tree, splice
+from softlore.context.splice import check_length, stack_past
 from softlore.decode.prefix_cache import (
     CachedSequence,
-    CacheKey,
     CacheUsage,
     PrefixCache,
-    cache_keys,
+    TextKeys,
 )
 from softlore.model import FrozenModel, KVCache, KVSlots, LanguageModel
 
@@ -41,7 +40,7 @@ class RunningSequence:
     Attributes:
         tree: its context, of one branch.
         cache_usage: how much of the context was cached, and how much has to be run.
-        keys: identifies each key of the context, computed or not; see `cache_keys`.
+        keys: identifies each key of the text, computed or not.
         n_read: tokens of the context that are run, or were cached.
         logits: `[vocab]` after the context's last token; None until that is run.
     """
@@ -49,7 +48,7 @@ class RunningSequence:
     def __init__(self, tree: Tree, cache_usage: CacheUsage) -> None:
         self.tree = tree
         self.cache_usage = cache_usage
-        self.keys: list[CacheKey] = cache_keys(tree)
+        self.keys = TextKeys(tree)
         self.n_context = len(self.keys)
         self.n_read = cache_usage.reused
         self.logits: Tensor | None = None
@@ -157,19 +156,18 @@ class TorchModelRunner(ModelRunner):
 
     def _prefill(self, batch: Sequence[TorchSequence], length: int) -> None:
         """Runs the next `length` tokens of contexts in one forward."""
-        parts = [s.tree.part(s.n_read, s.n_read + length) for s in batch]
-        pasts = [s.past for s in batch if s.past is not None]
-        spliced = splice(self.model, parts, KVCache.stack(pasts) if pasts else None)
+        parts = [s.tree.part(s.n_read, s.n_read + length, read=s.past) for s in batch]
+        spliced = splice(self.model, parts)
         hidden, keys_values = self.model.hidden(
             spliced.embeds, spliced.positions, spliced.visible, spliced.past, keep=True
         )
         after = spliced.after(keys_values or [])
         for row, (sequence, part) in enumerate(zip(batch, parts, strict=True)):
-            sequence.past = after.row(row) if len(batch) > 1 else after
-            sequence.n_read += part.length
+            sequence.past = after.row(row).compact()
+            sequence.n_read += part.n_rows
         done = [row for row, sequence in enumerate(batch) if not sequence.unread]
         if done:
-            last = hidden[done, [parts[row].length - 1 for row in done]]
+            last = hidden[done, [parts[row].n_rows - 1 for row in done]]
             for row, logits in zip(done, self.model.logits(last), strict=True):
                 batch[row].logits = logits
 
@@ -180,16 +178,19 @@ class TorchModelRunner(ModelRunner):
             by_row[row] = i
         hidden = self._slots.forward(self.model, by_row)
         for sequence, i in zip(sequences, ids, strict=True):
-            sequence.keys.append(i)
+            sequence.keys.tokens.append(i)
         return self.model.logits(hidden if rows == list(range(len(hidden))) else hidden[rows])
 
     def remove(self, sequence: RunningSequence, cache: bool = True) -> None:
         assert isinstance(sequence, TorchSequence)
         past, row, sequence.past = sequence.past, sequence.row, None
-        if cache and self.prefix_cache is not None and (row is not None or past is not None):
-            past = self._slots.read(row) if row is not None else past.compact()  # type: ignore[union-attr]
-            keys = sequence.keys if row is not None else sequence.keys[: sequence.n_read]
-            self.prefix_cache.insert(CachedSequence(keys, sequence.tree.prefixes, past))
+        if cache and self.prefix_cache is not None:
+            if row is not None:
+                past = self._slots.read(row, sequence.n_prefix)
+                self.prefix_cache.insert(CachedSequence(sequence.keys, past))
+            elif past is not None:
+                keys = sequence.keys.cut(sequence.n_read)
+                self.prefix_cache.insert(CachedSequence(keys, past.compact()))
         if row is not None:
             moved = self._by_row.pop(self._slots.remove(row))
             if moved is not sequence:
@@ -213,10 +214,12 @@ class TorchModelRunner(ModelRunner):
     def _rows(self, sequences: Sequence[RunningSequence]) -> list[int]:
         """The rows of sequences; those that have none yet are moved to new ones."""
         known = [s for s in sequences if isinstance(s, TorchSequence)]
-        new = [(s, s.past) for s in known if s.past is not None]
+        new = [s for s in known if s.past is not None]
         if new:
-            rows = self._slots.insert([past for _, past in new], [s.position for s, _ in new])
-            for row, (sequence, _) in zip(rows, new, strict=True):
+            pasts = [stack_past(self.model, [s.as_read()])[0] for s in new]
+            kept = [past for past in pasts if past is not None]
+            rows = self._slots.insert(kept, [s.position for s in new])
+            for row, sequence in zip(rows, new, strict=True):
                 sequence.row, sequence.past = row, None
                 self._by_row.append(sequence)
         return [s.row for s in known if s.row is not None]
@@ -226,14 +229,25 @@ class TorchSequence(RunningSequence):
     """A sequence that transformers runs.
 
     Attributes:
-        past: keys and values that were run or cached, until the sequence has a row.
-        row: where they are from then on.
+        past: keys and values of its text that were run or cached, until the sequence has a row.
+        row: where they are from then on, after those of the prefixes that new tokens see.
     """
 
     def __init__(self, tree: Tree, cache_usage: CacheUsage, past: KVCache | None = None) -> None:
         super().__init__(tree, cache_usage)
         self.past = past
         self.row: int | None = None
+
+    @property
+    def n_prefix(self) -> int:
+        """Keys of prefixes in its row."""
+        return sum(int(prefix.shape[3]) for prefix in self.tree.prefixes_of(self.tree.nodes[-1]))
+
+    def as_read(self) -> Tree:
+        """Its context, all of it read, as new tokens see it."""
+        assert self.past is not None
+        read = Node(self.past, sees=self.tree.nodes[-1].sees)
+        return Tree([read], self.tree.prefixes, self.tree.start)
 
 
 def _take_alike(waiting: deque[TorchSequence], max_tokens: int) -> list[TorchSequence]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -30,31 +32,94 @@ class CacheUsage:
     why: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class CachedSequence:
-    """Keys and values of prefixes and of the text after them.
+class TextKeys:
+    """Identifies the keys of a text: its tokens, and what each of them has seen.
+
+    Keys and values of a token are the same in two texts that begin alike at the same position and
+    see the same prefixes. A prefix that is seen late leaves the text before it as it was.
 
     Attributes:
-        keys: identifies the text's keys, see `cache_keys`; may be fewer than `past` holds.
-        prefixes: the prefixes before the text.
-        past: one row without padding, prefixes first.
+        tokens: a token id, or soft rows and the index of one, for each key.
+        start: the first one's position.
+        seen: the text in runs that see the same prefixes: where each ends, and these prefixes.
+            The last one has no end.
     """
 
-    keys: list[CacheKey]
-    prefixes: list[Tensor]
+    def __init__(self, tree: Tree) -> None:
+        self.tokens: list[CacheKey] = []
+        self.start = tree.start
+        self.seen: list[tuple[int, list[Tensor]]] = []
+        for node in tree.nodes:
+            content = node.content
+            if isinstance(content, Tensor):
+                self.tokens += [(content, row) for row in range(len(content))]
+            elif not isinstance(content, KVCache):
+                self.tokens += content
+            self._extend(tree.prefixes_of(node))
+
+    def _extend(self, prefixes: list[Tensor]) -> None:
+        if self.seen and same_prefixes(self.seen[-1][1], prefixes):
+            self.seen.pop()
+        self.seen.append((len(self.tokens), prefixes))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def cut(self, length: int) -> TextKeys:
+        """The first `length` keys."""
+        part = copy(self)
+        part.tokens = self.tokens[:length]
+        return part
+
+    def common(self, other: TextKeys) -> int:
+        """How many keys at the beginning are the same."""
+        if self.start != other.start:
+            return 0
+        return min(common_length(self.tokens, other.tokens), _common_sight(self.seen, other.seen))
+
+    def begin_alike(self, other: TextKeys) -> bool:
+        """Whether the first tokens, whatever they are, have the same place and see the same."""
+        return self.start == other.start and _common_sight(self.seen, other.seen) > 0
+
+
+def _common_sight(a: list[tuple[int, list[Tensor]]], b: list[tuple[int, list[Tensor]]]) -> int:
+    """The number of tokens up to which two texts have seen the same prefixes.
+
+    Their last runs go on: new tokens see what the last one saw.
+    """
+    at = 0
+    i = j = 0
+    while same_prefixes(a[i][1], b[j][1]):
+        ends = [run[k][0] if k + 1 < len(run) else sys.maxsize for run, k in ((a, i), (b, j))]
+        at = min(ends)
+        if at == sys.maxsize:
+            break
+        i, j = i + (ends[0] == at), j + (ends[1] == at)
+    return at
+
+
+@dataclass(frozen=True, eq=False)
+class CachedSequence:
+    """Keys and values of a text, without prefixes: those are held once, by their prompts.
+
+    Attributes:
+        keys: identifies them; may be fewer than `past` holds.
+        past: one row without padding.
+    """
+
+    keys: TextKeys
     past: KVCache
 
     def begins(self, other: CachedSequence) -> bool:
         """Whether `other` begins with all of this one."""
-        if not same_prefixes(self.prefixes, other.prefixes):
-            return False
-        return common_length(self.keys, other.keys) == len(self.keys)
+        return self.keys.common(other.keys) >= len(self.keys)
 
 
 class PrefixCache:
     """Sequences of one model that were used last, as vLLM's automatic prefix caching holds them.
 
-    Prefixes are seen by every token, so a sequence is only of use to those with the same ones.
+    A sequence serves all others that begin with the same text and have seen the same prefixes so
+    far. Text before a prefix that is seen late serves whatever comes after it.
 
     Args:
         max_bytes: of all keys and values; None: no limit.
@@ -82,18 +147,16 @@ class PrefixCache:
 
         That one must be run in any case, as the next token's logits come from it.
         """
-        keys = cache_keys(tree)
-        alike = [s for s in self._sequences if same_prefixes(tree.prefixes, s.prefixes)]
+        keys = TextKeys(tree)
         reused, best = 0, None
-        for sequence in alike:
-            length = min(common_length(keys, sequence.keys), len(keys) - 1)
+        for sequence in self._sequences:
+            length = min(keys.common(sequence.keys), len(keys) - 1)
             if length > reused:
                 reused, best = length, sequence
         if best is None:
-            return None, CacheUsage(0, len(keys), self._why_none(bool(alike)))
+            return None, CacheUsage(0, len(keys), self._why_none(keys))
         self._sequences = [*(s for s in self._sequences if s is not best), best]
-        prefix_tokens = sum(int(prefix.shape[3]) for prefix in tree.prefixes)
-        return best.past.cut(prefix_tokens + reused), CacheUsage(reused, len(keys) - reused)
+        return best.past.cut(reused), CacheUsage(reused, len(keys) - reused)
 
     def insert(self, new: CachedSequence) -> None:
         """Adds a sequence in place of those that it begins with; the longest unused are dropped."""
@@ -112,24 +175,12 @@ class PrefixCache:
         many = self.max_sequences is not None and len(self) > self.max_sequences
         return many or (self.max_bytes is not None and self.bytes > self.max_bytes)
 
-    def _why_none(self, same_prefixes: bool) -> str:
+    def _why_none(self, keys: TextKeys) -> str:
         if not self._sequences:
             return "nothing was read before"
-        if not same_prefixes:
+        if not any(keys.begin_alike(sequence.keys) for sequence in self._sequences):
             return "other soft prompts stand before the text"
         return "its beginning has changed"
-
-
-def cache_keys(tree: Tree) -> list[CacheKey]:
-    """Identifies each key of a tree of one branch, those of prefixes not included."""
-    keys: list[CacheKey] = []
-    for node in tree.nodes:
-        content = node.content
-        if isinstance(content, Tensor):
-            keys += [(content, row) for row in range(len(content))]
-        else:
-            keys += content
-    return keys
 
 
 def common_length(a: Sequence[CacheKey], b: Sequence[CacheKey]) -> int:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 # One (key, value) a layer, each `[B, kv_heads, P, head_dim]`.
@@ -23,7 +21,7 @@ class KVCache:
     may stand anywhere, as it is invisible:
 
         row 0   prefix a | prefix b  | text ......... | text
-        row 1   prefix a | (padding) | text | (padding) | text
+        row 1   prefix a | text | (padding) ......... | text
 
     Attributes:
         keys_values: one pair a layer, each `[B, kv_heads, P, head_dim]`, in the model's dtype.
@@ -42,26 +40,6 @@ class KVCache:
     def bytes(self) -> int:
         return sum(k.nbytes + v.nbytes for k, v in self.keys_values)
 
-    @classmethod
-    def stack(cls, caches: Sequence[KVCache]) -> KVCache:
-        """One batch of the rows of several caches, each padded at its end to the longest."""
-        if len(caches) == 1:
-            return caches[0]
-        missing = [max(map(len, caches)) - len(cache) for cache in caches]
-        layers = zip(*(cache.keys_values for cache in caches), strict=True)
-        pairs = [
-            tuple(
-                torch.cat([pad(t, (0, 0, 0, n)) for t, n in zip(tensors, missing, strict=True)])
-                for tensors in zip(*layer, strict=True)
-            )
-            for layer in layers
-        ]
-        positions, visible = (
-            torch.cat([pad(t, (0, n)) for t, n in zip(tensors, missing, strict=True)])
-            for tensors in zip(*((c.positions, c.visible) for c in caches), strict=True)
-        )
-        return cls([(k, v) for k, v in pairs], positions, visible)
-
     def row(self, index: int) -> KVCache:
         """Row `index` as a batch of one; shares memory with this cache."""
         rows = slice(index, index + 1)
@@ -73,10 +51,11 @@ class KVCache:
         pairs = [(k.index_select(0, index), v.index_select(0, index)) for k, v in self.keys_values]
         return KVCache(pairs, self.positions.index_select(0, index), visible)
 
-    def cut(self, length: int) -> KVCache:
-        """The first `length` keys; shares memory with this cache."""
-        pairs = [(k[:, :, :length], v[:, :, :length]) for k, v in self.keys_values]
-        return KVCache(pairs, self.positions[:, :length], self.visible[:, :length])
+    def cut(self, stop: int, start: int = 0) -> KVCache:
+        """The keys from `start` to `stop`; shares memory with this cache."""
+        keys = slice(start, stop)
+        pairs = [(k[:, :, keys], v[:, :, keys]) for k, v in self.keys_values]
+        return KVCache(pairs, self.positions[:, keys], self.visible[:, keys])
 
     def compact(self) -> KVCache:
         """The visible keys of a cache of one row, in memory of their own."""
@@ -97,14 +76,6 @@ class KVCache:
             layer.keys, layer.values = key, value
             layers.append(layer)
         return layers
-
-    def extend(self, keys_values: KeysValues, positions: Tensor, visible: Tensor) -> KVCache:
-        """This cache followed by tokens that were just run (`keys_values` holds both)."""
-        return KVCache(
-            keys_values,
-            torch.cat([self.positions, positions], dim=1),
-            torch.cat([self.visible, visible], dim=1),
-        )
 
 
 class GatheredCache(DynamicCache):

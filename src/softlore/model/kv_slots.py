@@ -91,11 +91,11 @@ class KVSlots:
             self._layers = []
         return last
 
-    def read(self, row: int) -> KVCache:
-        """A copy of what a row holds, without padding."""
-        length = self.lengths[row]
-        pairs = [(k[row, None, :, :length], v[row, None, :, :length]) for k, v in self._layers]
-        positions, visible = (t[row, None, :length] for t in (self._positions, self._visible))
+    def read(self, row: int, start: int = 0) -> KVCache:
+        """A copy of what a row holds from key `start` on, without padding."""
+        keys = slice(start, self.lengths[row])
+        pairs = [(k[row, None, :, keys], v[row, None, :, keys]) for k, v in self._layers]
+        positions, visible = (t[row, None, keys] for t in (self._positions, self._visible))
         return KVCache(pairs, positions, visible).compact()
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -20,7 +21,7 @@ from softlore.context.compose import ContextLike
 from softlore.context.splice import check_length
 from softlore.decode import GenerationRequest, OutputStream, SamplingParams, Token
 from softlore.decode.conditioning import weighted
-from softlore.decode.prefix_cache import cache_keys
+from softlore.decode.prefix_cache import TextKeys
 from softlore.decode.request import prompts_in, stop_strings
 from softlore.errors import ConfigError, ContextOverflowError, EngineError
 from softlore.model import FrozenModel
@@ -221,12 +222,13 @@ def _context(
     check_length(model, tree.start + tree.length)
     prefixes = {p.name: p for p in prompts_in(request, [(conditioning, 1.0)]) if p.kind == "prefix"}
     ids = prefix_set_ids(list(prefixes.values()), model) if prefixes else []
-    tokens = cache_keys(tree)
+    tokens = TextKeys(tree).tokens
     body: dict[str, Any] = {}
     if all(isinstance(token, int) for token in tokens):
         body["prompt"] = [*ids, *tokens]
     else:
-        rows = splice(model, [Tree(tree.nodes)]).embeds[0]
+        text = Tree([replace(node, sees=()) for node in tree.nodes])
+        rows = splice(model, [text]).embeds[0]
         body |= request_body(torch.cat([model.embed_ids(ids), rows]) if ids else rows)
     if prefixes:
         body["kv_transfer_params"] = {PARAMETER: sorted(prefixes)}
