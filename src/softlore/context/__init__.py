@@ -13,7 +13,7 @@ from softlore.context.compose import compose, embed, logits
 from softlore.context.scan import ScanSettings
 from softlore.context.splice import Spliced, splice
 from softlore.context.timers import Timers
-from softlore.context.tree import ROOT, Node, Tree
+from softlore.context.tree import ROOT, Node, Tree, free_places
 from softlore.context.tree_batch import Branch, TreeBatch, TreeLayout, backward, hidden_states
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "backward",
     "compose",
     "embed",
+    "free_places",
     "hidden_states",
     "logits",
     "place_entries",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from softlore.model import KVCache
 
+PLACES = 32  # positions that are kept free for prefixes, or a multiple
 ROOT = -1  # the parent of a node that sees the prefixes and nothing else
 
 
@@ -139,3 +140,11 @@ class Tree:
             path.insert(0, node)
             node = self.nodes[node].parent
         return path
+
+
+def free_places(n_tokens: int) -> int:
+    """Positions to keep free before a text for prefixes of up to `n_tokens`.
+
+    A multiple of `PLACES`, so that prefixes of other lengths move no text.
+    """
+    return -(-n_tokens // PLACES) * PLACES
