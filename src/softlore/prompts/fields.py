@@ -122,6 +122,14 @@ class PromptFields:
     def __bool__(self) -> bool:
         return True
 
+    @property
+    def late(self) -> bool:
+        """Whether it is a prefix that was trained to be seen from where it stands in a text.
+
+        Others are seen from the start of the context. Told by `training["placement"]`.
+        """
+        return self.kind == "prefix" and self.training.get("placement") == "late"
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PromptFields):
             return NotImplemented
