@@ -27,9 +27,10 @@ from softlore.tune import (
 )
 from softlore.tune.examples import CallResponse
 from softlore.tune.initial import initial_value
-from softlore.tune.losses import TrainingData, curve_names, last_loss, loss_branch, row_losses
+from softlore.tune.losses import curve_names, last_loss, loss_term, row_losses
 from softlore.tune.passages import bare_tree, run_teacher, write_passages
 from softlore.tune.training_data import draw_batch
+from softlore.tune.trunk import TrainingData
 
 FAMILIES = ("gpt2", "llama", "gemma2")  # learned places; rotary ones; every other layer slides
 DOG = Entry(
@@ -149,7 +150,7 @@ def test_only_responses_count():
     config = TrainingConfig(n_tokens=4, distil_weight=0)
     pair = make_examples(model, DOG, config).pairs[0]
     assert model.decode(pair.ids[: pair.response_start]) == "Description of dog:"
-    branch, term = loss_branch(pair, ROOT, ("dog",), "response")
+    branch, term = pair.branch(ROOT), loss_term(pair, ("dog",), "response")
     assert model.decode(term.target) == " Dog is a good boy"
     assert branch.n_rows == len(term.target)  # no other row gets logits
     assert branch.ids[branch.start + 1 :] == term.target
@@ -173,7 +174,7 @@ def test_the_guard_is_the_divergence_from_the_bare_model():
     (passage,) = run_teacher(model, bare_tree(model), [ids])
     prompt = model.embed_ids(model.encode("wolf")).detach().requires_grad_()
     batch = TrainingBatch()
-    batch.add(Tree([Node(prompt)]), [loss_branch(passage, 0, ("dog",), "guard")])
+    batch.add(Tree([Node(prompt)]), [(passage.branch(0), loss_term(passage, ("dog",), "guard"))])
     found = run(model, batch)[("dog",), "guard"]
 
     with torch.no_grad():
@@ -184,7 +185,7 @@ def test_the_guard_is_the_divergence_from_the_bare_model():
     assert found == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
 
     bare_batch = TrainingBatch()
-    bare_batch.add(Tree([]), [loss_branch(passage, ROOT, ("dog",), "guard")])
+    bare_batch.add(Tree([]), [(passage.branch(ROOT), loss_term(passage, ("dog",), "guard"))])
     with torch.no_grad():
         hidden = model.hf.get_decoder()(torch.tensor([ids]))[0][0]
         assert row_losses(model, hidden, bare_batch.terms).abs().max() < 1e-5
@@ -256,7 +257,8 @@ def toy_loss(monkeypatch):
     def draw_calls(trunk, names):
         (name,) = names
         pairs = trunk.data.examples[name].pairs
-        return [CallResponse(pair.ids[: pair.response_start], 1) for pair in pairs], trunk.end
+        calls = [CallResponse(pair.ids[: pair.response_start], 1) for pair in pairs]
+        return trunk.sample(calls, len(calls), trunk.end)
 
     loss = Loss("toy", half_nll, "ids", draw_calls, label="calls", counts_for_min_loss=True)
     monkeypatch.setitem(LOSSES, "toy", loss)

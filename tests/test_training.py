@@ -30,10 +30,11 @@ from softlore.tune.checkpoint import load_checkpoint
 from softlore.tune.examples import pairs_of
 from softlore.tune.initial import initial_value
 from softlore.tune.lorebook_training import plan_book
-from softlore.tune.losses import TrainingData, loss_branch
+from softlore.tune.losses import loss_term
 from softlore.tune.passages import bare_tree, lore_tree, run_teacher
 from softlore.tune.trainable_prompt import entry_hash
 from softlore.tune.training_data import draw_filler, draw_groups
+from softlore.tune.trunk import TrainingData
 
 KINDS = pytest.mark.parametrize("kind", ["prefix", "embedding"])
 DOG = [("Description of dog:", [" Dog is a good boy", " Dog loves pets"])]
@@ -70,7 +71,7 @@ def divergence(model, prompt, before, passages):
         trunk, soft = Tree([Node(prompt.tensor.clone().requires_grad_())]), 0
     batch = TrainingBatch()
     taught = run_teacher(model, before, passages)
-    batch.add(trunk, [loss_branch(passage, soft, ("it",), "guard") for passage in taught])
+    batch.add(trunk, [(p.branch(soft), loss_term(p, ("it",), "guard")) for p in taught])
     return run(model, batch)[("it",), "guard"]
 
 
@@ -189,7 +190,7 @@ def test_a_response_longer_than_the_context_is_refused():
     with pytest.raises(LoreError) as caught:
         small(entries=[Entry(name="Marta", blocks=blocks)]).train()
     assert "entry 'Marta' has a call and response of 312 tokens" in str(caught.value)
-    assert "expected at most 252 ('tiny-llama' reads 256, the prompt takes 4)" in str(caught.value)
+    assert "expected at most 224 ('tiny-llama' reads 256, the prompt takes 32)" in str(caught.value)
 
 
 def test_a_text_longer_than_the_context_is_refused():
@@ -355,7 +356,7 @@ def test_optimizers_by_name(name):
     )
     prompt = training.train()
     losses = training.trainables["prompt"].history["response"]
-    assert losses[-1] < losses[0]
+    assert sum(losses[-5:]) < sum(losses[:5])
     optimizer = training.trainables["prompt"].optimizer
     assert type(optimizer).__name__.lower() == name.lower()
     assert prompt.training["optimizer"] == name
@@ -602,7 +603,11 @@ def test_a_bos_stands_once(kind):
         training.step = step
         for tree in training.draw().trees:
             nodes = tree.trunk.nodes
-            assert nodes[0].content == model.bos
+            if kind == "prefix":  # read already, with nothing before it
+                assert len(nodes[0]) == 1
+                assert nodes[0].sees == ()
+            else:
+                assert nodes[0].content == model.bos
             assert nodes[0].parent == ROOT
             texts = [n.content for n in nodes[1:] if isinstance(n.content, list)]
             texts += [branch.ids for branch in tree.branches]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PAIRS, CALL, RESPONSE, SOFT = 9, 6, 14, 20
-WAYS = ("softlore", "PEFT", "one pair at a time")
+WAYS = ("softlore, late", "softlore, classic", "PEFT", "one pair at a time")
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,8 @@ def measure_update(model: Any, way: str, filler_tokens: int, repeats: int) -> Re
     import torch
 
     filler, pairs = _data(model.config.vocab_size, filler_tokens)
-    make = {"softlore": _ours, "PEFT": _peft, "one pair at a time": _loop}[way]
-    update, parameter = make(model, filler, pairs)
+    ways = dict(zip(WAYS, (_late, _ours, _peft, _loop), strict=True))
+    update, parameter = ways[way](model, filler, pairs)
     gc.collect()
     before = reset_peak()
     seconds, loss = [], 0.0
@@ -194,23 +194,47 @@ def _ours(model: Any, filler: list[int], pairs: list[list[int]]) -> tuple[Any, A
     from softlore.context import Node, Tree
     from softlore.model import FrozenModel
     from softlore.model.tiny import byte_tokenizer
-    from softlore.tune import TrainingBatch, run
-    from softlore.tune.examples import CallResponse
-    from softlore.tune.losses import loss_branch
 
     frozen, soft = FrozenModel(model, byte_tokenizer()), _soft(model)
+    nodes = [Node(soft)] + ([Node(filler, 0)] if filler else [])
+    return _update(frozen, Tree(nodes), pairs), soft
+
+
+def _late(model: Any, filler: list[int], pairs: list[list[int]]) -> tuple[Any, Any]:
+    """A prefix that only the pairs see, behind filler that was read before training."""
+    import torch
+
+    from softlore.context import Node, Tree, splice
+    from softlore.model import FrozenModel
+    from softlore.model.tiny import byte_tokenizer
+
+    frozen = FrozenModel(model, byte_tokenizer())
+    prefix = torch.nn.Parameter(frozen.keys_values(list(range(SOFT))))
+    tree = Tree([], [prefix])
+    if filler:
+        spliced = splice(frozen, [Tree([Node(filler)], at=SOFT)])
+        with torch.no_grad():
+            _, kept = frozen.hidden(spliced.embeds, spliced.positions, spliced.visible, keep=True)
+        tree = tree.then(spliced.after(kept), sees=())
+    return _update(frozen, tree, pairs), prefix
+
+
+def _update(frozen: Any, trunk: Any, pairs: list[list[int]]) -> Callable[[], float]:
+    from softlore.tune import TrainingBatch, run
+    from softlore.tune.examples import CallResponse
+    from softlore.tune.losses import loss_term
+
+    owners = ("",)
+    examples = [CallResponse(pair, CALL) for pair in pairs]
 
     def update() -> float:
-        nodes = [Node(soft)] + ([Node(filler, 0)] if filler else [])
         batch = TrainingBatch()
-        end, owners = len(nodes) - 1, ("",)
-        leaves = [
-            loss_branch(CallResponse(p, CALL), end, owners, "response", 1 / PAIRS) for p in pairs
-        ]
-        batch.add(Tree(nodes), leaves)
+        terms = [loss_term(example, owners, "response", 1 / PAIRS) for example in examples]
+        branches = [example.branch(trunk.end) for example in examples]
+        batch.add(trunk, list(zip(branches, terms, strict=True)))
         return run(frozen, batch)[owners, "response"]
 
-    return update, soft
+    return update
 
 
 def _peft(model: Any, filler: list[int], pairs: list[list[int]]) -> tuple[Any, Any]:

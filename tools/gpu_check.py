@@ -195,7 +195,9 @@ def check_peft(sizes: Sizes, model: FrozenModel) -> list[Report]:
     """An update by softlore and by PEFT at each length of filler, and the ratios of PEFT."""
     rows = []
     for filler in sizes.fillers:
-        ours, peft = (measure_update(model.hf, way, filler, 3) for way in ("softlore", "PEFT"))
+        ours, peft = (
+            measure_update(model.hf, way, filler, 3) for way in ("softlore, late", "PEFT")
+        )
         rows.append(
             {
                 "filler": filler,

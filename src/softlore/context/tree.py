@@ -142,9 +142,12 @@ class Tree:
         return path
 
 
-def free_places(n_tokens: int) -> int:
+def free_places(n_tokens: int, context_length: int | None) -> int:
     """Positions to keep free before a text for prefixes of up to `n_tokens`.
 
-    A multiple of `PLACES`, so that prefixes of other lengths move no text.
+    A multiple of `PLACES`, so that prefixes of other lengths move no text; in a context so short
+    that this would be over an eighth of it, `n_tokens`.
     """
-    return -(-n_tokens // PLACES) * PLACES
+    places = -(-n_tokens // PLACES) * PLACES
+    fits = context_length is None or places <= context_length // 8
+    return places if fits else n_tokens

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from softlore.context import Branch, Tree, TreeBatch, hidden_states
+from softlore.context import Branch, Tree, TreeBatch, free_places, hidden_states
 from softlore.context.compose import ContextLike, compose
 from softlore.decode import WeightedTrees
 from softlore.errors import ContextError
@@ -26,7 +27,10 @@ Ids = Sequence[int]
 
 
 def trunk(model: LanguageModel, conditioning: ContextLike, filler: Ids = ()) -> Tree:
-    """A conditioning, which may be empty, and filler after it, for branches to hang on."""
+    """A conditioning, which may be empty, and filler after it, for branches to hang on.
+
+    Late prefixes are seen by the branches alone, not by the filler.
+    """
     conditioning = Context(conditioning)
     if conditioning.body.pieces or model.bos:
         tree = compose(model, conditioning)
@@ -34,7 +38,12 @@ def trunk(model: LanguageModel, conditioning: ContextLike, filler: Ids = ()) -> 
         for prompt in conditioning.prompts:
             model.check_prompt(prompt)
         tree = Tree([], [prompt.key_values for prompt in conditioning.prefixes])
-    return tree.then(list(filler)) if filler else tree
+    late = all(prompt.late for prompt in conditioning.prefixes)
+    if late and conditioning.prefixes:
+        places = free_places(tree.start, model.context_length)
+        nodes = [replace(node, sees=()) for node in tree.nodes]
+        tree = replace(tree, nodes=nodes, at=places)
+    return tree.then(list(filler), sees=() if late else None) if filler else tree
 
 
 @torch.no_grad()

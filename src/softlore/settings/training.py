@@ -21,8 +21,12 @@ class TrainingConfig(Settings):
     n_tokens: int = setting(16, "Length of each prompt.", ge=1, le=2047, unit="tokens")
     kind: Literal["prefix", "embedding"] = setting("prefix",
         "Keys and values for every layer (prefix), or rows among those of the text (embedding).")
-    max_spacing: int = setting(64, "Most filler between prompt and call; the number is drawn "
-        "log-uniformly for each step.", ge=0, le=10**6, unit="tokens")
+    placement: Literal["late", "classic"] = setting("late",
+        "What sees a prefix: new text only, so that the text before it is never read again (late), "
+        "or everything (classic).")
+    max_spacing: int | None = setting(None, "Most filler before a call, drawn log-uniformly for "
+        "each step; none: 2000 for late prefixes, as far as the context reaches, else 64.",
+        ge=0, le=10**6, unit="tokens")
     filler: Literal["story", "random"] = setting("story",
         "What the filler is: samples of the model (or `story`), or random tokens.")
     story: str | None = setting(None, "Text for filler and drift guard, in place of samples.")
@@ -63,6 +67,11 @@ class TrainingConfig(Settings):
         if not isinstance(value, str) and not hasattr(value, "tensor"):  # a SoftPrompt
             raise ValueError
         return value
+
+    @property
+    def late(self) -> bool:
+        """Whether late prefixes are trained: rows among those of the text are never late."""
+        return self.kind == "prefix" and self.placement == "late"
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a prompt file carries them; factories by name, the story left out."""

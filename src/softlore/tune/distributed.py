@@ -25,7 +25,6 @@ from torch import Tensor
 
 from softlore.errors import ConfigError, TrainingError
 from softlore.model import FrozenModel
-from softlore.tune.losses import TrainingData
 from softlore.tune.objective import (
     Losses,
     MemoryPlan,
@@ -34,6 +33,7 @@ from softlore.tune.objective import (
     run_in_parts,
 )
 from softlore.tune.trainable_prompt import TrainablePrompt
+from softlore.tune.trunk import TrainingData
 
 SAVING_SECONDS, SAVING_UPDATES = 0.5, 2  # for measuring the prompts' gain, and writing them
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # set by torchrun

@@ -17,7 +17,14 @@ from softlore.measure.conditioning import conditioning_trees
 from softlore.model import FrozenModel
 from softlore.prompts import Context
 from softlore.settings import TrainingConfig
-from softlore.tune.passages import Passage, PassageSource, lore_tree, make_source, room_beside
+from softlore.tune.passages import (
+    Passage,
+    PassageSource,
+    lore_tree,
+    make_source,
+    places_beside,
+    room_beside,
+)
 
 CORPUS_WINDOW = 128  # tokens of a corpus that are predicted at a time
 DISTILLED = {"beside pairs": 4, "alone": 12}  # passages of an entry's teacher in an update
@@ -156,7 +163,7 @@ def _turns(model: FrozenModel, call: str, response: str) -> tuple[str, str]:
 def _check_pairs(
     model: FrozenModel, entry: Entry, pairs: Sequence[CallResponse], config: TrainingConfig
 ) -> None:
-    room = room_beside(model, config.n_tokens)
+    room = room_beside(model, config)
     for pair in pairs:
         if not 0 < pair.response_start < len(pair.ids):
             side = "call" if pair.response_start < 1 else "response"
@@ -168,7 +175,7 @@ def _check_pairs(
             raise LoreError(
                 f"entry {entry.name!r} has a call and response of {len(pair.ids)} tokens; "
                 f"expected at most {room} ({model.name!r} reads {model.context_length}, the prompt "
-                f"takes {config.n_tokens}); shorten the response, or split it over several"
+                f"takes {places_beside(model, config)}); shorten the response, or divide it"
             )
 
 
@@ -179,7 +186,7 @@ def make_corpus_examples(model: FrozenModel, entry: Entry, config: TrainingConfi
         LoreError: the text is shorter than two tokens.
     """
     ids = model.encode(entry.text)
-    length = min(CORPUS_WINDOW, room_beside(model, config.n_tokens) or CORPUS_WINDOW)
+    length = min(CORPUS_WINDOW, room_beside(model, config) or CORPUS_WINDOW)
     windows = [ids[at : at + length] for at in range(0, len(ids), length)]
     pairs = [CallResponse(window, 1) for window in windows if len(window) > 1]
     if not pairs:

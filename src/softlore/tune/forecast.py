@@ -25,7 +25,6 @@ from softlore.model.shapes import count_parameters, largest_weight, model_bytes
 from softlore.model.unloaded import UnloadedModel
 from softlore.settings import TrainingConfig
 from softlore.tune.examples import DISTILLED, EntryExamples, pairs_of
-from softlore.tune.losses import TrainingData
 from softlore.tune.objective import (
     SHARE,
     TrainingBatch,
@@ -36,6 +35,7 @@ from softlore.tune.objective import (
 )
 from softlore.tune.passages import Passage, passage_length
 from softlore.tune.training_data import UNRELATED, draw_batch
+from softlore.tune.trunk import TrainingData
 
 CARDS = (8, 12, 16, 24, 48, 80)  # GiB
 RESERVED = 1 << 30  # of a card, for CUDA itself, its libraries and gaps

@@ -10,11 +10,12 @@ from torch import Tensor
 from softlore.model import FrozenModel
 from softlore.settings import TrainingConfig
 from softlore.tune.distributed import SingleProcess
-from softlore.tune.losses import LOSSES, TrainingData
+from softlore.tune.losses import LOSSES
 from softlore.tune.objective import MemoryPlan, losses_of, measure
 from softlore.tune.passages import INTERVAL
 from softlore.tune.trainable_prompt import TrainablePrompt
 from softlore.tune.training_data import draw_batch
+from softlore.tune.trunk import TrainingData
 
 DRAWS = (-1, -2)  # in place of the numbers of updates: the same filler and examples each time
 

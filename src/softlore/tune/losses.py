@@ -10,10 +10,9 @@ with `style_weight` a field of `TrainingConfig`.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,26 +21,12 @@ from softlore.context import Branch
 from softlore.measure.losses import RowLoss, response_nll, teacher_kl
 from softlore.model import FrozenModel
 from softlore.settings import TrainingConfig
-from softlore.tune.examples import DISTILLED, EntryExamples
-from softlore.tune.passages import Passage, PassageSource
+from softlore.tune.examples import DISTILLED
+from softlore.tune.trunk import Drawn, Example, Target, Trunk
 
 GUARDS = {"prefix": 2, "embedding": 4}  # unrelated passages a trunk; embedding prompts drift more
 COMPANY_PAIRS = 2  # pairs in a trunk, for a prompt that is not being trained
 SMOOTH = 5  # updates over which `min_loss` and displays average
-Target = list[int] | Tensor
-
-
-class Example(Protocol):
-    """What a branch is made of, such as a `CallResponse` or a `Passage`."""
-
-    @property
-    def target(self) -> Target:
-        """What the branch's rows are compared with: ids, or hidden states `[n_rows, hidden]`."""
-        ...
-
-    def branch(self, parent: int) -> Branch:
-        """The branch after a node of the trunk."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -62,65 +47,6 @@ class LossTerm:
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """What every update draws from.
-
-    Attributes:
-        examples: by entry.
-        guard: unrelated passages with the bare model's hidden states.
-        filler: token ids of unrelated text.
-        unrelated: the source that adds to both.
-    """
-
-    examples: Mapping[str, EntryExamples]
-    guard: Sequence[Passage]
-    filler: Sequence[list[int]]
-    unrelated: PassageSource | None = None
-
-    @property
-    def sources(self) -> list[PassageSource]:
-        """All sources of passages."""
-        sources = (*(examples.source for examples in self.examples.values()), self.unrelated)
-        return [source for source in sources if source is not None]
-
-    def to_measure(self) -> TrainingData:
-        """What prompts are measured on while they are trained."""
-        examples = {name: entry.to_measure() for name, entry in self.examples.items()}
-        guard = self.unrelated.held_out if self.unrelated else self.guard
-        return TrainingData(examples, guard, self.filler)
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """A trunk |BOS|soft prompts|filler| while its branches are drawn.
-
-    Attributes:
-        draw: the update's random numbers.
-        group: names of the entries whose prompts are in it.
-        learning: names of all entries that are being trained.
-        soft: the node before the filler: branches on it see the soft prompts alone.
-        end: the last node: branches on it see the filler, too.
-    """
-
-    config: TrainingConfig
-    data: TrainingData
-    draw: random.Random
-    group: Sequence[str]
-    learning: set[str]
-    soft: int
-    end: int
-
-    @property
-    def has_pairs(self) -> bool:
-        examples = self.data.examples
-        return any(examples[name].pairs for name in self.group if name in examples)
-
-    def sample(self, examples: Sequence[Any], limit: int) -> Sequence[Any]:
-        """At most `limit` of the examples, without repetition."""
-        return self.draw.sample(list(examples), min(limit, len(examples)))
-
-
-@dataclass(frozen=True)
 class Loss:
     """A term of the training objective.
 
@@ -128,8 +54,7 @@ class Loss:
         name: its key in `LOSSES` and in histories; a prompt's metrics have `last_NAME`.
         rows: the loss of each row, from hidden states `[R, hidden]` and targets.
         target: what the targets are.
-        draw: for a trunk and the names that own the loss, its examples and the node of the trunk
-            to branch from.
+        draw: for a trunk and the names that own the loss, its examples and their branches.
         weight: the field of `TrainingConfig` that holds its weight; None: 1.
         per_trunk: drawn once for all prompts of a trunk, not for each entry.
         label: heading of its column in tables.
@@ -143,7 +68,7 @@ class Loss:
     name: str
     rows: RowLoss
     target: Literal["ids", "hidden_states"]
-    draw: Callable[[Trunk, tuple[str, ...]], tuple[Sequence[Example], int]]
+    draw: Callable[[Trunk, tuple[str, ...]], Sequence[Drawn]]
     weight: str | None = None
     per_trunk: bool = False
     label: str = ""
@@ -200,20 +125,20 @@ def draw_terms(trunk: Trunk) -> list[tuple[Branch, LossTerm]]:
         losses = [loss for loss in LOSSES.values() if loss.per_trunk == per_trunk]
         for names in owners:
             for loss in losses:
-                examples, parent = loss.draw(trunk, names)
+                own = loss.draw(trunk, names)
                 weight = loss.weight_in(trunk.config)
                 drawn += [
-                    loss_branch(example, parent, names, loss.name, weight / len(examples))
-                    for example in examples
+                    (one.branch, loss_term(one.example, names, loss.name, weight / len(own)))
+                    for one in own
                 ]
     return drawn
 
 
-def loss_branch(
-    example: Example, parent: int, owners: tuple[str, ...], loss: str, weight: float = 1.0
-) -> tuple[Branch, LossTerm]:
-    """A branch after a node of the trunk, and its term; see `LossTerm`."""
-    return example.branch(parent), LossTerm(owners, loss, weight, example.target)
+def loss_term(
+    example: Example, owners: tuple[str, ...], loss: str, weight: float = 1.0
+) -> LossTerm:
+    """The term of an example's branch; see `LossTerm`."""
+    return LossTerm(owners, loss, weight, example.target)
 
 
 def row_losses(model: FrozenModel, hidden: Tensor, terms: Sequence[LossTerm]) -> Tensor:
@@ -235,25 +160,32 @@ def _stack(targets: Sequence[Target], device: torch.device) -> Tensor:
 # the losses ------------------------------------------------------------------------------------
 
 
-def _draw_pairs(trunk: Trunk, names: tuple[str, ...]) -> tuple[Sequence[Example], int]:
+def _draw_pairs(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]:
     (name,) = names
     limit = trunk.config.pairs_per_step if name in trunk.learning else COMPANY_PAIRS
-    return trunk.sample(trunk.data.examples[name].pairs, limit), trunk.end
+    return trunk.sample_pairs(trunk.data.examples[name].pairs, limit)
 
 
-def _draw_distillation(trunk: Trunk, names: tuple[str, ...]) -> tuple[Sequence[Example], int]:
+def _draw_distillation(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]:
     (name,) = names
     examples = trunk.data.examples[name]
     if name not in trunk.learning:
-        return [], trunk.soft
+        return []
     limit = DISTILLED["beside pairs" if examples.pairs else "alone"]
-    return trunk.sample(examples.passages, limit), trunk.soft
+    return trunk.sample(examples.passages, limit, trunk.soft)
 
 
-def _draw_guard(trunk: Trunk, names: tuple[str, ...]) -> tuple[Sequence[Example], int]:
-    """For pairs only: the teacher of distillation shows by itself how lore changes other text."""
+def _draw_guard(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]:
+    """For pairs only: the teacher of distillation shows by itself how lore changes other text.
+
+    Behind filler that was read, one passage is what the filler goes on with.
+    """
     limit = GUARDS[trunk.config.kind] if trunk.has_pairs else 0
-    return trunk.sample(trunk.data.guard, limit), trunk.soft
+    if trunk.next is None or not limit or not trunk.config.drift_guard:
+        return trunk.sample(trunk.data.guard, limit, trunk.soft)
+    passage, parent = trunk.next
+    others = trunk.sample(trunk.data.guard, limit - 1, trunk.soft)
+    return [*others, Drawn(passage, passage.branch(parent))]
 
 
 LOSSES: dict[str, Loss] = {

@@ -22,7 +22,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from softlore.context import Branch, Node, Tree
+from softlore.context import Branch, Node, Tree, free_places
 from softlore.decode import OPENERS, WeightedTrees, sample_openings
 from softlore.errors import ConfigError, LoreError
 from softlore.measure.score import first_comparable, hidden_states_after
@@ -67,6 +67,7 @@ class PassageSource:
         n_held_out: passages that are measured on, and not trained on: the first ones.
         has_teacher: whether hidden states are computed; filler needs none.
         given: passages that exist already, taken in place of written ones.
+        first: how many are written before the first update; None: as many as `FIRST` updates draw.
         ids: all passages so far.
         batches: how many were added each time, which decides the rounding of hidden states.
         passages, held_out: those to train on and to measure on, with hidden states.
@@ -82,6 +83,7 @@ class PassageSource:
     n_held_out: int = 0
     has_teacher: bool = True
     given: Sequence[list[int]] | None = None
+    first: int | None = None
     ids: list[list[int]] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     passages: list[Passage] = field(default_factory=list)
@@ -90,7 +92,8 @@ class PassageSource:
     def wanted(self, updates: int) -> int:
         """How many passages there are to be once that many updates have been made."""
         new = int((updates + INTERVAL) * self.drawn * RENEWED) if updates else 0
-        number = self.n_held_out + min(self.limit, FIRST * self.drawn + new)
+        first = FIRST * self.drawn if self.first is None else max(self.first, FIRST * self.drawn)
+        number = self.n_held_out + min(self.limit, first + new)
         return number if self.given is None else min(number, len(self.given))
 
     def add(self, model: FrozenModel, new: Sequence[list[int]]) -> None:
@@ -166,11 +169,12 @@ def rows_at_once(
     longest = max((length_of(source.before) for source in sources), default=0)
     tokens = longest + passage_length(model, config)
     size = model.layers * 2 * model.kv_heads * model.head_dim * tokens * model.dtype.itemsize
-    rows = int(MEMORY_SHARE * _free_memory(model) // size)
+    rows = int(MEMORY_SHARE * free_memory(model) // size)
     return max(1, min(MAX_ROWS, 1 << max(0, rows.bit_length() - 1)))
 
 
-def _free_memory(model: FrozenModel) -> int:
+def free_memory(model: FrozenModel) -> int:
+    """Bytes of memory that are free on the model's device."""
     if model.device.type == "cuda":
         return int(torch.cuda.mem_get_info(model.device)[0])
     return int(psutil.virtual_memory().available)
@@ -210,9 +214,12 @@ def make_source(
 
 
 def unrelated_source(
-    model: FrozenModel, config: TrainingConfig, limit: int, drawn: int
+    model: FrozenModel, config: TrainingConfig, limit: int, drawn: int, first: int | None = None
 ) -> PassageSource:
-    """The source of passages for filler and drift guard: the writer's story, or the model's own."""
+    """The source of passages for filler and drift guard: the writer's story, or the model's own.
+
+    `first`: see `PassageSource`.
+    """
     given, length = None, passage_length(model, config)
     if config.story is not None:
         given = cut_story(model, config.story, limit + HELD_OUT, length, config.seed)
@@ -229,6 +236,7 @@ def unrelated_source(
         n_held_out,
         config.drift_guard > 0,
         given,
+        first=first,
     )
 
 
@@ -279,24 +287,31 @@ def length_of(before: WeightedTrees) -> int:
     return max(tree.start + tree.length for tree, _ in before)
 
 
-def room_beside(model: FrozenModel, n_tokens: int) -> int | None:
-    """Tokens of text that fit the context beside a prompt of `n_tokens`; None: unlimited."""
+def places_beside(model: FrozenModel, config: TrainingConfig) -> int:
+    """Positions before a text that are a prompt's."""
+    if not config.late:
+        return config.n_tokens
+    return free_places(config.n_tokens, model.context_length)
+
+
+def room_beside(model: FrozenModel, config: TrainingConfig) -> int | None:
+    """Tokens of text that fit the context beside a prompt; None: unlimited."""
     if model.context_length is None:
         return None
-    return model.context_length - n_tokens - len(model.bos)
+    return model.context_length - places_beside(model, config) - len(model.bos)
 
 
-def check_room(model: FrozenModel, n_tokens: int) -> None:
-    """Raises ConfigError if a prompt of `n_tokens` leaves no room for a call and a response."""
-    room = room_beside(model, n_tokens)
+def check_room(model: FrozenModel, config: TrainingConfig) -> None:
+    """Raises ConfigError if a prompt leaves no room for a call and a response."""
+    room = room_beside(model, config)
     if room is not None and room < 2:
         raise ConfigError(
-            f"n_tokens is {n_tokens}; expected fewer than the {model.context_length} tokens that "
-            f"{model.name!r} reads, with room for a call and a response; ask for fewer"
+            f"n_tokens is {config.n_tokens}; expected fewer than the {model.context_length} tokens "
+            f"that {model.name!r} reads, with room for a call and a response; ask for fewer"
         )
 
 
 def passage_length(model: FrozenModel, config: TrainingConfig) -> int:
     """Tokens of a passage: `passage_tokens`, or as many as fit beside a prompt."""
-    room = room_beside(model, config.n_tokens)
+    room = room_beside(model, config)
     return config.passage_tokens if room is None else min(config.passage_tokens, room)

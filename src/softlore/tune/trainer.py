@@ -29,7 +29,6 @@ from softlore.tune.distributed import Execution, SingleProcess
 from softlore.tune.examples import Blocks, source_of
 from softlore.tune.held_out import measure_held_out
 from softlore.tune.initial import frozen_positions, initial_value, scale_of
-from softlore.tune.losses import TrainingData
 from softlore.tune.objective import (
     MemoryPlan,
     TrainingBatch,
@@ -46,6 +45,7 @@ from softlore.tune.trainable_prompt import (
     updates_left,
 )
 from softlore.tune.training_data import Company, draw_batch, make_training_data, write_ahead
+from softlore.tune.trunk import TrainingData
 
 PromptSet = dict[str, SoftPrompt]
 Trained = TypeVar("Trained", SoftPrompt, PromptSet)
@@ -133,7 +133,7 @@ class WorldInfoTrainer(Generic[Trained]):
                 "rename one, or leave it out of the company"
             )
         company.check(self.model, self.config.kind)
-        check_room(self.model, self.config.n_tokens)
+        check_room(self.model, self.config)
 
     # training ----------------------------------------------------------------------------------
 
@@ -180,9 +180,9 @@ class WorldInfoTrainer(Generic[Trained]):
         # Before the examples: a checkpoint that does not fit is an error at once.
         saving = self.checkpointing
         checkpoint = find_checkpoint(saving.file, self._signature(), saving.overwrite)
-        self.data = make_training_data(
-            self.model, self.config, self._source, [*self.entries, *self.company_entries]
-        )
+        entries = [*self.entries, *self.company_entries]
+        data = make_training_data(self.model, self.config, self._source, entries, self.company)
+        self.data = data
         if checkpoint is not None:
             self._resume(*checkpoint)
         else:
@@ -235,6 +235,7 @@ class WorldInfoTrainer(Generic[Trained]):
             "plan": self.plan.to_dict(),
             "trainables": {name: facts for name, (_, facts) in states.items()},
             "passages": {source.name: source.batches for source in self.data.sources},
+            "filler": self.data.read and self.data.read.state(),
         }
         tensors = {
             f"trainables/{name}/{key}": tensor
@@ -332,8 +333,10 @@ class WorldInfoTrainer(Generic[Trained]):
             self._admit_one(next(e for e in self.entries if e.name == name))
             self.trainables[name].restore(nested(tensors, f"trainables/{name}"), state)
         for source in self.data.sources:
-            state = nested(tensors, f"passages/{source.name}")
-            source.restore(self.model, state, facts["passages"][source.name])
+            written = nested(tensors, f"passages/{source.name}")
+            source.restore(self.model, written, facts["passages"][source.name])
+        if self.data.read is not None:
+            self.data.read.restore(self.model, facts["filler"])
 
     def _signature(self) -> dict[str, Any]:
         return make_signature(

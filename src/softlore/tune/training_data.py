@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from softlore.context import Branch, Tree
+from softlore.context import ROOT, Branch, Tree, free_places
 from softlore.errors import ConfigError
 from softlore.lore import Entry
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.settings import TrainingConfig
-from softlore.tune.examples import Source
+from softlore.tune.examples import EntryExamples, Source
+from softlore.tune.filler import FillerStore, log_uniform, spacing
 from softlore.tune.initial import known_ids
-from softlore.tune.losses import GUARDS, LossTerm, TrainingData, Trunk, draw_terms
+from softlore.tune.losses import GUARDS, LossTerm, draw_terms
 from softlore.tune.objective import TrainingBatch
 from softlore.tune.optimizer import optimizer_class
-from softlore.tune.passages import OnProgress, bare_tree, unrelated_source, write_passages
+from softlore.tune.passages import (
+    OnProgress,
+    Passage,
+    PassageSource,
+    bare_tree,
+    passage_length,
+    unrelated_source,
+    write_passages,
+)
+from softlore.tune.trunk import TrainingData, Trunk
 
 UNRELATED = 64  # passages for filler and guard, at most
+SEEN_SHARE = 0.25  # of trunks with a part of the filler that sees late prefixes
+SEEN = 48  # tokens of that part, at most
 
 
 @dataclass(frozen=True)
@@ -50,20 +61,48 @@ class Company:
 
 
 def make_training_data(
-    model: FrozenModel, config: TrainingConfig, source: Source, entries: Sequence[Entry]
+    model: FrozenModel,
+    config: TrainingConfig,
+    source: Source,
+    entries: Sequence[Entry],
+    company: Mapping[str, SoftPrompt] | None = None,
 ) -> TrainingData:
-    """Makes the examples of entries, and the source of unrelated passages.
+    """Makes the examples of entries, and the sources of unrelated text.
 
     No passage is written yet: see `write_ahead`.
+
+    Args:
+        company: finished prompts that stand beside those in training.
     """
     if isinstance(config.optimizer, str):
         optimizer_class(config.optimizer)  # is known, before anything is generated
     examples = {entry.name: source.make_examples(model, entry, config) for entry in entries}
-    if config.drift_guard == 0 and (config.max_spacing == 0 or config.filler == "random"):
-        return TrainingData(examples, [], [])
-    drawn = -(-len(examples) // config.company_size) * GUARDS[config.kind]
-    unrelated = unrelated_source(model, config, max(UNRELATED, drawn), drawn)
-    return TrainingData(examples, unrelated.passages, unrelated.ids, unrelated)
+    unrelated = None
+    if config.drift_guard > 0 or (spacing(config) > 0 and config.filler == "story"):
+        drawn = -(-len(examples) // config.company_size) * GUARDS[config.kind]
+        # A long text is made of many passages; half of its length at first.
+        first = spacing(config) // (2 * passage_length(model, config)) if config.late else None
+        first = first and min(first, UNRELATED // 2)
+        unrelated = unrelated_source(model, config, max(UNRELATED, drawn), drawn, first)
+    read = None
+    if config.late:
+        n_tokens = max([config.n_tokens, *map(len, (company or {}).values())])
+        at = free_places(n_tokens, model.context_length)
+        longest = max(_longest_branch(examples.values(), unrelated), config.n_tokens)
+        read = FillerStore.of(model, config, unrelated, at, longest)
+    if unrelated is None:
+        return TrainingData(examples, [], [], read=read)
+    return TrainingData(examples, unrelated.passages, unrelated.ids, unrelated, read)
+
+
+def _longest_branch(
+    examples: Iterable[EntryExamples],
+    unrelated: PassageSource | None,
+    guard: Sequence[Passage] = (),
+) -> int:
+    """Tokens of the longest branch, now or later."""
+    lengths = [one.longest for one in examples] + [len(passage.ids) for passage in guard]
+    return max([*lengths, unrelated.length if unrelated else 0])
 
 
 def write_ahead(
@@ -88,6 +127,8 @@ def write_ahead(
     if data.unrelated is not None:
         sources.append((data.unrelated, data.unrelated.wanted(step)))
     write_passages(model, config, sources, on_progress)
+    if data.read is not None:
+        data.read.write(model, step)
 
 
 def draw_batch(
@@ -160,24 +201,66 @@ class _Drawing:
         return parts
 
     def draw_tree(self, group: Sequence[str]) -> tuple[Tree, list[tuple[Branch, LossTerm]]]:
-        """The trunk |BOS|soft prompts|filler| of a group, and its branches.
+        """The trunk of a group, and its branches.
 
         Filler is for pairs: a passage of distillation follows the prompts at once.
         """
+        examples = self.data.examples
+        filled = any(examples[name].pairs for name in group if name in examples)
+        if self.data.read is not None:
+            trunk, tree = self._late_trunk(self.data.read, group, filled)
+            return tree, draw_terms(trunk)
         tree = self._soft_prompts(group)
-        soft, examples = tree.end, self.data.examples
-        if any(examples[name].pairs for name in group if name in examples):
-            room = self._room(tree, group)
-            filler = draw_filler(self.model, self.config, self.data, room, self.draw)
+        soft = tree.end
+        if filled:
+            filler = draw_filler(
+                self.model, self.config, self.data, self._room(tree, group), self.draw
+            )
             tree = tree.then(filler) if filler else tree
         trunk = Trunk(self.config, self.data, self.draw, group, self.learning, soft, tree.end)
         return tree, draw_terms(trunk)
+
+    def _late_trunk(
+        self, store: FillerStore, group: Sequence[str], filled: bool
+    ) -> tuple[Trunk, Tree]:
+        """The trunk |BOS|filler|, which was read already, and perhaps |more filler| that is not.
+
+        The prompts are seen from the end of what was read.
+        """
+        text = self.draw.choice(store.texts)
+        room = self._room(text.trunk(0, store.at), group)
+        most = min(spacing(self.config), len(text.ids), *([] if room is None else [max(0, room)]))
+        length = log_uniform(self.draw, most) if filled else 0
+        seen = log_uniform(self.draw, min(SEEN, length)) if self.draw.random() < SEEN_SHARE else 0
+        tree = text.trunk(length - seen, store.at)
+        tree = replace(tree, prefixes=[self.prompts[name] for name in group])
+        read, soft = tree.end, 0 if len(self.model.bos) else ROOT
+        follows = None
+        if length and len(text.ids) - length + seen > 1:
+            follows = text.passage(length - seen, self.config.passage_tokens), read
+        if seen:
+            tree = tree.then(text.ids[length - seen : length])
+        return (
+            Trunk(
+                self.config,
+                self.data,
+                self.draw,
+                group,
+                self.learning,
+                soft,
+                tree.end,
+                late=True,
+                next=follows,
+            ),
+            tree,
+        )
 
     def _soft_prompts(self, group: Sequence[str]) -> Tree:
         """The start of a trunk: prefixes and BOS, or BOS and embedding rows."""
         tree = bare_tree(self.model)
         if self.config.kind == "prefix":
-            return Tree(tree.nodes, [self.prompts[name] for name in group])
+            at = None if self.data.read is None else self.data.read.at
+            return Tree(tree.nodes, [self.prompts[name] for name in group], at)
         for name in group:
             tree = tree.then(self.prompts[name])
         return tree
@@ -186,10 +269,8 @@ class _Drawing:
         """Tokens of filler that fit before the longest branch; below 0 the branch does not fit."""
         if self.model.context_length is None:
             return None
-        examples = self.data.examples
-        lengths = [examples[name].longest for name in group if name in examples]
-        guard = self.data.unrelated.length if self.data.unrelated else 0
-        longest = max([*lengths, guard, *(len(passage.ids) for passage in self.data.guard)])
+        examples = [self.data.examples[name] for name in group if name in self.data.examples]
+        longest = _longest_branch(examples, self.data.unrelated, self.data.guard)
         return self.model.context_length - tree.start - tree.length - longest
 
 
@@ -204,9 +285,9 @@ def draw_filler(
 
     The length is log-uniform: calls right behind the prompts are as frequent as those far away.
     """
-    most = config.max_spacing if room is None else max(0, min(config.max_spacing, room))
-    length = int(math.exp(draw.uniform(0, math.log(most + 2)))) - 1
-    length = min(length, most)
+    length = log_uniform(
+        draw, spacing(config) if room is None else max(0, min(spacing(config), room))
+    )
     filler: list[int] = []
     if config.filler == "random" or not data.filler:
         known = known_ids(model)
