@@ -119,22 +119,15 @@ class PromptFields:
     def __len__(self) -> int:
         return tokens_of(self.kind, self.tensor.shape)
 
-    @property
-    def late(self) -> bool:
-        """Whether it was trained to be seen by new text only, not by the text before.
-
-        Stories place such a prefix before their newest text, wherever it is named.
-        """
-        return self.kind == "prefix" and self.training.get("placement") == "late"
-
     def __bool__(self) -> bool:
         return True
 
     @property
     def late(self) -> bool:
-        """Whether it is a prefix that was trained to be seen from where it stands in a text.
+        """Whether it was trained to be seen by new text only, not by the text before.
 
-        Others are seen from the start of the context. Told by `training["placement"]`.
+        Stories place such a prefix before their newest text. Others are seen from the start of the
+        context.
         """
         return self.kind == "prefix" and self.training.get("placement") == "late"
 
