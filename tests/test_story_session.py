@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from running import save_tiny_model, softlore
 from softlore import Entry, Lorebook, PromptLibrary, SoftPrompt
 from softlore.cli.reading import Bar
+from softlore.context import free_places
 from softlore.errors import ConfigError, ContextOverflowError, StoryError
 from softlore.model.tiny import tiny_model
 from softlore.story import StoryDraft, StoryLibrary, StorySettings
@@ -98,9 +99,11 @@ def test_an_entry_says_which_forms_it_may_take():
 @settings(max_examples=60)
 def test_the_context_never_overflows(texts, reserve, depth, long_note):
     plan = planned(texts, reserve, note="x" * (30 if long_note else 0), note_depth=depth)
-    longest = max((len(p) for p in plan.context.prefixes), default=0)
-    taken = longest + plan.context.token_count(MODEL).context + len(MODEL.bos)
-    assert taken + reserve <= LIMIT
+    longest = max((len(p) for p in plan.context.prefixes), default=1)
+    taken = plan.context.token_count(MODEL).context + len(MODEL.bos)
+    assert plan.positions == plan.places + taken
+    assert plan.places == free_places(longest)
+    assert plan.positions + reserve <= LIMIT
     whole = "".join(texts)
     if not plan.omitted:
         assert plan.parts[-1].tokens == len(MODEL.encode(whole))

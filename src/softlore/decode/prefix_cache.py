@@ -65,6 +65,11 @@ class TextKeys:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def settled(self) -> int:
+        """Tokens before the first prefix that is seen late; all, if there is none."""
+        return min(self.seen[0][0], len(self)) if len(self.seen) > 1 else len(self)
+
     def cut(self, length: int) -> TextKeys:
         """The first `length` keys."""
         part = copy(self)
@@ -114,6 +119,17 @@ class CachedSequence:
         """Whether `other` begins with all of this one."""
         return self.keys.common(other.keys) >= len(self.keys)
 
+    def is_replaced_by(self, other: CachedSequence) -> bool:
+        """Whether `other` begins with all of this one that is of use to a next turn.
+
+        Of a story that is the text before a late prefix, which stands before the newest text: what
+        was read behind it is read once more in the next turn, without it.
+        """
+        settled = self.keys.settled
+        if len(self.keys) - settled > settled:
+            settled = len(self.keys)
+        return self.keys.common(other.keys) >= settled
+
 
 class PrefixCache:
     """Sequences of one model that were used last, as vLLM's automatic prefix caching holds them.
@@ -159,11 +175,11 @@ class PrefixCache:
         return best.past.cut(reused), CacheUsage(reused, len(keys) - reused)
 
     def insert(self, new: CachedSequence) -> None:
-        """Adds a sequence in place of those that it begins with; the longest unused are dropped."""
+        """Adds a sequence in place of those that it replaces; the longest unused are dropped."""
         too_large = self.max_bytes is not None and new.past.bytes > self.max_bytes
         if too_large or any(new.begins(sequence) for sequence in self._sequences):
             return
-        self._sequences = [s for s in self._sequences if not s.begins(new)]
+        self._sequences = [s for s in self._sequences if not s.is_replaced_by(new)]
         self._sequences.append(new)
         while self._is_over():
             self._sequences.pop(0)

@@ -116,7 +116,7 @@ class RequestComposer:
         context, tree = plan.context, plan.tree
         if tree is None:  # the model has no BOS: there must be something to continue
             context += "\n"
-            tree = compose(self.model, context, check=False)
+            tree = compose(self.model, context, check=False, reserved=plan.places)
         room = max(1, limit - tree.start - tree.length)
         tokens = min(max_new_tokens or room, room)
         # The store has checked the prompts.

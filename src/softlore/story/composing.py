@@ -2,13 +2,15 @@
 
 ::
 
-    prefixes │ lore before │ memory │ lore after │ … story … │ lore at depth │ note │ … story │ new
-    └─ cached ┘└────────────────────── positions: at most `limit` ────────────────────────────────┘
+    places │ lore before │ memory │ lore after │ … story … │ lore at depth │ note │ … story │ new
+    └───────────────────────────── positions: at most `limit` ────────────────────────────────┘
 
 Lore consists of the entries that are active (`softlore.context.activation`), each in the form that
-fits the budget best: its soft prompt, or its text in the place that SillyTavern has for it. If the
-context is full, the beginning of the story is left out, in steps of a quarter of its room, so that
-most contexts start with the one before and only new tokens must be computed.
+fits the budget best: its soft prompt, or its text in the place that SillyTavern has for it. Late
+prefixes are seen by the newest text only, and the places before the text stay as many, so that a
+story's keys and values stay as they are when lore wakes, sleeps or is swapped. If the context is
+full, the beginning of the story is left out, in large steps: most contexts start with the one
+before, and only their newest text must be run.
 """
 
 from __future__ import annotations
@@ -42,7 +44,11 @@ from softlore.story.settings import StorySettings
 DEFAULT_LENGTH = 8192  # tokens of context for models without a limit
 LORE_SHARE = 4  # a quarter of the context is for lore by default
 MIN_STORY = 32  # tokens of the story that must fit
-STEP_SHARE = 4  # the story's beginning is left out in quarters of its room
+STEP = 2048  # tokens of the story's beginning that are left out at once: some twenty turns;
+STEP_SHARES = (2, 4)  # but no more than a half of the context, and no less than a quarter
+STEP_CHARACTERS = 4  # that a token has, roughly
+LEFT_SHARE = 4  # a quarter of the story's room is still filled then
+LEFT_STEPS = 4  # how often the step is halved for that
 SMALL_STEP = 25  # characters; with steps up to this, less than MIN_STORY suffices
 SCAN_DEPTH = 6  # turns that are searched for keys, so that lore stays active for a while
 MAX_CHARACTERS = 8  # most that a token has, nearly always
@@ -58,6 +64,7 @@ class ContextPlan:
         tree: the context, encoded; None if it is empty and the model has no BOS.
         limit: length of the context in tokens, including new ones.
         reserved: tokens for new text.
+        places: positions before the text, for prefixes.
         parts: the parts of the context, in order.
         omitted: characters of the story's beginning that are left out.
         not_used: by entry that was triggered and is not in the context, the reason.
@@ -67,6 +74,7 @@ class ContextPlan:
     tree: Tree | None
     limit: int
     reserved: int
+    places: int
     parts: list[Part]
     omitted: int
     activation: Activation
@@ -85,7 +93,7 @@ class ContextPlan:
     @property
     def positions(self) -> int:
         """Positions that the context takes; prefixes share the same ones."""
-        return self.tree.start + self.tree.length if self.tree is not None else 0
+        return self.places + (self.tree.length if self.tree is not None else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """The report, without the context itself."""
@@ -150,7 +158,7 @@ class ContextComposer:
         active = activate(self.entries, story.texts, self.scanning, timers, seed=seed)
         options, not_used = self._options(active)
         choice = choose_within_budget(options, settings.budget or limit // LORE_SHARE)
-        layout = ContextLayout(self.model, self._count)
+        layout = ContextLayout(self.model, self._count, self._keeps_places)
         for prompt in always:
             self.model.check_prompt(prompt)
             layout.add("soft", prompt.name, prompt)
@@ -161,12 +169,13 @@ class ContextComposer:
         not_used |= {skipped.entry.name: skipped.why for skipped in active.skipped}
         room = limit - reserve - layout.positions() - SLACK
         while room >= MIN_STORY:
-            start = self._start(story, room, whole_turns)
+            start = self._start(story, room, limit, whole_turns)
             context = layout.context(story, start)
-            tree = self._encode(context)
+            places = layout.places(context.prefixes)
+            tree = self._encode(context, places)
             parts = [*layout.parts, layout.story_part(story, start)]
             plan = ContextPlan(
-                context, tree, limit, reserve, parts, start, active, choice, not_used
+                context, tree, limit, reserve, places, parts, start, active, choice, not_used
             )
             excess = plan.positions + reserve - limit
             if excess <= 0:
@@ -198,11 +207,17 @@ class ContextComposer:
             )
         return limit
 
-    def _encode(self, context: Context) -> Tree | None:
+    @property
+    def _keeps_places(self) -> bool:
+        """Whether places are kept free: where prefixes may come that are not there yet."""
+        return self.model.takes_prefix and bool(self.entries or self.prompts)
+
+    def _encode(self, context: Context, places: int) -> Tree | None:
         """Encodes the context, which happens here only; None if there is nothing to read."""
         if not context.body.pieces and not self.model.bos:
             return None
-        return compose(self.model, context, check=False)  # entries and `always` are checked
+        # Entries and `always` are checked.
+        return compose(self.model, context, check=False, reserved=places)
 
     def _prompt(self, entry: Entry) -> SoftPrompt | None:
         """An entry's soft prompt, checked again if it has been trained again meanwhile."""
@@ -265,15 +280,21 @@ class ContextComposer:
             layout.add("note", "author's note", note, settings.note_depth)
         add(places.note_bottom, settings.note_depth)
 
-    def _start(self, story: StoryText, room: int, whole_turns: bool) -> int:
-        """The first character of the story that is read, a multiple of a step and a bit."""
-        step = max(200, room * 4 // STEP_SHARE)
+    def _start(self, story: StoryText, room: int, limit: int, whole_turns: bool) -> int:
+        """The first character of the story that is read, a multiple of a step and a bit.
+
+        Steps follow from the context's length alone: they stay the same whatever lore is active.
+        """
+        most, least = (limit // share for share in STEP_SHARES)
+        step = min(most, max(least, STEP)) * STEP_CHARACTERS
+        small = step >> LEFT_STEPS
         while step:
+            left = room // LEFT_SHARE if step >= small else MIN_STORY
             first = max(0, -(-(story.length - room * MAX_CHARACTERS) // step)) * step
             for multiple in range(first, story.length, step):
                 start = story.break_after(multiple, step, whole_turns)
                 tokens = story.tokens_from(start, room)
-                enough = tokens >= MIN_STORY or step <= SMALL_STEP
+                enough = not start or tokens >= left or step <= SMALL_STEP
                 if start < story.length and tokens <= room and enough:
                     return start
             step //= 2  # as too little of the story would be left

@@ -11,6 +11,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Literal
 
+from softlore.context import free_places
 from softlore.errors import UnknownPromptError
 from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt, TokenCount
@@ -22,16 +23,24 @@ TurnText = str | Context  # a string may hold tags of soft prompts
 
 CACHED_TEXTS = 1024
 MAX_CACHED = 4096  # characters
+NEWEST = 80  # characters that the newest text has at least
+MAX_NEWEST = 1000  # characters of the newest text, about: of one turn no more are read twice
 _BREAK = re.compile(r"(?<=[\n.!?])[\"'”’]*\s+|\n")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the context: its kind, the name of its entry or prompt, and its tokens."""
+    """A part of the context.
+
+    Attributes:
+        name: of its entry or prompt.
+        late: a soft prompt that only the newest text sees.
+    """
 
     kind: Kind
     name: str
     tokens: int
+    late: bool = False
 
 
 class TokenCounter:
@@ -82,22 +91,43 @@ class StoryText:
         self._contexts: dict[int, Context] = {}
         self._tokens: dict[int, int] = {}
 
-    def context(self, index: int, start: int = 0) -> Context:
-        """A turn, or its part from a character of it on."""
+    def context(self, index: int, start: int = 0, stop: int | None = None) -> Context:
+        """A turn, or its part from a character of it on, and up to another."""
         turn = self._turns[index]
-        if start:
-            return cut(turn, start, self._prompts)
+        if start or (stop is not None and stop < len(self.texts[index])):
+            return cut(turn, start, self._prompts, stop)
         if index not in self._contexts:
             parsed = parse_context(turn, self._prompts) if isinstance(turn, str) else turn
             self._contexts[index] = parsed
         return self._contexts[index]
 
-    def contexts_from(self, start: int) -> list[Context]:
-        """All turns, without what is before a character of the story; some are empty then."""
+    def contexts_from(self, start: int, stop: int | None = None) -> list[Context]:
+        """All turns, without what is before a character of the story, or from another on.
+
+        Some are empty then.
+        """
+        stop = self.length if stop is None else stop
         return [
-            self.context(index, max(0, start - first)) if start < first + len(text) else Context()
+            self.context(index, max(0, start - first), stop - first)
+            if start < first + len(text) and first < stop
+            else Context()
             for index, (first, text) in enumerate(zip(self._starts, self.texts, strict=True))
         ]
+
+    def newest(self) -> int:
+        """The first character of the newest text, which late prefixes stand before.
+
+        All text before it is read without them: it is the same whatever lore is active, so that
+        only the newest text has to be read again where lore has changed. It starts with the last
+        turn that is not empty; where this leaves fewer than `NEWEST` characters, with one of the
+        turns before it, whole, that leaves as many, or with the story. Of a longer text than
+        `MAX_NEWEST` it starts with the first sentence or line of so many characters at the end.
+        """
+        long_enough = (first for first in reversed(self._starts) if self.length - first >= NEWEST)
+        start = next(long_enough, 0)
+        if self.length - start <= MAX_NEWEST:
+            return start
+        return self.break_after(self.length - MAX_NEWEST, MAX_NEWEST - NEWEST)
 
     def tokens_from(self, start: int, limit: float = math.inf) -> int:
         """Tokens from a character of the story on, without prefixes.
@@ -150,53 +180,88 @@ class ContextLayout:
 
     ::
 
-        prefixes │ before │ turn 1 │ turn 2 │ depth 2 │ turn 3 │ turn 4 │ depth 0
+        classic │ before │ turn 1 │ depth 2 │ turn 2 │ late │ newest text, depth 1 │ depth 0
 
     A part at depth n is placed n turns before the end, or before the first turn that is read.
+    Prefixes take no place in the text. All classic ones stand first, wherever they are named, and
+    everything sees them. Late ones stand before the newest text (`StoryText.newest`), and only it
+    sees them; those that are named in it stay where they are.
+
+    Args:
+        keep_places: leave places free before the text for prefixes that it does not have now.
     """
 
-    def __init__(self, model: LanguageModel, count: TokenCounter) -> None:
+    def __init__(
+        self, model: LanguageModel, count: TokenCounter, keep_places: bool = False
+    ) -> None:
         self.parts: list[Part] = []
         self._count = count
         self._before: list[Context] = []
         self._at_depth: dict[int, list[Context]] = {}
         self._prefixes: list[SoftPrompt] = []
         self._tokens = len(model.bos)
+        self._keep_places = keep_places
 
     def add(self, kind: Kind, name: str, piece: Piece | Context, depth: int | None = None) -> None:
         """Adds a part before the story, or `depth` turns before its end."""
         context = Context(piece)
         count = self._count(context)
-        self.parts.append(Part(kind, name, count.total))
+        late = isinstance(piece, SoftPrompt) and piece.late
+        self.parts.append(Part(kind, name, count.total, late))
         self._prefixes += context.prefixes
         if context.body.pieces:
             self._tokens += count.context + (depth is not None)  # a newline before it
             pieces = self._before if depth is None else self._at_depth.setdefault(depth, [])
             pieces.append(context.body)
 
+    def places(self, prefixes: Sequence[SoftPrompt] = ()) -> int:
+        """Positions before the text: for the parts' prefixes, these, and others that may come.
+
+        They stay as many while prefixes of up to `free_places(1)` tokens come and go.
+        """
+        longest = max(map(len, (*self._prefixes, *prefixes)), default=0)
+        return free_places(max(longest, 1)) if self._keep_places else longest
+
     def positions(self) -> int:
         """Positions that the parts take; prefixes share the same ones."""
-        return self._tokens + max(map(len, self._prefixes), default=0)
+        return self._tokens + self.places()
 
     def context(self, story: StoryText, start: int) -> Context:
         """The whole context, with the story from a character on."""
-        pieces: list[Piece] = [*self._prefixes, *(p for before in self._before for p in before)]
-        turns = [*story.contexts_from(start), Context()]
+        place = max(start, story.newest())
+        old, new = story.contexts_from(start, place), story.contexts_from(place)
+        classic, late = self._sorted_prefixes(old, new)
+        pieces: list[Piece] = [*classic, *(p for before in self._before for p in before)]
         last = ""  # the text that precedes the next piece, within the story
-        for number, turn in enumerate(turns):
-            for part in self._inserted(len(turns) - 1 - number, number == 0):
+        for number, turn in enumerate([*zip(old, new, strict=True), (Context(), Context())]):
+            for part in self._inserted(len(old) - number, number == 0):
                 if isinstance(part.pieces[0], str) and last and not last.endswith("\n"):
                     pieces.append("\n")
                 pieces += part
                 last = part.pieces[-1] if isinstance(part.pieces[-1], str) else last
-            pieces += turn
-            last = plain(turn) or last
+            before, after = turn
+            pieces += before.body
+            if after.pieces or number == len(old):
+                pieces += late
+                late = []
+            pieces += (piece for piece in after if not _is_classic(piece))
+            last = plain(after) or plain(before) or last
         return Context(pieces)
 
     def story_part(self, story: StoryText, start: int) -> Part:
         """The part that is the story from a character on."""
         prefixes = {p for turn in story.contexts_from(start) for p in turn.prefixes}
         return Part("story", "story", story.tokens_from(start) + sum(map(len, prefixes)))
+
+    def _sorted_prefixes(
+        self, old: Sequence[Context], new: Sequence[Context]
+    ) -> tuple[list[SoftPrompt], list[SoftPrompt]]:
+        """Classic prefixes of the whole context, and late ones that are named before the new."""
+        named = [*self._prefixes, *(p for turn in old for p in turn.prefixes)]
+        late = [prefix for prefix in named if prefix.late]
+        named += [p for turn in new for p in turn.prefixes]
+        classic = dict.fromkeys(prefix for prefix in named if not prefix.late)
+        return list(classic), list(dict.fromkeys(late))
 
     def _inserted(self, depth: int, first: bool) -> list[Context]:
         """The parts at a depth; before the first turn, also those deeper than the story."""
@@ -213,6 +278,10 @@ def parse_context(text: str, prompts: Mapping[str, SoftPrompt]) -> Context:
         return Context(text)
 
 
+def _is_classic(piece: Piece) -> bool:
+    return isinstance(piece, SoftPrompt) and piece.kind == "prefix" and not piece.late
+
+
 def plain(turn: TurnText) -> str:
     """A turn as text, with tags for soft prompts."""
     if isinstance(turn, str):
@@ -220,18 +289,27 @@ def plain(turn: TurnText) -> str:
     return "".join(piece if isinstance(piece, str) else piece.tag for piece in turn.pieces)
 
 
-def cut(turn: TurnText, start: int, prompts: Mapping[str, SoftPrompt] | None = None) -> Context:
-    """A turn from a character of its text on, without a tag that this would divide."""
+def cut(
+    turn: TurnText,
+    start: int,
+    prompts: Mapping[str, SoftPrompt] | None = None,
+    stop: int | None = None,
+) -> Context:
+    """A turn from a character of its text on, without a tag that this would divide.
+
+    `stop`: the character that it ends before, which is in no tag.
+    """
+    stop = len(plain(turn)) if stop is None else stop
     if isinstance(turn, str):
-        return parse_context(turn[past_tag(turn, start) :], prompts or {})
+        return parse_context(turn[past_tag(turn, start) : stop], prompts or {})
     pieces: list[Piece] = []
     for piece in turn.pieces:
         length = len(piece) if isinstance(piece, str) else len(piece.tag)
-        if start <= 0:
+        if isinstance(piece, str):
+            pieces.append(piece[max(0, start) : max(0, stop)])
+        elif start <= 0 < stop:
             pieces.append(piece)
-        elif isinstance(piece, str):
-            pieces.append(piece[start:])
-        start -= length
+        start, stop = start - length, stop - length
     return Context(pieces)
 
 
