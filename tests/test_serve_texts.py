@@ -53,7 +53,7 @@ def positions(request):
     """What a request takes of the context, counted from its text."""
     longest = max(map(len, request.context.prefixes), default=1)
     tokens = len(MODEL.bos) + request.context.token_count(MODEL).context
-    return free_places(longest) + tokens
+    return free_places(longest, LIMIT) + tokens
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_no_tag_is_cut_in_two(texts):
 
 
 def test_asking_for_more_than_the_context_gives_half_of_it_at_least(texts):
-    assert texts.compose("Once", 5000).max_new_tokens == LIMIT - free_places(1) - 4
+    assert texts.compose("Once", 5000).max_new_tokens == LIMIT - free_places(1, LIMIT) - 4
     long = texts.compose("word " * 500, 5000)
     assert long.max_new_tokens >= LIMIT // 2
 

@@ -102,7 +102,7 @@ def test_the_context_never_overflows(texts, reserve, depth, long_note):
     longest = max((len(p) for p in plan.context.prefixes), default=1)
     taken = plan.context.token_count(MODEL).context + len(MODEL.bos)
     assert plan.positions == plan.places + taken
-    assert plan.places == free_places(longest)
+    assert plan.places == free_places(longest, LIMIT)
     assert plan.positions + reserve <= LIMIT
     whole = "".join(texts)
     if not plan.omitted:

@@ -201,6 +201,7 @@ class ContextLayout:
         self._prefixes: list[SoftPrompt] = []
         self._tokens = len(model.bos)
         self._keep_places = keep_places
+        self._context_length = model.context_length
 
     def add(self, kind: Kind, name: str, piece: Piece | Context, depth: int | None = None) -> None:
         """Adds a part before the story, or `depth` turns before its end."""
@@ -217,10 +218,13 @@ class ContextLayout:
     def places(self, prefixes: Sequence[SoftPrompt] = ()) -> int:
         """Positions before the text: for the parts' prefixes, these, and others that may come.
 
-        They stay as many while prefixes of up to `free_places(1)` tokens come and go.
+        In all but short contexts they stay as many while prefixes of up to 32 tokens come and go.
         """
-        longest = max(map(len, (*self._prefixes, *prefixes)), default=0)
-        return free_places(max(longest, 1)) if self._keep_places else longest
+        prefixes = (*self._prefixes, *prefixes)
+        longest = max(map(len, prefixes), default=0)
+        if self._keep_places or any(prefix.late for prefix in prefixes):
+            return free_places(max(longest, 1), self._context_length)
+        return longest
 
     def positions(self) -> int:
         """Positions that the parts take; prefixes share the same ones."""
