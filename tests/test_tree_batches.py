@@ -4,6 +4,7 @@ The plain way: each branch is a row by itself, its soft prompt and filler in fro
 transformers model (`inputs_embeds`, or a cache that holds the prefix).
 """
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from softlore.context import ROOT, Branch, Node, Tree, TreeBatch, backward, hidden_states, splice
-from softlore.model import prompt_shape
-from softlore.model.tiny import CONFIGS, tiny_hf, tiny_model
+from softlore.model import FrozenModel, prompt_shape
+from softlore.model.tiny import CONFIGS, byte_tokenizer, tiny_hf, tiny_model
 
 every_family = pytest.mark.parametrize("family", sorted(CONFIGS))
 LAYOUTS = [("packed", None), ("expanded", None), ("expanded", 2)]
@@ -193,6 +194,66 @@ def test_prefix_prompts_side_by_side(family):
     ends = [in_a_tree(family, trees(family, "prefix", p), "packed", None) for p in (up, down)]
     slope = 2 * sum((g * s).sum() for g, s in zip(expected[1], steps, strict=True))
     assert ends[0] - ends[1] == pytest.approx(float(slope), rel=0.05, abs=2e-3)
+
+
+def read_filler(model, ids, at):
+    """The filler as a node that the bare model has read, from position `at` on."""
+    spliced = splice(model, [Tree([Node(ids)], at=at)])
+    with torch.no_grad():
+        _, pairs = model.hidden(spliced.embeds, spliced.positions, spliced.visible, keep=True)
+    return spliced.after(pairs)
+
+
+def late_trees(family, prompts):
+    """The trees of `trees`, whose prompts are seen late: by calls, some from their middle on."""
+    batch, at = [], max(prompt.shape[3] for prompt in prompts)
+    for group, filler, pairs in zip([prompts[:1], prompts], FILLERS, PAIRS, strict=True):
+        ids = ours(family).encode(filler)
+        branches = branches_of(family, pairs, 0)
+        branches[0] = replace(branches[0], sees_from=3)
+        node = Node(read_filler(ours(family), ids, at), sees=())
+        batch.append((TreeBatch(Tree([node], group, at), branches), ids))
+    return batch
+
+
+def masked_rows(family, batch):
+    """Each branch as a row of one plain forward: prefixes, filler and branch under a mask."""
+    model, total = ours(family), 0.0
+    for tree, filler in batch:
+        prefixes, at = tree.trunk.prefixes, tree.trunk.at
+        n = sum(prefix.shape[3] for prefix in prefixes)
+        for branch in tree.branches:
+            ids = [*(filler if branch.parent != ROOT else []), *branch.ids]
+            before = len(ids) - len(branch.ids)
+            spliced = splice(model, [Tree([Node(ids)], prefixes, at)])
+            visible = torch.zeros(1, len(ids), n + len(ids), dtype=torch.bool)
+            visible[0, :, n:] = torch.ones(len(ids), len(ids)).tril() > 0
+            visible[0, before + branch.sees_from :, :n] = True
+            hidden = model.hidden(spliced.embeds, spliced.positions, visible, spliced.past)[0][0]
+            cost = nll(model.logits(hidden[before:][branch.rows]), branch)
+            cost.backward()
+            total += float(cost.detach())
+    return total
+
+
+@every_family
+def test_late_prefixes(family, monkeypatch):
+    """Filler that was read without the prefixes is as good as a forward with that mask.
+
+    Two passes round otherwise than one, and CTRL's gradients show it but in double precision.
+    """
+    prompts = new_prompts(family, "prefix")
+    if family == "ctrl":
+        exact = FrozenModel(tiny_hf(family).double(), byte_tokenizer(), family)
+        prompts = [p.detach().double().requires_grad_() for p in prompts]
+        monkeypatch.setitem(globals(), "ours", lambda family: exact)
+    batch = late_trees(family, prompts)
+    expected = gradients(prompts, lambda: masked_rows(family, batch))
+    for layout in LAYOUTS:
+        got = gradients(
+            prompts, lambda layout=layout: in_a_tree(family, [t for t, _ in batch], *layout)
+        )
+        assert_equal(got, expected, within=1e-3)
 
 
 @every_family

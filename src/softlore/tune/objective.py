@@ -61,6 +61,13 @@ def run(
     Returns:
         Mean losses by owners and name, nats a token.
     """
+    return _mean_losses(batch, _run(model, batch, layout, micro_batch))
+
+
+def _run(
+    model: FrozenModel, batch: TrainingBatch, layout: TreeLayout, micro_batch: int | None
+) -> list[Tensor]:
+    """`run`, returning the loss of each branch."""
     values: dict[int, Tensor] = {}
 
     def loss(hidden: Tensor, indices: Sequence[int]) -> Tensor:
@@ -70,7 +77,7 @@ def run(
         return (means * weights).sum()
 
     backward(model, batch.trees, loss, layout, micro_batch)
-    return _mean_losses(batch, [values[i] for i in range(len(values))])
+    return [values[i] for i in range(len(values))]
 
 
 @torch.no_grad()
@@ -160,7 +167,7 @@ def measure_memory_plan(
 
 def measured_part(batch: TrainingBatch) -> TrainingBatch:
     """The first tree with as many of its branches as make an efficient pass, at least one."""
-    tree, tokens, count = batch.trees[0], batch.trees[0].trunk.length, 0
+    tree, tokens, count = batch.trees[0], batch.trees[0].trunk.n_rows, 0
     for branch in tree.branches:
         tokens += len(branch.ids)
         if count and tokens > EFFICIENT_PASS:
@@ -172,7 +179,7 @@ def measured_part(batch: TrainingBatch) -> TrainingBatch:
 def smallest_pass(batch: TrainingBatch) -> int:
     """Tokens that must run at once: the longest branch with its trunk."""
     return max(
-        tree.trunk.length + max((len(branch.ids) for branch in tree.branches), default=0)
+        tree.trunk.n_rows + max((len(branch.ids) for branch in tree.branches), default=0)
         for tree in batch.trees
     )
 
@@ -220,36 +227,41 @@ def machine_memory(model: FrozenModel) -> int:
 
 def run_in_parts(model: FrozenModel, batch: TrainingBatch, plan: MemoryPlan) -> Losses:
     """`run` in parts that fit: several trees at once, or one tree's branches in micro-batches."""
-    losses: Losses = {}
+    means: list[Tensor] = []
     max_tokens = plan.tokens_at_once
     if model.device.type == "cpu":
         max_tokens = min(max_tokens, EFFICIENT_PASS)
     with gradient_checkpointing(model, bool(plan.gradient_checkpointing)):
         for part in _parts(batch, max_tokens):
-            layout, micro_batch = choose_layout(part.trees, plan.tokens_at_once)
-            losses |= run(model, part, layout, micro_batch)
-    return losses
+            means += _run(model, part, *choose_layout(part.trees, plan.tokens_at_once))
+    return _mean_losses(batch, means)
 
 
 def choose_layout(trees: list[TreeBatch], max_tokens: int) -> tuple[TreeLayout, int | None]:
     """The cheaper layout of trees under a limit of tokens, and its micro-batch.
 
     Attention in a packed row is over all pairs of its tokens, most of them masked where many
-    branches hang side by side. The expanded layout costs a second pass, which pays from
-    `EFFICIENT_PASS` tokens on.
+    branches hang side by side. The expanded layout costs a second pass, and a copy of the trunk's
+    keys and values for each branch, which pays from `EFFICIENT_PASS` tokens on.
     """
-    trunks = [tree.trunk.length for tree in trees]
-    branches = [[len(branch.ids) for branch in tree.branches] for tree in trees]
-    rows = list(zip(trunks, branches, strict=True))
-    tokens = sum(t + sum(lengths) for t, lengths in rows)
-    packed = len(trees) * max(t + sum(lengths) for t, lengths in rows) ** 2
-    expanded = sum(t * t + sum(n * (t + n) for n in lengths) for t, lengths in rows)
-    if tokens <= max_tokens and (tokens < EFFICIENT_PASS or packed <= 3 * expanded):
+    rows = [(tree.trunk, [len(branch.ids) for branch in tree.branches]) for tree in trees]
+    tokens = sum(tree.tokens for tree in trees)
+    longest = max(tree.tokens for tree in trees)
+    packed = len(trees) * longest * (longest + max(t.length - t.n_rows for t, _ in rows))
+    expanded = sum(
+        trunk.n_rows * trunk.length + sum(n * (trunk.length + n) for n in lengths)
+        for trunk, lengths in rows
+    )
+    read = not any(trunk.n_rows for trunk, _ in rows)
+    if tokens <= max_tokens and (read or tokens < EFFICIENT_PASS or packed <= 3 * expanded):
         return "packed", None
-    return "expanded", max(1, max_tokens // (max(map(max, branches)) + max(trunks)))
+    longest_branch = max(max(lengths) for _, lengths in rows)
+    return "expanded", max(1, max_tokens // (longest_branch + max(t.length for t, _ in rows)))
 
 
 def _parts(batch: TrainingBatch, max_tokens: int) -> Iterator[TrainingBatch]:
+    """The trees of a batch, as many at once as fit."""
+    batch = _divided(batch, max_tokens)
     start, tokens = 0, 0
     for i, tree in enumerate(batch.trees):
         if i > start and tokens + tree.tokens > max_tokens:
@@ -257,3 +269,20 @@ def _parts(batch: TrainingBatch, max_tokens: int) -> Iterator[TrainingBatch]:
             start, tokens = i, 0
         tokens += tree.tokens
     yield batch.part(start, len(batch.trees))
+
+
+def _divided(batch: TrainingBatch, max_tokens: int) -> TrainingBatch:
+    """The same branches on more trees: where a trunk was read already, it costs nothing twice."""
+    trees: list[TreeBatch] = []
+    for tree in batch.trees:
+        if tree.trunk.n_rows or tree.tokens <= max_tokens:
+            trees.append(tree)
+            continue
+        part: list[Branch] = []
+        for branch in tree.branches:
+            if part and sum(len(b.ids) for b in part) + len(branch.ids) > max_tokens:
+                trees.append(TreeBatch(tree.trunk, part))
+                part = []
+            part.append(branch)
+        trees.append(TreeBatch(tree.trunk, part))
+    return TrainingBatch(trees, batch.terms)
