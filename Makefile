@@ -73,7 +73,8 @@ LLAMA_CXXFLAGS := $(shell grep -qw amx_tile /proc/cpuinfo 2>/dev/null \
 llamacpp: $(VENV)/.ready-dev  ## Check softlore on llama.cpp, and on a real llama-server
 	CXXFLAGS="$$CXXFLAGS $(LLAMA_CXXFLAGS)" $(INSTALL) -e '.[dev,llamacpp]'
 	CXXFLAGS="$$CXXFLAGS $(LLAMA_CXXFLAGS)" $(BIN)/python -m pytest -m engines \
-	  tests/engines/test_llamacpp.py tests/engines/test_real_gguf.py
+	  tests/engines/test_llamacpp.py tests/engines/test_llamacpp_late.py \
+	  tests/engines/test_real_gguf.py
 
 ray: $(VENV)/.ready-dev  ## Check training on Ray, sweeps and torchrun
 	$(INSTALL) -e '.[dev,ray,sweep]'

@@ -14,7 +14,10 @@ _SCRATCH = tempfile.TemporaryDirectory(prefix="softlore-gguf-")
 
 @functools.cache
 def folder_of(family: str) -> Path:
-    """A folder with a transformers model: storyteller, or a random one with its tokenizer."""
+    """A folder with a transformers model: storyteller, or a random one with its tokenizer.
+
+    What comes after a hyphen in the family's name tells apart two models of it.
+    """
     from transformers import AutoTokenizer
 
     home = storyteller.path()
@@ -23,7 +26,9 @@ def folder_of(family: str) -> Path:
     folder = Path(_SCRATCH.name) / family
     tokenizer = AutoTokenizer.from_pretrained(home)
     wide = {"n_embd": 64, "n_ctx": 256} if family == "gpt2" else {"hidden_size": 64}
-    model = tiny_hf(family, vocab_size=len(tokenizer), **wide, **MORE.get(family, {}))
+    model = tiny_hf(
+        family.partition("-")[0], vocab_size=len(tokenizer), **wide, **MORE.get(family, {})
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -40,6 +45,8 @@ MORE = {
     "gemma": _HEADS,
     "gemma2": _GEMMA | {"layer_types": None},
     "gemma3_text": _GEMMA | {"num_hidden_layers": 6, "layer_types": None},
+    "gemma3_text-wide": _GEMMA
+    | {"num_hidden_layers": 6, "layer_types": None, "sliding_window": 48},
 }
 
 

@@ -21,7 +21,8 @@ class LlamaCppModelRunner(ModelRunner):
     """Runs each sequence in one of llama.cpp's own ("seq_id").
 
     Keys and values stay there when the sequence ends, until another one needs the place; a new one
-    that begins alike reuses them.
+    that begins alike reuses them. Those of the text are as they were when they were run; the
+    prefixes beside them are those that the next token sees, and are swapped where that changes.
 
     Args:
         n_sequences: at once, at most; fewer where `max_mb` has no room for them.
@@ -58,7 +59,7 @@ class LlamaCppModelRunner(ModelRunner):
                 "--slots or --cache-mb"
             )
         for tree in trees:
-            cells = tree.length + sum(int(prefix.shape[3]) for prefix in tree.prefixes)
+            cells = tree.length + _most_prefix_tokens(tree)
             if cells >= self._context.cells:
                 raise ContextOverflowError(
                     f"{cells} tokens, prefixes counted, do not fit the {self._context.cells} cells "
@@ -66,14 +67,13 @@ class LlamaCppModelRunner(ModelRunner):
                 )
 
     def start(self, tree: Tree) -> RunningSequence:
-        number, reused = self._nearest(tree, TextKeys(tree))
+        number, reused = self._nearest(TextKeys(tree))
         slot = self._slots[number]
-        if slot.prefixes is not None and same_prefixes(tree.prefixes, slot.prefixes):
+        if reused:
             self._context.forget(number, tree.start + reused)
         else:
-            slot.prefixes = None
-            self._context.put(number, tree.prefixes)
-            slot.prefixes = list(tree.prefixes)
+            self._context.forget(number)
+            slot.prefixes = []
         why = "" if reused else "no cached text begins like it"
         sequence = LlamaCppSequence(tree, CacheUsage(reused, tree.length - reused, why), number)
         slot.sequence, slot.keys = sequence, sequence.keys.cut(reused)
@@ -87,9 +87,12 @@ class LlamaCppModelRunner(ModelRunner):
     def _prefill(self, sequence: RunningSequence, max_tokens: int) -> int:
         """Runs a part of a context; returns how many tokens."""
         assert isinstance(sequence, LlamaCppSequence)
-        part = sequence.tree.part(sequence.n_read, sequence.n_read + max_tokens)
+        first = not sequence.n_read and bool(sequence.tree.prefixes_of(sequence.tree.nodes[0]))
+        alone = first and self._context.window > 0  # see `_show`
+        part = sequence.tree.part(sequence.n_read, sequence.n_read + (1 if alone else max_tokens))
         at, end = part.start, part.start + part.length
         for node in part.nodes:  # a call takes ids or rows, not both
+            self._show(sequence, part.prefixes_of(node))
             last = part.length == sequence.unread and at + len(node) == end
             assert not isinstance(node.content, KVCache)
             content = node.content if isinstance(node.content, Tensor) else list(node.content)
@@ -98,12 +101,27 @@ class LlamaCppModelRunner(ModelRunner):
             if last:
                 sequence.logits = logits[0]
         sequence.n_read += part.length
+        if alone:
+            self._slots[sequence.number].prefixes = None
         return part.length
+
+    def _show(self, sequence: LlamaCppSequence, prefixes: list[Tensor]) -> None:
+        """Makes the next tokens of a sequence see these prefixes, and no others.
+
+        Before the first token, the last cell of a prefix may be at another position (see
+        `LlamaCppContext.put`). In sliding layers this matters later, so it is put back.
+        """
+        slot = self._slots[sequence.number]
+        if slot.prefixes is None or not same_prefixes(slot.prefixes, prefixes):
+            slot.prefixes = None  # should it fail
+            self._context.put(sequence.number, prefixes, sequence.tree.start)
+            slot.prefixes = prefixes
 
     def step(self, sequences: Sequence[RunningSequence], ids: Sequence[int]) -> Tensor:
         runs = []
         for sequence, i in zip(sequences, ids, strict=True):
             assert isinstance(sequence, LlamaCppSequence)
+            self._show(sequence, sequence.tree.prefixes_of(sequence.tree.nodes[-1]))
             runs.append(Tokens(sequence.number, sequence.position, [i], last=True))
         logits = self._context.decode(runs)
         for sequence, i in zip(sequences, ids, strict=True):
@@ -135,7 +153,7 @@ class LlamaCppModelRunner(ModelRunner):
     def close(self) -> None:
         self._context.close()
 
-    def _nearest(self, tree: Tree, keys: TextKeys) -> tuple[int, int]:
+    def _nearest(self, keys: TextKeys) -> tuple[int, int]:
         """The free slot that holds most of a context's beginning, and how much that is.
 
         Raises:
@@ -148,12 +166,8 @@ class LlamaCppModelRunner(ModelRunner):
             )
 
         def reused(number: int) -> int:
-            slot = self._slots[number]
-            if slot.keys is None or slot.prefixes is None:
-                return 0
-            if not same_prefixes(tree.prefixes, slot.prefixes):
-                return 0
-            return min(keys.common(slot.keys), len(keys) - 1)
+            cached = self._slots[number].keys
+            return 0 if cached is None else min(keys.common(cached), len(keys) - 1)
 
         best = max(free, key=lambda number: (reused(number), -self._slots[number].used))
         return best, reused(best)
@@ -167,11 +181,22 @@ class LlamaCppSequence(RunningSequence):
         self.number = number
 
 
+def _most_prefix_tokens(tree: Tree) -> int:
+    """The most tokens of prefixes that are seen at once."""
+    seen = (tree.prefixes_of(node) for node in tree.nodes)
+    return max(sum(int(prefix.shape[3]) for prefix in prefixes) for prefixes in seen)
+
+
 class _SequenceSlot:
-    """One of llama.cpp's sequences: who uses it, what it holds, and when it was used last."""
+    """One of llama.cpp's sequences: who uses it, what it holds, and when it was used last.
+
+    Attributes:
+        prefixes: those that its next token sees; None: others must be put there first.
+        keys: of its text.
+    """
 
     def __init__(self) -> None:
         self.sequence: LlamaCppSequence | None = None
-        self.prefixes: list[Tensor] | None = None
+        self.prefixes: list[Tensor] | None = []
         self.keys: TextKeys | None = None
         self.used = 0

@@ -1,4 +1,4 @@
-"""A context of llama.cpp: decodes ids and embedding rows of sequences that begin with prefixes."""
+"""A context of llama.cpp: decodes ids and embedding rows of sequences that see prefixes."""
 
 from __future__ import annotations
 
@@ -78,6 +78,9 @@ class Tokens:
 class LlamaCppContext:
     """A context of llama.cpp with room for sequences.
 
+    Attributes:
+        window: how many tokens sliding layers see; 0: there are none.
+
     Args:
         model: a GGUFModel, whose file imports this one.
         sequences: how many.
@@ -110,7 +113,9 @@ class LlamaCppContext:
                 "fewer or shorter texts (--slots, --context), or another --cache-type"
             )
         self._memory = lib.llama_get_memory(self._context)
+        self.window = int(lib.llama_model_n_swa(model.handle))
         self._states: list[tuple[Tensor, bytes]] = []
+        self._fillers: dict[int, bytes] = {}  # states of so many ordinary tokens
 
     def close(self) -> None:
         """Frees its memory."""
@@ -173,9 +178,9 @@ class LlamaCppContext:
         view = np.ctypeslib.as_array(pointer, shape=(self.model.vocab_size,))
         return torch.from_numpy(view.copy())
 
-    def forget(self, sequence: int, start: int = 0) -> None:
-        """Removes the keys and values of a sequence from a position on."""
-        if not self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1):
+    def forget(self, sequence: int, start: int = 0, stop: int = -1) -> None:
+        """Removes the keys and values of a sequence at positions `start` to `stop`; -1: its end."""
+        if not self._llama.llama_memory_seq_rm(self._memory, sequence, start, stop):
             raise EngineError(
                 f"llama.cpp could not cut a sequence at token {start}; expected a plain cache; "
                 "use a model with attention in all layers"
@@ -183,29 +188,42 @@ class LlamaCppContext:
 
     # prefixes ----------------------------------------------------------------------------------
 
-    def put(self, sequence: int, prefixes: Sequence[Tensor]) -> None:
-        """Begins a sequence with prefixes `[layers, 2, kv_heads, n, head_dim]`, side by side.
+    def put(self, sequence: int, prefixes: Sequence[Tensor], start: int) -> None:
+        """Puts prefixes side by side before a sequence's text, in place of those there.
 
-        llama.cpp has no call that sets keys and values. So as many ordinary tokens are run, the
-        sequence's state is read as bytes, keys and values are overwritten there, and the state is
-        restored.
+        Tokens that are run from now on see them; the text that was run stays as it is. llama.cpp
+        has no call that sets keys and values, but reads and restores the state of a sequence as
+        bytes. There the prefixes' cells are added to the text's, in some milliseconds a thousand
+        tokens. Sequences do not share the cells of a prefix: that needs one buffer for all
+        (`kv_unified`), in which each sequence computes attention over the cells of all others.
+
+        Args:
+            prefixes: `[layers, 2, kv_heads, n, head_dim]` each, `n <= start`.
+            start: first position of the text.
         """
-        states = [self._state_of(sequence, prefix) for prefix in prefixes if prefix.shape[3]]
+        prefixes = sorted((p for p in prefixes if p.shape[3]), key=lambda p: p.shape[3])
+        self.forget(sequence, 0, start)
+        if not prefixes and not self.window:
+            return
+        text, sliding = self._text_states(sequence)
+        states = [self._state_of(sequence, prefix) for prefix in prefixes]
         self.forget(sequence)
-        if states:
-            self.restore(sequence, joined(states))
+        if states or text:
+            state = joined([*states, *text], sliding)
+            self.restore(sequence, state if text else self._reaching(state, start))
 
-    def state(self, sequence: int) -> bytes:
+    def state(self, sequence: int, flags: int = 0) -> bytes:
         """The state of a sequence, as llama.cpp serializes it (see `gguf.state`)."""
-        size = self._llama.llama_state_seq_get_size(self._context, sequence)
+        lib = self._llama
+        size = lib.llama_state_seq_get_size_ext(self._context, sequence, flags)
         buffer = (ctypes.c_uint8 * size)()
-        got = self._llama.llama_state_seq_get_data(self._context, buffer, size, sequence)
-        return bytes(buffer)[:got]
+        got = lib.llama_state_seq_get_data_ext(self._context, buffer, size, sequence, flags)
+        return bytes(memoryview(buffer)[:got])
 
     def restore(self, sequence: int, state: bytes) -> None:
         """Sets the state of a sequence to what `state` returned."""
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        done = self._llama.llama_state_seq_set_data(self._context, buffer, len(state), sequence)
+        pointer = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
+        done = self._llama.llama_state_seq_set_data(self._context, pointer, len(state), sequence)
         if done != len(state):
             raise EngineError(
                 "llama.cpp did not accept a prefix's keys and values; expected it to; install "
@@ -225,17 +243,56 @@ class LlamaCppContext:
         cells, index = self.model.layer_places(parse(state))[-1]
         return torch.from_numpy(cells.keys[index].read(state).copy())
 
+    def _text_states(self, sequence: int) -> tuple[list[bytes], list[bytes]]:
+        """The state of a sequence without prefixes, if it has a token, and more of sliding layers.
+
+        llama.cpp leaves out of a state what no next token can see: in sliding layers, all before
+        the window. A sequence that is cut needs it again, so it is read window by window, from the
+        end on; what was read is removed.
+        """
+        lib, sliding = self._llama, list[bytes]()
+        if lib.llama_memory_seq_pos_max(self._memory, sequence) < 0:
+            return [], []
+        state = self.state(sequence)
+        caches = parse(state)
+        if len(caches) > 1:
+            first = min(caches[0].positions(state))
+            start = min(caches[1].positions(state))
+            while start > first:
+                self.forget(sequence, start)
+                sliding.append(self.state(sequence, lib.LLAMA_STATE_SEQ_FLAGS_SWA_ONLY))
+                start = min(parse(sliding[-1])[0].positions(sliding[-1]))
+        return [state], sliding
+
+    def _reaching(self, state: bytes, start: int) -> bytes:
+        """A state of prefixes, the longest one last, after which a text can begin at `start`.
+
+        llama.cpp runs a token only at the position after the last one that it holds. So the last
+        cell moves there; its key is rotated already, and its position only says what sees it.
+        Sliding layers whose window does not reach back to it get no cell: theirs are the positions
+        that llama.cpp goes by.
+        """
+        caches, moved = parse(state), bytearray(state)
+        for cells in caches:
+            cells.move_last(moved, start - 1)
+        last = caches[-1]
+        if len(caches) > 1 and start - last.positions(state)[-1] >= self.window:
+            moved[last.start : last.end] = bytes(4)
+        return bytes(moved)
+
     def _state_of(self, sequence: int, prefix: Tensor) -> bytes:
-        """The state of a sequence of a prefix alone."""
+        """The state of a sequence of a prefix alone. What the sequence holds may be lost."""
         for cached, state in self._states:
             if cached is prefix:
                 return state
-        self.forget(sequence)
         count = int(prefix.shape[3])
-        for start in range(0, count, STEP):
-            part = min(STEP, count - start)
-            self.decode([Tokens(sequence, start, [self.model.filler] * part)])
-        changed = bytearray(self.state(sequence))
+        if count not in self._fillers:
+            self.forget(sequence)
+            for start in range(0, count, STEP):
+                part = min(STEP, count - start)
+                self.decode([Tokens(sequence, start, [self.model.filler] * part)])
+            self._fillers[count] = self.state(sequence)
+        changed = bytearray(self._fillers[count])
         self._overwrite(changed, prefix.float().cpu())
         self._states = [*self._states[1 - MAX_STATES :], (prefix, bytes(changed))]
         return bytes(changed)

@@ -92,6 +92,10 @@ class StateCells:
     def positions(self, state: bytes | bytearray) -> list[int]:
         return [struct.unpack_from("<i", state, offset)[0] for offset in self.offsets]
 
+    def move_last(self, state: bytearray, position: int) -> None:
+        """Gives the last cell another position; its key stays rotated for the one it had."""
+        struct.pack_into("<i", state, self.offsets[-1], position)
+
 
 def parse(state: bytes | bytearray) -> list[StateCells]:
     """The caches of a sequence's state that have cells.
@@ -108,33 +112,40 @@ def parse(state: bytes | bytearray) -> list[StateCells]:
     raise _unknown_layout("an unknown layout")
 
 
-def joined(states: Sequence[bytes]) -> bytes:
-    """One state with the cells of several, at their positions."""
-    first, parsed = states[0], [parse(state) for state in states]
-    joined_state, at = b"", 0
-    for caches in zip(*parsed, strict=True):  # the same cache of each state
-        joined_state += first[at : caches[0].start] + _join(states, caches)
-        at = caches[0].end
-    return joined_state + first[at:]
+def joined(states: Sequence[bytes], sliding: Sequence[bytes] = ()) -> bytes:
+    """One state with the cells of several, at their positions.
+
+    `sliding`: states of the last cache alone, that of sliding layers, whose cells are added to it.
+    """
+    caches = zip(*(parse(state) for state in states), strict=True)
+    parts = [list(zip(states, cells, strict=True)) for cells in caches]
+    parts[-1] += [(state, parse(state)[0]) for state in sliding]
+    first, at, out = states[0], 0, list[bytes | memoryview]()
+    for part in parts:  # the same cache of each state
+        cells = part[0][1]
+        out += [memoryview(first)[at : cells.start], *_join(part)]
+        at = cells.end
+    return b"".join([*out, first[at:]])
 
 
-def _join(states: Sequence[bytes], caches: Sequence[StateCells]) -> bytes:
-    """One cache with the cells of several."""
-    pairs = list(zip(states, caches, strict=True))
-    out = struct.pack("<I", sum(len(cells.offsets) for cells in caches))
-    out += b"".join(state[cells.start + 4 : cells.layers] for state, cells in pairs)
-    first, cells = pairs[0]
-    out += first[cells.layers : cells.layers + 8]
-    for blocks in (*zip(*(h.keys for h in caches), strict=True),
-                   *zip(*(h.values for h in caches), strict=True)):  # fmt: skip
-        out += first[blocks[0].start - 12 : blocks[0].start]
-        rows = blocks[0].width if blocks[0].transposed else 1
+def _join(part: Sequence[tuple[bytes, StateCells]]) -> Iterator[bytes | memoryview]:
+    """One cache with the cells of several, in pieces."""
+    yield struct.pack("<I", sum(len(cells.offsets) for _, cells in part))
+    for state, cells in part:
+        yield memoryview(state)[cells.start + 4 : cells.layers]
+    first, cells = part[0]
+    yield memoryview(first)[cells.layers : cells.layers + 8]
+    for blocks in (*zip(*(cells.keys for _, cells in part), strict=True),
+                   *zip(*(cells.values for _, cells in part), strict=True)):  # fmt: skip
+        yield memoryview(first)[blocks[0].start - 12 : blocks[0].start]
         raw = [
-            np.frombuffer(state, np.uint8, block.length, block.start).reshape(rows, -1)
-            for state, block in zip(states, blocks, strict=True)
+            memoryview(state)[block.start : block.start + block.length]
+            for (state, _), block in zip(part, blocks, strict=True)
         ]
-        out += np.concatenate(raw, axis=1).tobytes()
-    return out
+        if blocks[0].transposed:  # a row is a column
+            columns = [np.frombuffer(piece, np.uint8).reshape(blocks[0].width, -1) for piece in raw]
+            raw = [memoryview(np.concatenate(columns, axis=1).tobytes())]
+        yield from raw
 
 
 def _caches(state: bytes | bytearray, at: int, extra: int) -> list[StateCells]:

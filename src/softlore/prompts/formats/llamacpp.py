@@ -63,7 +63,7 @@ def write(
     placeholder = prefix_placeholder(prompt, model)
     runner = LlamaCppContext(model, streams, len(prompt), cache)
     try:
-        runner.put(0, [prompt.key_values])
+        runner.put(0, [prompt.key_values], len(prompt))
         with tempfile.TemporaryDirectory(prefix="softlore-") as folder:
             file = Path(folder) / "slot"
             runner.save(0, placeholder.ids, str(file))
