@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from softlore import SoftPrompt
-from softlore.context import Node, Tree
+from softlore.context import Node, Tree, compose
 from softlore.decode import (
     GenerationRequest,
     RunningBatch,
@@ -189,7 +190,7 @@ def test_a_text_that_is_cancelled_is_dropped_there(server):
 
 @pytest.mark.parametrize(
     "context",
-    [PREFIX + "The dog", CAT + PREFIX + "The dog ran", PREFIX + "The " + ROW + " and " + CAT],
+    [PREFIX + "The dog", CAT + PREFIX + "The dog ran", PREFIX + CAT + "The " + ROW + " and"],
     ids=["alone", "in company", "beside rows"],
 )
 def test_prefixes_are_named_by_placeholders(server, tmp_path, context):
@@ -202,6 +203,32 @@ def test_prefixes_are_named_by_placeholders(server, tmp_path, context):
         return await drained(engine, GenerationRequest(context, 12, sampling={"temperature": 0}))
 
     assert run(url, work).ids == write(MODEL, context, 12, temperature=0).drained().ids
+
+
+def test_late_prefixes_are_seen_from_the_start_and_the_log_says_so_once(server, tmp_path, caplog):
+    url, seen = server
+    seen["folder"] = tmp_path
+    for prompt in (PREFIX, CAT):
+        vllm.write_prefix(prompt, MODEL, tmp_path / f"{prompt.name}.safetensors")
+    text = "Down the lane came the dog"
+    late = [text[:9] + PREFIX + text[9:], text[:9] + PREFIX + text[9:18] + CAT + text[18:]]
+    classic = [PREFIX + text, PREFIX + CAT + text]
+    requests = [GenerationRequest(c, 12, sampling={"temperature": 0}) for c in (*classic, *late)]
+    places = compose(MODEL, late[0], reserved=32)  # which vLLM does not keep free
+    requests.append(replace(requests[2], tree=places))
+
+    async def work(engine):
+        found = [(await drained(engine, request)).ids for request in requests[:2]]
+        assert not caplog.records
+        return found + [(await drained(engine, request)).ids for request in requests[2:]]
+
+    one, two, *woken = run(url, work)
+    assert woken == [one, two, one]
+    assert one == write(MODEL, classic[0], 12, temperature=0).drained().ids
+    assert two == write(MODEL, classic[1], 12, temperature=0).drained().ids
+    told = [record.message for record in caplog.records if "vLLM" in record.message]
+    assert len(told) == 1
+    assert "all of the text sees it" in told[0]
 
 
 def test_prefixes_that_cannot_stand_side_by_side_are_refused():

@@ -16,6 +16,7 @@ from blocks import ROOT, keep
 PAGE = ROOT / "docs" / "engines.md"
 LOCAL, VLLM, LLAMA = "tests/test_batch.py", "tools/check_vllm.py", "tests/engines/test_llamacpp.py"
 ENGINE, REMOTE = "tests/test_engine.py", "tests/test_engine_vllm.py"
+LATE = "tests/engines/test_llamacpp_late.py"
 STATE = "tests/test_gguf_state.py"
 ENGINES = ("local", "vllm", "llamacpp", "slot file for llama-server")
 # Feature -> a cell an engine: (file, function that shows it[, what to say]), or why it is missing.
@@ -38,6 +39,25 @@ MATRIX: dict[str, tuple[Cell, Cell, Cell, Cell]] = {
         (VLLM, "check_engine", "yes, with rotary positions and no sliding layers"),
         (LLAMA, "test_prompts_err_no_more_than_plain_text_does"),
         "no: train the set as one prompt",
+    ),
+    "late prefixes, seen from where they stand": (
+        ("tests/test_late_stories.py", "test_turns_equal_those_without_a_cache"),
+        (
+            REMOTE,
+            "test_late_prefixes_are_seen_from_the_start_and_the_log_says_so_once",
+            "no: seen from the start ([why](#late-prefixes-on-vllm))",
+        ),
+        (LATE, "test_each_token_sees_what_stands_before_it"),
+        "no: it begins the slot",
+    ),
+    "lore that wakes or sleeps leaves the text cached": (
+        (
+            "tests/test_late_stories.py",
+            "test_waking_sleeping_and_swapping_read_the_last_turn_and_the_new_text",
+        ),
+        "no",
+        (LATE, "test_waking_swapping_and_sleeping_read_only_the_new_text"),
+        "no",
     ),
     "both kinds in one context": (
         (LOCAL, "test_joining_and_leaving_changes_no_text"),

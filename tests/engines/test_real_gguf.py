@@ -35,6 +35,7 @@ pytestmark = [
 TOKENS = 30
 CONTEXT = 512
 BEGINNING = "The old woman opened the door. "
+FACTS = "Marta wore a long red coat and round brass spectacles. Marta"
 BLOCKS = [
     ("Marta wore", [" a long red coat and round brass spectacles."]),
     ("Marta lived in", [" a house with two doors."]),
@@ -67,6 +68,8 @@ class Real:
         assert not lib.llama_model_quantize(str(file).encode(), str(unpacked).encode(), given)
         self.unpacked = GGUFModel(unpacked, context_length=CONTEXT)
         self.prompts = {kind: self.train(kind) for kind in ("prefix", "embedding")}
+        read = SoftPrompt.from_text(FACTS, self.model, name="Facts", kind="prefix")
+        self.prompts["late"] = read.replace(training={"placement": "late"})
 
     def train(self, kind):
         steps = {"n_tokens": 8, "max_steps": 4, "max_spacing": 16, "drift_guard": 0}
@@ -77,13 +80,15 @@ class Real:
             return Context([BEGINNING + "Marta wore"])
         if kind == "prefix":
             return Context([self.prompts[kind], BEGINNING + "Marta wore"])
+        # The late prefix wakes here too, and all before it is the bare model's.
         return Context([BEGINNING, self.prompts[kind], "Marta wore"])
 
     def both(self, gguf, kind):
         """Logits `[TOKENS, vocab]` by torch and by llama.cpp after torch's greedy tokens."""
         ours = TorchModelRunner(self.model)
         theirs = LlamaCppModelRunner(gguf, 1, CacheTypes("f32", "f32"))
-        runs = [(r, r.start(compose(r.model, self.context(kind)))) for r in (ours, theirs)]
+        context, places = self.context(kind), 32 if kind == "late" else 0
+        runs = [(r, r.start(compose(r.model, context, reserved=places))) for r in (ours, theirs)]
         for runner, sequence in runs:
             while sequence.logits is None:
                 runner.prefill([sequence], 512)
@@ -120,7 +125,7 @@ def test_each_accepts_the_prompts_of_the_other(real, kind):
     real.model.check_prompt(made)
 
 
-@pytest.mark.parametrize("kind", ["plain", "prefix", "embedding"])
+@pytest.mark.parametrize("kind", ["plain", "prefix", "embedding", "late"])
 def test_greedy_texts_on_the_unpacked_file_are_equal(real, kind):
     ours, theirs = real.both(real.unpacked, kind)
     assert ours.argmax(1).tolist() == theirs.argmax(1).tolist()

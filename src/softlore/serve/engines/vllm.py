@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,7 @@ from softlore.model import FrozenModel
 from softlore.prompts.formats.vllm import prefix_set_ids, request_body
 from softlore.serve.engines.base import AsyncOutputStream, End, Engine, OutputQueue
 
+_log = logging.getLogger(__name__)
 PARAMETER = "softlore"  # of kv_transfer_params, as the connector reads it
 NEVER = -100.0  # the lowest bias that vLLM adds to a logit
 # Fields of `SamplingParams` that vLLM has too, by the same names.
@@ -38,8 +40,10 @@ _SAME_NAMES = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_
 class VLLMEngine(Engine):
     """Generates texts on a vLLM server that runs the same model.
 
-    Prefixes must have been converted for its connector (see `softlore.vllm_connector`). Control
-    codes with a strength and `no_copy` are rejected; samplers that vLLM lacks are left out.
+    Prefixes must have been converted for its connector (see `softlore.vllm_connector`). Wherever
+    they stand in a context, all of its text sees them, as vLLM can only begin a text with them; the
+    first time that this makes a difference, the log says so. Control codes with a strength and
+    `no_copy` are rejected; samplers that vLLM lacks are left out.
 
     Args:
         model: its tokenizer and embeddings are used.
@@ -72,6 +76,7 @@ class VLLMEngine(Engine):
         )
         self._free = asyncio.Semaphore(slots)
         self._streams: set[_RemoteStream] = set()
+        self._told_classic = False
 
     def enqueue(
         self, prepared: tuple[dict[str, Any], OutputStream], outputs: OutputQueue | None
@@ -118,7 +123,9 @@ class VLLMEngine(Engine):
                 "expected 0; use --engine local for it"
             )
         conditioning = conditionings[0][0] if conditionings else ""
-        context, positions = _context(self.model, request, conditioning)
+        tree = request.compose(self.model, conditioning)
+        self._tell_classic(tree)
+        context, positions = _context(self.model, request, conditioning, tree)
         most = request.max_new_tokens
         if self.model.context_length is not None:
             most = min(most, self.model.context_length - positions)
@@ -135,6 +142,16 @@ class VLLMEngine(Engine):
         }
         output = OutputStream(self.model, stops, request.max_new_tokens)
         return {name: value for name, value in body.items() if value is not None}, output
+
+    def _tell_classic(self, tree: Tree) -> None:
+        """Says once in the log that late prefixes are seen from the start."""
+        late = any(len(tree.prefixes_of(node)) < len(tree.prefixes) for node in tree.nodes)
+        if late and not self._told_classic:
+            self._told_classic = True
+            _log.warning(
+                "a soft prompt stands within the text, and vLLM cannot show it to what follows "
+                "alone; all of the text sees it, and is read anew when it wakes"
+            )
 
     async def _generate(self, stream: _RemoteStream, body: dict[str, Any]) -> None:
         """Waits for a free slot, sends the request, and passes on what is streamed back."""
@@ -209,16 +226,16 @@ class _RemoteStream(AsyncOutputStream):
 
 
 def _context(
-    model: FrozenModel, request: GenerationRequest, conditioning: ContextLike
+    model: FrozenModel, request: GenerationRequest, conditioning: ContextLike, tree: Tree
 ) -> tuple[dict[str, Any], int]:
     """A context as fields of a request's body, and how many positions it takes on the server.
 
-    Ids where it is text only; else rows. Prefixes are sent as their placeholder ids.
+    Ids where it is text only; else rows. Prefixes are sent as their placeholder ids, before all
+    text.
 
     Raises:
         ContextOverflowError: more than fits; PromptError: prefixes that cannot stand side by side.
     """
-    tree = request.compose(model, conditioning)
     check_length(model, tree.start + tree.length)
     prefixes = {p.name: p for p in prompts_in(request, [(conditioning, 1.0)]) if p.kind == "prefix"}
     ids = prefix_set_ids(list(prefixes.values()), model) if prefixes else []
