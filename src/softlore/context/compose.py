@@ -86,9 +86,10 @@ def _contents(
                 continue
             inside, start = number > 0, 0
             ids = model.encode(run, inside=inside) if run else []
+            places = {place for place, _ in marks} - {0}
+            encoded = {place: model.encode(run[:place], inside=inside) for place in places}
             for place, prefix in marks:
-                before = model.encode(run[:place], inside=inside) if place else []
-                stop = max(start, _common_length(before, ids))
+                stop = max(start, _common_length(encoded.get(place, []), ids))
                 if stop > start:
                     yield ids[start:stop], tuple(seen)
                 seen += [] if (i := prefixes.index(prefix)) in seen else [i]
