@@ -200,6 +200,24 @@ def test_the_servers_lore_reaches_a_client_that_knows_nothing_of_it(tmp_path):
     assert read(texts, "Emma came.").text == "Emma came."
 
 
+def test_late_lore_is_seen_by_the_newest_lines_only(tmp_path):
+    texts = made(tmp_path, BOOK)
+    texts.store.library.save(EMMA.replace(training={"placement": "late"}))
+    old, new = (
+        "A dog ran.\n" * 4,
+        "Emma came to see it, and it rained all day long on the roofs of the town.\n",
+    )
+    new = "It was late.\n" + new
+    request = texts.compose(old + new)
+    assert [piece for piece in request.context if isinstance(piece, str)] == [old, new]
+    nodes = [(len(node), tuple(node.sees)) for node in request.tree.nodes]
+    assert nodes == [(len(old), ()), (len(new), (0,))]
+    without = texts.compose(old)
+    assert without.tree.start == request.tree.start == 32
+    always = texts.compose(old + new, always=["Emma"], memory="A tale.")
+    assert [tuple(node.sees) for node in always.tree.nodes] == [(), (0,)]
+
+
 def test_lore_whose_prompt_is_of_another_model_enters_as_text(tmp_path):
     texts = made(tmp_path, BOOK)
     assert read(texts, "The cat sat.").pieces == ("The cat is grey.\nThe cat sat.",)

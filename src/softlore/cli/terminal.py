@@ -210,9 +210,10 @@ class Terminal:
         plan = self.session.plan_turn(self._tokens)
         for part in plan.parts:
             bar = "█" * max(1, round(40 * part.tokens / plan.limit))
-            click.echo(f"{part.kind:7} {part.name[:24]:24} {part.tokens:6} {bar}")
+            late = " (only the newest text sees it)" if part.late else ""
+            click.echo(f"{part.kind:7} {part.name[:24]:24} {part.tokens:6} {bar}{late}")
         click.echo(f"{'write':7} {'':24} {plan.reserved:6}")
-        free = plan.limit - plan.reserved - plan.tokens
+        free = plan.limit - plan.reserved - plan.positions
         omitted = f"; {plan.omitted:,} characters of the beginning are left out"
         click.echo(f"{free} of {plan.limit} tokens are free{omitted if plan.omitted else ''}")
 

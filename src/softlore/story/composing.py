@@ -44,7 +44,7 @@ from softlore.story.settings import StorySettings
 DEFAULT_LENGTH = 8192  # tokens of context for models without a limit
 LORE_SHARE = 4  # a quarter of the context is for lore by default
 MIN_STORY = 32  # tokens of the story that must fit
-STEP = 2048  # tokens of the story's beginning that are left out at once: some twenty turns;
+STEP = 2560  # tokens of the story's beginning that are left out at once: twenty turns or more;
 STEP_SHARES = (2, 4)  # but no more than a half of the context, and no less than a quarter
 STEP_CHARACTERS = 4  # that a token has, roughly
 LEFT_SHARE = 4  # a quarter of the story's room is still filled then

@@ -109,7 +109,8 @@ function showParts(plan) {
   const row = (kind, words, tokens) => h("tr", {}, h("th", { scope: "row" }, swatch(kind), words),
     h("td", {}, count(tokens, "token")));
   const named = (part) => (["lore", "soft"].includes(part.kind)
-    ? `${WORDS[part.kind]}: ${part.name}` : WORDS[part.kind] ?? part.name);
+    ? `${WORDS[part.kind]}: ${part.name}${part.late ? " (seen by the newest text)" : ""}`
+    : WORDS[part.kind] ?? part.name);
   const rows = [
     h("h2", {}, "What the model reads next"),
     h("table", {}, h("tbody", {},
