@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from softlore.tune import WorldInfoTrainer
 
 # A control code is first and alone, and is meant to change all text after it.
-CODE_SETTINGS = {"company_size": 1, "max_spacing": 0, "drift_guard": 0.0}
+CODE_SETTINGS: dict[str, Any] = {
+    "company_size": 1,
+    "max_spacing": 0,
+    "drift_guard": 0.0,
+    "placement": "classic",
+}
 GROUP_SIZE = 8  # with --ray, by default
 NOTHING_NEW = "nothing new to train; --overwrite trains existing prompts again"
 

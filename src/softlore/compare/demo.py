@@ -150,7 +150,6 @@ def demo_methods(book: Lorebook, large: bool = False, quick: bool = False) -> li
         settings = {
             "kind": "prefix",
             "n_tokens": 16,
-            "max_spacing": 256,
             "distil_weight": 0.0,
         }
         entries = [book[name] for name in (SHOWN[:2] if quick else SHOWN)]
@@ -160,7 +159,6 @@ def demo_methods(book: Lorebook, large: bool = False, quick: bool = False) -> li
         "kind": "prefix",
         "n_tokens": 12,
         "max_steps": 250,
-        "max_spacing": 96,
         "pairs_per_step": 8,
         "distil_weight": 0.0,
     }

@@ -136,7 +136,7 @@ def make_all(
         conditionings = {name: value for name, value in made.items() if value is not None}
         results += [MethodResult(name, kind, conditionings, seconds)] if conditionings else []
     # Recall needs calls and responses; if all entries have them, they are trained on them only.
-    settings: dict[str, Any] = {"entries": book.entries, "max_spacing": 96, "seed": seed}
+    settings: dict[str, Any] = {"entries": book.entries, "seed": seed}
     settings |= {"distil_weight": 0.0} if all(entry.blocks for entry in book) else {}
     settings["time_budget"] = time_budget * (1 - SEARCH_SHARE) / len(SOFT)
     for kind, n_tokens in SOFT:

@@ -170,10 +170,8 @@ def stack_past(model: FrozenModel, trees: Sequence[Tree]) -> tuple[KVCache | Non
     for row, parts in enumerate(rows):
         if parts:
             positions[row, : totals[row]] = torch.cat([part.positions for part in parts])
-            sizes = [len(part.positions) for part in parts]
-            numbers[row, : totals[row]] = torch.repeat_interleave(
-                torch.tensor([part.number for part in parts]), torch.tensor(sizes)
-            )
+            each = [part.number for part in parts for _ in range(len(part.positions))]
+            numbers[row, : totals[row]] = torch.tensor(each)
     like = next(part for parts in rows for part in parts).layers
     pairs = [
         tuple(
@@ -190,10 +188,11 @@ def _kept(
     model: FrozenModel, tree: Tree, cast: dict[int, Sequence[tuple[Tensor, Tensor]]]
 ) -> list[_Kept]:
     """What a tree need not run, but for prefixes that none of its nodes sees."""
-    seen = tree.sight()[:, len(tree.nodes) :].any(dim=0) if tree.nodes else None
+    everyone = not tree.nodes or any(node.sees is None for node in tree.nodes)
+    seen = {i for node in tree.nodes for i in node.sees or ()}
     kept = []
     for i, prefix in enumerate(tree.prefixes):
-        if seen is not None and not seen[i]:
+        if not everyone and i not in seen:
             continue
         if id(prefix) not in cast:
             own = prefix.to(device=model.device, dtype=model.dtype)

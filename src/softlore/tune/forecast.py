@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from softlore.model.shapes import count_parameters, largest_weight, model_bytes
 from softlore.model.unloaded import UnloadedModel
 from softlore.settings import TrainingConfig
 from softlore.tune.examples import DISTILLED, EntryExamples, pairs_of
+from softlore.tune.filler import FillerStore
 from softlore.tune.objective import (
     SHARE,
     TrainingBatch,
@@ -33,7 +34,7 @@ from softlore.tune.objective import (
     recomputed_bytes,
     smallest_pass,
 )
-from softlore.tune.passages import Passage, passage_length
+from softlore.tune.passages import Passage, passage_length, places_beside
 from softlore.tune.training_data import UNRELATED, draw_batch
 from softlore.tune.trunk import TrainingData
 
@@ -204,7 +205,13 @@ def _sample_data(
     examples = {entry.name: _examples(model, entry, config, passage) for entry in entries}
     guard = [passage] * UNRELATED if config.drift_guard > 0 else []
     filler = [passage.ids] * UNRELATED if config.filler == "story" else []
-    return TrainingData(examples, guard, filler)
+    read = None
+    if config.late:
+        at = places_beside(model, config)
+        longest = max(length, *(example.longest for example in examples.values()))
+        read = replace(FillerStore.of(model, config, None, at, longest), story=())
+        read.write(model, 0)
+    return TrainingData(examples, guard, filler, read=read)
 
 
 def _examples(
