@@ -285,6 +285,18 @@ def test_a_story_that_is_opened_anew_goes_on_as_it_would_have(library):
         assert found == expected
 
 
+def test_a_conditioning_s_strength_and_lore_change_without_reading_the_story(library):
+    """A conditioning runs the story behind it and, for the mixture, without it."""
+    runner = runner_for(MODEL, n_sequences=9)
+    with library.create("a") as story:
+        session = session_of(story, model=runner)
+        for name, strength in [("", 0.5), ("Emma", 0.5), ("Bram", 1.5), ("", 1.5)]:
+            session.add(LINE * 3 + name)
+            list(session.continue_story(WRITTEN, conditioning=[("A sad tale. ", strength)]))
+            if strength == 1.5 or name:
+                assert session.cache_usage.read <= 6 * len(LINE) + WRITTEN + 9
+
+
 # the cache of many stories ------------------------------------------------------------------------
 
 

@@ -83,7 +83,9 @@ class SequenceGroup:
         sampler = make_sampler(model, request, conditionings)
         conditionings = with_bare_model(conditionings) if conditionings else []
         if conditionings:
-            windows = first_windows(model, request.context, conditionings, request.check)
+            windows = first_windows(
+                model, request.context, conditionings, request.check, request.reserved
+            )
         else:
             windows = [Window(request.compose(model))]
         weights = [weight for _, weight in conditionings] or [1.0]

@@ -122,16 +122,22 @@ class Window:
 
 
 def first_windows(
-    model: LanguageModel, context: ContextLike, conditionings: Weighted, check: bool = True
+    model: LanguageModel,
+    context: ContextLike,
+    conditionings: Weighted,
+    check: bool = True,
+    reserved: int = 0,
 ) -> list[Window]:
     """The windows that a context begins with, one under each conditioning.
+
+    `reserved`: places kept free for prefixes, see `compose`.
 
     Raises:
         ContextOverflowError: a conditioning that leaves no room.
     """
     windows = [
         Window(
-            compose(model, context, check=check, conditioning=conditioning),
+            compose(model, context, check, conditioning, reserved),
             count_conditioning_nodes(model, conditioning),
         )
         for conditioning, _ in conditionings

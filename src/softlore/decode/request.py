@@ -57,7 +57,12 @@ class GenerationRequest:
         """The context after a conditioning, encoded. Raises as `softlore.context.compose` does."""
         if self.tree is not None and conditioning == "":
             return self.tree
-        return compose(model, self.context, self.check, conditioning)
+        return compose(model, self.context, self.check, conditioning, self.reserved)
+
+    @property
+    def reserved(self) -> int:
+        """Places kept free before the text for prefixes: those of the tree, if there is one."""
+        return self.tree.start if self.tree is not None else 0
 
 
 def stop_strings(request: GenerationRequest) -> tuple[str, ...]:
