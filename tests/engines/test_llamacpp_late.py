@@ -144,6 +144,21 @@ def test_text_keeps_its_bytes_when_prefixes_come_and_go(family, kind, flash):
     context.close()
 
 
+@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+@pytest.mark.parametrize("family", ["storyteller", "gemma3_text-wide"])
+def test_what_lore_was_awake_before_changes_no_bit(family, kind):
+    found, logits = contexts(family), []
+    for before in (Context([ONE]), found["woken"], found["woken one after the other"]):
+        _, runner = runners(family, CacheTypes(kind, kind))
+        run(runner, compose(runner.model, before, reserved=PLACES))
+        _, rows, usage = run(runner, compose(runner.model, found["asleep"], reserved=PLACES))
+        assert usage.reused == len(runner.model.encode(ONE))
+        logits.append(rows)
+        runner.close()
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
+
+
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])
 def test_a_prefix_wakes_in_a_cache_of_any_type(kind):
     ours, theirs = runners("storyteller", CacheTypes(kind, kind))

@@ -209,7 +209,9 @@ class LlamaCppContext:
         states = [self._state_of(sequence, prefix) for prefix in prefixes]
         self.forget(sequence)
         if states or text:
-            state = joined([*states, *text], sliding)
+            # Text first: so its cells stay in order when the prefixes leave, and sums over them
+            # are the same bits as without.
+            state = joined([*text, *states], sliding)
             self.restore(sequence, state if text else self._reaching(state, start))
 
     def state(self, sequence: int, flags: int = 0) -> bytes:
@@ -260,8 +262,8 @@ class LlamaCppContext:
             start = min(caches[1].positions(state))
             while start > first:
                 self.forget(sequence, start)
-                sliding.append(self.state(sequence, lib.LLAMA_STATE_SEQ_FLAGS_SWA_ONLY))
-                start = min(parse(sliding[-1])[0].positions(sliding[-1]))
+                sliding.insert(0, self.state(sequence, lib.LLAMA_STATE_SEQ_FLAGS_SWA_ONLY))
+                start = min(parse(sliding[0])[0].positions(sliding[0]))
         return [state], sliding
 
     def _reaching(self, state: bytes, start: int) -> bytes:

@@ -113,16 +113,15 @@ def parse(state: bytes | bytearray) -> list[StateCells]:
 
 
 def joined(states: Sequence[bytes], sliding: Sequence[bytes] = ()) -> bytes:
-    """One state with the cells of several, at their positions.
+    """One state with the cells of several, in order, at their positions.
 
-    `sliding`: states of the last cache alone, that of sliding layers, whose cells are added to it.
+    `sliding`: states of the last cache alone, that of sliding layers, whose cells come first there.
     """
-    caches = zip(*(parse(state) for state in states), strict=True)
-    parts = [list(zip(states, cells, strict=True)) for cells in caches]
-    parts[-1] += [(state, parse(state)[0]) for state in sliding]
+    parsed = [parse(state) for state in states]
+    parts = [list(zip(states, caches, strict=True)) for caches in zip(*parsed, strict=True)]
+    parts[-1] = [*((state, parse(state)[0]) for state in sliding), *parts[-1]]
     first, at, out = states[0], 0, list[bytes | memoryview]()
-    for part in parts:  # the same cache of each state
-        cells = part[0][1]
+    for cells, part in zip(parsed[0], parts, strict=True):  # the same cache of each state
         out += [memoryview(first)[at : cells.start], *_join(part)]
         at = cells.end
     return b"".join([*out, first[at:]])
