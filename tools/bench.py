@@ -1,10 +1,13 @@
 """Measures training speed and memory side by side in one run: softlore, PEFT, one pair at a time.
 
 Every way makes the same update: the gradient of the mean response loss of nine call/response pairs
-with respect to twenty soft rows, behind filler. Each runs in a process of its own, so that its peak
-memory is its own. Ratios are printed beside seconds; nothing is asserted.
+with respect to twenty soft tokens, behind filler. These are embedding rows before the filler; for
+"softlore, late", which is softlore's default, a prefix that only the pairs see, behind filler that
+was read before the first update. Each runs in a process of its own, so that its peak memory is its
+own. Ratios are printed beside seconds; nothing is asserted.
 
     python tools/bench.py                # GPT-2-small shape, filler 0/128/512, float32 and bfloat16
+    python tools/bench.py --filler 128 2000 --ways "softlore, late" "softlore, classic"
     python tools/bench.py --quick        # a tiny model, to see that all of it runs
 """
 
@@ -22,7 +25,8 @@ from dataclasses import dataclass
 from typing import Any
 
 PAIRS, CALL, RESPONSE, SOFT = 9, 6, 14, 20
-WAYS = ("softlore, late", "softlore, classic", "PEFT", "one pair at a time")
+LATE = "softlore, late"
+WAYS = (LATE, "softlore, classic", "PEFT", "one pair at a time")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny model, short filler")
     parser.add_argument("--repeats", type=int, default=3, help="updates timed, after a first one")
     parser.add_argument("--filler", type=int, nargs="*", help="filler lengths")
+    parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS, help="only these")
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--entries", type=int, nargs="*", help="entries at once")
     parser.add_argument("--json", help="also write the numbers to this file")
@@ -78,10 +83,11 @@ def main() -> None:
 def _compare(filler: int, dtype: str, options: Any, peak: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     ours: Result | None = None
-    for way in WAYS:
+    for way in options.ways:
         result = _apart(measure, Case(way, filler, dtype, options.quick, options.repeats))
         ours = ours or result
-        share = useful_flops(filler, options.quick) / result.seconds / peak
+        run = 0 if way == LATE else filler
+        share = useful_flops(run, options.quick) / result.seconds / peak
         print(
             f"{filler:>6}  {way:<20}{result.seconds:>9.3f}{result.seconds / ours.seconds:>10.1f}×"
             f"{result.megabytes:>9.0f}{result.megabytes / max(1, ours.megabytes):>10.1f}×"
@@ -93,7 +99,10 @@ def _compare(filler: int, dtype: str, options: Any, peak: float) -> list[dict[st
 
 
 def useful_flops(filler: int, tiny: bool) -> float:
-    """What the tree needs: 4·N·(trunk + branches) + 4·h·V·responses (the frozen 4N, not 6N)."""
+    """What the tree needs, with so much filler to run.
+
+    4·N·(trunk + branches) + 4·h·V·responses: weights are frozen, so it is 4N a token, not 6N.
+    """
     config = _config(tiny)
     body = 12 * config.n_layer * config.n_embd**2
     tokens = SOFT + filler + PAIRS * (CALL + RESPONSE)
@@ -133,8 +142,8 @@ def _config(tiny: bool) -> Any:
     ends = {"bos_token_id": 0, "eos_token_id": 0, "loss_type": "ForCausalLM"}
 
     if tiny:
-        return GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=257, n_positions=1024, **ends)
-    return GPT2Config(n_positions=1024, **ends)
+        return GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=257, n_positions=2112, **ends)
+    return GPT2Config(n_positions=2112, **ends)
 
 
 def _model(tiny: bool, dtype: str) -> Any:
