@@ -31,7 +31,8 @@ from softlore.settings import TrainingConfig
 from softlore.tune.initial import known_ids
 from softlore.tune.passages import INTERVAL, Passage, PassageSource, bare_tree, free_memory
 
-MAX_TEXTS = 8  # at once; then new ones take the places of the oldest
+MAX_TEXTS = 4  # at once; then new ones take the places of the oldest
+RENEWED = 1.5  # of the passages that the oldest text was made of: there is enough for a new one
 MEMORY_SHARE = 0.1  # of the memory that is free, for keys and values of all texts
 SPACING = {"late": 2000, "classic": 64}  # default of `max_spacing`, in tokens
 
@@ -123,16 +124,15 @@ class FillerStore:
     def write(self, model: FrozenModel, updates: int) -> None:
         """Reads the texts that there are to be once that many updates have been made.
 
-        A new one at each interval, until there are as many as the memory has room for, made of
-        all passages; then as many as new passages are worth.
+        A new one at each interval, until there are as many as the memory has room for; then one
+        in place of the oldest where there are many more passages to make it of.
         """
         wanted = 1 + updates // INTERVAL if self.length else 1
-        while len(self.made_of) < wanted:
+        if len(self.made_of) < wanted:
             number = len(self.source.ids) if self.source is not None else 0
             full = len(self.texts) >= self.limit
-            if full and self.made_of and number == self.made_of[-self.limit]:
-                return  # nothing new to make texts of
-            self._read(model, number)
+            if not full or number >= RENEWED * max(1, self.made_of[-self.limit]):
+                self._read(model, number)
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as JSON."""

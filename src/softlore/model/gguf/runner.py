@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,7 @@ class LlamaCppContext:
                 "fewer or shorter texts (--slots, --context), or another --cache-type"
             )
         self._memory = lib.llama_get_memory(self._context)
+        self._thread = ThreadPoolExecutor(1, "llama.cpp")
         self.window = int(lib.llama_model_n_swa(model.handle))
         self._states: list[tuple[Tensor, bytes]] = []
         self._fillers: dict[int, bytes] = {}  # states of so many ordinary tokens
@@ -120,6 +122,7 @@ class LlamaCppContext:
     def close(self) -> None:
         """Frees its memory."""
         if self._context:
+            self._thread.shutdown()
             self._llama.llama_free(self._context)
             self._context = None
 
@@ -145,7 +148,7 @@ class LlamaCppContext:
                 given = torch.cat(rows).float() / self.model.row_scale
                 packed = np.ascontiguousarray(given.cpu().numpy())
                 ctypes.memmove(batch.embd, packed.ctypes.data, packed.nbytes)
-            failed = lib.llama_decode(self._context, batch)
+            failed = self._in_own_thread(lib.llama_decode, self._context, batch)
         finally:
             lib.llama_batch_free(batch)
         if failed:
@@ -154,6 +157,18 @@ class LlamaCppContext:
                 "ask for fewer or shorter texts"
             )
         return torch.stack([self._logits(at) for at in last]) if last else torch.empty(0)
+
+    def _in_own_thread(self, function: Callable[..., int], *arguments: Any) -> int:
+        """Calls a function that computes, in the thread that all of them are called in.
+
+        ggml sets a processor's tiles (AMX) once a thread, and torch's products in bfloat16 set
+        them otherwise: in one thread, the next llama.cpp run ended in an illegal instruction.
+        """
+        future = self._thread.submit(function, *arguments)
+        try:
+            return future.result()
+        finally:
+            wait([future])  # after Ctrl-C too: it still uses what its caller frees
 
     def _fill(self, batch: Any, runs: Sequence[Tokens]) -> list[int]:
         """Fills llama.cpp's batch, except for rows; returns the tokens with logits."""
