@@ -388,7 +388,7 @@ BAD_LORE = {
     ),
     "long.yaml": (
         f'entries: [{{name: Ada, blocks: [{{call: Ada, responses: [" {"on " * 99}"]}}]}}]',
-        "entry 'Ada' has a call and response of 301 tokens; expected at most 240",
+        "entry 'Ada' has a call and response of 301 tokens; expected at most 224",
     ),
     "setting.yaml": (
         "training: {n_token: 3}\nentries: [{name: Ada, text: Ada.}]",

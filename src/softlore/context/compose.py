@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softlore.context.splice import splice
-from softlore.context.tree import Node, Tree
+from softlore.context.tree import Node, Tree, free_places
 from softlore.errors import ContextError
 from softlore.model import FrozenModel, LanguageModel
 from softlore.prompts import Context, SoftPrompt
@@ -59,8 +59,11 @@ def compose(
         last, seen = last[-1:], range(len(prefixes))
     contents.append((last, seen))
     nodes = [Node(content, i - 1, seen) for i, (content, seen) in enumerate(contents)]
-    at = max([reserved, *(len(prefix) for prefix in prefixes)])
-    return Tree(nodes, [prefix.cast(model.device, model.dtype) for prefix in prefixes], at)
+    longest = max(map(len, prefixes), default=0)
+    if any(prefix.late for prefix in prefixes):  # as in training
+        longest = free_places(longest, model.context_length)
+    cast = [prefix.cast(model.device, model.dtype) for prefix in prefixes]
+    return Tree(nodes, cast, max(reserved, longest))
 
 
 def count_conditioning_nodes(model: LanguageModel, conditioning: ContextLike) -> int:

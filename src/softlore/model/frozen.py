@@ -12,6 +12,7 @@ from torch import Tensor
 
 from softlore.errors import ContextError, UnsupportedModelError
 from softlore.model import fingerprint as sketches
+from softlore.model.attention import use_for_training
 from softlore.model.catalog import DEFAULT_MODEL
 from softlore.model.families import family_of
 from softlore.model.kv_cache import KeysValues, KVCache, fill_cache, read_cache
@@ -40,6 +41,7 @@ class FrozenModel(LanguageModel):
             self._set_up(hf)
 
     def _set_up(self, hf: Any) -> None:
+        use_for_training(hf)
         self.family = family_of(hf)
         self._body = hf.get_decoder()
         self._embedding = hf.get_input_embeddings()

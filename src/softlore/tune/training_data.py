@@ -249,7 +249,7 @@ class _Drawing:
                 self.learning,
                 soft,
                 tree.end,
-                late=True,
+                unseen=not seen,
                 next=follows,
             ),
             tree,

@@ -82,7 +82,7 @@ class Trunk:
         learning: names of all entries that are being trained.
         soft: the node before the filler: branches on it see the soft prompts alone.
         end: the last node: branches on it see the filler, too.
-        late: whether the prompts are late prefixes.
+        unseen: whether the branches alone see the prompts, and not the trunk.
         next: the text that the filler goes on with, and the node of the filler; None without
             filler that was read.
     """
@@ -94,7 +94,7 @@ class Trunk:
     learning: set[str]
     soft: int
     end: int
-    late: bool = False
+    unseen: bool = False
     next: tuple[Passage, int] | None = None
 
     @property
@@ -108,9 +108,9 @@ class Trunk:
         return [Drawn(example, example.branch(parent)) for example in sampled]
 
     def sample_pairs(self, pairs: Sequence[CallResponse], limit: int) -> list[Drawn]:
-        """Pairs behind the filler; some late prefixes are seen from within the call on."""
+        """Pairs behind the filler; prompts that it does not see are first seen in some calls."""
         drawn = self.sample(pairs, limit, self.end)
-        if not self.late:
+        if not self.unseen:
             return drawn
         return [
             replace(pair, branch=replace(pair.branch, sees_from=self._first_seen(pair.branch)))

@@ -128,6 +128,7 @@ class _Recorder:
             kind=trainable.config.kind,
             tensor=trainable.value(),
             fingerprint=self._fingerprint,
+            training={"placement": trainable.config.placement},
         )
         if not blocks or not fits(self._model, prompt, blocks):
             return None

@@ -1,0 +1,90 @@
+"""Attention for training on a processor: transformers' own, with a backward pass of its own."""
+
+import pytest
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from softlore.context import Branch, Node, Tree, TreeBatch, backward
+from softlore.model import FrozenModel
+from softlore.model.attention import NAME, attention
+from softlore.model.tiny import byte_tokenizer, tiny_hf
+
+
+class Layer(torch.nn.Module):
+    is_causal = True
+
+    def __init__(self, groups):
+        super().__init__()
+        self.num_key_value_groups = groups
+
+
+@pytest.mark.parametrize("mask_heads", [1, 6])
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_it_is_transformers_own(kv_heads, mask_heads, scaling):
+    drawn = torch.Generator().manual_seed(0)
+
+    def tensor(*shape):
+        return torch.randn(*shape, generator=drawn, dtype=torch.float64)
+
+    query = tensor(2, 6, 5, 8)
+    key, value = tensor(2, kv_heads, 9, 8), tensor(2, kv_heads, 9, 8)
+    hidden = torch.rand(2, mask_heads, 5, 9, generator=drawn) > 0.6
+    hidden[..., 4] = False  # each row sees something
+    mask = torch.where(hidden, torch.finfo(torch.float64).min, tensor(2, mask_heads, 5, 9))
+    wanted = tensor(2, 5, 6, 8)
+    results = []
+    for function in (attention, sdpa_attention_forward):
+        inputs = [t.clone().requires_grad_() for t in (query, key, value)]
+        out, weights = function(Layer(6 // kv_heads), *inputs, mask, scaling=scaling)
+        assert weights is None
+        (out * wanted).sum().backward()
+        results.append([out.detach(), *(t.grad for t in inputs)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_keys_alone_may_need_a_gradient():
+    """As in a model's first layer, where the queries are of text and the keys of a prefix."""
+    query, key, value = (torch.randn(1, 2, n, 4, dtype=torch.float64) for n in (3, 5, 5))
+    mask = torch.zeros(1, 1, 3, 5, dtype=torch.float64)
+    gradients = []
+    for function in (attention, sdpa_attention_forward):
+        own = key.clone().requires_grad_()
+        function(Layer(1), query, own, value, mask)[0].square().sum().backward()
+        gradients.append(own.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_model_in_bfloat16_is_trained_with_it():
+    """Its gradient is nearer to that of SDPA than that of transformers' eager attention is."""
+    model = FrozenModel(tiny_hf("llama").to(torch.bfloat16), byte_tokenizer(), "bf16")
+    assert model.hf.config._attn_implementation == NAME
+    prompt = model.keys_values([3, 4, 5, 6]).requires_grad_()
+    trunk = Tree([Node(list(range(3, 20)))], [prompt])
+    batch = [TreeBatch(trunk, [Branch([5, 6, 7, 8, 9], 0, 2, -1), Branch([7, 8, 9], 0, 1, -1)])]
+
+    def gradient():
+        prompt.grad = None
+        backward(model, batch, lambda hidden, _: model.logits(hidden).log_softmax(-1)[:, 5].sum())
+        return prompt.grad.clone()
+
+    ours = gradient()
+    model.hf.set_attn_implementation("sdpa")
+    theirs = gradient()
+    model.hf.set_attn_implementation("eager")
+    eager = gradient()
+    assert (ours - theirs).norm() < 0.02 * theirs.norm()
+    assert (ours - theirs).norm() < (eager - theirs).norm()
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "bloom", "mpt", "xglm", "falcon", "gemma2"])
+def test_families_without_that_interface_keep_their_own(family, caplog):
+    model = FrozenModel(tiny_hf(family).to(torch.bfloat16), byte_tokenizer(), family)
+    assert model.hf.config._attn_implementation in ("eager", "sdpa")
+    assert not caplog.records
+
+
+def test_a_model_in_float32_keeps_its_own():
+    hf = FrozenModel(tiny_hf("llama"), byte_tokenizer(), "float32").hf
+    assert hf.config._attn_implementation == "sdpa"
