@@ -115,11 +115,11 @@ def test_rows_fit_the_memory(monkeypatch):
     sources = training.data.sources
     model, config = training.model, training.config
     assert rows_at_once(model, config, sources) == 256
-    monkeypatch.setattr("softlore.tune.passages.psutil.virtual_memory", lambda: Memory(1 << 20))
+    monkeypatch.setattr("softlore.model.memory.psutil.virtual_memory", lambda: Memory(1 << 20))
     few = rows_at_once(model, config, sources)
     assert 1 <= few < 256
     assert few & (few - 1) == 0  # memory that varies a little does not change it
-    monkeypatch.setattr("softlore.tune.passages.psutil.virtual_memory", lambda: Memory(1))
+    monkeypatch.setattr("softlore.model.memory.psutil.virtual_memory", lambda: Memory(1))
     assert rows_at_once(model, config, sources) == 1
 
 

@@ -27,13 +27,15 @@ from torch import Tensor
 
 from softlore.context import Node, Tree, splice
 from softlore.model import FrozenModel, KVCache
+from softlore.model.memory import total_memory
 from softlore.settings import TrainingConfig
 from softlore.tune.initial import known_ids
-from softlore.tune.passages import INTERVAL, Passage, PassageSource, bare_tree, free_memory
+from softlore.tune.passages import INTERVAL, Passage, PassageSource, bare_tree
 
 MAX_TEXTS = 4  # at once; then new ones take the places of the oldest
 RENEWED = 1.5  # of the passages that the oldest text was made of: there is enough for a new one
-MEMORY_SHARE = 0.1  # of the memory that is free, for keys and values of all texts
+# Of all memory, for keys and values of the texts: what is free differs from run to run.
+MEMORY_SHARE = 0.05
 SPACING = {"late": 2000, "classic": 64}  # default of `max_spacing`, in tokens
 
 
@@ -114,7 +116,7 @@ class FillerStore:
             length = min(length, model.context_length - at - len(model.bos) - longest)
         length = max(0, length)
         size = model.layers * 2 * model.kv_heads * model.head_dim * model.dtype.itemsize
-        limit = int(MEMORY_SHARE * free_memory(model) // max(1, size * length))
+        limit = int(MEMORY_SHARE * total_memory(model.device) // max(1, size * length))
         story = model.encode(config.story) if config.story is not None and length else ()
         if config.filler == "random":
             source = None

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from softlore.context import Branch, Tree, TreeBatch, TreeLayout, backward, hidden_states
 from softlore.model import FrozenModel
+from softlore.model.memory import total_memory
 from softlore.model.recompute import gradient_checkpointing
 from softlore.model.shapes import weight_bytes
 from softlore.tune.losses import LossTerm, row_losses
@@ -152,7 +152,7 @@ def measure_memory_plan(
     """
     first = measured_part(batch)
     saved = count_saved_bytes(model, lambda: run(model, first))
-    total = machine_memory(model) if memory is None else memory
+    total = total_memory(model.device) if memory is None else memory
     room = int(SHARE * max(0, total - weight_bytes(model.hf)))
     plain = max(1, saved // max(1, first.tokens))
     if checkpointing is None:
@@ -216,13 +216,6 @@ def count_saved_bytes(model: FrozenModel, step: Callable[[], Any]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         step()
     return sum(storage.nbytes() for storage in seen.values())
-
-
-def machine_memory(model: FrozenModel) -> int:
-    """Bytes of memory of the GPU that the model is on, or of this machine."""
-    if model.device.type == "cuda":
-        return int(torch.cuda.get_device_properties(model.device).total_memory)
-    return int(psutil.virtual_memory().total)
 
 
 def run_in_parts(model: FrozenModel, batch: TrainingBatch, plan: MemoryPlan) -> Losses:

@@ -18,7 +18,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from softlore.decode import OPENERS, WeightedTrees, sample_openings
 from softlore.errors import ConfigError, LoreError
 from softlore.measure.score import first_comparable, hidden_states_after
 from softlore.model import FrozenModel
+from softlore.model.memory import free_memory
 from softlore.settings import TrainingConfig
 
 HELD_OUT = 4  # passages of a source that are measured on
@@ -169,15 +169,8 @@ def rows_at_once(
     longest = max((length_of(source.before) for source in sources), default=0)
     tokens = longest + passage_length(model, config)
     size = model.layers * 2 * model.kv_heads * model.head_dim * tokens * model.dtype.itemsize
-    rows = int(MEMORY_SHARE * free_memory(model) // size)
+    rows = int(MEMORY_SHARE * free_memory(model.device) // size)
     return max(1, min(MAX_ROWS, 1 << max(0, rows.bit_length() - 1)))
-
-
-def free_memory(model: FrozenModel) -> int:
-    """Bytes of memory that are free on the model's device."""
-    if model.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(model.device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 # sources ---------------------------------------------------------------------------------------

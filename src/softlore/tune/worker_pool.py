@@ -20,12 +20,12 @@ import torch
 from softlore import __version__
 from softlore.lore import Lorebook
 from softlore.model import FrozenModel
+from softlore.model.memory import total_memory
 from softlore.prompts import SoftPrompt
 from softlore.tune.checkpoint import Checkpointing
 from softlore.tune.distributed import Execution
 from softlore.tune.groups import GroupTask
 from softlore.tune.lorebook_training import prompts_for_model, with_gain
-from softlore.tune.objective import machine_memory
 from softlore.tune.search_space import try_settings
 from softlore.tune.trainer import PromptSet, WorldInfoTrainer
 from softlore.tune.training_data import Company
@@ -101,7 +101,7 @@ class Worker:
     def load(self) -> WorkerInfo:
         """Loads the model. Raises ModelError."""
         model, version = self.model, str(torch.__version__)
-        memory = machine_memory(model)
+        memory = total_memory(model.device)
         return WorkerInfo(__version__, version, model.name, str(model.device), memory)
 
     def prompts_for_model(self, prompts: Mapping[str, SoftPrompt]) -> list[str]:
