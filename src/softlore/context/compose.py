@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softlore.context.splice import splice
-from softlore.context.tree import Node, Tree, free_places
+from softlore.context.tree import Node, Tree, common_length, free_places
 from softlore.errors import ContextError
 from softlore.model import FrozenModel, LanguageModel
 from softlore.prompts import Context, SoftPrompt
@@ -92,7 +92,7 @@ def _contents(
             places = {place for place, _ in marks} - {0}
             encoded = {place: model.encode(run[:place], inside=inside) for place in places}
             for place, prefix in marks:
-                stop = max(start, _common_length(encoded.get(place, []), ids))
+                stop = max(start, common_length(encoded.get(place, []), ids))
                 if stop > start:
                     yield ids[start:stop], tuple(seen)
                 seen += [] if (i := prefixes.index(prefix)) in seen else [i]
@@ -118,12 +118,6 @@ def _runs(context: Context) -> list[tuple[str | SoftPrompt, list[tuple[int, Soft
             runs.append((piece, []))
             text, marks = "", []
     return [*runs, (text, marks)] if text or marks else runs
-
-
-def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids at the beginning are the same."""
-    differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
-    return next(differ, min(len(a), len(b)))
 
 
 def embed(model: FrozenModel, context: ContextLike) -> Tensor:

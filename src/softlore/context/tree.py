@@ -11,6 +11,8 @@ from torch import Tensor
 from softlore.model import KVCache
 
 PLACES = 32  # positions that are kept free for prefixes, or a multiple
+# Identifies one key of a cache: a token id, or soft rows and the index of one.
+CacheKey = int | tuple[Tensor, int]
 ROOT = -1  # the parent of a node that sees the prefixes and nothing else
 
 
@@ -151,3 +153,19 @@ def free_places(n_tokens: int, context_length: int | None) -> int:
     places = -(-n_tokens // PLACES) * PLACES
     fits = context_length is None or places <= context_length // 8
     return places if fits else n_tokens
+
+
+def common_length(a: Sequence[CacheKey], b: Sequence[CacheKey]) -> int:
+    """How many keys at the beginning are the same."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if isinstance(x, int) or isinstance(y, int):
+            if x is not y and x != y:
+                return i
+        elif x[1] != y[1] or not same_tensor(x[0], y[0]):
+            return i
+    return min(len(a), len(b))
+
+
+def same_tensor(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal."""
+    return a is b or (a.shape == b.shape and torch.equal(a, b))

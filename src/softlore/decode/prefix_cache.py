@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from softlore.context import Tree
+from softlore.context.tree import CacheKey, common_length, same_tensor
 from softlore.model import KVCache
-
-# Identifies one key of a cache: a token id, or soft rows and the index of one.
-CacheKey = int | tuple[Tensor, int]
 
 
 @dataclass(frozen=True)
@@ -199,27 +196,12 @@ class PrefixCache:
         return "its beginning has changed"
 
 
-def common_length(a: Sequence[CacheKey], b: Sequence[CacheKey]) -> int:
-    """How many keys at the beginning are the same."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if isinstance(x, int) or isinstance(y, int):
-            if x is not y and x != y:
-                return i
-        elif x[1] != y[1] or not _equal(x[0], y[0]):
-            return i
-    return min(len(a), len(b))
-
-
 def same_prefixes(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     """Whether two lists hold the same prefixes, in any order, as their order has no effect."""
     unmatched = list(b)
     for tensor in a:
-        match = next((i for i, other in enumerate(unmatched) if _equal(tensor, other)), None)
+        match = next((i for i, other in enumerate(unmatched) if same_tensor(tensor, other)), None)
         if match is None:
             return False
         unmatched.pop(match)
     return not unmatched
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.shape == b.shape and torch.equal(a, b))

@@ -46,11 +46,6 @@ class KVCache:
         pairs = [(k[rows], v[rows]) for k, v in self.keys_values]
         return KVCache(pairs, self.positions[rows], self.visible[rows])
 
-    def rows(self, index: Tensor, visible: Tensor) -> KVCache:
-        """A new batch whose row i is row `index[i]` of this one, seeing `visible[i]`."""
-        pairs = [(k.index_select(0, index), v.index_select(0, index)) for k, v in self.keys_values]
-        return KVCache(pairs, self.positions.index_select(0, index), visible)
-
     def cut(self, stop: int, start: int = 0) -> KVCache:
         """The keys from `start` to `stop`; shares memory with this cache."""
         keys = slice(start, stop)
