@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -154,11 +155,59 @@ def check(data, output="The old house", variables=None, **measures):
         ({"contains": "{{ word }}"}, True),
         ({"python": "len(output) == 13 and word == 'house'"}, True),
         ({"python": "1 / 0"}, False),
+        ({"regex": r"(?P<a>o)ld\b(?i:  *H)"}, True),
+        ({"regex": r"a{e<=9}"}, False),  # braces that `re` takes literally
     ],
 )
 def test_assertions(data, held):
     measures = {"perplexity": 12.0, "recall": 1.5, "keywords": 2}
     assert check(data, variables={"word": "house"}, **measures).passed is held
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [
+        ("python", "'old' in outptu", "NameError"),
+        ("python", "len(output", "SyntaxError"),
+        ("python", "exit()", "SystemExit"),
+        ("perplexity", 20, "perplexity can't be measured"),
+        ("recall", 1, "recall can't be measured"),
+        ("drift", 1, "drift can't be measured"),
+        ("keywords", 1, "keywords can't be measured"),
+        ("regex", r"(a+)+$", "given up"),
+        ("contains", "{{ nothing }}", "empty"),
+        ("icontains", "{{ nothing }}", "empty"),
+    ],
+)
+def test_what_cannot_be_checked_holds_neither_way(kind, value, said):
+    output = "The captain said " + "a" * 20_000 + "!"
+    for name in (kind, f"not-{kind}"):
+        verdict = check({name: value}, output, {"nothing": ""}, drift=float("nan"))
+        assert not verdict.passed
+        assert verdict.reason.startswith("not checked: ")
+        assert said in verdict.reason
+
+
+@given(st.text("ab({[*+?|.\\d^$]})1,", max_size=12))
+def test_a_pattern_that_python_takes_has_pythons_meaning(pattern):
+    try:
+        expected = re.search(pattern, "ab {1,} b[a] 1\n") is not None
+    except re.error:
+        with pytest.raises(ConfigError):
+            Assertion.parse({"regex": pattern}, 1)
+        return
+    assert check({"regex": pattern}, "ab {1,} b[a] 1\n").passed is expected
+
+
+def test_keywords_of_an_entry_without_any_are_not_checked(folder):
+    (folder / "lore.yaml").write_text("entries: [{name: Ada, text: Ada is so.}]")
+    (folder / "experiment.yaml").write_text(
+        "lorebook: lore.yaml\nprompts: {nothing: ''}\nopening: Ada\ntokens: 4\n"
+        "assert: [not-keywords: 1]\n"
+    )
+    ended = run(folder)
+    assert ended.code == 1
+    assert "keywords can't be measured" in ended.err + ended.out
 
 
 @pytest.mark.parametrize(
@@ -170,7 +219,14 @@ def test_assertions(data, held):
         ({"contains": "x", "equals": "y"}, "'contains', 'equals'; expected one of"),
         ({"contains": ["x"]}, "expected text"),
         ({"regex": "("}, "which is invalid"),
+        ({"regex": "((a{100}){100}){100}"}, "expand to more than"),
+        ({"regex": "(?:" * 390 + "a" + ")" * 390}, "too deep"),
+        ({"regex": "a" * 2001}, "longer than 2000"),
+        ({"regex": "(?R)"}, "which is invalid"),
         ({"recall": "low"}, "expected a number"),
+        ({"recall": float("nan")}, "expected a number"),
+        ({"contains": "x", "threshold": 0.5}, "has the threshold 0.5"),
+        ({"similarity": "x", "threshold": 2}, "has the threshold 2"),
         ({"recall": True}, "expected a number"),
         ({"contains": "x", "weight": -1}, "has the weight -1"),
         ({"contains": "{{"}, "is no template"),

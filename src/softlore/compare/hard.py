@@ -201,9 +201,7 @@ class _CaseRunner:
             ),
             "drift": lambda: drift(model, text, self._unrelated) if text else 0.0,
             "recall": lambda: self._recall(text, entry),
-            "keywords": lambda: (
-                count_keywords([output], lore_keywords(entry)).a_story if entry else None
-            ),
+            "keywords": lambda: _keywords(output, entry),
         }
         key = {
             "answer": name,
@@ -228,6 +226,12 @@ class _CaseRunner:
         seed = self.experiment.seed + 1
         before = bare_tree(self.model)
         return sample_passages(self.model, before, OPENERS, PASSAGES, PASSAGE_TOKENS, seed)
+
+
+def _keywords(output: str, entry: Entry | None) -> float | None:
+    """Different lore keywords of the entry in the output; None where the entry has none."""
+    keywords = lore_keywords(entry) if entry else []
+    return count_keywords([output], keywords).a_story if keywords else None
 
 
 # reports ---------------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
-r"""Translates JavaScript's regular expressions to the `regex` package, so that they compile safely.
+r"""Translates regular expressions to the `regex` package, so that they compile and end in time.
 
-They have JavaScript's meaning, except that `\w`, `\d` and `\b` know the letters of every script.
-What `regex` has beyond JavaScript (fuzzy matching, recursion, named lists) is rejected, since time
-limits do not hold for all of it. Counted repeats are limited: compiling copies what they repeat.
+Those of keys are JavaScript's and have its meaning, except that `\w`, `\d` and `\b` know the
+letters of every script; those of experiments are Python's. What `regex` has beyond these (fuzzy
+matching, recursion, named lists) is rejected, since time limits do not hold for all of it. Counted
+repeats are limited: compiling copies what they repeat.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +17,7 @@ import regex
 
 MAX_LENGTH = 2000  # characters of a pattern
 MAX_COPIES = 10_000  # items of a pattern, its counted repeats expanded
+_NO_ITEM = "*+?|^$"
 
 _FLAGS = {"i": regex.IGNORECASE, "m": regex.MULTILINE, "s": regex.DOTALL}
 _KEY = regex.compile(r"/([\s\S]+?)/([gimsuyv]*)")
@@ -27,6 +31,9 @@ _class = regex.compile(r"\[\^?\]|\[(?:\\[\s\S]|[^\]\\])*\]")
 _nested_class = regex.compile(r"\[(?:\\[\s\S]|[^\[\]\\]|(?R))*\]")
 _group = regex.compile(r"\((?:\?(?:[:=!]|<[=!]|<[^\W\d]\w*>|[ims]+(?:-[ims]+)?:|-[ims]+:))?")
 _repeat = regex.compile(r"\{(\d+)(?:,\d*)?\}")
+_python_item = regex.compile(
+    r"\\[\s\S]|\[\^?\]?(?:\\[\s\S]|[^\]\\])*\]|(?<repeat>\{(?<least>\d*)(?:,\d*)?\})|[\s\S]"
+)
 
 
 def split_pattern(key: str) -> tuple[str, str] | None:
@@ -52,47 +59,110 @@ def compile_pattern(pattern: str, flags: str) -> tuple[Any, str]:
     options = regex.V1 if "v" in flags else regex.V0
     for flag in flags:
         options |= _FLAGS.get(flag, 0)
+    return _compile(pattern, lambda: regex.compile(_translate(pattern, flags), options))
+
+
+@lru_cache(maxsize=2**8)
+def compile_python_pattern(pattern: str) -> tuple[Any, str]:
+    """The same for a pattern of Python's `re`, which has the meaning that it has there."""
+
+    def compile_checked() -> Any:
+        re.compile(pattern)  # also rejects most of what `regex` has beyond `re`
+        return regex.compile(_translate_python(pattern), regex.V0)
+
+    return _compile(pattern, compile_checked)
+
+
+def _compile(pattern: str, compile_it: Callable[[], Any]) -> tuple[Any, str]:
     if len(pattern) > MAX_LENGTH:
         return None, f"longer than {MAX_LENGTH} characters"
     try:
-        return regex.compile(_translate(pattern, flags), options), ""
+        return compile_it(), ""
     except RecursionError:
         return None, "groups are nested too deep"
-    except (regex.error, ValueError, OverflowError) as error:
+    except (regex.error, re.error, ValueError, OverflowError) as error:
         return None, f"no valid regular expression: {error}"
+
+
+class _ExpandedSize:
+    """Counts the items of a pattern, its counted repeats expanded. Raises ValueError for many."""
+
+    def __init__(self) -> None:
+        self._groups = [0]  # items in each open group
+        self._last = 0  # items in what a repeat would apply to
+
+    def open_group(self) -> None:
+        self._groups.append(0)
+        self._last = 0
+
+    def close_group(self) -> None:
+        self._add(self._groups.pop() if len(self._groups) > 1 else 0)
+
+    def repeat(self, least: int) -> None:
+        self._add(self._last * (max(least, 1) - 1))
+
+    def item(self, count: int = 1) -> None:
+        self._add(count)
+
+    def _add(self, items: int) -> None:
+        self._last = items
+        self._groups[-1] += items
+        if sum(self._groups) > MAX_COPIES:
+            raise ValueError(f"its repeats expand to more than {MAX_COPIES:,} items")
 
 
 def _translate(pattern: str, flags: str) -> str:
     """The pattern in `regex`'s syntax. Raises ValueError for what is not JavaScript's."""
     out: list[str] = []
-    sizes = [0]  # items in each open group, counted repeats expanded
-    last = position = 0  # `last`: items in what a repeat would apply to
+    size = _ExpandedSize()
+    position = 0
     while position < len(pattern):
         char = pattern[position]
         match = None
         if char == "\\":
             match = _escape.match(pattern, position)
-            text, last = _translate_escape(match), 1
+            text = _translate_escape(match)
+            size.item()
         elif char == "[":
             match = (_nested_class if "v" in flags else _class).match(pattern, position)
-            text, last = _translate_class(match), 1
+            text = _translate_class(match)
+            size.item()
         elif char == "(":
             match = _group.match(pattern, position)
-            text, last = match.group(), 0
+            text = match.group()
             if pattern.startswith("?", position + len(text)) and text == "(":
                 raise ValueError(f"JavaScript has no group {pattern[position : position + 4]!r}")
-            sizes.append(0)
+            size.open_group()
         elif char == ")":
-            text, last = char, sizes.pop() if len(sizes) > 1 else 0
+            text = char
+            size.close_group()
         elif match := _repeat.match(pattern, position):
-            text, last = match.group(), last * (max(int(match[1]), 1) - 1)
+            text = match.group()
+            size.repeat(int(match[1]))
         else:
-            text, last = _translate_plain(char, flags), int(char not in "*+?|^$")
+            text = _translate_plain(char, flags)
+            size.item(int(char not in _NO_ITEM))
         out.append(text)
-        sizes[-1] += last
-        if sum(sizes) > MAX_COPIES:
-            raise ValueError(f"its repeats expand to more than {MAX_COPIES:,} items")
         position = match.end() if match else position + 1
+    return "".join(out)
+
+
+def _translate_python(pattern: str) -> str:
+    """The pattern in `regex`'s syntax: braces that are no repeat are literal."""
+    out: list[str] = []
+    size = _ExpandedSize()
+    for match in _python_item.finditer(pattern):
+        text = match.group()
+        if text == "(":
+            size.open_group()
+        elif text == ")":
+            size.close_group()
+        elif match["repeat"] and text != "{}":
+            size.repeat(int(match["least"] or 0))
+        else:
+            size.item(int(text not in _NO_ITEM))
+            text = "".join("\\" + c if c in "{}" else c for c in text) if text[0] in "{}" else text
+        out.append(text)
     return "".join(out)
 
 

@@ -1,18 +1,22 @@
-"""Assertions: checks of a hard prompt and of the text that was generated after it."""
+"""Assertions: checks of a hard prompt and of the text that was generated after it.
+
+An assertion that cannot be checked does not hold, and neither does its negation.
+"""
 
 from __future__ import annotations
 
 import difflib
-import re
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from softlore.context.patterns import compile_python_pattern
 from softlore.control.hard.templates import Template
 from softlore.errors import ConfigError
 from softlore.lore.validation import describe, nearest
 
-MAX_SEARCHED = 100_000  # characters of output that a pattern is matched against
+PATTERN_SECONDS = 2.0  # limit of one search for a pattern
 SIMILAR = 0.6
 
 
@@ -41,18 +45,25 @@ class Verdict:
     value: float | None = None
 
 
+class _NotCheckedError(Exception):
+    """An assertion cannot be checked; the message says why."""
+
+
 Check = Callable[[AssertionInput, str, float | None], Verdict]  # case, expected value, threshold
 
 
 def _contains(case: AssertionInput, expected: str, _: float | None) -> Verdict:
-    return _found(expected in case.output)
+    return _found(expected, case.output)
 
 
 def _icontains(case: AssertionInput, expected: str, _: float | None) -> Verdict:
-    return _found(expected.casefold() in case.output.casefold())
+    return _found(expected.casefold(), case.output.casefold())
 
 
-def _found(inside: bool) -> Verdict:
+def _found(expected: str, output: str) -> Verdict:
+    if not expected:
+        raise _NotCheckedError("the text to look for is empty, and every output contains that")
+    inside = expected in output
     return Verdict(inside, "found" if inside else "not found")
 
 
@@ -62,7 +73,15 @@ def _equals(case: AssertionInput, expected: str, _: float | None) -> Verdict:
 
 
 def _regex(case: AssertionInput, expected: str, _: float | None) -> Verdict:
-    match = re.search(expected, case.output[:MAX_SEARCHED])
+    pattern, problem = compile_python_pattern(expected)
+    if problem:
+        raise _NotCheckedError(f"the pattern is invalid: {problem}")
+    try:
+        match = pattern.search(case.output, timeout=PATTERN_SECONDS)
+    except (TimeoutError, MemoryError):
+        raise _NotCheckedError(
+            f"the search was given up after {PATTERN_SECONDS:g} s; make the pattern simpler"
+        ) from None
     return Verdict(match is not None, f"matches {match[0]!r:.60}" if match else "no match")
 
 
@@ -74,9 +93,7 @@ def _similarity(case: AssertionInput, expected: str, threshold: float | None) ->
 
 def _at_most(name: str) -> Check:
     def check(case: AssertionInput, expected: str, _: float | None) -> Verdict:
-        value = case.measure(name)
-        if value is None:
-            return Verdict(False, f"{name} can't be measured here")
+        value = _measured(case, name)
         reason = f"{name} {value:.3g}, expected at most {expected}"
         return Verdict(value <= float(expected), reason, value)
 
@@ -84,19 +101,24 @@ def _at_most(name: str) -> Check:
 
 
 def _keywords(case: AssertionInput, expected: str, _: float | None) -> Verdict:
-    value = case.measure("keywords")
-    if value is None:
-        return Verdict(False, "no entry, so no keywords")
+    value = _measured(case, "keywords")
     reason = f"{value:g} lore keywords, expected at least {expected}"
     return Verdict(value >= float(expected), reason, value)
+
+
+def _measured(case: AssertionInput, name: str) -> float:
+    value = case.measure(name)
+    if value is None or math.isnan(value):
+        raise _NotCheckedError(f"{name} can't be measured here")
+    return value
 
 
 def _python(case: AssertionInput, expected: str, _: float | None) -> Verdict:
     names = {**case.variables, "output": case.output}
     try:
         result = bool(eval(compile(expected, "<assertion>", "eval"), {}, names))  # noqa: S307
-    except Exception as error:  # noqa: BLE001 - the expression is the user's
-        return Verdict(False, f"{type(error).__name__}: {error}")
+    except (Exception, SystemExit) as error:
+        raise _NotCheckedError(f"{type(error).__name__}: {error}") from error
     return Verdict(result, f"{expected} is {result}")
 
 
@@ -152,6 +174,7 @@ class Assertion:
         key = _parse_kind(data, what)
         options = {name: _parse_option(data[name], name, what) for name in _OPTIONS if name in data}
         kind, value = key.removeprefix("not-"), data[key]
+        _check_threshold(options.get("threshold"), kind, what)
         if KINDS[kind][1] and not _is_number(value):
             raise ConfigError(f"{what} ({key}) is {describe(value)}; expected a number; change it")
         if not isinstance(value, str | int | float):
@@ -162,9 +185,12 @@ class Assertion:
         return cls(kind, template, str(value), key != kind, **options)
 
     def check(self, case: AssertionInput) -> Verdict:
-        """Checks the assertion."""
+        """Checks the assertion. One that cannot be checked does not hold, negated or not."""
         expected = self.template.render(case.variables) if self.template else self.source
-        verdict = KINDS[self.kind][0](case, expected, self.threshold)
+        try:
+            verdict = KINDS[self.kind][0](case, expected, self.threshold)
+        except _NotCheckedError as error:
+            return Verdict(False, f"not checked: {error}")
         return replace(verdict, passed=verdict.passed != self.negated)
 
 
@@ -190,15 +216,23 @@ def _parse_option(value: Any, name: str, what: str) -> float:
     return float(value)
 
 
-def _check_pattern(pattern: str, what: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
+def _check_threshold(threshold: float | None, kind: str, what: str) -> None:
+    if threshold is not None and (kind != "similarity" or threshold > 1):
         raise ConfigError(
-            f"{what} has the pattern {pattern!r:.60}, which is invalid ({error}); expected a "
+            f"{what} ({kind}) has the threshold {threshold:g}; expected one from 0 to 1, of a "
+            "similarity; remove or change it"
+        )
+
+
+def _check_pattern(pattern: str, what: str) -> None:
+    _, problem = compile_python_pattern(pattern)
+    if problem:
+        raise ConfigError(
+            f"{what} has the pattern {pattern!r:.60}, which is invalid ({problem}); expected a "
             "regular expression of Python's `re`; fix it"
-        ) from error
+        )
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and not math.isnan(value)
