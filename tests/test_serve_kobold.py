@@ -221,17 +221,19 @@ def test_a_text_is_looked_at_and_aborted_by_its_key(client, state):
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"genkey": ""}', b"nonsense"])
-def test_an_abort_without_a_key_ends_what_is_written(client, state, body):
+@pytest.mark.parametrize("key", ["", "K1"])
+def test_an_abort_without_a_key_ends_nobodys_text(client, state, body, key):
+    asked = {**ENDLESS, "max_length": 60, "genkey": key}
     found = []
-    thread = threading.Thread(target=lambda: found.extend(generate(client, **ENDLESS)))
+    thread = threading.Thread(target=lambda: found.extend(generate(client, **asked)))
     thread.start()
     wait_until(lambda: state.engine.load().running == 1)
-    wait_until(lambda: client.get("/api/extra/generate/check").json()["results"][0]["text"])
-    assert client.post("/api/extra/abort", content=body).status_code == 200
-    thread.join(20)
-    assert found[0]["finish_reason"] == "stop"
+    told = client.post("/api/extra/abort", content=body)
+    assert (told.status_code, told.json()) == (200, {"success": "false", "done": "false"})
+    thread.join(60)
+    assert found[0]["finish_reason"] == "length"
     assert found[0]["text"]
-    assert idle(state)
+    wait_until(lambda: idle(state))
 
 
 def test_a_dropped_connection_frees_the_slot(client, state):

@@ -183,11 +183,11 @@ def test_sillytaverns_names_of_samplers(web, client):
     assert web.post("/v1/completions", json={"n_predict": 3, "seed": -1}).json()["usage"][
         "completion_tokens"
     ] in (1, 2, 3)
-    abort = {"prompt": PROMPT, "max_tokens": 900, "ignore_eos": True, "stream": True}
+    abort = {"prompt": PROMPT, "max_tokens": 900, "ignore_eos": True, "stream": True, "genkey": "K"}
     with web.stream("POST", "/v1/completions", json=abort) as stream:
         chunks = stream.iter_bytes()
         next(chunks)
-        assert web.post("/api/extra/abort").json()["success"] == "true"
+        assert web.post("/api/extra/abort", json={"genkey": "K"}).json()["success"] == "true"
         assert b"".join(chunks).endswith(b"data: [DONE]\n\n")
 
 

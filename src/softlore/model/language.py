@@ -14,7 +14,7 @@ import torch
 from softlore.errors import InputError, PromptMismatchError, UnsupportedModelError
 from softlore.model import fingerprint as sketches
 from softlore.model.families import Family
-from softlore.model.vocabulary import Vocabulary
+from softlore.model.vocabulary import TextDecoder, TokenBytes, Vocabulary
 
 
 class LanguageModel(ABC):
@@ -117,19 +117,33 @@ class LanguageModel(ABC):
             ) from error
 
     def decode(self, ids: Sequence[int], inside: bool = False) -> str:
-        """The text of ids; `inside`: it continues other text, and may begin with a space."""
+        """The text of ids; `inside`: it continues other text, and may begin with a space.
+
+        Bytes that make no character become U+FFFD.
+        """
         if inside:
-            word, length = self._word
-            return self.decode([*word, *ids])[length:]
+            decoder = self.decoder()
+            return decoder.add(ids) + decoder.flush()
         text = str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+        if "\ufffd" in text:  # see `TextDecoder`
+            text = self.decode(ids, inside=True)
+            return text.removeprefix(" ") if self._removes_space else text
         # The tokenizer removes the "@@" after a word's beginning, except at the end.
         return text.removesuffix("@@") if self.family.word_tokens else text
 
+    def decoder(self) -> TextDecoder:
+        """Decodes ids that come one by one, as `decode` does inside a text."""
+        return TextDecoder(self._token_bytes)
+
     @cached_property
-    def _word(self) -> tuple[list[int], int]:
-        """The ids of a word for text to continue, and the length of its text."""
+    def _token_bytes(self) -> TokenBytes:
+        return TokenBytes(self.tokenizer, self.family.word_tokens)
+
+    @cached_property
+    def _removes_space(self) -> bool:
+        """Whether the tokenizer removes the space before a text that it decodes."""
         ids = self._ids("a")
-        return ids, len(self.decode(ids))
+        return self.decode(ids, inside=True) == " " + self.decode(ids)
 
     @property
     def bos(self) -> list[int]:
@@ -174,7 +188,7 @@ class LanguageModel(ABC):
     def vocabulary(self) -> Vocabulary:
         """The text of each token."""
         size = min(self.vocab_size, len(self.tokenizer))
-        return Vocabulary(self.tokenizer, size, self.eos_ids, self.family.word_tokens)
+        return Vocabulary(self._token_bytes, size, self.eos_ids)
 
     # fingerprints -----------------------------------------------------------------------------
 

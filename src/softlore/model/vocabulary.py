@@ -1,14 +1,66 @@
-"""The text of each token of a vocabulary, so that tokens can be looked up by text."""
+"""The text of tokens: as ids come, one by one, and of a whole vocabulary, to look tokens up."""
 
 from __future__ import annotations
 
 import codecs
+import functools
 import re
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from typing import Any
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class TokenBytes:
+    """The bytes of each token inside a text, read from a tokenizer as they are asked for.
+
+    Joined they are the text of a run of tokens in UTF-8. A token may be a part of a character.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        words: tokens are words, which have a space after them, and beginnings of words
+            (`Family.word_tokens`).
+    """
+
+    def __init__(self, tokenizer: Any, words: bool = False) -> None:
+        self.words = words
+        self._tokenizer = tokenizer
+        self._known: dict[int, bytes] = {}
+
+    def __call__(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each of `ids`."""
+        if missing := [i for i in dict.fromkeys(ids) if i not in self._known]:
+            read = _words if self.words else _bytes
+            self._known.update(zip(missing, read(self._tokenizer, missing), strict=True))
+        return [self._known[i] for i in ids]
+
+
+class TextDecoder:
+    """Decodes ids one by one into the text that they have inside a text.
+
+    A character is returned with its last byte. Bytes that make no character become U+FFFD, each
+    run of them by itself; decoders of tokenizers with byte fallback (Gemma, Llama 2, Mistral)
+    would give up all characters in bytes beside them.
+    """
+
+    def __init__(self, token_bytes: TokenBytes) -> None:
+        self._bytes = token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._space = " " if token_bytes.words else ""  # between words
+
+    def add(self, ids: Sequence[int]) -> str:
+        """The text of more ids, as far as it is complete."""
+        text = self._decoder.decode(b"".join(self._bytes(ids)))
+        if not self._bytes.words or not text:
+            return text
+        text = self._space + text
+        self._space = " " if text.endswith(" ") else ""
+        return text.removesuffix(" ")
+
+    def flush(self) -> str:
+        """U+FFFD for a character whose rest has not come."""
+        return self._decoder.decode(b"", final=True)
 
 
 class Vocabulary:
@@ -24,20 +76,16 @@ class Vocabulary:
         start: the text before the first token (CTRL puts a space between words).
     """
 
-    def __init__(
-        self, tokenizer: Any, size: int, silent: Collection[int] = (), words: bool = False
-    ) -> None:
+    def __init__(self, token_bytes: TokenBytes, size: int, silent: Collection[int] = ()) -> None:
         """Reads a tokenizer.
 
         Args:
-            tokenizer: a transformers tokenizer.
             size: the number of ids.
             silent: ids without text, such as the end of the text.
-            words: tokens are words and beginnings of words (`Family.word_tokens`).
         """
-        token_bytes = _words(tokenizer, size) if words else _bytes(tokenizer, size)
-        self._bytes = [b"" if i in silent else token for i, token in enumerate(token_bytes)]
-        self.start = " " if words else ""
+        every = enumerate(token_bytes(range(size)))
+        self._bytes = [b"" if i in silent else token for i, token in every]
+        self.start = " " if token_bytes.words else ""
         self.texts = [_folded(token) for token in self._bytes]
         self.parts = [i for i, token in enumerate(self._bytes) if token and _is_part(token)]
         self._sorted = sorted((text, i) for i, text in enumerate(self.texts) if text)
@@ -83,24 +131,24 @@ def _is_part(token: bytes) -> bool:
     return token[0] & 0xC0 == 0x80
 
 
-def _words(tokenizer: Any, size: int) -> list[bytes]:
+def _words(tokenizer: Any, ids: Sequence[int]) -> list[bytes]:
     """Words with a space after each, and beginnings of words, which end in "@@", without."""
-    words = [str(token) for token in tokenizer.convert_ids_to_tokens(list(range(size)))]
+    words = [str(token) for token in tokenizer.convert_ids_to_tokens(list(ids))]
     return [(word[:-2] if word.endswith("@@") else word + " ").encode() for word in words]
 
 
-def _bytes(tokenizer: Any, size: int) -> list[bytes]:
+def _bytes(tokenizer: Any, ids: Sequence[int]) -> list[bytes]:
     """The bytes of each token inside a text; parts of characters are read from their symbols."""
     first = list(tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"])
     texts = tokenizer.batch_decode(
-        [first, *([*first, i] for i in range(size))], clean_up_tokenization_spaces=False
+        [first, *([*first, i] for i in ids)], clean_up_tokenization_spaces=False
     )
     before = len(texts.pop(0))
     alphabet = _byte_alphabet()
     token_bytes = []
-    for i, text in enumerate(texts):
+    for i, text in zip(ids, texts, strict=True):
         if "\ufffd" not in text:
-            token_bytes.append(text[before:].encode())
+            token_bytes.append(text[before:].encode("utf-8", "replace"))
             continue
         symbol = str(tokenizer.convert_ids_to_tokens(i))
         byte = _BYTE.fullmatch(symbol)
@@ -109,10 +157,11 @@ def _bytes(tokenizer: Any, size: int) -> list[bytes]:
         elif all(character in alphabet for character in symbol):
             token_bytes.append(bytes(alphabet[character] for character in symbol))
         else:
-            token_bytes.append(text[before:].replace("\ufffd", "").encode())
+            token_bytes.append(text[before:].encode())
     return token_bytes
 
 
+@functools.cache
 def _byte_alphabet() -> dict[str, int]:
     """The characters that stand for bytes in byte-level tokenizers, GPT-2's and later ones."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]

@@ -132,9 +132,8 @@ def _add_generation(router: APIRouter, service: GenerationService) -> None:
     @router.post("/api/extra/abort", openapi_extra=body_of(KeyBody))
     async def abort(request: Request) -> dict[str, str]:
         key = await _key(request)
-        found = service.find(key)
-        if not found and not key:
-            found = service.active[-1:]  # most likely there is one writer only
+        # Without a key it may be anyone's; a client that goes away ends its own texts.
+        found = service.find(key) if key else []
         for response in found:
             response.cancel()
         return dict.fromkeys(("success", "done"), "true" if found else "false")
