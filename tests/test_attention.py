@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from softlore.context import Branch, Node, Tree, TreeBatch, backward
+from softlore.context import Branch, Node, Tree, TreeBatch, backward, splice
 from softlore.model import FrozenModel
 from softlore.model.attention import NAME, attention
+from softlore.model.kv_cache import MarkedLayer
 from softlore.model.tiny import byte_tokenizer, tiny_hf
 
 
@@ -20,8 +21,9 @@ class Layer(torch.nn.Module):
 
 @pytest.mark.parametrize("mask_heads", [1, 6])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
-@pytest.mark.parametrize("scaling", [None, 0.3])
-def test_it_is_transformers_own(kv_heads, mask_heads, scaling):
+@pytest.mark.parametrize(("scaling", "chunk"), [(None, 2**20), (0.3, 1), (0.3, 1200)])
+def test_it_is_transformers_own(kv_heads, mask_heads, scaling, chunk, monkeypatch):
+    monkeypatch.setattr("softlore.model.attention.CHUNK", chunk)  # in parts of the heads, or rows
     drawn = torch.Generator().manual_seed(0)
 
     def tensor(*shape):
@@ -54,6 +56,55 @@ def test_keys_alone_may_need_a_gradient():
         function(Layer(1), query, own, value, mask)[0].square().sum().backward()
         gradients.append(own.grad)
     torch.testing.assert_close(*gradients)
+
+
+def test_constant_keys_get_no_gradient_and_change_no_other():
+    query, key, value = (torch.randn(2, 2, n, 4, dtype=torch.float64) for n in (3, 7, 7))
+    mask = torch.zeros(2, 1, 3, 7, dtype=torch.float64)
+    gradients = []
+    for n_constant in (0, 5):
+        inputs = [t.clone().requires_grad_() for t in (query, key, value)]
+        given = [inputs[0], *(t * 1 for t in inputs[1:])]
+        given[1].n_constant = n_constant
+        attention(Layer(1), *given, mask)[0].square().sum().backward()
+        gradients.append([t.grad for t in inputs])
+    whole, part = gradients
+    torch.testing.assert_close(part[0], whole[0])
+    for of_part, of_whole in zip(part[1:], whole[1:], strict=True):
+        torch.testing.assert_close(of_part[:, :, 5:], of_whole[:, :, 5:])
+        assert not of_part[:, :, :5].any()
+
+
+def test_text_that_was_read_before_training_is_constant(monkeypatch):
+    """A prefix's gradient behind such text is that of torch's own attention."""
+    seen = []
+    own = MarkedLayer.update
+
+    def update(layer, *args, **kwargs):
+        seen.append(layer.n_constant)
+        return own(layer, *args, **kwargs)
+
+    monkeypatch.setattr(MarkedLayer, "update", update)
+    model = FrozenModel(tiny_hf("llama").to(torch.bfloat16), byte_tokenizer(), "bf16")
+    prompt = model.keys_values([3, 4, 5, 6]).requires_grad_()
+    text = splice(model, [Tree([Node(list(range(3, 30)))], at=4)])
+    with torch.no_grad():
+        _, kept = model.hidden(text.embeds, text.positions, text.visible, keep=True)
+    trunk = Tree([], [prompt]).then(text.after(kept), sees=())
+    batch = [TreeBatch(trunk, [Branch([5, 6, 7, 8, 9], trunk.end, 2, -1)])]
+
+    def gradient():
+        prompt.grad = None
+        backward(model, batch, lambda hidden, _: model.logits(hidden).log_softmax(-1)[:, 5].sum())
+        return prompt.grad.clone()
+
+    seen.clear()
+    ours = gradient()
+    assert set(seen) == {27}
+    model.hf.set_attn_implementation("sdpa")
+    theirs = gradient()
+    assert theirs.norm() > 0
+    assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
 def test_a_model_in_bfloat16_is_trained_with_it():

@@ -151,9 +151,15 @@ class _Kept:
     positions: Tensor
     number: int
 
+    @property
+    def trained(self) -> bool:
+        return any(tensor.requires_grad for layer in self.layers for tensor in layer)
+
 
 def stack_past(model: FrozenModel, trees: Sequence[Tree]) -> tuple[KVCache | None, Tensor]:
     """What trees need not run, side by side and padded to the longest.
+
+    In each row, what needs no gradient comes first, and then prefixes before text.
 
     Returns:
         The cache, `P` long, or None if it is empty; and `[B, P]`, on the processor, the column in
@@ -181,7 +187,8 @@ def stack_past(model: FrozenModel, trees: Sequence[Tree]) -> tuple[KVCache | Non
         for i, layer in enumerate(like)
     ]
     visible = (numbers >= 0).to(model.device)
-    return KVCache([(k, v) for k, v in pairs], positions, visible), numbers
+    constant = min(sum(len(p.positions) for p in parts if not p.trained) for parts in rows)
+    return KVCache([(k, v) for k, v in pairs], positions, visible, constant), numbers
 
 
 def _kept(
@@ -203,7 +210,7 @@ def _kept(
         if isinstance(node.content, KVCache) and len(node.content):
             layers = [(k[0], v[0]) for k, v in node.content.keys_values]
             kept.append(_Kept(layers, node.content.positions[0], number))
-    return kept
+    return sorted(kept, key=lambda part: part.trained)
 
 
 def _side_by_side(rows: Sequence[Sequence[Tensor]], length: int, like: Tensor) -> Tensor:

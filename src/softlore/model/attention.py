@@ -2,12 +2,16 @@
 
 There the backward pass of torch's `scaled_dot_product_attention` takes about five times its forward
 pass. Here the forward pass is torch's, and the backward pass computes the probabilities again, by
-plain matrix products, which processors with AMX or AVX-512 BF16 are fast at. It also leaves keys
-and values in their groups, where torch repeats them for each head.
+plain matrix products, which processors with AMX or AVX-512 BF16 are fast at:
+
+- a few heads at a time, so that their probabilities stay in the processor's cache;
+- with keys and values in their groups, where torch repeats them for each head;
+- without the gradients of keys that need none: of text that was read before training.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "softlore_sdpa"  # among transformers' attention implementations
+CHUNK = 2**20  # bytes of probabilities at once; half of the second-level cache of a server's core
 
 
 def use_for_training(hf: Any) -> None:
@@ -47,7 +52,8 @@ def attention(
 
     Args:
         query: `[B, heads, T, head_dim]`.
-        key, value: `[B, kv_heads, S, head_dim]`.
+        key, value: `[B, kv_heads, S, head_dim]`. The first `key.n_constant` keys and values, where
+            it has that attribute (see `KVCache.layers`), need no gradient.
         attention_mask: additive, `[B, 1 or heads, T, S]`.
 
     Returns:
@@ -59,17 +65,24 @@ def attention(
         given = {"dropout": dropout, "scaling": scaling, **kwargs}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out: Tensor = _Attention.apply(query, key, value, attention_mask, scale)
+    n_constant = getattr(key, "n_constant", 0)
+    out: Tensor = _Attention.apply(query, key, value, attention_mask, scale, n_constant)
     return out.transpose(1, 2).contiguous(), None
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        scale: float,
+        n_constant: int,
     ) -> Tensor:
         ctx.save_for_backward(query, key, value, mask)
-        ctx.scale = scale
+        ctx.scale, ctx.n_constant = scale, n_constant
         groups = query.shape[1] // key.shape[1]
         keys, values = (t.repeat_interleave(groups, dim=1) for t in (key, value))
         return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
@@ -77,18 +90,41 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, mask = ctx.saved_tensors
-        (gradient,) = gradients
-        batch, heads, rows, width = query.shape
-        kv_heads, length = key.shape[1], key.shape[2]
-        grouped = (batch, kv_heads, heads // kv_heads * rows)
-        q = (query * ctx.scale).reshape(*grouped, width)
-        scores = (q @ key.transpose(2, 3)).view(batch, kv_heads, -1, rows, length)
-        scores += mask[:, :, None] if mask.shape[1] == 1 else mask.view_as(scores)
-        weights = scores.softmax(dim=-1).view(*grouped, length)
-        gradient = gradient.reshape(*grouped, value.shape[3])
-        of_weights = gradient @ value.transpose(2, 3)
-        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        of_query = (of_scores @ key).view(query.shape) * ctx.scale
-        of_key = of_scores.transpose(2, 3) @ q if ctx.needs_input_grad[1] else None
-        of_value = weights.transpose(2, 3) @ gradient if ctx.needs_input_grad[2] else None
-        return of_query, of_key, of_value, None, None
+        n, scale = ctx.n_constant, ctx.scale
+        (batch, heads, rows, width), (_, kv_heads, length, _) = query.shape, key.shape
+        groups = heads // kv_heads
+        if mask.shape[1] == 1:
+            mask = mask[:, :, None].expand(-1, kv_heads, -1, -1, -1)
+        else:
+            mask = mask.view(batch, kv_heads, groups, rows, length)
+        # Heads of all rows in one dimension: torch copies what it transposes in four.
+        q = (query * scale).reshape(-1, groups * rows, width)
+        k, v = key.flatten(0, 1), value.flatten(0, 1)
+        gradient = gradients[0].reshape(*q.shape[:2], -1)
+        of_query, of_key, of_value = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        size = groups * rows * length * q.element_size()
+        for part, masked in _parts(batch, kv_heads, size):
+            scores = torch.bmm(q[part], k[part].transpose(1, 2))
+            scores.view(-1, *mask[masked].shape[1:2], groups, rows, length).add_(mask[masked])
+            weights = scores.softmax(dim=-1)
+            of_weights = torch.bmm(gradient[part], v[part].transpose(1, 2))
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            torch.bmm(of_scores, k[part], out=of_query[part])
+            of_key[part, n:] = torch.bmm(of_scores[..., n:].transpose(1, 2), q[part])
+            of_value[part, n:] = torch.bmm(weights[..., n:].transpose(1, 2), gradient[part])
+        of_query = of_query.view(query.shape).mul_(scale)
+        return of_query, of_key.view(key.shape), of_value.view(value.shape), None, None, None
+
+
+def _parts(batch: int, heads: int, size: int) -> Iterator[tuple[slice, tuple[slice, slice]]]:
+    """Parts of `CHUNK` bytes at most, or of one head: as heads of all rows, and as rows and heads.
+
+    `size`: bytes of one head in one row of the batch.
+    """
+    rows, at_once = max(1, CHUNK // (heads * size)), max(1, min(heads, CHUNK // size))
+    for row in range(0, batch, rows):
+        stop = min(row + rows, batch)
+        for head in range(0, heads, at_once):
+            last = min(head + at_once, heads)
+            part = slice(row * heads + head, (stop - 1) * heads + last)
+            yield part, (slice(row, stop), slice(head, last))

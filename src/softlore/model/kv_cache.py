@@ -27,11 +27,13 @@ class KVCache:
         keys_values: one pair a layer, each `[B, kv_heads, P, head_dim]`, in the model's dtype.
         positions: `[B, P]` text positions of the keys.
         visible: `[B, P]` bool; False is padding, or a node that this row may not see.
+        n_constant: how many of the first keys need no gradient, in every row.
     """
 
     keys_values: KeysValues
     positions: Tensor
     visible: Tensor
+    n_constant: int = 0
 
     def __len__(self) -> int:
         return int(self.positions.shape[1])
@@ -66,11 +68,26 @@ class KVCache:
         """Layers of a transformers cache with these keys, without sliding windows of their own."""
         layers = []
         for key, value in self.keys_values:
-            layer = DynamicLayer()
+            layer = MarkedLayer(self.n_constant)
             layer.lazy_initialization(key, value)
             layer.keys, layer.values = key, value
             layers.append(layer)
         return layers
+
+
+class MarkedLayer(DynamicLayer):
+    """A layer of a transformers cache that tells the attention how many keys are constant."""
+
+    def __init__(self, n_constant: int) -> None:
+        super().__init__()
+        self.n_constant = n_constant
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(*args, **kwargs)
+        # Most families hand this very tensor to their attention function. Where one makes another
+        # of it, the mark is lost, and gradients of all keys are computed.
+        keys.n_constant = self.n_constant
+        return keys, values
 
 
 class GatheredCache(DynamicCache):
