@@ -118,14 +118,17 @@ def activate(
     entries, timers = list(entries), timers or Timers()
     scan = Scan(entries, messages, settings or ScanSettings(), timers, seed)
     scan.run()
-    ordered = sorted(scan.candidates, key=lambda c: (c.entry.order, c.place))
-    active = set(scan.active)
+    skipped = [c for c in scan.candidates if c.skipped and not c.round]
     return Activation(
-        [ActiveEntry(c.entry, c.reason, c.key, c.round) for c in ordered if c in active],
-        [SkippedEntry(c.entry, c.skipped) for c in ordered if c not in active and c.skipped],
-        [bad for c in scan.candidates for bad in _bad_keys(c, scan.search.timeouts)],
+        [ActiveEntry(c.entry, c.reason, c.key, c.round) for c in _ordered(scan.active)],
+        [SkippedEntry(c.entry, c.skipped) for c in _ordered(skipped)],
+        [bad for c in scan.may_have_bad_keys for bad in _bad_keys(c, scan.search.timeouts)],
         timers.after(entries, (c.entry for c in scan.active), len(messages)),
     )
+
+
+def _ordered(candidates: list[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda c: (c.entry.order, c.number))
 
 
 def _bad_keys(candidate: Candidate, timeouts: dict[str, str]) -> list[BadKey]:

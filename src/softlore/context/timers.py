@@ -63,7 +63,9 @@ class Timers:
         ended = {
             entry.name
             for entry in entries
-            if not self.sticky_left(entry, messages) and not self.cooldown_left(entry, messages)
+            if entry.name in self.triggered
+            and not self.sticky_left(entry, messages)
+            and not self.cooldown_left(entry, messages)
         }
         remaining = self.triggered.items()
         triggered = {name: at for name, at in remaining if at < messages and name not in ended}
