@@ -29,6 +29,7 @@ SYLLABLES = ("ka", "ro", "min", "tel", "sha", "vor", "ling", "est", "bo", "dun",
 KEYS = 3  # of an entry
 WORDS = 80  # of an entry's text
 ACTIVE = 100
+MESSAGES = 5
 
 
 def make_book(entries: int, seed: int = 0) -> tuple[list[Entry], list[str]]:
@@ -53,7 +54,9 @@ def make_book(entries: int, seed: int = 0) -> tuple[list[Entry], list[str]]:
         )
         for i, name in enumerate(names)
     ]
-    return book, [f"{words()} {names[i]}." for i in active[:half]]
+    named = [names[i] for i in active[:half]]
+    step = -(-half // MESSAGES)
+    return book, [f"{words()} {' '.join(named[i : i + step])}." for i in range(0, half, step)]
 
 
 def make_chain(entries: int) -> tuple[list[Entry], list[str]]:
