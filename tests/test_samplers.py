@@ -488,7 +488,7 @@ def run(choose, texts, steps=25):
     texts = [list(text) for text in texts]
     for step in range(steps):
         x = torch.cat([logits(97 * step + text[0], MODEL.vocab_size).float() for text in texts])
-        for text, token in zip(texts, choose(x, texts).tolist(), strict=True):
+        for text, token in zip(texts, map(int, choose(x, texts)), strict=True):
             text.append(token)
     return texts
 

@@ -1,6 +1,6 @@
 """Decoding: one running batch for all texts, on transformers or llama.cpp; samplers."""
 
-from softlore.decode.batch import RunningBatch, SequenceGroup
+from softlore.decode.batch import RunningBatch
 from softlore.decode.model_runner import ModelRunner, TorchModelRunner
 from softlore.decode.output import OutputStream, Token
 from softlore.decode.passages import (
@@ -15,6 +15,7 @@ from softlore.decode.passages import (
 from softlore.decode.prefix_cache import CacheUsage, PrefixCache
 from softlore.decode.request import GenerationRequest
 from softlore.decode.samplers import Sampler, SamplingParams
+from softlore.decode.sequence_group import SequenceGroup
 from softlore.decode.writing import (
     TextStream,
     generate,

@@ -2,167 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from softlore.context import Tree
-from softlore.decode.conditioning import (
-    Window,
-    first_windows,
-    mix_logits,
-    slide,
-    weighted,
-    with_bare_model,
-)
-from softlore.decode.model_runner import PREFILL_TOKENS, CacheMemory, ModelRunner, RunningSequence
-from softlore.decode.output import OutputStream, Token, token_with_logprobs
-from softlore.decode.prefix_cache import CacheUsage
-from softlore.decode.request import GenerationRequest, make_sampler, stop_strings
-from softlore.decode.samplers import Sampler, sample_each
+from softlore.decode.conditioning import mix_logits
+from softlore.decode.model_runner import PREFILL_TOKENS, CacheMemory, ModelRunner
+from softlore.decode.output import Token
+from softlore.decode.request import GenerationRequest
+from softlore.decode.samplers import sample_each
+from softlore.decode.sequence_group import SequenceGroup
 
-
-class SequenceGroup:
-    """One text of a batch: a sequence, or one under each of several conditionings.
-
-    The sequences of a group get the same new tokens, sampled from the mixture of their logits.
-    `len(group)` is their number.
-
-    Attributes:
-        output: the text so far: its ids, and why it ended.
-        cache_usage: how much of its context was cached; None until it is started.
-        sampler: what its tokens are sampled with.
-        sequences: those that run; empty before they are started.
-        ids: of the context's text and of the new tokens. Soft rows have none.
-        logprobs: how many of the likeliest tokens to report; None: no log-probabilities.
-
-    Args:
-        windows: what each sequence reads first.
-        weights: of the sequences' log-probabilities.
-        slides: whether full windows slide, or end the text.
-        cache: whether later sequences may reuse what these have read.
-    """
-
-    def __init__(
-        self,
-        runner: ModelRunner,
-        windows: Sequence[Window],
-        weights: Sequence[float],
-        sampler: Sampler,
-        output: OutputStream,
-        logprobs: int | None = None,
-        slides: bool = False,
-        cache: bool = True,
-    ) -> None:
-        runner.check([window.tree for window in windows])
-        self.windows = list(windows)
-        self.weights = tuple(weights)
-        self.sampler = sampler
-        self.output = output
-        self.cache_usage: CacheUsage | None = None
-        self.sequences: list[RunningSequence] = []
-        self.cache = cache
-        self._model = runner.model
-        self.logprobs = logprobs
-        self._slides = slides
-        self._open_windows()
-
-    @classmethod
-    def from_request(cls, runner: ModelRunner, request: GenerationRequest) -> SequenceGroup:
-        """The group that generates what is requested.
-
-        Raises:
-            ConfigError: a setting out of range.
-            ContextError: nothing to go on from, or more than fits.
-            PromptMismatchError: a prompt of another model.
-        """
-        model = runner.model
-        stops, conditionings = stop_strings(request), weighted(request.conditioning)
-        output = OutputStream(model, stops, request.max_new_tokens)
-        sampler = make_sampler(model, request, conditionings)
-        conditionings = with_bare_model(conditionings) if conditionings else []
-        if conditionings:
-            windows = first_windows(
-                model, request.context, conditionings, request.check, request.reserved
-            )
-        else:
-            windows = [Window(request.compose(model))]
-        weights = [weight for _, weight in conditionings] or [1.0]
-        slides = bool(conditionings)
-        return cls(runner, windows, weights, sampler, output, request.logprobs, slides)
-
-    @classmethod
-    def from_trees(
-        cls,
-        runner: ModelRunner,
-        trees: Sequence[tuple[Tree, float]],
-        sampler: Sampler,
-        max_new_tokens: int,
-    ) -> SequenceGroup:
-        """A group that samples ids only, after trees mixed by weights; nothing ends it early."""
-        windows, weights = [Window(tree) for tree, _ in trees], [weight for _, weight in trees]
-        output = OutputStream(None, (), max_new_tokens)
-        return cls(runner, windows, weights, sampler, output, cache=False)
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    @property
-    def is_read(self) -> bool:
-        """Whether its contexts are prefilled, so that its next token can be sampled."""
-        return bool(self.sequences) and all(s.logits is not None for s in self.sequences)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether a window has reached the end of its room."""
-        return self._room == 0
-
-    @property
-    def must_slide(self) -> bool:
-        return self.is_full and self._slides and not self.output.finish
-
-    def start(self, runner: ModelRunner) -> None:
-        """Starts its sequences, once."""
-        if not self.sequences:
-            self.sequences = [runner.start(window.tree) for window in self.windows]
-            self.cache_usage = self.cache_usage or self.sequences[0].cache_usage
-
-    def stop(self, runner: ModelRunner) -> None:
-        """Ends its sequences. Does nothing if none run."""
-        for sequence in reversed(self.sequences):
-            runner.remove(sequence, self.cache)
-        self.sequences = []
-
-    def append(self, token: int, logits: Tensor | None) -> Iterator[Token]:
-        """Adds a sampled token: its text, and the rest at the end.
-
-        `logits`: `[vocab]`, that it was sampled from, where log-probabilities are requested.
-        """
-        self.ids.append(token)
-        self._new.append(token)
-        if self._room is not None:
-            self._room -= 1
-        if logits is None or self.logprobs is None:
-            yield self.output.append(Token("", token))
-        else:
-            yield self.output.append(token_with_logprobs(logits, token, self.logprobs))
-        if self.output.finish or (self.is_full and not self._slides):
-            yield from self.output.flush()
-
-    def slide(self) -> None:
-        """Continues in the next windows, which must be prefilled."""
-        self.windows = slide(self._model, self.windows, self._new)
-        self._open_windows()
-
-    def _open_windows(self) -> None:
-        tree = self.windows[0].tree
-        self.ids = [i for node in tree.nodes for i in node.ids]
-        self._new: list[int] = []  # generated in these windows
-        limit = self._model.context_length
-        end = max(window.end for window in self.windows)
-        # Tokens that can be sampled; the last one is never run, so it may stand one past the end.
-        self._room = None if limit is None else limit + 1 - end
+MAX_FAILED_STEPS = 3  # one after another, after which a text ends though it runs alone
+_log = logging.getLogger(__name__)
 
 
 class RunningBatch:
@@ -175,7 +29,9 @@ class RunningBatch:
                    ▲                                        │
                    └──────────(window full: slide)──────────┘
 
-    Every text is what `write` would generate alone with the same seed, up to rounding.
+    Every text is what `write` would generate alone with the same seed, up to rounding. What one
+    raises, in a sampler, say, is its `error` and ends it alone. A forward of several that fails is
+    run again for each by itself, so that those go on that can.
 
     Attributes:
         runner: what runs the sequences.
@@ -185,6 +41,7 @@ class RunningBatch:
         self.runner = runner
         self._reading: list[SequenceGroup] = []
         self._generating: list[SequenceGroup] = []
+        self._failed_steps = 0  # one after another
 
     def __len__(self) -> int:
         """How many texts have not finished."""
@@ -216,13 +73,11 @@ class RunningBatch:
     def step(self) -> list[tuple[SequenceGroup, Token]]:
         """Generates a token in every text that is prefilled, and prefills a part of the others.
 
-        Texts whose `output.finish` is set have been removed.
+        Texts whose `output.finish` or `error` is set have been removed.
         """
         tokens = []
-        if generating := list(self._generating):
-            sequences = [sequence for group in generating for sequence in group.sequences]
-            last = [group.ids[-1] for group in generating for _ in group.sequences]
-            tokens += self._sample(generating, self.runner.step(sequences, last))
+        if self._generating:
+            tokens += self._sample(*self._run())
         if read := self._prefill():
             logits = [s.logits for group in read for s in group.sequences if s.logits is not None]
             tokens += self._sample(read, torch.stack(logits))
@@ -231,18 +86,82 @@ class RunningBatch:
     def _prefill(self) -> list[SequenceGroup]:
         """Runs a part of the contexts, those that joined first at first; returns the completed."""
         started, unread = [], 0
-        for group in self._reading:
-            group.start(self.runner)
+        for group in list(self._reading):
+            try:
+                group.start(self.runner)
+            except Exception as error:  # noqa: BLE001 - it must end no other text
+                self._fail(group, error)
+                continue
             started.append(group)
             unread += sum(sequence.unread for sequence in group.sequences)
             if unread >= PREFILL_TOKENS:
                 break
-        if started:
+        try:
             self.runner.prefill([s for group in started for s in group.sequences], PREFILL_TOKENS)
+        except Exception as error:  # noqa: BLE001 - of one of them, or of all
+            self._prefill_each(started, error)
         done = [group for group in started if group.is_read]
         self._reading = [group for group in self._reading if group not in done]
         self._generating += done
         return done
+
+    def _prefill_each(self, groups: Sequence[SequenceGroup], error: Exception) -> None:
+        """After a prefill that failed: begins anew with each context by itself."""
+        for group in groups:
+            if len(groups) > 1:
+                try:
+                    self._restart(group)
+                    group.start(self.runner)
+                    self.runner.prefill(group.sequences, PREFILL_TOKENS)
+                    continue
+                except Exception as its_own:  # noqa: BLE001 - as above
+                    error = its_own
+            self._fail(group, error)
+
+    def _run(self) -> tuple[list[SequenceGroup], Tensor]:
+        """The texts that are generating, and their sequences' logits `[sequences, vocab]`."""
+        groups = list(self._generating)
+        sequences = [sequence for group in groups for sequence in group.sequences]
+        last = [group.ids[-1] for group in groups for _ in group.sequences]
+        try:
+            logits = self.runner.step(sequences, last)
+            self._failed_steps = 0
+        except Exception as error:  # noqa: BLE001 - of one of them, or of all
+            return self._rebuild(error)
+        return groups, logits
+
+    def _rebuild(self, error: Exception) -> tuple[list[SequenceGroup], Tensor]:
+        """After a step that failed: runs each text by itself, from its beginning.
+
+        All that was computed is dropped, as its state is unknown. Where steps fail again and again
+        though each text runs by itself, the newest ends: they may be too many for the memory.
+        """
+        _log.warning("a step failed; its texts are run one by one", exc_info=error)
+        self._failed_steps += 1
+        if len(self) == 1 or self._failed_steps > MAX_FAILED_STEPS:
+            self._fail(self._generating[-1], error)
+        for group in [*self._generating, *self._reading]:
+            group.sequences = []
+        self.runner.clear()
+        alone = []
+        for group in list(self._generating):
+            try:
+                alone.append((group, group.run_alone(self.runner)))
+            except Exception as its_own:  # noqa: BLE001 - it must end no other text
+                self._fail(group, its_own)
+        logits = torch.cat([part for _, part in alone]) if alone else torch.empty(0, 0)
+        return [group for group, _ in alone], logits
+
+    def _restart(self, group: SequenceGroup) -> None:
+        """Drops what was computed of a text."""
+        for sequence in group.sequences:
+            self.runner.remove(sequence, cache=False)
+        group.sequences = []
+
+    def _fail(self, group: SequenceGroup, error: Exception) -> None:
+        """Ends a text by an error."""
+        group.error = error
+        self.remove(group)
 
     def _sample(
         self, groups: Sequence[SequenceGroup], logits: Tensor
@@ -250,19 +169,26 @@ class RunningBatch:
         """Samples a token for each group from their sequences' logits `[sequences, vocab]`."""
         mixed = _mix(groups, logits)
         samplers, ids = [group.sampler for group in groups], [group.ids for group in groups]
-        sampled = sample_each(samplers, mixed, ids).tolist()
-        tokens = [
-            (group, token)
-            for row, (group, new) in enumerate(zip(groups, sampled, strict=True))
-            for token in group.append(new, mixed[row] if group.logprobs is not None else None)
-        ]
+        sampled = sample_each(samplers, mixed, ids)
+        tokens = []
+        for row, (group, new) in enumerate(zip(groups, sampled, strict=True)):
+            try:
+                if isinstance(new, Exception):
+                    raise new
+                wanted = mixed[row] if group.logprobs is not None else None
+                tokens += [(group, token) for token in group.append(new, wanted)]
+            except Exception as error:  # noqa: BLE001 - it must end no other text
+                group.error = error
         for group in reversed(groups):  # the last rows first: no other row has to move
-            if group.output.finish or group.must_slide:
+            if group.output.finish or group.must_slide or group.error is not None:
                 self.remove(group)
         for group in groups:
-            if group.must_slide:
-                group.slide()
-                self._reading.append(group)
+            if group.must_slide and group.error is None:
+                try:
+                    group.slide()
+                    self._reading.append(group)
+                except Exception as error:  # noqa: BLE001 - as above
+                    group.error = error
         return tokens
 
 

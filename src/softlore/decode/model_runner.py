@@ -18,6 +18,7 @@ from softlore.decode.prefix_cache import (
     PrefixCache,
     TextKeys,
 )
+from softlore.errors import ContextError
 from softlore.model import FrozenModel, KVCache, KVSlots, LanguageModel
 
 PREFILL_TOKENS = 512  # of contexts that are run in a step at most, so that others are not held up
@@ -77,8 +78,11 @@ class ModelRunner(ABC):
         """Refuses a group of contexts that can never be run.
 
         Raises:
-            ContextOverflowError: one is too long. ConfigError: there are too many.
+            ContextOverflowError: one is too long. ContextError: one holds an id that the model does
+                not have, or rows of another shape. ConfigError: there are too many.
         """
+        for content in (node.content for tree in trees for node in tree.nodes):
+            _check_content(self.model, content)
         check_length(self.model, max(tree.start + tree.length for tree in trees))
 
     @abstractmethod
@@ -183,19 +187,24 @@ class TorchModelRunner(ModelRunner):
 
     def remove(self, sequence: RunningSequence, cache: bool = True) -> None:
         assert isinstance(sequence, TorchSequence)
-        past, row, sequence.past = sequence.past, sequence.row, None
-        if cache and self.prefix_cache is not None:
+        try:
+            if cache and self.prefix_cache is not None:
+                self._cache(self.prefix_cache, sequence)
+        finally:
+            row, sequence.row, sequence.past = sequence.row, None, None
             if row is not None:
-                past = self._slots.read(row, sequence.n_prefix)
-                self.prefix_cache.insert(CachedSequence(sequence.keys, past))
-            elif past is not None:
-                keys = sequence.keys.cut(sequence.n_read)
-                self.prefix_cache.insert(CachedSequence(keys, past.compact()))
-        if row is not None:
-            moved = self._by_row.pop(self._slots.remove(row))
-            if moved is not sequence:
-                self._by_row[row], moved.row = moved, row
-            sequence.row = None
+                moved = self._by_row.pop(self._slots.remove(row))
+                if moved is not sequence:
+                    self._by_row[row], moved.row = moved, row
+
+    def _cache(self, cache: PrefixCache, sequence: TorchSequence) -> None:
+        """Copies the keys and values of a sequence to the cache."""
+        if sequence.row is not None:
+            past = self._slots.read(sequence.row, sequence.n_prefix)
+            cache.insert(CachedSequence(sequence.keys, past))
+        elif sequence.past is not None:
+            keys = sequence.keys.cut(sequence.n_read)
+            cache.insert(CachedSequence(keys, sequence.past.compact()))
 
     def memory_usage(self) -> CacheMemory:
         cache = self.prefix_cache
@@ -248,6 +257,25 @@ class TorchSequence(RunningSequence):
         assert self.past is not None
         read = Node(self.past, sees=self.tree.nodes[-1].sees)
         return Tree([read], self.tree.prefixes, self.tree.start)
+
+
+def _check_content(model: LanguageModel, content: Sequence[int] | Tensor | KVCache) -> None:
+    """Refuses ids that a model does not have, and rows that are none of its embeddings."""
+    if isinstance(content, KVCache):
+        return
+    if isinstance(content, Tensor):
+        if content.dim() != 2 or content.shape[1] != model.width or not content.is_floating_point():
+            raise ContextError(
+                f"the context holds a tensor of {content.dtype} and shape {tuple(content.shape)}; "
+                f"expected embedding rows [n, {model.width}] of floating-point numbers; give a "
+                "soft prompt of this model"
+            )
+    elif len(content) and not 0 <= min(content) <= max(content) < model.vocab_size:
+        wrong = next(i for i in content if not 0 <= i < model.vocab_size)
+        raise ContextError(
+            f"the context holds the id {wrong}, which {model.name!r} does not have; expected ids "
+            f"from 0 to {model.vocab_size - 1}; leave it out"
+        )
 
 
 def _take_alike(waiting: deque[TorchSequence], max_tokens: int) -> list[TorchSequence]:

@@ -116,6 +116,6 @@ def token_with_logprobs(logits: Tensor, sampled: int, logprobs: int) -> Token:
     `logits`: `[vocab]`, before any sampler.
     """
     logp = logits.log_softmax(dim=-1)
-    top = logp.topk(logprobs)
+    top = logp.topk(min(logprobs, len(logp)))
     likeliest = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
     return Token("", sampled, float(logp[sampled]), likeliest)

@@ -6,10 +6,11 @@ import random
 from collections.abc import Callable, Sequence
 
 from softlore.context import Tree
-from softlore.decode.batch import RunningBatch, SequenceGroup
+from softlore.decode.batch import RunningBatch
 from softlore.decode.model_runner import TorchModelRunner
 from softlore.decode.prefix_cache import PrefixCache
 from softlore.decode.samplers import Sampler, SamplingParams
+from softlore.decode.sequence_group import SequenceGroup
 from softlore.lore import Entry
 from softlore.lore.styles import sentence_starts
 from softlore.model import FrozenModel
@@ -138,6 +139,9 @@ def sample_ids(
             batch.step()
             if on_progress is not None:
                 on_progress(sum(len(group.output.ids) for group in groups) / max(1, sum(limits)))
+        for group in groups[start:]:
+            if group.error is not None:
+                raise group.error
     return [group.output.ids for group in groups]
 
 

@@ -6,12 +6,13 @@ from collections.abc import Generator, Iterator
 from typing import Any, Literal, Self, overload
 
 from softlore.context.compose import ContextLike
-from softlore.decode.batch import RunningBatch, SequenceGroup
+from softlore.decode.batch import RunningBatch
 from softlore.decode.conditioning import Conditioning, weighted
 from softlore.decode.model_runner import ModelRunner, TorchModelRunner
 from softlore.decode.output import FinishReason, OutputView, Token
 from softlore.decode.prefix_cache import CacheUsage, PrefixCache
 from softlore.decode.request import GenerationRequest, Stop
+from softlore.decode.sequence_group import SequenceGroup
 from softlore.errors import UnsupportedModelError
 from softlore.model import FrozenModel, LanguageModel
 
@@ -83,6 +84,8 @@ def _run(batch: RunningBatch, group: SequenceGroup, close_runner: bool) -> Gener
         while len(batch):
             for _, token in batch.step():
                 yield token
+        if group.error is not None:
+            raise group.error
     finally:
         batch.remove(group)
         if close_runner:

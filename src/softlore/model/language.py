@@ -94,6 +94,9 @@ class LanguageModel(ABC):
         Args:
             inside: the text continues other text, so no space is put before it (as the tokenizers
                 of Llama 2 and Mistral put).
+
+        Raises:
+            InputError: no text, a lone surrogate, or a token that the model has no embedding of.
         """
         if inside and text and self._adds_space:
             newline = self._ids("\n")
@@ -109,12 +112,20 @@ class LanguageModel(ABC):
 
     def _ids(self, text: str) -> list[int]:
         try:
-            return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"{text!r:.60} can't be made into tokens; expected text, without halves of "
                 "characters (surrogates); replace it"
             ) from error
+        if ids and max(ids) >= self.vocab_size:  # such as Gemma 3's <image_soft_token>
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise InputError(
+                f"the text holds {token!r}, token {max(ids)} of the tokenizer, which "
+                f"{self.name!r} has no embedding of; expected tokens below {self.vocab_size}; "
+                "take it out of the text"
+            )
+        return ids
 
     def decode(self, ids: Sequence[int], inside: bool = False) -> str:
         """The text of ids; `inside`: it continues other text, and may begin with a space.

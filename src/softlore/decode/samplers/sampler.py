@@ -83,23 +83,20 @@ class Sampler:
 
 def sample_each(
     samplers: Sequence[Sampler], logits: Tensor, texts: Sequence[Sequence[int]]
-) -> Tensor:
-    """Token ids `[B]` from logits `[B, vocab]`, each row by its own sampler.
+) -> list[int | Exception]:
+    """A token id for each row of logits `[B, vocab]`, by its own sampler, or what that raised.
 
     They are what the samplers would give one by one. Rows with the same parameters go through
     their steps together, except for steps that look at a row's text or draw.
     """
-    if len(samplers) == 1:
-        return samplers[0](logits, texts)
     groups = _group_alike(samplers)
     if len(groups) == 1:
         return _sample_alike(samplers, logits, texts)
-    tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    sampled: dict[int, int | Exception] = {}
     for rows in groups:
-        tokens[rows] = _sample_alike(
-            [samplers[row] for row in rows], logits[rows], [texts[row] for row in rows]
-        )
-    return tokens
+        parts = [samplers[row] for row in rows], logits[rows], [texts[row] for row in rows]
+        sampled.update(zip(rows, _sample_alike(*parts), strict=True))
+    return [sampled[row] for row in range(len(samplers))]
 
 
 def _group_alike(samplers: Sequence[Sampler]) -> list[list[int]]:
@@ -115,24 +112,45 @@ def _group_alike(samplers: Sequence[Sampler]) -> list[list[int]]:
 
 def _sample_alike(
     samplers: Sequence[Sampler], logits: Tensor, texts: Sequence[Sequence[int]]
-) -> Tensor:
+) -> list[int | Exception]:
     """`sample_each` for samplers with the same parameters."""
     first, scores = samplers[0], logits
-    for sampler, row in zip(samplers, logits.split(1), strict=True):
-        sampler._open_rows(row)
-    for index, step in enumerate(first._steps):
-        if step.alike:
-            scores = first._apply(step, scores, texts)
-            continue
-        rows = zip(samplers, scores.split(1), texts, strict=True)
-        scores = torch.cat([s._apply(s._steps[index], row, [text]) for s, row, text in rows])
-    numbers = None
-    if not first.params.greedy:
-        numbers = torch.cat([sampler._numbers(1) for sampler in samplers])
-    tokens = _draw(scores, numbers)
-    for sampler, token in zip(samplers, tokens.split(1), strict=True):
-        sampler._remember(token)
-    return tokens
+    failed: dict[int, Exception] = {}
+    try:
+        for sampler, row in zip(samplers, logits.split(1), strict=True):
+            sampler._open_rows(row)
+        for index, step in enumerate(first._steps):
+            if step.alike:
+                scores = first._apply(step, scores, texts)
+            else:
+                scores = _apply_each(index, samplers, scores, texts, failed)
+        numbers = None
+        if not first.params.greedy:
+            numbers = torch.cat([sampler._numbers(1) for sampler in samplers])
+        tokens = _draw(scores, numbers)
+        for sampler, token in zip(samplers, tokens.split(1), strict=True):
+            sampler._remember(token)
+    except Exception as error:  # noqa: BLE001 - of a step that all of these rows have
+        return [error] * len(samplers)
+    return [failed.get(row, token) for row, token in enumerate(tokens.tolist())]
+
+
+def _apply_each(
+    index: int,
+    samplers: Sequence[Sampler],
+    scores: Tensor,
+    texts: Sequence[Sequence[int]],
+    failed: dict[int, Exception],
+) -> Tensor:
+    """Scores `[B, vocab]` after each sampler's step; exceptions are put into `failed` by row."""
+    after = scores.clone()
+    for row, (sampler, text) in enumerate(zip(samplers, texts, strict=True)):
+        if row not in failed:
+            try:
+                after[row] = sampler._apply(sampler._steps[index], scores[row : row + 1], [text])[0]
+            except Exception as error:  # noqa: BLE001 - of one text, which must end no other
+                failed[row] = error
+    return after
 
 
 def _draw(scores: Tensor, numbers: Tensor | None) -> Tensor:

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 
 from softlore.decode import CacheUsage, GenerationRequest, ModelRunner, RunningBatch, Token
-from softlore.decode.batch import SequenceGroup
-from softlore.errors import BusyError, EngineError
+from softlore.decode.sequence_group import SequenceGroup
+from softlore.errors import BusyError, EngineError, SoftloreError
 from softlore.serve.engines.base import AsyncOutputStream, End, Engine, EngineLoad, OutputQueue
 
 TRIM_SECONDS = 30.0  # interval at which free memory is returned to the system
@@ -137,7 +137,8 @@ class LocalEngine(Engine):
         deliveries: list[Delivery] = []
         now, running = time.monotonic(), []
         for stream in self._running:
-            group, items = stream.group, tokens.get(stream.group, [])
+            group = stream.group
+            items: list[Token | Exception] = [*tokens.get(group, [])]
             finish: End | None = group.output.finish
             if finish is None and stream.cancelled:
                 finish = "cancelled"
@@ -146,6 +147,9 @@ class LocalEngine(Engine):
             if finish in ("cancelled", "timeout"):
                 self._batch.remove(group)
                 items += group.output.flush()
+            if group.error is not None:
+                _log.error("a text failed", exc_info=group.error)
+                items, finish = [*items, _failure(group.error)], "cancelled"
             if items or finish is not None:
                 deliveries.append((stream, items, finish))
             if finish is None:
@@ -201,7 +205,10 @@ def _send(deliveries: Iterable[Delivery]) -> None:
 
 def _receive(deliveries: Sequence[Delivery]) -> None:
     for stream, items, finish in deliveries:
-        stream.deliver(items, finish)
+        try:
+            stream.deliver(items, finish)
+        except Exception as error:  # noqa: BLE001 - of its callback, which must stop no other's
+            _log.error("a text's callback failed", exc_info=error)
 
 
 def trim_memory() -> None:
@@ -213,7 +220,9 @@ def trim_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _failure(error: Exception) -> EngineError:
+def _failure(error: Exception) -> SoftloreError:
+    if isinstance(error, SoftloreError):
+        return error
     return EngineError(
         f"the model could not write on ({type(error).__name__}); expected a forward to succeed; "
         "ask for less at once, and see the server's log"
