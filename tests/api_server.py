@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import threading
-import time
 
 import uvicorn
 
@@ -15,6 +14,7 @@ from softlore.serve.app import make_app
 from softlore.serve.engines.local import LocalEngine
 from softlore.serve.state import ServerState
 from softlore.story import StoryLibrary
+from waiting import WAIT_SECONDS, wait_until
 
 
 @functools.cache
@@ -52,15 +52,20 @@ def served(state):
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(WAIT_SECONDS)
 
 
-def wait_until(true, seconds=20.0):
-    """Until something is so."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come to be"
-        time.sleep(0.01)
+def count(client, name):
+    """A figure of /metrics; 0 where there is none yet."""
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith(f"{name} "):
+            return float(line.rpartition(" ")[2])
+    return 0.0
+
+
+def written(client):
+    """How many tokens of texts that have ended were written."""
+    return count(client, "softlore_tokens_total")
 
 
 def idle(state):

@@ -9,12 +9,12 @@ import io
 import multiprocessing
 import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from softlore.cli import main
 from softlore.model.tiny import byte_tokenizer, tiny_hf
+from waiting import WAIT_SECONDS, wait_until
 
 PRELOAD = [
     "softlore.cli.train",
@@ -73,16 +73,13 @@ class Running:
         self.process.start()
         self.pid = self.process.pid
 
-    def wait_for(self, path, seconds=60.0):
+    def wait_for(self, path):
         """Until a file is there, or the command has ended."""
-        end = time.monotonic() + seconds
-        while not path.exists() and self.process.is_alive():
-            assert time.monotonic() < end, f"no {path} after {seconds} s"
-            time.sleep(0.002)
+        wait_until(lambda: path.exists() or not self.process.is_alive(), f"there is no {path}")
 
     def end(self, after=None):
         """How it ends by itself; or killed, if it has not ended `after` so many seconds."""
-        self.process.join(60 if after is None else after)
+        self.process.join(WAIT_SECONDS if after is None else after)
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()

@@ -5,9 +5,9 @@ import json
 import os
 import re
 import signal
-import time
 
 from running import Running
+from waiting import wait_until
 
 READY = "Ctrl-C stops it"
 
@@ -38,13 +38,9 @@ class Served(Running):
         lines = self.said().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
-    def _until_ready(self, seconds=90.0):
-        end = time.monotonic() + seconds
-        while READY not in (told := self.said()):
-            assert self.process.is_alive(), told
-            assert time.monotonic() < end, told
-            time.sleep(0.02)
-        return told
+    def _until_ready(self):
+        wait_until(lambda: READY in self.said(), self.said, self.process.is_alive)
+        return self.said()
 
 
 @contextlib.contextmanager
@@ -56,5 +52,5 @@ def serving(folder, *options):
     finally:
         if server.process.is_alive():
             server.stop()
-        ended = server.end(30)
+        ended = server.end()
     assert ended.code == 0, ended.err

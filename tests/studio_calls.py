@@ -3,7 +3,6 @@
 import contextlib
 import json
 import threading
-import time
 from urllib.parse import quote
 
 import httpx
@@ -17,6 +16,7 @@ from softlore.serve.server import Server
 from softlore.serve.state import ServerState
 from softlore.settings import ServeSettings
 from softlore.story import StoryLibrary
+from waiting import WAIT_SECONDS
 
 MODEL = tiny_model("llama")
 
@@ -26,7 +26,7 @@ class Studio:
 
     def __init__(self, state, url, stop):
         self.state, self.url, self.stop = state, url, stop
-        self.client = httpx.Client(base_url=f"{url}/studio/api", timeout=60)
+        self.client = httpx.Client(base_url=f"{url}/studio/api", timeout=WAIT_SECONDS)
 
     def call(self, method, *path, status=200, **given):
         reply = self.client.request(method, "/".join(quote(str(p), safe="") for p in path), **given)
@@ -111,18 +111,9 @@ def studio(folder, **given):
         yield found
     finally:
         stop()
-        thread.join(30)
+        thread.join(WAIT_SECONDS)
         found.client.close()
         assert not thread.is_alive(), "the server does not stop"
-
-
-def until(true, seconds=20.0):
-    """Until something is so; gives it."""
-    end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, "it did not come to be"
-        time.sleep(0.02)
-    return found
 
 
 def _events(lines):

@@ -16,6 +16,7 @@ from running import Running, save_tiny_model, softlore
 from softlore import PromptLibrary, SoftPrompt, disk
 from softlore.cli import COMMANDS
 from softlore.model.tiny import tiny_model
+from waiting import WAIT_SECONDS
 
 PYTHON = [sys.executable, "-c", "from softlore.cli import main; main()"]
 LORE = """
@@ -87,7 +88,7 @@ def test_train_inspect_write_as_a_user_runs_them(model, tmp_path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=WAIT_SECONDS,
         )
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
@@ -107,7 +108,7 @@ def test_train_inspect_write_as_a_user_runs_them(model, tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=WAIT_SECONDS,
     )
     assert (done.stdout, done.stderr) == ("Then A", "")
 
@@ -289,7 +290,9 @@ def test_help_answers_at_once_and_shows_an_example():
         "    slow |= {'pydantic'} & set(sys.modules) if not name else set()\n"
         "    assert not slow, (name, slow)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_SECONDS
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     pages = done.stdout.split("=====\n")[:-1]

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from softlore.lore import Lorebook, check
+from waiting import WAIT_SECONDS
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(
@@ -111,7 +112,7 @@ def test_the_page_does_what_it_says(page, blocks, tmp_path, monkeypatch):
                 ["bash", "-euo", "pipefail", "-c", block.small()],
                 capture_output=True,
                 text=True,
-                timeout=600,
+                timeout=WAIT_SECONDS,
             )
             assert done.returncode == 0, f"{page.name}, line {block.line}:\n{done.stderr}"
 

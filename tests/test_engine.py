@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import time
 
 import pytest
 
@@ -10,6 +9,7 @@ from softlore.decode import GenerationRequest, PrefixCache, TorchModelRunner, wr
 from softlore.errors import BusyError, ConfigError, EngineError
 from softlore.model.tiny import tiny_model
 from softlore.serve.engines.local import LocalEngine
+from waiting import wait_until_async
 
 MODEL = tiny_model("llama")
 LONG = 300  # tokens, of a model that reads 1024 at least
@@ -37,13 +37,6 @@ async def drained(engine, request):
     return await (await engine.start(request)).drained()
 
 
-async def until(true):
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.005)
-
-
 def test_texts_are_what_they_would_be_alone():
     async def work(engine):
         return await asyncio.gather(*(drained(engine, request(i)) for i in range(20)))
@@ -69,7 +62,7 @@ def test_tokens_come_one_after_the_other():
 def test_a_full_queue_refuses_and_takes_again():
     async def work(engine):
         texts = [await engine.start(request(i, LONG)) for i in range(2)]
-        await until(lambda: engine.load().running == 1)
+        await wait_until_async(lambda: engine.load().running == 1)
         texts.append(await engine.start(request(2, LONG)))
         with pytest.raises(BusyError, match="ask again later"):
             await engine.start(request(3))
@@ -98,7 +91,7 @@ def test_a_burst_finds_as_much_room_as_there_is():
 def test_a_text_that_waits_too_long_is_told_so():
     async def work(engine):
         first = await engine.start(request(0, LONG))
-        await until(lambda: engine.load().running == 1)
+        await wait_until_async(lambda: engine.load().running == 1)
         with pytest.raises(BusyError, match="waited"):
             await drained(engine, request(1))
         first.cancel()
@@ -129,7 +122,7 @@ def test_cancelling_frees_what_was_taken():
                 await text.drained()
                 assert text.finish == "cancelled"
                 text.cancel()
-        await until(lambda: engine.load().running == 0)
+        await wait_until_async(lambda: engine.load().running == 0)
         return engine.load()
 
     load = running(work, slots=4, queue=8)
@@ -177,7 +170,7 @@ def test_closing_lets_texts_end():
 def test_a_story_goes_on_from_what_was_read():
     async def work(engine):
         first = await drained(engine, request(0))
-        await until(lambda: engine.load().running == 0)
+        await wait_until_async(lambda: engine.load().running == 0)
         story = "The dog 0 ran" + first.text + " on"
         return (await drained(engine, GenerationRequest(story, 5, seed=1))).cache_usage
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from waiting import WAIT_SECONDS
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -14,7 +16,11 @@ def _executed(name, folder):
     for cell in notebook.cells:
         assert not cell.get("outputs"), f"{name} is to be committed without outputs"
     client = nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook,
+        timeout=int(WAIT_SECONDS),
+        startup_timeout=int(WAIT_SECONDS),
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
     )
     client.execute()
     return [

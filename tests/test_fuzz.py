@@ -12,6 +12,7 @@ import pytest
 from fuzz_seeds import TARGETS
 from softlore.errors import PromptError
 from softlore.prompts import FORMATS
+from waiting import WAIT_SECONDS
 
 TOOL = Path(__file__).parent.parent / "tools" / "fuzz.py"
 # Seeds that their reader must refuse: each target also holds a dtype that is not read.
@@ -41,7 +42,7 @@ def test_a_short_run_finds_nothing(name: str, tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="atheris is not to be had for this system or Python")
     command = [sys.executable, str(TOOL), "--reader", name, "--runs", "4000"]
     done = subprocess.run(
-        [*command, "--crashes", str(tmp_path)], capture_output=True, text=True, timeout=300
+        [*command, "--crashes", str(tmp_path)], capture_output=True, text=True, timeout=WAIT_SECONDS
     )
     assert done.returncode == 0, done.stdout
     assert "0 readers crashed" in done.stdout

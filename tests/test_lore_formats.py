@@ -467,7 +467,7 @@ def test_ampersands_and_wildcards_come_back(key):
 
 
 def test_no_key_takes_long():
-    began = time.perf_counter()
+    began = time.process_time()
     wild = key_syntax.from_wildcards("a*a*a*b")
     assert re.search(wild[1:-2], "a" * 20_000 + " " + "a" * 20_000) is None
     every = key_syntax.from_ampersands(" & ".join("abcdefghij"))
@@ -478,7 +478,7 @@ def test_no_key_takes_long():
         key_syntax.is_regex(text)
         key_syntax.from_wildcards(text)
         key_syntax.from_ampersands(text)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 # properties ---------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from softlore.lore import Block, Entry
 from softlore.measure import recall
 from softlore.model.tiny import tiny_model
 from softlore.prompts import Context
+from waiting import WAIT_SECONDS
 
 pytestmark = pytest.mark.filterwarnings("default")  # PEFT's own are not our concern
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
@@ -127,7 +128,9 @@ def test_a_broken_prompt_does_not_hide_in_a_mean():
 def test_the_gpu_check_runs_at_tiny_shapes(tmp_path):
     command = [TOOLS / "gpu_check.sh", "--device", "cpu", "--quick"]
     environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=WAIT_SECONDS
+    )
     assert ended.returncode == 0, ended.stderr
     report = json.loads((tmp_path / "gpu_check.json").read_text())
     assert list(report) == ["machine", "seconds", "demo", "lorebook", "peft"]

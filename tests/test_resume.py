@@ -23,6 +23,7 @@ from softlore.tune.checkpoint import load_checkpoint, remove_checkpoint, save_ch
 from softlore.tune.lorebook_training import checkpoint_path
 from softlore.tune.trainable_prompt import TrainablePrompt
 from trained import assert_same, leftovers, prompts_in
+from waiting import wait_until
 
 KILLS = int(os.environ.get("SOFTLORE_KILLS", "6"))
 LORE = """
@@ -134,8 +135,10 @@ def test_killed_again_and_again(model, lore, unbroken, tmp_path):
 def test_ctrl_c(model, lore, unbroken, tmp_path):
     command = train(lore, model, tmp_path)
     running = Running(tmp_path, *command, at_start=slowly)
-    running.wait_for(checkpoint_path(tmp_path / "out", "harbour town"))
-    time.sleep(1.5)
+    kept = checkpoint_path(tmp_path / "out", "harbour town")
+    running.wait_for(kept)
+    first = kept.stat().st_mtime_ns
+    wait_until(lambda: kept.stat().st_mtime_ns != first)
     os.kill(running.pid, signal.SIGINT)
     ended = running.end()
     assert ended.code == 130

@@ -7,7 +7,8 @@ import threading
 import httpx
 import pytest
 
-from api_server import idle, make_state, served, storyteller, wait_until
+from api_server import idle, make_state, served, storyteller, written
+from waiting import WAIT_SECONDS, wait_until
 
 ASKED = {"prompt": "Once upon a time", "max_length": 12, "sampler_seed": 7, "bypass_eos": True}
 ENDLESS = {"prompt": "Once upon a time", "max_length": 900, "bypass_eos": True}
@@ -21,7 +22,7 @@ def state(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(state):
-    with served(state) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with served(state) as url, httpx.Client(base_url=url, timeout=WAIT_SECONDS) as client:
         yield client
 
 
@@ -230,26 +231,30 @@ def test_an_abort_without_a_key_ends_nobodys_text(client, state, body, key):
     wait_until(lambda: state.engine.load().running == 1)
     told = client.post("/api/extra/abort", content=body)
     assert (told.status_code, told.json()) == (200, {"success": "false", "done": "false"})
-    thread.join(60)
+    thread.join(WAIT_SECONDS)
     assert found[0]["finish_reason"] == "length"
     assert found[0]["text"]
     wait_until(lambda: idle(state))
 
 
 def test_a_dropped_connection_frees_the_slot(client, state):
+    before = written(client)
     with client.stream("POST", "/api/extra/generate/stream", json=ENDLESS) as stream:
         chunks = stream.iter_bytes()  # kept, since httpx closes what it has lost
         next(chunks)
         assert state.engine.load().running == 1
-    wait_until(lambda: idle(state), 5)
+    wait_until(lambda: idle(state))
+    assert written(client) - before < 900
+    soon = httpx.Timeout(WAIT_SECONDS, read=0.3)
     with pytest.raises(httpx.ReadTimeout):
-        client.post("/api/v1/generate", json={**ENDLESS, "n": 3}, timeout=0.3)
-    wait_until(lambda: idle(state), 5)
+        client.post("/api/v1/generate", json={**ENDLESS, "n": 3}, timeout=soon)
+    wait_until(lambda: idle(state))
+    assert written(client) - before < 3 * 900
 
 
 def test_a_busy_server_says_so_in_koboldcpps_words(tmp_path):
     state = make_state(tmp_path, slots=1, queue=0)
-    with served(state) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with served(state) as url, httpx.Client(base_url=url, timeout=WAIT_SECONDS) as client:
         with client.stream("POST", "/api/extra/generate/stream", json=ENDLESS) as stream:
             chunks = stream.iter_bytes()
             next(chunks)
@@ -262,13 +267,13 @@ def test_a_busy_server_says_so_in_koboldcpps_words(tmp_path):
                         "type": "service_unavailable",
                     }
                 }
-        wait_until(lambda: idle(state), 5)
+        wait_until(lambda: idle(state))
         assert generate(client)
 
 
 def test_who_waited_too_long_is_told_before_the_stream_begins(tmp_path):
     state = make_state(tmp_path, slots=1, queue=2, queue_seconds=0.2)
-    with served(state) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with served(state) as url, httpx.Client(base_url=url, timeout=WAIT_SECONDS) as client:
         with client.stream("POST", "/api/extra/generate/stream", json=ENDLESS) as stream:
             chunks = stream.iter_bytes()
             next(chunks)
@@ -276,4 +281,4 @@ def test_who_waited_too_long_is_told_before_the_stream_begins(tmp_path):
                 reply = client.post(path, json=ASKED)
                 assert reply.status_code == 503
                 assert reply.headers["retry-after"] == "1"
-        wait_until(lambda: idle(state), 5)
+        wait_until(lambda: idle(state))

@@ -9,7 +9,7 @@ import threading
 import httpx
 import pytest
 
-from api_server import wait_until
+from api_server import count
 from running import save_tiny_model, softlore
 from serving import Served, serving
 from softlore import FrozenModel
@@ -21,6 +21,7 @@ from softlore.serve.server import Server
 from softlore.serve.state import ServerState
 from softlore.settings import ServeSettings
 from softlore.story import StoryLibrary
+from waiting import WAIT_SECONDS, wait_until
 
 SECRET = "Xanthippe"
 LONG = {"prompt": "Once upon a time", "max_length": 150, "bypass_eos": True}
@@ -44,7 +45,7 @@ def locked(tmp_path_factory):
 def friend(locked):
     """A caller who knows the key."""
     headers = {"Authorization": "Bearer open-sesame"}
-    with httpx.Client(base_url=locked.url, headers=headers, timeout=60) as client:
+    with httpx.Client(base_url=locked.url, headers=headers, timeout=WAIT_SECONDS) as client:
         yield client
 
 
@@ -227,7 +228,7 @@ def test_a_text_that_would_take_longer_ends_where_it_is(tmp_path):
     thread = threading.Thread(target=server.serve_on, args=[listening])
     thread.start()
     ready.wait()
-    with httpx.stream("POST", url + STREAM, json=ENDLESS, timeout=60) as stream:
+    with httpx.stream("POST", url + STREAM, json=ENDLESS, timeout=WAIT_SECONDS) as stream:
         chunks = stream.iter_text()
         next(chunks)
         server.should_exit = True
@@ -241,7 +242,7 @@ def test_a_text_that_would_take_longer_ends_where_it_is(tmp_path):
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_a_text_under_way_is_finished_and_nothing_new_begun(tmp_path, sig):
     with serving(tmp_path) as server:
-        with httpx.stream("POST", server.url + STREAM, json=LONG, timeout=60) as stream:
+        with httpx.stream("POST", server.url + STREAM, json=LONG, timeout=WAIT_SECONDS) as stream:
             chunks = stream.iter_text()
             told = next(chunks)
             server.stop(sig)
@@ -257,26 +258,18 @@ def test_a_text_under_way_is_finished_and_nothing_new_begun(tmp_path, sig):
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
     model = save_tiny_model(tmp_path / "tiny", max_position_embeddings=100_000)
     server = Served(tmp_path, "--model", model)
-    with httpx.stream("POST", server.url + STREAM, json=ENDLESS, timeout=60) as stream:
+    with httpx.stream("POST", server.url + STREAM, json=ENDLESS, timeout=WAIT_SECONDS) as stream:
         chunks = stream.iter_text()
         next(chunks)
         server.stop(signal.SIGINT)
         wait_until(lambda: refused(server.url))
         server.stop(signal.SIGINT)
-        ended = server.end(10)
+        ended = server.end()
     assert ended.code == 130
     assert ended.lines[-1] == "softlore: stopped at once"
 
 
 # -------------------------------------------------------------------------------------------------
-
-
-def count(client, name):
-    """A figure of /metrics; 0 where there is none yet."""
-    for line in client.get("/metrics").text.splitlines():
-        if line.startswith(f"{name} "):
-            return float(line.rpartition(" ")[2])
-    return 0.0
 
 
 def refused(url):

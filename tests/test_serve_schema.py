@@ -18,6 +18,7 @@ from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.serve.engines.local import LocalEngine
 from softlore.serve.state import ServerState
 from softlore.story import StoryLibrary
+from waiting import WAIT_SECONDS
 
 BUSY = 503
 EXAMPLES = 6  # of each operation, right ones and wrong ones
@@ -57,7 +58,7 @@ def _try(operation, mode):
     def call(case, known):
         if known and "name" in case.path_parameters:
             _point_at_what_is_there(case)
-        reply = case.call(timeout=30)
+        reply = case.call(timeout=WAIT_SECONDS)
         if reply.status_code != BUSY:
             case.validate_response(reply, checks=[not_a_server_error])
 

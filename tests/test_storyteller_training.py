@@ -4,12 +4,13 @@ import json
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from waiting import wait_until
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 HELD_OUT = {"Adventure": "120", "Detective": "108", "Fairytale": "27826", "Horror": "11438"}
@@ -182,11 +183,11 @@ def test_killed_and_resumed_gives_the_same_weights(tools, data, unbroken, tmp_pa
     process = subprocess.Popen(
         [sys.executable, str(script), *command, *often], stdout=subprocess.PIPE, text=True
     )
-    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and len(log.read_text().splitlines()) >= 5:
-            break
-        time.sleep(0.01)
+    log = tmp_path / "log.jsonl"
+    wait_until(
+        lambda: log.exists() and len(log.read_text().splitlines()) >= 5,
+        alive=lambda: process.poll() is None,
+    )
     process.kill()
     process.communicate()
     assert process.returncode == -9, "the run ended before it could be killed"

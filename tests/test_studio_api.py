@@ -15,7 +15,8 @@ from softlore.model.tiny import tiny_model
 from softlore.prompts import load_prompt
 from softlore.story import StoryLibrary
 from softlore.story.session import StorySession
-from studio_calls import MODEL, studio, until
+from studio_calls import MODEL, studio
+from waiting import wait_until
 
 LIMIT = MODEL.context_length
 OPENING = "Down the lane came a dog."
@@ -100,10 +101,10 @@ def test_what_was_told_is_kept_when_the_connection_drops(shared):
             heard += data["text"] if name == "token" else ""
             if len(heard) > 20:
                 break
-    texts = until(lambda: len(found := shared.texts("dropped")) == 2 and found)
+    texts = wait_until(lambda: len(found := shared.texts("dropped")) == 2 and found)
     assert texts[1].startswith(heard)
     assert shared.get("stories", "dropped")["turns"][1]["finish"] == "cancelled"
-    until(lambda: not shared.state.engine.load().running)
+    wait_until(lambda: not shared.state.engine.load().running)
     shared.write("dropped", tokens=2)
 
 
@@ -130,7 +131,7 @@ def test_two_cannot_write_one_story_at_once_nor_move_it(shared):
         shared.refused(409, "DELETE", "stories", "busy")
         begun(shared, "beside")
         shared.write("beside", tokens=3)  # another story goes on meanwhile
-    until(lambda: len(shared.texts("busy")) == 2)
+    wait_until(lambda: len(shared.texts("busy")) == 2)
 
 
 def test_a_turn_that_cannot_begin_adds_nothing(shared):
@@ -487,7 +488,7 @@ def test_compare_writes_by_each_method_with_one_seed(shared):
     shared.refused(404, "POST", "compare", json={**asked, "book": "none"})
     with shared.stream("POST", "compare", **{**asked, "tokens": 150}) as events:
         next(events)
-    until(lambda: not shared.state.engine.load().running)
+    wait_until(lambda: not shared.state.engine.load().running)
 
 
 def _by_method(events):

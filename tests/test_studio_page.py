@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import time
 
 import pytest
 
@@ -15,6 +14,7 @@ from softlore.serve.engines.local import LocalEngine
 from softlore.serve.state import ServerState
 from softlore.settings import ServeSettings
 from softlore.story import StoryLibrary
+from waiting import WAIT_SECONDS, wait_until
 
 pytestmark = needs_browser
 LORE = """\
@@ -102,7 +102,7 @@ def page(browser, served):
     """A page on the studio; at the end, nothing may have gone wrong in it or left the server."""
     address, _ = served
     context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(WAIT_SECONDS * 1000)
     page = context.new_page()
     faults, asked = [], []
     page.on("console", lambda said: said.type in ("error", "warning") and faults.append(said.text))
@@ -114,13 +114,6 @@ def page(browser, served):
     context.close()
     assert [fault for fault in faults if "400 (Bad Request)" not in fault] == []
     assert [url for url in asked if not url.startswith((address, "blob:"))] == []
-
-
-def until(true, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it does not come"
-        time.sleep(0.02)
 
 
 def ready(page):
@@ -160,7 +153,7 @@ def write(page, text="", tokens=12):
 def finished(page, turns):
     """Until the model has written, and the story has so many turns."""
     title = "document.querySelector('#write').title"
-    until(
+    wait_until(
         lambda: (
             page.locator("#text .turn[role=textbox]").count() == turns
             and page.evaluate(title).startswith("Write on")
@@ -197,10 +190,8 @@ def saved_texts(state):
 def trained(page, state):
     """An entry is trained, and its curve watched."""
     train_marta(page)
-    page.wait_for_selector(
-        "svg.plot[aria-label^='Loss'] polyline.picked", state="attached", timeout=60_000
-    )
-    page.wait_for_selector("[data-entry=Marta]:has-text('trained, 4 tokens')", timeout=60_000)
+    page.wait_for_selector("svg.plot[aria-label^='Loss'] polyline.picked", state="attached")
+    page.wait_for_selector("[data-entry=Marta]:has-text('trained, 4 tokens')")
     assert "Marta" in state.prompts
     summary = page.get_attribute("svg.plot[aria-label^='Loss']", "aria-label")
     assert re.fullmatch(r"Loss.* of Marta: from [\d.]+ at step \d+ to [\d.]+ at step 4\.", summary)
@@ -228,7 +219,7 @@ def stopped(page, state):
     set_tokens(page, 600)
     page.click("#write")
     length = "document.querySelector('.turn.live')?.textContent.length ?? 0"
-    until(lambda: page.evaluate(length) > 20)
+    wait_until(lambda: page.evaluate(length) > 20)
     page.keyboard.press("Escape")
     finished(page, turns=3)
     kept = saved_texts(state)
@@ -242,7 +233,7 @@ def edited(page, state, text):
     page.keyboard.press("Control+ArrowUp")
     page.keyboard.type(" And so it was.")
     page.click("#line")
-    until(lambda: saved_texts(state)[2] == text + " And so it was.")
+    wait_until(lambda: saved_texts(state)[2] == text + " And so it was.")
     return text + " And so it was."
 
 
@@ -251,14 +242,14 @@ def tried_again(page, state, text):
     set_tokens(page, 12)
     page.click("#line")
     page.keyboard.press("Alt+R")
-    until(lambda: saved_texts(state)[2] != text)
+    wait_until(lambda: saved_texts(state)[2] != text)
     finished(page, turns=3)
     again = saved_texts(state)[2]
     page.click("[aria-label='Alternative before']")
-    until(lambda: saved_texts(state)[2] == text)
+    wait_until(lambda: saved_texts(state)[2] == text)
     page.click("#line")
     page.keyboard.press("Control+Z")
-    until(lambda: saved_texts(state)[2] == again)
+    wait_until(lambda: saved_texts(state)[2] == again)
     return again
 
 
@@ -312,7 +303,7 @@ def test_the_keyboard_is_enough(page, served):
     assert page.evaluate("document.activeElement.id") == "line"
     page.keyboard.type("A bell rang")
     page.keyboard.press("Control+Shift+Enter")
-    until(lambda: page.locator("#text .turn").count() == 1)
+    wait_until(lambda: page.locator("#text .turn").count() == 1)
     assert saved_texts(state) == ["A bell rang"]
     page.keyboard.press("?")  # in a field it is a letter
     assert page.inner_text("#line") == "?"

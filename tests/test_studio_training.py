@@ -15,7 +15,8 @@ from softlore.serve.studio.training_job import MAX_POINTS, Curve
 from softlore.serve.studio.training_queue import FOLDER
 from softlore.tune import WorldInfoTrainer
 from softlore.tune.lorebook_training import plan_book
-from studio_calls import MODEL, studio, until
+from studio_calls import MODEL, studio
+from waiting import wait_until
 
 MARTA = {
     "name": "Marta",
@@ -63,7 +64,7 @@ def state_of(studio, number):
 
 
 def ended(studio, number, state="done"):
-    job = until(lambda: (t := studio.get("trainings", number))["state"] not in ACTIVE and t, 60)
+    job = wait_until(lambda: (t := studio.get("trainings", number))["state"] not in ACTIVE and t)
     assert job["state"] == state, job
     return job
 
@@ -73,7 +74,7 @@ ACTIVE = ("waiting", "preparing", "running")
 
 def under_way(studio, number):
     """Once some updates have been made, and not yet all."""
-    until(lambda: studio.get("trainings", number)["step"] >= 2, 60)
+    wait_until(lambda: studio.get("trainings", number)["step"] >= 2)
     assert state_of(studio, number) == "running"
 
 
@@ -257,7 +258,7 @@ def test_what_a_training_left_may_be_damaged(tmp_path):
         assert [row["id"] for row in found.get("trainings")] == [number]
         shutil.rmtree(folder / number)  # by somebody else
         found.post("trainings", number, "resume")
-        job = until(lambda: (t := found.get("trainings", number))["message"] and t)
+        job = wait_until(lambda: (t := found.get("trainings", number))["message"] and t)
         assert job["state"] == "paused"
         assert found.post("trainings", number, "stop")["state"] == "stopped"
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from waiting import WAIT_SECONDS
+
 ROOT = Path(__file__).parent.parent
 PROMPT = ROOT / "tests" / "golden" / "prompt-v1-embedding.safetensors"
 
@@ -27,7 +29,7 @@ def run(*command, folder):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=WAIT_SECONDS,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done

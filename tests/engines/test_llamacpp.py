@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import httpx
 import pytest
@@ -29,6 +28,7 @@ from softlore.model.tiny import byte_tokenizer
 from softlore.prompts.formats import llamacpp
 from softlore.serve.engines.local import LocalEngine
 from studio_calls import studio
+from waiting import WAIT_SECONDS, wait_until
 
 pytestmark = [pytest.mark.engines, pytest.mark.filterwarnings("default")]
 FAMILIES = ("storyteller", "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2")
@@ -188,6 +188,13 @@ def test_another_models_tokenizer_is_refused(tmp_path):
 # a real llama-server ---------------------------------------------------------------------------
 
 
+def _answers():
+    try:
+        return httpx.get("http://127.0.0.1:8093/health").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slots")
@@ -196,17 +203,15 @@ def server(tmp_path_factory):
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([*command, *more, "--no-webui"], stdout=log, stderr=log)
         try:
-            for _ in range(120):
-                time.sleep(0.5)
-                try:
-                    if httpx.get("http://127.0.0.1:8093/health").status_code == 200:
-                        break
-                except httpx.HTTPError:
-                    assert process.poll() is None, (folder / "log").read_text()[-2000:]
-            yield httpx.Client(base_url="http://127.0.0.1:8093", timeout=60), folder
+            wait_until(
+                _answers,
+                lambda: (folder / "log").read_text()[-2000:],
+                alive=lambda: process.poll() is None,
+            )
+            yield httpx.Client(base_url="http://127.0.0.1:8093", timeout=WAIT_SECONDS), folder
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(WAIT_SECONDS)
 
 
 @pytest.mark.parametrize("by", ["ids", "text"])
@@ -260,11 +265,11 @@ def test_the_studio_writes_with_it_and_trains_on_its_weights(tmp_path):
         assert calls.texts("one")[-1] == text
         settings = {"max_steps": 2, "n_tokens": 4, "drift_guard": 0, "distil_passages": 4}
         calls.post("trainings", book="lore", overwrite=True, **settings)
-        deadline = time.monotonic() + 120
-        while (state := calls.get("trainings")[0]["state"]) != "done":
-            assert state != "failed", calls.get("trainings")
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_until(
+            lambda: calls.get("trainings")[0]["state"] == "done",
+            lambda: calls.get("trainings"),
+            alive=lambda: calls.get("trainings")[0]["state"] != "failed",
+        )
         learned = calls.state.prompts["Emma"]
         assert learned.digest != saved.digest
         gguf.check_prompt(learned)

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -22,6 +21,7 @@ from softlore.tune.group_run import GroupRun  # noqa: E402
 from softlore.tune.worker_pool import LocalWorkerPool, ModelSpec  # noqa: E402
 from softlore.tune.worker_pool_ray import RayWorkerPool  # noqa: E402
 from trained import assert_same, leftovers, prompts_in  # noqa: E402
+from waiting import WAIT_SECONDS, wait_until  # noqa: E402
 
 pytestmark = [
     pytest.mark.engines,
@@ -176,7 +176,7 @@ def command(model, tmp_path):
 
 
 def run(command, **options):
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=WAIT_SECONDS, **options)
 
 
 def test_the_command_stopped_and_gone_on_with(command, unbroken, tmp_path):
@@ -186,11 +186,9 @@ def test_the_command_stopped_and_gone_on_with(command, unbroken, tmp_path):
         with_ray, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     kept = tmp_path / "out" / ".training" / "town.group-1.checkpoint"
-    end = time.monotonic() + 90
-    while not kept.exists() and running.poll() is None and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_until(lambda: kept.exists() or running.poll() is not None)
     os.killpg(running.pid, signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    _, said = running.communicate(timeout=WAIT_SECONDS)
     assert running.returncode == 130, said
     assert "stopped; progress is saved" in said
     assert "Traceback" not in said

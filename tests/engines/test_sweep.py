@@ -26,6 +26,7 @@ from softlore.tune.worker_pool import (  # noqa: E402
     WorkerLost,
     WorkerReply,
 )
+from waiting import WAIT_SECONDS  # noqa: E402
 
 pytestmark = [
     pytest.mark.engines,
@@ -248,7 +249,7 @@ def test_the_command_killed_and_gone_on_with(command, tmp_path):
     while running.poll() is None and "trial 1:" not in running.stderr.readline():
         pass
     running.send_signal(signal.SIGKILL)
-    running.communicate(timeout=30)
+    running.communicate(timeout=WAIT_SECONDS)
     ended = softlore(*command, "--trials", 4, "--json", "-")
     assert ended.code == 0, ended.err
     trials = json.loads(ended.out)["trials"]
@@ -265,7 +266,7 @@ def test_on_ray(command, tmp_path):
         [*whole_command, "--ray", "--workers", "2"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=WAIT_SECONDS,
         env=environment,
     )
     assert done.returncode == 0, done.stderr
