@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import lore_samples as samples
 from lore_samples import FILES
+from softlore.context import activate
 from softlore.errors import LoreError
 from softlore.lore import Block, Entry, Lorebook, check
 from softlore.lore.formats import key_syntax
@@ -663,3 +664,30 @@ def test_no_origin_breaks_the_exporters(book, entries):
         except LoreError as error:
             message = str(error)
         assert "\n" not in message
+
+
+def test_the_characters_name_stands_in_keys_and_comes_back_as_the_macro(tmp_path):
+    entry = {
+        "keys": ["{{char}}", "/<BOT>'s (gun|hat)/i"],
+        "secondary_keys": ["{{CHAR}} Smith", "{{user}}"],
+        "selective": True,
+        "content": "{{char}} has a gun.",
+        "extensions": {},
+        "enabled": True,
+        "insertion_order": 1,
+    }
+    data = {"name": "Dr. Zoe", "description": "A spy.", "character_book": {"entries": [entry]}}
+    card = {"spec": "chara_card_v2", "spec_version": "2.0", "data": data}
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps(card))
+    book = Lorebook.load(path)
+    gun = book.entries[1]
+    assert gun.keys == ["Dr. Zoe", r"/Dr\. Zoe's (gun|hat)/i"]
+    assert gun.secondary_keys == ["Dr. Zoe Smith", "{{user}}"]
+    assert gun.name == "Dr. Zoe 2"
+    found = activate([gun], ["It was dr. zoe's hat.", "User: Dr. Zoe came."])
+    assert [(one.entry, one.key) for one in found.active] == [(gun, "Dr. Zoe")]
+    again = exported(book, "card-v2", tmp_path, ".json")["data"]["character_book"]["entries"][0]
+    assert {name: again[name] for name in ("keys", "secondary_keys", "content")} == {
+        name: entry[name] for name in ("keys", "secondary_keys", "content")
+    }

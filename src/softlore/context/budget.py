@@ -7,7 +7,7 @@ gain within the budget, solved exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,6 +70,29 @@ def choose_within_budget(options: Sequence[LoreOption], budget: int) -> BudgetCh
     left = budget - sum(option.tokens for option in chosen if not option.outside)
     cut = {n: _why_cut(group, left, budget) for n, group in by_entry.items() if n not in best}
     return BudgetChoice(chosen, cut, budget)
+
+
+def needs_gain(options: Mapping[str, Sequence[LoreOption]], budget: int) -> list[str]:
+    """The entries of which the choice depends on the gain; `options` are those of each entry.
+
+    They are those with two forms that can enter, and, if not all entries fit the budget at their
+    largest, all that can enter at all.
+    """
+    entering = {
+        name: [o for o in of_entry if o.outside or o.tokens <= budget]
+        for name, of_entry in options.items()
+    }
+    largest = [
+        max(option.tokens for option in of_entry)
+        for of_entry in entering.values()
+        if of_entry and not of_entry[0].outside
+    ]
+    short = sum(largest) > budget
+    return [
+        name
+        for name, of_entry in entering.items()
+        if len(of_entry) > 1 or (short and of_entry and not of_entry[0].outside)
+    ]
 
 
 def _knapsack(groups: Sequence[Sequence[LoreOption]], budget: int) -> list[LoreOption]:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from softlore.context.budget import LoreForm
-from softlore.errors import SoftloreError, UnsupportedModelError
+from softlore.disk import write_atomically
+from softlore.errors import SoftloreError, StorageError, UnsupportedModelError
 from softlore.lore import Block, Entry
 from softlore.lore.styles import style_blocks
 from softlore.measure.evaluate import plain_text
@@ -16,6 +26,11 @@ from softlore.prompts import SoftPrompt
 
 MAX_CHARACTERS = 20_000  # characters; a longer text is a corpus
 METRIC = "recall"  # its name among a prompt's metrics
+GAINS_FILE = "gains.json"  # in the folder of the prompts
+MAX_GAINS = 4096  # gains in that file; the oldest are left out
+MAX_FILE = 2**20  # bytes of it
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,11 @@ class EntryGain:
     @classmethod
     def of_prompt(cls, prompt: SoftPrompt) -> Self | None:
         """The gain in a prompt's metrics, measured when it was trained; None if there is none."""
-        saved = prompt.metrics.get(METRIC)
+        return cls.of_dict(prompt.metrics.get(METRIC))
+
+    @classmethod
+    def of_dict(cls, saved: Any) -> Self | None:
+        """The inverse of `to_dict`; None for other data."""
         if not isinstance(saved, dict):
             return None
         known = {k: saved[k] for k in ("none", "text", "soft") if _is_number(saved.get(k))}
@@ -85,6 +104,88 @@ def measure_gain(model: LanguageModel, entry: Entry, prompt: SoftPrompt | None =
     )
 
 
+class MeasuredGains:
+    """The gains of a lorebook's entries, measured in a thread of its own, each once.
+
+    They are read from the prompts' metrics, and from a file in the prompts' folder, where those
+    that were measured here are saved. Until a gain is measured, `EntryGain.assumed` stands for it.
+
+    Args:
+        folder: of the prompts; None: gains are not saved.
+    """
+
+    def __init__(self, model: LanguageModel, folder: Path | None = None) -> None:
+        self._model = model
+        self._path = None if folder is None else folder / GAINS_FILE
+        self._known: dict[tuple[str, SoftPrompt | None], EntryGain] = {}
+        self._measuring: dict[tuple[str, SoftPrompt | None], Future[None]] = {}
+        self._worker: ThreadPoolExecutor | None = None
+
+    def gain(self, entry: Entry, prompt: SoftPrompt | None) -> EntryGain:
+        """The gain of an entry's forms; if it is not known, it is measured from now on."""
+        key = entry.name, prompt
+        if key in self._known:
+            return self._known[key]
+        saved = EntryGain.of_prompt(prompt) if prompt is not None else None
+        if saved is not None:
+            self._known[key] = saved
+            return saved
+        if key not in self._measuring:
+            self._worker = self._worker or ThreadPoolExecutor(1, "gains")
+            self._measuring[key] = self._worker.submit(self._measure, entry, prompt)
+        return EntryGain.assumed(entry, prompt)
+
+    def wait(self) -> None:
+        """Waits until what is being measured is measured."""
+        for measuring in list(self._measuring.values()):
+            measuring.result()
+
+    # in the thread of its own ------------------------------------------------------------------
+
+    def _measure(self, entry: Entry, prompt: SoftPrompt | None) -> None:
+        if not threading.main_thread().is_alive():  # the program ends
+            return
+        try:
+            name = self._name(entry, prompt) if self._path else ""
+            gain = EntryGain.of_dict(self._saved().get(name)) if name else None
+            if gain is None:
+                gain = measure_gain(self._model, entry, prompt)
+                self._save(name, gain)
+        except Exception as error:  # noqa: BLE001 - a story goes on without it
+            _log.warning("the gain of entry %r can't be measured: %s", entry.name, error)
+            gain = EntryGain.assumed(entry, prompt)
+        self._known[entry.name, prompt] = gain
+
+    def _name(self, entry: Entry, prompt: SoftPrompt | None) -> str:
+        """What a gain depends on, hashed: the model, the entry's text and blocks, the prompt."""
+        model = self._model
+        blocks = [block.model_dump() for block in gain_blocks(entry)]
+        parts = [model.fingerprint("embedding"), model.tokenizer_fingerprint, str(model.dtype)]
+        text = json.dumps([*parts, entry.name, entry.text, blocks], sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+        if prompt is not None:
+            digest.update(prompt.tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _saved(self) -> dict[str, Any]:
+        """The gains in the file; none where it is missing, too large or no JSON object."""
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            if self._path is not None and self._path.is_file():
+                with self._path.open("rb") as file:
+                    content = file.read(MAX_FILE + 1)
+                data = json.loads(content) if len(content) <= MAX_FILE else None
+                return data if isinstance(data, dict) else {}
+        return {}
+
+    def _save(self, name: str, gain: EntryGain) -> None:
+        if self._path is None or not os.path.isdir(self._path.parent):
+            return
+        gains = {k: v for k, v in self._saved().items() if EntryGain.of_dict(v) and k != name}
+        newest = [*gains.items(), (name, gain.to_dict())][-MAX_GAINS:]
+        with contextlib.suppress(StorageError):  # measured again next time
+            write_atomically(self._path, json.dumps(dict(newest)).encode())
+
+
 def _fits(model: FrozenModel, text: str, blocks: list[Block]) -> bool:
     try:
         return fits(model, text, blocks)
@@ -93,4 +194,5 @@ def _fits(model: FrozenModel, text: str, blocks: list[Block]) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)

@@ -31,6 +31,10 @@ class PromptStore(Mapping[str, SoftPrompt]):
         self._checked: dict[str, SoftPrompt] = {}
         self._compatible: dict[Path, tuple[PromptHeader, bool]] = {}
 
+    @property
+    def folder(self) -> Path:
+        return self.library.folder
+
     def refresh(self) -> Self:
         """Lists the folder again; returns the store. Raises StorageError."""
         listed = self.library.listing().headers
@@ -103,6 +107,7 @@ class _UsablePrompts(Mapping[str, SoftPrompt]):
 
     def __init__(self, store: PromptStore) -> None:
         self._store = store
+        self.folder = store.folder
 
     def __getitem__(self, name: str) -> SoftPrompt:
         try:

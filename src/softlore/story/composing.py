@@ -16,18 +16,23 @@ before, and only their newest text must be run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from softlore.context import Tree, compose
 from softlore.context.activation import Activation, ActiveEntry, activate, place_entries
-from softlore.context.budget import BudgetChoice, LoreForm, LoreOption, choose_within_budget
+from softlore.context.budget import (
+    BudgetChoice,
+    LoreOption,
+    choose_within_budget,
+    needs_gain,
+)
 from softlore.context.scan import ScanSettings
 from softlore.context.timers import Timers
 from softlore.errors import ContextOverflowError
 from softlore.lore import Entry
 from softlore.measure.evaluate import plain_text
-from softlore.measure.gain import EntryGain, measure_gain
+from softlore.measure.gain import MeasuredGains
 from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
 from softlore.story.layout import (
@@ -110,7 +115,8 @@ class ContextPlan:
 class ContextComposer:
     """Composes contexts for one model, lorebook and set of prompts.
 
-    The gains of entries are read from their prompts' files, or measured when first needed.
+    The gains of entries are measured in the background, for the next contexts, where the choice
+    depends on them: see `MeasuredGains`.
     """
 
     def __init__(
@@ -128,7 +134,7 @@ class ContextComposer:
         self.prompts = prompts if prompts is not None else {}
         self.scanning = scanning or ScanSettings(scan_depth=SCAN_DEPTH)
         self._count = TokenCounter(model)
-        self._gains: dict[str, EntryGain] = {}
+        self.gains = MeasuredGains(model, getattr(self.prompts, "folder", None))
         self._checked: dict[str, SoftPrompt] = {}
 
     def plan(
@@ -156,8 +162,9 @@ class ContextComposer:
         story = StoryText(turns, self.prompts, self._count)
         seed = settings.seed or 0
         active = activate(self.entries, story.texts, self.scanning, timers, seed=seed)
-        options, not_used = self._options(active)
-        choice = choose_within_budget(options, settings.budget or limit // LORE_SHARE)
+        budget = settings.budget or limit // LORE_SHARE
+        options, not_used = self._options(active, budget)
+        choice = choose_within_budget(options, budget)
         layout = ContextLayout(self.model, self._count, self._keeps_places)
         for prompt in always:
             self.model.check_prompt(prompt)
@@ -186,14 +193,6 @@ class ContextComposer:
             f"{reserve} are reserved for writing; expected at least {MIN_STORY} to be left for the "
             "story; shorten them, lower the budget for lore, or write fewer tokens at once"
         )
-
-    def gain(self, entry: Entry) -> EntryGain:
-        """The measured gains of an entry's forms."""
-        if entry.name not in self._gains:
-            prompt = self._prompt(entry)
-            saved = EntryGain.of_prompt(prompt) if prompt is not None else None
-            self._gains[entry.name] = saved or measure_gain(self.model, entry, prompt)
-        return self._gains[entry.name]
 
     # internals ---------------------------------------------------------------------------------
 
@@ -225,27 +224,33 @@ class ContextComposer:
         if prompt is not None and prompt is not self._checked.get(entry.name):
             self.model.check_prompt(prompt)
             self._checked[entry.name] = prompt
-            self._gains.pop(entry.name, None)
         return prompt
 
-    def _options(self, active: Activation) -> tuple[list[LoreOption], dict[str, str]]:
+    def _options(self, active: Activation, budget: int) -> tuple[list[LoreOption], dict[str, str]]:
         """The forms that active entries can take, by descending order, and who has none."""
-        options: list[LoreOption] = []
+        forms: dict[str, list[LoreOption]] = {}
         without: dict[str, str] = {}
-        for match in sorted(active.active, key=lambda match: -match.entry.order):
-            entry = match.entry
-            forms: list[tuple[LoreForm, int]] = []
+        entries = sorted((match.entry for match in active.active), key=lambda e: -e.order)
+        for entry in entries:
+            options: list[LoreOption] = []
             prompt = self._prompt(entry) if entry.use != "text" else None
+            outside = entry.ignore_budget
             if prompt is not None:
-                forms.append(("soft", len(prompt)))
+                options.append(LoreOption(entry.name, "soft", len(prompt), 0.0, outside))
             if entry.text and entry.use != "soft":
-                forms.append(("text", self._count.text(plain_text(entry))))
-            for form, tokens in forms:
-                gain = self.gain(entry).gain(form)
-                options.append(LoreOption(entry.name, form, tokens, gain, entry.ignore_budget))
-            if not forms:
+                tokens = self._count.text(plain_text(entry))
+                options.append(LoreOption(entry.name, "text", tokens, 0.0, outside))
+            if options:
+                forms[entry.name] = options
+            else:
                 without[entry.name] = "it has no soft prompt; train it, or let it enter as text"
-        return options, without
+        rivals = needs_gain(forms, budget)
+        by_name = {entry.name: entry for entry in entries}
+        for name in rivals:
+            entry = by_name[name]
+            gain = self.gains.gain(entry, self._prompt(entry) if entry.use != "text" else None)
+            forms[name] = [replace(option, gain=gain.gain(option.form)) for option in forms[name]]
+        return [option for options in forms.values() for option in options], without
 
     def _arrange(
         self,

@@ -81,7 +81,7 @@ def export_lorebook(book: BookContent, format: BookFormat) -> Any:
     rows = [_row(entry, format, character_name) for entry in entries]
     for original in _entries_without_lore(origin):
         rows.insert(original["place"], _Row(copy.deepcopy(original["data"]), _key(original)))
-    _write_names(data, rows, format)
+    _write_names(data, rows, format, character_name)
     return _with_rows(data, rows, format)
 
 
@@ -213,7 +213,7 @@ def _entries_without_lore(origin: Any) -> list[Any]:
     return sorted(valid, key=lambda original: original["place"])
 
 
-def _write_names(data: Any, rows: list[_Row], format: BookFormat) -> None:
+def _write_names(data: Any, rows: list[_Row], format: BookFormat, character_name: str) -> None:
     """Stores an entry's name as an extra where the import would give it another.
 
     A trained prompt is found by its entry's name, so the name must survive the next import.
@@ -223,7 +223,7 @@ def _write_names(data: Any, rows: list[_Row], format: BookFormat) -> None:
         names.add(character["name"], "character")
     for place, row in enumerate(rows):
         if row.name:
-            title = title_or_key(row.foreign, format.entry)
+            title = title_or_key(row.foreign, format.entry, character_name)
             if names.make(title, f"entry {place + 1}") != row.name:
                 put(row.foreign, f"{format.entry.extras}.name", row.name)
                 put(row.foreign, f"{format.entry.extras}.title", title)

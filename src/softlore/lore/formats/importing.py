@@ -22,7 +22,7 @@ from typing import Any
 
 from softlore.errors import LoreError
 from softlore.lore.formats.format import BookFormat, EntryFormat, ForeignEntry, first_present, get
-from softlore.lore.formats.key_syntax import decorator_fields, split_decorators
+from softlore.lore.formats.key_syntax import decorator_fields, escaped, is_regex, split_decorators
 from softlore.lore.names import MAX_NAME, as_name
 from softlore.lore.plain import plain
 from softlore.lore.validation import describe
@@ -44,6 +44,7 @@ def import_lorebook(data: Any, format: BookFormat, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise LoreError(f"{format.title} cannot be read: {error}; export it again") from None
     layout = format.layout(data)
+    character_name = format.character_name(data)
     title = first_title(data, layout.names) or extras_name(data, layout.extras)
     names = UniqueNames()
     entries: list[dict[str, Any]] = []
@@ -55,7 +56,7 @@ def import_lorebook(data: Any, format: BookFormat, name: str) -> dict[str, Any]:
     container = get(data, layout.entries)
     for place, (key, foreign) in enumerate(_list_entries(container, layout.entries)):
         try:
-            values = read_fields(foreign, format.entry, format.character_name(data))
+            values = read_fields(foreign, format.entry, character_name)
         except ValueError as error:
             raise LoreError(
                 f"entry {place + 1} of {format.title}: {error}; fix it, or export it again"
@@ -65,9 +66,11 @@ def import_lorebook(data: Any, format: BookFormat, name: str) -> dict[str, Any]:
         if holds_no_lore(values):
             without_lore.append({"place": place, **original})
         else:
-            entries.append(_with_origin(values, original, format.entry, names, place))
+            entries.append(
+                _with_origin(values, original, format.entry, names, place, character_name)
+            )
     extras = with_extras({}, get(data, layout.extras)) if layout.extras else {}
-    book_name = as_name((title or format.character_name(data))[: 4 * MAX_NAME], name)
+    book_name = as_name((title or character_name)[: 4 * MAX_NAME], name)
     if container:
         container.clear()  # in `data`, which is a copy
     origin = {"format": format.name, "name": book_name, "data": data}
@@ -82,10 +85,11 @@ def _with_origin(
     format: EntryFormat,
     names: UniqueNames,
     place: int,
+    character: str,
 ) -> dict[str, Any]:
     """An entry's fields with its name and origin."""
     foreign = original["data"]
-    known_as = title_or_key(foreign, format)
+    known_as = title_or_key(foreign, format, character)
     extras = get(foreign, format.extras)
     if isinstance(extras, dict) and extras.get("title") == known_as:
         known_as = extras_name(foreign, format.extras) or known_as
@@ -106,6 +110,8 @@ def read_fields(foreign: Any, format: EntryFormat, character: str = "") -> dict[
     values: dict[str, Any] = {"keys": []}
     for field in format.fields:
         if (value := field.read(foreign)) is not None:
+            if field.name in ("keys", "secondary_keys"):
+                value = [_key_with_character_name(key, character) for key in value]
             values[field.name] = value
     path = first_present(foreign, format.texts)
     content = get(foreign, path)
@@ -133,6 +139,11 @@ def with_extras(values: Mapping[str, Any], extras: Any) -> dict[str, Any]:
 def with_character_name(text: str, name: str) -> str:
     """Returns the text with the character's name for the macro {{char}}; unchanged without one."""
     return _CHARACTER.sub(lambda macro: name, text) if name else text
+
+
+def _key_with_character_name(key: str, name: str) -> str:
+    """The same for a key; in a regular expression the name is literal."""
+    return with_character_name(key, escaped(name) if is_regex(key) else name)
 
 
 def holds_no_lore(values: dict[str, Any]) -> bool:
@@ -168,10 +179,10 @@ def first_title(data: Any, paths: tuple[str, ...]) -> str:
     return next((title for title in titles if isinstance(title, str) and as_name(title, "")), "")
 
 
-def title_or_key(foreign: ForeignEntry, format: EntryFormat) -> str:
+def title_or_key(foreign: ForeignEntry, format: EntryFormat, character: str = "") -> str:
     """Returns an entry's title, else its first key; empty if it has neither."""
     title = first_title(foreign, format.titles)
-    keys = [] if title else read_fields(foreign, format)["keys"]
+    keys = [] if title else read_fields(foreign, format, character)["keys"]
     return title or next((key for key in keys if as_name(key, "")), "")
 
 
