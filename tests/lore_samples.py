@@ -291,6 +291,79 @@ AGNAI = {
     ],
 }
 
+JANITORAI = [
+    {
+        "key": ["gun", "/pistols?/i"],
+        "keysecondary": ["coat"],
+        "content": "A gun.",
+        "enabled": False,
+        "insertion_order": 7,
+        "name": "Gun",
+        "comment": "",
+        "constant": False,
+        "matchWholeWords": True,
+        "case_sensitive": False,
+        "selectiveLogic": 2,
+        "probability": 60,
+        "groupWeight": 30,
+        "inclusionGroupRaw": "arms",
+        "prioritizeInclusion": True,
+        "minMessages": 3,
+        "keysRaw": "gun, /pistols?/i",
+        "activationMode": "standard",
+    },
+]
+RISUAI = {
+    "type": "risu",
+    "ver": 1,
+    "data": [
+        {
+            "key": "gun, pistol",
+            "secondkey": "coat",
+            "insertorder": 50,
+            "comment": "Gun",
+            "content": "@@depth 2\nA gun.",
+            "mode": "normal",
+            "alwaysActive": False,
+            "selective": True,
+            "activationPercent": 40,
+            "useRegex": False,
+            "extentions": {"risu_case_sensitive": True},
+        },
+        {"key": "", "comment": "Arms", "content": "", "mode": "folder", "insertorder": 0},
+        {"key": "/axes?/i", "comment": "Axe", "content": "An axe.", "useRegex": True,
+         "secondkey": "", "insertorder": 1, "alwaysActive": True, "selective": False},
+    ],
+}  # fmt: skip
+RISUAI_MODULE = {
+    "type": "risuModule",
+    "name": "Arms",
+    "description": "of the town",
+    "id": "7",
+    "lorebook": RISUAI["data"],
+}
+RISUAI_NEW_MODULE = {"type": "risuModule", "module": {"name": "Arms", "lorebook": RISUAI["data"]}}
+NOVELAI_SCENARIO = {
+    "scenarioVersion": 3, "title": "Harbour", "prompt": "At the gate", "context": [],
+    "lorebook": NOVELAI,
+}  # fmt: skip
+NOVELAI_STORY = {
+    "storyContainerVersion": 1,
+    "metadata": {"storyMetadataVersion": 1, "title": "Harbour"},
+    "content": {"storyContentVersion": 1, "story": {"text": "It rained."}, "lorebook": NOVELAI},
+}
+AIDUNGEON_SCENARIO = {"title": "Harbour", "prompt": "At the gate", "storyCards": AIDUNGEON}
+AIDUNGEON_RESPONSE = {"data": {"scenario": {"title": "Harbour", "storyCards": AIDUNGEON}}}
+AGNAI_CHARACTER = {
+    "kind": "character",
+    "name": "Zoe",
+    "description": "for the list of characters",
+    "persona": {"kind": "boostyle", "attributes": {"job": ["spy", "clockmaker"], "age": ["30"]}},
+    "appearance": "{{char}} wears a long red coat.",
+    "greeting": "*Zoe nods.*",
+    "characterBook": AGNAI,
+}
+
 # file name -> its data, and the name of the format to export to
 FILES = {
     "world.json": (SILLYTAVERN, "sillytavern"),
@@ -304,4 +377,13 @@ FILES = {
     "old.json": (KOBOLDAI_OLD, "koboldai"),
     "cards.json": (AIDUNGEON, "aidungeon"),
     "memory.json": (AGNAI, "agnai"),
+    "janitor.json": (JANITORAI, "janitorai"),
+    "risu.json": (RISUAI, "risuai"),
+    "module.json": (RISUAI_MODULE, "risuai"),
+    "module2.json": (RISUAI_NEW_MODULE, "risuai"),
+    "harbour.scenario": (NOVELAI_SCENARIO, "novelai"),
+    "harbour.story": (NOVELAI_STORY, "novelai"),
+    "scenario.json": (AIDUNGEON_SCENARIO, "aidungeon"),
+    "response.json": (AIDUNGEON_RESPONSE, "aidungeon"),
+    "character.json": (AGNAI_CHARACTER, "agnai"),
 }

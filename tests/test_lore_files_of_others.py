@@ -126,6 +126,34 @@ def test_a_plain_picture(tmp_path):
     assert (tmp_path / "book.png").stat().st_size < 8000
 
 
+def packed_chunk(kind, keyword, data):
+    """A text chunk of another kind; `i`: compressed iTXt, with a language and a translation."""
+    text = base64.b64encode(json.dumps(data).encode())
+    match kind:
+        case "zTXt":
+            return chunk(b"zTXt", keyword + b"\0\0" + zlib.compress(text))
+        case "iTXt":
+            return chunk(b"iTXt", keyword + b"\0\0\0\0\0" + text)
+    return chunk(b"iTXt", keyword + b"\0\1\0de\0Karte\0" + zlib.compress(text))
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "i"])
+def test_a_card_in_other_text_chunks(tmp_path, kind):
+    path = tmp_path / "emma.png"
+    path.write_bytes(picture(packed_chunk(kind, b"Chara", samples.CARD_V2)))
+    book = Lorebook.load(path)
+    assert book["Bram"].text == "Bram owns the inn."
+    book["Bram"].text = "Bram sold the inn."
+    out = tmp_path / "out.png"
+    book.save(out, "card-v2", into=path)
+    assert not any(kind in out.read_bytes() for kind in (b"zTXt", b"iTXt"))
+    assert Lorebook.load(out)["Bram"].text == "Bram sold the inn."
+    path.write_bytes(
+        picture(packed_chunk(kind, b"chara", samples.CARD_V1), text_chunk(b"ccv3", samples.CARD_V3))
+    )
+    assert Lorebook.load(path).origin["data"]["spec"] == "chara_card_v3"
+
+
 DAMAGED = {
     "cut": picture(text_chunk(b"chara", samples.CARD_V2))[:200],
     "signature": containers.PNG,
@@ -139,7 +167,12 @@ DAMAGED = {
     "not UTF-8": picture(text_chunk(b"chara", base64.b64encode(b'{"a": "\xff"}'))),
     "empty": picture(text_chunk(b"chara", b"")),
     "no card but JSON": picture(text_chunk(b"chara", {"a": 1})),
-    "compressed": picture(chunk(b"zTXt", b"chara\0\0" + zlib.compress(b"e30="))),
+    "compressed, no card": picture(chunk(b"zTXt", b"chara\0\0" + zlib.compress(b"e30="))),
+    "not compressed": picture(chunk(b"zTXt", b"chara\0\0e30=")),
+    "compressed and cut": picture(chunk(b"zTXt", b"chara\0\0" + zlib.compress(b"e30=")[:-5])),
+    "compressed by method 7": picture(chunk(b"zTXt", b"chara\0\7" + zlib.compress(b"e30="))),
+    "compressed bomb": picture(chunk(b"zTXt", b"chara\0\0" + zlib.compress(b" " * (30 * 2**20)))),
+    "JPEG": b"\xff\xd8\xff\xe0" + bytes(500),
 }
 
 
@@ -191,6 +224,22 @@ def test_a_card_in_an_archive(tmp_path):
     assert Lorebook.load(out) == book
 
 
+def test_an_archive_behind_a_picture(tmp_path):
+    front = b"\xff\xd8\xff\xe0" + bytes(496)
+    mine, out = tmp_path / "emma.charx", tmp_path / "out.charx"
+    mine.write_bytes(
+        front + archive({"card.json": json.dumps(samples.CARD_V3), "a.png": b"\x89PNG"})
+    )
+    book = Lorebook.load(mine)
+    book["Bram"].text = "Bram sold the inn."
+    book.save(out, "card-v3", into=mine)
+    assert out.read_bytes().startswith(front)
+    with zipfile.ZipFile(out) as made:
+        assert sorted(made.namelist()) == ["a.png", "card.json"]
+        assert made.testzip() is None
+    assert Lorebook.load(out)["Bram"].text == "Bram sold the inn."
+
+
 def bomb():
     return archive({"card.json": b" " * (containers.MAX_CARD_BYTES + 1)})
 
@@ -228,7 +277,9 @@ ARCHIVES = {
         "too many files",
     ),
     "not JSON": (archive({"card.json": b"nothing"}), "not JSON"),
-    "method": (archive({"card.json": b"{}"}).replace(b"\x08\x00", b"\x63\x00"), "cannot be read"),
+    "method": (archive({"card.json": b"{}"}).replace(b"\x08\x00", b"\x63\x00"), "by method 99"),
+    "lzma": (archive({"card.json": b"{}"}, zipfile.ZIP_LZMA), "packed by method 14"),
+    "bzip2": (archive({"card.json": b"{}"}, zipfile.ZIP_BZIP2), "packed by method 12"),
 }
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # The names in softlore.lore.formats.registry.
 FORMATS = (
     "sillytavern", "card-v2", "card-v3", "lorebook-v3", "character-book", "novelai", "koboldai",
-    "aidungeon", "agnai", "mkultra",
+    "aidungeon", "agnai", "janitorai", "risuai", "mkultra",
 )  # fmt: skip
 
 

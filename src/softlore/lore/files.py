@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,22 @@ from typing import Any
 
 from softlore.disk import write_atomically
 from softlore.errors import LoreError
-from softlore.lore.plain import plain, read_yaml, write_yaml
+from softlore.lore.plain import MAX_DEPTH, mend_halves, plain, read_yaml, write_yaml
 from softlore.lore.validation import one_line
 
 MAX_BYTES = 16 * 2**20  # 16 MiB; the largest lorebooks shared today are under 1 MiB
+MAX_TOML = 2 * 2**20  # characters; tomllib reads about one Mi a second
+_PART = r"(?:[A-Za-z0-9_-]++|\"(?:[^\"\\\n]|\\[^\n])*+\"?|'[^'\n]*+'?)"
+_TOML_PART = re.compile(_PART)
+# What may hold dots or quotes: texts of several lines, dotted keys and texts, comments. A text that
+# has no end is a token too, so that the search stays linear.
+_TOML_TOKEN = re.compile(
+    r'"""(?:[^"\\]|\\.|"(?!""))*+(?:"{3,5})?|'
+    r"'''(?:[^']|'(?!''))*+(?:'{3,5})?|"
+    rf"(?P<key>{_PART}(?:[ \t]*+\.[ \t]*+{_PART})*+)|"
+    r"#[^\n]*+",
+    re.DOTALL,
+)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -58,7 +71,7 @@ def parse(content: bytes, source: str, syntax: str = "") -> Any:
     problems = []
     for name in [syntax] if syntax else guesses:
         try:
-            data = plain(_READERS[name](text))
+            data = plain(_READERS[name](text), mend=True)
             if isinstance(data, dict | list):
                 return data
             problems.append("it holds neither fields nor a list; see docs/lorebook.md")
@@ -96,7 +109,7 @@ def _decode(content: bytes, source: str) -> str:
     if b"\0" in content[:8192] or content.startswith((b"\x89PNG", b"PK\x03\x04", b"GIF8", b"%PDF")):
         raise LoreError(f"{source} is a binary file; expected a lorebook, as text; name another")
     try:
-        return content.decode("utf-8")
+        return mend_halves(content.decode("utf-8", "surrogatepass"))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise LoreError(
@@ -115,6 +128,20 @@ def _read_json(text: str) -> Any:
 
 
 def _read_toml(text: str) -> Any:
+    """Parses TOML, whose keys have at most MAX_DEPTH parts: tomllib's time is quadratic in them."""
+    if len(text) > MAX_TOML:
+        raise ValueError(
+            f"it is longer than the {MAX_TOML // 2**20} Mi characters that are read of TOML; save "
+            "it as YAML or JSON, or split it into several files"
+        )
+    for token in _TOML_TOKEN.finditer(text):
+        key = token["key"]
+        if key and key.count(".") >= MAX_DEPTH and len(_TOML_PART.findall(key)) > MAX_DEPTH:
+            line = text.count("\n", 0, token.start()) + 1
+            raise ValueError(
+                f"line {line}: a key has more than {MAX_DEPTH} parts, so lists and mappings are "
+                "nested too deep; use fewer levels"
+            )
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -206,8 +206,10 @@ def _is_card(data: Any) -> bool:
 
 
 def _is_character_book(data: Any) -> bool:
+    """Some programs write a mapping of numbers to entries, as World Info has it."""
     entries = data.get("entries") if isinstance(data, dict) else None
-    return is_list_of(entries, lambda item: {"keys", "content"} <= item.keys())
+    listed = list(entries.values()) if isinstance(entries, dict) else entries
+    return is_list_of(listed, lambda item: {"keys", "content"} <= item.keys())
 
 
 def _card_layout(card: Any) -> BookLayout:

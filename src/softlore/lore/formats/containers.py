@@ -1,11 +1,14 @@
-"""Character cards in PNG pictures (text chunks `chara` and `ccv3`) and zip archives (.charx)."""
+"""Character cards in PNG pictures (text chunks `chara` and `ccv3`) and zip archives (.charx).
+
+RisuAI also writes its archives behind a JPEG picture. Source: the PNG specification, on the chunks
+tEXt, zTXt and iTXt; the Character Card V3 specification.
+"""
 
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 import io
-import lzma
 import struct
 import zipfile
 import zlib
@@ -13,19 +16,24 @@ import zlib
 from softlore.errors import LoreError
 
 PNG = b"\x89PNG\r\n\x1a\n"
+_RISUM = b"o\0"
+_JPEG = b"\xff\xd8\xff"
 _KEYWORDS = (b"ccv3", b"chara")  # cards of version 3 and 2, in order of preference
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # chunks of texts: plain, compressed, international
 _MAX_CHUNKS = 100_000  # a picture of 16 MiB has some thousands
 _MAX_LENGTH = 2**31 - 1  # by the PNG specification
 _WIDTH, _HEIGHT, _GREY = 256, 384, 96  # pixels, and level, of the plain picture
 
 MEMBER = "card.json"
 MAX_CARD_BYTES = 16 * 2**20
+_MAX_TEXT = 24 * 2**20  # of a card in base64
 MAX_BYTES = 64 * 2**20  # of all members, unpacked
 MAX_MEMBERS = 4096
 _ZIP_END = struct.Struct("<4s4H2LH")
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may need any amount of memory
 _ZIP_FAULTS = (
-    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, struct.error,
-    NotImplementedError, RuntimeError, ValueError, KeyError, IndexError, EOFError, OSError,
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, NotImplementedError,
+    RuntimeError, ValueError, KeyError, IndexError, EOFError, OSError,
 )  # fmt: skip
 
 
@@ -36,9 +44,21 @@ def read_card(content: bytes, source: str) -> bytes | None:
     """
     if content.startswith(PNG):
         return _read_png(content, source)
-    return (
-        _read_zip(content, source) if content.startswith((b"PK\x03\x04", b"PK\x05\x06")) else None
-    )
+    if content.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _read_zip(content, source)
+    if content.startswith(_RISUM) and source.lower().endswith(".risum"):
+        raise LoreError(
+            f"{source} is RisuAI's module in its binary form, which is not read; expected JSON; "
+            "in RisuAI, export the module's lorebook, and name that file"
+        )
+    if not content.startswith(_JPEG):
+        return None
+    if _zip_end(content) < 0:
+        raise LoreError(
+            f"{source} is a JPEG picture that holds no character card; expected RisuAI's .charx "
+            "archive behind it, or a PNG picture with a card; export the card again"
+        )
+    return _read_zip(content, source)
 
 
 def _damaged(source: str, why: str) -> LoreError:
@@ -52,24 +72,45 @@ def _damaged(source: str, why: str) -> LoreError:
 
 
 def _read_png(content: bytes, source: str) -> bytes:
-    texts: dict[bytes, bytes] = {}
+    texts: dict[bytes, tuple[bytes, bytes]] = {}
     for kind, body in _chunks(content, source):
-        keyword, _, text = body.partition(b"\0")
-        if kind == b"tEXt":
-            texts.setdefault(keyword.lower(), text)
+        if kind in _TEXTS:
+            keyword, _, rest = body.partition(b"\0")
+            texts.setdefault(keyword.lower(), (kind, rest))
     for keyword in _KEYWORDS:
         if keyword in texts:
             try:
-                return base64.b64decode(b"".join(texts[keyword].split()), validate=True)
-            except binascii.Error as error:
+                text = b"".join(_chunk_text(*texts[keyword]).split())
+                return base64.b64decode(text, validate=True)
+            except (ValueError, zlib.error) as error:  # of base64 too
                 raise LoreError(
-                    f"{source}: the chunk `{keyword.decode()}` is not base64 ({error}); expected a "
-                    "card as JSON in base64; export the card again"
+                    f"{source}: the chunk `{keyword.decode()}` is not base64, or not packed as it "
+                    f"says ({error}); expected a card as JSON in base64; export the card again"
                 ) from None
     raise LoreError(
-        f"{source} is a binary file: a PNG picture that holds no character card; expected a tEXt "
+        f"{source} is a binary file: a PNG picture that holds no character card; expected a text "
         "chunk `ccv3` or `chara`; export the card again (some sites remove such chunks)"
     )
+
+
+def _chunk_text(kind: bytes, rest: bytes) -> bytes:
+    """The text in a chunk, given what follows its keyword. Raises ValueError, zlib.error."""
+    packed = kind == b"zTXt"
+    if kind == b"iTXt":
+        packed = rest[:1] == b"\x01"
+        method = rest[1:2]
+        _, _, rest = rest[2:].partition(b"\0")  # the language
+        _, _, rest = rest.partition(b"\0")  # the keyword in that language
+        rest = method + rest if packed else rest
+    if not packed:
+        return rest
+    if rest[:1] != b"\0":
+        raise ValueError("its method of compression is unknown")
+    unpacker = zlib.decompressobj()
+    text = unpacker.decompress(rest[1:], _MAX_TEXT)
+    if not unpacker.eof:
+        raise ValueError(f"it is cut, or unpacks to more than {_MAX_TEXT >> 20} MiB")
+    return text
 
 
 def write_png(picture: bytes, cards: dict[str, bytes], source: str) -> bytes:
@@ -80,7 +121,7 @@ def write_png(picture: bytes, cards: dict[str, bytes], source: str) -> bytes:
     parts = [PNG]
     for kind, body in _chunks(picture, source):
         keyword = body.partition(b"\0")[0].lower()
-        if kind == b"tEXt" and keyword in _KEYWORDS:
+        if kind in _TEXTS and keyword in _KEYWORDS:
             continue
         if kind == b"IEND":
             texts = [name.encode() + b"\0" + base64.b64encode(cards[name]) for name in cards]
@@ -138,20 +179,39 @@ def _read_zip(content: bytes, source: str) -> bytes:
 def write_zip(card: bytes, archive: bytes | None, source: str) -> bytes:
     """Returns an archive with the card in it, and all other members of another archive.
 
+    A picture in front of the other archive stays there.
+
     Raises LoreError if the other archive is damaged or too large.
     """
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as new:
-        new.writestr(_member(MEMBER), card)
-        if archive is not None:
-            with _open_zip(archive, source) as old:
-                remaining = MAX_BYTES
-                for info in old.infolist():
-                    if info.filename not in (MEMBER, *new.namelist()):
-                        data = _unpack(old, info, remaining, source)
-                        remaining -= len(data)
-                        new.writestr(_member(info.filename), data)
+    with _open_zip(archive, source) if archive else contextlib.nullcontext() as old:
+        front = archive[: _zip_start(old)] if archive and old else b""
+        content = io.BytesIO(front)
+        with zipfile.ZipFile(content, "a" if front else "w", zipfile.ZIP_DEFLATED) as new:
+            new.writestr(_member(MEMBER), card)
+            if old:
+                _copy_members(old, new, source)
     return content.getvalue()
+
+
+def _copy_members(old: zipfile.ZipFile, new: zipfile.ZipFile, source: str) -> None:
+    """Copies what the new archive does not have."""
+    remaining = MAX_BYTES
+    for info in old.infolist():
+        if info.filename not in new.namelist():
+            data = _unpack(old, info, remaining, source)
+            remaining -= len(data)
+            new.writestr(_member(info.filename), data)
+
+
+def _zip_start(archive: zipfile.ZipFile) -> int:
+    """Where the members begin: behind a picture, in RisuAI's archives of that kind."""
+    return min((info.header_offset for info in archive.infolist()), default=0)
+
+
+def _zip_end(content: bytes) -> int:
+    """Where the end record of an archive is; -1 if there is none."""
+    place = content.rfind(b"PK\x05\x06", max(0, len(content) - _ZIP_END.size - 0xFFFF))
+    return place if len(content) - place >= _ZIP_END.size else -1
 
 
 def _member(name: str) -> zipfile.ZipInfo:
@@ -162,8 +222,8 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 def _open_zip(content: bytes, source: str) -> zipfile.ZipFile:
     """Opens an archive, after its end record says that it has few enough members to list."""
-    place = content.rfind(b"PK\x05\x06", max(0, len(content) - _ZIP_END.size - 0xFFFF))
-    if place < 0 or len(content) - place < _ZIP_END.size:
+    place = _zip_end(content)
+    if place < 0:
         raise _damaged(source, "it has no end record")
     count = _ZIP_END.unpack_from(content, place)[4]
     if count > MAX_MEMBERS or content[max(0, place - 20) :][:4] == b"PK\x06\x07":  # ZIP64
@@ -181,6 +241,11 @@ def _open_zip(content: bytes, source: str) -> zipfile.ZipFile:
 
 
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int, source: str) -> bytes:
+    if info.compress_type not in _METHODS:
+        raise LoreError(
+            f"{source}: `{info.filename:.80}` is packed by method {info.compress_type}; expected "
+            "no compression or Deflate, as programs write cards; pack the archive again"
+        )
     try:
         with archive.open(info) as file:
             data = file.read(limit + 1)

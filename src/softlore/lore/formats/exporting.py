@@ -70,7 +70,8 @@ def export_lorebook(book: BookContent, format: BookFormat) -> Any:
     data = copy.deepcopy(origin["data"] if origin else format.new)
     character_name = format.character_name(data)  # of the original: its texts have the macro
     entries = list(book.entries)
-    for entry in filter(_is_character, book.entries if origin else ()):
+    has_place = origin is not None and _has_character(data, format)
+    for entry in filter(_is_character, book.entries if has_place else ()):
         format.write_character(data, entry)
         entries.remove(entry)
     if not any(field.name == "order" for field in format.entry.fields):
@@ -83,6 +84,14 @@ def export_lorebook(book: BookContent, format: BookFormat) -> Any:
         rows.insert(original["place"], _Row(copy.deepcopy(original["data"]), _key(original)))
     _write_names(data, rows, format, character_name)
     return _with_rows(data, rows, format)
+
+
+def _has_character(data: Any, format: BookFormat) -> bool:
+    """Whether the data has a character; a lorebook by itself has none."""
+    try:
+        return format.read_character(data) is not None
+    except ValueError:  # it was changed by hand
+        return True
 
 
 def _row(entry: Entry, book_format: BookFormat, character: str) -> _Row:

@@ -62,8 +62,9 @@ def first_present(data: Any, paths: tuple[str, ...]) -> str:
     return next((path for path in paths if has(data, path)), paths[0])
 
 
-# Conversions take a value from a file, never null, and return softlore's value. ----------------
-# Programs write numbers as text and flags as numbers. A ValueError describes any other value.
+# Conversions take a value from a file, never null, and return softlore's value, or None where the
+# value says nothing. Programs write numbers as text, an empty text where there is no number, and
+# flags as numbers. A ValueError describes any other value. ----------------------------------------
 
 
 def flag(value: Any) -> bool:
@@ -80,9 +81,11 @@ def inverted_flag(value: Any) -> bool:
 
 
 def number(low: float, high: float) -> Convert:
-    """A number, also as text, clamped to its bounds."""
+    """A number, also as text, clamped to its bounds; None for blank text."""
 
-    def convert(value: Any) -> int | float:
+    def convert(value: Any) -> int | float | None:
+        if isinstance(value, str) and not value.strip():
+            return None
         try:
             parsed = float(value[:40]) if isinstance(value, str) else value
         except ValueError:
@@ -97,7 +100,12 @@ def number(low: float, high: float) -> Convert:
 def integer(low: int = -(2**63) + 1, high: int = 2**63 - 1) -> Convert:
     """A whole number, also as text or a flag, clamped to its bounds."""
     within = number(low, high)
-    return lambda value: min(max(int(within(value)), low), high)  # float(high) may be high + 1
+
+    def convert(value: Any) -> int | None:
+        parsed = within(value)
+        return None if parsed is None else min(max(int(parsed), low), high)  # float(high) rounds up
+
+    return convert
 
 
 def text(value: Any) -> str:
@@ -108,15 +116,24 @@ def text(value: Any) -> str:
 
 
 def texts(value: Any) -> list[str]:
-    """A list of texts, or one text for a list of one; blank ones are left out."""
+    """A list of texts, or one text for a list of one; blank ones and nulls are left out."""
     listed = value if isinstance(value, list | tuple) else [value]
-    return [item for item in map(text, listed) if item.strip()]
+    return [item for item in map(text, filter(_is_given, listed)) if item.strip()]
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None
 
 
 def choice(words: Sequence[str]) -> Convert:
-    """One of `words`, by its number or itself; None for a choice that softlore does not have."""
+    """One of `words`, by its number or itself; None for a choice that softlore does not have.
+
+    Some programs write an object, whose `type` is the choice.
+    """
 
     def convert(value: Any) -> str | None:
+        if isinstance(value, dict):
+            value = value.get("type", "")
         if isinstance(value, str) and value in words:
             return value
         if not isinstance(value, int | float | str):
@@ -173,7 +190,7 @@ def field(
     write: Convert | None = None,
     writer: Write | None = None,
 ) -> FieldMapping:
-    """A field that is stored at a path; of several paths, the first with a value counts.
+    """A field that is stored at a path; of several paths, the first that says something counts.
 
     Args:
         paths: none for a field that the program lacks but that changes how others are written.
@@ -186,11 +203,12 @@ def field(
 
     def reading(foreign: ForeignEntry) -> Any:
         for path in paths:
-            if (value := get(foreign, path)) is not None:
-                try:
-                    return convert(value)
-                except ValueError as error:
-                    raise ValueError(f"`{path}` {error}") from None
+            try:
+                value = get(foreign, path)
+                if value is not None and (converted := convert(value)) is not None:
+                    return converted
+            except ValueError as error:
+                raise ValueError(f"`{path}` {error}") from None
         return None
 
     def writing(foreign: ForeignEntry, values: Values) -> None:

@@ -39,7 +39,7 @@ def import_lorebook(data: Any, format: BookFormat, name: str) -> dict[str, Any]:
     Raises LoreError for data that does not fit the format.
     """
     try:
-        data = plain(data)
+        data = plain(data, mend=True)
         character = format.read_character(data)
     except ValueError as error:
         raise LoreError(f"{format.title} cannot be read: {error}; export it again") from None
@@ -55,6 +55,10 @@ def import_lorebook(data: Any, format: BookFormat, name: str) -> dict[str, Any]:
         entries.append(character)
     container = get(data, layout.entries)
     for place, (key, foreign) in enumerate(_list_entries(container, layout.entries)):
+        original = {**({} if key is None else {"key": key}), "data": foreign}
+        if foreign is None:
+            without_lore.append({"place": place, **original})
+            continue
         try:
             values = read_fields(foreign, format.entry, character_name)
         except ValueError as error:
@@ -62,7 +66,6 @@ def import_lorebook(data: Any, format: BookFormat, name: str) -> dict[str, Any]:
                 f"entry {place + 1} of {format.title}: {error}; fix it, or export it again"
             ) from None
         values = with_extras(values, get(foreign, format.entry.extras))
-        original = {**({} if key is None else {"key": key}), "data": foreign}
         if holds_no_lore(values):
             without_lore.append({"place": place, **original})
         else:
@@ -153,7 +156,7 @@ def holds_no_lore(values: dict[str, Any]) -> bool:
     return blank and not values.get("blocks")
 
 
-def _list_entries(entries: Any, path: str) -> list[tuple[str | None, ForeignEntry]]:
+def _list_entries(entries: Any, path: str) -> list[tuple[str | None, Any]]:
     """A file's entries in order, each with its key where they are a mapping."""
     if isinstance(entries, dict):
         return list(entries.items())

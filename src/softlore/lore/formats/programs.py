@@ -1,4 +1,4 @@
-"""The lorebooks of SillyTavern, KoboldAI, AI Dungeon, NovelAI and Agnai."""
+"""The lorebooks of SillyTavern, KoboldAI, AI Dungeon and NovelAI."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from softlore.lore.formats.format import (
     field,
     fields,
     first_present,
+    flag,
+    get,
     inverted_flag,
     probability,
     selective,
@@ -24,17 +26,15 @@ from softlore.lore.formats.format import (
 from softlore.lore.formats.key_syntax import (
     combine,
     from_ampersands,
-    from_wildcards,
     join_list,
     key_list,
     to_ampersands,
-    to_wildcards,
 )
 
 
 def is_list_of(data: Any, check: Callable[[dict[str, Any]], bool]) -> bool:
-    """Whether `data` is a list of mappings that pass `check`, with at least one."""
-    listed = data if isinstance(data, list) else []
+    """Whether `data` is a list of mappings that pass `check`, and nulls, with at least one."""
+    listed = [item for item in data if item is not None] if isinstance(data, list) else []
     return bool(listed) and all(isinstance(item, dict) and check(item) for item in listed)
 
 
@@ -42,7 +42,7 @@ def is_list_of(data: Any, check: Callable[[dict[str, Any]], bool]) -> bool:
 
 # Fields that have the same name here, in camel case.
 _SAME = (
-    "constant", "selective_logic", "order", "position", "depth", "role", "scan_depth",
+    "constant", "selective_logic", "position", "depth", "role", "scan_depth",
     "case_sensitive", "match_whole_words", "ignore_budget", "exclude_recursion",
     "prevent_recursion", "delay_until_recursion", "group", "group_override", "group_weight",
     "sticky", "cooldown", "delay",
@@ -65,11 +65,32 @@ CARD_EQUIVALENTS = {_camel(name): f"extensions.{name}" for name in _EXTENSIONS}
 
 
 def _is_world_info(data: Any) -> bool:
+    """Some programs write its entries as a list."""
     entries = data.get("entries") if isinstance(data, dict) else None
-    return isinstance(entries, dict) and all(
-        isinstance(foreign, dict) and ("content" in foreign or "key" in foreign)
+    if not isinstance(entries, dict):
+        return is_list_of(entries, lambda foreign: {"key", "content"} <= foreign.keys())
+    return all(
+        isinstance(foreign, dict)
+        and ("key" in foreign or ("content" in foreign and "keys" not in foreign))
         for foreign in entries.values()
+        if foreign is not None
     )
+
+
+def _read_switch(foreign: ForeignEntry) -> bool | None:
+    """`disable`; other programs that write this format have `enabled`."""
+    for path, convert in (("disable", inverted_flag), ("enabled", flag)):
+        if foreign.get(path) is not None:
+            try:
+                return bool(convert(foreign[path]))
+            except ValueError as error:
+                raise ValueError(f"`{path}` {error}") from None
+    return None
+
+
+def _write_switch(foreign: ForeignEntry, values: Values) -> None:
+    written = {"enabled": values["enabled"]} if "enabled" in foreign else {}
+    foreign.update(written, disable=not values["enabled"])
 
 
 SILLYTAVERN = BookFormat(
@@ -82,7 +103,8 @@ SILLYTAVERN = BookFormat(
             field("keys", "key"),
             field("secondary_keys", "keysecondary"),
             *fields({name: _camel(name) for name in _SAME}),
-            field("enabled", "disable", read=inverted_flag, write=inverted_flag),
+            field("order", "order", "insertion_order"),
+            FieldMapping("enabled", _read_switch, _write_switch),
             probability("probability", "useProbability"),
             selective("selective", "keysecondary"),
         ),
@@ -111,16 +133,30 @@ SILLYTAVERN = BookFormat(
 # KoboldAI: in a save of KoboldAI or KoboldAI Lite, or as a list by itself. -----------------------
 
 _KEYS = ("key", "keys")  # the second in lists of AI Dungeon's first years, which KoboldAI reads
+_KOBOLDAI_FIELDS = frozenset(
+    """
+    key keysecondary keyanti content comment folder selective constant probability wigroup
+    widisabled init num uid title manual_text wpp use_wpp type object_type softlore
+    keys entry id _id name displayName description attributes public isSC genre generator hidden
+    tags category createdAt updatedAt
+    """.split()
+)  # with those of AI Dungeon's old lists
 
 
 def _is_koboldai(data: Any) -> bool:
     if isinstance(data, dict):
         return isinstance(data.get("worldinfo"), list) or {"actions", "prompt"} <= data.keys()
-    return is_list_of(data, _is_koboldai_entry)
+    return is_list_of(data, has_key_and_content) and not unknown_fields(data)
 
 
-def _is_koboldai_entry(foreign: ForeignEntry) -> bool:
+def has_key_and_content(foreign: ForeignEntry) -> bool:
+    """Whether it is an entry as in KoboldAI's lists, or in another program's that are like them."""
     return ("key" in foreign or "keys" in foreign) and ("content" in foreign or "entry" in foreign)
+
+
+def unknown_fields(entries: list[ForeignEntry]) -> list[str]:
+    """The fields of a list of entries that KoboldAI's lists don't have, such as `enabled`."""
+    return sorted({name for foreign in entries for name in foreign or ()} - _KOBOLDAI_FIELDS)
 
 
 def _read_list(foreign: ForeignEntry, *paths: str) -> list[str]:
@@ -193,7 +229,27 @@ KOBOLDAI = BookFormat(
     },
 )  # fmt: skip
 
-# AI Dungeon: a list of story cards. --------------------------------------------------------------
+# AI Dungeon: a list of story cards, by itself or in a scenario or adventure. ---------------------
+
+_CARD_LISTS = tuple(
+    f"{outer}{name}"
+    for outer in ("", "scenario.", "adventure.", "data.scenario.", "data.adventure.")
+    for name in ("storyCards", "worldInfo")
+)
+
+
+def _card_list(data: Any) -> str | None:
+    """Where the story cards are: the path of a list; None if there are none."""
+    if is_list_of(data, lambda card: {"keys", "value"} <= card.keys()):
+        return ""
+    return next((path for path in _CARD_LISTS if isinstance(get(data, path), list)), None)
+
+
+def _cards_layout(data: Any) -> BookLayout:
+    if path := _card_list(data):
+        outer = path.removesuffix(path.rpartition(".")[2])
+        return BookLayout(path, (f"{outer}title",), f"{outer}softlore")
+    return BookLayout("")
 
 
 def _write_card_keys(foreign: ForeignEntry, values: Values) -> None:
@@ -204,25 +260,37 @@ def _write_card_keys(foreign: ForeignEntry, values: Values) -> None:
 AIDUNGEON = BookFormat(
     name="aidungeon",
     title="AI Dungeon's story cards",
-    detect=lambda data: is_list_of(data, lambda card: {"keys", "value"} <= card.keys()),
+    detect=lambda data: _card_list(data) is not None,
     entry=EntryFormat(
         program="aidungeon",
         fields=(
             field("keys", "keys", read=key_list, writer=_write_card_keys),
             field("enabled", writer=_write_card_keys),
         ),
-        texts=("value",),
-        titles=("title",),
+        texts=("value", "entry"),
+        titles=("title", "name"),
         new={
             "keys": "", "value": "", "type": "custom", "title": "", "description": "",
             "useForCharacterCreation": False,
         },
     ),
-    layout=lambda data: BookLayout(""),
+    layout=_cards_layout,
     new=[],
 )  # fmt: skip
 
-# NovelAI: `lorebookVersion` 4 to 6, files that end in .lorebook. ---------------------------------
+# NovelAI: `lorebookVersion` 1 to 6, files that end in .lorebook; scenarios and stories hold one. -
+
+_NOVELAI_BOOKS = {  # a field of the file: where its lorebook is, and its title
+    "lorebookVersion": ("", ""),
+    "scenarioVersion": ("lorebook.", "title"),
+    "storyContainerVersion": ("content.lorebook.", "metadata.title"),
+}
+
+
+def _novelai_layout(data: Any) -> BookLayout:
+    kind = next((name for name in _NOVELAI_BOOKS if name in data), "lorebookVersion")
+    book, title = _NOVELAI_BOOKS[kind]
+    return BookLayout(f"{book}entries", (title,) if title else (), f"{book}softlore")
 
 
 def _write_novelai_keys(foreign: ForeignEntry, values: Values) -> None:
@@ -242,7 +310,7 @@ def _set_uuid(foreign: ForeignEntry, number: int) -> None:
 NOVELAI = BookFormat(
     name="novelai",
     title="NovelAI's lorebook",
-    detect=lambda data: isinstance(data, dict) and "lorebookVersion" in data,
+    detect=lambda data: isinstance(data, dict) and not _NOVELAI_BOOKS.keys().isdisjoint(data),
     entry=EntryFormat(
         program="novelai",
         fields=(
@@ -274,46 +342,9 @@ NOVELAI = BookFormat(
         },
         set_number=_set_uuid,
     ),
-    layout=lambda data: BookLayout("entries", extras="softlore"),
+    layout=_novelai_layout,
     new={
         "lorebookVersion": 6, "entries": [], "settings": {"orderByKeyLocations": False},
         "categories": [],
     },
-)  # fmt: skip
-
-# Agnai: keywords with wildcards, a weight and a priority. ----------------------------------------
-
-
-def _write_order(foreign: ForeignEntry, values: Values) -> None:
-    """Weight is the insertion order, priority what is dropped first; softlore's order is both."""
-    foreign["weight"] = foreign["priority"] = values["order"]
-
-
-AGNAI = BookFormat(
-    name="agnai",
-    title="Agnai's memory book",
-    detect=lambda data: (
-        isinstance(data, dict) and data.get("kind") == "memory" and "entries" in data
-    ),
-    entry=EntryFormat(
-        program="agnai",
-        fields=(
-            field(
-                "keys",
-                "keywords",
-                read=lambda keys: [from_wildcards(key) for key in texts(keys)],
-                write=lambda keys: [to_wildcards(key) for key in keys],
-            ),
-            field("order", "weight", writer=_write_order),
-            field("enabled", "enabled"),
-        ),
-        texts=("entry",),
-        titles=("name",),
-        new={
-            "name": "", "entry": "", "keywords": [], "priority": 100, "weight": 100,
-            "enabled": True,
-        },
-    ),
-    layout=lambda data: BookLayout("entries", ("name",), "softlore"),
-    new={"kind": "memory", "name": "", "description": "", "entries": []},
 )  # fmt: skip

@@ -11,15 +11,26 @@ from softlore.disk import write_atomically
 from softlore.errors import LoreError
 from softlore.lore.files import read_bytes
 from softlore.lore.formats.cards import BOOK, CARD, LOREBOOK, as_version
+from softlore.lore.formats.chat_programs import AGNAI, JANITORAI, RISUAI
 from softlore.lore.formats.containers import plain_picture, write_png, write_zip
 from softlore.lore.formats.exporting import BookContent, export_lorebook
 from softlore.lore.formats.format import BookFormat
 from softlore.lore.formats.importing import import_lorebook
-from softlore.lore.formats.programs import AGNAI, AIDUNGEON, KOBOLDAI, NOVELAI, SILLYTAVERN
-from softlore.lore.validation import nearest
+from softlore.lore.formats.programs import (
+    AIDUNGEON,
+    KOBOLDAI,
+    NOVELAI,
+    SILLYTAVERN,
+    has_key_and_content,
+    is_list_of,
+    unknown_fields,
+)
+from softlore.lore.validation import nearest, shorten
 
 # In order; the first that detects its data reads it. A new format is added here and to EXPORTERS.
-FORMATS = (CARD, LOREBOOK, NOVELAI, AGNAI, SILLYTAVERN, KOBOLDAI, AIDUNGEON, BOOK)
+FORMATS = (
+    CARD, LOREBOOK, RISUAI, NOVELAI, AGNAI, SILLYTAVERN, KOBOLDAI, JANITORAI, AIDUNGEON, BOOK,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,8 @@ EXPORTERS: dict[str, LoreExporter] = {
     "koboldai": LoreExporter("KoboldAI's World Info", KOBOLDAI),
     "aidungeon": LoreExporter("AI Dungeon's story cards", AIDUNGEON),
     "agnai": LoreExporter("Agnai's memory book", AGNAI),
+    "janitorai": LoreExporter("JanitorAI's lorebook", JANITORAI),
+    "risuai": LoreExporter("RisuAI's lorebook", RISUAI),
     "mkultra": LoreExporter("mkultra's calls and responses", None),
 }
 
@@ -57,10 +70,31 @@ EXPORTERS: dict[str, LoreExporter] = {
 def lorebook_fields(data: Any, name: str) -> dict[str, Any] | None:
     """Returns the fields of the lorebook in another program's data; None for data of no program.
 
-    Raises LoreError if it is of a program's format, but malformed.
+    Raises LoreError if it is of a program's format, but malformed, or of one that is not read.
     """
     format = next((format for format in FORMATS if format.detect(data)), None)
-    return import_lorebook(data, format, name) if format else None
+    if format:
+        return import_lorebook(data, format, name)
+    _refuse_others(data)
+    return None
+
+
+def _refuse_others(data: Any) -> None:
+    """Raises LoreError for entries of programs that are not read, which look like others'."""
+    entries = data.get("entries", data) if isinstance(data, dict) else data
+    listed = list(entries.values()) if isinstance(entries, dict) else entries
+    if is_list_of(listed, lambda foreign: isinstance(foreign.get("strategy"), dict)):
+        raise LoreError(
+            "these are entries of Tavern Helper (`strategy`), which are not read; expected "
+            "SillyTavern's World Info; export the lorebook in SillyTavern's World Info panel"
+        )
+    if is_list_of(listed, has_key_and_content):
+        fields = ", ".join(f"`{shorten(name, 40)}`" for name in unknown_fields(listed)[:4])
+        raise LoreError(
+            f"these are entries of an unknown program: like KoboldAI's, but with {fields}; "
+            "expected a format of docs/lore-formats.md; export the lorebook as SillyTavern's World "
+            "Info"
+        )
 
 
 def find_exporter(name: str) -> LoreExporter:

@@ -36,7 +36,7 @@ def recognizes(text: str) -> bool:
 
 def read(text: str) -> StoryDraft:
     """A draft from a save. Raises ValueError."""
-    data = plain(_replace_surrogates(json.loads(text, parse_constant=_reject_constant)))
+    data = plain(json.loads(text, parse_constant=_reject_constant), mend=True)
     if not isinstance(data, dict) or not ({"prompt", "actions"} <= data.keys()):
         raise ValueError("it is JSON without the fields `prompt` and `actions`")
     prompt, actions = data.pop("prompt"), data.pop("actions")
@@ -111,19 +111,6 @@ def _metadata(old: Any, actions: list[str]) -> Any:
         if selected == actions:
             return old
     return {}
-
-
-def _replace_surrogates(value: Any) -> Any:
-    """Replaces lone surrogates, which JavaScript leaves when it cuts a character, by U+FFFD."""
-    if isinstance(value, str):
-        if value.isascii():
-            return value
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    if isinstance(value, list):
-        return [_replace_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {_replace_surrogates(k): _replace_surrogates(v) for k, v in value.items()}
-    return value
 
 
 def _reject_constant(constant: str) -> NoReturn:
