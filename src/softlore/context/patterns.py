@@ -1,9 +1,9 @@
-r"""Translates regular expressions to the `regex` package, so that they compile and end in time.
+r"""Translates JavaScript's regular expressions to the `regex` package, so that they compile safely.
 
-Those of keys are JavaScript's and have its meaning, except that `\w`, `\d` and `\b` know the
-letters of every script; those of experiments are Python's. What `regex` has beyond these (fuzzy
-matching, recursion, named lists) is rejected, since time limits do not hold for all of it. Counted
-repeats are limited: compiling copies what they repeat.
+They have JavaScript's meaning, except that `\w`, `\d` and `\b` know the letters of every script;
+those of experiments are Python's. What `regex` has beyond these (fuzzy matching, recursion, named
+lists) is rejected, since time limits do not hold for all of it. Counted repeats are limited:
+compiling copies what they repeat.
 """
 
 from __future__ import annotations
