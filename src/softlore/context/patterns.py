@@ -16,6 +16,7 @@ from typing import Any
 import regex
 
 MAX_LENGTH = 2000  # characters of a pattern
+MAX_NESTING = 50  # groups within groups, and sets within sets
 MAX_COPIES = 10_000  # items of a pattern, its counted repeats expanded
 _NO_ITEM = "*+?|^$"
 
@@ -94,6 +95,8 @@ class _ExpandedSize:
     def open_group(self) -> None:
         self._groups.append(0)
         self._last = 0
+        if len(self._groups) > MAX_NESTING + 1:
+            raise ValueError(f"groups are nested more than {MAX_NESTING} deep")
 
     def close_group(self) -> None:
         self._add(self._groups.pop() if len(self._groups) > 1 else 0)
@@ -176,9 +179,19 @@ def _translate_class(match: Any) -> str:
     if match is None:
         raise ValueError("a set of characters is not closed")
     text: str = match.group()
+    if text.count("[") > MAX_NESTING and _set_depth(text) > MAX_NESTING:
+        raise ValueError(f"sets are nested more than {MAX_NESTING} deep")
     if text in ("[]", "[^]"):  # nothing, and anything
         return r"(?!)" if text == "[]" else r"[\s\S]"
     return _escape.sub(_translate_escape, text)
+
+
+def _set_depth(text: str) -> int:
+    depth = deepest = 0
+    for char in regex.sub(r"\\[\s\S]", "", text):
+        depth += (char == "[") - (char == "]")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _translate_escape(match: Any) -> str:

@@ -221,6 +221,7 @@ def _merge_blocks(items: Sequence[Any]) -> list[dict[str, Any]]:
 
 # Warnings ----------------------------------------------------------------------------------------
 
+MAX_PATTERN, MAX_GROUPS = 2000, 100  # of a key in slashes: characters, and groups
 _CLOSING, _OPENING = ".,;:!?)]}”’\"'", "“‘([{\"'"  # with a space after, and before
 
 
@@ -252,11 +253,23 @@ def _check_keys(entry: Entry) -> list[str]:
     if entry.secondary_keys and not entry.keys:
         faults.append("its secondary keys have no effect without `keys`; add some")
     for key in [*entry.keys, *entry.secondary_keys]:
-        try:
-            re.compile(key[1 : key.rindex("/")] if is_regex(key) else "")
-        except re.error as error:
-            faults.append(f"the key {shorten(key)!r} is no regular expression: {error}")
+        if problem := _regex_problem(key):
+            faults.append(f"the key {shorten(key)!r} is no regular expression: {problem}")
     return faults
+
+
+def _regex_problem(key: str) -> str:
+    """Why a key in slashes does not compile; empty for any other. Its size is checked before."""
+    pattern = key[1 : key.rindex("/")] if is_regex(key) else ""
+    if len(pattern) > MAX_PATTERN:
+        return f"longer than {MAX_PATTERN} characters"
+    if pattern.count("(") > MAX_GROUPS:
+        return f"more than {MAX_GROUPS} groups"
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        return str(error)
+    return ""
 
 
 def _check_blocks(entry: Entry) -> list[str]:

@@ -72,7 +72,14 @@ class PromptHeader:
         fields |= {key: self.metadata.get(key, "") for key in TEXT_FIELDS}
         for key in JSON_FIELDS:
             text = self.metadata.get(key, "{}")
-            fields[key] = parse_json(text, f"metadata {key!r}", MAX_DEPTH, Reason.METADATA_VALUE)
+            value = parse_json(text, f"metadata {key!r}", MAX_DEPTH, Reason.METADATA_VALUE)
+            if not isinstance(value, dict):
+                refuse(
+                    Reason.METADATA_VALUE,
+                    f"metadata {key!r} holds {type(value).__name__} as JSON; expected an object; "
+                    "the file was edited or made by a faulty program: get it again",
+                )
+            fields[key] = value
         fields["extra"] = {k: v for k, v in self.metadata.items() if k not in METADATA_KEYS}
         return fields
 

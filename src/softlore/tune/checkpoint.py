@@ -91,10 +91,14 @@ def load_checkpoint(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if metadata["hash"] != _hash(tensors, metadata["facts"]):
                 raise ValueError("its content is damaged")
-            return tensors, json.loads(metadata["facts"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+            facts = json.loads(metadata["facts"])
+            if not isinstance(facts, dict):
+                raise ValueError("its facts are not an object")
+            return tensors, facts
+    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
+        why = "it is nested too deep" if isinstance(error, RecursionError) else error
         raise StorageError(
-            f"checkpoint {str(path)!r} can't be read ({error}); expected one written by this "
+            f"checkpoint {str(path)!r} can't be read ({why}); expected one written by this "
             f"version of softlore; to start over, {remedy}"
         ) from error
 
@@ -255,7 +259,10 @@ def find_checkpoint(
         if overwrite:
             return None
         raise
-    differ = differences(facts["signature"], signature)
+    try:
+        differ = differences(facts["signature"], signature)
+    except (KeyError, TypeError, AttributeError, ValueError):  # made by another program
+        differ = ["what it is of cannot be read"]
     if not differ:
         return tensors, facts
     if overwrite:
