@@ -688,3 +688,42 @@ def test_the_default_model_comes_with_the_package():
     assert ended.code == 0, ended.err
     assert ended.out.startswith("Once upon a time")
     assert ended.err == ""
+
+
+@pytest.mark.parametrize("set_by", ["option", "variable"])
+def test_the_threads_of_a_server(set_by, model, tmp_path, monkeypatch):
+    from softlore.serve.server import Server
+
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+
+    def serve_on(self, listening):
+        listening.close()
+        seen.append(torch.get_num_threads())
+
+    monkeypatch.setattr(Server, "serve_on", serve_on)
+    told = ["serve", "--model", model, "--port", 0, "--prompts", tmp_path]
+    if set_by == "option":
+        told += ["--threads", 1]
+    else:
+        monkeypatch.setenv("SOFTLORE_THREADS", "1")
+    try:
+        ended = softlore(*told)
+    finally:
+        torch.set_num_threads(before)
+    assert (ended.code, seen) == (0, [1]), ended.err
+
+
+@pytest.mark.parametrize("given", ["", "ACTIVE"])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(given):
+    code = (
+        "import os, sys\nfrom softlore.cli import main\n"
+        "try: main(['--version'])\n"
+        "except SystemExit: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if given:
+        environment["OMP_WAIT_POLICY"] = given
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"{given or 'PASSIVE'} False"

@@ -319,9 +319,11 @@ class Session:
         assert "[[soft:Emma]]" in sent, "the entry was not sent"
 
     def group(self, kind: Kind) -> None:
-        self.command("/go Harbour")
-        self.wait(lambda: bool(self.page.evaluate("() => SillyTavern.getContext().groupId")),
-                  "the group does not open")  # fmt: skip
+        def opens() -> bool:
+            self.command("/go Harbour")
+            return bool(self.page.evaluate("() => SillyTavern.getContext().groupId"))
+
+        self.wait(opens, "the group does not open")
         self.send("Who is at the door?", texts=2)
 
     def _running(self) -> int:

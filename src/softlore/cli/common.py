@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 SAME_COMMAND = "stopped; progress is saved: the same command continues from here"
 
 
+def use_threads(threads: int | None) -> None:
+    """Sets the processor threads of this process's models, where a number is given."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
 class ModelSource(NamedTuple):
     """The model that the options of `with_model` name.
 

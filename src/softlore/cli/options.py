@@ -78,6 +78,11 @@ def with_model(function: Command) -> Command:
     return model_options(quantize_option(command))
 
 
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), envvar="SOFTLORE_THREADS", metavar="N",
+    help="Processor threads of each model; they change how sums are rounded.  "
+    "[default: $SOFTLORE_THREADS, or torch's choice here]",
+)  # fmt: skip
 prompts_option = click.option(
     "--prompts", "folder", type=PATH,
     help="Folder of prompt files.  [default: see `softlore inspect`]",

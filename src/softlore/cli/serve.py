@@ -49,6 +49,7 @@ NEEDED = ("fastapi", "httpx", "prometheus_client", "uvicorn")  # of the extra `s
 @click.option("--log-level", default="info", show_default=True,
               type=click.Choice(["debug", "info", "warning", "error"]))  # fmt: skip
 @options.with_model
+@options.threads_option
 @options.prompts_option
 def command(
     lorebook: Path | None,
@@ -65,6 +66,7 @@ def command(
     cache: tuple[str, bool],
     opens: bool,
     log_level: str,
+    threads: int | None,
     **given: Any,
 ) -> None:
     """Serve stories to KoboldAI Lite, SillyTavern, the openai client, and a studio in the browser.
@@ -95,6 +97,7 @@ def command(
         from softlore.serve.server import Server
 
         logs.set_up(log_level)
+        common.use_threads(threads)
         if gguf is not None:
             engine = _gguf_engine(gguf, source.name, context, cache, cache_mb, settings)
         else:

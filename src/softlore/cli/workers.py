@@ -28,10 +28,7 @@ class Workers(NamedTuple):
     def use_threads(self) -> None:
         """Sets the threads of this process. Raises ConfigError for workers without Ray."""
         self._check_alone()
-        if self.threads is not None:
-            import torch
-
-            torch.set_num_threads(self.threads)
+        common.use_threads(self.threads)
 
     @contextlib.contextmanager
     def pool(
@@ -88,9 +85,7 @@ def worker_options(function: options.Command) -> options.Command:
 
     command: Any = gathered
     for option in (
-        click.option("--threads", type=click.IntRange(min=1), metavar="N",
-                     help="Processor threads of each model; they change how sums are rounded.  "
-                     "[default: torch's choice here]"),
+        options.threads_option,
         click.option("--workers", type=click.IntRange(min=1), metavar="N",
                      help="How many models work at once on Ray.  [default: one a GPU, or by "
                      "processors]"),
