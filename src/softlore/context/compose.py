@@ -12,6 +12,7 @@ from softlore.context.tree import Node, Tree, common_length, free_places
 from softlore.errors import ContextError
 from softlore.model import FrozenModel, LanguageModel
 from softlore.prompts import Context, SoftPrompt
+from softlore.settings.arguments import FROZEN, expecting
 
 Piece = str | SoftPrompt
 ContextLike = Piece | Context
@@ -120,6 +121,7 @@ def _runs(context: Context) -> list[tuple[str | SoftPrompt, list[tuple[int, Soft
     return [*runs, (text, marks)] if text or marks else runs
 
 
+@expecting(model=FROZEN)
 def embed(model: FrozenModel, context: ContextLike) -> Tensor:
     """Embedding rows of a context, as the model's forward takes them: `[tokens, width]`.
 
@@ -136,6 +138,7 @@ def embed(model: FrozenModel, context: ContextLike) -> Tensor:
     return splice(model, [tree]).embeds[0]
 
 
+@expecting(model=FROZEN)
 @torch.no_grad()
 def logits(model: FrozenModel, context: ContextLike) -> Tensor:
     """Logits `[tokens, vocab]`, float32: a row for each token and embedding row of the context."""

@@ -39,9 +39,16 @@ def weighted(conditioning: Conditioning) -> Weighted:
         ConfigError: a strength that is not a number, or too many conditionings.
     """
     if isinstance(conditioning, Sequence) and not isinstance(conditioning, str):
-        pairs = [(context, strength) for context, strength in conditioning]
+        try:
+            pairs = [(context, strength) for context, strength in conditioning]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"conditioning is {conditioning!r:.60}; expected text, a soft prompt, or pairs of "
+                "one of these and its strength, such as [(horror, 1.5)]; change it"
+            ) from error
     else:
-        pairs = [(conditioning, 1.0)] if conditioning != "" else []
+        empty = isinstance(conditioning, str) and not conditioning
+        pairs = [] if empty else [(conditioning, 1.0)]
     for _, strength in pairs:
         number = isinstance(strength, int | float) and not isinstance(strength, bool)
         if not number or not math.isfinite(strength) or abs(strength) > MAX_STRENGTH:

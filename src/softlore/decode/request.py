@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
+from torch import Tensor
+
 from softlore.context import Tree, compose
 from softlore.context.compose import ContextLike
 from softlore.decode.conditioning import Conditioning
@@ -75,10 +77,10 @@ def stop_strings(request: GenerationRequest) -> tuple[str, ...]:
         request.max_new_tokens, request.logprobs, request.seed, request.stop,
     )  # fmt: skip
     if not _is_whole(length, 1):
-        raise ConfigError(f"max_new_tokens is {length!r}; expected at least 1; ask for more")
+        raise ConfigError(f"max_new_tokens is {length!r:.60}; expected at least 1; ask for more")
     if logprobs is not None and not _is_whole(logprobs, 0, MAX_LOGPROBS):
         raise ConfigError(
-            f"logprobs is {logprobs!r}; expected 0 to {MAX_LOGPROBS}, or None for none; "
+            f"logprobs is {logprobs!r:.60}; expected 0 to {MAX_LOGPROBS}, or None for none; "
             "choose another"
         )
     if seed is not None and not _is_whole(seed, *SEEDS):
@@ -86,10 +88,13 @@ def stop_strings(request: GenerationRequest) -> tuple[str, ...]:
             f"seed is {seed!r:.60}; expected a whole number of at most 64 bits, or None for a "
             "random one; choose another"
         )
-    strings = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
+    strings: tuple[Any, ...] = (stop,)
+    if isinstance(stop, Iterable) and not isinstance(stop, str | Tensor):
+        strings = tuple(stop)
     if not all(isinstance(string, str) and string for string in strings):
         raise ConfigError(
-            f"stop is {stop!r}; expected strings of at least one character, or () for none; fix it"
+            f"stop is {stop!r:.60}; expected strings of at least one character, or () for none; "
+            "fix it"
         )
     return strings
 

@@ -13,12 +13,14 @@ from softlore.decode.output import FinishReason, OutputView, Token
 from softlore.decode.prefix_cache import CacheUsage, PrefixCache
 from softlore.decode.request import GenerationRequest, Stop
 from softlore.decode.sequence_group import SequenceGroup
-from softlore.errors import UnsupportedModelError
+from softlore.errors import ConfigError, UnsupportedModelError
 from softlore.model import FrozenModel, LanguageModel
+from softlore.settings.arguments import COUNT, FLAG, expecting
 
 Runnable = LanguageModel | ModelRunner
 
 
+@expecting(n_sequences=COUNT, cached=FLAG)
 def runner_for(model: Runnable, n_sequences: int = 1, cached: bool = True) -> ModelRunner:
     """The runner of a model, which `write` and others accept in place of a model.
 
@@ -159,5 +161,7 @@ def generate(
         stream: return an iterator of text as it comes.
         settings: all that `write` takes.
     """
+    if not isinstance(stream, bool):
+        raise ConfigError(f"stream is {stream!r:.60}; expected True or False; pass one of them")
     pieces = (t.text for t in write(model, context, max_new_tokens, **settings) if t.text)
     return pieces if stream else "".join(pieces)

@@ -20,6 +20,7 @@ from softlore.lore.formats.registry import export_file, find_exporter, lorebook_
 from softlore.lore.names import as_name
 from softlore.lore.plain import plain
 from softlore.lore.validation import LoreModel, describe, nearest, one_line, shorten
+from softlore.settings.arguments import BYTES, PATH, PATHLIKE, TEXT, expecting
 
 
 class Lorebook(LoreModel):
@@ -61,6 +62,7 @@ class Lorebook(LoreModel):
         return self
 
     @classmethod
+    @expecting(path=PATHLIKE, name=TEXT.optional)
     def load(cls, path: str | os.PathLike[str], name: str | None = None) -> Self:
         """Returns the lorebook in a YAML, JSON or TOML file, or in another program's file.
 
@@ -78,6 +80,7 @@ class Lorebook(LoreModel):
         return cls.from_bytes(files.read_bytes(Path(path)), str(path), name)
 
     @classmethod
+    @expecting(content=BYTES, source=TEXT, name=TEXT.optional)
     def from_bytes(cls, content: bytes, source: str, name: str | None = None) -> Self:
         """Returns the lorebook in a file's content; `source` is the file's path or name.
 
@@ -108,6 +111,7 @@ class Lorebook(LoreModel):
         except LoreError as error:
             raise LoreError(one_line(f"{source}: {error}" if source else str(error))) from None
 
+    @expecting(format=TEXT)
     def to_format(self, format: str) -> Any:
         """Returns the data of another program's file that holds the lorebook.
 
@@ -116,6 +120,7 @@ class Lorebook(LoreModel):
         """
         return find_exporter(format).data(self._content())
 
+    @expecting(LoreError, path=PATH, format=TEXT.optional, into=PATH.optional)
     def save(
         self,
         path: str | os.PathLike[str],

@@ -16,6 +16,7 @@ from softlore.errors import ModelError
 from softlore.model.catalog import KNOWN_MODELS, KnownModel, similar_name
 from softlore.model.gguf.header import read_header
 from softlore.model.hub import OnBytes, cached_folder, download, holds_model
+from softlore.settings.arguments import PATH, expecting
 
 FOLDER_VARIABLE = "SOFTLORE_MODELS"
 
@@ -98,6 +99,7 @@ def models_folder() -> Path:
     return user_folder("models", FOLDER_VARIABLE)
 
 
+@expecting(ModelError, name=PATH)
 def find_model(name: str | os.PathLike[str], weights: bool = True) -> FoundModel:
     """Finds a model without loading it, importing its package or using the network.
 

@@ -21,6 +21,7 @@ from softlore.model.loading import leading_id, load
 from softlore.model.placement import is_split, main_device
 from softlore.model.rotary import SHIFT, Rotary, candidate_frequencies, find_rotary
 from softlore.model.verify import rejecting_unsupported, verify_forward
+from softlore.settings.arguments import DEVICE, PATHLIKE, expecting
 
 
 class FrozenModel(LanguageModel):
@@ -61,6 +62,7 @@ class FrozenModel(LanguageModel):
         verify_forward(self)
 
     @classmethod
+    @expecting(name=PATHLIKE, device=DEVICE.optional)
     def from_pretrained(
         cls,
         name: str | os.PathLike[str] = DEFAULT_MODEL,

@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from softlore.errors import InputError, PromptMismatchError, UnsupportedModelErr
 from softlore.model import fingerprint as sketches
 from softlore.model.families import Family
 from softlore.model.vocabulary import TextDecoder, TokenBytes, Vocabulary
+
+MAX_ID = 2**31  # no tokenizer has so many
 
 
 class LanguageModel(ABC):
@@ -112,6 +115,8 @@ class LanguageModel(ABC):
 
     def _ids(self, text: str) -> list[int]:
         try:
+            if not isinstance(text, str):
+                raise TypeError(type(text))
             ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         except (TypeError, ValueError) as error:
             raise InputError(
@@ -132,6 +137,11 @@ class LanguageModel(ABC):
 
         Bytes that make no character become U+FFFD.
         """
+        if not all(isinstance(i, Integral) and 0 <= int(i) < MAX_ID for i in _listed(ids)):
+            raise InputError(
+                f"{ids!r:.60} can't be made into text; expected ids of tokens, whole numbers from "
+                "0; fix them"
+            )
         if inside:
             decoder = self.decoder()
             return decoder.add(ids) + decoder.flush()
@@ -248,6 +258,11 @@ class LanguageModel(ABC):
                 "which no prefix prompt can hold; expected one shape for all layers; use "
                 "kind='embedding'"
             )
+
+
+def _listed(ids: Any) -> Sequence[Any]:
+    """Ids as they are; of anything else what is no id."""
+    return ids if isinstance(ids, Sequence) and not isinstance(ids, str | bytes) else (None,)
 
 
 def prompt_shape(model: LanguageModel, kind: str, n_tokens: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
@@ -142,6 +142,16 @@ class PromptFields:
 
     def __hash__(self) -> int:
         return hash((self.name, self.kind, self.uuid, tuple(self.tensor.shape)))
+
+
+def check_fields(names: Iterable[str]) -> None:
+    """Raises PromptError for what is no field of a prompt."""
+    known = [item.name for item in fields(PromptFields)]
+    if unknown := [name for name in names if name not in known]:
+        raise PromptError(
+            f"a soft prompt has no field {unknown[0]!r:.60}; expected one of {', '.join(known)}; "
+            "fix the name"
+        )
 
 
 def _describe_axes(kind: Kind) -> str:
@@ -305,3 +315,17 @@ def clean_tensor(name: str, kind: Kind, tensor: object) -> Tensor:
             "the training diverged"
         )
     return copied
+
+
+def spaced_places(total: int, count: int, text: str) -> list[int]:
+    """`count` indices evenly spread over `range(total)`, both ends included."""
+    if total == 0:
+        raise PromptError(f"the text {text!r:.80} has no tokens; expected at least one")
+    if not 1 <= count <= total:
+        raise PromptError(
+            f"n_tokens is {count}, but the text has {total} tokens; expected 1 to {total}; give "
+            "a longer text, or fewer n_tokens"
+        )
+    if count == 1:
+        return [total // 2]
+    return [(2 * i * (total - 1) + count - 1) // (2 * (count - 1)) for i in range(count)]

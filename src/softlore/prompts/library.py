@@ -18,6 +18,7 @@ from softlore.errors import PromptFileError, SoftloreError, StorageError, Unknow
 from softlore.prompts.native import SUFFIX, PromptHeader, read_header
 from softlore.prompts.reasons import Reason
 from softlore.prompts.soft_prompt import SoftPrompt
+from softlore.settings.arguments import PATH, PROMPT, expecting
 
 FOLDER_VARIABLE = "SOFTLORE_PROMPTS"
 MAX_CACHED = 256  # prompts
@@ -58,6 +59,7 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
     prompts are skipped and listed in `listing().bad`. A missing folder is an empty library.
     """
 
+    @expecting(folder=PATH.optional)
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = default_folder() if folder is None else Path(folder)
         self._headers: dict[Path, tuple[tuple[int, int], PromptHeader | BadFile]] = {}
@@ -82,18 +84,19 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
 
     def header(self, name: str) -> PromptHeader:
         """The header of a prompt's file. Raises UnknownPromptError."""
-        name = unicodedata.normalize("NFC", name)
+        name = unicodedata.normalize("NFC", name) if isinstance(name, str) else name
         headers = self.listing().headers
         for header in headers:
             if header.name == name:
                 return header
-        close = difflib.get_close_matches(name, [header.name for header in headers])
+        close = difflib.get_close_matches(str(name), [header.name for header in headers])
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "train it first"
         raise UnknownPromptError(
-            f"there is no prompt {name!r} in {str(self.folder)!r}; expected one of its "
+            f"there is no prompt {name!r:.60} in {str(self.folder)!r}; expected one of its "
             f"{len(headers)} prompts; {hint}"
         )
 
+    @expecting(prompt=PROMPT)
     def save(self, prompt: SoftPrompt) -> Path:
         """Writes the prompt, replacing the one of the same name; returns the path.
 

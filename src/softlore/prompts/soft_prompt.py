@@ -14,11 +14,22 @@ from torch import Tensor
 
 from softlore.errors import ContextError, PromptError
 from softlore.prompts import native
-from softlore.prompts.fields import Kind, PromptFields, clean_kind
+from softlore.prompts.fields import Kind, PromptFields, check_fields, clean_kind, spaced_places
 from softlore.prompts.opening import PromptFile, open_prompt
 from softlore.prompts.reasons import Reason, as_file_error
 from softlore.prompts.safetensors_file import write_tensor
 from softlore.prompts.tags import drop_cut_tag, escape_tags, split_tags, tag_of
+from softlore.settings.arguments import (
+    COUNT,
+    DEVICE,
+    FROZEN,
+    MODEL,
+    PATH,
+    PATHLIKE,
+    PROMPTS,
+    TEXT,
+    expecting,
+)
 
 if TYPE_CHECKING:
     from softlore.model import FrozenModel, LanguageModel
@@ -32,6 +43,7 @@ class SoftPrompt(PromptFields):
     """
 
     @classmethod
+    @expecting(text=TEXT, model=FROZEN, n_tokens=COUNT.optional)
     def from_text(
         cls,
         text: str,
@@ -57,9 +69,10 @@ class SoftPrompt(PromptFields):
         Raises PromptError for text without tokens and for more `n_tokens` than it has.
         """
         clean_kind(kind)
+        check_fields(metadata)
         ids = model.encode(text)
         n_tokens = len(ids) if n_tokens is None else n_tokens
-        places = _spread(len(ids), n_tokens, text)
+        places = spaced_places(len(ids), n_tokens, text)
         with torch.no_grad():
             if kind == "embedding":
                 tensor = model.embed_ids(torch.tensor(ids, dtype=torch.int64))[places]
@@ -72,9 +85,11 @@ class SoftPrompt(PromptFields):
             "training": {"method": "text", "text_tokens": len(ids)},
             "data_hash": "sha256:" + hashlib.sha256(text.encode()).hexdigest(),
         }
-        return cls(name=name, kind=kind, tensor=tensor, **(made | metadata))
+        made |= {"name": name, "kind": kind, "tensor": tensor}
+        return cls(**(made | metadata))
 
     @classmethod
+    @expecting(path=PATHLIKE)
     def load(cls, path: str | os.PathLike[str]) -> SoftPrompt:
         """Reads the native format; no code in it is run. Raises PromptFileError or StorageError."""
         with open_prompt(path) as file:
@@ -87,6 +102,7 @@ class SoftPrompt(PromptFields):
         with as_file_error(Reason.METADATA_VALUE):
             return cls(**values)
 
+    @expecting(PromptError, path=PATH)
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the native format atomically; equal prompts give equal bytes.
 
@@ -117,6 +133,7 @@ class SoftPrompt(PromptFields):
         shape = f"{self.kind} {tuple(self.tensor.shape)} ".encode()
         return hashlib.sha256(shape + self.tensor.numpy().astype("<f4").tobytes()).hexdigest()
 
+    @expecting(device=DEVICE)
     def cast(self, device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """The tensor on a device and in a dtype; cast once for each, then cached."""
         key = torch.device(device), dtype
@@ -133,6 +150,7 @@ class SoftPrompt(PromptFields):
         """The tag that stands for this prompt in plain text: `[[soft:NAME]]`."""
         return tag_of(self.name)
 
+    @expecting(model=MODEL)
     def made_for(self, model: LanguageModel) -> SoftPrompt:
         """This prompt with the fingerprint of `model`, which other programs' files lack."""
         return self.replace(
@@ -142,7 +160,8 @@ class SoftPrompt(PromptFields):
         )
 
     def replace(self, **changes: Any) -> SoftPrompt:
-        """A copy with other values for some fields."""
+        """A copy with other values for some fields. Raises PromptError for others."""
+        check_fields(changes)
         return replace(self, **changes)
 
     def __str__(self) -> str:
@@ -165,20 +184,6 @@ class SoftPrompt(PromptFields):
                 f"prompt {self.name!r} is of the {self.kind} kind; expected the {kind} kind; use "
                 f"its .{instead}, or train one with kind={kind!r}"
             )
-
-
-def _spread(total: int, count: int, text: str) -> list[int]:
-    """`count` indices evenly spread over `range(total)`, both ends included."""
-    if total == 0:
-        raise PromptError(f"the text {text!r:.80} has no tokens; expected at least one")
-    if not 1 <= count <= total:
-        raise PromptError(
-            f"n_tokens is {count}, but the text has {total} tokens; expected 1 to {total}; give "
-            "a longer text, or fewer n_tokens"
-        )
-    if count == 1:
-        return [total // 2]
-    return [(2 * i * (total - 1) + count - 1) // (2 * (count - 1)) for i in range(count)]
 
 
 Piece = str | SoftPrompt
@@ -223,13 +228,11 @@ class Context:
     pieces: tuple[Piece, ...]
 
     def __init__(self, pieces: Piece | Context | Iterable[Piece] = ()) -> None:
-        if isinstance(pieces, Context):
-            pieces = pieces.pieces
-        elif isinstance(pieces, str | SoftPrompt) or not isinstance(pieces, Iterable):
-            pieces = (pieces,)
-        object.__setattr__(self, "pieces", _merge(pieces))
+        own = pieces.pieces if isinstance(pieces, Context) else _merge(_listed(pieces))
+        object.__setattr__(self, "pieces", own)
 
     @classmethod
+    @expecting(text=TEXT, prompts=PROMPTS)
     def parse(cls, text: str, prompts: PromptSource, *, repair: bool = False) -> Context:
         """Turns each tag of `text` into the prompt it names.
 
@@ -276,6 +279,7 @@ class Context:
             escape_tags(piece) if isinstance(piece, str) else piece.tag for piece in self.pieces
         )
 
+    @expecting(model=MODEL)
     def token_count(self, model: LanguageModel) -> TokenCount:
         """The number of tokens of this context, its text encoded by `model` piece by piece."""
         body = self.body.pieces
@@ -304,6 +308,12 @@ class Context:
     def __repr__(self) -> str:
         shown = (p if isinstance(p, str) else f"<{p.name}>" for p in self.pieces)
         return f"Context({', '.join(map(repr, shown))})"
+
+
+def _listed(pieces: Any) -> Iterable[Any]:
+    """Pieces one by one, of several or of one by itself."""
+    single = isinstance(pieces, str | SoftPrompt | Tensor) or not isinstance(pieces, Iterable)
+    return (pieces,) if single else pieces
 
 
 def _merge(pieces: Iterable[Piece]) -> tuple[Piece, ...]:

@@ -65,14 +65,21 @@ def _strings(value: Any) -> tuple[str, ...]:
     listed = (value,) if isinstance(value, str) else value
     if not isinstance(listed, Iterable) or isinstance(listed, Mapping | bytes):
         raise ValueError
-    listed = tuple(listed)
+    listed = _items(listed)
     if not all(isinstance(item, str) and item for item in listed):
         raise ValueError
     return listed
 
 
+def _items(value: Iterable[Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(value)
+    except TypeError as error:  # a tensor of no dimension, say
+        raise ValueError from error
+
+
 def _ids(value: Any) -> tuple[int, ...]:
-    ids = tuple(value) if isinstance(value, Iterable) else (-1,)
+    ids = _items(value) if isinstance(value, Iterable) else (-1,)
     if not all(type(i) is int and i >= 0 for i in ids):
         raise ValueError
     return ids

@@ -38,11 +38,9 @@ class RangedRepetitionLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, penalty: float, last: int, slope: float = 0.0) -> None:
+        self.penalty = penalty
         self.last = last
-        x = torch.linspace(-1, 1, last).double() if last > 1 else torch.ones(last).double()
-        away = x.abs()
-        curve = slope * x / (1 - away + slope * away) if slope else torch.ones_like(x)
-        self._penalties = 1 + (penalty - 1) * (curve + 1) / 2  # [R]
+        self.slope = slope
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores `[B, vocab]` with those of the last of `input_ids` `[B, T]` penalized."""
@@ -51,9 +49,17 @@ class RangedRepetitionLogitsProcessor(LogitsProcessor):
             return scores
         places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         newest = torch.zeros_like(scores, dtype=torch.long).scatter_reduce(1, ids, places, "amax")
-        penalties = self._penalties[-ids.shape[1] :].to(scores)[newest.gather(1, ids)]
+        penalties = self._newest(ids.shape[1]).to(scores)[newest.gather(1, ids)]
         seen = scores.gather(1, ids)
         return scores.scatter(1, ids, torch.where(seen < 0, seen * penalties, seen / penalties))
+
+    def _newest(self, count: int) -> Tensor:
+        """The penalties of the newest places of the range: `[count]`, however long it is."""
+        place = torch.arange(self.last - count, self.last, dtype=torch.float64)
+        x = 2 * place / (self.last - 1) - 1 if self.last > 1 else torch.ones_like(place)
+        away = x.abs()
+        curve = self.slope * x / (1 - away + self.slope * away) if self.slope else 1.0
+        return 1 + (self.penalty - 1) * (curve + torch.ones_like(x)) / 2
 
 
 class CountLogitsProcessor(LogitsProcessor):

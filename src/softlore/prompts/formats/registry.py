@@ -15,6 +15,7 @@ from softlore.prompts.formats.safe.zips import Archive, is_zip
 from softlore.prompts.opening import PromptFile, looks_like, open_prompt
 from softlore.prompts.reasons import Reason, refuse
 from softlore.prompts.soft_prompt import SoftPrompt
+from softlore.settings.arguments import COUNT, PATHLIKE, expecting
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def write_prompt(prompt: SoftPrompt, format: str, path: str | os.PathLike[str]) 
     write(prompt, path)
 
 
+@expecting(path=PATHLIKE, task=COUNT.optional)
 def load_prompt(path: str | os.PathLike[str], task: int | None = None) -> SoftPrompt:
     """Reads a soft prompt from a file or folder of any known format; no code in it is run.
 
@@ -73,7 +75,7 @@ def load_prompt(path: str | os.PathLike[str], task: int | None = None) -> SoftPr
     StorageError, and ConfigError for a task that does not exist.
     """
     location = Path(path)
-    if location.is_dir():
+    if os.path.isdir(location):
         return read_prompt(PromptFile.of_folder(location, task))
     if task is not None:
         raise ConfigError(

@@ -1,0 +1,105 @@
+"""Checks the arguments of public functions: those of another type are refused with words."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+from softlore.errors import ConfigError, SoftloreError
+
+MAX_PATH = 4096  # bytes of a path
+MAX_PART = 255  # bytes of one of its names
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an argument may be.
+
+    Attributes:
+        words: what a message says was expected.
+        fits: whether a value is one.
+    """
+
+    words: str
+    fits: Callable[[Any], bool]
+
+    @property
+    def optional(self) -> Kind:
+        """The kind that None is of, too."""
+        return Kind(f"{self.words}, or None", lambda value: value is None or self.fits(value))
+
+
+def _is_path(value: Any) -> bool:
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str) or "\0" in path:
+        return False
+    try:
+        encoded = path.encode("utf-8", "surrogateescape")  # as the system's own names may need
+    except UnicodeEncodeError:
+        return False
+    parts = encoded.replace(os.sep.encode(), b"/").split(b"/")
+    return len(encoded) <= MAX_PATH and max(map(len, parts)) <= MAX_PART
+
+
+TEXT = Kind("text", lambda value: isinstance(value, str))
+FLAG = Kind("True or False", lambda value: isinstance(value, bool))
+COUNT = Kind("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))
+BYTES = Kind("bytes", lambda value: isinstance(value, bytes))
+PATHLIKE = Kind("a path", lambda value: isinstance(value, str | os.PathLike))
+PATH = Kind(f"a path, whose names are of at most {MAX_PART} bytes each", _is_path)
+DEVICE = Kind(
+    "a device of torch, such as 'cuda:0'",
+    lambda value: isinstance(value, str) or type(value).__qualname__ == "device",
+)
+# By a method, as these classes take long to import.
+MODEL = Kind("a model, such as a FrozenModel", lambda value: hasattr(type(value), "check_prompt"))
+FROZEN = Kind("a FrozenModel", lambda value: hasattr(type(value), "embed_ids"))
+PROMPT = Kind("a SoftPrompt", lambda value: hasattr(type(value), "made_for"))
+
+
+def _are_prompts(value: Any) -> bool:
+    if isinstance(value, Mapping):  # not the names of a library, which reads its folder for them
+        return type(value) is not dict or all(isinstance(name, str) for name in value)
+    if isinstance(value, Iterator) or PROMPT.fits(value):
+        return True
+    try:
+        return not isinstance(value, str | bytes) and all(map(PROMPT.fits, value))
+    except TypeError:
+        return False
+
+
+PROMPTS = Kind("soft prompts, or a mapping of their names", _are_prompts)
+
+
+def expecting(
+    error: type[SoftloreError] = ConfigError, /, **kinds: Kind
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator that checks arguments by their names: `@expecting(path=PATH)`.
+
+    Args:
+        error: raised when the function is called with a value of another kind.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            given = signature.bind_partial(*args, **kwargs).arguments
+            for name, kind in kinds.items():
+                if name in given and not kind.fits(given[name]):
+                    raise error(
+                        f"{name} of {function.__name__}() is {given[name]!r:.60}; expected "
+                        f"{kind.words}; pass that in its place"
+                    )
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
