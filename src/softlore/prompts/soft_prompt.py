@@ -21,7 +21,7 @@ from softlore.prompts.safetensors_file import write_tensor
 from softlore.prompts.tags import drop_cut_tag, escape_tags, split_tags, tag_of
 from softlore.settings.arguments import (
     COUNT,
-    DEVICE,
+    ENCODER,
     FROZEN,
     MODEL,
     PATH,
@@ -133,7 +133,6 @@ class SoftPrompt(PromptFields):
         shape = f"{self.kind} {tuple(self.tensor.shape)} ".encode()
         return hashlib.sha256(shape + self.tensor.numpy().astype("<f4").tobytes()).hexdigest()
 
-    @expecting(device=DEVICE)
     def cast(self, device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """The tensor on a device and in a dtype; cast once for each, then cached."""
         key = torch.device(device), dtype
@@ -228,7 +227,7 @@ class Context:
     pieces: tuple[Piece, ...]
 
     def __init__(self, pieces: Piece | Context | Iterable[Piece] = ()) -> None:
-        own = pieces.pieces if isinstance(pieces, Context) else _merge(_listed(pieces))
+        own = pieces.pieces if isinstance(pieces, Context) else _merge(pieces)
         object.__setattr__(self, "pieces", own)
 
     @classmethod
@@ -279,7 +278,7 @@ class Context:
             escape_tags(piece) if isinstance(piece, str) else piece.tag for piece in self.pieces
         )
 
-    @expecting(model=MODEL)
+    @expecting(model=ENCODER)
     def token_count(self, model: LanguageModel) -> TokenCount:
         """The number of tokens of this context, its text encoded by `model` piece by piece."""
         body = self.body.pieces
@@ -310,13 +309,9 @@ class Context:
         return f"Context({', '.join(map(repr, shown))})"
 
 
-def _listed(pieces: Any) -> Iterable[Any]:
-    """Pieces one by one, of several or of one by itself."""
-    single = isinstance(pieces, str | SoftPrompt | Tensor) or not isinstance(pieces, Iterable)
-    return (pieces,) if single else pieces
-
-
-def _merge(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+def _merge(pieces: Any) -> tuple[Piece, ...]:
+    if isinstance(pieces, str | SoftPrompt | Tensor) or not isinstance(pieces, Iterable):
+        pieces = (pieces,)
     merged: list[Piece] = []
     named: dict[str, SoftPrompt] = {}
     for piece in pieces:

@@ -58,6 +58,9 @@ DEVICE = Kind(
     lambda value: isinstance(value, str) or type(value).__qualname__ == "device",
 )
 # By a method, as these classes take long to import.
+ENCODER = Kind(
+    "a model", lambda value: hasattr(type(value), "encode") and not isinstance(value, str)
+)
 MODEL = Kind("a model, such as a FrozenModel", lambda value: hasattr(type(value), "check_prompt"))
 FROZEN = Kind("a FrozenModel", lambda value: hasattr(type(value), "embed_ids"))
 PROMPT = Kind("a SoftPrompt", lambda value: hasattr(type(value), "made_for"))
