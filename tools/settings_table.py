@@ -73,7 +73,7 @@ def _option(one: Setting) -> str:
 
 
 def _default(one: Setting) -> str:
-    if one.default is None or one.default == ():
+    if one.default in (None, (), ""):
         return "none"
     shown = one.default if isinstance(one.default, tuple) else (one.default,)
     return " ".join(f"`{item}`".replace("\n", "\\n") for item in shown)
@@ -81,7 +81,7 @@ def _default(one: Setting) -> str:
 
 def _values(one: Setting) -> str:
     if one.low is None or one.high is None:
-        return "list"
+        return "text" if one.type is str else "list"
     return f"{one.low:g} to {one.high:g}"
 
 

@@ -13,6 +13,7 @@ import click
 from softlore.cli.common import ModelSource, clean
 from softlore.errors import ConfigError
 from softlore.settings import SamplingParams, Setting, Settings, table
+from softlore.settings.sampling import MAX_GRAMMAR
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -117,11 +118,13 @@ def setting_options(settings: type[Settings], *names: str) -> Callable[[Command]
 def _option(setting: Setting) -> Callable[[Command], Command]:
     """The option of one setting, with its type, choices, unit, default and help."""
     notes = [setting.unit] if setting.unit else []
-    if setting.default not in (None, (), False):
+    if setting.default not in (None, (), False, ""):
         notes.append(f"default: {setting.default}")
     help = setting.help + (f"  [{'; '.join(notes)}]" if notes else "")
     more: dict[str, Any] = {}
-    if setting.type is bool:
+    if setting.file:
+        more |= {"type": _File(), "metavar": "FILE"}
+    elif setting.type is bool:
         more["is_flag"] = True
     else:
         if setting.choices:
@@ -130,6 +133,21 @@ def _option(setting: Setting) -> Callable[[Command], Command]:
     if setting.env:
         more |= {"envvar": setting.env, "show_envvar": True}
     return click.option(setting.flag, setting.name, default=None, help=help, **more)
+
+
+class _File(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.1
+    """The text of a file, for a setting that is too long for the command line."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        path = Path(value)
+        try:
+            with path.open("rb") as file:
+                return file.read(4 * MAX_GRAMMAR + 1).decode()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "no UTF-8 text"
+            self.fail(f"{value} cannot be read ({reason}); expected a text file; name another")
 
 
 class _Value(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.1

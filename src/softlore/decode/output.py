@@ -11,7 +11,7 @@ from torch import Tensor
 from softlore.decode.detokenizer import Detokenizer
 from softlore.model import LanguageModel
 
-FinishReason = Literal["end", "stop", "length", "context"]
+FinishReason = Literal["end", "stop", "length", "context", "grammar"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class OutputStream:
     Attributes:
         text: all text so far.
         ids: all ids so far, the model's own end included.
-        finish: why it ended: the model's own "end", a "stop" string, "length" (`max_new_tokens`)
-            or "context" (no room left); None while it runs.
+        finish: why it ended: the model's own "end" or that of its grammar, a "stop" string,
+            "length" (`max_new_tokens`), "context" (no room left) or "grammar" (which could not be
+            followed further); None while it runs.
 
     Args:
         model: for its tokenizer; None: ids only, and no id ends the text.
@@ -76,6 +77,11 @@ class OutputStream:
             self.finish = "length"
         self.text += text
         return Token(text, token.id, token.logprob, token.top)
+
+    def complete(self) -> None:
+        """Ends the text as its grammar allows no more; a stop string ended it before."""
+        if self.finish != "stop":
+            self.finish = "end"
 
     def flush(self) -> Iterator[Token]:
         """The text that was held back, once no more ids come."""

@@ -13,8 +13,10 @@ from torch import Tensor
 from softlore.context import Tree, compose
 from softlore.context.compose import ContextLike
 from softlore.decode.conditioning import Conditioning
+from softlore.decode.grammar import Grammar, GrammarLogitsProcessor, grammar_of
 from softlore.decode.no_copy import no_copy_step
 from softlore.decode.samplers import Sampler, SamplingParams
+from softlore.decode.samplers.steps import Step
 from softlore.errors import ConfigError
 from softlore.lore.styles import BRACKETED
 from softlore.model import LanguageModel
@@ -117,11 +119,11 @@ def make_sampler(
     model: LanguageModel,
     request: GenerationRequest,
     conditionings: Sequence[tuple[ContextLike, float]],
-) -> Sampler:
-    """The sampler of one text, which never samples the ids that its model bans.
+) -> tuple[Sampler, Grammar | None]:
+    """The sampler of one text, which never samples the ids that its model bans, and its grammar.
 
     Raises:
-        ConfigError: a setting out of range.
+        ConfigError: a setting out of range, or a grammar that cannot be used.
     """
     prompts = prompts_in(request, conditionings)
     params = SamplingParams.of(request.sampling)
@@ -130,4 +132,9 @@ def make_sampler(
         banned += model.bracket_ids  # its training responses were in brackets, its text is not
     params = params.changed(banned=banned)
     before = [no_copy_step(prompts, params.no_copy)] if params.no_copy else []
-    return Sampler(params, request.seed, model, before)
+    grammar = grammar_of(model, params)
+    if grammar is None:
+        return Sampler(params, request.seed, model, before), None
+    # First of all: what other steps ban is spared where it is all that the grammar allows.
+    before = [Step("grammar", GrammarLogitsProcessor(grammar), own=True), *before]
+    return Sampler(params, request.seed, model, before, grammar.advance), grammar

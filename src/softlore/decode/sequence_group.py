@@ -9,6 +9,7 @@ from torch import Tensor
 
 from softlore.context import Tree
 from softlore.decode.conditioning import Window, first_windows, slide, weighted, with_bare_model
+from softlore.decode.grammar import Grammar
 from softlore.decode.model_runner import PREFILL_TOKENS, ModelRunner, RunningSequence
 from softlore.decode.output import OutputStream, Token, token_with_logprobs
 from softlore.decode.prefix_cache import CacheUsage
@@ -38,6 +39,7 @@ class SequenceGroup:
         weights: of the sequences' log-probabilities.
         slides: whether full windows slide, or end the text.
         cache: whether later sequences may reuse what these have read.
+        grammar: what the text may be; the sampler follows it, and its end ends the text.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class SequenceGroup:
         logprobs: int | None = None,
         slides: bool = False,
         cache: bool = True,
+        grammar: Grammar | None = None,
     ) -> None:
         runner.check([window.tree for window in windows])
         self.windows = list(windows)
@@ -60,6 +63,7 @@ class SequenceGroup:
         self.cache_usage: CacheUsage | None = None
         self.sequences: list[RunningSequence] = []
         self.cache = cache
+        self._grammar = grammar
         self._model = runner.model
         self.logprobs = logprobs
         self._slides = slides
@@ -77,7 +81,7 @@ class SequenceGroup:
         model = runner.model
         stops, conditionings = stop_strings(request), weighted(request.conditioning)
         output = OutputStream(model, stops, request.max_new_tokens)
-        sampler = make_sampler(model, request, conditionings)
+        sampler, grammar = make_sampler(model, request, conditionings)
         conditionings = with_bare_model(conditionings) if conditionings else []
         if conditionings:
             windows = first_windows(
@@ -87,7 +91,9 @@ class SequenceGroup:
             windows = [Window(request.compose(model))]
         weights = [weight for _, weight in conditionings] or [1.0]
         slides = bool(conditionings)
-        return cls(runner, windows, weights, sampler, output, request.logprobs, slides)
+        return cls(
+            runner, windows, weights, sampler, output, request.logprobs, slides, grammar=grammar
+        )
 
     @classmethod
     def from_trees(
@@ -149,6 +155,10 @@ class SequenceGroup:
 
         `logits`: `[vocab]`, that it was sampled from, where log-probabilities are requested.
         """
+        if self._grammar is not None and self._grammar.failed:
+            self.output.finish = "grammar"
+            yield from self.output.flush()
+            return
         self.ids.append(token)
         self._new.append(token)
         if self._room is not None:
@@ -157,6 +167,8 @@ class SequenceGroup:
             yield self.output.append(Token("", token))
         else:
             yield self.output.append(token_with_logprobs(logits, token, self.logprobs))
+        if self._grammar is not None and self._grammar.complete:
+            self.output.complete()
         if self.output.finish or (self.is_full and not self._slides):
             yield from self.output.flush()
 

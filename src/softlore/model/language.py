@@ -154,10 +154,11 @@ class LanguageModel(ABC):
 
     def decoder(self) -> TextDecoder:
         """Decodes ids that come one by one, as `decode` does inside a text."""
-        return TextDecoder(self._token_bytes)
+        return TextDecoder(self.token_bytes)
 
     @cached_property
-    def _token_bytes(self) -> TokenBytes:
+    def token_bytes(self) -> TokenBytes:
+        """The bytes of each token inside a text."""
         return TokenBytes(self.tokenizer, self.family.word_tokens)
 
     @cached_property
@@ -209,7 +210,7 @@ class LanguageModel(ABC):
     def vocabulary(self) -> Vocabulary:
         """The text of each token."""
         size = min(self.vocab_size, len(self.tokenizer))
-        return Vocabulary(self._token_bytes, size, self.eos_ids)
+        return Vocabulary(self.token_bytes, size, self.eos_ids)
 
     # fingerprints -----------------------------------------------------------------------------
 

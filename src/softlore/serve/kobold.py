@@ -14,6 +14,7 @@ from softlore.decode import Token
 from softlore.errors import BusyError, InputError, SoftloreError
 from softlore.serve.compose import model_name
 from softlore.serve.engines import AsyncOutputStream
+from softlore.serve.fields import read_grammar, refuse, unused
 from softlore.serve.lenient import body_of, read_object, sampling_of
 from softlore.serve.logprobs import chat_logprobs, completion_logprobs
 from softlore.serve.responses import RETRY_AFTER, event, event_stream, kobold_error, status_of
@@ -114,7 +115,8 @@ def _add_generation(router: APIRouter, service: GenerationService) -> None:
     async def generate(request: Request) -> dict[str, Any]:
         body, response = await _start(service, request)
         tokens = await response.tokens()
-        return {"results": [_result(response, stream, tokens, body) for stream in response.streams]}
+        results = [_result(response, stream, tokens, body) for stream in response.streams]
+        return {"results": results, **_warnings(body)}
 
     @router.post("/api/extra/generate/stream", openapi_extra=body_of(GenerateBody, samplers=True))
     async def stream(request: Request) -> Response:
@@ -166,6 +168,8 @@ async def _start(
 ) -> tuple[GenerateBody, ActiveResponse]:
     """Starts the texts of a request, at most `limit`."""
     body = GenerateBody.model_validate(await read_object(request))
+    sent = body.model_extra or {}
+    refuse(sent, body.n or 1)
     chosen = service.state.chosen
     if chosen and chosen not in await service.prompt_names():
         chosen = service.state.chosen = ""  # its file was deleted, and Lite cannot deselect it
@@ -179,10 +183,16 @@ async def _start(
         stop=body.stop_sequence,
         seed=seed if seed is not None and seed >= 0 else None,
         logprobs=TOP_LOGPROBS if body.logprobs else None,
-        sampling=sampling_of(body.model_extra or {}, service.model),
+        sampling=sampling_of(read_grammar(sent), service.model),
     )
     copies = min(limit, max(1, body.n or 1))
     return body, await service.respond(request, [generation], copies, body.genkey)
+
+
+def _warnings(body: GenerateBody) -> dict[str, list[str]]:
+    """The reply's warnings, where there are any."""
+    found = unused(body)
+    return {"warnings": found} if found else {}
 
 
 def _result(
@@ -208,7 +218,7 @@ async def _events(response: ActiveResponse, body: GenerateBody) -> AsyncGenerato
                 if token is None:
                     reason = finish_reason(stream)
                     last = {"token": _shown_stop(stream, body), "finish_reason": reason}
-                    yield event(last, "message")
+                    yield event({**last, **_warnings(body)}, "message")
                 elif token.text:
                     yield event({"token": token.text, "finish_reason": None}, "message")
         except SoftloreError:

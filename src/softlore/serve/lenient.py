@@ -16,13 +16,13 @@ from softlore.settings.lenient import flag
 from softlore.settings.table import from_client
 
 # Fields by which clients ask that no text ends before its length.
-_NO_END = ("bypass_eos", "ban_eos_token", "ignore_eos", "use_default_badwordsids")
+NO_END = ("bypass_eos", "ban_eos_token", "ignore_eos", "use_default_badwordsids")
 
 
 def sampling_of(sent: Mapping[str, Any], model: LanguageModel) -> dict[str, Any]:
     """Settings of the samplers from a client's fields; ids that the model lacks are left out."""
     sampling = from_client(SamplingParams, sent)
-    if any(flag(sent.get(name)) for name in _NO_END):
+    if any(flag(sent.get(name)) for name in NO_END):
         sampling["banned"] = (*sampling.get("banned", ()), *sorted(model.eos_ids))
     for name, of in (("banned", lambda i: i), ("logit_bias", lambda pair: pair[0])):
         items = [item for item in sampling.pop(name, ()) if of(item) < model.vocab_size]

@@ -23,6 +23,7 @@ from softlore.errors import (
 )
 from softlore.serve.chat import render_chat
 from softlore.serve.compose import model_name
+from softlore.serve.fields import read_grammar, refuse
 from softlore.serve.lenient import body_of, read_object, sampling_of
 from softlore.serve.openai_forms import (
     MAX_KEY,
@@ -152,14 +153,15 @@ def _decode(service: GenerationService, ids: Sequence[int]) -> str:
 async def _composer(
     service: GenerationService, body: GenerationBody
 ) -> Callable[..., Awaitable[GenerationRequest]]:
-    """`GenerationService.compose` with the settings of a body."""
+    """`GenerationService.compose` with the settings of a body. Raises ConfigError."""
+    refuse(body.model_extra or {}, body.n or 1)
     return partial(
         service.compose,
         context_tokens=body.context_tokens or 0,
         always=await _prompts_of_model(service, body.model),
         seed=body.used_seed,
         logprobs=body.top_logprobs_shown,
-        sampling=sampling_of(body.sampling_fields, service.model),
+        sampling=sampling_of(read_grammar(body.sampling_fields), service.model),
     )
 
 

@@ -14,6 +14,7 @@ from softlore.decode import GenerationRequest, Token
 from softlore.errors import InputError
 from softlore.serve.chat import ChatMessage
 from softlore.serve.compose import model_name
+from softlore.serve.fields import unused
 from softlore.serve.logprobs import chat_logprobs, completion_logprobs
 from softlore.serve.service import ActiveResponse, finish_reason
 from softlore.settings.lenient import Flag, Integer, Strings, Text, strings
@@ -30,7 +31,7 @@ class GenerationBody(BaseModel, ABC):
     """Fields that both kinds of completion share.
 
     Fields that are not declared here may be samplers', by the names and aliases of
-    `SamplingParams`; others are ignored. Null is the same as no field.
+    `SamplingParams`; others are named in the reply's `warnings`. Null is the same as no field.
     """
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
@@ -153,6 +154,8 @@ class ResponseBodies:
         self._to_strip = {stream.number for stream in response.streams if strip}
         self._logprobs = body.top_logprobs_shown is not None
         self._show_usage = bool((body.stream_options or {}).get("include_usage"))
+        warnings = unused(body)
+        self._warnings = {"warnings": warnings} if warnings else {}
         self._common: dict[str, Any] = {
             "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{uuid.uuid4().hex}",
             "object": "chat.completion" if self._chat else "text_completion",
@@ -174,7 +177,7 @@ class ResponseBodies:
                        if self._chat else {"text": self._echoed[number] + text}),
                 }
             )  # fmt: skip
-        return {**self._common, "choices": choices, "usage": self._usage()}
+        return {**self._common, "choices": choices, "usage": self._usage(), **self._warnings}
 
     def chunks(self, number: int, token: Token | None) -> list[dict[str, Any]]:
         """The chunks for a token of a choice, or for its end."""
@@ -188,7 +191,7 @@ class ResponseBodies:
         if token is None:
             reason = finish_reason(self._response.streams[number])
             last: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
-            return [*chunks, self._chunk(number, last, finish_reason=reason)]
+            return [*chunks, self._chunk(number, last, finish_reason=reason) | self._warnings]
         text = self._visible(number, token.text)
         likely = self._logprobs_of(number, [token], 1) if token.id is not None else None
         self._offsets[number] += len(token.text)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import BeforeValidator, field_validator, model_validator
 
 from softlore.errors import ConfigError
 from softlore.settings.lenient import integer, number, strings
@@ -18,6 +18,7 @@ MIN_COPY = 4  # tokens of a run of a training response, as prompts have them has
 MAX_RANGE = 2**20  # tokens that a sampler looks back
 MAX_BIASES = 1024  # biases that a client may send
 BIAS = 100.0  # largest logit bias
+MAX_GRAMMAR = 2**16  # characters of a grammar, a schema or a regular expression
 STRINGS = "strings of at least one character"
 
 # The steps from logits to the distribution that is drawn from, in their default order.
@@ -26,6 +27,9 @@ STEPS = (
     "no_repeat_ngram", "dry", "banned_strings", "top_n_sigma", "temperature", "smoothing",
     "top_k", "top_p", "min_p", "typical", "tfs", "top_a", "xtc", "mirostat",
 )  # fmt: skip
+
+# Settings of which one decides what the text may be at all, before all steps.
+GRAMMARS = ("grammar", "json_schema", "regex", "choice")
 
 # KoboldAI's sampler numbers; what koboldcpp does within one of them stays together.
 _KOBOLD = (
@@ -156,7 +160,57 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
+def _bounded(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    if len(value) > MAX_GRAMMAR:
+        raise ConfigError(
+            f"a grammar is {len(value):,} characters long; expected at most {MAX_GRAMMAR:,}; "
+            "shorten it"
+        )
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError
+    return value
+
+
+def _schema(value: Any) -> str:
+    """A JSON schema as text, whether it is given as text or as an object."""
+    if isinstance(value, str):
+        _bounded(value)
+    try:
+        schema = json.loads(value) if isinstance(value, str) and value else value
+        text = value if isinstance(value, str) else json.dumps(schema)
+    except (TypeError, RecursionError) as error:
+        raise ValueError from error
+    if value != "" and not isinstance(schema, dict) and schema is not True:
+        raise ValueError
+    return _bounded(text)
+
+
+def _client_grammar(value: Any) -> str | None:
+    """A grammar that cannot be used is an error: without it the text would be of no use."""
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(
+            f"a grammar is {value!r:.60}; expected text; send the grammar as a string"
+        )
+    return value
+
+
+def _client_schema(value: Any) -> Any:
+    return None if value in ({}, "") else value  # SillyTavern's "none"
+
+
+def _client_choice(value: Any) -> Any:
+    return value if value is None or isinstance(value, list) else [value]
+
+
 # fmt: off
+Grammar = Annotated[str, BeforeValidator(_bounded),
+                    Textual(str, 'root ::= "yes" | "no"', _client_grammar, adds_up=False)]
+Schema = Annotated[str, BeforeValidator(_schema),
+                   Textual(str, '{"type": "object"}', _client_schema, adds_up=False)]
+Choice = Annotated[tuple[str, ...], BeforeValidator(_strings),
+                   Textual(lambda text: (text,), "yes", _client_choice, adds_up=False)]
 Strings = Annotated[tuple[str, ...], BeforeValidator(_strings),
                     Textual(_one_string, "somehow", strings)]
 Breakers = Annotated[tuple[str, ...], BeforeValidator(_strings),
@@ -253,7 +307,26 @@ class SamplingParams(Settings):
     order: Order = setting((), "Names of steps in the order in which they act. They take the "
         "places that they have by default among them; the others keep theirs.",
         aliases=("sampler_order",), expected="names of steps")
+    grammar: Grammar = setting("", "The text follows this grammar: GBNF, as llama.cpp has it, or "
+        "llguidance's Lark.", aliases=("guided_grammar", "grammar_string"), option="--grammar",
+        file=True, expected="a grammar, as text")
+    json_schema: Schema = setting("", "The text is JSON that is valid under this schema.",
+        aliases=("guided_json",), option="--json-schema", file=True,
+        expected="a JSON schema, an object or its text")
+    regex: Grammar = setting("", "All of the text matches this regular expression.",
+        aliases=("guided_regex",), option="--regex", expected="a regular expression, as text")
+    choice: Choice = setting((), "The text is one of these strings.",
+        aliases=("guided_choice",), expected=STRINGS)
     # fmt: on
+
+    @model_validator(mode="after")
+    def _one_grammar(self) -> Self:
+        if len(named := [name for name in GRAMMARS if getattr(self, name)]) > 1:
+            raise ConfigError(
+                f"{' and '.join(named)} are given; expected one of {', '.join(GRAMMARS)}, as a "
+                "text follows one of them; leave the others out"
+            )
+        return self
 
     @field_validator("no_copy")
     @classmethod

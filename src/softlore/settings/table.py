@@ -40,6 +40,7 @@ def setting(
     option: str = "",
     env: str = "",
     expected: str = "",
+    file: bool = False,
 ) -> Any:
     """Declares one setting of a `Settings` class; its type is the field's annotation.
 
@@ -55,10 +56,11 @@ def setting(
         option: name of the command line's option, where it is not the field's.
         env: an environment variable that stands in for the option.
         expected: what an error message says was expected, where type and bounds do not say it.
+        file: the command line takes the name of a file that holds the value.
     """
     facts: Any = {
         "unit": unit, "aliases": aliases, "client_range": client_range, "slider": slider,
-        "option": option, "env": env, "wording": expected,
+        "option": option, "env": env, "wording": expected, "file": file,
     }  # fmt: skip
     return Field(default, description=help, ge=ge, gt=gt, le=le, json_schema_extra=facts)
 
@@ -109,6 +111,7 @@ class Setting:
     option: str = ""
     env: str = ""
     wording: str = ""
+    file: bool = False
 
     @property
     def expected(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ class Sampler:
         seed: makes all draws repeatable.
         model: whose tokens they are; steps that look for strings need it.
         before: steps that come before those of `params`.
+        advance: called with each id that is sampled.
 
     Raises:
         ConfigError: strings without a model, or ids that it does not have.
@@ -34,8 +35,10 @@ class Sampler:
         seed: int | None = None,
         model: LanguageModel | None = None,
         before: Sequence[Step] = (),
+        advance: Callable[[int], None] | None = None,
     ) -> None:
         self.params = params
+        self._advance = advance
         self._generator = torch.Generator()
         if seed is None:
             self._generator.seed()
@@ -66,6 +69,9 @@ class Sampler:
         return torch.rand(rows, 1, dtype=torch.float64, generator=self._generator)
 
     def _remember(self, token: Tensor) -> None:
+        if self._advance is not None:
+            for i in token.tolist():
+                self._advance(i)
         if self._remembers:
             self._sampled = torch.cat([self._sampled, token[:, None]], dim=1)
 

@@ -48,17 +48,20 @@ from softlore.settings.sampling import MIN_TEMPERATURE
 
 
 class Step(NamedTuple):
-    """A logits processor, and which ids it reads: none, all of the text, or the new ones."""
+    """A logits processor, and which ids it reads: none, all of the text, or the new ones.
+
+    `own`: it has a state or draws of its own for each text.
+    """
 
     name: str
     processor: LogitsProcessor
     reads: Literal["nothing", "text", "written"] = "nothing"
-    draws: bool = False
+    own: bool = False
 
     @property
     def alike(self) -> bool:
         """Whether it treats all rows alike, whatever their text and seed."""
-        return self.reads == "nothing" and not self.draws
+        return self.reads == "nothing" and not self.own
 
 
 def build_steps(
@@ -159,7 +162,7 @@ def _cuts(sampling: SamplingParams, generator: torch.Generator | None) -> Iterat
         yield Step("top_a", TopALogitsProcessor(sampling.top_a))
     if sampling.xtc_probability:
         excluding = XTCLogitsProcessor(sampling.xtc_probability, sampling.xtc_threshold, generator)
-        yield Step("xtc", excluding, draws=True)
+        yield Step("xtc", excluding, own=True)
 
 
 def _check_ids(sampling: SamplingParams, model: LanguageModel) -> None:

@@ -22,6 +22,7 @@ from softlore.context.compose import ContextLike
 from softlore.context.splice import check_length
 from softlore.decode import GenerationRequest, OutputStream, SamplingParams, Token
 from softlore.decode.conditioning import weighted
+from softlore.decode.grammar import grammar_setting
 from softlore.decode.prefix_cache import TextKeys
 from softlore.decode.request import prompts_in, stop_strings
 from softlore.errors import ConfigError, ContextOverflowError, EngineError
@@ -133,6 +134,7 @@ class VLLMEngine(Engine):
             **context,
             **({"model": self._name} if self._name else {}),
             **_settings(sampling, self.model),
+            "structured_outputs": _structured_outputs(sampling),
             "max_tokens": max(most, 1),
             "seed": request.seed,
             "stream": True,
@@ -269,6 +271,17 @@ def _settings(sampling: SamplingParams, model: FrozenModel) -> dict[str, Any]:
     if bias:
         settings["logit_bias"] = bias
     return settings
+
+
+def _structured_outputs(sampling: SamplingParams) -> dict[str, Any] | None:
+    """What the text may be, as vLLM takes it."""
+    found = grammar_setting(sampling)
+    if found is None:
+        return None
+    name, value = found
+    if name == "json_schema":
+        return {"json": json.loads(value)}
+    return {name: list(value) if name == "choice" else value}
 
 
 def _tokens(choice: dict[str, Any]) -> list[Token]:
