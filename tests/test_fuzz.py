@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fuzz_seeds import TARGETS
-from softlore.errors import PromptError
+from softlore.errors import InputError
 from softlore.prompts import FORMATS
 from waiting import WAIT_SECONDS
 
@@ -25,7 +25,7 @@ def test_the_seeds_are_what_the_reader_reads(name: str) -> None:
     for seed in target.seeds():
         try:
             target.read(target.wrap(seed))
-        except PromptError:
+        except InputError:
             refused += 1
     assert refused == REFUSED.get(name, 0)
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from softlore.context.patterns import compile_pattern
-from softlore.errors import ConfigError, PromptFileError, StorageError
+from softlore.errors import ConfigError, PromptFileError, StorageError, StoryFileError
 from softlore.lore import Entry, Lorebook, check
 from softlore.prompts import SoftPrompt
 from softlore.prompts.native import read_header
+from softlore.story.files import read_story
 from softlore.tune.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 
 
@@ -62,3 +63,10 @@ def test_a_key_of_nested_groups(pattern):
 def test_a_key_of_nested_sets():
     assert "nested more than 50 deep" in compile_pattern("[" * 200 + "a" + "]" * 200, "v")[1]
     assert compile_pattern("(" * 40 + "a" + ")" * 40, "")[0].search("a")
+
+
+def test_front_matter_whose_first_field_is_another(tmp_path):
+    path = tmp_path / "x.md"
+    path.write_text("---\nsoftlore-story:1 0@memory: a\n---\ntext")
+    with pytest.raises(StoryFileError, match="front matter is of version None"):
+        read_story(path)

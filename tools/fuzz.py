@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of every prompt reader, with atheris (libFuzzer).
+"""Coverage-guided fuzzing of the readers of prompts, lorebooks, cards and stories (atheris).
 
 python tools/fuzz.py --reader all --seconds 60      # a minute a reader, one after another
 python tools/fuzz.py --reader kobold --runs 100000
@@ -12,6 +12,7 @@ line a reader, with counts; exit code 1 after a crash. The input is saved in --c
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import json
 import re
@@ -99,15 +100,22 @@ def _fuzz(name: str, flags: list[str]) -> int:
     import numpy  # noqa: F401 (not to be instrumented: only the readers are)
     import torch  # noqa: F401
 
-    with atheris.instrument_imports(include=["softlore.prompts"]):
-        import softlore.prompts  # noqa: F401
-    from fuzz_seeds import TARGETS
-    from softlore.errors import SoftloreError
+    with atheris.instrument_imports(
+        include=["softlore.prompts", "softlore.lore", "softlore.story.files"]
+    ):
+        import softlore.lore
+        import softlore.prompts
+        import softlore.story.files  # noqa: F401
+    from fuzz_seeds import TARGETS, read_file
+    from softlore import SoftPrompt
+    from softlore.errors import LoreError, PromptError, SoftloreError, StoryError
 
     for each in TARGETS.values():  # bring in what is imported late, before imports are forbidden
         for data in map(each.wrap, each.seeds()):
             with contextlib.suppress(SoftloreError):
                 each.read(data)
+    for codec in ("unicode_escape", "utf-16-le", "utf-8-sig"):
+        codecs.lookup(codec)
     target = TARGETS[name]
     guarded = False
 
@@ -121,13 +129,14 @@ def _fuzz(name: str, flags: list[str]) -> int:
         guarded = True
         refusal = ""
         try:
-            prompt = target.read(wrapped)
-            assert prompt.tensor.isfinite().all()
-        except SoftloreError as error:
+            value = target.read(wrapped)
+            assert not isinstance(value, SoftPrompt) or value.tensor.isfinite().all()
+        except (PromptError, LoreError, StoryError) as error:
             refusal = str(error)
         finally:
             guarded = False
-        assert not refusal or ("expected" in refusal and len(refusal) < 2000), refusal[:2000]
+        assert len(refusal) < 2000, refusal[:2000]
+        assert not refusal or target.read is not read_file or "expected" in refusal, refusal
 
     sys.addaudithook(watch)
     atheris.Setup([sys.argv[0], *flags], test)

@@ -24,10 +24,14 @@ import safetensors.torch
 import torch
 
 from softlore import SoftPrompt
+from softlore.lore import Lorebook, check
+from softlore.lore.formats.containers import plain_picture, write_png, write_zip
 from softlore.prompts import PromptFile, read_prompt
 from softlore.prompts.formats import kobold, mkultra, peft
 from softlore.prompts.formats.npy import to_npy
 from softlore.prompts.formats.peft_config import parse_config
+from softlore.story.files import parse_story
+from softlore.story.turns import StoryDraft
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 ROWS = torch.arange(6, dtype=torch.float32).reshape(2, 3)
@@ -58,7 +62,63 @@ class Target:
 
     seeds: Callable[[], list[bytes]]
     wrap: Callable[[bytes], bytes] = bytes
-    read: Callable[[bytes], SoftPrompt] = read_file
+    read: Callable[[bytes], Any] = read_file
+
+
+def read_lorebook(data: bytes) -> Lorebook:
+    """Reads a lorebook of any format, checks it, and writes it as World Info."""
+    book = Lorebook.from_bytes(data, "fuzz")
+    check(book)
+    book.to_format("sillytavern")
+    return book
+
+
+def read_draft(data: bytes) -> StoryDraft:
+    """Reads a story of another program from memory."""
+    return parse_story(data, Path("fuzz"))
+
+
+def lorebooks() -> list[bytes]:
+    """Lorebooks of each syntax, and of other programs."""
+    entry = {"name": "Emma", "text": "Emma is a spy.", "keys": ["Emma", "/sp(y|ies)/i"]}
+    foreign: list[Any] = [
+        {"entries": [entry]},
+        {"entries": {"0": {"key": ["gun"], "content": "A gun.", "order": 3, "position": 4}}},
+        {"lorebookVersion": 6, "entries": [{"text": "A gun.", "keys": ["a & b"]}]},
+        {"worldinfo": [{"key": "a, b", "content": "A gun.", "keyanti": "c"}]},
+        {"kind": "memory", "entries": [{"entry": "A gun.", "keywords": ["g*"], "weight": 1}]},
+        {"type": "risu", "data": [{"key": "a", "content": "@@depth 2\nA gun."}]},
+        [{"keys": "gun", "value": "A gun.", "title": "Gun"}],
+        [{"key": ["gun"], "content": "A gun.", "enabled": False, "insertion_order": 7}],
+    ]
+    yaml = b"name: a\nentries:\n- &a {name: A, text: x}\n- {<<: *a, name: B}\n"
+    toml = b"name = 'a'\n[[entries]]\nname = 'A'\ntext = 'x'\n"
+    return [yaml, toml, *(json.dumps(data).encode() for data in foreign)]
+
+
+def cards() -> list[bytes]:
+    """Characters with lorebooks, as JSON."""
+    book = {"entries": [{"keys": ["gun"], "content": "A gun.", "extensions": {"depth": 2}}]}
+    data = {"name": "Zoe", "description": "{{char}} is a spy.", "character_book": book}
+    return [json.dumps({"spec": f"chara_card_v{n}", "data": data}).encode() for n in (2, 3)]
+
+
+def pictures() -> list[bytes]:
+    """Pictures with cards."""
+    return [write_png(plain_picture(), {"chara": card}, "fuzz") for card in cards()]
+
+
+def charx() -> list[bytes]:
+    """Archives with cards, one behind a picture."""
+    made = [write_zip(card, None, "fuzz") for card in cards()]
+    return [*made, b"\xff\xd8\xff\xe0" + made[0]]
+
+
+def stories() -> list[bytes]:
+    """Saves of KoboldAI, Markdown and text."""
+    save = {"prompt": "It rained.", "actions": [" It stopped."], "memory": "a", "worldinfo": []}
+    markdown = b"---\nsoftlore-story: 1\nmemory: a\n---\n<!--writer-->It<!--model--> rained."
+    return [json.dumps(save).encode(), markdown, b"It rained.\r\n"]
 
 
 def _prompt() -> SoftPrompt:
@@ -250,5 +310,10 @@ TARGETS: dict[str, Target] = {
     "mtj-zip": Target(torch_pickles, in_archive("a/data.pkl", "a/data/0")),
     "mtj-legacy": Target(torch_files),
     "peft": Target(folders, read=read_folder),
+    "lorebook": Target(lorebooks, read=read_lorebook),
+    "card": Target(cards, read=read_lorebook),
+    "picture": Target(pictures, read=read_lorebook),
+    "charx": Target(charx, read=read_lorebook),
+    "story": Target(stories, read=read_draft),
     "any": Target(lambda: [*native(), *json_texts(), *archives(), *arrays(), *torch_files()]),
 }

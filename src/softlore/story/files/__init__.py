@@ -59,7 +59,12 @@ def read_story(path: str | os.PathLike[str]) -> StoryDraft:
         StorageError: the file cannot be read.
     """
     path = Path(path)
-    text = _decoded(_read_bytes(path), path)
+    return parse_story(_read_bytes(path), path)
+
+
+def parse_story(content: bytes, path: Path) -> StoryDraft:
+    """Returns the story in a file's content; raises StoryFileError. `path` is for messages."""
+    text = _decoded(content, path)
     name, form = next((name, form) for name, form in FORMATS.items() if form.recognizes(text))
     try:
         return form.read(text)

@@ -45,7 +45,7 @@ def read(text: str) -> StoryDraft:
     data = read_yaml(front[1])
     if not isinstance(data, dict) or not all(isinstance(name, str) for name in data):
         raise ValueError("its front matter is not a mapping of settings by name")
-    version = data.pop(_NAME)
+    version = data.pop(_NAME, None)
     if version != VERSION:
         raise ValueError(
             f"its front matter is of version {version!r:.20} and this softlore reads {VERSION}; "
