@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softlore import SoftPrompt
+from softlore.context.compose import compose, logits
 from softlore.decode import GenerationRequest, PrefixCache, RunningBatch, TorchModelRunner, write
 from softlore.decode import batch as batches
+from softlore.decode.prefix_cache import TextKeys
 from softlore.errors import ConfigError, ContextOverflowError
 from softlore.model import FrozenModel, KVCache, KVSlots
 from softlore.model.tiny import byte_tokenizer, tiny_hf, tiny_model
@@ -261,3 +263,63 @@ def _past(length, generator):
         torch.arange(length)[None],
         torch.ones(1, length, dtype=torch.bool),
     )
+
+
+# log-probabilities of the context -----------------------------------------------------------------
+
+
+def likelihoods(context, runner=None, beside=(), **fields):
+    """The tokens of a context, as a batch reports them beside other texts."""
+    batch = RunningBatch(runner or TorchModelRunner(MODEL))
+    for request in beside:
+        batch.add(request)
+    text = batch.add(GenerationRequest(context, **{"prompt_logprobs": 2, **fields}))
+    run(batch)
+    return text.output
+
+
+@pytest.mark.parametrize("context", [
+    "The dog ran after the cat, and the cat up the tree. " * 4,
+    DOG + "The dog ran",
+    "Down the " + ROW + " lane",
+    "By night " + CAT + "came",
+], ids=["long", "prefix", "rows", "late"])  # fmt: skip
+@pytest.mark.parametrize("beside", [(), REQUESTS[:3]], ids=["alone", "beside others"])
+def test_tokens_of_a_context_have_the_log_probabilities_of_a_forward(context, beside, monkeypatch):
+    monkeypatch.setattr(batches, "PREFILL_TOKENS", 50 if beside else 512)  # read in parts
+    tree = compose(MODEL, context)
+    logp = logits(MODEL, context).log_softmax(-1)
+    output = likelihoods(context, beside=beside, max_new_tokens=0)
+    assert (output.finish, output.ids, output.text) == ("length", [], "")
+    expected = [i for node in tree.nodes for i in node.ids]
+    assert [token.id for token in output.prompt] == expected
+    at = [i for i, key in enumerate(TextKeys(tree).tokens) if isinstance(key, int)]
+    assert output.prompt[0].logprob is None or at[0] > 0
+    for token, place in zip(output.prompt, at, strict=True):
+        if place:
+            row = logp[place - 1]
+            assert token.logprob == pytest.approx(float(row[token.id]), abs=1e-4)
+            assert list(token.top.values()) == pytest.approx(row.topk(2).values.tolist(), abs=1e-4)
+
+
+def test_a_cached_context_is_read_again_for_its_log_probabilities():
+    runner = TorchModelRunner(MODEL, PrefixCache(2**24))
+    first = likelihoods("The dog ran", runner, max_new_tokens=3, sampling={"temperature": 0})
+    again = likelihoods("The dog ran", runner, max_new_tokens=3, sampling={"temperature": 0})
+    assert [t.logprob for t in first.prompt] == pytest.approx([t.logprob for t in again.prompt])
+    assert first.ids == again.ids
+    assert not likelihoods("The dog ran", runner, prompt_logprobs=None).prompt
+
+
+def test_logits_of_a_long_context_are_never_computed_at_once(monkeypatch):
+    model, rows = tiny_model("llama"), []
+    plain = model.logits
+    monkeypatch.setattr(model, "logits", lambda hidden: rows.append(len(hidden)) or plain(hidden))
+    output = likelihoods("The sea " * 25, TorchModelRunner(model), max_new_tokens=0)
+    assert sum(rows) >= len(output.prompt) - 1 > 150
+    assert max(rows) <= 64
+
+
+def test_prompt_logprobs_beside_conditionings_are_refused():
+    with pytest.raises(ConfigError, match=r"prompt_logprobs .*; expected .*; leave one out"):
+        likelihoods("The sea", conditioning=[(DOG, 1.5)])

@@ -133,14 +133,14 @@ def test_stops_and_samplers_are_obeyed(client):
 
 
 def test_likelihoods_have_openais_shape(client):
-    likely = complete(client, logprobs=3, echo=True).choices[0]
+    likely = complete(client, logprobs=3).choices[0]
     told = likely.logprobs
-    assert PROMPT + "".join(told.tokens) == likely.text
-    assert told.text_offset[0] == len(PROMPT)
+    assert "".join(told.tokens) == likely.text
+    assert told.text_offset[0] == 0
     for token, logprob, top in zip(
         told.tokens, told.token_logprobs, told.top_logprobs, strict=True
     ):
-        assert len(top) == 3
+        assert len(top) == 3 + (token not in list(top)[:3])  # its own comes after the likeliest
         assert logprob <= max(top.values())
         assert top.get(token, logprob) == logprob
     content = chat(client, logprobs=True, top_logprobs=2).choices[0].logprobs.content
@@ -239,7 +239,6 @@ def test_a_chat_without_a_length_ends_by_itself_or_by_the_context(client, state)
         ({"prompt": "[[soft:cat]]"}, openai.BadRequestError, "prompt_mismatch"),
         ({"temperature": "hot"}, openai.BadRequestError, "invalid_value"),
         ({"temperature": -1}, openai.BadRequestError, "invalid_value"),
-        ({"max_tokens": 0}, openai.BadRequestError, "invalid_value"),
         ({"n": 0}, openai.BadRequestError, "invalid_value"),
         ({"n": 128, "prompt": ["a", "b"]}, openai.BadRequestError, "invalid_value"),
         ({"prompt": [5_000_000]}, openai.BadRequestError, "invalid_value"),

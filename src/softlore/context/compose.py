@@ -24,6 +24,7 @@ def compose(
     check: bool = True,
     conditioning: ContextLike = "",
     reserved: int = 0,
+    ids: Sequence[int] = (),
 ) -> Tree:
     """Makes a node of each piece of text and each embedding prompt, and a prefix of the others.
 
@@ -36,6 +37,8 @@ def compose(
         conditioning: pieces before the context, in nodes of their own, such as a control code.
         reserved: places kept free before the text, so that it stays where it is when a prefix of
             no more tokens is added or taken away.
+        ids: tokens after the context, as they are: a BOS at their beginning stands before all,
+            and where they have none there is none.
 
     Raises:
         PromptMismatchError: a prompt of another model.
@@ -46,7 +49,10 @@ def compose(
         model.check_prompt(prompt, any_model=not check)
     prefixes = list(dict.fromkeys(prefix for part in parts for prefix in part.prefixes))
     contents = list(_contents(model, parts, prefixes))
-    if model.bos:
+    begun = list(ids[: len(model.bos)]) == model.bos
+    if text := list(ids[len(model.bos) if begun else 0 :]):
+        contents.append((text, range(len(prefixes))))
+    if model.bos and (begun or not ids):
         first = contents[0][1] if contents else range(len(prefixes))
         contents.insert(0, (model.bos, first))
     if not contents:

@@ -103,7 +103,11 @@ class RunningBatch:
         done = [group for group in started if group.is_read]
         self._reading = [group for group in self._reading if group not in done]
         self._generating += done
-        return done
+        for group in done:
+            group.begin()
+            if group.output.finish:
+                self.remove(group)
+        return [group for group in done if not group.output.finish]
 
     def _prefill_each(self, groups: Sequence[SequenceGroup], error: Exception) -> None:
         """After a prefill that failed: begins anew with each context by itself."""

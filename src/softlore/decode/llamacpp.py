@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from softlore.context import Tree
-from softlore.decode.model_runner import CacheMemory, ModelRunner, RunningSequence
+from softlore.decode.model_runner import (
+    ALL_READ,
+    LOGIT_ROWS,
+    CacheMemory,
+    ModelRunner,
+    RunningSequence,
+)
 from softlore.decode.prefix_cache import CacheUsage, TextKeys, same_prefixes
 from softlore.errors import BusyError, ConfigError, ContextOverflowError
 from softlore.model import KVCache
@@ -66,8 +72,9 @@ class LlamaCppModelRunner(ModelRunner):
                     "of a sequence; expected fewer; shorten the text, or use fewer soft prompts"
                 )
 
-    def start(self, tree: Tree) -> RunningSequence:
+    def start(self, tree: Tree, prompt_logprobs: int | None = None) -> RunningSequence:
         number, reused = self._nearest(TextKeys(tree))
+        reused = reused if prompt_logprobs is None else 0
         slot = self._slots[number]
         if reused:
             self._context.forget(number, tree.start + reused)
@@ -75,14 +82,18 @@ class LlamaCppModelRunner(ModelRunner):
             self._context.forget(number)
             slot.prefixes = []
         why = "" if reused else "no cached text begins like it"
-        sequence = LlamaCppSequence(tree, CacheUsage(reused, tree.length - reused, why), number)
+        usage = CacheUsage(
+            reused, tree.length - reused, why if prompt_logprobs is None else ALL_READ
+        )
+        sequence = LlamaCppSequence(tree, usage, number, prompt_logprobs)
         slot.sequence, slot.keys = sequence, sequence.keys.cut(reused)
         return sequence
 
     def prefill(self, sequences: Sequence[RunningSequence], max_tokens: int) -> None:
         for sequence in sequences:
+            step = STEP if sequence.prompt_logprobs is None else LOGIT_ROWS
             while sequence.unread and max_tokens > 0:
-                max_tokens -= self._prefill(sequence, min(max_tokens, STEP))
+                max_tokens -= self._prefill(sequence, min(max_tokens, step))
 
     def _prefill(self, sequence: RunningSequence, max_tokens: int) -> int:
         """Runs a part of a context; returns how many tokens."""
@@ -91,16 +102,18 @@ class LlamaCppModelRunner(ModelRunner):
         alone = first and self._context.window > 0  # see `_show`
         part = sequence.tree.part(sequence.n_read, sequence.n_read + (1 if alone else max_tokens))
         at, end = part.start, part.start + part.length
+        ends, each = part.length == sequence.unread, sequence.prompt_logprobs is not None
         for node in part.nodes:  # a call takes ids or rows, not both
             self._show(sequence, part.prefixes_of(node))
-            last = part.length == sequence.unread and at + len(node) == end
+            last = ends and at + len(node) == end
             assert not isinstance(node.content, KVCache)
             content = node.content if isinstance(node.content, Tensor) else list(node.content)
-            logits = self._context.decode([Tokens(sequence.number, at, content, last)])
+            n_logits = len(node) if each else int(last)
+            logits = self._context.decode([Tokens(sequence.number, at, content, n_logits)])
             at += len(node)
+            sequence.advance(len(node), logits.__getitem__)
             if last:
-                sequence.logits = logits[0]
-        sequence.n_read += part.length
+                sequence.logits = logits[-1]
         if alone:
             self._slots[sequence.number].prefixes = None
         return part.length
@@ -122,7 +135,7 @@ class LlamaCppModelRunner(ModelRunner):
         for sequence, i in zip(sequences, ids, strict=True):
             assert isinstance(sequence, LlamaCppSequence)
             self._show(sequence, sequence.tree.prefixes_of(sequence.tree.nodes[-1]))
-            runs.append(Tokens(sequence.number, sequence.position, [i], last=True))
+            runs.append(Tokens(sequence.number, sequence.position, [i], 1))
         logits = self._context.decode(runs)
         for sequence, i in zip(sequences, ids, strict=True):
             sequence.keys.tokens.append(i)
@@ -176,8 +189,10 @@ class LlamaCppModelRunner(ModelRunner):
 class LlamaCppSequence(RunningSequence):
     """A sequence that llama.cpp runs, by its number there."""
 
-    def __init__(self, tree: Tree, cache_usage: CacheUsage, number: int) -> None:
-        super().__init__(tree, cache_usage)
+    def __init__(
+        self, tree: Tree, cache_usage: CacheUsage, number: int, prompt_logprobs: int | None = None
+    ) -> None:
+        super().__init__(tree, cache_usage, prompt_logprobs)
         self.number = number
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from softlore.context import Node, Tree, splice
 from softlore.context.splice import check_length, stack_past
+from softlore.decode.output import Token, tokens_with_logprobs
 from softlore.decode.prefix_cache import (
     CachedSequence,
     CacheUsage,
@@ -22,6 +24,8 @@ from softlore.errors import ContextError
 from softlore.model import FrozenModel, KVCache, KVSlots, LanguageModel
 
 PREFILL_TOKENS = 512  # of contexts that are run in a step at most, so that others are not held up
+ALL_READ = "log-probabilities of all of the context are requested"
+LOGIT_ROWS = 64  # tokens of a context whose logits are computed at once
 FREE_PADDING = 64  # tokens of padding in a prefill that cost less than a forward of its own
 
 
@@ -44,11 +48,20 @@ class RunningSequence:
         keys: identifies each key of the text, computed or not.
         n_read: tokens of the context that are run, or were cached.
         logits: `[vocab]` after the context's last token; None until that is run.
+        prompt: the tokens that are run, where log-probabilities are requested.
+
+    Args:
+        prompt_logprobs: how many of the likeliest ids to report with each token of the context;
+            None: no log-probabilities.
     """
 
-    def __init__(self, tree: Tree, cache_usage: CacheUsage) -> None:
+    def __init__(
+        self, tree: Tree, cache_usage: CacheUsage, prompt_logprobs: int | None = None
+    ) -> None:
         self.tree = tree
         self.cache_usage = cache_usage
+        self.prompt: list[Token] = []
+        self.prompt_logprobs = prompt_logprobs
         self.keys = TextKeys(tree)
         self.n_context = len(self.keys)
         self.n_read = cache_usage.reused
@@ -63,6 +76,22 @@ class RunningSequence:
     def position(self) -> int:
         """Of the next token."""
         return self.tree.start + len(self.keys)
+
+    def advance(self, n_rows: int, logits: Callable[[list[int]], Tensor]) -> None:
+        """Counts the next rows of the context as run; reports the tokens that they predict.
+
+        `logits` gives those of rows among them, `[rows, vocab]`. Soft rows are not reported.
+        """
+        start, self.n_read = self.n_read, self.n_read + n_rows
+        if self.prompt_logprobs is None:
+            return
+        if start == 0 and isinstance(first := self.keys.tokens[0], int):
+            self.prompt.append(Token("", first))
+        following = enumerate(self.keys.tokens[start + 1 : self.n_read + 1])
+        targets = [(row, key) for row, key in following if isinstance(key, int)]
+        for at in range(0, len(targets), LOGIT_ROWS):
+            rows, ids = zip(*targets[at : at + LOGIT_ROWS], strict=True)
+            self.prompt += tokens_with_logprobs(logits([*rows]), ids, self.prompt_logprobs)
 
 
 class ModelRunner(ABC):
@@ -86,8 +115,11 @@ class ModelRunner(ABC):
         check_length(self.model, max(tree.start + tree.length for tree in trees))
 
     @abstractmethod
-    def start(self, tree: Tree) -> RunningSequence:
-        """A new sequence for a context that `check` has accepted."""
+    def start(self, tree: Tree, prompt_logprobs: int | None = None) -> RunningSequence:
+        """A new sequence for a context that `check` has accepted.
+
+        With `prompt_logprobs` all of the context is run, nothing reused (see `RunningSequence`).
+        """
 
     @abstractmethod
     def prefill(self, sequences: Sequence[RunningSequence], max_tokens: int) -> None:
@@ -143,7 +175,9 @@ class TorchModelRunner(ModelRunner):
         self._slots = KVSlots()
         self._by_row: list[TorchSequence] = []
 
-    def start(self, tree: Tree) -> TorchSequence:
+    def start(self, tree: Tree, prompt_logprobs: int | None = None) -> TorchSequence:
+        if prompt_logprobs is not None:
+            return TorchSequence(tree, CacheUsage(0, tree.length, ALL_READ), None, prompt_logprobs)
         if self.prefix_cache is None:
             return TorchSequence(tree, CacheUsage(0, tree.length, "nothing is cached"))
         past, usage = self.prefix_cache.find(tree)
@@ -168,7 +202,7 @@ class TorchModelRunner(ModelRunner):
         after = spliced.after(keys_values or [])
         for row, (sequence, part) in enumerate(zip(batch, parts, strict=True)):
             sequence.past = after.row(row).compact()
-            sequence.n_read += part.n_rows
+            sequence.advance(part.n_rows, partial(_logits_at, self.model, hidden[row]))
         done = [row for row, sequence in enumerate(batch) if not sequence.unread]
         if done:
             last = hidden[done, [parts[row].n_rows - 1 for row in done]]
@@ -242,8 +276,14 @@ class TorchSequence(RunningSequence):
         row: where they are from then on, after those of the prefixes that new tokens see.
     """
 
-    def __init__(self, tree: Tree, cache_usage: CacheUsage, past: KVCache | None = None) -> None:
-        super().__init__(tree, cache_usage)
+    def __init__(
+        self,
+        tree: Tree,
+        cache_usage: CacheUsage,
+        past: KVCache | None = None,
+        prompt_logprobs: int | None = None,
+    ) -> None:
+        super().__init__(tree, cache_usage, prompt_logprobs)
         self.past = past
         self.row: int | None = None
 
@@ -276,6 +316,10 @@ def _check_content(model: LanguageModel, content: Sequence[int] | Tensor | KVCac
             f"the context holds the id {wrong}, which {model.name!r} does not have; expected ids "
             f"from 0 to {model.vocab_size - 1}; leave it out"
         )
+
+
+def _logits_at(model: FrozenModel, hidden: Tensor, rows: list[int]) -> Tensor:
+    return model.logits(hidden[rows])
 
 
 def _take_alike(waiting: deque[TorchSequence], max_tokens: int) -> list[TorchSequence]:

@@ -22,7 +22,8 @@ class Token:
         text: may be empty (half a character, or what may begin a stop string), and may hold text
             of earlier tokens.
         id: None for text that was held back until the end.
-        logprob: of the token after all soft prompts and before any sampler; None unless requested.
+        logprob: of the token after all soft prompts and before any sampler; None unless requested,
+            and for a token that nothing precedes.
         top: the likeliest ids with theirs, likeliest first.
     """
 
@@ -38,6 +39,8 @@ class OutputStream:
     Attributes:
         text: all text so far.
         ids: all ids so far, the model's own end included.
+        prompt: the tokens of the context, without text, once it is read; empty unless their
+            log-probabilities are requested.
         finish: why it ended: the model's own "end" or that of its grammar, a "stop" string,
             "length" (`max_new_tokens`), "context" (no room left) or "grammar" (which could not be
             followed further); None while it runs.
@@ -45,7 +48,7 @@ class OutputStream:
     Args:
         model: for its tokenizer; None: ids only, and no id ends the text.
         stops: strings that end the text.
-        max_new_tokens: ids, at most.
+        max_new_tokens: ids, at most; with 0 it ends when its context is read.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class OutputStream:
     ) -> None:
         self.text = ""
         self.ids: list[int] = []
+        self.prompt: Sequence[Token] = ()
         self.finish: FinishReason | None = None
         self._eos_ids = model.eos_ids if model is not None else frozenset()
         self._detokenizer = Detokenizer(model, stops) if model is not None else None
@@ -83,6 +87,12 @@ class OutputStream:
         if self.finish != "stop":
             self.finish = "end"
 
+    def begin(self, prompt: Sequence[Token]) -> None:
+        """Takes the tokens of the context, which is read; sets `finish` if nothing follows."""
+        self.prompt = prompt
+        if not self._max_new_tokens:
+            self.finish = "length"
+
     def flush(self) -> Iterator[Token]:
         """The text that was held back, once no more ids come."""
         self.finish = self.finish or "context"
@@ -111,17 +121,26 @@ class OutputView:
         return self.output.ids
 
     @property
+    def prompt(self) -> Sequence[Token]:
+        """The tokens of the context with their log-probabilities, where these are requested."""
+        return self.output.prompt
+
+    @property
     def stopped_by(self) -> str | None:
         """The stop string that ended it."""
         return self.output.stopped_by
 
 
-def token_with_logprobs(logits: Tensor, sampled: int, logprobs: int) -> Token:
-    """A sampled token with its log-probability, and those of the `logprobs` likeliest ids.
+def tokens_with_logprobs(logits: Tensor, ids: Sequence[int], logprobs: int) -> list[Token]:
+    """Tokens with their log-probabilities, and those of the `logprobs` likeliest ids.
 
-    `logits`: `[vocab]`, before any sampler.
+    `logits`: `[tokens, vocab]`, before any sampler.
     """
     logp = logits.log_softmax(dim=-1)
-    top = logp.topk(min(logprobs, len(logp)))
-    likeliest = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-    return Token("", sampled, float(logp[sampled]), likeliest)
+    own = logp[range(len(ids)), list(ids)].tolist()
+    top = logp.topk(min(logprobs, logp.shape[1]), dim=-1)
+    likeliest = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return [
+        Token("", i, logprob, dict(zip(*found, strict=True)))
+        for i, logprob, found in zip(ids, own, likeliest, strict=True)
+    ]

@@ -34,11 +34,13 @@ class GenerationRequest:
     Attributes:
         context: text, a SoftPrompt, or a Context of both.
         max_new_tokens: the most tokens to generate; the model's own end, a stop string or the
-            context's end may come sooner.
+            context's end may come sooner. With `prompt_logprobs` it may be 0.
         stop: a string, or several, that end the text; not part of it.
         seed: makes the draws repeatable.
         logprobs: how many of the likeliest tokens to report at each step, with the sampled one;
             None reports none.
+        prompt_logprobs: the same for each token of the context, which is then read from its
+            beginning, nothing cached.
         conditioning: what stays before the context, such as a control code; or several with a
             strength each, `[(horror, 1.5), (humor, -0.5)]` (see
             `decode.conditioning`). With one the text may be longer than the model's context.
@@ -56,6 +58,7 @@ class GenerationRequest:
     check: bool = True
     sampling: Mapping[str, Any] = field(default_factory=dict)
     tree: Tree | None = None
+    prompt_logprobs: int | None = None
 
     def compose(self, model: LanguageModel, conditioning: ContextLike = "") -> Tree:
         """The context after a conditioning, encoded. Raises as `softlore.context.compose` does."""
@@ -75,16 +78,16 @@ def stop_strings(request: GenerationRequest) -> tuple[str, ...]:
     Raises:
         ConfigError: a setting out of range.
     """
-    length, logprobs, seed, stop = (
-        request.max_new_tokens, request.logprobs, request.seed, request.stop,
-    )  # fmt: skip
-    if not _is_whole(length, 1):
+    length, seed, stop = request.max_new_tokens, request.seed, request.stop
+    if not _is_whole(length, 1 if request.prompt_logprobs is None else 0):
         raise ConfigError(f"max_new_tokens is {length!r:.60}; expected at least 1; ask for more")
-    if logprobs is not None and not _is_whole(logprobs, 0, MAX_LOGPROBS):
-        raise ConfigError(
-            f"logprobs is {logprobs!r:.60}; expected 0 to {MAX_LOGPROBS}, or None for none; "
-            "choose another"
-        )
+    for name in ("logprobs", "prompt_logprobs"):
+        logprobs = getattr(request, name)
+        if logprobs is not None and not _is_whole(logprobs, 0, MAX_LOGPROBS):
+            raise ConfigError(
+                f"{name} is {logprobs!r:.60}; expected 0 to {MAX_LOGPROBS}, or None for none; "
+                "choose another"
+            )
     if seed is not None and not _is_whole(seed, *SEEDS):
         raise ConfigError(
             f"seed is {seed!r:.60}; expected a whole number of at most 64 bits, or None for a "

@@ -11,10 +11,11 @@ from softlore.context import Tree
 from softlore.decode.conditioning import Window, first_windows, slide, weighted, with_bare_model
 from softlore.decode.grammar import Grammar
 from softlore.decode.model_runner import PREFILL_TOKENS, ModelRunner, RunningSequence
-from softlore.decode.output import OutputStream, Token, token_with_logprobs
+from softlore.decode.output import OutputStream, Token, tokens_with_logprobs
 from softlore.decode.prefix_cache import CacheUsage
 from softlore.decode.request import GenerationRequest, make_sampler, stop_strings
 from softlore.decode.samplers import Sampler
+from softlore.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class SequenceGroup:
         sequences: those that run; empty before they are started.
         ids: of the context's text and of the new tokens. Soft rows have none.
         logprobs: how many of the likeliest tokens to report; None: no log-probabilities.
+        prompt_logprobs: the same for each token of its context.
 
     Args:
         windows: what each sequence reads first.
@@ -66,6 +68,7 @@ class SequenceGroup:
         self._grammar = grammar
         self._model = runner.model
         self.logprobs = logprobs
+        self.prompt_logprobs: int | None = None
         self._slides = slides
         self._open_windows()
 
@@ -82,6 +85,11 @@ class SequenceGroup:
         stops, conditionings = stop_strings(request), weighted(request.conditioning)
         output = OutputStream(model, stops, request.max_new_tokens)
         sampler, grammar = make_sampler(model, request, conditionings)
+        if conditionings and request.prompt_logprobs is not None:
+            raise ConfigError(
+                "prompt_logprobs is set beside a conditioning, before which a text is read in "
+                "several ways; expected one of them; leave one out"
+            )
         conditionings = with_bare_model(conditionings) if conditionings else []
         if conditionings:
             windows = first_windows(
@@ -91,9 +99,11 @@ class SequenceGroup:
             windows = [Window(request.compose(model))]
         weights = [weight for _, weight in conditionings] or [1.0]
         slides = bool(conditionings)
-        return cls(
+        group = cls(
             runner, windows, weights, sampler, output, request.logprobs, slides, grammar=grammar
         )
+        group.prompt_logprobs = request.prompt_logprobs
+        return group
 
     @classmethod
     def from_trees(
@@ -129,10 +139,16 @@ class SequenceGroup:
         """Starts its sequences, once; after all of its tokens but the last, which a step runs."""
         for window in self.windows[len(self.sequences) :]:
             tree, read = window.tree, self._new[:-1]
+            reported = None if self._new else self.prompt_logprobs
             if read:
                 tree = tree.then(read, tree.nodes[-1].sees)
-            self.sequences.append(runner.start(tree))
+            self.sequences.append(runner.start(tree, reported))
         self.cache_usage = self.cache_usage or self.sequences[0].cache_usage
+
+    def begin(self) -> None:
+        """Passes on the tokens of the context, once it is read."""
+        if not self._new:
+            self.output.begin(self.sequences[0].prompt)
 
     def stop(self, runner: ModelRunner) -> None:
         """Ends its sequences, if any run; after an error nothing of them is cached."""
@@ -166,7 +182,8 @@ class SequenceGroup:
         if logits is None or self.logprobs is None:
             yield self.output.append(Token("", token))
         else:
-            yield self.output.append(token_with_logprobs(logits, token, self.logprobs))
+            [reported] = tokens_with_logprobs(logits[None], [token], self.logprobs)
+            yield self.output.append(reported)
         if self._grammar is not None and self._grammar.complete:
             self.output.complete()
         if self.output.finish or (self.is_full and not self._slides):

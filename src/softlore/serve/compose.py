@@ -91,7 +91,7 @@ class RequestComposer:
             memory: stands before the text and is not cut while the text is.
             context_tokens: the most tokens, new ones included; 0: all that the model can read.
             always: names of soft prompts that stand first.
-            settings: `stop`, `seed`, `logprobs`, `sampling` of the request.
+            settings: `stop`, `seed`, `logprobs`, `prompt_logprobs`, `sampling` of the request.
 
         Raises:
             UnknownPromptError, PromptMismatchError, PromptFileError, StorageError: for a tag, or
@@ -102,7 +102,8 @@ class RequestComposer:
         limit = self.context_length
         if context_tokens > 0:
             limit = min(limit, max(context_tokens, MIN_CONTEXT))
-        reserve = min(max_new_tokens or limit // 4, limit // 2)
+        wanted = limit // 4 if max_new_tokens is None else max_new_tokens
+        reserve = min(wanted, limit // 2)
         with self._lock:
             self.store.refresh()
             plan = self._plan(
@@ -118,8 +119,47 @@ class RequestComposer:
             context += "\n"
             tree = compose(self.model, context, check=False, reserved=plan.places)
         room = max(1, limit - tree.start - tree.length)
-        tokens = min(max_new_tokens or room, room)
+        tokens = room if max_new_tokens is None else min(max_new_tokens, room)
         # The store has checked the prompts.
+        return GenerationRequest(context, tokens, check=False, tree=tree, **settings)
+
+    def compose_ids(
+        self,
+        ids: Sequence[int],
+        max_new_tokens: int | None = 80,
+        *,
+        memory: str = "",
+        context_tokens: int = 0,
+        always: Sequence[str] = (),
+        **settings: Any,
+    ) -> GenerationRequest:
+        """The request for ids, which are read as they are: not cut, without BOS or lore.
+
+        `context_tokens` is not used; for the other arguments see `compose`.
+
+        Raises:
+            InputError: an id that the model does not have. ContextOverflowError: too many ids.
+            UnknownPromptError, PromptMismatchError, PromptFileError, StorageError: as `compose`.
+        """
+        if invalid := [i for i in ids if not 0 <= i < self.model.vocab_size]:
+            raise InputError(
+                f"prompt holds the id {invalid[0]}; expected ids of {self.model.name!r}, below "
+                f"{self.model.vocab_size}; send text"
+            )
+        with self._lock:
+            self.store.refresh()
+            context = Context([self.store[name] for name in dict.fromkeys(always)])
+            context += self._parse(memory)
+        tree = compose(self.model, context, check=False, ids=ids)
+        room = self.context_length - tree.start - tree.length
+        if room < 0:
+            raise ContextOverflowError(
+                f"the prompt has {len(ids)} ids, for which {-room} places are missing; expected "
+                f"at most {len(ids) + room} beside soft prompts and memory, as ids are not cut; "
+                "send fewer"
+            )
+        # The last token is never run, so it may stand one past the end.
+        tokens = min(room + 1 if max_new_tokens is None else max_new_tokens, room + 1)
         return GenerationRequest(context, tokens, check=False, tree=tree, **settings)
 
     # with the lock held ------------------------------------------------------------------------

@@ -12,19 +12,56 @@ LOWEST = -9999.0  # OpenAI's stand-in for minus infinity, which JSON lacks
 
 
 def completion_logprobs(
-    model: LanguageModel, tokens: Sequence[Token], length: int, offset: int = 0
-) -> dict[str, Any]:
+    model: LanguageModel, tokens: Sequence[Token], length: int | None, offset: int = 0
+) -> dict[str, list[Any]]:
     """The shape of /v1/completions, for the tokens of the first `length` characters.
 
-    `offset`: characters before the text.
+    Args:
+        length: None: of all tokens, those without text included.
+        offset: characters before the text.
     """
     shown = list(_shown(model, tokens, length))
+    return _listed(model, shown, [offset + start for _, _, start in shown])
+
+
+def prompt_logprobs(
+    model: LanguageModel, tokens: Sequence[Token], length: int
+) -> dict[str, list[Any]]:
+    """The shape of /v1/completions, for the tokens of a context that ends with the prompt.
+
+    What the server put before the prompt, such as BOS and lore, has the offset 0.
+
+    Args:
+        length: characters of the prompt.
+    """
+    shown = list(_shown(model, tokens, None))
+    before = sum(len(text) for _, text, _ in shown) - length
+    return _listed(model, shown, [max(0, start - before) for _, _, start in shown])
+
+
+def _listed(
+    model: LanguageModel, shown: Sequence[tuple[Token, str, int]], offsets: list[int]
+) -> dict[str, list[Any]]:
+    """The token itself is among its alternatives in any case, as in OpenAI's API."""
+    logprobs = [None if t.logprob is None else _finite(t.logprob) for t, _, _ in shown]
+    likeliest = [
+        None if logprob is None else _by_text([*_likeliest(model, token), (text, logprob)])
+        for (token, text, _), logprob in zip(shown, logprobs, strict=True)
+    ]
     return {
         "tokens": [text for _, text, _ in shown],
-        "token_logprobs": [_finite(token.logprob) for token, _, _ in shown],
-        "top_logprobs": [dict(_likeliest(model, token)) for token, _, _ in shown],
-        "text_offset": [offset + start for _, _, start in shown],
+        "token_logprobs": logprobs,
+        "top_logprobs": likeliest,
+        "text_offset": offsets,
     }
+
+
+def _by_text(likeliest: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Several ids may have the same text, of which the first counts."""
+    found: dict[str, float] = {}
+    for text, logprob in likeliest:
+        found.setdefault(text, logprob)
+    return found
 
 
 def chat_logprobs(model: LanguageModel, tokens: Sequence[Token], length: int) -> dict[str, Any]:
@@ -47,14 +84,17 @@ def _entry(text: str, logprob: float) -> dict[str, Any]:
 
 
 def _shown(
-    model: LanguageModel, tokens: Sequence[Token], length: int
+    model: LanguageModel, tokens: Sequence[Token], length: int | None
 ) -> Iterator[tuple[Token, str, int]]:
-    """Tokens with their text and where it starts, without stop strings and the end of text."""
+    """Tokens with their text and where it starts.
+
+    With a `length` without stop strings and the end of text.
+    """
     start = 0
     for token in tokens:
-        if token.id is None or token.id in model.eos_ids:
+        if token.id is None or (length is not None and token.id in model.eos_ids):
             continue
-        if start >= length:
+        if length is not None and start >= length:
             break
         text = model.decode([token.id], inside=True)
         yield token, text, start

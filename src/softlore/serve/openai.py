@@ -57,14 +57,14 @@ def make_router(service: GenerationService) -> APIRouter:
     @router.post("/v1/completions", openapi_extra=body_of(CompletionBody, samplers=True))
     async def completions(request: Request) -> Response:
         body = CompletionBody.model_validate(await read_object(request))
-        prompts = await run_in_threadpool(_prompts, service, body.prompt)
+        prompts = _prompts(body.prompt)
         compose = await _composer(service, body)
+        options: dict[str, Any] = {"memory": body.memory, "stop": body.stops}
+        options["prompt_logprobs"] = body.prompt_logprobs
         tokens = body.tokens(DEFAULT_TOKENS)
-        requests = [
-            await compose(prompt, tokens, memory=body.memory, stop=body.stops) for prompt in prompts
-        ]
+        requests = [await compose(prompt, tokens, **options) for prompt in prompts]
         response = await _start(service, request, body, requests)
-        echoed = prompts if body.echo else [""] * len(prompts)
+        echoed = [_text(service, one) if body.echo else "" for one in prompts]
         return await _respond(response, body, ResponseBodies(response, body, echoed))
 
     @router.post("/v1/chat/completions", openapi_extra=body_of(ChatBody, samplers=True))
@@ -132,22 +132,16 @@ async def _prompts_of_model(service: GenerationService, model: str | None) -> li
     return [name]
 
 
-def _prompts(service: GenerationService, prompt: Any) -> list[str]:
-    """The texts to complete; ids are turned into text."""
+def _prompts(prompt: Any) -> list[str | list[int]]:
+    """The texts to complete, or their ids."""
     prompts = prompt if isinstance(prompt, list) else [prompt]
     if prompts and isinstance(prompts[0], int):
         prompts = [prompts]
-    return [text if isinstance(text, str) else _decode(service, text) for text in prompts or [""]]
+    return [one or "" for one in prompts] or [""]
 
 
-def _decode(service: GenerationService, ids: Sequence[int]) -> str:
-    model = service.model
-    if invalid := [i for i in ids if not 0 <= i < model.vocab_size]:
-        raise InputError(
-            f"prompt holds the id {invalid[0]}; expected ids of {model.name!r}, below "
-            f"{model.vocab_size}; send text"
-        )
-    return model.decode(ids)
+def _text(service: GenerationService, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else service.model.decode(prompt)
 
 
 async def _composer(

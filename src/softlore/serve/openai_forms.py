@@ -11,11 +11,10 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from softlore.decode import GenerationRequest, Token
-from softlore.errors import InputError
 from softlore.serve.chat import ChatMessage
 from softlore.serve.compose import model_name
 from softlore.serve.fields import unused
-from softlore.serve.logprobs import chat_logprobs, completion_logprobs
+from softlore.serve.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from softlore.serve.service import ActiveResponse, finish_reason
 from softlore.settings.lenient import Flag, Integer, Strings, Text, strings
 
@@ -89,16 +88,10 @@ class GenerationBody(BaseModel, ABC):
         return seed if seed is not None and seed >= 0 else None
 
     def tokens(self, default: int | None) -> int | None:
-        """How many tokens to write; None, as any negative number, is as many as there is room for.
-
-        Raises:
-            InputError: 0 of them.
-        """
+        """How many tokens to write; None, as any negative number: as many as there is room for."""
         for tokens in (self.max_completion_tokens, self.max_tokens, self.max_new_tokens, default):
-            if tokens == 0:
-                raise InputError("max_tokens is 0; expected 1 or more; ask for more")
             if tokens is not None:
-                return tokens if tokens > 0 else None
+                return tokens if tokens >= 0 else None
         return None
 
 
@@ -108,11 +101,20 @@ class CompletionBody(GenerationBody):
     prompt: str | list[str] | list[int] | list[list[int]] = ""
     memory: Text = ""
     echo: Flag = None
-    logprobs: Annotated[int | None, BeforeValidator(lambda v: v or None)] = None
+    logprobs: Annotated[int | None, BeforeValidator(lambda v: None if v is False else v)] = None
 
     @property
     def top_logprobs_shown(self) -> int | None:
         return None if self.logprobs is None else min(MAX_LOGPROBS, max(0, self.logprobs))
+
+    @property
+    def prompt_logprobs(self) -> int | None:
+        """How many alternatives to report with each token of the prompt; None: not even its own.
+
+        A prompt that nothing follows is read for them.
+        """
+        shown = self.top_logprobs_shown if self.echo else None
+        return 0 if shown is None and self.tokens(None) == 0 else shown
 
 
 class ChatBody(GenerationBody):
@@ -168,11 +170,14 @@ class ResponseBodies:
         choices = []
         for stream in self._response.streams:
             number, text = stream.number, self._visible(stream.number, stream.text)
+            logprobs = self._logprobs_of(number, tokens[number], len(stream.text))
+            if logprobs is not None and (echoed := self._prompt_logprobs(number)):
+                logprobs = {name: [*echoed[name], *logprobs[name]] for name in logprobs}
             choices.append(
                 {
                     "index": number,
                     "finish_reason": finish_reason(stream),
-                    "logprobs": self._logprobs_of(number, tokens[number], len(stream.text)),
+                    "logprobs": logprobs,
                     **({"message": {"role": "assistant", "content": text, "refusal": None}}
                        if self._chat else {"text": self._echoed[number] + text}),
                 }
@@ -187,7 +192,8 @@ class ResponseBodies:
             if self._chat:
                 chunks.append(self._chunk(number, {"delta": {"role": "assistant", "content": ""}}))
             elif self._echoed[number]:
-                chunks.append(self._chunk(number, {"text": self._echoed[number]}))
+                echo = {"text": self._echoed[number]}
+                chunks.append(self._chunk(number, echo, self._prompt_logprobs(number)))
         if token is None:
             reason = finish_reason(self._response.streams[number])
             last: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
@@ -233,7 +239,17 @@ class ResponseBodies:
         model = self._response.model
         if self._chat:
             return chat_logprobs(model, tokens, length) | {"refusal": None}
-        return completion_logprobs(model, tokens, length, self._offsets[number])
+        stream = self._response.streams[number]
+        # Harnesses count the tokens after an echoed prompt: those without text belong to them.
+        most = None if stream.prompt and stream.stopped_by is None else length
+        return completion_logprobs(model, tokens, most, self._offsets[number])
+
+    def _prompt_logprobs(self, number: int) -> dict[str, list[Any]] | None:
+        """Log-probabilities of the tokens of an echoed prompt, where asked for."""
+        prompt = self._response.streams[number].prompt
+        if not prompt or not self._logprobs:
+            return None
+        return prompt_logprobs(self._response.model, prompt, len(self._echoed[number]))
 
     def _usage(self) -> dict[str, int]:
         """The tokens of each prompt count once, however many choices it has."""

@@ -54,12 +54,15 @@ class GenerationService:
         return list(await run_in_threadpool(self.state.prompt_store.compatible))
 
     async def compose(
-        self, text: str | Sequence[str], max_new_tokens: int | None, **options: Any
+        self, text: str | Sequence[str] | Sequence[int], max_new_tokens: int | None, **options: Any
     ) -> GenerationRequest:
-        """`RequestComposer.compose` in a worker thread. Raises as it does."""
-        return await run_in_threadpool(
-            partial(self.composer.compose, text, max_new_tokens, **options)
-        )
+        """`RequestComposer.compose`, or for ids `compose_ids`, in a worker thread.
+
+        Raises as they do.
+        """
+        is_ids = not isinstance(text, str) and len(text) > 0 and isinstance(text[0], int)
+        compose: Any = self.composer.compose_ids if is_ids else self.composer.compose
+        return await run_in_threadpool(partial(compose, text, max_new_tokens, **options))
 
     async def respond(
         self,

@@ -67,13 +67,13 @@ class Tokens:
     """A run of ids, or of rows `[n, width]`, of one sequence, from a position on.
 
     Attributes:
-        last: whether to compute logits after its last token.
+        n_logits: after how many tokens, the last ones, to compute logits.
     """
 
     sequence: int
     start: int
     content: Sequence[int] | Tensor
-    last: bool = False
+    n_logits: int = 0
 
 
 class LlamaCppContext:
@@ -135,14 +135,14 @@ class LlamaCppContext:
         """Runs tokens, all ids or all rows, `STEP` at most.
 
         Returns:
-            Logits `[n, vocab]` of the n runs with `last`.
+            Logits `[n, vocab]` after the tokens that ask for them.
         """
         lib = self._llama
         rows = [run.content for run in runs if isinstance(run.content, Tensor)]
         count = sum(len(run.content) for run in runs)
         batch = lib.llama_batch_init(count, self.model.width if rows else 0, 1)
         try:
-            last = self._fill(batch, runs)
+            asked = self._fill(batch, runs)
             batch.n_tokens = count
             if rows:
                 given = torch.cat(rows).float() / self.model.row_scale
@@ -156,7 +156,7 @@ class LlamaCppContext:
                 f"llama.cpp could not run {count} tokens (code {failed}); expected room for them; "
                 "ask for fewer or shorter texts"
             )
-        return torch.stack([self._logits(at) for at in last]) if last else torch.empty(0)
+        return torch.stack([self._logits(at) for at in asked]) if asked else torch.empty(0)
 
     def _in_own_thread(self, function: Callable[..., int], *arguments: Any) -> int:
         """Calls a function that computes, in the thread that all of them are called in.
@@ -172,7 +172,7 @@ class LlamaCppContext:
 
     def _fill(self, batch: Any, runs: Sequence[Tokens]) -> list[int]:
         """Fills llama.cpp's batch, except for rows; returns the tokens with logits."""
-        at, last = 0, []
+        at, asked = 0, list[int]()
         for run in runs:
             ids = None if isinstance(run.content, Tensor) else run.content
             for i in range(len(run.content)):
@@ -181,12 +181,10 @@ class LlamaCppContext:
                 batch.pos[at] = run.start + i
                 batch.n_seq_id[at] = 1
                 batch.seq_id[at][0] = run.sequence
-                batch.logits[at] = 0
+                batch.logits[at] = int(i >= len(run.content) - run.n_logits)
+                asked += [at] if batch.logits[at] else []
                 at += 1
-            if run.last:
-                batch.logits[at - 1] = 1
-                last.append(at - 1)
-        return last
+        return asked
 
     def _logits(self, at: int) -> Tensor:
         pointer = self._llama.llama_get_logits_ith(self._context, at)

@@ -117,6 +117,12 @@ class VLLMEngine(Engine):
                 "codes with a strength are mixed token by token, which a vLLM server does not do; "
                 "expected one code of strength 1; use --engine local for others"
             )
+        if request.prompt_logprobs is not None:
+            raise ConfigError(
+                "log-probabilities of the prompt (echo with logprobs, or max_tokens 0) are not "
+                "passed on by a vLLM server that streams; expected them of new tokens only; ask "
+                "the vLLM server itself, or use --engine local"
+            )
         sampling = SamplingParams.of(request.sampling)
         if sampling.no_copy:
             raise ConfigError(
