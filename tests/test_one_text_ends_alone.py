@@ -77,9 +77,9 @@ class Odd(TorchModelRunner):
             if method in self.methods and list(tree.nodes[0].ids[:3]) == self.word:
                 raise FaultError(method)
 
-    def start(self, tree):
+    def start(self, tree, prompt_logprobs=None):
         self._check("start", [tree])
-        return super().start(tree)
+        return super().start(tree, prompt_logprobs)
 
     def prefill(self, sequences, max_tokens):
         self._check("prefill", [s.tree for s in sequences])

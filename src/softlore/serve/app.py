@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from softlore import __version__
 from softlore.errors import SoftloreError
-from softlore.serve import kobold, openai, studio
+from softlore.serve import kobold, llamacpp, openai, studio
 from softlore.serve.compose import model_name
 from softlore.serve.metrics import CONTENT_TYPE, Counting, Metrics
 from softlore.serve.responses import error_response, response_to
@@ -30,7 +30,11 @@ MESSAGES = {
     404: "there is nothing at this path; expected a path of the API; see /openapi.json",
     405: "this path does not take this method; expected one of the Allow header; see /openapi.json",
 }
-RESPONDERS = {"/api/": kobold.respond, "/v1/": openai.respond}  # to errors of an API's routes
+RESPONDERS = {  # to errors of an API's routes
+    "/api/": kobold.respond,
+    "/v1/": openai.respond,
+    **dict.fromkeys(llamacpp.PATHS, llamacpp.respond),
+}
 DESCRIPTION = (
     "Stories with soft World Info. `[[soft:NAME]]` in any text stands for a soft prompt. "
     "Under /api is the KoboldAI API, under /v1 OpenAI's, under /studio the studio's own."
@@ -59,6 +63,7 @@ def make_app(state: ServerState) -> FastAPI:
     service = GenerationService(state)
     app.include_router(kobold.make_router(service))
     app.include_router(openai.make_router(service))
+    app.include_router(llamacpp.make_router(service))
     app.include_router(studio.make_router(state))
     app.include_router(_monitoring_router(state, metrics))
     _add_error_handlers(app)

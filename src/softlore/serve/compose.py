@@ -141,11 +141,7 @@ class RequestComposer:
             InputError: an id that the model does not have. ContextOverflowError: too many ids.
             UnknownPromptError, PromptMismatchError, PromptFileError, StorageError: as `compose`.
         """
-        if invalid := [i for i in ids if not 0 <= i < self.model.vocab_size]:
-            raise InputError(
-                f"prompt holds the id {invalid[0]}; expected ids of {self.model.name!r}, below "
-                f"{self.model.vocab_size}; send text"
-            )
+        self.check_ids(ids)
         with self._lock:
             self.store.refresh()
             context = Context([self.store[name] for name in dict.fromkeys(always)])
@@ -161,6 +157,14 @@ class RequestComposer:
         # The last token is never run, so it may stand one past the end.
         tokens = min(room + 1 if max_new_tokens is None else max_new_tokens, room + 1)
         return GenerationRequest(context, tokens, check=False, tree=tree, **settings)
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raises InputError for an id that the model does not have."""
+        if invalid := [i for i in ids if not 0 <= i < self.model.vocab_size]:
+            raise InputError(
+                f"the prompt holds the id {invalid[0]}; expected ids of {self.model.name!r}, below "
+                f"{self.model.vocab_size}; send text"
+            )
 
     # with the lock held ------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -18,15 +20,26 @@ from softlore.serve.fields import read_grammar, refuse, unused
 from softlore.serve.lenient import body_of, read_object, sampling_of
 from softlore.serve.logprobs import chat_logprobs, completion_logprobs
 from softlore.serve.responses import RETRY_AFTER, event, event_stream, kobold_error, status_of
-from softlore.serve.service import FAILURES, ActiveResponse, GenerationService, finish_reason
+from softlore.serve.safety import has_key
+from softlore.serve.service import (
+    FAILURES,
+    ActiveResponse,
+    GenerationService,
+    finish_reason,
+    prompt_tokens,
+)
 from softlore.settings.lenient import Flag, Integer, Strings, Text
 
 PROGRAM = {"result": "KoboldCpp", "version": "1.87"}  # from 1.88 on Lite makes templates otherwise
 PROTOCOL = "1.2.5"
+HIDDEN_MODEL = "koboldcpp/protected-model"  # what koboldcpp calls it without the API key
+STOP_REASONS = {"length": 0, "context": 0, "end": 1, "stop": 2}  # others are -1
+MAX_KEPT = 64  # log-probabilities of responses, for `last_logprobs`
 DEFAULT_TOKENS = 80
 MAX_COPIES = 16
 TOP_LOGPROBS = 5
 BUSY = "Server is busy; please try again later."
+Fact = dict[str, Any] | list[Any]
 Route = TypeVar("Route", bound=Callable[..., Any])
 
 
@@ -88,7 +101,6 @@ def _add_info(router: APIRouter, service: GenerationService) -> None:
     longest = service.composer.context_length
     protected = bool(service.state.settings.api_key)
     both: dict[str, dict[str, Any]] = {
-        "model": {"result": model_name(service.model)},
         "info/version": {"result": PROTOCOL},
         "config/max_context_length": {"value": longest},
         "config/max_length": {"value": longest // 2},
@@ -102,6 +114,18 @@ def _add_info(router: APIRouter, service: GenerationService) -> None:
         _both_versions(router, "GET", path)(_always(fact))
     for path, fact in extra.items():
         router.add_api_route(f"/api/extra/{path}", _always(fact))
+    router.add_api_route("/sdapi/v1/sd-models", _always([]))  # Lite asks for models of images
+
+    @_both_versions(router, "GET", "model")
+    async def model(request: Request) -> dict[str, str]:
+        known = has_key(request.headers, service.state.settings.api_key)
+        return {"result": model_name(service.model) if known else HIDDEN_MODEL}
+
+    started = time.monotonic()
+
+    @router.get("/api/extra/perf")
+    async def perf() -> dict[str, Any]:
+        return _performance(service) | {"uptime": time.monotonic() - started}
 
     @router.post("/api/extra/tokencount", openapi_extra=body_of(CountBody))
     async def count(request: Request) -> dict[str, Any]:
@@ -110,18 +134,65 @@ def _add_info(router: APIRouter, service: GenerationService) -> None:
         return {"value": value, "ids": ids}
 
 
+def _performance(service: GenerationService) -> dict[str, Any]:
+    """How long the newest text took, in seconds and tokens a second, and how busy the server is."""
+    load, last = service.state.engine.load(), service.last
+    read = written = 0
+    first, total, reason = 0.0, 0.0, -1
+    if last is not None and (stream := last.streams[-1]).seconds is not None:
+        first, total = stream.seconds_to_first or 0.0, stream.seconds
+        read, written = sum(map(prompt_tokens, last.requests)), len(stream.ids)
+        reason = STOP_REASONS.get(str(stream.finish), -1)
+    return {
+        "last_process": first,
+        "last_eval": total - first,
+        "last_process_time": first,
+        "last_eval_time": total - first,
+        "last_process_speed": read / first if first else 0.0,
+        "last_eval_speed": written / (total - first) if total > first else 0.0,
+        "last_input_count": read,
+        "last_token_count": written,
+        "last_seed": -1,
+        "total_gens": service.n_ended,
+        "stop_reason": reason,
+        "total_img_gens": 0,
+        "queue": load.waiting,
+        "idle": int(not load.running + load.waiting),
+        "hordeexitcounter": -1,
+        "quiet": True,
+    }
+
+
 def _add_generation(router: APIRouter, service: GenerationService) -> None:
+    likelihoods: OrderedDict[str, dict[str, Any]] = OrderedDict()  # of responses, by their keys
+
+    def keep(body: GenerateBody, logprobs: dict[str, Any]) -> None:
+        likelihoods.pop(body.genkey, None)
+        likelihoods[body.genkey] = logprobs
+        while len(likelihoods) > MAX_KEPT:
+            likelihoods.popitem(last=False)
+
     @_both_versions(router, "POST", "generate", openapi_extra=body_of(GenerateBody, samplers=True))
     async def generate(request: Request) -> dict[str, Any]:
         body, response = await _start(service, request)
         tokens = await response.tokens()
         results = [_result(response, stream, tokens, body) for stream in response.streams]
+        if body.logprobs:
+            keep(body, results[-1]["logprobs"])
         return {"results": results, **_warnings(body)}
 
     @router.post("/api/extra/generate/stream", openapi_extra=body_of(GenerateBody, samplers=True))
     async def stream(request: Request) -> Response:
         body, response = await _start(service, request, limit=1)
-        return await event_stream(_events(response, body))
+        return await event_stream(_events(response, body, keep))
+
+    @router.get("/api/extra/last_logprobs")
+    async def last_logprobs() -> dict[str, Any]:
+        return {"logprobs": likelihoods.get("")}
+
+    @router.post("/api/extra/last_logprobs", openapi_extra=body_of(KeyBody))
+    async def last_logprobs_of(request: Request) -> dict[str, Any]:
+        return {"logprobs": likelihoods.get(await _key(request))}
 
     @router.get("/api/extra/generate/check")
     async def check_any() -> dict[str, Any]:
@@ -205,21 +276,37 @@ def _result(
     text = stream.text + _shown_stop(stream, body)
     result: dict[str, Any] = {"text": text, "finish_reason": finish_reason(stream)}
     if body.logprobs:
-        arguments = response.model, tokens[stream.number], len(stream.text)
-        result["logprobs"] = chat_logprobs(*arguments) | completion_logprobs(*arguments)
+        result["logprobs"] = _logprobs(response, stream, tokens[stream.number])
     return result
 
 
-async def _events(response: ActiveResponse, body: GenerateBody) -> AsyncGenerator[bytes]:
+def _logprobs(
+    response: ActiveResponse, stream: AsyncOutputStream, tokens: Sequence[Token]
+) -> dict[str, Any]:
+    """Log-probabilities in both of OpenAI's shapes, as koboldcpp returns them."""
+    arguments = response.model, tokens, len(stream.text)
+    return chat_logprobs(*arguments) | completion_logprobs(*arguments)
+
+
+async def _events(
+    response: ActiveResponse,
+    body: GenerateBody,
+    keep: Callable[[GenerateBody, dict[str, Any]], None],
+) -> AsyncGenerator[bytes]:
     """An event for each token, and one at the end that says why the text ended."""
+    tokens: list[Token] = []
     with response:
         try:
             async for stream, token in response:
                 if token is None:
+                    if body.logprobs:
+                        keep(body, _logprobs(response, stream, tokens))
                     reason = finish_reason(stream)
                     last = {"token": _shown_stop(stream, body), "finish_reason": reason}
                     yield event({**last, **_warnings(body)}, "message")
-                elif token.text:
+                    continue
+                tokens.append(token)
+                if token.text:
                     yield event({"token": token.text, "finish_reason": None}, "message")
         except SoftloreError:
             if not any(stream.text for stream in response.streams):
@@ -244,10 +331,10 @@ async def _key(request: Request) -> str:
         return ""
 
 
-def _always(fact: dict[str, Any]) -> Callable[[], Coroutine[Any, Any, dict[str, Any]]]:
-    """A route that always returns the same object."""
+def _always(fact: Fact) -> Callable[[], Coroutine[Any, Any, Fact]]:
+    """A route that always returns the same."""
 
-    async def answer() -> dict[str, Any]:
+    async def answer() -> Fact:
         return fact
 
     return answer

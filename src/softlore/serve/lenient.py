@@ -12,10 +12,11 @@ from starlette.requests import Request
 from softlore.errors import InputError
 from softlore.model import LanguageModel
 from softlore.settings import SamplingParams, table
-from softlore.settings.lenient import flag
+from softlore.settings.lenient import flag, integer
 from softlore.settings.table import from_client
 
 # Fields by which clients ask that no text ends before its length.
+_NO_RANGE = ("rep_pen_range", "repeat_last_n")  # by which 0 turns the penalty off
 NO_END = ("bypass_eos", "ban_eos_token", "ignore_eos", "use_default_badwordsids")
 
 
@@ -24,6 +25,8 @@ def sampling_of(sent: Mapping[str, Any], model: LanguageModel) -> dict[str, Any]
     sampling = from_client(SamplingParams, sent)
     if any(flag(sent.get(name)) for name in NO_END):
         sampling["banned"] = (*sampling.get("banned", ()), *sorted(model.eos_ids))
+    if any(integer(sent.get(name)) == 0 for name in _NO_RANGE):  # as in koboldcpp and llama.cpp
+        sampling["repetition_penalty"] = 1.0
     for name, of in (("banned", lambda i: i), ("logit_bias", lambda pair: pair[0])):
         items = [item for item in sampling.pop(name, ()) if of(item) < model.vocab_size]
         if items:

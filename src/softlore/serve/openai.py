@@ -57,13 +57,7 @@ def make_router(service: GenerationService) -> APIRouter:
     @router.post("/v1/completions", openapi_extra=body_of(CompletionBody, samplers=True))
     async def completions(request: Request) -> Response:
         body = CompletionBody.model_validate(await read_object(request))
-        prompts = _prompts(body.prompt)
-        compose = await _composer(service, body)
-        options: dict[str, Any] = {"memory": body.memory, "stop": body.stops}
-        options["prompt_logprobs"] = body.prompt_logprobs
-        tokens = body.tokens(DEFAULT_TOKENS)
-        requests = [await compose(prompt, tokens, **options) for prompt in prompts]
-        response = await _start(service, request, body, requests)
+        response, prompts = await start_completions(service, request, body)
         echoed = [_text(service, one) if body.echo else "" for one in prompts]
         return await _respond(response, body, ResponseBodies(response, body, echoed))
 
@@ -78,6 +72,19 @@ def make_router(service: GenerationService) -> APIRouter:
         return await _respond(response, body, ResponseBodies(response, body, strip=chat.strip))
 
     return router
+
+
+async def start_completions(
+    service: GenerationService, request: Request, body: CompletionBody
+) -> tuple[ActiveResponse, list[str | list[int]]]:
+    """Starts the texts that complete the prompts of a body; returns the prompts, too."""
+    prompts = _prompts(body.prompt)
+    compose = await _composer(service, body)
+    options: dict[str, Any] = {"memory": body.memory, "stop": body.stops}
+    options["prompt_logprobs"] = body.prompt_logprobs
+    tokens = body.tokens(DEFAULT_TOKENS)
+    requests = [await compose(prompt, tokens, **options) for prompt in prompts]
+    return await _start(service, request, body, requests), prompts
 
 
 def respond(error: Exception) -> Response:

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from softlore.decode import GenerationRequest, Token
+from softlore.decode import Token
 from softlore.serve.chat import ChatMessage
 from softlore.serve.compose import model_name
 from softlore.serve.fields import unused
 from softlore.serve.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
-from softlore.serve.service import ActiveResponse, finish_reason
+from softlore.serve.service import ActiveResponse, finish_reason, prompt_tokens
 from softlore.settings.lenient import Flag, Integer, Strings, Text, strings
 
 MAX_LOGPROBS = 20  # alternatives for each token
@@ -253,17 +253,10 @@ class ResponseBodies:
 
     def _usage(self) -> dict[str, int]:
         """The tokens of each prompt count once, however many choices it has."""
-        read = sum(map(_prompt_tokens, self._response.requests))
+        read = sum(map(prompt_tokens, self._response.requests))
         written = sum(len(stream.ids) for stream in self._response.streams)
         return {
             "prompt_tokens": read,
             "completion_tokens": written,
             "total_tokens": read + written,
         }
-
-
-def _prompt_tokens(request: GenerationRequest) -> int:
-    """Tokens that are read for a request: BOS, text, rows and prefixes."""
-    tree = request.tree
-    assert tree is not None  # made by RequestComposer
-    return tree.length + sum(int(prefix.shape[3]) for prefix in tree.prefixes)

@@ -9,6 +9,7 @@ CVE-2025-59425 of vLLM.)
 from __future__ import annotations
 
 import hmac
+import logging
 import re
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from softlore.serve.responses import error_response
 from softlore.settings.serving import ServeSettings, is_address, is_loopback
 
+_log = logging.getLogger(__name__)
 MEGABYTE = 2**20
 TOO_LARGE = (
     "the request is too large; expected {} MB at most; send less, or start the server with a "
@@ -28,7 +30,12 @@ WRITING_METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 BODY_TYPES = ("application/json", "application/octet-stream")  # an HTML form can send neither
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^\s:/@\[\]]+))(?::\d*)?")
-PUBLIC = ("/health", "/", "/favicon.ico")  # paths that need no key
+# Paths that need no key; KoboldAI's clients ask some of them whether there is one.
+KOBOLD_FACTS = ("model", "info/version", "config/max_context_length", "config/max_length")
+PUBLIC = frozenset({
+    "/health", "/", "/favicon.ico", "/api/extra/version", "/api/extra/true_max_context_length",
+    *(f"/api/{version}/{fact}" for version in ("v1", "latest") for fact in KOBOLD_FACTS),
+})  # fmt: skip
 PUBLIC_FOLDER = "/studio/static/"
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
@@ -103,6 +110,10 @@ class Guard:
             return None  # the server's own page, or no browser
         elif scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate":
             return None  # a link to the studio
+        _log.warning(
+            "refused %s %s %.100r: its origin is not allowed; to allow it start the server with "
+            "--origin %.100s", _page(headers), scope["method"], scope["path"], repr(origin)[1:-1],
+        )  # fmt: skip
         return error_response(
             scope["path"],
             403,
@@ -123,10 +134,13 @@ class Guard:
         key, path = self.settings.api_key, scope["path"]
         if key is None or path in PUBLIC or path.startswith(PUBLIC_FOLDER):
             return None
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if hmac.compare_digest(given.encode(), key.encode()):
+        if has_key(headers, key):
             return None
+        _log.warning(
+            "refused %s %s %.100r: the API key is missing or wrong; its program "
+            "must send the one that the server was started with (--api-key-file)",
+            _page(headers), scope["method"], path,
+        )  # fmt: skip
         return error_response(
             path,
             401,
@@ -153,6 +167,21 @@ class Guard:
             f"a browser sent {kind or 'a body of no type'!r:.100}; expected "
             f"{' or '.join(BODY_TYPES)}; set the Content-Type",
         )
+
+
+def has_key(headers: Headers, key: str | None) -> bool:
+    """Whether a request's headers hold the API key, where there is one."""
+    if key is None:
+        return True
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+    return hmac.compare_digest(given.encode(), key.encode())
+
+
+def _page(headers: Headers) -> str:
+    """Which page sent a request, for the log."""
+    page = headers.get("origin") or headers.get("referer", "")
+    return f"a page of {page!r:.100}" if page else "a program that is no browser's page,"
 
 
 def _limited(receive: Receive, upload_mb: int) -> Receive:

@@ -38,12 +38,16 @@ class GenerationService:
     Attributes:
         composer: makes generation requests of texts.
         active: the responses under way, the newest last; only for the event loop.
+        last: the newest response that has ended.
+        n_ended: how many have.
     """
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
         self.composer = RequestComposer(state)
         self.active: list[ActiveResponse] = []
+        self.last: ActiveResponse | None = None
+        self.n_ended = 0
 
     @property
     def model(self) -> LanguageModel:
@@ -120,8 +124,8 @@ class ActiveResponse:
         self.requests = requests
         self.key = key
         self._outputs = outputs
-        self._active = service.active
-        self._active.append(self)
+        self._service = service
+        service.active.append(self)
         self._watcher = asyncio.create_task(self._cancel_on_disconnect(caller))
 
     @property
@@ -150,8 +154,10 @@ class ActiveResponse:
     def __exit__(self, *error: object) -> None:
         self.cancel()
         self._watcher.cancel()
-        if self in self._active:
-            self._active.remove(self)
+        if self in self._service.active:
+            self._service.active.remove(self)
+            self._service.last = self
+            self._service.n_ended += 1
 
     async def _cancel_on_disconnect(self, caller: Request) -> None:
         while (await caller.receive())["type"] != "http.disconnect":
@@ -168,3 +174,10 @@ def _copy(request: GenerationRequest, number: int) -> GenerationRequest:
 def finish_reason(stream: AsyncOutputStream) -> str:
     """Why a text ended, by the names of the APIs."""
     return "stop" if stream.finish in ("end", "stop", "cancelled") else "length"
+
+
+def prompt_tokens(request: GenerationRequest) -> int:
+    """Tokens that are read for a request: BOS, text, rows and prefixes."""
+    tree = request.tree
+    assert tree is not None  # made by RequestComposer
+    return tree.length + sum(int(prefix.shape[3]) for prefix in tree.prefixes)

@@ -42,6 +42,13 @@ _KOBOLD = (
     ("repetition_penalty",),
 )
 
+# llama.cpp's names of samplers, where they are not those of steps.
+_LLAMACPP = {
+    "penalties": ("repetition_penalty", "presence_frequency"),
+    "typ_p": ("typical",),
+    "temperature": ("temperature", "smoothing"),
+}
+
 
 def kobold_order(numbers: Iterable[int]) -> tuple[str, ...]:
     """KoboldAI's `sampler_order` as names of steps: `[6, 0, 1, 3, 4, 2, 5]` is koboldcpp's default.
@@ -135,23 +142,28 @@ def _client_breakers(value: Any) -> list[str]:
 
 
 def _client_ids(value: Any) -> list[int]:
-    ids = [integer(item) for item in value[:MAX_BIASES]] if isinstance(value, list) else []
+    listed = _split(value) if isinstance(value, str) else value  # SillyTavern sends "5,17"
+    ids = [integer(item) for item in listed[:MAX_BIASES]] if isinstance(listed, list) else []
     return [i for i in ids if i is not None and i >= 0]
 
 
 def _client_biases(value: Any) -> list[tuple[int, float]]:
-    """Biases within bounds, from an object or a list of pairs."""
+    """Biases within bounds, from an object or a list of pairs; false is a ban (llama.cpp)."""
     if isinstance(value, list):
         value = {str(p[0]): p[1] for p in value if isinstance(p, list) and len(p) == 2}
     pairs = list(value.items())[:MAX_BIASES] if isinstance(value, dict) else []
-    read = [(integer(key), number(bias)) for key, bias in pairs]
+    read = [(integer(key), -BIAS if bias is False else number(bias)) for key, bias in pairs]
     return [
         (i, min(BIAS, max(-BIAS, b))) for i, b in read if i is not None and i >= 0 and b is not None
     ]
 
 
 def _client_order(value: Any) -> tuple[str, ...]:
-    numbers = [integer(item) for item in value[:100]] if isinstance(value, list) else []
+    listed = value[:100] if isinstance(value, list) else []
+    if any(isinstance(item, str) and not item.isdecimal() for item in listed):
+        named = [step for item in listed for step in _LLAMACPP.get(str(item), (str(item),))]
+        return tuple(dict.fromkeys(step for step in named if step in STEPS))
+    numbers = [integer(item) for item in listed]
     known = [n for n in numbers if n is not None and 0 <= n < len(_KOBOLD)]
     return kobold_order(dict.fromkeys(known))
 
@@ -258,6 +270,8 @@ class SamplingParams(Settings):
         "entropy, above 1 keeps it low for longer.", ge=0, le=100, client_range=(0.01, 100))
     smoothing: float = setting(0.0, "Factor of quadratic smoothing; 0 is off.", ge=0, le=100,
         aliases=("smoothing_factor",))
+    smoothing_curve: float = setting(1.0, "Of smoothing: above 1 unlikely tokens lose more, by a "
+        "cubic curve.", ge=1, le=10, client_range=(1, 10))
     repetition_penalty: float = setting(1.0, "Above 1 makes tokens that are in the text already "
         "less likely.", ge=1e-3, le=100, client_range=(0.01, 100),
         aliases=("rep_pen", "repeat_penalty"), slider=(1, 2, 0.01))
@@ -299,14 +313,14 @@ class SamplingParams(Settings):
         option="--no-copy", client_range=(MIN_COPY, MAX_RANGE),
         expected=f"0 for none, or {MIN_COPY} tokens or more")
     banned: Ids = setting((), "Token ids that are never written.",
-        expected="token ids, whole numbers from 0")
+        aliases=("custom_token_bans",), expected="token ids, whole numbers from 0")
     banned_strings: Strings = setting((), "Strings that are never written, in any case.",
         aliases=("banned_tokens",), expected=STRINGS)
     logit_bias: Biases = setting((), "Added to the logits of token ids.",
         expected="token ids and what to add to the logit of each, such as {42: -5}")
     order: Order = setting((), "Names of steps in the order in which they act. They take the "
         "places that they have by default among them; the others keep theirs.",
-        aliases=("sampler_order",), expected="names of steps")
+        aliases=("sampler_order", "samplers"), expected="names of steps")
     grammar: Grammar = setting("", "The text follows this grammar: GBNF, as llama.cpp has it, or "
         "llguidance's Lark.", aliases=("guided_grammar", "grammar_string"), option="--grammar",
         file=True, expected="a grammar, as text")

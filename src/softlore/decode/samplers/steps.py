@@ -135,7 +135,9 @@ def _temperatures(sampling: SamplingParams) -> Iterator[Step]:
     elif middle != 1.0:
         yield Step("temperature", TemperatureLogitsWarper(middle))
     if sampling.smoothing:
-        yield Step("smoothing", SmoothingLogitsProcessor(sampling.smoothing))
+        yield Step(
+            "smoothing", SmoothingLogitsProcessor(sampling.smoothing, sampling.smoothing_curve)
+        )
 
 
 def _mirostat(sampling: SamplingParams) -> Iterator[Step]:

@@ -28,16 +28,19 @@ class DynamicTemperatureLogitsProcessor(LogitsProcessor):
 
 
 class SmoothingLogitsProcessor(LogitsProcessor):
-    """Quadratic smoothing (kalomaze; koboldcpp's `smoothing_factor`).
+    """Quadratic smoothing (kalomaze; koboldcpp's `smoothing_factor`), or on a cubic curve.
 
-    x_i becomes max − factor · (x_i − max)²: near the likeliest token the others gain, far from it
-    they lose.
+    With d = x_i − max, x_i becomes max − factor · ((3 − curve) / 2 · d² − (curve − 1) / 2 · d³),
+    which is quadratic where the curve is 1: near the likeliest token the others gain, far from it
+    they lose (`smoothing_curve` of text-generation-webui).
     """
 
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
+    def __init__(self, factor: float, curve: float = 1.0) -> None:
+        self.square, self.cube = factor * (3 - curve) / 2, factor * (curve - 1) / 2
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores `[B, vocab]` on the curve of each row."""
         best = scores.amax(dim=-1, keepdim=True)
-        return best - self.factor * (scores - best) ** 2
+        below = scores - best
+        curved = below**2 * (self.cube * below - self.square)
+        return best + curved.where(below.isfinite(), below)

@@ -92,6 +92,7 @@ class AsyncOutputStream(OutputView, AsyncIterator[Token]):
         number: its index among the streams of the queue.
         finish: how it ended; None while it runs.
         seconds_to_first: from its start to its first token; None until then.
+        seconds: from its start to its end; None until then.
         on_end: called once, when it has ended.
     """
 
@@ -102,6 +103,7 @@ class AsyncOutputStream(OutputView, AsyncIterator[Token]):
         self.outputs.streams.append(self)
         self.finish: End | None = None
         self.seconds_to_first: float | None = None
+        self.seconds: float | None = None
         self.on_end: Callable[[AsyncOutputStream], None] | None = None
         self._start = time.monotonic()
 
@@ -134,6 +136,7 @@ class AsyncOutputStream(OutputView, AsyncIterator[Token]):
             self.outputs.put(self, item)
         if finish is not None and self.finish is None:
             self.finish = finish
+            self.seconds = time.monotonic() - self._start
             self.outputs.put(self, None)
             if self.on_end is not None:
                 self.on_end(self)
