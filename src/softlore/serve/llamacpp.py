@@ -15,6 +15,7 @@ from softlore.errors import InputError, SoftloreError
 from softlore.model import LanguageModel
 from softlore.serve.compose import model_name
 from softlore.serve.engines import AsyncOutputStream
+from softlore.serve.fields import unused
 from softlore.serve.lenient import body_of, read_object
 from softlore.serve.logprobs import chat_logprobs
 from softlore.serve.openai import start_completions
@@ -80,7 +81,7 @@ def make_router(service: GenerationService) -> APIRouter:
             return await event_stream(_events(response, body))
         tokens = await response.tokens()
         found = [
-            _told(response, stream, tokens[stream.number], body) | _end(response, stream)
+            _told(response, stream, tokens[stream.number], body) | _end(response, stream, body)
             for stream in response.streams
         ]
         return JSONResponse(found[0] if len(found) == 1 else found)
@@ -137,7 +138,7 @@ async def _events(response: ActiveResponse, body: LlamaCppBody) -> AsyncGenerato
         try:
             async for stream, token in response:
                 if token is None:
-                    told = _told(response, stream, [], body) | _end(response, stream)
+                    told = _told(response, stream, [], body) | _end(response, stream, body)
                     yield event(told | {"content": ""})
                 elif token.text or body.top_logprobs_shown is not None:
                     told = _told(response, stream, [token], body)
@@ -171,11 +172,12 @@ def _told(
     return told
 
 
-def _end(response: ActiveResponse, stream: AsyncOutputStream) -> dict[str, Any]:
+def _end(response: ActiveResponse, stream: AsyncOutputStream, body: LlamaCppBody) -> dict[str, Any]:
     """What is known once a text has ended."""
     first, total = stream.seconds_to_first or 0.0, stream.seconds or 0.0
-    usage = stream.cache_usage
+    usage, warnings = stream.cache_usage, unused(body)
     return {
+        **({"warnings": warnings} if warnings else {}),
         "stop": True,
         "stop_type": STOP_TYPES.get(str(stream.finish), "none"),
         "stopping_word": stream.stopped_by or "",
