@@ -712,18 +712,3 @@ def test_the_threads_of_a_server(set_by, model, tmp_path, monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert (ended.code, seen) == (0, [1]), ended.err
-
-
-@pytest.mark.parametrize("given", ["", "ACTIVE"])
-def test_threads_that_wait_sleep_unless_the_user_says_otherwise(given):
-    code = (
-        "import os, sys\nfrom softlore.cli import main\n"
-        "try: main(['--version'])\n"
-        "except SystemExit: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    if given:
-        environment["OMP_WAIT_POLICY"] = given
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == f"{given or 'PASSIVE'} False"

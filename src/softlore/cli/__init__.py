@@ -38,12 +38,6 @@ COMMANDS = {
     "evaluate": "Measure recall, drift, copy and fidelity of trained prompts.",
 }
 INTERRUPTED = 130
-ENVIRONMENT = {  # read by libraries when they are imported
-    "TOKENIZERS_PARALLELISM": "false",
-    # A thread that waits for another one sleeps, instead of using up the processor: with several
-    # programs on one machine, the others are waiting for it.
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
 
 
 class _LazyGroup(click.Group):
@@ -92,8 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     0 done, 1 a check or training failed, 2 bad usage or input, 130 stopped.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         code = commands.main(arguments, prog_name="softlore", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

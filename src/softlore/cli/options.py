@@ -13,7 +13,7 @@ import click
 from softlore.cli.common import ModelSource, clean
 from softlore.errors import ConfigError
 from softlore.settings import SamplingParams, Setting, Settings, table
-from softlore.settings.sampling import MAX_GRAMMAR
+from softlore.settings.sampler_values import MAX_GRAMMAR
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)

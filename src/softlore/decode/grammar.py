@@ -19,8 +19,6 @@ from softlore.decode.gbnf import gbnf_to_lark, is_gbnf
 from softlore.decode.grammar_check import GrammarCheck, make_matcher, make_tokenizer
 from softlore.errors import ConfigError, UnsupportedModelError
 from softlore.model import LanguageModel
-from softlore.settings import SamplingParams
-from softlore.settings.sampling import GRAMMARS
 
 MAX_CACHED = 64  # grammars of a model
 # Of JSON between its parts: room for indents, but not for whitespace without end.
@@ -157,18 +155,11 @@ def compiler_of(model: LanguageModel) -> GrammarCompiler:
         return _COMPILERS[model]
 
 
-def grammar_setting(params: SamplingParams) -> tuple[str, Any] | None:
-    """The name and the value of the setting that says what the text may be; None for anything."""
-    named = ((name, getattr(params, name)) for name in GRAMMARS)
-    return next(((name, value) for name, value in named if value), None)
+def compile_grammar(model: LanguageModel, name: str, value: Any) -> Grammar:
+    """The grammar of one text; see `SamplingParams.constraint`.
 
-
-def grammar_of(model: LanguageModel, params: SamplingParams) -> Grammar | None:
-    """The grammar of a text with these settings. Raises as `GrammarCompiler.compile`."""
-    found = grammar_setting(params)
-    if found is None:
-        return None
-    name, value = found
+    Raises as `GrammarCompiler.compile`.
+    """
     return compiler_of(model).compile(name, value if isinstance(value, str) else json.dumps(value))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from softlore.context import Tree, compose
 from softlore.context.compose import ContextLike
 from softlore.decode.conditioning import Conditioning
-from softlore.decode.grammar import Grammar, GrammarLogitsProcessor, grammar_of
+from softlore.decode.grammar import Grammar, GrammarLogitsProcessor, compile_grammar
 from softlore.decode.no_copy import no_copy_step
 from softlore.decode.samplers import Sampler, SamplingParams
 from softlore.decode.samplers.steps import Step
@@ -135,9 +135,9 @@ def make_sampler(
         banned += model.bracket_ids  # its training responses were in brackets, its text is not
     params = params.changed(banned=banned)
     before = [no_copy_step(prompts, params.no_copy)] if params.no_copy else []
-    grammar = grammar_of(model, params)
-    if grammar is None:
+    if params.constraint is None:
         return Sampler(params, request.seed, model, before), None
+    grammar = compile_grammar(model, *params.constraint)
     # First of all: what other steps ban is spared where it is all that the grammar allows.
     before = [Step("grammar", GrammarLogitsProcessor(grammar), own=True), *before]
     return Sampler(params, request.seed, model, before, grammar.advance), grammar

@@ -34,6 +34,8 @@ PROGRAM = {"result": "KoboldCpp", "version": "1.87"}  # from 1.88 on Lite makes 
 PROTOCOL = "1.2.5"
 HIDDEN_MODEL = "koboldcpp/protected-model"  # what koboldcpp calls it without the API key
 STOP_REASONS = {"length": 0, "context": 0, "end": 1, "stop": 2}  # others are -1
+# Of koboldcpp's facts on speed, those of what is not here.
+NOT_HERE = {"last_seed": -1, "total_img_gens": 0, "hordeexitcounter": -1, "quiet": True}
 MAX_KEPT = 64  # log-probabilities of responses, for `last_logprobs`
 DEFAULT_TOKENS = 80
 MAX_COPIES = 16
@@ -99,7 +101,6 @@ def respond(error: Exception) -> Response:
 def _add_info(router: APIRouter, service: GenerationService) -> None:
     """The routes that clients call when they connect: model, version, limits, token counts."""
     longest = service.composer.context_length
-    protected = bool(service.state.settings.api_key)
     both: dict[str, dict[str, Any]] = {
         "info/version": {"result": PROTOCOL},
         "config/max_context_length": {"value": longest},
@@ -107,7 +108,7 @@ def _add_info(router: APIRouter, service: GenerationService) -> None:
     }
     extra: dict[str, dict[str, Any]] = {
         "true_max_context_length": {"value": longest},
-        "version": {**PROGRAM, "protected": protected},
+        "version": {**PROGRAM, "protected": bool(service.state.settings.api_key)},
         "preloadstory": {},
     }
     for path, fact in both.items():
@@ -152,14 +153,11 @@ def _performance(service: GenerationService) -> dict[str, Any]:
         "last_eval_speed": written / (total - first) if total > first else 0.0,
         "last_input_count": read,
         "last_token_count": written,
-        "last_seed": -1,
         "total_gens": service.n_ended,
         "stop_reason": reason,
-        "total_img_gens": 0,
         "queue": load.waiting,
         "idle": int(not load.running + load.waiting),
-        "hordeexitcounter": -1,
-        "quiet": True,
+        **NOT_HERE,
     }
 
 
@@ -332,8 +330,6 @@ async def _key(request: Request) -> str:
 
 
 def _always(fact: Fact) -> Callable[[], Coroutine[Any, Any, Fact]]:
-    """A route that always returns the same."""
-
     async def answer() -> Fact:
         return fact
 
@@ -346,10 +342,9 @@ def _both_versions(
     """A route under /api/v1 and /api/latest; the description of the API shows the first."""
 
     def add(function: Route) -> Route:
-        router.add_api_route(f"/api/v1/{path}", function, methods=[method], **description)
-        router.add_api_route(
-            f"/api/latest/{path}", function, methods=[method], include_in_schema=False
-        )
+        for version, shown in (("v1", True), ("latest", False)):
+            options = {"methods": [method], "include_in_schema": shown, **description}
+            router.add_api_route(f"/api/{version}/{path}", function, **options)
         return function
 
     return add

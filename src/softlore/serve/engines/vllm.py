@@ -22,7 +22,6 @@ from softlore.context.compose import ContextLike
 from softlore.context.splice import check_length
 from softlore.decode import GenerationRequest, OutputStream, SamplingParams, Token
 from softlore.decode.conditioning import weighted
-from softlore.decode.grammar import grammar_setting
 from softlore.decode.prefix_cache import TextKeys
 from softlore.decode.request import prompts_in, stop_strings
 from softlore.errors import ConfigError, ContextOverflowError, EngineError
@@ -281,7 +280,7 @@ def _settings(sampling: SamplingParams, model: FrozenModel) -> dict[str, Any]:
 
 def _structured_outputs(sampling: SamplingParams) -> dict[str, Any] | None:
     """What the text may be, as vLLM takes it."""
-    found = grammar_setting(sampling)
+    found = sampling.constraint
     if found is None:
         return None
     name, value = found
