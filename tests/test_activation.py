@@ -8,10 +8,10 @@ import pytest
 from plain_scan import find_keys
 from softlore.context import ScanSettings, Timers, activate, place_entries
 from softlore.context.keys import prepare_keys
-from softlore.context.patterns import MAX_COPIES, compile_pattern, split_pattern
 from softlore.context.scan import draw
 from softlore.errors import ConfigError, ContextError
 from softlore.lore import Entry
+from softlore.lore.patterns import MAX_COPIES, compile_pattern, split_pattern
 
 LONG_AGO = ["It was a quiet town."]
 

@@ -11,7 +11,7 @@ from plain_scan import find_keys, plain_activate
 from softlore.context import ScanSettings, Timers, activate, place_entries
 from softlore.context.keys import Folding, KeyIndex, KeySearch, ScannedTexts, fold, prepare_keys
 from softlore.context.scan import draw
-from softlore.lore import Entry
+from softlore.lore import Entry, Lorebook, check
 
 WORDS = ["ab", "Ab", "abc", "b", "b-c", "cab"]
 KEYS = [*WORDS, "ab b", "B C", "/^ab/", "/AB|cab/i", "/(/", "/b/zz"]
@@ -347,3 +347,7 @@ def test_no_key_raises_and_none_hangs(pattern, flags, text):
     found = activate(book, [text])
     assert all(bad.key == key and bad.why for bad in found.bad_keys)
     assert not (found.active and found.bad_keys)
+    # What a check of the lorebook warns of is what activation refuses.
+    warned = [line for line in check(Lorebook(name="b", entries=book)) if "matches" in line]
+    assert len(warned) == len(found.bad_keys)
+    assert all(bad.why in line for bad, line in zip(found.bad_keys, warned, strict=True))

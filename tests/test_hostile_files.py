@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from softlore.context.patterns import compile_pattern
 from softlore.errors import ConfigError, PromptFileError, StorageError, StoryFileError
 from softlore.lore import Entry, Lorebook, check
+from softlore.lore.patterns import compile_pattern
 from softlore.prompts import SoftPrompt
 from softlore.prompts.native import read_header
 from softlore.story.files import read_story
@@ -54,7 +54,7 @@ def test_a_prompt_whose_json_field_is_no_object(tmp_path, field, text):
 @pytest.mark.parametrize("pattern", ["(" * 5000 + "a" + ")" * 5000, "(" * 900 + "a" + ")" * 900])
 def test_a_key_of_nested_groups(pattern):
     book = Lorebook(name="b", entries=[Entry(name="A", text="x", keys=[f"/{pattern}/"])])
-    assert any("is no regular expression" in warning for warning in check(book))
+    assert any("matches nothing: " in warning for warning in check(book))
     compiled, problem = compile_pattern(pattern, "")
     assert compiled is None
     assert "longer than" in problem or "nested more than 50 deep" in problem

@@ -2,6 +2,7 @@
 
 import pytest
 
+from softlore.context import activate
 from softlore.lore import Entry, Lorebook, check
 
 
@@ -36,12 +37,39 @@ def test_a_good_entry_has_no_warnings():
         ),
         ({"keys": []}, "it has no keys, so only [[soft:Emma]] activates it"),
         ({"keys": [], "secondary_keys": ["x"]}, "secondary keys have no effect"),
-        ({"keys": ["/(/i"]}, "the key '/(/i' is no regular expression"),
+        ({"keys": ["/(/i"]}, "the key '/(/i' matches nothing: no valid regular expression"),
         ({"key": ["x"]}, "`key` is not a field; did you mean 'keys'?"),
     ],
 )
 def test_warnings(fields, message):
     assert any(message in warning for warning in warnings(**fields))
+
+
+HOSTILE = [
+    "(?:" * 300 + "a" + ")" * 300,
+    "(" * 5000 + ")" * 5000,
+    "a{20000}",
+    "(?P<a>b)",
+    "a" * 3000,
+]
+
+
+@pytest.mark.parametrize("pattern", HOSTILE)
+def test_a_file_with_a_key_that_is_refused(tmp_path, monkeypatch, pattern):
+    """The file loads; the check warns in activation's words."""
+    path = tmp_path / "b.json"
+    Lorebook(name="b", entries=[Entry(name="A", text="x", keys=[f"/{pattern}/i"])]).save(path)
+    book = Lorebook.load(path)
+    [why] = [bad.why for bad in activate(book, ["a"]).bad_keys]
+    [warning] = check(book)
+    assert f"matches nothing: {why}; correct it" in warning
+
+
+@pytest.mark.parametrize(
+    "key", [r"/(?<name>a)\k<name>/", "/[^]/", r"/\u{1F600}/u", "/a/x", "/a/b/"]
+)
+def test_keys_of_javascript_and_plain_keys_need_no_warning(key):
+    assert warnings(keys=[key]) == []
 
 
 def test_what_needs_no_warning():

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import regex
 
-from softlore.context.patterns import compile_pattern, split_pattern
+from softlore.lore.patterns import compile_pattern, split_pattern
 
 KEY_SECONDS = 0.1  # limit of one search for one regular expression
 TOTAL_SECONDS = 2.0  # limit of all such searches in one activation
@@ -206,7 +206,7 @@ def prepare_keys(keys: tuple[str, ...], case_sensitive: bool, whole_words: bool)
     """
     prepared = Keys(len(keys))
     for place, key in enumerate(keys):
-        if parts := split_pattern(key.strip()):
+        if parts := split_pattern(key):
             pattern, problem = compile_pattern(*parts)
             if problem:
                 prepared.invalid.append((key, problem))
@@ -264,7 +264,7 @@ def _with_user(keys: tuple[str, ...], user: str) -> tuple[str, ...]:
     """Keys with the reader's name for the macro {{user}}; in a pattern it is literal."""
     if not any("{{" in key or "<" in key for key in keys):
         return keys
-    names = [regex.escape(user) if split_pattern(key.strip()) else user for key in keys]
+    names = [regex.escape(user) if split_pattern(key) else user for key in keys]
     return tuple(
         _user.sub(lambda macro, name=name: name, key) for key, name in zip(keys, names, strict=True)
     )

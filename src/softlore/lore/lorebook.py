@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -15,9 +14,9 @@ from softlore.lore import files
 from softlore.lore.entry import Block, Entry, Name, Origin, PlainFields
 from softlore.lore.formats.containers import read_card
 from softlore.lore.formats.exporting import BookContent
-from softlore.lore.formats.key_syntax import is_regex
 from softlore.lore.formats.registry import export_file, find_exporter, lorebook_fields
 from softlore.lore.names import as_name
+from softlore.lore.patterns import key_problem
 from softlore.lore.plain import plain
 from softlore.lore.validation import LoreModel, describe, nearest, one_line, shorten
 from softlore.settings.arguments import BYTES, PATH, PATHLIKE, TEXT, expecting
@@ -226,7 +225,6 @@ def _merge_blocks(items: Sequence[Any]) -> list[dict[str, Any]]:
 
 # Warnings ----------------------------------------------------------------------------------------
 
-MAX_PATTERN, MAX_GROUPS = 2000, 100  # of a key in slashes: characters, and groups
 _CLOSING, _OPENING = ".,;:!?)]}”’\"'", "“‘([{\"'"  # with a space after, and before
 
 
@@ -258,23 +256,9 @@ def _check_keys(entry: Entry) -> list[str]:
     if entry.secondary_keys and not entry.keys:
         faults.append("its secondary keys have no effect without `keys`; add some")
     for key in [*entry.keys, *entry.secondary_keys]:
-        if problem := _regex_problem(key):
-            faults.append(f"the key {shorten(key)!r} is no regular expression: {problem}")
+        if problem := key_problem(key):
+            faults.append(f"the key {shorten(key)!r} matches nothing: {problem}; correct it")
     return faults
-
-
-def _regex_problem(key: str) -> str:
-    """Why a key in slashes does not compile; empty for any other. Its size is checked before."""
-    pattern = key[1 : key.rindex("/")] if is_regex(key) else ""
-    if len(pattern) > MAX_PATTERN:
-        return f"longer than {MAX_PATTERN} characters"
-    if pattern.count("(") > MAX_GROUPS:
-        return f"more than {MAX_GROUPS} groups"
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        return str(error)
-    return ""
 
 
 def _check_blocks(entry: Entry) -> list[str]:

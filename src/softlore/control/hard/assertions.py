@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from softlore.context.patterns import compile_python_pattern
 from softlore.control.hard.templates import Template
 from softlore.errors import ConfigError
+from softlore.lore.patterns import compile_python_pattern
 from softlore.lore.validation import describe, nearest
 
 PATTERN_SECONDS = 2.0  # limit of one search for a pattern

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from softlore.lore.formats.format import text, texts
+from softlore.lore.patterns import split_pattern
 
 _ITEM = re.compile(r"\s*+(/(?:\\.|[^/\\])++/[dgimsuvy]*+(?=\s*+(?:,|\Z))|[^,]*+)\s*+(?:,|\Z)")
 _SPECIAL = re.compile(r"[\\^$.|?*+()\[\]{}/]")
@@ -87,7 +88,7 @@ def to_wildcards(key: str) -> str:
 
 def is_regex(key: str) -> bool:
     """Whether a key is softlore's and SillyTavern's `/.../flags`."""
-    return re.fullmatch(r"/.+/[a-z]*", key, re.DOTALL) is not None
+    return split_pattern(key) is not None
 
 
 def escaped(text: str) -> str:

@@ -40,9 +40,10 @@ _python_item = regex.compile(
 def split_pattern(key: str) -> tuple[str, str] | None:
     """Returns the pattern and flags of a key `/pattern/flags`; None for a plain key.
 
-    As in SillyTavern, an unknown flag or a slash that is not escaped makes a key plain.
+    As in SillyTavern, an unknown flag or a slash that is not escaped makes a key plain. Spaces
+    around the key do not count.
     """
-    match = _KEY.fullmatch(key)
+    match = _KEY.fullmatch(key.strip())
     if not match:
         return None
     pattern, flags = match.groups()
@@ -61,6 +62,12 @@ def compile_pattern(pattern: str, flags: str) -> tuple[Any, str]:
     for flag in flags:
         options |= _FLAGS.get(flag, 0)
     return _compile(pattern, lambda: regex.compile(_translate(pattern, flags), options))
+
+
+def key_problem(key: str) -> str:
+    """Why a key `/pattern/flags` matches nothing; empty for a valid and for a plain key."""
+    parts = split_pattern(key)
+    return compile_pattern(*parts)[1] if parts else ""
 
 
 @lru_cache(maxsize=2**8)
