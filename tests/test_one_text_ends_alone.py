@@ -311,16 +311,14 @@ def test_a_servers_other_clients_write_on(tmp_path):
         tmp_path / "model"
     )
     long = {"prompt": "Hello there", "max_length": 400, "sampler_seed": 1, "bypass_eos": True}
+    check, key = "/api/extra/generate/check", {"genkey": "A1"}
     with (
         serving(tmp_path, "--model", tmp_path / "model") as server,
         httpx.Client(base_url=server.url, timeout=300) as client,
         ThreadPoolExecutor() as pool,
     ):
-        other = pool.submit(client.post, "/api/v1/generate", json=long)
-        while (
-            not other.done()
-            and not client.get("/api/extra/generate/check").json()["results"][0]["text"]
-        ):
+        other = pool.submit(client.post, "/api/v1/generate", json=long | key)
+        while not other.done() and not client.post(check, json=key).json()["results"][0]["text"]:
             pass
         told = client.post("/api/v1/generate", json={"prompt": "Hi <image_soft_token>"})
         assert told.status_code == 400

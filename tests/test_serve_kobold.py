@@ -221,7 +221,10 @@ def test_a_text_is_looked_at_and_aborted_by_its_key(client, state):
     wait_until(lambda: idle(state))
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b'{"genkey": ""}', b"nonsense"])
+NO_KEY = [b"", b"{}", b'{"genkey": ""}', b"nonsense"]
+
+
+@pytest.mark.parametrize("body", NO_KEY)
 @pytest.mark.parametrize("key", ["", "K1"])
 def test_an_abort_without_a_key_ends_nobodys_text(client, state, body, key):
     asked = {**ENDLESS, "max_length": 60, "genkey": key}
@@ -235,6 +238,26 @@ def test_an_abort_without_a_key_ends_nobodys_text(client, state, body, key):
     assert found[0]["finish_reason"] == "length"
     assert found[0]["text"]
     wait_until(lambda: idle(state))
+
+
+@pytest.mark.parametrize("key", ["", "K1"])
+def test_without_a_key_nobodys_text_is_shown(client, state, key):
+    asked = {**ENDLESS, "genkey": key, "logprobs": True}
+    check, last = "/api/extra/generate/check", "/api/extra/last_logprobs"
+    with client.stream("POST", "/api/extra/generate/stream", json=asked) as stream:
+        chunks = stream.iter_bytes()
+        assert "token" in next(chunks).decode()
+        assert state.engine.load().running == 1
+        told = [client.get(check), *(client.post(check, content=body) for body in NO_KEY)]
+        assert all(reply.json() == {"results": [{"text": ""}]} for reply in told)
+        if key:
+            seen = client.post(check, json={"genkey": key}).json()["results"]
+            assert [bool(one["text"]) for one in seen] == [True]
+    wait_until(lambda: idle(state))
+    client.post("/api/v1/generate", json={**asked, "max_length": 3})
+    told = [client.get(last), *(client.post(last, content=body) for body in NO_KEY)]
+    assert all(reply.json() == {"logprobs": None} for reply in told)
+    assert (client.post(last, json={"genkey": key}).json()["logprobs"] is not None) == bool(key)
 
 
 def test_a_dropped_connection_frees_the_slot(client, state):

@@ -165,6 +165,8 @@ def _add_generation(router: APIRouter, service: GenerationService) -> None:
     likelihoods: OrderedDict[str, dict[str, Any]] = OrderedDict()  # of responses, by their keys
 
     def keep(body: GenerateBody, logprobs: dict[str, Any]) -> None:
+        if not body.genkey:
+            return
         likelihoods.pop(body.genkey, None)
         likelihoods[body.genkey] = logprobs
         while len(likelihoods) > MAX_KEPT:
@@ -186,7 +188,7 @@ def _add_generation(router: APIRouter, service: GenerationService) -> None:
 
     @router.get("/api/extra/last_logprobs")
     async def last_logprobs() -> dict[str, Any]:
-        return {"logprobs": likelihoods.get("")}
+        return {"logprobs": None}  # without a key they may be anyone's
 
     @router.post("/api/extra/last_logprobs", openapi_extra=body_of(KeyBody))
     async def last_logprobs_of(request: Request) -> dict[str, Any]:
@@ -202,9 +204,7 @@ def _add_generation(router: APIRouter, service: GenerationService) -> None:
 
     @router.post("/api/extra/abort", openapi_extra=body_of(KeyBody))
     async def abort(request: Request) -> dict[str, str]:
-        key = await _key(request)
-        # Without a key it may be anyone's; a client that goes away ends its own texts.
-        found = service.find(key) if key else []
+        found = service.find(await _key(request))  # a client that goes away ends its own texts
         for response in found:
             response.cancel()
         return dict.fromkeys(("success", "done"), "true" if found else "false")

@@ -95,9 +95,8 @@ class GenerationService:
         return ActiveResponse(self, caller, requests, outputs, key)
 
     def find(self, key: str) -> list[ActiveResponse]:
-        """The responses with a key; for "" the newest of those without one."""
-        found = [response for response in self.active if response.key == key]
-        return found if key else found[-1:]
+        """The responses with a key; none for "", as those without a key may be anyone's."""
+        return [response for response in self.active if key and response.key == key]
 
 
 class ActiveResponse:
