@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from softlore.errors import ConfigError, PromptFileError, StorageError, StoryFileError
@@ -11,7 +12,14 @@ from softlore.lore.patterns import compile_pattern
 from softlore.prompts import SoftPrompt
 from softlore.prompts.native import read_header
 from softlore.story.files import read_story
-from softlore.tune.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from softlore.tune.checkpoint import (
+    VERSION,
+    content_hash,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from softlore.tune.groups import GroupRecord
 
 
 @pytest.mark.parametrize("facts", ["[" * 200_000, "[" * 200_000 + "]" * 200_000, "[]", "7", "null"])
@@ -22,6 +30,39 @@ def test_a_checkpoint_with_hostile_facts(tmp_path, monkeypatch, facts):
         save_checkpoint(path, {"a": torch.zeros(1)}, {})
     with pytest.raises(StorageError, match="can't be read"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("depth", [200, 500, 900, 980, 100_000])
+def test_a_checkpoint_of_another_run_nested_deep(tmp_path, depth):
+    """Whatever the depth, the file is refused in words, or is of another run."""
+    text = f'{{"signature": {{"settings": {{"lr": {"[" * depth}{"]" * depth}}}, "entries": {{}}, '
+    text += '"company": {}, "model": {}}}'
+    path = tmp_path / "x.safetensors"
+    tensors = {"a": torch.zeros(1)}
+    metadata = {"softlore_checkpoint": str(VERSION), "facts": text}
+    metadata["hash"] = content_hash(tensors, text)
+    path.write_bytes(safetensors.torch.save(tensors, metadata))
+    now = {"settings": {"lr": 0.1}, "entries": {}, "company": {}, "model": {}}
+    with pytest.raises((ConfigError, StorageError), match=r"; expected .+; .+"):
+        find_checkpoint(path, now)
+    assert find_checkpoint(path, now, overwrite=True) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[" * 200_000, "nested too deep"),
+        ('{"a":' * 200_000, "nested too deep"),
+        *[(text, "no JSON object") for text in ("[]", "7", "null", '"x"')],
+        ('{"softlore_groups": 7}', "not a record of this version"),
+        ("{", "Expecting"),
+    ],
+)
+def test_a_hostile_record_of_groups(tmp_path, text, why):
+    path = tmp_path / "x.groups.json"
+    path.write_text(text)
+    with pytest.raises(StorageError, match=rf"can't be read \(.*{why}.*; expected .*; to start"):
+        GroupRecord.load(path)
 
 
 @pytest.mark.parametrize("signature", [None, 3, "x", {}, {"model": {"a": "b"}}, {"model": 3}])

@@ -1,12 +1,12 @@
-"""Coverage-guided fuzzing of the readers of prompts, lorebooks, cards and stories (atheris).
+"""Coverage-guided fuzzing of the readers of prompts, lore, stories and checkpoints (atheris).
 
 python tools/fuzz.py --reader all --seconds 60      # a minute a reader, one after another
 python tools/fuzz.py --reader kobold --runs 100000
 
-Inputs stay in memory and go where an open file would. Each may raise one of softlore's
-errors. Any other exception is a crash, as are an input that takes 20 seconds, a
-process of more than 512 MB, and any attempt to unpickle, run, import or open something. Prints a
-line a reader, with counts; exit code 1 after a crash. The input is saved in --crashes.
+Inputs stay in memory and go where an open file would; those of checkpoints are files. Each may
+raise one of softlore's errors. Any other exception is a crash, as are an input that takes 20
+seconds, a process of more than 512 MB, and any attempt to unpickle, run, import or open something.
+Prints a line a reader, with counts; exit code 1 after a crash. The input is saved in --crashes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import codecs
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -67,14 +68,22 @@ def _run(name: str, options: argparse.Namespace) -> dict[str, Any]:
         for number, seed in enumerate(TARGETS[name].seeds()):
             (corpus / f"seed-{number}").write_bytes(seed)
         options.crashes.mkdir(parents=True, exist_ok=True)
+        # What the process leaves behind, as libFuzzer ends it, goes with this folder.
+        temporary = stack.enter_context(tempfile.TemporaryDirectory())
         command = [sys.executable, __file__, "--child", "--reader", name, str(corpus)]
         command += [f"-runs={options.runs}", f"-max_total_time={options.seconds}"]
         command += [f"-rss_limit_mb={MEMORY_MB}", f"-timeout={TIMEOUT}", f"-max_len={MAX_INPUT}"]
         command += [f"-seed={options.seed}", "-print_final_stats=1", "-use_value_profile=0"]
         command += [f"-artifact_prefix={options.crashes}/{name}-"]
         began = time.monotonic()
-        pipe, joined = subprocess.PIPE, subprocess.STDOUT
-        done = subprocess.run(command, stdout=pipe, stderr=joined, text=True, errors="replace")
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, "TMPDIR": temporary},
+        )
         seconds = time.monotonic() - began
     stats = dict(STATS.findall(done.stdout))
     result = {
@@ -101,14 +110,20 @@ def _fuzz(name: str, flags: list[str]) -> int:
     import torch  # noqa: F401
 
     with atheris.instrument_imports(
-        include=["softlore.prompts", "softlore.lore", "softlore.story.files"]
+        include=[
+            "softlore.prompts",
+            "softlore.lore",
+            "softlore.story.files",
+            "softlore.tune.checkpoint",
+        ]
     ):
         import softlore.lore
         import softlore.prompts
-        import softlore.story.files  # noqa: F401
+        import softlore.story.files
+        import softlore.tune.checkpoint  # noqa: F401
     from fuzz_seeds import TARGETS, read_file
     from softlore import SoftPrompt
-    from softlore.errors import LoreError, PromptError, SoftloreError, StoryError
+    from softlore.errors import SoftloreError
 
     for each in TARGETS.values():  # bring in what is imported late, before imports are forbidden
         for data in map(each.wrap, each.seeds()):
@@ -131,7 +146,7 @@ def _fuzz(name: str, flags: list[str]) -> int:
         try:
             value = target.read(wrapped)
             assert not isinstance(value, SoftPrompt) or value.tensor.isfinite().all()
-        except (PromptError, LoreError, StoryError) as error:
+        except SoftloreError as error:
             refusal = str(error)
         finally:
             guarded = False

@@ -23,6 +23,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from fuzz_checkpoints import checkpoint_file, checkpoints, read_checkpoint
 from softlore import SoftPrompt
 from softlore.lore import Lorebook, check
 from softlore.lore.formats.containers import plain_picture, write_png, write_zip
@@ -61,7 +62,7 @@ class Target:
     """
 
     seeds: Callable[[], list[bytes]]
-    wrap: Callable[[bytes], bytes] = bytes
+    wrap: Callable[[bytes], Any] = bytes
     read: Callable[[bytes], Any] = read_file
 
 
@@ -315,5 +316,6 @@ TARGETS: dict[str, Target] = {
     "picture": Target(pictures, read=read_lorebook),
     "charx": Target(charx, read=read_lorebook),
     "story": Target(stories, read=read_draft),
+    "checkpoint": Target(checkpoints, checkpoint_file, read_checkpoint),
     "any": Target(lambda: [*native(), *json_texts(), *archives(), *arrays(), *torch_files()]),
 }

@@ -3,10 +3,12 @@
 pip install -e '.[dev,sweep]' && pytest tests/engines/test_sweep.py -m engines
 """
 
+import contextlib
 import json
 import os
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 
@@ -273,3 +275,25 @@ def test_on_ray(command, tmp_path):
     trials = json.loads(done.stdout)["trials"]
     assert len(trials) == 3
     assert "2 workers of 1 thread" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '"[[["', '"7"', "null", "{", '{"a": 1}'])
+def test_a_study_whose_signature_is_not_one(quick, sweep, tmp_path, text):
+    """What Optuna saved as JSON was changed: an error in words, and --overwrite starts over."""
+    sweep(trials=1)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as study, study:
+        study.execute("UPDATE study_user_attributes SET value_json = ?", (text,))
+    if text == "null":
+        assert len(sweep(trials=1)) == 1  # as one without a signature
+        return
+    with pytest.raises((StorageError, ConfigError), match=r"; expected .+; .+"):
+        sweep(trials=1)
+    assert len(sweep(trials=1, overwrite=True)) == 1
+
+
+def test_a_study_whose_scores_are_not_scores(quick, sweep, tmp_path):
+    sweep(trials=1)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as study, study:
+        study.execute("UPDATE trial_user_attributes SET value_json = ? ", ('{"x": 1}',))
+    with pytest.raises(StorageError, match="can't be opened"):
+        sweep(trials=1)

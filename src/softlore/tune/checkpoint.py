@@ -71,7 +71,11 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
         raise storage_error("make the folder", path.parent, error) from error
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts)
-    metadata = {"softlore_checkpoint": str(VERSION), "facts": text, "hash": _hash(on_cpu, text)}
+    metadata = {
+        "softlore_checkpoint": str(VERSION),
+        "facts": text,
+        "hash": content_hash(on_cpu, text),
+    }
     write_atomically(path, save(on_cpu, metadata))
 
 
@@ -89,18 +93,25 @@ def load_checkpoint(
             if metadata.get("softlore_checkpoint") != str(VERSION):
                 raise ValueError("not a checkpoint of this version")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if metadata["hash"] != _hash(tensors, metadata["facts"]):
+            if metadata["hash"] != content_hash(tensors, metadata["facts"]):
                 raise ValueError("its content is damaged")
-            facts = json.loads(metadata["facts"])
-            if not isinstance(facts, dict):
-                raise ValueError("its facts are not an object")
-            return tensors, facts
-    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
-        why = "it is nested too deep" if isinstance(error, RecursionError) else error
+            return tensors, read_object(metadata["facts"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise StorageError(
-            f"checkpoint {str(path)!r} can't be read ({why}); expected one written by this "
+            f"checkpoint {str(path)!r} can't be read ({error}); expected one written by this "
             f"version of softlore; to start over, {remedy}"
         ) from error
+
+
+def read_object(text: str | bytes) -> dict[str, Any]:
+    """The JSON object in a file's text. Raises ValueError for anything else, and deep nesting."""
+    try:
+        data = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(data, dict):
+        raise ValueError("it is no JSON object")
+    return data
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -121,7 +132,8 @@ def nested(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
 
 
-def _hash(tensors: dict[str, Tensor], facts: str) -> str:
+def content_hash(tensors: Mapping[str, Tensor], facts: str) -> str:
+    """A hash of what a checkpoint holds: tensors, and facts as JSON."""
     parts = [f"{name} {digest(tensor)}" for name, tensor in sorted(tensors.items())]
     return hashlib.sha256("\n".join([*parts, facts]).encode()).hexdigest()
 
@@ -261,7 +273,7 @@ def find_checkpoint(
         raise
     try:
         differ = differences(facts["signature"], signature)
-    except (KeyError, TypeError, AttributeError, ValueError):  # made by another program
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):  # not by softlore
         differ = ["what it is of cannot be read"]
     if not differ:
         return tensors, facts

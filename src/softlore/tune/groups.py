@@ -18,7 +18,7 @@ from softlore.disk import storage_error, write_atomically
 from softlore.errors import ConfigError, StorageError
 from softlore.lore import Entry, Lorebook
 from softlore.prompts import SoftPrompt
-from softlore.tune.checkpoint import list_some, settings_differences
+from softlore.tune.checkpoint import list_some, read_object, settings_differences
 from softlore.tune.lorebook_training import checkpoint_path
 
 VERSION = 2
@@ -121,13 +121,13 @@ class GroupRecord:
         try:
             if path.stat().st_size > MAX_BYTES:
                 raise ValueError("it is too large")
-            data = json.loads(path.read_bytes())
-            if not isinstance(data, dict) or data.pop("softlore_groups", None) != VERSION:
+            data = read_object(path.read_bytes())
+            if data.pop("softlore_groups", None) != VERSION:
                 raise ValueError("not a record of this version")
             return cls(**data)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError) as error:
             why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise StorageError(
                 f"{str(path)!r} can't be read ({why}); expected the state of a training in groups "

@@ -21,7 +21,7 @@ from softlore.disk import storage_error
 from softlore.errors import ConfigError, SoftloreError, StorageError, TrainingError
 from softlore.lore import Lorebook
 from softlore.settings import TrainingConfig
-from softlore.tune.checkpoint import exclusive_run
+from softlore.tune.checkpoint import exclusive_run, read_object
 from softlore.tune.search_space import Scores, SearchSpace
 from softlore.tune.trainable_prompt import entry_hash
 from softlore.tune.worker_pool import WorkerLost, WorkerPool, WorkerReply
@@ -141,13 +141,16 @@ class Sweep:
         if self.path.exists() and self.overwrite:
             self._remove()
         self._check_file()
-        self.study = self._load()
+        self._load()
         signature = self._signature()
         saved = self.study.user_attrs.get("softlore")
         if saved is None:
             self.study.set_user_attr("softlore", signature)
         elif saved != signature:
-            then, now = json.loads(saved), json.loads(signature)
+            try:
+                then, now = read_object(str(saved)), json.loads(signature)
+            except ValueError as error:
+                raise self._unreadable(error) from error
             differ = [name for name in now if then.get(name) != now[name]]
             raise ConfigError(
                 f"the study {str(self.path)!r} is of another sweep (other {', '.join(differ)}); "
@@ -176,20 +179,25 @@ class Sweep:
                 "has written; name another (--study)"
             )
 
-    def _load(self) -> optuna.Study:
+    def _load(self) -> None:
+        """Opens the study, and reads all that it holds."""
         try:
-            return optuna.create_study(
+            self.study = optuna.create_study(
                 storage=f"sqlite:///{self.path.absolute()}",
                 study_name=STUDY,
                 direction="minimize",
                 load_if_exists=True,
             )
+            self.finished()
         except Exception as error:  # SQLAlchemy and Alembic have many types
-            raise StorageError(
-                f"the study {str(self.path)!r} can't be opened ({_first_line(error)}); expected "
-                "one that this version of Optuna can read; start over with --overwrite, or name "
-                "another (--study)"
-            ) from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> StorageError:
+        return StorageError(
+            f"the study {str(self.path)!r} can't be opened ({_first_line(error)}); expected "
+            "one that this version of Optuna can read; start over with --overwrite, or name "
+            "another (--study)"
+        )
 
     def _remove(self) -> None:
         try:
