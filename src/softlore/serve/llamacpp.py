@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from softlore.decode import Token
 from softlore.errors import InputError, SoftloreError
-from softlore.model import LanguageModel
+from softlore.serve.chat import chat_template
 from softlore.serve.compose import model_name
 from softlore.serve.engines import AsyncOutputStream
 from softlore.serve.fields import unused
@@ -70,7 +70,7 @@ def make_router(service: GenerationService) -> APIRouter:
             "n_ctx": service.composer.context_length,
             "total_slots": service.state.engine.slots,
             "model_path": model_name(service.model),
-            "chat_template": _chat_template(service.model),
+            "chat_template": chat_template(service.model),
         }
 
     @router.post("/completion", openapi_extra=body_of(LlamaCppBody, samplers=True))
@@ -109,14 +109,6 @@ def respond(error: Exception) -> Response:
         message = f"{field}: {first['msg']}; expected what llama.cpp's API takes; fix it"
         return response_to("/completion", InputError(message))
     return response_to("/completion", error)
-
-
-def _chat_template(model: LanguageModel) -> str:
-    """The model's chat template; "" for none."""
-    template = getattr(model.tokenizer, "chat_template", None)
-    if isinstance(template, dict):  # several, by name
-        template = template.get("default")
-    return template if isinstance(template, str) else ""
 
 
 def _tokenize(service: GenerationService, body: TokenizeBody) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from softlore.errors import (
     UnknownModelError,
     UnknownPromptError,
 )
-from softlore.serve.chat import render_chat
+from softlore.serve.chat import chat_template, render_chat
 from softlore.serve.compose import model_name
 from softlore.serve.fields import read_grammar, refuse
 from softlore.serve.lenient import body_of, read_object, sampling_of
@@ -34,6 +34,7 @@ from softlore.serve.openai_forms import (
 )
 from softlore.serve.responses import DONE, RETRY_AFTER, event, event_stream, openai_error, status_of
 from softlore.serve.service import FAILURES, ActiveResponse, GenerationService
+from softlore.serve.tools import ToolBox
 
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it
 
@@ -64,12 +65,14 @@ def make_router(service: GenerationService) -> APIRouter:
     @router.post("/v1/chat/completions", openapi_extra=body_of(ChatBody, samplers=True))
     async def chat(request: Request) -> Response:
         body = ChatBody.model_validate(await read_object(request))
-        chat = await run_in_threadpool(render_chat, service.model, body.messages)
-        compose = await _composer(service, body)
+        box = ToolBox(body.tools, body.tool_choice, body.parallel_tool_calls is not False)
+        chat = await run_in_threadpool(render_chat, service.model, body.messages, box.tools)
+        compose = await _composer(service, body, box)
         stops = [*body.stops, *chat.stop]
         composed = await compose(chat.turns, body.tokens(None), memory=chat.memory, stop=stops)
         response = await _start(service, request, body, [composed])
-        return await _respond(response, body, ResponseBodies(response, body, strip=chat.strip))
+        bodies = ResponseBodies(response, body, strip=chat.strip, box=box)
+        return await _respond(response, body, bodies)
 
     return router
 
@@ -152,17 +155,20 @@ def _text(service: GenerationService, prompt: str | list[int]) -> str:
 
 
 async def _composer(
-    service: GenerationService, body: GenerationBody
+    service: GenerationService, body: GenerationBody, box: ToolBox | None = None
 ) -> Callable[..., Awaitable[GenerationRequest]]:
     """`GenerationService.compose` with the settings of a body. Raises ConfigError."""
     refuse(body.model_extra or {}, body.n or 1)
+    fields = read_grammar(body.sampling_fields)
+    if box is not None:
+        fields = box.constrain(fields, chat_template(service.model, True))
     return partial(
         service.compose,
         context_tokens=body.context_tokens or 0,
         always=await _prompts_of_model(service, body.model),
         seed=body.used_seed,
         logprobs=body.top_logprobs_shown,
-        sampling=sampling_of(read_grammar(body.sampling_fields), service.model),
+        sampling=sampling_of(fields, service.model),
     )
 
 

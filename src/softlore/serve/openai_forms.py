@@ -16,6 +16,7 @@ from softlore.serve.compose import model_name
 from softlore.serve.fields import unused
 from softlore.serve.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from softlore.serve.service import ActiveResponse, finish_reason, prompt_tokens
+from softlore.serve.tools import ToolBox, Tools
 from softlore.settings.lenient import Flag, Integer, Strings, Text, strings
 
 MAX_LOGPROBS = 20  # alternatives for each token
@@ -123,6 +124,9 @@ class ChatBody(GenerationBody):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     logprobs: Flag = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)] = None
+    tools: Tools = []
+    tool_choice: Any = None
+    parallel_tool_calls: Flag = None
 
     @property
     def top_logprobs_shown(self) -> int | None:
@@ -135,6 +139,7 @@ class ResponseBodies:
     Args:
         echoed: what is shown before the text of each request.
         strip: leave out the space that each text begins with.
+        box: the tools that a reply may call.
 
     Attributes:
         started: the numbers of the choices that have had a chunk.
@@ -146,6 +151,7 @@ class ResponseBodies:
         body: GenerationBody,
         echoed: Sequence[str] = ("",),
         strip: bool = False,
+        box: ToolBox | None = None,
     ) -> None:
         self.started: set[int] = set()
         self._response = response
@@ -154,6 +160,7 @@ class ResponseBodies:
         self._echoed = [text for text in echoed for _ in range(copies)]
         self._offsets = [len(text) for text in self._echoed]
         self._to_strip = {stream.number for stream in response.streams if strip}
+        self._readers = [box.reader() for _ in response.streams] if box is not None else []
         self._logprobs = body.top_logprobs_shown is not None
         self._show_usage = bool((body.stream_options or {}).get("include_usage"))
         warnings = unused(body)
@@ -170,15 +177,16 @@ class ResponseBodies:
         choices = []
         for stream in self._response.streams:
             number, text = stream.number, self._visible(stream.number, stream.text)
+            text, calls = self._read(number, text)
             logprobs = self._logprobs_of(number, tokens[number], len(stream.text))
             if logprobs is not None and (echoed := self._prompt_logprobs(number)):
                 logprobs = {name: [*echoed[name], *logprobs[name]] for name in logprobs}
             choices.append(
                 {
                     "index": number,
-                    "finish_reason": finish_reason(stream),
+                    "finish_reason": self._reason(number, calls),
                     "logprobs": logprobs,
-                    **({"message": {"role": "assistant", "content": text, "refusal": None}}
+                    **({"message": _message(text, calls)}
                        if self._chat else {"text": self._echoed[number] + text}),
                 }
             )  # fmt: skip
@@ -195,10 +203,17 @@ class ResponseBodies:
                 echo = {"text": self._echoed[number]}
                 chunks.append(self._chunk(number, echo, self._prompt_logprobs(number)))
         if token is None:
-            reason = finish_reason(self._response.streams[number])
+            text, calls = self._read(number)
+            if text:
+                chunks.append(self._chunk(number, {"delta": {"content": text}}))
+            if calls:
+                listed = [{"index": i, **call} for i, call in enumerate(calls)]
+                chunks.append(self._chunk(number, {"delta": {"tool_calls": listed}}))
             last: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
+            reason = self._reason(number, calls)
             return [*chunks, self._chunk(number, last, finish_reason=reason) | self._warnings]
         text = self._visible(number, token.text)
+        text = self._readers[number].feed(text) if self._readers else text
         likely = self._logprobs_of(number, [token], 1) if token.id is not None else None
         self._offsets[number] += len(token.text)
         if text or likely is not None:
@@ -230,6 +245,18 @@ class ResponseBodies:
             self._to_strip.remove(number)
         return text
 
+    def _read(self, number: int, text: str = "") -> tuple[str, list[dict[str, Any]]]:
+        """The last part of a choice's text without calls of tools, and these."""
+        if not self._readers:
+            return text, []
+        given = self._readers[number].feed(text)
+        rest, calls = self._readers[number].end()
+        return given + rest, calls
+
+    def _reason(self, number: int, calls: Sequence[Any]) -> str:
+        reason = finish_reason(self._response.streams[number])
+        return "tool_calls" if calls and reason == "stop" else reason
+
     def _logprobs_of(
         self, number: int, tokens: Sequence[Token], length: int
     ) -> dict[str, Any] | None:
@@ -260,3 +287,9 @@ class ResponseBodies:
             "completion_tokens": written,
             "total_tokens": read + written,
         }
+
+
+def _message(text: str, calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    if not calls:
+        return {"role": "assistant", "content": text, "refusal": None}
+    return {"role": "assistant", "content": text or None, "refusal": None, "tool_calls": calls}
