@@ -37,7 +37,10 @@ SECONDS = 300  # for any one thing: generous, since the machine may be busy
 PROMPTS = {"Emma": " a long red coat", "Tobias": " keeps the lighthouse"}
 PROBABILITIES = "#logprobs_generation_output"
 GRAMMAR = 'root ::= " Yes." | " No."'
-SCHEMA = '{"type": "object", "properties": {"mood": {"enum": ["calm", "wild"]}}}'
+SCHEMA = (
+    '{"type": "object", "properties": {"mood": {"enum": ["calm", "wild"]}}, "required": ["mood"], '
+    '"additionalProperties": false}'
+)
 READY = "window.SillyTavern?.getContext().characters.length"
 CHATS = """
 async () => {
