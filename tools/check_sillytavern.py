@@ -103,7 +103,7 @@ KINDS = [
          probabilities=(), tokenizer="best_match"),
     Kind("Text Completion, KoboldCpp", "koboldcpp", grammar="grammar_string_textgenerationwebui"),
     Kind("Text Completion, llama.cpp", "llamacpp", grammar="tabby_json_schema", schema=True),
-    Kind("Text Completion, vLLM", "vllm", grammar="grammar_string_textgenerationwebui"),
+    Kind("Text Completion, vLLM", "vllm"),  # SillyTavern 1.19 sends grammars to Aphrodite alone
     Kind("Text Completion, generic", "generic", grammar="grammar_string_textgenerationwebui",
          probabilities=(), tokenizer="best_match"),
     Kind("Chat Completion, custom", "custom", "/v1", "stream_toggle", "openai_max_tokens"),
