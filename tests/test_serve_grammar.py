@@ -125,6 +125,29 @@ def test_fields_without_effect_are_named_and_others_are_not(web, caplog):
     assert "warnings" not in web.post("/api/v1/generate", json=sent).json()
 
 
+def test_values_that_cannot_be_used_are_named(web):
+    odd = {"top_k": "abc", "rep_pen": {"a": 1}, "logit_bias": "x", "sampler_order": [99],
+           "sampler_seed": "new", "stop_sequence": 7}  # fmt: skip
+    usable = {"min_p": "0.1", "top_a": None, "mirostat": -3, "banned_tokens": [""], "tfs": 99,
+              "xtc_probability": False, "dry_sequence_breakers": "[]", "memory": ""}  # fmt: skip
+    for path in ("/api/v1/generate", "/v1/completions", "/completion"):
+        length = {"max_length": "many"} if path == "/api/v1/generate" else {"n_predict": 3}
+        reply = web.post(path, json={"prompt": "Once", **length, **odd, **usable})
+        assert reply.status_code == 200, reply.text
+        told = {line.split()[0]: line for line in reply.json()["warnings"]}
+        assert set(told) == {*odd} | ({"max_length"} if "max_length" in length else set())
+        assert told["top_k"] == (
+            "top_k is 'abc', which cannot be used, and has its default; expected a whole number "
+            "from 0 to 1000000000"
+        )
+    deep = "[" * 900 + "1" + "]" * 900
+    for value in (deep, '{"a": ' + deep + "}"):
+        body = '{"prompt": "Once", "max_length": 3, "top_k": ' + value + "}"
+        reply = web.post("/api/v1/generate", content=body)
+        assert reply.status_code in (200, 400), reply.text
+        assert reply.status_code == 400 or reply.json()["warnings"][0].startswith("top_k is a")
+
+
 def test_any_json_object():
     sent = read_grammar({"response_format": {"type": "json_object"}, "top_k": 3})
     assert sent == {"json_schema": '{"type": "object"}', "top_k": 3}

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel
+from pydantic import AliasChoices
 
 from softlore.errors import ConfigError
-from softlore.serve.lenient import NO_END
+from softlore.serve.lenient import NO_END, LenientBody
 from softlore.settings import SamplingParams, table
 from softlore.settings.sampling import GRAMMARS
 
@@ -119,18 +119,60 @@ def refuse(sent: Mapping[str, Any], copies: int = 1) -> None:
             )
 
 
-def unused(body: BaseModel) -> list[str]:
-    """Warnings for the fields of a body that nothing reads, each logged once."""
-    sent = body.model_extra or {}
-    aliases = (field.validation_alias for field in type(body).model_fields.values())
-    known = (alias.choices for alias in aliases if isinstance(alias, AliasChoices))
-    readable = {*map(str, chain.from_iterable(known)), *_SILENT, *_FLATTENED, *NO_END}
+def unused(body: LenientBody) -> list[str]:
+    """Warnings for the fields of a body that nothing reads, each logged once, and for values
+    that cannot be used, in place of which the default is.
+    """
+    readable = {*chain.from_iterable(_names(type(body)).values()), *_SILENT, *_FLATTENED, *NO_END}
     for setting in table(SamplingParams).values():
         readable |= {setting.name, *setting.aliases}
-    asked = [str(name) for name, value in sent.items() if value not in _OFF]
+    asked = [str(name) for name, value in (body.model_extra or {}).items() if value not in _OFF]
     names = [name for name in asked if name not in readable]
     fresh = [name for name in names if name not in _logged][: MAX_LOGGED - len(_logged)]
     if fresh:
         _logged.update(fresh)
         _log.warning("a client sends fields that have no effect here: %.500s", ", ".join(fresh))
-    return [f"{name:.80} is not known here and has no effect" for name in names[:MAX_NAMED]]
+    warnings = [f"{name:.80} is not known here and has no effect" for name in names]
+    return [*warnings, *_unusable(body)][:MAX_NAMED]
+
+
+def _names(body: type[LenientBody]) -> dict[str, list[str]]:
+    """The names by which a client may send each declared field of a body."""
+    names = {}
+    for name, field in body.model_fields.items():
+        alias = field.validation_alias
+        choices = alias.choices if isinstance(alias, AliasChoices) else [name]
+        names[name] = [str(choice) for choice in choices]
+    return names
+
+
+def _unusable(body: LenientBody) -> list[str]:
+    """Warnings for values that were sent and cannot be used."""
+    wrong = {}
+    for field, names in _names(type(body)).items():
+        given = [name for name in names if name in body.sent]
+        if given and getattr(body, field) in (None, "", []) and _asks(body.sent[given[0]]):
+            wrong[given[0]] = "another value"
+    for setting in table(SamplingParams).values():
+        for name in (setting.name, *setting.aliases) if setting.name not in GRAMMARS else ():
+            value = (body.model_extra or {}).get(name)  # those declared are checked above
+            if _asks(value) and setting.from_client(value) in (None, (), []):
+                wrong[name] = setting.expected
+    return [
+        f"{name} is {_shown(body.sent[name])}, which cannot be used, and has its default; "
+        f"expected {expected}"
+        for name, expected in wrong.items()
+    ]
+
+
+def _asks(value: Any) -> bool:
+    """Whether a value asks for anything; lists of what asks for nothing do not, nor does "[]"."""
+    if isinstance(value, list):
+        return any(item not in _OFF for item in value)
+    return value not in _OFF and value not in ("[]", "{}", "null")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str | int | float):
+        return f"{value!r:.60}"
+    return "a list" if isinstance(value, list) else "an object"

@@ -17,7 +17,7 @@ from softlore.errors import BusyError, InputError, SoftloreError
 from softlore.serve.compose import model_name
 from softlore.serve.engines import AsyncOutputStream
 from softlore.serve.fields import read_grammar, refuse, unused
-from softlore.serve.lenient import body_of, read_object, sampling_of
+from softlore.serve.lenient import LenientBody, body_of, read_object, sampling_of
 from softlore.serve.logprobs import chat_logprobs, completion_logprobs
 from softlore.serve.responses import RETRY_AFTER, event, event_stream, kobold_error, status_of
 from softlore.serve.safety import has_key
@@ -45,7 +45,7 @@ Fact = dict[str, Any] | list[Any]
 Route = TypeVar("Route", bound=Callable[..., Any])
 
 
-class GenerateBody(BaseModel):
+class GenerateBody(LenientBody):
     """The body of /generate. An odd value counts as the default; other fields are samplers'."""
 
     model_config = ConfigDict(extra="allow")

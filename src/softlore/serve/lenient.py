@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ModelWrapValidatorHandler, PrivateAttr, model_validator
 from starlette.requests import Request
 
 from softlore.errors import InputError
@@ -18,6 +18,23 @@ from softlore.settings.table import from_client
 # Fields by which clients ask that no text ends before its length.
 _NO_RANGE = ("rep_pen_range", "repeat_last_n")  # by which 0 turns the penalty off
 NO_END = ("bypass_eos", "ban_eos_token", "ignore_eos", "use_default_badwordsids")
+
+
+class LenientBody(BaseModel):
+    """A body in which a value that cannot be used counts as none; `sent` is what was sent."""
+
+    _sent: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def sent(self) -> dict[str, Any]:
+        return self._sent
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep(cls, fields: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        body = handler(fields)
+        body._sent = fields if isinstance(fields, dict) else {}
+        return body
 
 
 def sampling_of(sent: Mapping[str, Any], model: LanguageModel) -> dict[str, Any]:

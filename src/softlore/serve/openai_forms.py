@@ -8,12 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, model_validator
 
 from softlore.decode import Token
 from softlore.serve.chat import ChatMessage
 from softlore.serve.compose import model_name
 from softlore.serve.fields import unused
+from softlore.serve.lenient import LenientBody
 from softlore.serve.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from softlore.serve.service import ActiveResponse, finish_reason, prompt_tokens
 from softlore.serve.tools import ToolBox, Tools
@@ -27,7 +28,7 @@ MAX_KEY = 200  # characters
 Tokens = Annotated[int | None, Field(le=2**53)]
 
 
-class GenerationBody(BaseModel, ABC):
+class GenerationBody(LenientBody, ABC):
     """Fields that both kinds of completion share.
 
     Fields that are not declared here may be samplers', by the names and aliases of
@@ -51,8 +52,8 @@ class GenerationBody(BaseModel, ABC):
     # of SillyTavern, KoboldAI, text-generation-webui and llama.cpp
     genkey: Text = ""
     sampler_seed: Integer = None
-    stopping_strings: Strings = []
-    stop_sequence: Strings = []
+    stopping_strings: Strings = Field([])
+    stop_sequence: Strings = Field([])
     context_tokens: Integer = Field(
         None, validation_alias=AliasChoices("max_context_length", "truncation_length")
     )
@@ -124,7 +125,7 @@ class ChatBody(GenerationBody):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     logprobs: Flag = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)] = None
-    tools: Tools = []
+    tools: Tools = Field([])
     tool_choice: Any = None
     parallel_tool_calls: Flag = None
 
