@@ -103,9 +103,9 @@ KINDS = [
          probabilities=(), tokenizer="best_match"),
     Kind("Text Completion, KoboldCpp", "koboldcpp", grammar="grammar_string_textgenerationwebui"),
     Kind("Text Completion, llama.cpp", "llamacpp", grammar="tabby_json_schema", schema=True),
-    Kind("Text Completion, vLLM", "vllm"),  # SillyTavern 1.19 sends grammars to Aphrodite alone
-    Kind("Text Completion, generic", "generic", grammar="grammar_string_textgenerationwebui",
-         probabilities=(), tokenizer="best_match"),
+    # SillyTavern 1.19 takes a grammar for these two, and does not send it.
+    Kind("Text Completion, vLLM", "vllm"),
+    Kind("Text Completion, generic", "generic", probabilities=(), tokenizer="best_match"),
     Kind("Chat Completion, custom", "custom", "/v1", "stream_toggle", "openai_max_tokens"),
 ]  # fmt: skip
 
