@@ -134,7 +134,13 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
 
 
 def test_the_key_opens_all_but_health_which_is_open(locked, friend):
-    for path in ("/metrics", "/openapi.json", "/api/v1/model", "/v1/models", "/nowhere"):
+    for path in (
+        "/metrics",
+        "/openapi.json",
+        "/api/v1/config/soft_prompt",
+        "/v1/models",
+        "/nowhere",
+    ):
         assert httpx.get(locked.url + path).status_code == 401
     assert httpx.get(f"{locked.url}/health").json()["status"] == "ok"
     assert friend.get("/v1/models").status_code == 200

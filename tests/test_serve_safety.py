@@ -229,19 +229,18 @@ def test_a_browser_that_asks_first_is_told_what_may_be_sent(apps):
 
 
 # path, Authorization, X-Api-Key, status; - is none
-KEYS = f"""
-{MODEL}               |                     |              | 401
-{MODEL}               | Bearer open-sesame  |              | 200
-{MODEL}               | bearer  open-sesame |              | 200
-{MODEL}               |                     | open-sesame  | 200
-{MODEL}               | Bearer              | open-sesame  | 401
-{MODEL}               | Basic open-sesame   | open-sesame  | 200
-{MODEL}               | Bearer open-sesam   |              | 401
-{MODEL}               | Bearer open-sesame! |              | 401
-{MODEL}               | Bearer Open-Sesame  |              | 401
-{MODEL}               | open-sesame         |              | 401
-{MODEL}               | Bearer öpen-sesame  |              | 401
+KEYS = """
 /v1/models            |                     |              | 401
+/v1/models            | Bearer open-sesame  |              | 200
+/v1/models            | bearer  open-sesame |              | 200
+/v1/models            |                     | open-sesame  | 200
+/v1/models            | Bearer              | open-sesame  | 401
+/v1/models            | Basic open-sesame   | open-sesame  | 200
+/v1/models            | Bearer open-sesam   |              | 401
+/v1/models            | Bearer open-sesame! |              | 401
+/v1/models            | Bearer Open-Sesame  |              | 401
+/v1/models            | open-sesame         |              | 401
+/v1/models            | Bearer öpen-sesame  |              | 401
 /metrics              |                     |              | 401
 /openapi.json         |                     |              | 401
 /studio/api/info      |                     |              | 401

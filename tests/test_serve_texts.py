@@ -281,7 +281,7 @@ def test_fields_of_koboldai_are_samplers():
             "dry_sequence_breakers": "",
             "top_k": [],
         },
-        {"temperature": "0.8", "grammar": "root ::= x", "min_p": {}, "xtc_threshold": [1]},
+        {"temperature": "0.8", "min_p": {}, "xtc_threshold": [1]},
     ],
 )
 def test_what_clients_send_for_off_or_by_mistake_changes_nothing(sent):

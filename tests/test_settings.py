@@ -109,7 +109,7 @@ def test_the_tables_in_the_docs_are_current():
 SENT = {
     "dry_breakers": ["x"], "banned": [5], "banned_strings": ["x"], "logit_bias": {"5": 1},
     "order": [0, 5], "no_copy": 8, "grammar": 'root ::= "a"', "json_schema": {"type": "object"},
-    "regex": "a|b", "choice": ["a", "b"],
+    "regex": "a|b", "choice": ["a", "b"], "smoothing_curve": 2,
 }  # fmt: skip
 CLIENT_NAMES = {"order": "sampler_order"}
 
