@@ -192,7 +192,7 @@ MALFORMED: dict[str, tuple[bytes, Reason, str]] = {
     "lone surrogate": (metadata(author="\ud800"), R.METADATA_VALUE, "lone surrogate"),
     "lone surrogate in an unknown key": (metadata(x="\ud800"), R.METADATA_VALUE, "surrogate"),
     "training is no JSON": (metadata(training="{"), R.METADATA_VALUE, "'training' is not JSON"),
-    "training is a list": (metadata(training="[]"), R.METADATA_VALUE, "training is list"),
+    "training is a list": (metadata(training="[]"), R.METADATA_VALUE, "holds list"),
     "metrics hold infinity": (
         metadata(metrics='{"loss": Infinity}'),
         R.METADATA_VALUE,

@@ -129,6 +129,10 @@ def _schema(value: Any) -> str:
     return _bounded(text)
 
 
+def _choice(value: Any) -> tuple[str, ...]:
+    return tuple(map(_bounded, check_strings(value)))
+
+
 def _client_grammar(value: Any) -> str | None:
     """A grammar that cannot be used is an error: without it the text would be of no use."""
     if value is not None and not isinstance(value, str):
@@ -151,7 +155,7 @@ Grammar = Annotated[str, BeforeValidator(_bounded),
                     Textual(str, 'root ::= "yes" | "no"', _client_grammar, adds_up=False)]
 Schema = Annotated[str, BeforeValidator(_schema),
                    Textual(str, '{"type": "object"}', _client_schema, adds_up=False)]
-Choice = Annotated[tuple[str, ...], BeforeValidator(check_strings),
+Choice = Annotated[tuple[str, ...], BeforeValidator(_choice),
                    Textual(lambda text: (text,), "yes", _client_choice, adds_up=False)]
 Strings = Annotated[tuple[str, ...], BeforeValidator(check_strings),
                     Textual(_one_string, "somehow", strings)]
