@@ -30,7 +30,6 @@ _SILENT = frozenset(
 _FLATTENED = ("response_format", "structured_outputs")
 _OFF: tuple[Any, ...] = (None, False, 0, -1, "", [], {})  # values that ask for nothing
 _log = logging.getLogger(__name__)
-_logged: set[str] = set()
 
 
 def read_grammar(sent: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,18 +118,19 @@ def refuse(sent: Mapping[str, Any], copies: int = 1) -> None:
             )
 
 
-def unused(body: LenientBody) -> list[str]:
-    """Warnings for the fields of a body that nothing reads, each logged once, and for values
-    that cannot be used, in place of which the default is.
+def unused(body: LenientBody, logged: set[str]) -> list[str]:
+    """Warnings for the fields of a body that nothing reads, and for values that cannot be used.
+
+    `logged`: fields that were logged before; those that nothing reads are logged, and added.
     """
     readable = {*chain.from_iterable(_names(type(body)).values()), *_SILENT, *_FLATTENED, *NO_END}
     for setting in table(SamplingParams).values():
         readable |= {setting.name, *setting.aliases}
     asked = [str(name) for name, value in (body.model_extra or {}).items() if value not in _OFF]
     names = [name for name in asked if name not in readable]
-    fresh = [name for name in names if name not in _logged][: MAX_LOGGED - len(_logged)]
+    fresh = [name for name in names if name not in logged][: MAX_LOGGED - len(logged)]
     if fresh:
-        _logged.update(fresh)
+        logged.update(fresh)
         _log.warning("a client sends fields that have no effect here: %.500s", ", ".join(fresh))
     warnings = [f"{name:.80} is not known here and has no effect" for name in names]
     return [*warnings, *_unusable(body)][:MAX_NAMED]

@@ -16,7 +16,7 @@ from softlore.decode import Token
 from softlore.errors import BusyError, InputError, SoftloreError
 from softlore.serve.compose import model_name
 from softlore.serve.engines import AsyncOutputStream
-from softlore.serve.fields import read_grammar, refuse, unused
+from softlore.serve.fields import read_grammar, refuse
 from softlore.serve.lenient import LenientBody, body_of, read_object, sampling_of
 from softlore.serve.logprobs import chat_logprobs, completion_logprobs
 from softlore.serve.responses import RETRY_AFTER, event, event_stream, kobold_error, status_of
@@ -179,7 +179,7 @@ def _add_generation(router: APIRouter, service: GenerationService) -> None:
         results = [_result(response, stream, tokens, body) for stream in response.streams]
         if body.logprobs:
             keep(body, results[-1]["logprobs"])
-        return {"results": results, **_warnings(body)}
+        return {"results": results, **response.warnings}
 
     @router.post("/api/extra/generate/stream", openapi_extra=body_of(GenerateBody, samplers=True))
     async def stream(request: Request) -> Response:
@@ -255,13 +255,7 @@ async def _start(
         sampling=sampling_of(read_grammar(sent), service.model),
     )
     copies = min(limit, max(1, body.n or 1))
-    return body, await service.respond(request, [generation], copies, body.genkey)
-
-
-def _warnings(body: GenerateBody) -> dict[str, list[str]]:
-    """The reply's warnings, where there are any."""
-    found = unused(body)
-    return {"warnings": found} if found else {}
+    return body, await service.respond(request, [generation], body, copies, body.genkey)
 
 
 def _result(
@@ -301,7 +295,7 @@ async def _events(
                         keep(body, _logprobs(response, stream, tokens))
                     reason = finish_reason(stream)
                     last = {"token": _shown_stop(stream, body), "finish_reason": reason}
-                    yield event({**last, **_warnings(body)}, "message")
+                    yield event({**last, **response.warnings}, "message")
                     continue
                 tokens.append(token)
                 if token.text:

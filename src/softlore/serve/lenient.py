@@ -10,13 +10,14 @@ from pydantic import BaseModel, ModelWrapValidatorHandler, PrivateAttr, model_va
 from starlette.requests import Request
 
 from softlore.errors import InputError
+from softlore.lore.plain import mend_halves
 from softlore.model import LanguageModel
 from softlore.settings import SamplingParams, table
 from softlore.settings.lenient import flag, integer
 from softlore.settings.table import from_client
 
-# Fields by which clients ask that no text ends before its length.
 _NO_RANGE = ("rep_pen_range", "repeat_last_n")  # by which 0 turns the penalty off
+# Fields by which clients ask that no text ends before its length.
 NO_END = ("bypass_eos", "ban_eos_token", "ignore_eos", "use_default_badwordsids")
 
 
@@ -88,7 +89,7 @@ def _refused(what: str) -> InputError:
 def _without_surrogates(value: Any) -> Any:
     """Replaces lone halves of characters, which no tokenizer takes and no reply can hold."""
     if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return mend_halves(value)
     if isinstance(value, list):
         return [_without_surrogates(item) for item in value]
     if isinstance(value, dict):

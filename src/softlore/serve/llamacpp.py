@@ -15,11 +15,10 @@ from softlore.errors import InputError, SoftloreError
 from softlore.serve.chat import chat_template
 from softlore.serve.compose import model_name
 from softlore.serve.engines import AsyncOutputStream
-from softlore.serve.fields import unused
 from softlore.serve.lenient import body_of, read_object
 from softlore.serve.logprobs import chat_logprobs
 from softlore.serve.openai import start_completions
-from softlore.serve.openai_forms import CompletionBody
+from softlore.serve.openai_forms import MAX_LOGPROBS, CompletionBody
 from softlore.serve.responses import event, event_stream, response_to
 from softlore.serve.service import FAILURES, ActiveResponse, GenerationService, prompt_tokens
 from softlore.settings.lenient import Flag, Integer, Text
@@ -40,7 +39,7 @@ class LlamaCppBody(CompletionBody):
 
     @property
     def top_logprobs_shown(self) -> int | None:
-        return min(20, self.n_probs) if self.n_probs and self.n_probs > 0 else None
+        return min(MAX_LOGPROBS, self.n_probs) if self.n_probs and self.n_probs > 0 else None
 
 
 class TokenizeBody(BaseModel):
@@ -81,7 +80,7 @@ def make_router(service: GenerationService) -> APIRouter:
             return await event_stream(_events(response, body))
         tokens = await response.tokens()
         found = [
-            _told(response, stream, tokens[stream.number], body) | _end(response, stream, body)
+            _told(response, stream, tokens[stream.number], body) | _end(response, stream)
             for stream in response.streams
         ]
         return JSONResponse(found[0] if len(found) == 1 else found)
@@ -130,7 +129,7 @@ async def _events(response: ActiveResponse, body: LlamaCppBody) -> AsyncGenerato
         try:
             async for stream, token in response:
                 if token is None:
-                    told = _told(response, stream, [], body) | _end(response, stream, body)
+                    told = _told(response, stream, [], body) | _end(response, stream)
                     yield event(told | {"content": ""})
                 elif token.text or body.top_logprobs_shown is not None:
                     told = _told(response, stream, [token], body)
@@ -164,12 +163,12 @@ def _told(
     return told
 
 
-def _end(response: ActiveResponse, stream: AsyncOutputStream, body: LlamaCppBody) -> dict[str, Any]:
+def _end(response: ActiveResponse, stream: AsyncOutputStream) -> dict[str, Any]:
     """What is known once a text has ended."""
     first, total = stream.seconds_to_first or 0.0, stream.seconds or 0.0
-    usage, warnings = stream.cache_usage, unused(body)
+    usage = stream.cache_usage
     return {
-        **({"warnings": warnings} if warnings else {}),
+        **response.warnings,
         "stop": True,
         "stop_type": STOP_TYPES.get(str(stream.finish), "none"),
         "stopping_word": stream.stopped_by or "",

@@ -184,7 +184,7 @@ async def _start(
             f"{copies * len(requests)} texts are asked for at once; expected at most "
             f"{load.slots + load.queue}, the size of the server's queue; ask for fewer"
         )
-    return await service.respond(request, requests, copies, body.genkey[:MAX_KEY])
+    return await service.respond(request, requests, body, copies, body.genkey[:MAX_KEY])
 
 
 async def _respond(

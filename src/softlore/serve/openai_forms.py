@@ -13,7 +13,6 @@ from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, model_val
 from softlore.decode import Token
 from softlore.serve.chat import ChatMessage
 from softlore.serve.compose import model_name
-from softlore.serve.fields import unused
 from softlore.serve.lenient import LenientBody
 from softlore.serve.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from softlore.serve.service import ActiveResponse, finish_reason, prompt_tokens
@@ -164,8 +163,6 @@ class ResponseBodies:
         self._readers = [box.reader() for _ in response.streams] if box is not None else []
         self._logprobs = body.top_logprobs_shown is not None
         self._show_usage = bool((body.stream_options or {}).get("include_usage"))
-        warnings = unused(body)
-        self._warnings = {"warnings": warnings} if warnings else {}
         self._common: dict[str, Any] = {
             "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{uuid.uuid4().hex}",
             "object": "chat.completion" if self._chat else "text_completion",
@@ -191,7 +188,12 @@ class ResponseBodies:
                        if self._chat else {"text": self._echoed[number] + text}),
                 }
             )  # fmt: skip
-        return {**self._common, "choices": choices, "usage": self._usage(), **self._warnings}
+        return {
+            **self._common,
+            "choices": choices,
+            "usage": self._usage(),
+            **self._response.warnings,
+        }
 
     def chunks(self, number: int, token: Token | None) -> list[dict[str, Any]]:
         """The chunks for a token of a choice, or for its end."""
@@ -212,7 +214,10 @@ class ResponseBodies:
                 chunks.append(self._chunk(number, {"delta": {"tool_calls": listed}}))
             last: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
             reason = self._reason(number, calls)
-            return [*chunks, self._chunk(number, last, finish_reason=reason) | self._warnings]
+            return [
+                *chunks,
+                self._chunk(number, last, finish_reason=reason) | self._response.warnings,
+            ]
         text = self._visible(number, token.text)
         text = self._readers[number].feed(text) if self._readers else text
         likely = self._logprobs_of(number, [token], 1) if token.id is not None else None

@@ -22,6 +22,8 @@ from softlore.decode import GenerationRequest, Token
 from softlore.model import LanguageModel
 from softlore.serve.compose import RequestComposer
 from softlore.serve.engines import AsyncOutputStream, OutputQueue
+from softlore.serve.fields import unused
+from softlore.serve.lenient import LenientBody
 from softlore.serve.state import ServerState
 
 SEEDS = 2**63
@@ -48,6 +50,7 @@ class GenerationService:
         self.active: list[ActiveResponse] = []
         self.last: ActiveResponse | None = None
         self.n_ended = 0
+        self._logged: set[str] = set()  # fields without effect
 
     @property
     def model(self) -> LanguageModel:
@@ -72,6 +75,7 @@ class GenerationService:
         self,
         caller: Request,
         requests: Sequence[GenerationRequest],
+        body: LenientBody,
         copies: int = 1,
         key: str = "",
     ) -> ActiveResponse:
@@ -79,6 +83,7 @@ class GenerationService:
 
         Args:
             caller: the HTTP request; the texts end when its client disconnects.
+            body: of the HTTP request; what has no effect in it is among the reply's warnings.
             key: by which other requests may refer to the response; "" for none.
 
         Raises:
@@ -92,7 +97,7 @@ class GenerationService:
         except BaseException:
             outputs.cancel()
             raise
-        return ActiveResponse(self, caller, requests, outputs, key)
+        return ActiveResponse(self, caller, requests, outputs, key, unused(body, self._logged))
 
     def find(self, key: str) -> list[ActiveResponse]:
         """The responses with a key; none for "", as those without a key may be anyone's."""
@@ -109,6 +114,7 @@ class ActiveResponse:
         requests: one for each text of the client's.
         streams: the texts; all copies of the first request, then those of the next.
         key: see `GenerationService.respond`.
+        warnings: what a reply adds to its fields: `warnings`, if there are any.
     """
 
     def __init__(
@@ -118,10 +124,12 @@ class ActiveResponse:
         requests: Sequence[GenerationRequest],
         outputs: OutputQueue,
         key: str,
+        warnings: list[str],
     ) -> None:
         self.model = service.model
         self.requests = requests
         self.key = key
+        self.warnings = {"warnings": warnings} if warnings else {}
         self._outputs = outputs
         self._service = service
         service.active.append(self)
