@@ -114,7 +114,7 @@ class RunningBatch:
         for group in groups:
             if len(groups) > 1:
                 try:
-                    self._restart(group)
+                    group.stop(self.runner, cache=False)
                     group.start(self.runner)
                     self.runner.prefill(group.sequences, PREFILL_TOKENS)
                     continue
@@ -155,12 +155,6 @@ class RunningBatch:
                 self._fail(group, its_own)
         logits = torch.cat([part for _, part in alone]) if alone else torch.empty(0, 0)
         return [group for group, _ in alone], logits
-
-    def _restart(self, group: SequenceGroup) -> None:
-        """Drops what was computed of a text."""
-        for sequence in group.sequences:
-            self.runner.remove(sequence, cache=False)
-        group.sequences = []
 
     def _fail(self, group: SequenceGroup, error: Exception) -> None:
         """Ends a text by an error."""

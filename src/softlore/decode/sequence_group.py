@@ -150,12 +150,15 @@ class SequenceGroup:
         if not self._new:
             self.output.begin(self.sequences[0].prompt)
 
-    def stop(self, runner: ModelRunner) -> None:
-        """Ends its sequences, if any run; after an error nothing of them is cached."""
+    def stop(self, runner: ModelRunner, cache: bool = True) -> None:
+        """Ends its sequences, if any run; after an error nothing of them is cached.
+
+        `cache`: False caches nothing of them either way.
+        """
         sequences, self.sequences = self.sequences, []
         for sequence in reversed(sequences):
             try:
-                runner.remove(sequence, self.cache and self.error is None)
+                runner.remove(sequence, cache and self.cache and self.error is None)
             except Exception as error:  # noqa: BLE001 - memory for the cache, say
                 _log.warning("a text that has ended was not cached", exc_info=error)
 

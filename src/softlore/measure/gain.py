@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -178,7 +177,7 @@ class MeasuredGains:
         return {}
 
     def _save(self, name: str, gain: EntryGain) -> None:
-        if self._path is None or not os.path.isdir(self._path.parent):
+        if self._path is None or not self._path.parent.is_dir():
             return
         gains = {k: v for k, v in self._saved().items() if EntryGain.of_dict(v) and k != name}
         newest = [*gains.items(), (name, gain.to_dict())][-MAX_GAINS:]

@@ -104,8 +104,8 @@ class _Attention(torch.autograd.Function):
         of_query, of_key, of_value = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         size = groups * rows * length * q.element_size()
         for part, masked in _parts(batch, kv_heads, size):
-            scores = torch.bmm(q[part], k[part].transpose(1, 2))
-            scores.view(-1, *mask[masked].shape[1:2], groups, rows, length).add_(mask[masked])
+            scores, bias = torch.bmm(q[part], k[part].transpose(1, 2)), mask[masked]
+            scores.view(-1, bias.shape[1], groups, rows, length).add_(bias)
             weights = scores.softmax(dim=-1)
             of_weights = torch.bmm(gradient[part], v[part].transpose(1, 2))
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)

@@ -16,7 +16,6 @@ from softlore.lore.formats.format import (
     field,
     fields,
     first_present,
-    flag,
     get,
     inverted_flag,
     probability,
@@ -77,15 +76,14 @@ def _is_world_info(data: Any) -> bool:
     )
 
 
+_DISABLED = field("enabled", "disable", read=inverted_flag)
+_ENABLED = field("enabled", "enabled")
+
+
 def _read_switch(foreign: ForeignEntry) -> bool | None:
     """`disable`; other programs that write this format have `enabled`."""
-    for path, convert in (("disable", inverted_flag), ("enabled", flag)):
-        if foreign.get(path) is not None:
-            try:
-                return bool(convert(foreign[path]))
-            except ValueError as error:
-                raise ValueError(f"`{path}` {error}") from None
-    return None
+    value: bool | None = _DISABLED.read(foreign)
+    return _ENABLED.read(foreign) if value is None else value
 
 
 def _write_switch(foreign: ForeignEntry, values: Values) -> None:
