@@ -4,7 +4,10 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+from waiting import WAIT_SECONDS
 
 # The same examples on every run and machine; a slow machine is no fault.
 settings.register_profile("softlore", deadline=None, derandomize=True)
@@ -15,3 +18,29 @@ NOWHERE = Path(tempfile.gettempdir()) / f"softlore-tests-{os.getpid()}"
 os.environ["SOFTLORE_CONFIG"] = str(NOWHERE / "config.json")
 os.environ["SOFTLORE_MODELS"] = str(NOWHERE / "models")
 os.environ.pop("SOFTLORE_MODEL", None)
+
+
+# A server of the APIs for the tests of a file, which has a state of its own.
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory):
+    from api_server import make_state
+
+    return make_state(tmp_path_factory.mktemp("server"))
+
+
+@pytest.fixture(scope="module")
+def url(state):
+    from api_server import served
+
+    with served(state) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def web(url):
+    import httpx
+
+    with httpx.Client(base_url=url, timeout=WAIT_SECONDS) as web:
+        yield web

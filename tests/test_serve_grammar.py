@@ -3,11 +3,9 @@
 import json
 import re
 
-import httpx
 import openai
 import pytest
 
-from api_server import make_state, served
 from softlore.serve.fields import read_grammar
 
 SCHEMA = {"type": "object", "properties": {"name": {"enum": ["Bram", "Mirela"]},
@@ -15,13 +13,6 @@ SCHEMA = {"type": "object", "properties": {"name": {"enum": ["Bram", "Mirela"]},
           "required": ["name", "age"], "additionalProperties": False}  # fmt: skip
 GBNF = 'root ::= "(" root ")" | [a-c]{2}'
 ASKED = {"prompt": "Once", "max_tokens": 60, "seed": 3}
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory):
-    state = make_state(tmp_path_factory.mktemp("server"))
-    with served(state) as url, httpx.Client(base_url=url, timeout=120) as web:
-        yield web
 
 
 def follows(text, form):

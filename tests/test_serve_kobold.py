@@ -16,11 +16,6 @@ EVENT = re.compile(rb'event: message\ndata: (\{"token": "[^\n]*", "finish_reason
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory):
-    return make_state(tmp_path_factory.mktemp("server"))
-
-
-@pytest.fixture(scope="module")
 def client(state):
     with served(state) as url, httpx.Client(base_url=url, timeout=WAIT_SECONDS) as client:
         yield client

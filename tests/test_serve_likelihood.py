@@ -5,24 +5,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from api_server import make_state, served, storyteller
+from api_server import storyteller
 from softlore.context import splice
 from softlore.context.compose import compose
 from softlore.prompts import PromptLibrary
 
 TEXT = "At the door stood Emma."
 NAMES = ("tokens", "token_logprobs", "top_logprobs")
-
-
-@pytest.fixture(scope="module")
-def state(tmp_path_factory):
-    return make_state(tmp_path_factory.mktemp("server"))
-
-
-@pytest.fixture(scope="module")
-def web(state):
-    with served(state) as url, httpx.Client(base_url=url, timeout=60) as web:
-        yield web
 
 
 def choices(web, **fields):

@@ -26,17 +26,6 @@ SILLY = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def state(tmp_path_factory):
-    return make_state(tmp_path_factory.mktemp("server"))
-
-
-@pytest.fixture(scope="module")
-def web(state):
-    with served(state) as url, httpx.Client(base_url=url, timeout=60) as web:
-        yield web
-
-
 def post(web, path, **body):
     reply = web.post(path, json=body)
     assert reply.status_code == 200, reply.text

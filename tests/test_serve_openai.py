@@ -18,26 +18,9 @@ CHAT = {"model": "storyteller", "messages": HELLO, "max_tokens": 12, "seed": 7, 
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory):
-    return make_state(tmp_path_factory.mktemp("server"))
-
-
-@pytest.fixture(scope="module")
-def url(state):
-    with served(state) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
 def client(url):
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def web(url):
-    with httpx.Client(base_url=url, timeout=WAIT_SECONDS) as web:
-        yield web
 
 
 def complete(client, **fields):

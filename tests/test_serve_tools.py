@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api_server import make_state, served, storyteller
+from api_server import storyteller
 from softlore.errors import ConfigError
 from softlore.model.tiny import tiny_model
 from softlore.serve.chat import ChatMessage, render_chat
@@ -37,12 +37,6 @@ SCHEMAS = {tool["function"]["name"]: tool["function"]["parameters"] for tool in 
 ASKED = {"model": "storyteller", "messages": [{"role": "user", "content": "Rain?"}],
          "tools": [WEATHER, CLOCK], "max_tokens": 80, "seed": 1}  # fmt: skip
 NAMED = {"type": "function", "function": {"name": "weather"}}
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    with served(make_state(tmp_path_factory.mktemp("server"))) as url:
-        yield url
 
 
 @pytest.fixture
