@@ -88,7 +88,7 @@ vllm: $(VENV)/.ready-dev  ## Check softlore on a real vLLM server (CPU)
 	  && $(VLLM)/bin/pip uninstall --quiet -y torchvision torchaudio torchcodec; }
 	$(BIN)/python tools/check_vllm.py --vllm $(VLLM)
 
-fuzz: $(VENV)/.ready-dev  ## Fuzz every reader of prompts, lorebooks, cards and stories: some hours
+fuzz: $(VENV)/.ready-dev  ## Fuzz every reader of prompts, lorebooks, cards, stories and checkpoints: some hours
 	$(BIN)/python tools/fuzz.py --seconds 1000 --crashes runs/fuzz-crashes
 
 clean:  ## Remove what was built, and the virtual environment
