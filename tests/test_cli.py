@@ -702,6 +702,7 @@ def test_the_threads_of_a_server(set_by, model, tmp_path, monkeypatch):
         seen.append(torch.get_num_threads())
 
     monkeypatch.setattr(Server, "serve_on", serve_on)
+    monkeypatch.setattr("softlore.serve.logs.set_up", lambda level: None)  # of this process
     told = ["serve", "--model", model, "--port", 0, "--prompts", tmp_path]
     if set_by == "option":
         told += ["--threads", 1]
