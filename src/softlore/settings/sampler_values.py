@@ -1,6 +1,4 @@
-"""Lists and grammars among the samplers' settings: how they are checked, and read from the command
-line and from API clients.
-"""
+"""Lists and grammars among the settings of samplers: their checks, and what clients write."""
 
 from __future__ import annotations
 
