@@ -194,9 +194,12 @@ def _mix(groups: Sequence[SequenceGroup], logits: Tensor) -> Tensor:
     """What each group's token is sampled from: `[groups, vocab]` of `[sequences, vocab]`."""
     if len(logits) == len(groups):
         return logits
-    weights = groups[0].weights
-    if all(group.weights == weights for group in groups):
+    weights, grammar = groups[0].weights, groups[0].grammar
+    alike = all(group.weights == weights and group.grammar is None for group in groups)
+    if alike or len(groups) == 1:
         each = torch.tensor(weights, device=logits.device)
-        return mix_logits(logits.unflatten(0, (-1, len(weights))), each)
+        allowed = None if grammar is None else grammar.allowed(logits.shape[1])
+        allowed = None if allowed is None else allowed.to(logits.device)
+        return mix_logits(logits.unflatten(0, (-1, len(weights))), each, allowed)
     parts = zip(groups, logits.split([len(group) for group in groups]), strict=True)
     return torch.cat([_mix([group], part) for group, part in parts])

@@ -71,18 +71,21 @@ def with_bare_model(conditionings: Sequence[tuple[ContextLike, float]]) -> Weigh
     return [*conditionings, ("", rest)] if abs(rest) > 1e-9 else list(conditionings)
 
 
-def mix_logits(logits: Tensor, weights: Tensor) -> Tensor:
+def mix_logits(logits: Tensor, weights: Tensor, allowed: Tensor | None = None) -> Tensor:
     """Mixed log-probabilities `[..., vocab]`, up to a constant, of logits `[..., rows, vocab]`.
 
     Where a weight is negative, tokens that are implausible under the conditionings with positive
     ones are excluded: there a quotient of two small numbers says nothing (Li et al. 2023).
+
+    `allowed`: `[vocab]` bool; only the plausibility among these tokens counts.
     """
     logp = logits.log_softmax(dim=-1)
     mixed = (weights[:, None] * logp).sum(dim=-2)
     if (weights < 0).any():
         positive = weights.clamp_min(0)
         likely = (positive[:, None] * logp).sum(dim=-2) / positive.sum()
-        least = likely.amax(dim=-1, keepdim=True) + math.log(PLAUSIBLE)
+        compared = likely if allowed is None else likely.masked_fill(~allowed, -torch.inf)
+        least = compared.amax(dim=-1, keepdim=True) + math.log(PLAUSIBLE)
         mixed = mixed.masked_fill(likely < least, -torch.inf)
     return mixed
 

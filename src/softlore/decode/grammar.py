@@ -45,6 +45,7 @@ class Grammar:
 
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
+        self._allowed: Tensor | None = None  # next, once it was asked for
         self.failed = ""
 
     @property
@@ -53,12 +54,15 @@ class Grammar:
 
     def advance(self, token: int) -> None:
         """Goes on by a token that was sampled."""
+        self._allowed = None
         if not self.failed and not self._matcher.is_stopped():
             self._matcher.consume_token(token)
             self._check()
 
     def allowed(self, size: int) -> Tensor | None:
         """Which of `size` ids may come next, `[size]`; None where none can, and `failed` is set."""
+        if self._allowed is not None or self.failed:
+            return self._allowed
         bits = self._matcher.compute_bitmask()
         self._check()
         found = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[:size]
@@ -67,7 +71,8 @@ class Grammar:
         if self.failed:
             _log.warning("a text ends as its grammar cannot go on: %.200s", self.failed)
             return None
-        return torch.from_numpy(np.pad(found, (0, size - len(found))).astype(bool))
+        self._allowed = torch.from_numpy(np.pad(found, (0, size - len(found))).astype(bool))
+        return self._allowed
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -35,13 +35,14 @@ class SequenceGroup:
         ids: of the context's text and of the new tokens. Soft rows have none.
         logprobs: how many of the likeliest tokens to report; None: no log-probabilities.
         prompt_logprobs: the same for each token of its context.
+        grammar: what the text may be; the sampler follows it, and its end ends the text.
 
     Args:
         windows: what each sequence reads first.
         weights: of the sequences' log-probabilities.
         slides: whether full windows slide, or end the text.
         cache: whether later sequences may reuse what these have read.
-        grammar: what the text may be; the sampler follows it, and its end ends the text.
+        grammar: see above.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class SequenceGroup:
         self.cache_usage: CacheUsage | None = None
         self.sequences: list[RunningSequence] = []
         self.cache = cache
-        self._grammar = grammar
+        self.grammar = grammar
         self._model = runner.model
         self.logprobs = logprobs
         self.prompt_logprobs: int | None = None
@@ -174,7 +175,7 @@ class SequenceGroup:
 
         `logits`: `[vocab]`, that it was sampled from, where log-probabilities are requested.
         """
-        if self._grammar is not None and self._grammar.failed:
+        if self.grammar is not None and self.grammar.failed:
             self.output.finish = "grammar"
             yield from self.output.flush()
             return
@@ -187,7 +188,7 @@ class SequenceGroup:
         else:
             [reported] = tokens_with_logprobs(logits[None], [token], self.logprobs)
             yield self.output.append(reported)
-        if self._grammar is not None and self._grammar.complete:
+        if self.grammar is not None and self.grammar.complete:
             self.output.complete()
         if self.output.finish or (self.is_full and not self._slides):
             yield from self.output.flush()
