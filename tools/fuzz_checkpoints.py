@@ -1,4 +1,7 @@
-"""The fuzzer's checkpoints: seeds, how its inputs become files, and how they are read."""
+"""The fuzzer's checkpoints: seeds, how its inputs become files, and how they are read.
+
+Their reader imports all of training, so it is imported where it is called.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-
-from softlore.tune.checkpoint import VERSION, content_hash, find_checkpoint
 
 FOLDER = tempfile.TemporaryDirectory()  # checkpoints are read from a disk only
 SIGNATURE: dict[str, Any] = {
@@ -34,6 +35,8 @@ def checkpoints() -> list[bytes]:
 
 def checkpoint_file(data: bytes) -> Path:
     """A checkpoint of its facts' length (2 bytes), they, and a tensor file; with the right hash."""
+    from softlore.tune.checkpoint import VERSION, content_hash
+
     length = int.from_bytes(data[:2], "little")
     facts, file = data[2 : 2 + length].decode(errors="replace"), data[2 + length :]
     with contextlib.suppress(ValueError, TypeError, RecursionError):
@@ -51,4 +54,6 @@ def checkpoint_file(data: bytes) -> Path:
 
 def read_checkpoint(path: Path) -> Any:
     """Reads a checkpoint, and compares its run with another."""
+    from softlore.tune.checkpoint import find_checkpoint
+
     return find_checkpoint(path, SIGNATURE)
