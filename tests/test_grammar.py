@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import sys
+import weakref
 from dataclasses import replace
 
 import jsonschema
@@ -16,13 +18,13 @@ from hypothesis import strategies as st
 from softlore.cli import commands
 from softlore.decode import GenerationRequest, RunningBatch, generate, runner_for, write
 from softlore.decode.gbnf import gbnf_to_lark
-from softlore.decode.grammar import Grammar, GrammarCompiler, compiler_of
+from softlore.decode.grammar import Grammar, GrammarCompiler
 from softlore.errors import ConfigError, UnsupportedModelError
 from softlore.model.tiny import tiny_model
 from softlore.serve.engines.vllm import VLLMEngine
 
 MODEL = tiny_model("llama", bos=True)
-COMPILER = compiler_of(MODEL)
+COMPILER = MODEL.once(GrammarCompiler)
 EVERYTHING = r"(?s:.)*"
 
 
@@ -358,3 +360,14 @@ def test_the_command_line_refuses_a_file_that_cannot_be_read(tmp_path):
     result = CliRunner().invoke(commands, ["write", "Once", "--grammar", str(tmp_path / "none")])
     assert result.exit_code == 2
     assert "expected a text file" in result.output
+
+
+def test_a_model_has_one_compiler_which_goes_with_it():
+    model = tiny_model("gpt2")
+    compiler = model.once(GrammarCompiler)
+    assert model.once(GrammarCompiler) is compiler
+    assert tiny_model("gpt2").once(GrammarCompiler) is not compiler
+    gone = weakref.ref(compiler)
+    del compiler, model
+    gc.collect()
+    assert gone() is None

@@ -18,6 +18,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from playwright.sync_api import Error, Page, Response, sync_playwright
@@ -34,6 +36,7 @@ from recording_proxy import Recorded, RecordingProxy, recording
 from softlore import FrozenModel, SoftPrompt
 
 SECONDS = 300  # for any one thing: generous, since the machine may be busy
+TRIES = 5  # of what a text that ends early may spoil
 PROMPTS = {"Emma": " a long red coat", "Tobias": " keeps the lighthouse"}
 PROBABILITIES = "#logprobs_generation_output"
 GRAMMAR = 'root ::= " Yes." | " No."'
@@ -59,6 +62,12 @@ async () => {
     uid: 0, key: ["Emma"], keysecondary: [], comment: "Emma", content: "[[soft:Emma]]",
     constant: false, selective: true, selectiveLogic: 0, order: 100, position: 1, depth: 4,
     disable: false, probability: 100, useProbability: true}}}});
+}
+"""
+WRITING = """
+async () => {
+  const {isGenerating, swipeState} = await import("/script.js");
+  return isGenerating() || swipeState !== "none" || $("#mes_stop").is(":visible");
 }
 """
 HEAR = """
@@ -186,10 +195,8 @@ class Session:
         self.page.evaluate("(selector) => $(selector).last().trigger('click')", selector)
 
     def writing(self) -> bool:
-        """Whether SillyTavern is busy with a text."""
-        return bool(self.page.evaluate(
-            "() => document.body.dataset.generating === 'true'"
-            " || $('#mes_stop').is(':visible')"))  # fmt: skip
+        """Whether SillyTavern is busy with a text, and would ignore a click for another."""
+        return bool(self.page.evaluate(WRITING))
 
     def last(self) -> dict[str, Any]:
         """The newest message of the chat."""
@@ -206,20 +213,28 @@ class Session:
 
     def send(self, text: str, texts: int = 1) -> list[Recorded]:
         """Sends a message, and waits for the replies."""
-
-        def act() -> None:
-            self.page.fill("#send_textarea", text)
-            self.click("#send_but")
-
-        sent = self.generates(act, texts)
+        sent = self.generates(lambda: self.click_send(text), texts)
         last = self.last()
         assert not last["is_user"], "there is no reply"
         assert last["mes"].strip(), "the reply is empty"
         return sent
 
+    def click_send(self, text: str) -> None:
+        """Writes into the field and clicks until SillyTavern takes it.
+
+        It ignores clicks while it still does something about the last one, such as saving the chat.
+        """
+        self.page.fill("#send_textarea", text)
+
+        def taken() -> bool:
+            self.click("#send_but")
+            return not self.page.input_value("#send_textarea")
+
+        self.wait(taken, "what was sent stays in the field")
+
     def _hear_response(self, response: Response) -> None:
         if response.status >= 400:
-            self._failed.append(f"page: {response.request.method} {response.url[21:]} "
+            self._failed.append(f"page: {response.request.method} {urlsplit(response.url).path} "
                                 f"{response.status}")  # fmt: skip
 
     def _hear_error(self, error: Error) -> None:
@@ -258,21 +273,41 @@ class Session:
 
     def stop(self, kind: Kind) -> None:
         self.enter(kind.length, "700")
-        for streaming in (True, False):
-            self.enter(kind.streaming, streaming)
-            self.page.evaluate("() => heard.token = 0")
+        self.enter("ban_eos_token_textgenerationwebui", True)
+        try:
+            for streaming in (True, False):
+                self.enter(kind.streaming, streaming)
+                # One that came to its own end before the click, by a stop string, stopped nothing.
+                stopped = any(self._stops(streaming) for _ in range(TRIES))
+                assert stopped, f"{TRIES} texts ended before they could be stopped"
+                self.wait(lambda: self._running() == 0, "the server writes on")
+        finally:
+            self.enter("ban_eos_token_textgenerationwebui", False)
+            self.enter(kind.length, "24")
 
-            def act(streaming: bool = streaming) -> None:
-                self.page.fill("#send_textarea", "Tell me everything about it.")
-                self.click("#send_but")
-                heard = "() => heard.token > 3"
-                self.wait(lambda: self.page.evaluate(heard) if streaming else self._running() > 0,
-                          "nothing is written")  # fmt: skip
-                self.click("#mes_stop")
+    def _stops(self, streaming: bool) -> bool:
+        """Begins a text, and stops it; whether it had not ended by then."""
+        before = len(self.proxy.requests)
+        self.page.evaluate("() => heard.token = 0")
 
-            self.generates(act)
-            self.wait(lambda: self._running() == 0, "the server writes on")
-        self.enter(kind.length, "24")
+        def begun() -> bool:
+            if streaming:
+                return bool(self.page.evaluate("() => heard.token > 3"))
+            return self._running() > 0
+
+        def act() -> None:
+            self.click_send("Tell me everything about it.")
+            self.wait(lambda: begun() or self._ended(before), "nothing is written")
+            self.click("#mes_stop")
+
+        texts = self.generates(act)
+        self.wait(lambda: all(r.ended for r in texts), "a request has no end")
+        return any(r.gone for r in texts)
+
+    def _ended(self, before: int) -> bool:
+        """Whether a text was requested since then, and has ended."""
+        texts = _texts(self.proxy.requests[before:])
+        return bool(texts) and all(r.ended for r in texts) and not self.writing()
 
     def again(self, kind: Kind) -> None:
         self.enter(kind.streaming, True)
@@ -308,13 +343,15 @@ class Session:
 
     def grammar(self, kind: Kind) -> None:
         self.enter(kind.grammar, SCHEMA if kind.schema else GRAMMAR)
+        self.enter(kind.length, "200")  # as JSON has room for whitespace
         try:
             self.send("Yes or no?")
             text = self.last()["mes"].strip()
-            allowed = r'\{\s*("mood":\s*"(calm|wild)"\s*)?\}' if kind.schema else r"Yes\.|No\."
+            allowed = r'\{\s*("mood"\s*:\s*"(calm|wild)"\s*)?\}' if kind.schema else r"Yes\.|No\."
             assert re.fullmatch(allowed, text), f"the grammar does not hold: {text!r}"
         finally:
             self.enter(kind.grammar, "{}" if kind.schema else "")
+            self.enter(kind.length, "24")
 
     def world_info(self, kind: Kind) -> None:
         (request, *_) = self.send("Have you seen Emma?")
@@ -380,7 +417,10 @@ def served(folder: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def tavern(source: Path, folder: Path) -> Iterator[str]:
     """SillyTavern, with settings and chats of its own in `folder`."""
-    command = ["node", "server.js", "--dataRoot", str(folder / "data"), "--port", "8123"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = ["node", "server.js", "--dataRoot", str(folder / "data"), "--port", port]
     command += ["--configPath", str(folder / "config.yaml"), "--browserLaunchEnabled", "false"]
     with process(command, cwd=source, env={**os.environ, "NODE_ENV": "production"}) as url:
         yield url

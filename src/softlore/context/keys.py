@@ -13,8 +13,9 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import regex
@@ -24,6 +25,7 @@ from softlore.lore.patterns import compile_pattern, split_pattern
 KEY_SECONDS = 0.1  # limit of one search for one regular expression
 TOTAL_SECONDS = 2.0  # limit of all such searches in one activation
 GRAM = 3  # characters of a trigram; of shorter keys all
+SAMPLE = 2000  # keys by which it is known which trigrams are rare
 
 # Scripts that write no spaces between words, or join particles to them: a word has no boundary
 # there that could be checked, so that a key matches anywhere.
@@ -77,6 +79,9 @@ class Folding(NamedTuple):
     skin_tones: bool  # of emoji: they count for keys that have one
 
 
+_FOLDINGS = {folding: Folding(*folding) for folding in product((False, True), repeat=2)}
+
+
 class ScannedTexts:
     """Texts to search, the nearest first; `entries` are the names of those whose texts they are."""
 
@@ -91,8 +96,7 @@ class ScannedTexts:
         return self._folded[folding]
 
 
-@dataclass(frozen=True, slots=True)
-class Substring:
+class Substring(NamedTuple):
     """A key that is searched as a substring; if `bounded`, only as a word by itself."""
 
     place: int
@@ -114,7 +118,7 @@ class Substring:
         return start >= 0
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Keys:
     """An entry's keys, prepared for search. A key is identified by its place in the list.
 
@@ -124,9 +128,9 @@ class Keys:
     """
 
     size: int
-    substrings: list[Substring] = field(default_factory=list)
-    patterns: list[tuple[str, Any, int]] = field(default_factory=list)
-    invalid: list[tuple[str, str]] = field(default_factory=list)
+    substrings: Sequence[Substring] = ()
+    patterns: Sequence[tuple[str, Any, int]] = ()
+    invalid: Sequence[tuple[str, str]] = ()
 
     def find_patterns(self, texts: Sequence[str], search: PatternSearch) -> dict[int, int]:
         """Returns the places of the patterns found, each with the place of the nearest text."""
@@ -150,17 +154,17 @@ class IndexedKey(NamedTuple):
 
 
 class KeyIndex:
-    """The plain keys of many entries by their rarest trigram."""
+    """The plain keys of many entries by a trigram that is rare in a sample of them."""
 
     def __init__(self, keys: Sequence[Keys]) -> None:
         plain = [IndexedKey(i, key) for i, of_one in enumerate(keys) for key in of_one.substrings]
         counts = Counter(
-            gram for one in plain for gram in grams(one.key.text, min(len(one.key.text), GRAM))
+            gram for _, key in plain[:: len(plain) // SAMPLE + 1] for gram in grams(key.text)
         )
         self.by_gram: dict[Folding, dict[str, list[IndexedKey]]] = {}
         for one in plain:
-            text = one.key.text
-            rarest = min(grams(text, min(len(text), GRAM)), key=counts.__getitem__)
+            unseen = (gram for gram in grams(one.key.text) if gram not in counts)
+            rarest = next(unseen, None) or min(grams(one.key.text), key=counts.__getitem__)
             of_folding = self.by_gram.setdefault(one.key.folding, {})
             of_folding.setdefault(rarest, []).append(one)
 
@@ -186,7 +190,7 @@ class KeySearch:
             places: dict[str, list[int]] = {}
             for place, text in enumerate(folded):
                 for size in self._sizes[folding]:
-                    for gram in grams(text, size) & by_gram.keys():
+                    for gram in by_gram.keys() & grams(text, size):
                         places.setdefault(gram, []).append(place)
             for gram, with_gram in places.items():
                 by_gram[gram] = [key for key in by_gram[gram] if wanted(key)]
@@ -204,21 +208,21 @@ def prepare_keys(keys: tuple[str, ...], case_sensitive: bool, whole_words: bool)
     with a space matches anywhere. An emoji must not be part of another. Blank keys match nothing.
     Neither setting applies to `/pattern/flags`; a key that is not quite of that form is plain.
     """
-    prepared = Keys(len(keys))
+    substrings, patterns, invalid = [], [], []
     for place, key in enumerate(keys):
         if parts := split_pattern(key):
             pattern, problem = compile_pattern(*parts)
             if problem:
-                prepared.invalid.append((key, problem))
+                invalid.append((key, problem))
             else:
-                prepared.patterns.append((key, pattern, place))
+                patterns.append((key, pattern, place))
             continue
-        folding = Folding(case_sensitive, _skin_tone.search(key) is not None)
+        folding = _FOLDINGS[case_sensitive, not key.isascii() and bool(_skin_tone.search(key))]
         text = fold(key.strip(), folding)
-        bounded = whole_words and len(text.split()) == 1
+        bounded = whole_words and " " not in text and len(text.split()) == 1
         if text:
-            prepared.substrings.append(Substring(place, text, folding, bounded))
-    return prepared
+            substrings.append(Substring(place, text, folding, bounded))
+    return Keys(len(keys), substrings, patterns, invalid)
 
 
 class KeySettings(NamedTuple):
@@ -283,9 +287,9 @@ def fold(text: str, folding: Folding) -> str:
     return text if folding.case else text.casefold()
 
 
-def grams(text: str, size: int) -> set[str]:
-    """Every run of `size` characters in a text."""
-    return {text[i : i + size] for i in range(len(text) - size + 1)}
+def grams(text: str, size: int = GRAM) -> Iterator[str]:
+    """Every run of `size` characters in a text; a shorter text itself."""
+    return (text[i : i + size] for i in range(max(1, len(text) - size + 1)))
 
 
 def _is_joined(text: str, end: int, neighbour: str, edge: str) -> bool:

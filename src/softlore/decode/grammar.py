@@ -94,7 +94,7 @@ class GrammarLogitsProcessor(LogitsProcessor):
 
 
 class GrammarCompiler:
-    """Compiles grammars for the tokens of a model; a model has one (`compiler_of`).
+    """Compiles grammars for the tokens of a model; a model has one, `model.once(GrammarCompiler)`.
 
     Grammars are tried in another process first (`GrammarCheck`), as some take llguidance without
     end, or end the process. Compiled ones are cached.
@@ -148,24 +148,13 @@ class GrammarCompiler:
         return Grammar(matcher.deep_copy())
 
 
-_COMPILERS: weakref.WeakKeyDictionary[LanguageModel, GrammarCompiler] = weakref.WeakKeyDictionary()
-_MAKING = threading.Lock()
-
-
-def compiler_of(model: LanguageModel) -> GrammarCompiler:
-    """The compiler of a model. Raises as `GrammarCompiler`."""
-    with _MAKING:
-        if model not in _COMPILERS:
-            _COMPILERS[model] = GrammarCompiler(model)
-        return _COMPILERS[model]
-
-
 def compile_grammar(model: LanguageModel, name: str, value: Any) -> Grammar:
     """The grammar of one text; see `SamplingParams.constraint`.
 
     Raises as `GrammarCompiler.compile`.
     """
-    return compiler_of(model).compile(name, value if isinstance(value, str) else json.dumps(value))
+    text = value if isinstance(value, str) else json.dumps(value)
+    return model.once(GrammarCompiler).compile(name, text)
 
 
 def _definition(name: str, value: str) -> str:

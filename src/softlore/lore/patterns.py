@@ -43,7 +43,8 @@ def split_pattern(key: str) -> tuple[str, str] | None:
     As in SillyTavern, an unknown flag or a slash that is not escaped makes a key plain. Spaces
     around the key do not count.
     """
-    match = _KEY.fullmatch(key.strip())
+    key = key.strip()
+    match = _KEY.fullmatch(key) if key.startswith("/") else None
     if not match:
         return None
     pattern, flags = match.groups()

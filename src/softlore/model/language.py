@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +18,7 @@ from softlore.model.families import Family
 from softlore.model.vocabulary import TextDecoder, TokenBytes, Vocabulary
 
 MAX_ID = 2**31  # no tokenizer has so many
+T = TypeVar("T")
 
 
 class LanguageModel(ABC):
@@ -211,6 +212,20 @@ class LanguageModel(ABC):
         """The text of each token."""
         size = min(self.vocab_size, len(self.tokenizer))
         return Vocabulary(self.token_bytes, size, self.eos_ids)
+
+    def once(self, make: Callable[[LanguageModel], T]) -> T:
+        """What `make` returns for this model: made when first asked for, kept with the model.
+
+        It should refer to the model weakly, so that both are freed together.
+        """
+        if make not in self._made:
+            self._made.setdefault(make, make(self))
+        made: T = self._made[make]
+        return made
+
+    @cached_property
+    def _made(self) -> dict[Callable[[LanguageModel], Any], Any]:
+        return {}
 
     # fingerprints -----------------------------------------------------------------------------
 
