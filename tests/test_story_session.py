@@ -7,14 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from running import save_tiny_model, softlore
-from softlore import Entry, Lorebook, PromptLibrary, SoftPrompt
+from softlore import Entry, FrozenModel, Lorebook, PromptLibrary, SoftPrompt
 from softlore.cli.reading import Bar
+from softlore.cli.wrapping import WordWrapper
 from softlore.context import free_places
 from softlore.errors import ConfigError, ContextOverflowError, StoryError
 from softlore.model.tiny import tiny_model
 from softlore.story import StoryDraft, StoryLibrary, StorySettings
 from softlore.story.composing import ContextComposer
 from softlore.story.learning import add_lines, learn, learnable_lines
+from softlore.story.seams import SentenceTrimmer, join_turns
 from softlore.story.session import StorySession
 
 MODEL = tiny_model("llama")
@@ -463,3 +465,77 @@ def test_the_bar_follows_the_story(story):
     assert "Emma" in bar()
     story.undo()
     assert f"2 turns · {first}" in bar()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "finish", "kept"),
+    [
+        (["A cat", " sat", ". ", "A dog", " ran", " and"], "length", "A cat sat."),
+        (["A cat", " sat", ".”", " A do"], "length", "A cat sat.”"),
+        (["A cat", " sat", "."], "length", "A cat sat."),
+        (["Dear", " Mr", ".", " Brown", " was", " la"], "length", "Dear Mr. Brown was"),
+        (["A song\n", "of the se"], "length", "A song"),
+        (["A cat", " sat", ". ", "A dog"], "stop", "A cat sat. A dog"),
+        (["A cat", " sat", ". ", "A dog"], None, "A cat sat. A dog"),
+    ],
+)
+def test_a_turn_that_its_length_ends_is_trimmed_to_a_sentence(pieces, finish, kept):
+    trimmer = SentenceTrimmer(48)
+    shown = "".join([*(trimmer.add("") for _ in range(24)), *map(trimmer.add, pieces)])
+    shown += trimmer.flush(finish)
+    assert trimmer.text == shown == kept
+
+
+def test_text_is_passed_on_at_once_far_from_the_end_and_where_trimming_is_off():
+    assert SentenceTrimmer(80).add("A ca") == "A ca"
+    whole = SentenceTrimmer(48, enabled=False)
+    assert "".join(whole.add(" a") for _ in range(48)) + whole.flush("length") == " a" * 48
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "joined"),
+    [
+        ("", "He", "He"),
+        ("The end.", "He", " He"),
+        ("The end. ", "He", "He"),
+        ("He said", ", no", ", no"),
+        ("He said", "“No", " “No"),
+        ("He said “", "No", "No"),
+        ('He said "No', '"', '"'),
+        ('He said "No"', "and", " and"),
+        ('"No."', '"Yes', ' "Yes'),
+        ("(", "so", "so"),
+        ("The\n", "He", "He"),
+        ("well", "—no", " —no"),
+    ],
+)
+def test_a_turn_of_the_writer_begins_after_a_space_where_one_belongs(before, text, joined):
+    assert join_turns(before, text) == joined
+
+
+def test_turns_of_stories_end_with_sentences_unless_trim_is_off(tmp_path):
+    model = FrozenModel.from_pretrained("storyteller")
+    with StoryLibrary(tmp_path).create("a") as story:
+        story.add("The fox ran down to the river. There he met a")
+        story.set(seed=1)
+        session = StorySession(story, model)
+        for _ in range(3):
+            shown = "".join(session.continue_story(80))
+            assert shown == story.head.text
+            assert session.finish != "length" or shown.rstrip("\"'”’")[-1] in ".!?\n"
+        assert session.draft(40).request.sampling["dry_multiplier"] > 0
+        story.set(trim=False, sampling={"dry_multiplier": 0})
+        assert not session.draft(40).request.sampling["dry_multiplier"]
+        assert len("".join(session.continue_story(40))) > 0
+        assert len(model.encode(story.head.text)) >= 38
+
+
+def test_the_terminal_wraps_between_words():
+    text = "The fox ran down to the river, where he met the old badger.\n\nHe said nothing at all."
+    for size in (1, 3, 7, 200):
+        wrapper = WordWrapper(20)
+        shown = "".join(wrapper.add(text[i : i + size]) for i in range(0, len(text), size))
+        shown += wrapper.flush()
+        assert all(len(line) <= 20 for line in shown.splitlines())
+        assert shown.replace("\n", " ").split() == text.split()
+    assert WordWrapper(None).add(text) == text

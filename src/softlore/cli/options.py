@@ -132,7 +132,9 @@ def _option(setting: Setting) -> Callable[[Command], Command]:
         more |= {"type": _Value(setting), "multiple": setting.type is tuple}
     if setting.env:
         more |= {"envvar": setting.env, "show_envvar": True}
-    return click.option(setting.flag, setting.name, default=None, help=help, **more)
+    negative = f"/--no-{setting.flag.lstrip('-')}" if setting.type is bool else ""
+    flags = setting.flag + negative
+    return click.option(flags, setting.name, default=None, help=help, **more)
 
 
 class _File(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.1

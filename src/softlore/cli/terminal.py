@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlore.cli.reading import LineReader, turns
+from softlore.cli.wrapping import WordWrapper, terminal_width
 from softlore.errors import ConfigError, SoftloreError, StoryError
 
 if TYPE_CHECKING:
@@ -80,16 +82,19 @@ class Terminal:
             err=True,
         )
         text = self.story.text
-        click.echo(("… " if len(text) > SHOWN else "") + text[-SHOWN:])
+        self._print(("… " if len(text) > SHOWN else "") + text[-SHOWN:])
+
+    def _print(self, text: str) -> None:
+        """Prints a part of the story, wrapped between words."""
+        wrapper = WordWrapper(terminal_width())
+        click.echo(wrapper.add(text) + wrapper.flush())
 
     # writing -----------------------------------------------------------------------------------
 
     def say(self, text: str) -> None:
         """Adds the typed text to the story, then lets the model continue."""
         if text.strip():
-            before = self.story.text
-            joined = before and not before[-1].isspace() and not text[0].isspace()
-            self.session.add((" " if joined and text[0].isalnum() else "") + text)
+            self.session.add(text)
         self._stream(self.session.continue_story(self._tokens, **self._sampling))
 
     def retry(self, _: str = "") -> None:
@@ -97,14 +102,15 @@ class Terminal:
         self._stream(self.session.retry(self._tokens, **self._sampling))
 
     def _stream(self, pieces: Iterator[str]) -> None:
+        wrapper = WordWrapper(terminal_width())
         try:
             for piece in pieces:
-                click.echo(piece, nl=False)
+                click.echo(wrapper.add(piece), nl=False)
         finally:
             close = getattr(pieces, "close", None)
             if close is not None:
                 close()
-        click.echo()
+            click.echo(wrapper.flush())
         usage = self.session.cache_usage
         if usage.why and usage.read > 256:
             click.secho(f"(read {usage.read} tokens again: {usage.why})", dim=True, err=True)
@@ -123,7 +129,7 @@ class Terminal:
         done = f"{what}: {OPERATIONS.get(operation, operation)}" if operation else nothing
         click.secho(f"({done})", dim=True, err=True)
         if operation:
-            click.echo("… " + self.story.text[-300:])
+            self._print("… " + self.story.text[-300:])
 
     def branches(self, _: str = "") -> None:
         """List the branches of the story; /go NUMBER switches to one."""
@@ -138,7 +144,7 @@ class Terminal:
             self.story.go_to(int(number))
         except ValueError:
             raise ConfigError(f"/go {number!r}; expected a number that /branches lists") from None
-        click.echo("… " + self.story.text[-300:])
+        self._print("… " + self.story.text[-300:])
 
     def edit(self, text: str) -> None:
         """Change the last turn: opens it for editing, or replaces it by the text."""
@@ -188,6 +194,8 @@ class Terminal:
                 tokens = number
             elif name in ("budget", "seed", "note_depth", "context_tokens"):
                 of_story[name] = number
+            elif name == "trim":
+                of_story[name] = bool(number)
             else:
                 sampling[name] = number
         SamplingParams.of(sampling)
@@ -285,6 +293,4 @@ def _number(name: str, value: str) -> int | float:
 
 
 def _is_terminal() -> bool:
-    import sys
-
     return sys.stdin.isatty() and sys.stdout.isatty()

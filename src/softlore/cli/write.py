@@ -16,6 +16,7 @@ from softlore.cli.options import (
     prompts_option,
     sampling_options,
 )
+from softlore.cli.wrapping import WordWrapper, terminal_width
 
 
 @click.command()
@@ -70,12 +71,13 @@ def command(
     conditioning = [(by_name[name].conditioning, weight) for name, weight in strengths.items()]
     stops = [clean(string, "--stop") for string in stop]
     request = GenerationRequest(
-        context, tokens, stops, seed, None, conditioning, not any_model, sampling
+        context, tokens, stops, seed, None, conditioning, not any_model, {"heal": True} | sampling
     )
     pieces = (token.text for token in write_request(runner, request) if token.text)
     first = next(pieces, "")  # errors come before anything is shown
     plain = "".join(piece for piece in context.pieces if isinstance(piece, str))
-    click.echo(plain + first, nl=False)
+    wrapper = WordWrapper(terminal_width())
+    click.echo(wrapper.add(plain + first), nl=False)
     for piece in pieces:
-        click.echo(piece, nl=False)
-    click.echo()
+        click.echo(wrapper.add(piece), nl=False)
+    click.echo(wrapper.flush())

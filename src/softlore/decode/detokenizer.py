@@ -13,19 +13,25 @@ class Detokenizer:
     Text is held back while a stop string may begin in it. Bytes that make no character, or
     none yet, are left out. All that is returned, joined, is the text of the ids in one piece.
 
+    Args:
+        skipped: text that stands at the beginning, and is not returned.
+
     Attributes:
         stopped_by: the stop string that ended the text; None while there is none.
     """
 
-    def __init__(self, model: LanguageModel, stops: Sequence[str] = ()) -> None:
+    def __init__(self, model: LanguageModel, stops: Sequence[str] = (), skipped: str = "") -> None:
         self.stopped_by: str | None = None
+        self._skip = len(skipped)
         self._decoder = model.decoder()
         self._stops = tuple(stops)
         self._held = ""  # text that may begin a stop string
 
     def add(self, token: int) -> str:
         """The text that can no longer change; sets `stopped_by` once a stop string is complete."""
-        text = self._held + self._decoder.add([token]).replace("\ufffd", "")
+        new = self._decoder.add([token]).replace("\ufffd", "")
+        new, self._skip = new[self._skip :], max(0, self._skip - len(new))
+        text = self._held + new
         matches = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if matches:
             end, self.stopped_by = min(matches)

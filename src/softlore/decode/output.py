@@ -49,17 +49,22 @@ class OutputStream:
         model: for its tokenizer; None: ids only, and no id ends the text.
         stops: strings that end the text.
         max_new_tokens: ids, at most; with 0 it ends when its context is read.
+        skipped: text of the context that the first ids repeat.
     """
 
     def __init__(
-        self, model: LanguageModel | None, stops: Sequence[str], max_new_tokens: int
+        self,
+        model: LanguageModel | None,
+        stops: Sequence[str],
+        max_new_tokens: int,
+        skipped: str = "",
     ) -> None:
         self.text = ""
         self.ids: list[int] = []
         self.prompt: Sequence[Token] = ()
         self.finish: FinishReason | None = None
         self._eos_ids = model.eos_ids if model is not None else frozenset()
-        self._detokenizer = Detokenizer(model, stops) if model is not None else None
+        self._detokenizer = Detokenizer(model, stops, skipped) if model is not None else None
         self._max_new_tokens = max_new_tokens
 
     @property
@@ -81,6 +86,11 @@ class OutputStream:
             self.finish = "length"
         self.text += text
         return Token(text, token.id, token.logprob, token.top)
+
+    def skip(self, token: int) -> None:
+        """Takes a token of the context that was generated again, which is not of the new text."""
+        if self._detokenizer is not None:
+            self._detokenizer.add(token)
 
     def complete(self) -> None:
         """Ends the text as its grammar allows no more; a stop string ended it before."""

@@ -14,6 +14,7 @@ from softlore.context import Tree, compose
 from softlore.context.compose import ContextLike
 from softlore.decode.conditioning import Conditioning
 from softlore.decode.grammar import Grammar, GrammarLogitsProcessor, compile_grammar
+from softlore.decode.healing import Healing, HealingLogitsProcessor
 from softlore.decode.no_copy import no_copy_step
 from softlore.decode.samplers import Sampler, SamplingParams
 from softlore.decode.samplers.steps import Step
@@ -118,10 +119,17 @@ def prompts_in(
     return [prompt for context in contexts for prompt in Context(context).prompts]
 
 
+def heals(request: GenerationRequest) -> bool:
+    """Whether the seam after its context is healed; a grammar begins at the seam as it is."""
+    params = SamplingParams.of(request.sampling)
+    return params.heal and params.constraint is None and request.prompt_logprobs is None
+
+
 def make_sampler(
     model: LanguageModel,
     request: GenerationRequest,
     conditionings: Sequence[tuple[ContextLike, float]],
+    healing: Healing | None = None,
 ) -> tuple[Sampler, Grammar | None]:
     """The sampler of one text, which never samples the ids that its model bans, and its grammar.
 
@@ -136,7 +144,10 @@ def make_sampler(
     params = params.changed(banned=banned)
     before = [no_copy_step(prompts, params.no_copy)] if params.no_copy else []
     if params.constraint is None:
-        return Sampler(params, request.seed, model, before), None
+        if healing is None:
+            return Sampler(params, request.seed, model, before), None
+        before.insert(0, Step("heal", HealingLogitsProcessor(healing), own=True))
+        return Sampler(params, request.seed, model, before, healing.advance), None
     grammar = compile_grammar(model, *params.constraint)
     # First of all: what other steps ban is spared where it is all that the grammar allows.
     before = [Step("grammar", GrammarLogitsProcessor(grammar), own=True), *before]

@@ -10,10 +10,11 @@ from torch import Tensor
 from softlore.context import Tree
 from softlore.decode.conditioning import Window, first_windows, slide, weighted, with_bare_model
 from softlore.decode.grammar import Grammar
+from softlore.decode.healing import Healing, heal
 from softlore.decode.model_runner import PREFILL_TOKENS, ModelRunner, RunningSequence
 from softlore.decode.output import OutputStream, Token, tokens_with_logprobs
 from softlore.decode.prefix_cache import CacheUsage
-from softlore.decode.request import GenerationRequest, make_sampler, stop_strings
+from softlore.decode.request import GenerationRequest, heals, make_sampler, stop_strings
 from softlore.decode.samplers import Sampler
 from softlore.errors import ConfigError
 
@@ -36,13 +37,14 @@ class SequenceGroup:
         logprobs: how many of the likeliest tokens to report; None: no log-probabilities.
         prompt_logprobs: the same for each token of its context.
         grammar: what the text may be; the sampler follows it, and its end ends the text.
+        healing: of the seam between the context and the new text; the sampler follows it.
 
     Args:
         windows: what each sequence reads first.
         weights: of the sequences' log-probabilities.
         slides: whether full windows slide, or end the text.
         cache: whether later sequences may reuse what these have read.
-        grammar: see above.
+        grammar, healing: see above.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class SequenceGroup:
         slides: bool = False,
         cache: bool = True,
         grammar: Grammar | None = None,
+        healing: Healing | None = None,
     ) -> None:
         runner.check([window.tree for window in windows])
         self.windows = list(windows)
@@ -67,7 +70,9 @@ class SequenceGroup:
         self.sequences: list[RunningSequence] = []
         self.cache = cache
         self.grammar = grammar
+        self.healing = healing
         self._model = runner.model
+        self._again = list(healing.ids) if healing is not None else []  # of the context
         self.logprobs = logprobs
         self.prompt_logprobs: int | None = None
         self._slides = slides
@@ -84,8 +89,6 @@ class SequenceGroup:
         """
         model = runner.model
         stops, conditionings = stop_strings(request), weighted(request.conditioning)
-        output = OutputStream(model, stops, request.max_new_tokens)
-        sampler, grammar = make_sampler(model, request, conditionings)
         if conditionings and request.prompt_logprobs is not None:
             raise ConfigError(
                 "prompt_logprobs is set beside a conditioning, before which a text is read in "
@@ -100,9 +103,17 @@ class SequenceGroup:
             windows = [Window(request.compose(model))]
         weights = [weight for _, weight in conditionings] or [1.0]
         slides = bool(conditionings)
+        healing = None
+        if heals(request):
+            healing, tree = heal(model, request.context, windows[0].tree, keep=slides)
+            windows = windows if slides else [Window(tree)]
+        sampler, grammar = make_sampler(model, request, conditionings, healing)
+        skipped = healing.text if healing is not None else ""
+        output = OutputStream(model, stops, request.max_new_tokens, skipped)
         group = cls(
-            runner, windows, weights, sampler, output, request.logprobs, slides, grammar=grammar
-        )
+            runner, windows, weights, sampler, output, request.logprobs, slides, grammar=grammar,
+            healing=healing,
+        )  # fmt: skip
         group.prompt_logprobs = request.prompt_logprobs
         return group
 
@@ -183,6 +194,10 @@ class SequenceGroup:
         self._new.append(token)
         if self._room is not None:
             self._room -= 1
+        if self._again and token == self._again.pop(0):
+            self.output.skip(token)
+            return
+        self._again = []
         if logits is None or self.logprobs is None:
             yield self.output.append(Token("", token))
         else:

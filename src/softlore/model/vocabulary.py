@@ -90,6 +90,26 @@ class Vocabulary:
         self.parts = [i for i, token in enumerate(self._bytes) if token and _is_part(token)]
         self._sorted = sorted((text, i) for i, text in enumerate(self.texts) if text)
 
+    @functools.cached_property
+    def letters(self) -> list[int]:
+        """Ids whose text begins with a letter that has an upper and a lower case."""
+        firsts = [text[:1] for text in self.texts]
+        return [i for i, first in enumerate(firsts) if first.lower() != first.upper()]
+
+    @functools.cached_property
+    def _sorted_bytes(self) -> list[tuple[bytes, int]]:
+        return sorted((token, i) for i, token in enumerate(self._bytes) if token)
+
+    def extending(self, text: bytes) -> list[int]:
+        """Ids whose text begins with `text` and is longer. Case counts."""
+        ids = []
+        at = bisect_left(self._sorted_bytes, (text, -1))
+        while at < len(self._sorted_bytes) and self._sorted_bytes[at][0].startswith(text):
+            if len(self._sorted_bytes[at][0]) > len(text):
+                ids.append(self._sorted_bytes[at][1])
+            at += 1
+        return ids
+
     def text(self, ids: Sequence[int], least: int) -> tuple[str, bytes]:
         """The end of a text, at least `least` characters of it, and the bytes of a partial one."""
         count = least

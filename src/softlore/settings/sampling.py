@@ -178,6 +178,9 @@ class SamplingParams(Settings):
         "training responses word for word; 0 is off.", ge=0, le=MAX_RANGE, unit="tokens",
         option="--no-copy", client_range=(MIN_COPY, MAX_RANGE),
         expected=f"0 for none, or {MIN_COPY} tokens or more")
+    heal: bool = setting(False, "Heal the seam after the text: its last tokens may be replaced by "
+        "a longer one, so that a word it ends within is completed; words known to be whole are "
+        "left whole. Stories and `softlore write` do so by default.", option="--heal")
     banned: Ids = setting((), "Token ids that are never written.",
         aliases=("custom_token_bans",), expected="token ids, whole numbers from 0")
     banned_strings: Strings = setting((), "Strings that are never written, in any case.",

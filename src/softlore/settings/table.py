@@ -152,9 +152,9 @@ class Setting:
         if self.textual is not None:
             return self.textual.parse(text)
         if self.type is bool:
-            if text.lower() not in ("true", "false"):
+            if text.lower() not in ("true", "false", "1", "0"):
                 raise ValueError(text)
-            return text.lower() == "true"
+            return text.lower() in ("true", "1")
         return text if self.type is object else self.type(text)
 
     def from_client(self, value: object) -> Any:

@@ -19,7 +19,8 @@ from softlore.model import FrozenModel
 from softlore.model.default import choose_model
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.story.composing import ContextComposer, ContextPlan
-from softlore.story.settings import StorySettings
+from softlore.story.seams import SentenceTrimmer, join_turns
+from softlore.story.settings import STORY_SAMPLING, StorySettings
 from softlore.story.story import Story
 from softlore.story.turns import ROOT, Turn
 
@@ -34,12 +35,14 @@ class TurnDraft:
         plan: the context that the model reads, with its report.
         request: that context with length, stops, seed and sampling, for a batch or an engine.
         after: the turn that it follows.
+        trimmer: that its text goes through as it is generated.
     """
 
     story: Story
     plan: ContextPlan
     request: GenerationRequest
     after: int
+    trimmer: SentenceTrimmer
 
     def save(self, text: str, tokens: int, finish: str | None) -> Turn | None:
         """Adds the generated text to the story, if there is any. `finish`: why it ended."""
@@ -103,8 +106,8 @@ class StorySession:
         return cls(story, *sources(settings.changed(model=model or settings.model), dtype, device))
 
     def add(self, text: str) -> Turn:
-        """Adds a turn of the writer."""
-        return self.story.add(text, by="writer")
+        """Adds a turn of the writer, after a space where one belongs."""
+        return self.story.add(join_turns(self.story.text, text), by="writer")
 
     def plan_turn(self, tokens: int = 80) -> ContextPlan:
         """The context that would be read for a turn of `tokens`, with its report.
@@ -141,7 +144,8 @@ class StorySession:
                 "the story is empty; expected an opening for the model to continue; write one"
             )
         after = turns[-1].id if turns else ROOT
-        sampling = {**self.story.settings.sampling, **sampling}
+        settings = self.story.settings
+        sampling = {**STORY_SAMPLING, **settings.sampling, **sampling}
         request = GenerationRequest(
             plan.context,
             tokens,
@@ -152,7 +156,8 @@ class StorySession:
             sampling=sampling,
             tree=plan.tree,
         )
-        return TurnDraft(self.story, plan, request, after)
+        trimmer = SentenceTrimmer(tokens, settings.trim)
+        return TurnDraft(self.story, plan, request, after, trimmer)
 
     def continue_story(
         self, tokens: int = 80, stop: str | Sequence[str] = (), **settings: Any
@@ -196,13 +201,16 @@ class StorySession:
     def _pieces(self, stream: TextStream, draft: TurnDraft) -> Iterator[str]:
         try:
             for token in stream:
-                if token.text:
-                    yield token.text
+                if text := draft.trimmer.add(token.text):
+                    yield text
+            if text := draft.trimmer.flush(stream.finish):
+                yield text
         finally:
             stream.close()
             self.finish = stream.finish
             self.cache_usage = stream.cache_usage or CacheUsage(0, 0)
-            draft.save(stream.text, len(stream.ids), stream.finish)
+            draft.trimmer.flush(stream.finish)  # of a turn that was stopped
+            draft.save(draft.trimmer.text, len(stream.ids), stream.finish)
 
     def _seed(self, after: int) -> int:
         """The seed of the next turn: from the story's seed, its position, and earlier attempts."""

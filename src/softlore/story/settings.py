@@ -12,6 +12,8 @@ from softlore.errors import ConfigError
 from softlore.lore.plain import plain
 from softlore.settings import Settings, setting
 
+# Samplers of every story, before its own: against lines that repeat, and for words at the seam.
+STORY_SAMPLING = {"dry_multiplier": 0.8, "dry_allowed_length": 4, "heal": True}
 MAX_SETTINGS = 2**25  # characters of JSON, including what other programs' saves hold
 _JSON = "a mapping of JSON values"
 
@@ -36,7 +38,12 @@ class StorySettings(Settings):
     seed: int | None = setting(
         None, "Random seed; none for a new one each time.", ge=0, le=2**63 - 1
     )
-    sampling: dict[str, Any] = setting({}, "Settings of the samplers that differ.", expected=_JSON)
+    sampling: dict[str, Any] = setting(
+        {}, "Settings of the samplers that differ from a story's.", expected=_JSON
+    )
+    trim: bool = setting(
+        True, "End the model's turns with a sentence where their length cuts them off."
+    )
     context_tokens: int = setting(
         0, "Length of the context; 0 for the model's own.", ge=0, le=10**9, unit="tokens"
     )

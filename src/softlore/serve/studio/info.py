@@ -19,6 +19,7 @@ from softlore.serve.studio.forms import TRAINING
 from softlore.serve.studio.prompts import header_fields
 from softlore.serve.studio.stories import FORMATS as STORY_FORMATS
 from softlore.settings import SamplingParams, TrainingConfig, table
+from softlore.story.settings import STORY_SAMPLING
 
 DEFAULT_TOKENS = 80
 
@@ -50,9 +51,13 @@ def make_router(context: StudioContext) -> APIRouter:
 
 
 def _samplers() -> list[dict[str, Any]]:
-    """The samplers that the page shows a slider for."""
+    """The samplers that the page shows a slider for, with what stories have by default."""
     return [
-        {"name": setting.name, "default": setting.default, "help": setting.help}
+        {
+            "name": setting.name,
+            "default": STORY_SAMPLING.get(setting.name, setting.default),
+            "help": setting.help,
+        }
         | dict(zip(("min", "max", "step"), setting.slider, strict=True))
         for setting in table(SamplingParams).values()
         if setting.slider is not None

@@ -20,6 +20,7 @@ from softlore.serve.studio.context import EVENT_STREAM, StudioContext
 from softlore.serve.studio.forms import MAX_TOKENS, CodeStrength, WriteForm, check_sampling
 from softlore.serve.studio.open_stories import OpenStories, OpenStory
 from softlore.story import Turn
+from softlore.story.seams import join_turns
 from softlore.story.session import TurnDraft
 
 
@@ -110,7 +111,7 @@ class RunningTurn:
         task.add_done_callback(stories.tasks.discard)
 
     async def tokens(self) -> AsyncGenerator[Token]:
-        """The tokens that have a text; ends when the turn has been saved.
+        """The tokens of which text is passed on; ends when the turn has been saved.
 
         Raises:
             BusyError, EngineError: the engine's own.
@@ -128,15 +129,16 @@ class RunningTurn:
             self._output.cancel()
 
     async def _write(self) -> None:
-        output, failed = self._output, None
+        output, trimmer, failed = self._output, self._draft.trimmer, None
         try:
             async for token in output:
-                self._queue.put_nowait(token)
+                self._queue.put_nowait(Token(trimmer.add(token.text), token.id))
         except SoftloreError as error:
             failed = error
         finish = "failed" if failed else output.finish
+        self._queue.put_nowait(Token(trimmer.flush(finish)))
         try:
-            await run_in_threadpool(self._draft.save, output.text, len(output.ids), finish)
+            await run_in_threadpool(self._draft.save, trimmer.text, len(output.ids), finish)
         except SoftloreError as error:
             failed = failed or error
         finally:
@@ -155,7 +157,8 @@ def _prepare(
     """Adds the writer's turn and plans the model's; adds nothing if that fails."""
     sampling = form.sampling | ({"no_copy": form.no_copy} if form.no_copy else {})
     conditioning = _conditioning(context, form.codes)
-    added = story.story.add(form.text) if form.text else None
+    typed = join_turns(story.story.text, form.text) if form.text else ""
+    added = story.story.add(typed) if typed else None
     try:
         with story.lock:
             retry = form.retry and not form.text

@@ -1,0 +1,74 @@
+"""The seams between turns: the model's end with a sentence, the writer's begin after a space."""
+
+from __future__ import annotations
+
+import re
+
+HELD = 40  # tokens at the end of a turn that are passed on by the sentence, at most half of it
+SHORTEST = 24  # tokens of a turn that is trimmed
+# A sentence's end with closing quotes, but for titles before names; or the end of a line.
+_ABBREVIATED = r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)"
+_END = _ABBREVIATED + r"[.!?…。！？]+[\"'”’»)\]*_]*"
+_SENTENCE = re.compile(rf"{_END}(?=\s)|(?<=\S)(?=\n)")
+_AT_END = re.compile(rf"{_END}\s*\Z")
+_OPENING = "“‘([{«—–"
+
+
+class SentenceTrimmer:
+    """Passes on generated text so that a turn which is cut off by its length ends with a sentence.
+
+    All text is passed on as it comes, but near the turn's length: there it is held until its
+    sentence is complete. What is held at the end is left out where the length ended the turn.
+
+    Args:
+        tokens: the most tokens of the turn.
+        enabled: False: all is passed on at once.
+
+    Attributes:
+        text: all that was passed on.
+    """
+
+    def __init__(self, tokens: int, enabled: bool = True) -> None:
+        self.text = ""
+        self._held = ""
+        self._whole = False  # what was passed on ends with a sentence that was held
+        self._enabled = enabled
+        self._left = tokens
+        self._hold_at = min(HELD, tokens // 2) if tokens >= SHORTEST else 0
+
+    def add(self, text: str) -> str:
+        """The text of one more token; returns what is passed on."""
+        self._left -= 1
+        if not self._enabled or self._left >= self._hold_at:
+            return self._pass_on(text)
+        self._held += text
+        ends = [match.end() for match in _SENTENCE.finditer(self._held)]
+        self._whole = self._whole or bool(ends)
+        return self._release(ends[-1] if ends else 0)
+
+    def flush(self, finish: str | None) -> str:
+        """The rest of the turn. `finish`: why it ended; only its length and context cut it off."""
+        if finish not in ("length", "context") or _AT_END.search(self._held):
+            return self._release(len(self._held))
+        if self._whole or _AT_END.search(self.text):
+            return ""
+        # A sentence that is longer than what is held: it ends with a word.
+        return self._release(len(self._held.rstrip().rpartition(" ")[0]))
+
+    def _release(self, end: int) -> str:
+        text, self._held = self._held[:end], self._held[end:]
+        return self._pass_on(text)
+
+    def _pass_on(self, text: str) -> str:
+        self.text += text
+        return text
+
+
+def join_turns(before: str, text: str) -> str:
+    """A turn of the writer, with a space at its beginning where one belongs."""
+    if not before or not text or before[-1].isspace() or before[-1] in _OPENING:
+        return text
+    begins = text[0].isalnum() or text[0] in _OPENING + '"'
+    if '"' in (before[-1], text[0]):  # in a quotation it stands at a quotation's begin or end
+        begins = begins and before.rpartition("\n")[2].count('"') % 2 == 0
+    return " " + text if begins else text
