@@ -347,7 +347,7 @@ class Session:
         try:
             self.send("Yes or no?")
             text = self.last()["mes"].strip()
-            allowed = r'\{\s*("mood"\s*:\s*"(calm|wild)"\s*)?\}' if kind.schema else r"Yes\.|No\."
+            allowed = r'\{\s*"mood"\s*:\s*"(calm|wild)"\s*\}' if kind.schema else r"Yes\.|No\."
             assert re.fullmatch(allowed, text), f"the grammar does not hold: {text!r}"
         finally:
             self.enter(kind.grammar, "{}" if kind.schema else "")

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import torch
 
 from softlore.context import Tree, splice
-from softlore.control.codes import Code
+from softlore.control.codes import CODES, Code
 from softlore.errors import ConfigError, ContextError, ContextOverflowError
 from softlore.measure.losses import response_nll
 from softlore.measure.score import trunk
 from softlore.model import FrozenModel
 from softlore.prompts import Context
+from softlore.settings.arguments import FROZEN, NAMED, TEXT, expecting
 
 TOKENS_AT_ONCE = 8192
 
@@ -40,6 +41,7 @@ class Attribution:
     posterior: float
 
 
+@expecting(model=FROZEN, text=TEXT, codes=CODES, prior=NAMED.optional)
 def attribute(
     model: FrozenModel,
     text: str,

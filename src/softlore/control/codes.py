@@ -16,6 +16,7 @@ from softlore.context.compose import ContextLike
 from softlore.errors import ConfigError, ModelError, UnknownPromptError
 from softlore.model import LanguageModel
 from softlore.prompts import SoftPrompt
+from softlore.settings.arguments import MODEL, NAMED, Kind, expecting
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,17 @@ class Code:
     token: int | None = None
 
 
+CODES = Kind(
+    "codes by name, at least one",
+    lambda value: (
+        NAMED.fits(value)
+        and len(value) > 0
+        and all(isinstance(code, Code) for code in value.values())
+    ),
+)
+
+
+@expecting(model=MODEL)
 def codes_of(model: LanguageModel) -> dict[str, Code]:
     """The codes that a model was trained with, by name; none for most models.
 

@@ -16,6 +16,7 @@ from softlore.errors import InputError, PromptMismatchError, UnsupportedModelErr
 from softlore.model import fingerprint as sketches
 from softlore.model.families import Family
 from softlore.model.vocabulary import TextDecoder, TokenBytes, Vocabulary
+from softlore.settings.arguments import FLAG, PROMPT, expecting
 
 MAX_ID = 2**31  # no tokenizer has so many
 T = TypeVar("T")
@@ -245,6 +246,7 @@ class LanguageModel(ABC):
         joined = "\n".join(token for token, _ in vocabulary)
         return "sha256:" + hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()
 
+    @expecting(prompt=PROMPT, any_model=FLAG)
     def check_prompt(self, prompt: Any, any_model: bool = False) -> None:
         """Raises PromptMismatchError when a SoftPrompt was made for another model.
 

@@ -19,17 +19,7 @@ from softlore.prompts.opening import PromptFile, open_prompt
 from softlore.prompts.reasons import Reason, as_file_error
 from softlore.prompts.safetensors_file import write_tensor
 from softlore.prompts.tags import drop_cut_tag, escape_tags, split_tags, tag_of
-from softlore.settings.arguments import (
-    COUNT,
-    ENCODER,
-    FROZEN,
-    MODEL,
-    PATH,
-    PATHLIKE,
-    PROMPTS,
-    TEXT,
-    expecting,
-)
+from softlore.settings import arguments as args
 
 if TYPE_CHECKING:
     from softlore.model import FrozenModel, LanguageModel
@@ -43,7 +33,7 @@ class SoftPrompt(PromptFields):
     """
 
     @classmethod
-    @expecting(text=TEXT, model=FROZEN, n_tokens=COUNT.optional)
+    @args.expecting(text=args.TEXT, model=args.FROZEN, n_tokens=args.COUNT.optional)
     def from_text(
         cls,
         text: str,
@@ -89,7 +79,7 @@ class SoftPrompt(PromptFields):
         return cls(**(made | metadata))
 
     @classmethod
-    @expecting(path=PATHLIKE)
+    @args.expecting(path=args.PATHLIKE)
     def load(cls, path: str | os.PathLike[str]) -> SoftPrompt:
         """Reads the native format; no code in it is run. Raises PromptFileError or StorageError."""
         with open_prompt(path) as file:
@@ -102,7 +92,7 @@ class SoftPrompt(PromptFields):
         with as_file_error(Reason.METADATA_VALUE):
             return cls(**values)
 
-    @expecting(PromptError, path=PATH)
+    @args.expecting(PromptError, path=args.PATH)
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the native format atomically; equal prompts give equal bytes.
 
@@ -134,8 +124,16 @@ class SoftPrompt(PromptFields):
         return hashlib.sha256(shape + self.tensor.numpy().astype("<f4").tobytes()).hexdigest()
 
     def cast(self, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-        """The tensor on a device and in a dtype; cast once for each, then cached."""
-        key = torch.device(device), dtype
+        """The tensor on a device and in a dtype, cached. Raises PromptError where there is none."""
+        try:
+            key = torch.device(device), dtype
+            if key not in self._casts:
+                torch.empty(0, device=device, dtype=dtype)
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+            raise PromptError(
+                f"a prompt cannot be cast to {device!r:.60} and {dtype!r:.60}; expected a device "
+                "of this machine, and a dtype of torch; pass those of the model"
+            ) from error
         if key not in self._casts:
             self._casts[key] = self.tensor.to(device=device, dtype=dtype)
         return self._casts[key]
@@ -149,7 +147,7 @@ class SoftPrompt(PromptFields):
         """The tag that stands for this prompt in plain text: `[[soft:NAME]]`."""
         return tag_of(self.name)
 
-    @expecting(model=MODEL)
+    @args.expecting(model=args.MODEL)
     def made_for(self, model: LanguageModel) -> SoftPrompt:
         """This prompt with the fingerprint of `model`, which other programs' files lack."""
         return self.replace(
@@ -231,7 +229,7 @@ class Context:
         object.__setattr__(self, "pieces", own)
 
     @classmethod
-    @expecting(text=TEXT, prompts=PROMPTS)
+    @args.expecting(text=args.TEXT, prompts=args.PROMPTS, repair=args.FLAG)
     def parse(cls, text: str, prompts: PromptSource, *, repair: bool = False) -> Context:
         """Turns each tag of `text` into the prompt it names.
 
@@ -278,7 +276,7 @@ class Context:
             escape_tags(piece) if isinstance(piece, str) else piece.tag for piece in self.pieces
         )
 
-    @expecting(model=ENCODER)
+    @args.expecting(model=args.ENCODER)
     def token_count(self, model: LanguageModel) -> TokenCount:
         """The number of tokens of this context, its text encoded by `model` piece by piece."""
         body = self.body.pieces

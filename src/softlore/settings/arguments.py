@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -50,6 +50,34 @@ def _is_path(value: Any) -> bool:
 TEXT = Kind("text", lambda value: isinstance(value, str))
 FLAG = Kind("True or False", lambda value: isinstance(value, bool))
 COUNT = Kind("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))
+NUMBER = Kind(
+    "a number of 0 or more",
+    lambda value: isinstance(value, int | float) and not isinstance(value, bool) and value >= 0,
+)
+LIST = Kind(
+    "a list",
+    lambda value: (
+        isinstance(value, Iterable)
+        and not isinstance(value, str | bytes | Mapping)
+        and hasattr(type(value), "__len__")
+        and getattr(value, "ndim", 1) > 0
+    ),
+)
+TEXTS = Kind(
+    "a text, or texts by name",
+    lambda value: (
+        isinstance(value, str)
+        or (
+            isinstance(value, Mapping)
+            and all(isinstance(s, str) for s in (*value, *value.values()))
+        )
+    ),
+)
+NAMED = Kind(
+    "a mapping of names",
+    lambda value: isinstance(value, Mapping) and all(isinstance(name, str) for name in value),
+)
+CALLABLE = Kind("a function", callable)
 BYTES = Kind("bytes", lambda value: isinstance(value, bytes))
 PATHLIKE = Kind("a path", lambda value: isinstance(value, str | os.PathLike))
 PATH = Kind(f"a path, whose names are of at most {MAX_PART} bytes each", _is_path)
@@ -66,6 +94,29 @@ FROZEN = Kind("a FrozenModel", lambda value: hasattr(type(value), "embed_ids"))
 PROMPT = Kind("a SoftPrompt", lambda value: hasattr(type(value), "made_for"))
 
 
+NAMED_PROMPTS = Kind(
+    "soft prompts by name",
+    lambda value: NAMED.fits(value) and all(map(PROMPT.fits, value.values())),
+)
+ENTRIES = Kind(
+    "entries of a lorebook",
+    lambda value: LIST.fits(value) and all(hasattr(one, "held_out") for one in value),
+)
+RANKS = Kind("processes of a training", lambda value: hasattr(value, "joint_stop"))
+
+
+def _record(name: str, **kinds: Kind) -> Kind:
+    """An object of a class, which takes long to import, whose fields are of these kinds."""
+    fields = ", ".join(f"{field}: {kind.words}" for field, kind in kinds.items())
+    return Kind(
+        f"{name} ({fields})",
+        lambda value: (
+            type(value).__name__ == name
+            and all(kind.fits(getattr(value, field)) for field, kind in kinds.items())
+        ),
+    )
+
+
 def _are_prompts(value: Any) -> bool:
     if isinstance(value, Mapping):  # not the names of a library, which reads its folder for them
         return type(value) is not dict or all(isinstance(name, str) for name in value)
@@ -77,6 +128,22 @@ def _are_prompts(value: Any) -> bool:
         return False
 
 
+TRAINED = {
+    "model": FROZEN,
+    "blocks": LIST.optional,
+    "entries": LIST.optional,
+    "corpus": TEXTS.optional,
+    "conditionings": NAMED.optional,
+    "company": _record("Company", prompts=NAMED_PROMPTS, entries=ENTRIES).optional,
+    "checkpointing": _record(
+        "Checkpointing", path=PATHLIKE.optional, seconds=NUMBER, overwrite=FLAG
+    ).optional,
+    "execution": _record(
+        "Execution", memory=COUNT.optional, checkpointed=FLAG.optional, ranks=RANKS.optional
+    ).optional,
+    "on_step": CALLABLE.optional,
+    "on_phase": CALLABLE.optional,
+}  # the arguments of a training
 PROMPTS = Kind("soft prompts, or a mapping of their names", _are_prompts)
 
 
@@ -91,6 +158,7 @@ def expecting(
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
+        called = function.__qualname__.removesuffix(".__init__")
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -98,7 +166,7 @@ def expecting(
             for name, kind in kinds.items():
                 if name in given and not kind.fits(given[name]):
                     raise error(
-                        f"{name} of {function.__name__}() is {given[name]!r:.60}; expected "
+                        f"{name} of {called}() is {given[name]!r:.60}; expected "
                         f"{kind.words}; pass that in its place"
                     )
             return function(*args, **kwargs)

@@ -15,7 +15,7 @@ from softlore.errors import DivergedError, LoreError
 from softlore.lore import Entry
 from softlore.model import FrozenModel, prompt_shape
 from softlore.prompts import SoftPrompt
-from softlore.settings import TrainingConfig
+from softlore.settings import TrainingConfig, arguments
 from softlore.tune.checkpoint import (
     Checkpointing,
     exclusive_run,
@@ -29,11 +29,7 @@ from softlore.tune.distributed import Execution, SingleProcess
 from softlore.tune.examples import Blocks, source_of
 from softlore.tune.held_out import measure_held_out
 from softlore.tune.initial import frozen_positions, initial_value, scale_of
-from softlore.tune.objective import (
-    MemoryPlan,
-    TrainingBatch,
-    losses_of,
-)
+from softlore.tune.objective import MemoryPlan, TrainingBatch, losses_of
 from softlore.tune.optimizer import resolved
 from softlore.tune.passages import INTERVAL, check_room
 from softlore.tune.trainable_prompt import (
@@ -86,6 +82,7 @@ class WorldInfoTrainer(Generic[Trained]):
     def __init__(
         self: WorldInfoTrainer[PromptSet], model: FrozenModel, blocks: None = None, **options: Any
     ) -> None: ...
+    @arguments.expecting(**arguments.TRAINED)
     def __init__(
         self,
         model: FrozenModel,
