@@ -36,6 +36,21 @@ def begun(studio, name, **more):
 # stories -----------------------------------------------------------------------------------------
 
 
+def test_a_story_without_a_name_is_named_by_its_words(shared):
+    named = [shared.post("stories", opening="One “dark” night, it’s said …") for _ in range(2)]
+    assert [story["name"] for story in named] == ["One dark night it's", "One dark night it's 2"]
+    assert shared.post("stories")["name"] == "Story"
+    assert shared.post("stories", opening="[[soft:x]] ../..")["name"] == "Story 2"
+
+
+def test_the_example_is_a_story_with_lore(shared):
+    first, second = (shared.post("stories", "example") for _ in range(2))
+    assert first["settings"]["book"] == second["settings"]["book"] == "harbour town"
+    assert first["name"] != second["name"]
+    assert first["turns"][0]["text"].endswith("Marta wore")
+    assert [book["name"] for book in shared.get("books")].count("harbour town") == 1
+
+
 def test_a_story_is_written_edited_undone_and_branched(shared):
     story = begun(shared, "lane")
     assert [turn["by"] for turn in story["turns"]] == ["writer"]
@@ -476,6 +491,7 @@ def test_compare_writes_by_each_method_with_one_seed(shared):
     methods = {row["method"]: row["tokens"] for row in first[0][1]["methods"]}
     assert list(methods) == ["nothing", "text", "soft"]
     assert methods["text"] > methods["nothing"] < methods["soft"]
+    assert [row["without"] for row in first[0][1]["methods"]] == [{}, {}, {}]
     assert "scarlet" in first[0][1]["words"]
     assert first[-1] == ("end", {})
     assert {data["method"] for name, data in first if name == "done"} == set(methods)
@@ -489,6 +505,27 @@ def test_compare_writes_by_each_method_with_one_seed(shared):
     with shared.stream("POST", "compare", **{**asked, "tokens": 150}) as events:
         next(events)
     wait_until(lambda: not shared.state.engine.load().running)
+
+
+def test_compare_says_which_entries_a_column_lacks(shared):
+    shared.post("books", name="half")
+    shared.post("books", "half", "entries", name="Told", text="The lamp is green.")
+    shared.post(
+        "books", "half", "entries", name="Empty", blocks=[{"call": "It", "responses": [" is."]}]
+    )
+    asked = {"text": "She saw", "names": ["Told", "Empty"], "book": "half", "tokens": 4}
+    with shared.stream("POST", "compare", **asked) as events:
+        seen = list(events)
+    rows = {row["method"]: row for row in seen[0][1]["methods"]}
+    assert rows["text"]["without"] == {"Empty": "it has no text"}
+    assert rows["soft"]["without"] == dict.fromkeys(["Told", "Empty"], "it is not trained yet")
+    assert {name for name, row in rows.items() if row["written"]} == {"nothing", "text"}
+    assert {data["method"] for name, data in seen if name == "done"} == {"nothing", "text"}
+    long = "a lamp of glass " * LIMIT
+    shared.put("books", "half", "entries", "Told", name="Told", text=long)
+    with shared.stream("POST", "compare", **asked) as events:
+        rows = {row["method"]: row for row in next(events)[1]["methods"]}
+    assert "do not fit" in rows["text"]["without"]["Told"]
 
 
 def _by_method(events):
@@ -548,7 +585,8 @@ def test_no_name_leads_out_of_the_folders(shared, name):
     content = json.dumps({"name": name}, ensure_ascii=True).encode()
     headers = {"Content-Type": "application/json"}
     for what in ("stories", "books"):
-        shared.refused(400, "POST", what, content=content, headers=headers)
+        if name or what == "books":  # a story without a name is given one
+            shared.refused(400, "POST", what, content=content, headers=headers)
     if name not in ("", "\ud800"):
         for what in ("stories", "books", "prompts", "trainings"):
             path = (what, quote(name))

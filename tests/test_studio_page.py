@@ -2,12 +2,15 @@
 
 import contextlib
 import re
+import struct
+from pathlib import Path
 
 import pytest
 
 import api_server
 from browsing import launched, needs_browser
 from softlore.decode import PrefixCache, TorchModelRunner
+from softlore.lore import Lorebook
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary
 from softlore.serve.engines.local import LocalEngine
@@ -72,7 +75,7 @@ def model():
 
 
 @contextlib.contextmanager
-def serving(model, folder, **settings):
+def serving(model, folder, book_file=None, **settings):
     """A server with empty folders: its address, and its state."""
     state = ServerState(
         LocalEngine(TorchModelRunner(model, PrefixCache(2**24))),
@@ -80,6 +83,8 @@ def serving(model, folder, **settings):
         stories=StoryLibrary(folder / "stories"),
         books=folder / "books",
         settings=ServeSettings(**settings),
+        book=book_file and Lorebook.load(book_file),
+        book_file=book_file,
     )
     with api_server.served(state) as url:
         yield url, state
@@ -100,7 +105,12 @@ def browser():
 @pytest.fixture
 def page(browser, served):
     """A page on the studio; at the end, nothing may have gone wrong in it or left the server."""
-    address, _ = served
+    with opened(browser, served[0]) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def opened(browser, address):
     context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
     context.set_default_timeout(WAIT_SECONDS * 1000)
     page = context.new_page()
@@ -390,3 +400,147 @@ def test_the_key_is_asked_for_once(browser, model, tmp_path):
         ready(page)
         assert page.locator("dialog").count() == 0
         page.close()
+
+
+def test_the_lorebook_of_the_command_is_open_active_and_trainable(browser, model, tmp_path):
+    file = tmp_path / "town.yaml"
+    file.write_text(LORE)
+    with serving(model, tmp_path, book_file=file) as served, opened(browser, served[0]) as page:
+        _, state = served
+        page.wait_for_selector("[data-name=lore]:visible [data-entry=Oswin]")
+        write(page, "At the gate stood Marta.")
+        page.wait_for_selector(".context-parts:has-text('Marta')", state="attached")
+        panel(page, "lore")
+        page.click("[data-entry=Oswin]")
+        page.fill("[data-field=text] textarea", "Oswin is a baker.")
+        page.keyboard.press("Control+S")
+        page.wait_for_selector(".message:has-text('is saved')")
+        assert Lorebook.load(file)["Oswin"].text == "Oswin is a baker."
+        assert state.book["Oswin"].text == "Oswin is a baker."  # for the APIs' clients, too
+        train_marta(page)
+        page.wait_for_selector("[data-entry=Marta]:has-text('trained, 4 tokens')")
+        panel(page, "lore")
+        page.click("[aria-label='Delete the lorebook']")
+        page.click("dialog button:has-text('Delete')")
+        page.wait_for_selector(".message.error:has-text('started with')")
+        assert file.exists()
+
+
+def test_a_writer_begins_with_an_example(page, served):
+    _, state = served
+    page.click("text=Or begin with an example")
+    page.wait_for_selector("[data-name=lore]:visible [data-entry=Marta]")
+    page.wait_for_selector(".context-parts:has-text('Marta')", state="attached")
+    page.click("#line")
+    set_tokens(page, 8)
+    page.click("#write")
+    finished(page, turns=2)
+    assert saved_texts(state)[1].strip()
+
+
+def test_a_new_story_needs_no_name(page, served):
+    _, state = served
+    for line in ("A bell rang twice", "A bell rang again"):
+        page.click("#story-name")
+        page.click("text=New story")
+        page.wait_for_selector("#story-title:text-is('Story')")
+        page.wait_for_selector("#line:focus")
+        page.keyboard.type(line)
+        page.keyboard.press("Control+Shift+Enter")
+        wait_until(lambda: page.inner_text("#story-title").startswith("A bell rang"))
+        wait_until(lambda: page.locator("#text .turn").count() == 1)
+    assert set(state.stories.names()) == {"A bell rang twice", "A bell rang again"}
+    page.click("#story-name")
+    page.click("text=New story")
+    wait_until(lambda: page.inner_text("#story-title") == "Story")
+    panel(page, "memory")
+    page.click("#story-memory")
+    page.keyboard.type("It is winter.")
+    page.click("#story-note")
+
+    def memory():
+        with state.stories.open("Story") as story:
+            return story.settings.memory
+
+    wait_until(lambda: memory() == "It is winter.")
+
+
+def test_messages_never_lie_on_the_text(page):
+    import_lore(page)
+    panel(page, "")
+    set_tokens(page, 4)
+    page.click("#line")
+    page.keyboard.type("The rain had come. " * 40)
+    page.keyboard.press("Control+Enter")
+    finished(page, turns=2)
+    page.evaluate(
+        "import('/studio/static/messages.js').then((m) => m.tell('a word', {error: true}))"
+    )
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 740})
+        message = page.locator(".message").last.bounding_box()
+        for what in ("#page", "#composer", ".top #story-name"):
+            box = page.locator(what).bounding_box()
+            apart = message["y"] + message["height"] <= box["y"] + 0.5
+            assert apart or box["y"] + box["height"] <= message["y"] + 0.5, what
+
+
+def test_a_response_in_lines_with_its_space_is_saved_and_trained(page, served):
+    _, state = served
+    import_lore(page)
+    page.click("[data-entry=Oswin]")
+    page.click("text=Add a pair")
+    page.fill("[aria-label='Call of pair 1']", "Oswin sang")
+    page.fill("[aria-label='Response 1 of pair 1']", "")
+    page.click("[aria-label='Response 1 of pair 1']")
+    page.keyboard.type("of the sea,")
+    page.keyboard.press("Enter")
+    page.keyboard.type("of the shore.")
+    page.click("text=Save and train")
+    page.wait_for_selector(".training:has-text('Oswin')")
+    book = Lorebook.load(state.books / "harbour.yaml")
+    assert book["Oswin"].blocks[0].responses == [" of the sea,\nof the shore."]
+    page.wait_for_selector(".training:has-text('left')")
+    assert re.search(r"step \d+ of \d+ at most", page.inner_text(".training"))
+    page.click(".training >> text=Stop")
+    page.wait_for_selector(".training:has-text('Stopped')")
+
+
+def test_compare_opens_with_the_story_and_says_what_is_not_in_a_column(page, served):
+    _, state = served
+    import_lore(page)
+    train_marta(page)
+    page.wait_for_selector("[data-entry=Marta]:has-text('trained, 4 tokens')")
+    write(page, "The bell rang. At the gate stood Marta with Oswin, who wore")
+    page.wait_for_selector(".context-parts:has-text('Oswin')", state="attached")
+    panel(page, "compare")
+    opening = page.input_value("[data-name=compare] [data-field=text] textarea")
+    assert opening == "".join(saved_texts(state))
+    assert page.locator(".picks input:checked").count() == 2
+    page.fill("[data-name=compare] label:has-text('Tokens') + input", "8")
+    page.click("[data-name=compare] .button.main")
+    page.wait_for_selector("[data-method=soft]:has-text('Oswin is not in here: it is not trained')")
+    page.wait_for_selector("text=Save as a picture")
+    with page.expect_download() as download:
+        page.click("text=Save as a picture")
+    content = Path(download.value.path()).read_bytes()
+    width, height = struct.unpack(">II", content[16:24])
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert width > 1200
+    assert height > 200
+
+
+def test_a_prompts_details_are_for_people_first(page):
+    import_lore(page)
+    train_marta(page)
+    page.wait_for_selector("[data-entry=Marta]:has-text('trained, 4 tokens')")
+    panel(page, "prompts")
+    page.click("[data-name=prompts] .open")
+    said = page.inner_text("dialog")
+    assert "It fits the model that is running." in said
+    assert re.search(
+        r"It recalls \d+ % of its lore, word by word; the model without it \d+ %\.", said
+    )
+    assert "fingerprint" not in said
+    page.click("dialog summary")
+    assert "fingerprint" in page.inner_text("dialog")

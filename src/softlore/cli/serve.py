@@ -103,7 +103,7 @@ def command(
             engine = _gguf_engine(gguf, source.name, context, cache, cache_mb, settings)
         else:
             engine = _engine(shown, settings, engine_url, engine_key)
-    state = _state(engine, settings, book, folder, stories_folder, books_folder)
+    state = _state(engine, settings, book, lorebook, folder, stories_folder, books_folder)
     url = url_of(listening)
 
     def ready() -> None:
@@ -185,6 +185,7 @@ def _state(
     engine: Engine,
     settings: ServeSettings,
     book: Lorebook | None,
+    book_file: Path | None,
     folder: Path | None,
     stories_folder: Path | None,
     books_folder: Path | None,
@@ -200,6 +201,7 @@ def _state(
         books=books_folder or default_books(),
         settings=settings,
         book=book,
+        book_file=book_file,
     )
 
 

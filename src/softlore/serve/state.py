@@ -34,6 +34,7 @@ class ServerState:
     Attributes:
         books: the folder of the studio's lorebooks.
         book: the lorebook for the texts of all clients, if any.
+        book_file: the file that it was read from; the studio opens it, too.
         chosen: the soft prompt that a KoboldAI client chose to put before every text; "" for
             none.
         at_close: called once, in the event loop, while the engine is closed.
@@ -46,6 +47,7 @@ class ServerState:
     books: Path
     settings: ServeSettings = field(default_factory=ServeSettings)
     book: Lorebook | None = None
+    book_file: Path | None = None
     chosen: str = ""
     at_close: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     closing: bool = False

@@ -14,7 +14,6 @@ from softlore.disk import storage_error, write_atomically
 from softlore.errors import LoreError, SoftloreError
 from softlore.lore import Lorebook, files
 from softlore.lore.formats.registry import EXPORTERS
-from softlore.lore.names import normalize_name
 from softlore.lore.plain import plain, write_yaml
 from softlore.serve.studio.files import base_name, free_name, name_for
 from softlore.story.library import NamedFiles
@@ -31,24 +30,37 @@ class BookFolder:
     or written, and files are replaced atomically. Every method raises StorageError if the folder
     or a file cannot be used; those that take the name of a book raise LoreError for an illegal
     name and HTTPException 404 where there is no such book.
+
+    Args:
+        opened: a book outside of the folder that is opened as well. A YAML file is used where it
+            is; of any other, which softlore may not be able to write, the folder gets a copy.
+
+    Attributes:
+        opened: the name of that book; empty for none.
+        on_save: called with each book that is saved.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, opened: tuple[Path, Lorebook] | None = None) -> None:
         self.folder = folder
+        self.opened = ""
+        self.on_save: Callable[[Lorebook], None] | None = None
+        self._outside: dict[str, Path] = {}
         self._files = NamedFiles(folder.resolve(), SUFFIX, "lorebook", LoreError, _missing)
         self._lock = threading.RLock()
         self._cache: dict[Path, tuple[Stamp, Lorebook | SoftloreError]] = {}
+        if opened is not None:
+            self._open(*opened)
 
     def names(self) -> list[str]:
-        return sorted(self._files.paths())
+        return sorted(self._paths())
 
     def path(self, name: str) -> Path:
         """The absolute path of a book's file."""
-        return self._files.find(name)
+        return self._outside.get(self._files.legal(name)) or self._files.find(name)
 
     def name_of(self, path: str) -> str:
         """The name of the book at a path; empty for any other path, which is not read."""
-        for name, known in self._files.paths().items():
+        for name, known in self._paths().items():
             if path in (str(known), str(self.folder / known.name)):
                 return name
         return ""
@@ -64,7 +76,7 @@ class BookFolder:
             stamp = _stamp(path)
             cached = self._cache.get(path)
             if cached is None or cached[0] != stamp:
-                cached = self._cache[path] = stamp, _load(path)
+                cached = self._cache[path] = stamp, _load(path, self._files.legal(name))
             if isinstance(cached[1], SoftloreError):
                 raise cached[1]
             return cached[1]
@@ -100,18 +112,34 @@ class BookFolder:
     def delete(self, name: str) -> None:
         with self._lock:
             path = self.path(name)
+            if path in self._outside.values():
+                raise LoreError(
+                    f"lorebook {name!r} is the file {str(path)!r}, which the server was started "
+                    "with; expected one of the studio's own; delete that file yourself, or start "
+                    "without --lorebook"
+                )
             try:
                 path.unlink()
             except OSError as error:
                 raise storage_error("remove", path, error) from error
             self._cache.pop(path, None)
 
+    def _open(self, path: Path, book: Lorebook) -> None:
+        name = name_for("", path.name, "lore")
+        if path.suffix.lower() in (SUFFIX, ".yml"):
+            self.opened = name = free_name(name, self._taken())
+            self._outside[name] = path.resolve()
+        else:
+            self.opened = name if name in self._paths() else self.add(book, name).name
+
+    def _paths(self) -> dict[str, Path]:
+        return self._files.paths() | self._outside
+
     def _taken(self) -> set[str]:
-        return {name.casefold() for name in self._files.paths()}
+        return {name.casefold() for name in self._paths()}
 
     def _save(self, book: Lorebook) -> Lorebook:
         """Writes a book atomically, if it can be read again."""
-        self._files.make_folder()
         try:
             content = write_yaml(plain(book.data())).encode()
         except ValueError as error:
@@ -121,9 +149,13 @@ class BookFolder:
                 f"lorebook {book.name!r} would take {len(content) / 2**20:.1f} MiB; expected at "
                 f"most {files.MAX_BYTES // 2**20} MiB; split it in two"
             )
-        path = self._files.paths().get(book.name) or self._files.folder / (book.name + SUFFIX)
+        path = self._paths().get(book.name) or self._files.folder / (book.name + SUFFIX)
+        if book.name not in self._outside:
+            self._files.make_folder()
         write_atomically(path, content)
         self._cache[path] = _stamp(path), book
+        if self.on_save is not None:
+            self.on_save(book)
         return book
 
 
@@ -152,9 +184,9 @@ def _missing(message: str) -> HTTPException:
     return HTTPException(404, message)
 
 
-def _load(path: Path) -> Lorebook | SoftloreError:
+def _load(path: Path, name: str) -> Lorebook | SoftloreError:
     try:
-        return Lorebook.load(path).model_copy(update={"name": normalize_name(path.stem)})
+        return Lorebook.load(path).model_copy(update={"name": name})
     except SoftloreError as error:
         return error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from softlore.decode import GenerationRequest
-from softlore.errors import ConfigError, ContextError, SoftloreError
+from softlore.errors import ConfigError, ContextError, ContextOverflowError, SoftloreError
 from softlore.lore import Entry
 from softlore.lore.keywords import lore_keywords, words
 from softlore.measure.evaluate import plain_text
@@ -28,10 +28,16 @@ SEEDS = 2**63
 
 @dataclass(frozen=True)
 class ComparedMethod:
-    """A method by which the opening is continued, and what the model reads for it."""
+    """A method by which the opening is continued, and what the model reads for it.
+
+    Attributes:
+        plan: None if no entry can be used by it.
+        without: by entry that it cannot use, the reason.
+    """
 
     name: str
-    plan: ContextPlan
+    plan: ContextPlan | None
+    without: dict[str, str]
 
 
 def make_router(context: StudioContext) -> APIRouter:
@@ -55,11 +61,21 @@ async def _events(context: StudioContext, form: CompareForm) -> AsyncGenerator[b
     started = False
     try:
         for method in methods:
+            if method.plan is None:
+                continue
             for sample in range(form.samples):
-                request = _request(method, form, sample)
+                request = _request(method.plan, form, sample)
                 await context.state.engine.start(request, outputs)
                 labels.append({"method": method.name, "sample": sample})
-        rows = [{"method": method.name, "tokens": method.plan.tokens} for method in methods]
+        rows = [
+            {
+                "method": method.name,
+                "tokens": method.plan.tokens if method.plan else 0,
+                "written": method.plan is not None,
+                "without": method.without,
+            }
+            for method in methods
+        ]
         yield event({"methods": rows, "words": sorted(keywords)}, "begin")
         started = True
         async for output, token in outputs:
@@ -78,14 +94,14 @@ async def _events(context: StudioContext, form: CompareForm) -> AsyncGenerator[b
         outputs.cancel()
 
 
-def _request(method: ComparedMethod, form: CompareForm, sample: int) -> GenerationRequest:
+def _request(plan: ContextPlan, form: CompareForm, sample: int) -> GenerationRequest:
     return GenerationRequest(
-        method.plan.context,
+        plan.context,
         form.tokens,
         seed=(form.seed + sample) % SEEDS,
         check=False,  # the prompt store has checked them
         sampling=form.sampling,
-        tree=method.plan.tree,
+        tree=plan.tree,
     )
 
 
@@ -101,16 +117,26 @@ def _plan(context: StudioContext, form: CompareForm) -> tuple[list[ComparedMetho
     composer = ContextComposer(context.model)
     lore = "".join(plain_text(entry) for entry in entries if entry.text)
 
-    def method(name: str, memory: str = "", soft: list[SoftPrompt] | None = None) -> ComparedMethod:
-        settings = StorySettings(memory=memory)
-        plan = composer.plan(settings, [form.text], form.tokens, always=soft or [])
-        return ComparedMethod(name, plan)
+    def plan(memory: str = "", soft: Sequence[SoftPrompt] = ()) -> ContextPlan:
+        # Nothing activates by itself here: the composer has no entries.
+        return composer.plan(StorySettings(memory=memory), [form.text], form.tokens, always=soft)
 
-    methods = [method("nothing")]
-    if lore:
-        methods.append(method("text", memory=lore))
-    if prompts:
-        methods.append(method("soft", soft=prompts))
+    texts = {entry.name for entry in entries if entry.text}
+    trained = {prompt.name for prompt in prompts}
+    names = dict.fromkeys(form.names)
+    untold = {name: "it has no text" for name in names if name not in texts}
+    untrained = {name: "it is not trained yet" for name in names if name not in trained}
+    methods = [ComparedMethod("nothing", plan(), {})]
+    for method, used, without, lore_of in (
+        ("text", texts, untold, {"memory": lore}),
+        ("soft", trained, untrained, {"soft": prompts}),
+    ):
+        found = None
+        try:
+            found = plan(**lore_of) if used else None
+        except ContextOverflowError:
+            without |= dict.fromkeys(used, "together they do not fit into the context")
+        methods.append(ComparedMethod(method, found, without))
     known = set(words(form.text))
     return methods, {word for entry in entries for word in lore_keywords(entry, known)}
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from typing import Any
 
+from softlore.errors import StorageError
+from softlore.lore import Lorebook
 from softlore.model import LanguageModel
 from softlore.serve.state import ServerState
 from softlore.serve.studio.book_folder import BookFolder
@@ -16,6 +19,8 @@ from softlore.serve.studio.training_queue import TrainingQueue
 EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}, "description": "Server-sent events"}
 }
+
+_log = logging.getLogger(__name__)
 
 
 class StudioContext:
@@ -28,7 +33,7 @@ class StudioContext:
     def __init__(self, state: ServerState) -> None:
         self.state = state
         self.importing = threading.Lock()
-        self.books = BookFolder(state.books)
+        self.books = _open_books(state)
         self.prompt_store = state.prompt_store
         self.stories = OpenStories(state, self.books)
         self.trainings = TrainingQueue(state.engine.model, state.prompts)
@@ -41,3 +46,21 @@ class StudioContext:
     async def close(self) -> None:
         """Saves the turns that are being written, and pauses the training."""
         await asyncio.gather(self.trainings.close(), self.stories.close())
+
+
+def _open_books(state: ServerState) -> BookFolder:
+    """The studio's lorebooks, with the one that the server was started with."""
+    given = (state.book_file, state.book) if state.book_file and state.book else None
+    try:
+        books = BookFolder(state.books, given)
+    except StorageError as error:  # the folder cannot be written: the APIs need it not
+        _log.warning("the studio cannot open the lorebook: %s", error)
+        return BookFolder(state.books)
+
+    def follow(book: Lorebook) -> None:
+        """What is changed in the studio holds for the APIs' clients as well."""
+        if book.name == books.opened:
+            state.book = book
+
+    books.on_save = follow
+    return books

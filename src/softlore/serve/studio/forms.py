@@ -37,8 +37,8 @@ class StudioForm(BaseModel):
 class NewStory(StudioForm):
     """A story to create."""
 
-    name: str
-    """Its name, and that of its file."""
+    name: str = ""
+    """Its name, and that of its file; made of the first words of the opening if empty."""
     opening: str = ""
     """Its first turn, by the writer."""
     book: str = ""

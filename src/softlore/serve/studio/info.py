@@ -36,6 +36,7 @@ def make_router(context: StudioContext) -> APIRouter:
             "context_length": context.model.context_length,
             "takes_prefix": context.model.takes_prefix,
             "default_tokens": DEFAULT_TOKENS,
+            "book": context.books.opened,
             "codes": [*_model_codes(context.model), *_learned_codes(context.state.prompts)],
             "load": dataclasses.asdict(context.state.engine.load()),
             "formats": {

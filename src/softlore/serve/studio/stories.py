@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from softlore.demo import lorebook_path, openings
 from softlore.errors import LoreError, SoftloreError, StoryError
 from softlore.lore import Lorebook
 from softlore.serve.studio.book_folder import koboldai_lore
@@ -23,6 +25,8 @@ from softlore.story import Story, StoryDraft, StorySettings
 from softlore.story.files import FORMATS as STORY_FORMATS
 from softlore.story.files import read_story
 
+UNNAMED = "Story"
+_TAG = re.compile(r"\[\[soft:[^\[\]]*\]\]")
 # By the name in the API: the format of `softlore.story.files`, and the media type.
 FORMATS = {
     "md": ("markdown", "text/markdown; charset=utf-8"),
@@ -50,11 +54,17 @@ def _add_library(router: APIRouter, context: StudioContext) -> None:
     @router.post("")
     def create(form: NewStory) -> dict[str, Any]:
         """Creates a story."""
-        _check_free(context, form.name)
+        name = form.name or free_name(_first_words(form.opening), _taken(context))
+        _check_free(context, name)
         settings = StorySettings(lorebook=_book_path(context, form.book))
         draft = StoryDraft(settings, (("writer", form.opening),) if form.opening else ())
-        library.create(form.name, draft).close()
-        return _to_dict(context, form.name)
+        library.create(name, draft).close()
+        return _to_dict(context, name)
+
+    @router.post("/example")
+    def example() -> dict[str, Any]:
+        """Creates a story that begins with the lorebook of `softlore demo`."""
+        return _to_dict(context, _add_example(context))
 
     @router.post("/import", openapi_extra=RAW_BODY)
     async def import_(request: Request, filename: str = "", name: str = "") -> dict[str, Any]:
@@ -154,6 +164,24 @@ def _add_operations(router: APIRouter, context: StudioContext) -> None:
 def _to_dict(context: StudioContext, name: str) -> dict[str, Any]:
     with context.stories.use(name) as story:
         return story.to_dict()
+
+
+def _add_example(context: StudioContext) -> str:
+    """A story with the first opening of the demo; its lorebook is added where it is missing."""
+    book = Lorebook.load(lorebook_path())
+    if book.name not in context.books.names():
+        context.books.add(book, book.name)
+    entry, opening = openings()[0]
+    name = free_name(f"{entry} of the {book.name}", _taken(context))
+    settings = StorySettings(lorebook=_book_path(context, book.name))
+    context.state.stories.create(name, StoryDraft(settings, (("writer", opening),))).close()
+    return name
+
+
+def _first_words(text: str) -> str:
+    """A story's name, made of the first words of a text."""
+    words = " ".join(re.findall(r"[\w'’-]+", _TAG.sub(" ", text))[:4])
+    return name_for(words.replace("’", "'"), "", UNNAMED)
 
 
 def _check_free(context: StudioContext, name: str) -> None:

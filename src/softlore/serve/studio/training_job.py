@@ -112,6 +112,7 @@ class TrainingJob:
         step: updates of the whole set of prompts so far.
         done: share of all updates that have been made, 0 to 1.
         seconds: running time.
+        seconds_left: until the last update, if no entry stops early; None if it is not known.
     """
 
     id: str
@@ -124,6 +125,7 @@ class TrainingJob:
     step: int = 0
     done: float = 0.0
     seconds: float = 0.0
+    seconds_left: float | None = None
     curves: dict[str, Curve] = field(default_factory=dict)
     request: Request = ""
     queued: float = 0.0
@@ -151,6 +153,8 @@ class TrainingJob:
             self.state, self.message = state, message
             if state not in ("preparing", "running"):
                 self.request = ""
+            if state != "running":
+                self.seconds_left = None
             if state == "done":
                 self.done = 1.0
             self.changed.notify_all()
@@ -161,11 +165,19 @@ class TrainingJob:
             return self.curves[entry].last_step if entry in self.curves else 0
 
     def record(
-        self, step: int, done: float, seconds: float, points: Mapping[str, Mapping[str, Any]]
+        self,
+        step: int,
+        done: float,
+        seconds: float,
+        points: Mapping[str, Mapping[str, Any]],
+        left: float | None = None,
     ) -> None:
-        """Records an update that took `seconds`; `points` are by entry, as `Curve.add` takes."""
+        """Records an update that took `seconds`, with `left` until the last one.
+
+        `points` are by entry, as `Curve.add` takes.
+        """
         with self.changed:
-            self.step, self.done = step, done
+            self.step, self.done, self.seconds_left = step, done, left
             self.seconds += seconds
             for name, point in points.items():
                 self.curves.setdefault(name, Curve()).add(**point)
@@ -181,6 +193,7 @@ class TrainingJob:
                 "step": self.step,
                 "done": round(self.done, 4),
                 "seconds": round(self.seconds, 1),
+                "seconds_left": self.seconds_left and round(self.seconds_left, 1),
                 "settings": dict(self.settings),
             }
             if curves:

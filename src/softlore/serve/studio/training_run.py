@@ -108,7 +108,8 @@ class _Recorder:
             if trainable.steps > self._job.last_step(name)
         }
         now = time.monotonic()
-        self._job.record(progress.step, progress.done, now - self._last, points)
+        seconds, left = now - self._last, progress.seconds_left
+        self._job.record(progress.step, progress.done, seconds, points, left)
         self._last = now
 
     def _point(self, entry: Entry, trainable: TrainablePrompt) -> dict[str, float | int | None]:

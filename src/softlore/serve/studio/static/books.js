@@ -20,12 +20,14 @@ export const openBook = trying(async (name) => {
   set({ book });
 });
 
-/** The book of the last visit, of the story, or the first one. */
+/** The book that the server was started with, else of the last visit, of the story, or the first. */
 export async function firstBook() {
   await refreshBooks();
   const names = state.books.map((book) => book.name);
-  const wanted = [recall("book", ""), state.story?.settings.book, names[0]];
+  const given = state.info?.book;
+  const wanted = [given, recall("book", ""), state.story?.settings.book, names[0]];
   await openBook(wanted.find((name) => names.includes(name)));
+  if (given && state.story && !state.story.settings.book) await setStory({ book: given });
 }
 
 /** Shows a new book; the story that has none reads with it. */

@@ -1,7 +1,7 @@
 // The story as one editable column: a field a turn, saved when it is left or after a pause.
 
 import * as api from "./api.js";
-import { $, h, later } from "./dom.js";
+import { $, button, h, later } from "./dom.js";
 import { bare, EDITABLE, makeField, read, show } from "./chips.js";
 import { watchField } from "./chipmenu.js";
 import { enter, goOn, leaving } from "./caret.js";
@@ -17,6 +17,11 @@ const changed = (item) => read(item.element) !== bare(item.turn.text);
 export const editing = () => items.some(changed);
 export const placeOfTurn = () => (state.place < 0 ? items.length - 1 : state.place);
 export const turnInHand = () => state.story?.turns[placeOfTurn()];
+
+let makeExample = null; // set by the page: opens a story to try things on
+export function onExample(fn) {
+  makeExample = fn;
+}
 
 /** Makes the page show the story as it is now; what is being typed stays. */
 function draw() {
@@ -69,8 +74,9 @@ function welcome(story, turns) {
   document.querySelector(".empty-story")?.remove();
   if (turns.length) return;
   $("text").append(h("div", { class: "empty-story" },
-    h("h2", {}, story ? story.name : "Begin a story"),
+    h("h2", {}, "Begin a story"),
     h("p", {}, "Write a first line below, and the model writes on."),
+    !state.stories.length && h("p", {}, button("Or begin with an example", () => makeExample())),
     h("p", { class: "quiet" }, "Drop a lorebook or an old story anywhere on this page to bring it in.")));
 }
 

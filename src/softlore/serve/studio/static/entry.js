@@ -5,6 +5,7 @@ import { deleteEntry, saveEntry } from "./books.js";
 import { checkbox, labelled, pairs, select, tags } from "./fields.js";
 import { tell, wrong } from "./messages.js";
 import { keep, recall, state } from "./store.js";
+import { train } from "./training.js";
 
 const USES = [
   ["both", "As text or soft prompt, whichever gains more"],
@@ -35,12 +36,14 @@ export function editEntry(entry, close) {
     labelled("Text", text("text", "textarea", { rows: 6 }),
       "What you would tell the model in plain words.", "text"),
     labelled("Pairs", pairs(now.blocks ?? [], change("blocks")),
-      "Calls, and responses that may follow. A response begins with a space where a word does.",
+      "Calls, and responses that may follow. Where a response begins a new word, its space is put "
+        + "in; take that out where it goes on inside one.",
       "blocks"),
     more(now, change, text),
     h("div", { class: "row apart sticky" },
       h("div", { class: "row" }, h("button", { class: "button main", type: "submit",
-        title: "Save (Ctrl+S)" }, "Save"), draft && button("Discard changes", () => {
+        title: "Save (Ctrl+S)" }, "Save"), button("Save and train", () => save(true),
+        { draw: "play" }), draft && button("Discard changes", () => {
         keep(kept, null);
         close();
       }, { kind: "bare" }), status),
@@ -48,18 +51,24 @@ export function editEntry(entry, close) {
         keep(kept, null);
         deleteEntry(entry).then(close);
       }, { kind: "bare danger", draw: "trash", alone: true })));
-  form.addEventListener("submit", async (event) => {
+  form.addEventListener("submit", (event) => {
     event.preventDefault();
+    save(false);
+  });
+  async function save(trains) {
     clear(form);
+    const trained = Boolean(state.book.prompts?.[entry?.name]);
     try {
       await saveEntry(entry?.name, tidied(now));
-      keep(kept, null);
-      tell(`“${now.name}” is saved.`);
-      close();
     } catch (error) {
       point(form, error);
+      return;
     }
-  });
+    keep(kept, null);
+    close();
+    if (trains) await train([now.name], trained);
+    else tell(`“${now.name}” is saved.`);
+  }
   return form;
 }
 

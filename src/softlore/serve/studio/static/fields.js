@@ -72,11 +72,22 @@ export function pairs(blocks, onchange) {
   let shown = blocks.map((block) => ({ call: block.call, responses: [...block.responses] }));
   const box = h("div", { class: "group pairs" });
   const changed = () => onchange(shown.map(({ call, responses }) => ({ call, responses })));
-  const field = (value, label, set) => h("input", { type: "text", value, "aria-label": label,
+  const field = (value, label, set, leave) => h("textarea", { rows: 1, value, "aria-label": label,
     oninput: (event) => {
       set(event.target.value);
       changed();
-    } });
+    },
+    onblur: (event) => leave?.(event.target) });
+  const spaced = new WeakMap(); // block -> responses that got their space: taken out, it stays so
+  /** Puts in the space with which a response begins that is a word of its own. */
+  function space(block, at, control) {
+    const done = spaced.get(block) ?? spaced.set(block, new Set()).get(block);
+    const given = block.responses[at];
+    if (done.has(at) || !/^[\p{L}\p{N}]/u.test(given) || !/\S$/.test(block.call)) return;
+    done.add(at);
+    control.value = block.responses[at] = ` ${given}`;
+    changed();
+  }
   function card(block, place) {
     const which = `of pair ${place + 1}`;
     const out = (label, run) => button(label, () => {
@@ -89,20 +100,20 @@ export function pairs(blocks, onchange) {
       out(`Take out pair ${place + 1}`, () => shown.splice(place, 1)),
       block.responses.flatMap((response, at) => [
         h("div", { class: "says" }, field(response, `Response ${at + 1} ${which}`,
-          (text) => (block.responses[at] = text))),
+          (text) => (block.responses[at] = text), (control) => space(block, at, control))),
         block.responses.length > 1
           ? out(`Take out response ${at + 1} ${which}`, () => block.responses.splice(at, 1)) : h("i")]),
       h("div", { class: "says" }, button("Another response", () => {
         block.responses.push(" ");
         draw();
-        [...box.children[place].querySelectorAll("input")].at(-1).focus();
+        [...box.children[place].querySelectorAll("textarea")].at(-1).focus();
       }, { kind: "bare", draw: "plus" })));
   }
   function draw() {
     box.replaceChildren(...shown.map(card), h("div", {}, button("Add a pair", () => {
       shown = [...shown, { call: "", responses: [" "] }];
       draw();
-      box.children[shown.length - 1].querySelector("input").focus();
+      box.children[shown.length - 1].querySelector("textarea").focus();
     }, { draw: "plus" })));
   }
   draw();

@@ -1,7 +1,7 @@
 // The library of soft prompts: details, import, export and deletion.
 
 import * as api from "./api.js";
-import { $, button, bytes, h } from "./dom.js";
+import { $, button, bytes, count, h } from "./dom.js";
 import { refreshPrompts } from "./books.js";
 import { confirmed, shown } from "./dialogs.js";
 import { insert, tagOf } from "./chips.js";
@@ -20,8 +20,27 @@ export const importPrompt = trying(async (file) => {
 
 const inspect = trying(async (name) => {
   const prompt = await api.get(["prompts", name]);
-  await shown(name, h("dl", { class: "facts" }, facts(prompt)));
+  await shown(name, h("div", { class: "group" }, about(prompt).map((words) => h("p", {}, words)),
+    h("details", {}, h("summary", {}, "All that its file says"),
+      h("div", { class: "inside" }, h("dl", { class: "facts" }, facts(prompt))))));
 });
+
+/** What a writer wants to know of a soft prompt, in sentences. */
+function about({ kind, n_tokens, bytes: size, fits, model, created, trained = {}, metrics = {} }) {
+  const day = created && new Date(created).toLocaleDateString("en", { dateStyle: "long" });
+  const percent = (share) => `${Math.round(100 * share)} %`;
+  const without = metrics.recall?.none;
+  return [
+    fits === false ? `It was made for another model${model ? `, ${model}` : ""}, and cannot be used here.`
+      : "It fits the model that is running.",
+    `It takes the room of ${count(n_tokens, "token")}, ${kind === "prefix"
+      ? "and is seen from where it stands" : "wherever it is put into the text"}; its file has ${bytes(size)}.`,
+    (day || trained.steps) && `It was trained${day ? ` on ${day}` : ""}${trained.steps
+      ? `, in ${count(trained.steps, "step")}` : ""}.`,
+    Number.isFinite(trained.recall) && `It recalls ${percent(trained.recall)} of its lore, word by word${
+      Number.isFinite(without) ? `; the model without it ${percent(Math.exp(-Math.max(0, without)))}` : ""}.`,
+  ].filter(Boolean);
+}
 
 const CALLED = { n_tokens: "tokens", bytes: "size", fits: "fits this model" };
 

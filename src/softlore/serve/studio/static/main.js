@@ -7,6 +7,7 @@ import { makeCompare } from "./compare.js";
 import { makeComposer } from "./composer.js";
 import { askedKey } from "./dialogs.js";
 import { makeDrop } from "./drop.js";
+import { onExample } from "./editor.js";
 import { help, makeKeys } from "./keys.js";
 import { makeLibrary } from "./library.js";
 import { makeLore } from "./lore.js";
@@ -14,8 +15,8 @@ import { makeMemory } from "./memory.js";
 import { tell, trying } from "./messages.js";
 import { isTouched, makeTabs, openPanel } from "./panels.js";
 import { makeSettings } from "./settings.js";
-import { makeStories, openStory, refreshStories, storyFor } from "./stories.js";
-import { habits, recall, set, state } from "./store.js";
+import { example, makeStories, openStory, refreshStories, storyFor } from "./stories.js";
+import { habits, keep, recall, set, state } from "./store.js";
 import { findTraining } from "./training.js";
 import { switchTheme } from "./theme.js";
 import { onFirstLine, recallDraft } from "./writing.js";
@@ -34,6 +35,7 @@ function makePage() {
   makeSettings();
   makeKeys();
   makeDrop();
+  onExample(example);
   onFirstLine(storyFor);
   api.onKeyNeeded(askedKey);
 }
@@ -50,6 +52,7 @@ async function findEverything() {
     recallDraft();
   }
   await firstBook();
+  if (state.info.book && recall("panel", null) === null) keep("panel", "lore");
   await trying(findTraining)();
 }
 

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { h, later } from "./dom.js";
-import { EDITABLE, makeField, read, show } from "./chips.js";
+import { makeField, read, show } from "./chips.js";
 import { watchField } from "./chipmenu.js";
 import { labelled } from "./fields.js";
 import { trying } from "./messages.js";
@@ -14,8 +14,8 @@ const PAUSE = 800;
 
 /** Changes settings of the open story; what is typed meanwhile in the fields stays. */
 export const setStory = trying(async (changes) => {
-  const name = state.story?.name;
-  if (!name) return;
+  if (!state.story) set({ story: await api.post(["stories"], { book: state.book?.name }) });
+  const { name } = state.story;
   const story = await api.put(["stories", name, "settings"], changes);
   for (const field of Object.keys(changes)) keep(`unsaved.${name}.${field}`, null);
   if (state.story?.name === name) set({ story });
@@ -35,10 +35,9 @@ function storyText(setting) {
   });
   box.addEventListener("blur", () => save.waits() && save.now());
   const draw = () => {
-    if (box === document.activeElement && name === state.story?.name) return;
+    if (box === document.activeElement && (!name || name === state.story?.name)) return;
     const unsaved = recall(`unsaved.${state.story?.name}.${setting}`, null);
     show(box, unsaved ?? state.story?.settings[setting] ?? "");
-    box.setAttribute("contenteditable", state.story ? EDITABLE : "false");
   };
   on("story", draw);
   draw();

@@ -3,6 +3,7 @@
 import { $, button, h, icon } from "./dom.js";
 
 const SHORT = 5000;
+const MOST = 3;
 
 /** Shows a message; `act` is `[label, fn]` of a button, for instance one that undoes it. */
 export function tell(words, { error = false, act = null } = {}) {
@@ -20,6 +21,7 @@ export function tell(words, { error = false, act = null } = {}) {
     if (old.firstChild.textContent === words) old.remove();
   }
   $("messages").append(message);
+  while ($("messages").children.length > MOST) $("messages").firstChild.remove();
   if (!error) setTimeout(() => message.remove(), act ? 2 * SHORT : SHORT);
 }
 

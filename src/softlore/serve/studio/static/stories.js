@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { $, button, count, h } from "./dom.js";
 import { asked, confirmed } from "./dialogs.js";
+import { openBook, refreshBooks } from "./books.js";
 import { filePicker, formatPicker } from "./fields.js";
 import { editing, flush, follow, recoverEdits } from "./editor.js";
 import { tell, trying } from "./messages.js";
@@ -35,41 +36,66 @@ export const openStory = trying(async (name) => {
   show(await api.get(["stories", name]));
 });
 
-/** Makes a story named by its first words; a number is added where that name is taken. */
-export async function storyFor(line) {
+const UNNAMED = /^Story( \d+)?$/; // the server's names for stories that were given none
+
+/** Calls `ask` with a name made of a line's first words, numbered where that is taken. */
+async function named(line, ask) {
   const words = line.replace(/\[\[soft:[^\]]*\]\]/g, "").match(/[\p{L}\p{N}'’-]+/gu) ?? [];
   const first = words.slice(0, 4).join(" ").replaceAll("’", "'").slice(0, 60) || "Story";
   for (let number = 1; ; number += 1) {
     try {
-      const name = number === 1 ? first : `${first} ${number}`;
-      const story = await api.post(["stories"], { name, book: state.book?.name });
-      keep("story", story.name);
-      set({ story });
-      refreshStories();
-      return;
+      return await ask(number === 1 ? first : `${first} ${number}`);
     } catch (error) {
       if (error.status !== TAKEN || number > 50) throw error;
     }
   }
 }
 
-const newStory = trying(async () => {
-  const name = await asked("A new story", "Name", { ok: "Begin" });
-  if (!name) return;
-  if (editing()) await flush();
-  show(await api.post(["stories"], { name, book: state.book?.name }));
-  await refreshStories();
+/** The story for a first line: a new one, or the open one if it is empty and has no name yet. */
+export async function storyFor(line) {
+  const { story: open } = state;
+  if (open && (open.turns.length || !UNNAMED.test(open.name))) return;
+  const story = await named(line, (name) => (open ? api.patch(["stories", open.name], { name })
+    : api.post(["stories"], { name, book: state.book?.name })));
+  if (open) moveDraft(open.name, story.name);
+  keep("story", story.name);
+  set({ story });
+  refreshStories();
+}
+
+async function begin(story) {
+  show(story);
   openPanel("");
   $("line").focus();
+  await refreshStories();
+}
+
+const newStory = trying(async () => {
+  if (editing()) await flush();
+  await begin(await api.post(["stories"], { book: state.book?.name }));
 });
+
+/** A story that begins with the demo's lorebook, which opens beside it. */
+export const example = trying(async () => {
+  const story = await api.post(["stories", "example"]);
+  await begin(story);
+  await refreshBooks();
+  await openBook(story.settings.book);
+  if (!matchMedia("(max-width: 63rem)").matches) openPanel("lore", { focus: false });
+  tell("This is an example: let the model write on, then train Marta in the lore panel and retry.");
+});
+
+function moveDraft(from, to) {
+  keep(`draft.${to}`, recall(`draft.${from}`, null));
+  keep(`draft.${from}`, null);
+}
 
 const rename = trying(async (name) => {
   const next = await asked("Rename the story", "Name", { value: name, ok: "Rename" });
   if (!next || next === name) return;
   if (editing()) await flush();
   const story = await api.patch(["stories", name], { name: next });
-  keep(`draft.${story.name}`, recall(`draft.${name}`, null));
-  keep(`draft.${name}`, null);
+  moveDraft(name, story.name);
   if (state.story?.name === name) show(story);
   await refreshStories();
 });

@@ -44,8 +44,27 @@ export function trainOptions() {
   };
   on("info", () => inside.replaceChildren(
     labelled("Kind of soft prompt", kinds(options().kind, (kind) => change("kind", kind))),
-    h("div", { class: "two" }, number("n_tokens", "Tokens"), number("max_steps", "Steps at most"))));
+    h("div", { class: "two" }, number("n_tokens", "Tokens"), number("max_steps", "Steps at most")),
+    labelled("Entries without pairs are taught by", styles(options().style, (style) =>
+      change("style", style)))));
   return h("details", {}, h("summary", {}, "How to train"), inside);
+}
+
+const STYLES = {
+  "": "What the model itself writes about the text",
+  sentences: "Its sentences, one after another",
+  noun: "Its sentences, cut after name and verb",
+  pronoun: "The same with “he”, “she” or “it”, after a lead",
+  mixed: "Both: by name and by pronoun",
+  implicit: "Scenes that lead to it, each followed by a fact",
+  cloud: "Its words, in any order",
+  bracketed: "Facts in brackets, which the story then leaves out",
+};
+
+/** The choice of an authoring style, which makes pairs of an entry's text. */
+function styles(style, change) {
+  const all = ["", ...(state.info.training.style.choices ?? [])];
+  return select(all.map((name) => [name, STYLES[name] ?? name]), style ?? "", change);
 }
 
 /** The choice of kinds; some models take one of them only. */
@@ -59,9 +78,9 @@ function kinds(kind, change) {
 
 /** Trains entries of the open book; all of them where none is named. */
 export const train = trying(async (entries, overwrite = false) => {
-  const { kind, n_tokens, max_steps } = options();
+  const { kind, n_tokens, max_steps, style } = options();
   const training = await api.post(["trainings"], { book: state.book.name, entries, kind,
-    n_tokens: n_tokens || undefined, max_steps: max_steps || undefined, overwrite: overwrite || undefined });
+    style: style || undefined, n_tokens: n_tokens || undefined, max_steps: max_steps || undefined, overwrite: overwrite || undefined });
   take(training);
   say("Training has started.");
   watch(training.id);
@@ -170,8 +189,9 @@ export function makeTraining() {
     bar.hidden = FINISHED.includes(now);
     if (training.done > 0 || now === "paused") bar.value = training.done ?? 0;
     else bar.removeAttribute("value");
-    figures.textContent = [training.message, training.step && count(training.step, "step"),
-      training.seconds && `${Math.round(training.seconds)} s`].filter(Boolean).join(" · ");
+    figures.textContent = [training.message, steps(training), training.seconds
+      && duration(training.seconds), training.seconds_left && now === "running"
+      && `about ${duration(training.seconds_left)} left`].filter(Boolean).join(" · ");
     pause.hidden = now !== "running";
     resume.hidden = now !== "paused";
     finish.hidden = !training.step;
@@ -184,6 +204,16 @@ export function makeTraining() {
   }
   return card;
 }
+
+/** Steps so far, of how many there are if no entry stops early. */
+function steps({ step, done, state: now }) {
+  if (!step) return "";
+  const all = done > 0 && done < 1 && !FINISHED.includes(now) ? Math.round(step / done) : 0;
+  return all > step ? `step ${step} of ${all} at most` : count(step, "step");
+}
+
+const duration = (seconds) => (seconds < 100 ? `${Math.round(seconds)} s`
+  : `${Math.round(seconds / 60)} min`);
 
 const names = (entries) => (entries.length > 3
   ? `${entries.slice(0, 2).join(", ")} and ${entries.length - 2} more` : entries.join(", "));

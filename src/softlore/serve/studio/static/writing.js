@@ -35,7 +35,7 @@ export const addOnly = trying(async () => {
   const typed = read($("line"));
   if (!typed.trim() || state.writing) return;
   await flush();
-  if (!state.story) await makeStory(typed);
+  if (!state.story?.turns.length) await makeStory(typed);
   set({ story: await api.post(["stories", state.story.name, "turns"], { text: joined(typed) }) });
   clearLine();
   follow();
@@ -59,7 +59,7 @@ export const write = trying(async ({ retry = false } = {}) => {
   set({ writing: { aborting, stop: () => stop(aborting) } });
   try {
     if (editing()) await saved();
-    if (!state.story) {
+    if (!state.story?.turns.length) {
       keep("draft.", null);
       await makeStory(typed);
       keepDraft();
