@@ -132,9 +132,13 @@ def test_a_second_run_trains_what_is_new(town, model):
         "already trained, in company with the new ones: Ada, Bo",
         "nothing new to train; --overwrite trains existing prompts again",
     ]
+    ended = train(town, model, "--n-tokens", 5)
+    assert "'Bo' was trained with n-tokens 3, not 5, and is left as it is" in ended.err
     with open(town / "lore.yaml", "a", encoding="utf-8") as file:
-        file.write(NEW)
+        file.write(NEW.replace("blocks", "tekst: no, blocks"))
     ended = train(town, model, "--json", "-")
+    assert "check: entry 'Cid': `tekst` is not a field" in ended.err
+    assert "try this now: softlore write '[[soft:Cid]]Cid" in ended.err
     assert ended.code == 0, ended.err
     assert "already trained, in company with the new ones: Ada, Bo" in ended.lines
     assert "1 entry, up to 3 updates" in ended.err

@@ -4,13 +4,15 @@ import html
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
 from running import save_tiny_model, softlore
 from softlore.compare.comparison import Comparison, run_comparison
 from softlore.compare.harness import grid, interval, run_cases, summarize
-from softlore.compare.methods import TEMPLATES, best_template
+from softlore.compare.methods import TEMPLATES, MethodResult, best_template
+from softlore.compare.plots import scatter
 from softlore.compare.report import render_comparison
 from softlore.compare.tables import NO_RECALL
 from softlore.control.hard import Template
@@ -40,6 +42,25 @@ def book(tmp_path_factory):
     path = tmp_path_factory.mktemp("lore") / "lore.yaml"
     path.write_text(LORE)
     return Lorebook.load(path)
+
+
+class Clock:
+    """In place of the module `time`: time stands still but for what a test lets pass."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clock():
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("softlore.compare.comparison.time", clock)
+        patch.setattr("softlore.compare.methods.time", clock)
+        yield clock
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +246,64 @@ def test_a_comparison_resumes_after_the_last_seed(book, tmp_path, comparison):
     path.write_text("".join(json.dumps(row) + "\n" for row in comparison.rows))
     resumed = run_comparison(tiny_model("llama"), book, seeds=(0, 1), path=path, make=None, **SMALL)
     assert resumed.rows == comparison.rows
+
+
+def test_a_comparison_keeps_to_its_time_and_says_what_it_leaves_out(book, clock):
+    def make(model, book, seed, seconds, tell):
+        assert seconds <= 60
+        clock.now += seconds
+        made = {entry.name: "" for entry in book}
+        return [MethodResult(name, "none", made) for name in ("nothing", "nothing else")]
+
+    began, shown = clock.now, []
+    comparison = run_comparison(
+        tiny_model("llama"), book, seeds=range(4), time_budget=120.0, started=began - 20,
+        distances=[0], stories=0, make=make, on_progress=lambda share, doing: shown.append(share),
+    )  # fmt: skip
+    # 12.5 s of 100 for each seed's making, so that all four fit.
+    assert comparison.seeds == [0, 1, 2, 3]
+    assert not comparison.left_out
+    assert shown == sorted(shown)
+    began = clock.now
+    comparison = run_comparison(
+        tiny_model("llama"), book, seeds=range(4), time_budget=30.0, started=began - 25,
+        distances=[0], stories=0, make=lambda *given: slowly(make, clock, 10.0, *given),
+    )  # fmt: skip
+    assert comparison.seeds == [0]
+    assert {row["entry"] for row in comparison.rows} == {"Ada"}
+    assert comparison.left_out.startswith("In 30 s 1 of 2 entries and 1 of 4 seeds")
+    assert comparison.left_out in html.unescape(render_comparison(comparison))
+    assert clock.now - began < 12
+
+
+def slowly(make, clock, seconds, *given):
+    clock.now += seconds
+    return make(*given)
+
+
+def test_the_summary_compares_methods_with_nothing(comparison):
+    rows = [
+        {**row, "lore_words": 9.0 if row["method"] == "nothing" else 1.0} for row in comparison.rows
+    ]
+    page = render_comparison(replace(comparison, rows=rows))
+    assert "Best lore words:\nno method is better than nothing (1.00; with nothing: 9.00)" in page
+    assert "<strong>nothing</strong>" not in page
+
+
+def test_labels_of_points_do_not_overlap():
+    names = ["nothing", "text", "best template", "searched, 16", "code", "prefix, 16", "other"]
+    points = [(name, "hard", 0.3 + n % 3 / 100, 3.0 + n / 1000) for n, name in enumerate(names)]
+    svg = scatter(points, "drift", "recall", "title")
+    boxes = []
+    for name in names:
+        style, x, y = re.search(
+            rf'<text style="([^"]*)" x="([\d.]+)" y="([\d.]+)"[^>]*>{name}<', svg
+        ).groups()
+        width = 5.0 * len(name)
+        left = float(x) - {"middle": width / 2, "end": width}.get(
+            (re.search(r"text-anchor: (\w+)", style) or [0, ""])[1], 0
+        )
+        boxes.append((left, left + width, float(y)))
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            assert a[1] <= b[0] or b[1] <= a[0] or abs(a[2] - b[2]) >= 8, (a, b)

@@ -11,7 +11,7 @@ from softlore.lore import Entry
 from softlore.measure import gain as gains
 from softlore.measure.gain import GAINS_FILE, EntryGain, MeasuredGains, measure_gain
 from softlore.model.tiny import tiny_model
-from softlore.prompts import PromptLibrary
+from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.story import StorySettings
 from softlore.story.composing import ContextComposer
 
@@ -142,3 +142,14 @@ def test_gains_change_no_choice_where_none_is_needed(data):
         return {(o.entry, o.form) for o in choose_within_budget(listed, budget).chosen}
 
     assert choice(0.0) == choice(5.0)
+
+
+def test_a_soft_prompt_of_unknown_gain_is_preferred_to_a_shorter_text():
+    entry = Entry(name="Ada", text="Ada wears red.")
+    prompt = SoftPrompt.from_text("Ada wears red, and sells clocks", MODEL, "Ada")
+    gain = EntryGain.assumed(entry, prompt)
+    options = [
+        LoreOption("Ada", form, n, gain.gain(form)) for form, n in (("text", 4), ("soft", 16))
+    ]
+    assert [option.form for option in choose_within_budget(options, 64).chosen] == ["soft"]
+    assert EntryGain.assumed(entry, None).gain("text") > 0

@@ -35,10 +35,9 @@ def test_a_good_entry_has_no_warnings():
             {"blocks": [("Emma", [" a"])], "held_out": [("Emma", [" a"])]},
             "the held-out call 'Emma' is also trained on",
         ),
-        ({"keys": []}, "it has no keys, so only [[soft:Emma]] activates it"),
         ({"keys": [], "secondary_keys": ["x"]}, "secondary keys have no effect"),
         ({"keys": ["/(/i"]}, "the key '/(/i' matches nothing: no valid regular expression"),
-        ({"key": ["x"]}, "`key` is not a field; did you mean 'keys'?"),
+        ({"key": ["x"]}, "`key` is not a field, so it has no effect; did you mean 'keys'?"),
     ],
 )
 def test_warnings(fields, message):
@@ -73,5 +72,15 @@ def test_keys_of_javascript_and_plain_keys_need_no_warning(key):
 
 
 def test_what_needs_no_warning():
-    assert warnings(keys=[], constant=True, vectorized=True) == []
+    assert warnings(keys=[]) == []  # its name is its key
+    assert warnings(keys=[], constant=True) == []
     assert check(Lorebook(name="book", entries=[])) == ["lorebook: it has no entries; add one"]
+
+
+def test_unknown_fields_and_macros_are_named():
+    entry = {"name": "Ada", "keys": ["Ada"], "text": "{{char}} knows {{user}}.", "colour": "red"}
+    assert check(Lorebook.from_data({"entries": [entry]})) == [
+        "entry 'Ada': `colour` is not a field, so it has no effect",
+        "entry 'Ada': {{char}} is read and trained as it stands; write a name",
+        "entry 'Ada': {{user}} is read and trained as it stands; write a name",
+    ]

@@ -16,6 +16,7 @@ from softlore.cli.loading import found_model, gguf_file
 from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
+    from softlore.lore import Lorebook
     from softlore.model import FrozenModel
     from softlore.prompts import PromptLibrary
 
@@ -148,6 +149,15 @@ def say(message: str) -> None:
 def count(number: int, one: str, many: str = "") -> str:
     """A number with its noun: "1 entry", "2 entries"."""
     return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def say_warnings(book: Lorebook, include: Sequence[str] = ()) -> None:
+    """Prints what is probably a mistake in a lorebook; `include`: of these entries only."""
+    from softlore.lore import check
+
+    left = [entry for entry in book if not include or entry.name in include]
+    for warning in check(book.model_copy(update={"entries": left})):
+        say(f"check: {warning}")
 
 
 def read_text(path: Path, what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from softlore.cli.progress import progress_bar
 @click.option("--seeds", default=2, show_default=True, type=click.IntRange(1, 100),
               help="Number of repetitions, for confidence intervals.")  # fmt: skip
 @click.option("--time-budget", default=300.0, show_default=True, type=options.Finite(min=1),
-              help="Seconds of searching and training, in all.")  # fmt: skip
+              help="Seconds that the whole command may take; where they are short, seeds and "
+              "entries are left out.")  # fmt: skip
 @click.option(
     "--stories", default=4, show_default=True, help="Number of stories written for each entry."
 )
@@ -54,6 +56,7 @@ def command(
       softlore compare lore.yaml --seeds 3 --html report.html
       softlore compare lore.yaml --styles
     """
+    started = time.monotonic()
     from softlore import demo
     from softlore.lore import Lorebook
     from softlore.lore.styles import with_blocks
@@ -73,7 +76,7 @@ def command(
     with progress_bar(MEASURING) as show:
         comparison = run_comparison(
             model, book, seeds=range(seed, seed + seeds),
-            make=make_styles if styles else make_all, on_progress=show, **how,
+            make=make_styles if styles else make_all, on_progress=show, started=started, **how,
         )  # fmt: skip
     write_comparison_page(comparison, html)
     common.write_json(comparison.to_dict(), json_path)
@@ -85,4 +88,6 @@ def command(
         if not comparison.has_recall:
             console.print(NO_RECALL + "\n", style="bold")
         console.print(comparison_note(comparison), style="dim")
+        if comparison.left_out:
+            console.print(comparison.left_out, style="bold")
         common.say(f"{comparison.seconds:.0f} s; the page: {html.resolve()}")

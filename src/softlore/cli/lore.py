@@ -118,7 +118,7 @@ def show(file: Path, json_path: str | None) -> None:
       softlore lore show world.json
       softlore lore show emma.png --json -
     """
-    from softlore.lore import Lorebook
+    from softlore.lore import Lorebook, check
 
     book = Lorebook.load(file)
     rows = [_row(entry) for entry in book]
@@ -128,6 +128,7 @@ def show(file: Path, json_path: str | None) -> None:
         "name": book.name,
         "entries": rows,
         "without_lore": _without_lore(book),
+        "warnings": check(book),
     }
     common.write_json(report, json_path)
     if json_path == "-":
@@ -137,6 +138,7 @@ def show(file: Path, json_path: str | None) -> None:
         _print_entries(rows)
     if number := _without_lore(book):
         click.echo(f"and {_entries(number)} without text")
+    common.say_warnings(book)
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlore.cli import common, options
+from softlore.cli.advice import suggest, tell_settings
 from softlore.cli.curves import Curves, curve_options
 from softlore.cli.workers import Workers, torchrun_ranks, worker_options
 from softlore.errors import ConfigError
@@ -168,6 +169,8 @@ def _train_together(
     trainer: WorldInfoTrainer[Any]
     corpus = _read_corpus(lorebook) if _is_corpus(lorebook) else None
     book = None if corpus is not None else Lorebook.load(lorebook)
+    if book is not None:
+        common.say_warnings(book, include)
     with source.loading(book.model if book is not None else None) as shown:
         from softlore.tune import Execution
         from softlore.tune.lorebook_training import plan_book
@@ -178,14 +181,19 @@ def _train_together(
     if book is None:
         trainer = _corpus_trainer(lorebook, corpus, prompts, run, model)
     else:
+        asked = {**book.training, **run}
         plan = plan_book(model, book, prompts, include=include, **run)
         if plan.retained:
             common.say(f"already trained, in company with the new ones: {', '.join(plan.retained)}")
+        tell_settings(plan.retained, asked)
         if plan.trainer is None:
             common.say(NOTHING_NEW)
             return _report(prompts, [], plan.retained)
         trainer = plan.trainer
-    return _report(prompts, _train(trainer, prompts, curves), trainer.company)
+    made = _train(trainer, prompts, curves)
+    if made and trainer.ranks.first:
+        suggest(lorebook, book, made[0], folder, source.name)
+    return _report(prompts, made, trainer.company)
 
 
 def _train_groups(
@@ -211,6 +219,7 @@ def _train_groups(
             "fall into groups; leave --group-size and --ray out"
         )
     book = Lorebook.load(lorebook)
+    common.say_warnings(book, include)
     groups = -(-len(book) // group_size)
     with ExitStack() as stack:
         with source.loading(book.model) as shown:

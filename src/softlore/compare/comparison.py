@@ -34,6 +34,7 @@ class Comparison:
             the conditioning where it is text, and the first story.
         seconds: how long all of it took.
         story_tokens: length of the stories.
+        left_out: what was not measured for want of time, in words; "" for nothing.
     """
 
     lorebook: str
@@ -43,6 +44,7 @@ class Comparison:
     rows: list[Row]
     seconds: float
     story_tokens: int = 60
+    left_out: str = ""
 
     @property
     def has_recall(self) -> bool:
@@ -72,6 +74,7 @@ class Comparison:
             "seeds": self.seeds,
             "seconds": round(self.seconds, 1),
             "story_tokens": self.story_tokens,
+            "left_out": self.left_out,
             "total": {
                 method: {column: mean and asdict(mean) for column, mean in means.items()}
                 for method, means in self.total.items()
@@ -92,12 +95,15 @@ def run_comparison(
     make: Maker = make_all,
     path: Path | None = None,
     on_progress: OnProgress | None = None,
+    started: float | None = None,
 ) -> Comparison:
     """Makes every method's conditionings for a lorebook, and measures them all alike.
 
     Args:
         seeds: each makes and measures everything once.
-        time_budget: seconds for all searching and training, of all seeds together.
+        time_budget: seconds that all of it may take, from `started` on. Where they are short,
+            seeds and entries are left out; one entry is measured in any case.
+        started: the time on `time.monotonic` from which they count; by default now.
         make: makes the conditionings: `methods.make_all` or `methods.make_styles`.
         path: JSON lines of the rows; seeds in the file are not measured again.
         on_progress: called with the share that is done and what is being done.
@@ -113,31 +119,110 @@ def run_comparison(
             f"time_budget is {time_budget}; expected a number of seconds above 0; change it"
         )
     distances = check_settings(stories, story_tokens, distances)
-    start = time.monotonic()
+    clock = _Clock(time_budget, len(seeds := list(seeds)), started)
     report = on_progress or (lambda done, doing: None)
-    seeds = list(seeds)
 
     def measure(seed: int) -> Iterator[Row]:
-        done, budget = seeds.index(seed) / len(seeds), time_budget / len(seeds)
-        made = make(model, book, seed, budget, lambda name: report(done, f"seed {seed}: {name}"))
-        report(done + 0.7 / len(seeds), f"seed {seed}: measuring")
+        if not clock.has_time():
+            return
+        clock.begin_seed()
+
+        def tell(doing: str) -> None:
+            report(clock.done, f"seed {seed}: {doing}")
+
+        made = make(model, book, seed, clock.making_seconds, tell)
+        tell("measuring")
         material = gather(model, max(distances), seed)
         evaluator = ConditioningEvaluator(model, material, distances)
         story_evaluator = StoryEvaluator(model, material, book, stories, story_tokens, seed)
-        for method in made:
-            measured = {
-                entry: measures
-                for entry, conditioning in method.conditionings.items()
-                if (measures := evaluator.measure(book[entry], conditioning)) is not None
-            }
-            written = story_evaluator.measure({e: method.conditionings[e] for e in measured})
-            for entry, measures in measured.items():
-                yield _row(method, entry, measures, written[entry])
+
+        def rows_of(entries: Sequence[str]) -> Iterator[Row]:
+            for method in made:
+                tell(f"measuring {method.name}")
+                measured = {
+                    entry: measures
+                    for entry in entries
+                    if entry in method.conditionings
+                    and (measures := evaluator.measure(book[entry], method.conditionings[entry]))
+                }
+                written = story_evaluator.measure({e: method.conditionings[e] for e in measured})
+                for entry, measures in measured.items():
+                    yield _row(method, entry, measures, written[entry])
+
+        names = list(dict.fromkeys(name for method in made for name in method.conditionings))
+        begun = time.monotonic()
+        yield from rows_of(names[:1])
+        fitting = clock.count_fitting(time.monotonic() - begun, len(names))
+        yield from rows_of(names[1:fitting])
+        clock.end_seed()
 
     rows = run_cases(grid(seed=seeds), measure, path)
     report(1.0, "done")
-    seconds = time.monotonic() - start
-    return Comparison(book.name, model.name, seeds, distances, rows, seconds, story_tokens)
+    measured = [seed for seed in seeds if any(row["seed"] == seed for row in rows)]
+    left_out = _left_out(rows, seeds, measured, book, time_budget)
+    return Comparison(
+        book.name, model.name, measured, distances, rows, clock.seconds, story_tokens, left_out
+    )
+
+
+class _Clock:
+    """Keeps a comparison within its time: how long things may take, and what still fits."""
+
+    def __init__(self, seconds: float, seeds: int, started: float | None) -> None:
+        self._started = time.monotonic() if started is None else started
+        self._budget, self._seeds = seconds, seeds
+        self._begun = self._longest = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """That have passed."""
+        return time.monotonic() - self._started
+
+    @property
+    def done(self) -> float:
+        """The share of the time that has passed, below 1."""
+        return min(0.99, self.seconds / self._budget)
+
+    @property
+    def making_seconds(self) -> float:
+        """That a seed's conditionings may take: half of its share of the time."""
+        return max(1.0, (self._budget - self.seconds) / self._seeds / 2)
+
+    def has_time(self) -> bool:
+        """Whether one more seed fits, by those before it."""
+        return self.seconds + self._longest <= self._budget
+
+    def begin_seed(self) -> None:
+        self._begun = self.seconds
+
+    def end_seed(self) -> None:
+        self._longest = max(self._longest, self.seconds - self._begun)
+        self._seeds = max(1, self._seeds - 1)
+
+    def count_fitting(self, seconds_each: float, entries: int) -> int:
+        """How many entries can be measured: one at least."""
+        left = self._budget - self.seconds
+        return min(entries, 1 + max(0, int(left / max(seconds_each, 1e-9))))
+
+
+def _left_out(
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    measured: Sequence[int],
+    book: Lorebook,
+    budget: float,
+) -> str:
+    """What a comparison leaves out for want of time."""
+    entries = min(len({r["entry"] for r in rows if r["seed"] == seed}) for seed in measured)
+    parts = [f"{entries} of {len(book)} entries"] if entries < len(book) else []
+    if len(measured) < len(seeds):
+        parts.append(f"{len(measured)} of {len(seeds)} seeds")
+    if not parts:
+        return ""
+    return (
+        f"In {budget:.0f} s {' and '.join(parts)} could be measured; a longer --time-budget "
+        "measures more."
+    )
 
 
 def _row(

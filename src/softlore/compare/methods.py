@@ -32,6 +32,8 @@ TEMPLATES = {
 SEARCHED_TOKENS = 16
 SOFT = (("prefix", 4), ("prefix", 16), ("embedding", 16))
 SEARCH_SHARE = 0.25  # of the time budget; the rest is for soft prompts
+LEAST_SECONDS = 1.0  # of a training
+TEXT_SHARE = 0.6  # of it, for all that is made of text: entries that take longer are left out
 DRIFT_GUARDS = {"prefix": 1.0, "embedding": 1.25}
 
 
@@ -114,7 +116,11 @@ def make_all(
     time_budget: float,
     on_method: Callable[[str], None],
 ) -> list[MethodResult]:
-    """Every method of `softlore compare` that applies to the model and the book. See `Maker`."""
+    """Every method of `softlore compare` that applies to the model and the book. See `Maker`.
+
+    All are made for the same entries: for fewer than the book's where the time is short.
+    """
+    began = time.monotonic()
     search_seconds = time_budget * SEARCH_SHARE / max(1, sum(bool(e.blocks) for e in book))
     makers: list[tuple[str, str, Callable[[Entry], ContextLike | None]]] = [
         ("nothing", "none", lambda entry: ""),
@@ -127,20 +133,32 @@ def make_all(
         ),
         ("control code", "code", lambda entry: best_code(model, entry)),
     ]
-    results: list[MethodResult] = []
-    for name, kind, make in makers:
-        on_method(name)
-        start = time.monotonic()
-        made = {entry.name: make(entry) for entry in book}
-        seconds = time.monotonic() - start if kind != "none" else 0.0
-        conditionings = {name: value for name, value in made.items() if value is not None}
-        results += [MethodResult(name, kind, conditionings, seconds)] if conditionings else []
+    made: dict[str, dict[str, ContextLike]] = {name: {} for name, _, _ in makers}
+    seconds = dict.fromkeys(made, 0.0)
+    entries: list[Entry] = []
+    for entry in book:
+        for name, _, make in makers:
+            on_method(f"{name}, {entry.name}")
+            start = time.monotonic()
+            if (value := make(entry)) is not None:
+                made[name][entry.name] = value
+            seconds[name] += time.monotonic() - start
+        entries.append(entry)
+        spent = time.monotonic() - began
+        if spent * (1 + 1 / len(entries)) > time_budget * TEXT_SHARE:  # with one more entry
+            break
+    results: list[MethodResult] = [
+        MethodResult(name, kind, made[name], seconds[name])
+        for name, kind, _ in makers
+        if made[name]
+    ]
     # Recall needs calls and responses; if all entries have them, they are trained on them only.
-    settings: dict[str, Any] = {"entries": book.entries, "seed": seed}
+    settings: dict[str, Any] = {"entries": entries, "seed": seed}
     settings |= {"distil_weight": 0.0} if all(entry.blocks for entry in book) else {}
-    settings["time_budget"] = time_budget * (1 - SEARCH_SHARE) / len(SOFT)
-    for kind, n_tokens in SOFT:
+    for number, (kind, n_tokens) in enumerate(SOFT):
         if kind == "embedding" or model.takes_prefix:
+            left = time_budget - (time.monotonic() - began)
+            settings["time_budget"] = max(LEAST_SECONDS, left / (len(SOFT) - number))
             name, guard = f"{kind}, {n_tokens}", DRIFT_GUARDS[kind]
             on_method(name)
             results.append(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import itertools
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -141,21 +142,57 @@ def scatter(
 ) -> str:
     """Methods as named points `(name, kind, x, y)`; down and to the left is better."""
     figure, axes = _figure(x, y, width=4.8, height=3.6)
-    for index, (name, kind, at, value) in enumerate(points):
+    for _, kind, at, value in points:
         color, marker = KINDS[kind]
         axes.scatter(
             [at], [value], color=COLORS[color], marker=marker, s=42, zorder=3, clip_on=False
         )
-        above = 5 if index % 2 else -12  # keeps the names of neighbors apart
-        axes.annotate(
-            name, (at, value), xytext=(5, above), textcoords="offset points", fontsize=9, color=INK
-        )
     if log:
         axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.margins(x=0.18, y=0.12)
+    axes.margins(x=0.12, y=0.15)
+    if not log:
+        axes.set_xlim(left=0)
+    _label(figure, axes, [(name, at, value) for name, _, at, value in points])
     return as_svg(figure, title)
+
+
+def _label(figure: Figure, axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
+    """Names points, each as near as there is room; a line leads to those that are farther off."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()
+    dots = axes.transData.transform([(at, value) for _, at, value in points])
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in dots]
+    distances = itertools.product((8, 18, 30, 44, 60, 80), range(0, 360, 30))
+    offsets = [(d * math.cos(math.radians(a)), d * math.sin(math.radians(a))) for d, a in distances]
+    for name, at, value in points:
+        line = {"arrowstyle": "-", "color": INK, "alpha": 0.5, "linewidth": 0.7}
+        label = axes.annotate(name, (at, value), (0, 0), textcoords="offset points", fontsize=9,
+                              color=INK, va="center", arrowprops=line)  # fmt: skip
+        label.set_in_layout(False)
+        best, least = offsets[0], math.inf
+        for offset in offsets:
+            _place(label, offset)
+            label.update_positions(renderer)
+            box = Text.get_window_extent(label, renderer).padded(1)
+            outside = not (axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1)
+            outside |= not (axes.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1)
+            covered = sum(box.overlaps(other) for other in taken) + 10 * outside
+            if covered < least:
+                best, least = offset, covered
+        _place(label, best)
+        label.update_positions(renderer)
+        taken.append(Text.get_window_extent(label, renderer).padded(1))
+
+
+def _place(label: Any, offset: tuple[float, float]) -> None:
+    """Moves an annotation; its text stands beside its point, on the side that it is moved to."""
+    label.set_position(offset)
+    label.set_ha("left" if offset[0] > 1 else "right" if offset[0] < -1 else "center")
+    label.arrow_patch.set_visible(math.hypot(*offset) > 10)
 
 
 def _figure(x: str, y: str = "", width: float = 4.6, height: float = 3.1) -> tuple[Figure, Any]:

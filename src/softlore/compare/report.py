@@ -110,7 +110,7 @@ def render_comparison(comparison: Comparison) -> str:
         "comparison.html.j2",
         comparison=comparison,
         total=comparison.total,
-        best=_best(comparison.total, (near, "held_out", "lore_words")),
+        best=_best(comparison, (near, "held_out", "lore_words")),
         near=near,
         scatter=partial(_scatter, comparison),
         title=column_title,
@@ -133,15 +133,23 @@ def _scatter(comparison: Comparison, name: str, x: str, y: str, log: bool = Fals
     return scatter(points, x_label, y_label, name, log) if points else ""
 
 
-def _best(total: Means, columns: Sequence[str]) -> dict[str, tuple[str, Interval]]:
-    """By column: the method with the lowest (lore words: highest) figure."""
+def _best(comparison: Comparison, columns: Sequence[str]) -> dict[str, tuple[str, Interval]]:
+    """By column: the method with the lowest (lore words: highest) figure.
+
+    None is named where nothing does as well: the bare model is what methods are compared with.
+    """
     best = {}
     for column in columns:
-        means = {method: mean for method, figures in total.items() if (mean := figures[column])}
-        if means:
-            pick = max if column == "lore_words" else min
-            method = pick(means, key=lambda name: means[name].mean)
+        sign = -1 if column == "lore_words" else 1
+        means = {name: mean for name, row in comparison.total.items() if (mean := row[column])}
+        bare = [means[n].mean * sign for n, kind in comparison.methods.items()
+                if kind == "none" and n in means]  # fmt: skip
+        made = [n for n, kind in comparison.methods.items() if kind != "none" and n in means]
+        method = min(made, key=lambda name: means[name].mean * sign, default="")
+        if method and all(means[method].mean * sign < value for value in bare):
             best[column] = (method, means[method])
+        elif method:
+            best[column] = ("", means[method])
     return best
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -225,6 +226,7 @@ def _merge_blocks(items: Sequence[Any]) -> list[dict[str, Any]]:
 
 # Warnings ----------------------------------------------------------------------------------------
 
+_MACRO = re.compile(r"\{\{(?:user|char)\}\}|<(?:USER|BOT)>")
 _CLOSING, _OPENING = ".,;:!?)]}”’\"'", "“‘([{\"'"  # with a space after, and before
 
 
@@ -237,28 +239,41 @@ def check(book: Lorebook) -> list[str]:
     if not book.entries:
         warnings.append("lorebook: it has no entries; add one")
     for entry in book:
-        faults = [*_misspelt_fields(entry), *_check_keys(entry), *_check_blocks(entry)]
+        faults = [
+            *_misspelt_fields(entry),
+            *_check_keys(entry),
+            *_check_macros(entry),
+            *_check_blocks(entry),
+        ]
         warnings += [f"entry {entry.name!r}: {fault}" for fault in faults]
     return warnings
 
 
 def _misspelt_fields(model: Lorebook | Entry) -> list[str]:
-    """Unknown fields that are like a known one; others may be of another program."""
+    """Unknown fields; those that came with another program's file are only kept for it."""
     guesses = {field: nearest(field, list(type(model).model_fields)) for field in model.extra}
-    return [f"`{field}` is not a field{guess}" for field, guess in guesses.items() if guess]
+    return [
+        f"`{field}` is not a field, so it has no effect{guess}"
+        for field, guess in guesses.items()
+        if guess or model.origin is None
+    ]
 
 
 def _check_keys(entry: Entry) -> list[str]:
     faults = []
-    if not entry.keys and not entry.constant:
-        tag = f"[[soft:{entry.name}]]"
-        faults.append(f"it has no keys, so only {tag} activates it; add keys, or `constant: true`")
     if entry.secondary_keys and not entry.keys:
         faults.append("its secondary keys have no effect without `keys`; add some")
     for key in [*entry.keys, *entry.secondary_keys]:
         if problem := key_problem(key):
             faults.append(f"the key {shorten(key)!r} matches nothing: {problem}; correct it")
     return faults
+
+
+def _check_macros(entry: Entry) -> list[str]:
+    """Macros of chat programs, which a story's prose has no names for."""
+    calls = [f"{block.call} {' '.join(block.responses)}" for block in entry.blocks]
+    found = dict.fromkeys(_MACRO.findall(" ".join([entry.text, *calls])))
+    return [f"{macro} is read and trained as it stands; write a name" for macro in found]
 
 
 def _check_blocks(entry: Entry) -> list[str]:

@@ -56,8 +56,13 @@ class EntryGain:
 
     @classmethod
     def assumed(cls, entry: Entry, prompt: SoftPrompt | None) -> Self:
-        """For a model that can't be measured on: each form that exists gains a nat a token."""
-        return cls(1.0, 0.0 if entry.text else None, 0.0 if prompt is not None else None)
+        """Until it is measured, or where it can't be: a form that exists gains a nat a token.
+
+        A text that has a soft prompt gains half of that, so that what was trained is used.
+        """
+        if prompt is None:
+            return cls(1.0, text=0.0 if entry.text else None)
+        return cls(1.0, text=0.5 if entry.text else None, soft=0.0)
 
     @classmethod
     def of_prompt(cls, prompt: SoftPrompt) -> Self | None:

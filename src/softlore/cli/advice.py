@@ -1,0 +1,59 @@
+"""What `softlore train` says around a training: settings without effect, and what to try next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from softlore.cli import common
+
+if TYPE_CHECKING:
+    from softlore.lore import Lorebook
+    from softlore.prompts import SoftPrompt
+
+# Settings of finished prompts that are compared with those asked for.
+SETTINGS = (
+    "n_tokens", "placement", "style", "chat", "min_loss", "optimizer", "learning_rate",
+    "max_spacing", "drift_guard", "distil_weight", "max_steps", "seed",
+)  # fmt: skip
+
+
+def tell_settings(retained: Mapping[str, SoftPrompt], asked: Mapping[str, Any]) -> None:
+    """Says where finished prompts have other settings than those asked for."""
+    for name, prompt in retained.items():
+        used = {key: prompt.training[key] for key in SETTINGS if key in prompt.training}
+        other = [
+            f"{key.replace('_', '-')} {used[key]}, not {asked[key]}"
+            for key in used
+            if key in asked and asked[key] != used[key]
+        ]
+        if other:
+            common.say(
+                f"{name!r} was trained with {'; '.join(other)}, and is left as it is; "
+                "--overwrite trains it again"
+            )
+
+
+def suggest(
+    lorebook: Path,
+    book: Lorebook | None,
+    prompt: SoftPrompt,
+    folder: Path | None,
+    model: str | None,
+) -> None:
+    """Says what to do with new prompts, as lines to copy."""
+    given = [
+        *(["--model", model] if model else []),
+        *(["--prompts", str(folder)] if folder else []),
+    ]
+    options = "".join(f" {shlex.quote(option)}" for option in given)
+    text = f"{prompt.tag}{prompt.name}" if book is not None else prompt.tag
+    if book is not None and (blocks := book[prompt.name].blocks):
+        call = blocks[0].call
+        text = f"{prompt.tag}{call}" if prompt.name in call else f"{text}. {call}"
+    common.say(f"try this now: softlore write {shlex.quote(text)}{options}")
+    if book is not None:
+        book_file = shlex.quote(str(lorebook))
+        common.say(f"or write a story: softlore story NAME --lorebook {book_file}{options}")
