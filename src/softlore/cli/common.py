@@ -156,7 +156,7 @@ def say_warnings(book: Lorebook, include: Sequence[str] = ()) -> None:
     from softlore.lore import check
 
     left = [entry for entry in book if not include or entry.name in include]
-    for warning in check(book.model_copy(update={"entries": left})):
+    for warning in check(book.model_copy(update={"entries": left})) if left else ():
         say(f"check: {warning}")
 
 
