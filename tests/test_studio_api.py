@@ -478,6 +478,92 @@ def test_a_code_steers_by_its_strength(shared):
     assert len(set(texts.values())) > 1
 
 
+# the writer's tools ------------------------------------------------------------------------------
+
+
+def test_another_token_is_taken_and_the_first_text_stays(shared):
+    begun(shared, "forks")
+    shared.put("stories", "forks", "settings", seed=3, trim=False)
+    places = []
+    while not places:  # this tiny model writes halves of characters, which have no alternatives
+        written, done = shared.write("forks", tokens=10)
+        turn = done["story"]["turns"][-1]["id"]
+        tokens = shared.get("stories", "forks", "turns", turn, "tokens")
+        assert "".join(token["text"] for token in tokens) == written
+        assert all(0 <= token["chance"] <= 1 for token in tokens)
+        places = [n for n, token in enumerate(tokens) if n and token["others"]]
+    place = places[0]
+    chances = [other["chance"] for other in tokens[place]["others"]]
+    assert chances == sorted(chances, reverse=True)
+    other = tokens[place]["others"][0]["text"]
+    before = "".join(token["text"] for token in tokens[:place])
+    story = shared.post("stories", "forks", "turns", turn, "take", token=place, text=other)
+    assert story["turns"][-1]["text"] == before + other
+    assert story["turns"][-1]["tries"][0] == turn
+    assert shared.post("stories", "forks", "undo")["turns"][-1]["text"] == written
+    for form in ({"token": place, "text": "nothing like it"}, {"token": 10**6, "text": other}):
+        shared.refused(400, "POST", "stories", "forks", "turns", turn, "take", json=form)
+    story = shared.put("stories", "forks", "turns", turn, text="It was typed.")
+    typed = story["turns"][-1]["id"]
+    assert shared.get("stories", "forks", "turns", typed, "tokens") == []
+
+
+def test_several_continuations_are_written_and_all_kept(shared):
+    begun(shared, "ways")
+    shared.put("stories", "ways", "settings", seed=5, trim=False)
+    with shared.stream(
+        "POST", "stories", "ways", "write", tokens=8, samples=3, text=" It ran"
+    ) as events:
+        seen = list(events)
+    texts = [
+        "".join(d["text"] for n, d in seen if n == "token" and d["sample"] == i) for i in range(3)
+    ]
+    done = seen[-1][1]
+    assert len(set(texts)) == 3
+    for turn, text in zip(done["turns"], texts, strict=True):
+        story = shared.post("stories", "ways", "go", turn=turn)
+        assert [one["text"] for one in story["turns"]] == [OPENING, " It ran", text]
+        assert story["turns"][-1]["tries"] == done["turns"]
+    shared.refused(400, "POST", "stories", "ways", "write", json={"samples": 99})
+
+
+def test_several_continuations_are_stopped_together(shared):
+    begun(shared, "stopped ways")
+    with shared.stream("POST", "stories", "stopped ways", "write", tokens=200, samples=2) as events:
+        next(event for event in events if event[0] == "token")
+        shared.post("stories", "stopped ways", "stop")
+        name, done = list(events)[-1]
+    assert name == "done"
+    assert len(done["turns"]) == 2
+    assert not shared.state.engine.load().running
+
+
+def test_a_sentence_is_written_anew_from_what_is_before_it(shared):
+    begun(shared, "anew")
+    turn = shared.get("stories", "anew")["turns"][0]["id"]
+    before = shared.texts("anew")
+    found = shared.post("stories", "anew", "turns", turn, "rewrite", start=14, samples=2)
+    assert found
+    assert all(sentence == sentence.strip() != "" for sentence in found)
+    assert shared.texts("anew") == before
+    for start in (10**6, -1):
+        shared.refused(
+            400, "POST", "stories", "anew", "turns", turn, "rewrite", json={"start": start}
+        )
+    shared.refused(400, "POST", "stories", "anew", "turns", 999, "rewrite", json={"start": 0})
+
+
+def test_the_exact_context_is_what_the_model_reads(shared):
+    shared.state.prompts.save(SoftPrompt.from_text("A lamp.", MODEL, name="Lamp"))
+    begun(shared, "exact")
+    shared.put("stories", "exact", "settings", memory="It is winter.")
+    shared.post("stories", "exact", "turns", text=" By the [[soft:Lamp]] stood")
+    pieces = shared.get("stories", "exact", "context")
+    assert {"soft": "Lamp"} in pieces
+    text = "".join(piece.get("text", "|") for piece in pieces)
+    assert text == f"It is winter.\n{OPENING} By the | stood"
+
+
 # comparing, the page, the rest -------------------------------------------------------------------
 
 
@@ -542,6 +628,10 @@ def test_info_tells_what_the_page_needs(shared):
     assert {"safetensors", "peft"} <= set(info["formats"]["prompts"])
     assert {"yaml", "sillytavern"} <= set(info["formats"]["lorebooks"])
     assert info["formats"]["stories"] == ["md", "txt", "json"]
+    begun(shared, "presets")
+    for preset in info["presets"]:
+        assert preset["help"].endswith(".")
+        shared.put("stories", "presets", "settings", sampling=preset["sampling"])
     for one in info["samplers"]:
         assert one["min"] <= one["default"] <= one["max"]
         begun(shared, f"edge {one['name']}")

@@ -544,3 +544,167 @@ def test_a_prompts_details_are_for_people_first(page):
     assert "fingerprint" not in said
     page.click("dialog summary")
     assert "fingerprint" in page.inner_text("dialog")
+
+
+def seeded(page, state):
+    """A story whose turns are the same in each run."""
+    state.stories.create("Seeded").close()
+    with state.stories.open("Seeded") as story:
+        story.set(seed=3)
+    page.reload()
+    ready(page)
+
+
+def test_another_word_is_taken_at_the_cursor_or_by_hover(page, served):
+    _, state = served
+    seeded(page, state)
+    write(page, "The old king", tokens=20)
+    first = saved_texts(state)[1]
+    page.keyboard.press("Control+ArrowUp")
+    page.keyboard.press("Home")
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Alt+P")
+    page.wait_for_selector(".chances button:focus")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".chances", state="detached")
+    assert page.evaluate("document.activeElement.classList.contains('turn')")
+    page.keyboard.press("Alt+P")
+    page.wait_for_selector(".chances button:focus")
+    other = page.inner_text(".chances button:focus .word")
+    page.keyboard.press("Enter")
+    wait_until(lambda: saved_texts(state)[1] != first)
+    assert saved_texts(state)[1].endswith(other)
+    page.click(".message button:has-text('Undo')")
+    wait_until(lambda: saved_texts(state)[1] == first)
+    page.click("[aria-label='Show what else a word might be, on hover']")
+    page.hover("#text .turn.model")
+    page.wait_for_selector(".chances button")
+    page.click(".chances button")
+    wait_until(lambda: saved_texts(state)[1] != first)
+
+
+def test_one_of_several_continuations_is_chosen(page, served):
+    _, state = served
+    write(page, "The old king")
+    page.click("[aria-label='Several continuations to choose from']")
+    page.wait_for_selector(".choice:enabled:focus")
+    texts = page.eval_on_selector_all(".choice .written", "(all) => all.map((o) => o.textContent)")
+    assert len(texts) == 3
+    page.keyboard.press("2")
+    finished(page, turns=3)
+    wait_until(lambda: saved_texts(state)[2].strip() == texts[1].strip())
+    page.wait_for_selector(".tries:has-text('2/3')")
+    assert page.inner_text("#line") == ""
+    assert page.evaluate("document.activeElement.id") == "line"
+    page.keyboard.press("Alt+C")
+    page.wait_for_selector(".choice:enabled:focus")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    finished(page, turns=4)
+
+
+def test_a_sentence_is_rewritten_in_place(page, served):
+    _, state = served
+    page.keyboard.type("It was late. The king was old and tired. Nobody spoke.")
+    page.keyboard.press("Control+Shift+Enter")
+    wait_until(lambda: page.locator("#text .turn").count() == 1)
+    page.keyboard.press("Control+ArrowUp")
+    page.keyboard.press("Home")
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Alt+E")
+    page.wait_for_selector(".choice:enabled:focus")
+    sentence = page.inner_text(".choice:focus .written")
+    page.keyboard.press("1")
+    page.wait_for_selector(".message:has-text('Written anew')")
+    assert saved_texts(state) == [f"It was late. {sentence} Nobody spoke."]
+
+
+def test_a_preset_sets_the_samplers_and_says_what_it_is_for(page, served):
+    _, state = served
+    write(page, "The old king")
+    panel(page, "settings")
+    page.wait_for_selector("[data-field=preset]:has-text('without repeating itself')")
+    page.select_option("[data-field=preset] select", "Careful")
+    page.wait_for_selector("[data-field=preset]:has-text('likeliest words')")
+    with state.stories.open(*state.stories.names()) as story:
+        assert story.settings.sampling == {"temperature": 0.6, "top_p": 0.9}
+    page.locator(".slider:has-text('temperature') input").press("ArrowRight")
+    page.wait_for_selector(".slider:has-text('temperature') output:text-is('0.65')")
+
+
+def test_the_exact_context_is_shown(page):
+    import_lore(page)
+    write(page, "At the gate stood Marta.")
+    page.click(".context-bar")
+    page.click("text=Read the exact text")
+    read = page.inner_text("dialog .exact")
+    assert "She wears a long red coat." in read
+    assert "At the gate stood Marta." in read
+
+
+def check_dialogs(page, check):
+    """What opens above the story, one after another."""
+    panel(page, "compare")
+    page.click("[data-name=compare] .button.main")
+    page.wait_for_selector("text=Save as a picture")
+    check("compared")
+    panel(page, "prompts")
+    page.click("[data-name=prompts] .open")
+    page.wait_for_selector("dialog")
+    check("prompt")
+    page.keyboard.press("Escape")
+    panel(page, "")
+    page.click(".context-bar")
+    check("context")
+    page.click("text=Read the exact text")
+    page.wait_for_selector("dialog .exact")
+    check("exact")
+    page.keyboard.press("Escape")
+    page.click("#line")
+    page.keyboard.press("Alt+C")
+    page.wait_for_selector(".choice:enabled:focus")
+    check("choices")
+    page.keyboard.press("1")
+    page.wait_for_selector("dialog", state="detached")
+    page.locator("#text .turn.model").last.focus()
+    page.keyboard.press("Control+Home")
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Alt+P")
+    page.wait_for_selector(".chances")
+    check("chances")
+    page.keyboard.press("Escape")
+
+
+def test_axe_finds_no_violation(page, served):
+    """Also in dialogs, in the dark and at a phone's width."""
+    package = pytest.importorskip("axe_playwright_python")
+    axe = (Path(package.__file__).parent / "axe.min.js").read_text()
+
+    def check(where):
+        page.evaluate(axe)
+        found = page.evaluate("axe.run().then((found) => found.violations)")
+        told = [(one["id"], [node["html"][:100] for node in one["nodes"]]) for one in found]
+        assert told == [], where
+
+    check("first")
+    import_lore(page)
+    check("lore")
+    page.click("[data-entry=Marta]")
+    check("entry")
+    page.click("text=All entries")
+    train_marta(page)
+    page.wait_for_selector("[data-entry=Marta]:has-text('trained, 4 tokens')")
+    check("trained")
+    seeded(page, served[1])
+    write(page, "At the gate stood Marta, who wore")
+    page.emulate_media(reduced_motion="reduce")
+    for scheme, width in (("light", 1280), ("dark", 390)):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 800})
+        for name in ("", "memory", "compare", "prompts", "settings"):
+            panel(page, name)
+            check((name, scheme, width))
+        check_dialogs(page, lambda where, scheme=scheme: check((where, scheme)))

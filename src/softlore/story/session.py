@@ -44,8 +44,15 @@ class TurnDraft:
     after: int
     trimmer: SentenceTrimmer
 
-    def save(self, text: str, tokens: int, finish: str | None) -> Turn | None:
-        """Adds the generated text to the story, if there is any. `finish`: why it ended."""
+    def save(
+        self, text: str, tokens: int, finish: str | None, more: Mapping[str, Any] | None = None
+    ) -> Turn | None:
+        """Adds the generated text to the story, if there is any.
+
+        Args:
+            finish: why it ended.
+            more: data to save with the turn, besides how it was generated.
+        """
         if not text:
             return None
         request, plan = self.request, self.plan
@@ -56,6 +63,7 @@ class TurnDraft:
             "timers": plan.activation.timers.to_dict(),
             "tokens": tokens,
             "finish": finish,
+            **(more or {}),
         }
         return self.story.add(text, by="model", data=data, after=self.after)
 
@@ -123,18 +131,21 @@ class StorySession:
         stop: str | Sequence[str] = (),
         conditioning: Conditioning = "",
         retry: bool = False,
+        turns: Sequence[Turn] | None = None,
         **sampling: Any,
     ) -> TurnDraft:
         """The model's next turn, to be generated here or by an engine; see `continue_story`.
 
-        `retry`: in place of the model's last turn.
+        Args:
+            retry: in place of the model's last turn.
+            turns: what it follows, where that is not the story as it is.
 
         Raises:
             ContextError: an empty story.
             ContextOverflowError: no room for the story.
             StoryError: a retry of a turn that is not the model's.
         """
-        turns = self.story.turns
+        turns = self.story.turns if turns is None else list(turns)
         if retry:
             self.story.retry_from()
             turns = turns[:-1]

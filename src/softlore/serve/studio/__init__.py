@@ -11,7 +11,16 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from softlore.serve.state import ServerState
-from softlore.serve.studio import books, compare, info, prompts, stories, training, writing
+from softlore.serve.studio import (
+    books,
+    chances,
+    compare,
+    info,
+    prompts,
+    stories,
+    training,
+    writing,
+)
 from softlore.serve.studio.context import StudioContext
 
 # Errors that any route may return, for the OpenAPI description.
@@ -46,7 +55,7 @@ def make_router(state: ServerState) -> APIRouter:
     context = StudioContext(state)
     state.at_close.append(context.close)
     api = APIRouter(prefix="/studio/api", tags=["studio"], responses=_FAILURES)
-    for part in (info, stories, writing, books, training, prompts, compare):
+    for part in (info, stories, writing, chances, books, training, prompts, compare):
         api.include_router(part.make_router(context))
     router = APIRouter()
     router.include_router(api)

@@ -71,6 +71,26 @@ class WriteForm(StudioForm):
     """Control codes to apply."""
     no_copy: Annotated[int, Field(ge=0, le=MAX_RANGE)] = 0
     """Avoids repeating so many tokens of the lore word for word; 0 is off."""
+    samples: Annotated[int, Field(ge=1, le=8)] = 1
+    """How many continuations to write side by side; all of them are kept as alternatives."""
+
+
+class OtherToken(StudioForm):
+    """A token to take in place of the one that was sampled."""
+
+    token: Annotated[int, Field(ge=0)]
+    """Its place among the turn's tokens."""
+    text: str
+    """Which of the alternatives."""
+
+
+class RewriteForm(StudioForm):
+    """A part of a turn to write anew."""
+
+    start: Annotated[int, Field(ge=0)]
+    """Its first character."""
+    samples: Annotated[int, Field(ge=1, le=8)] = 3
+    """How many sentences to choose from."""
 
 
 class NewTraining(StudioForm):

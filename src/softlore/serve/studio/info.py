@@ -22,6 +22,19 @@ from softlore.settings import SamplingParams, TrainingConfig, table
 from softlore.story.settings import STORY_SAMPLING
 
 DEFAULT_TOKENS = 80
+# Samplers that go together, by name, each with what it is for; the first has the defaults.
+PRESETS: list[dict[str, Any]] = [
+    {"name": "Story", "help": "A story's defaults: lively, without repeating itself.",
+     "sampling": {}},
+    {"name": "Careful", "help": "The likeliest words: for facts, and for small models.",
+     "sampling": {"temperature": 0.6, "top_p": 0.9}},
+    {"name": "Free", "help": "Rarer words, but none that make no sense.",
+     "sampling": {"temperature": 1.2, "min_p": 0.08}},
+    {"name": "Surprising", "help": "The most likely words are often left out.",
+     "sampling": {"min_p": 0.05, "xtc_probability": 0.5, "xtc_threshold": 0.1}},
+    {"name": "As trained", "help": "The model's own chances, nothing steered.",
+     "sampling": {"dry_multiplier": 0.0}},
+]  # fmt: skip
 
 
 def make_router(context: StudioContext) -> APIRouter:
@@ -45,6 +58,7 @@ def make_router(context: StudioContext) -> APIRouter:
                 "stories": list(STORY_FORMATS),
             },
             "samplers": _samplers(),
+            "presets": PRESETS,
             "training": _training(),
         }
 

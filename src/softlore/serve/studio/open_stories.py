@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from softlore.errors import ModelError, SoftloreError
 from softlore.lore.names import normalize_name
 from softlore.model.loading import name_of
-from softlore.serve.engines import AsyncOutputStream
+from softlore.serve.engines import OutputQueue
 from softlore.serve.state import ServerState
 from softlore.serve.studio.book_folder import BookFolder, Stamp
 from softlore.story import Story, StoryBranch, StoryLibrary, StorySettings, Turn
@@ -39,7 +39,7 @@ class OpenStory:
 
     Attributes:
         lock: held while its session plans a turn.
-        output: the turn that is being written; for the event loop only.
+        outputs: of the turn that is being written; for the event loop only.
         writing: whether one is being written, or about to be.
         users: how many requests use the story now.
     """
@@ -47,7 +47,7 @@ class OpenStory:
     def __init__(self, story: Story, state: ServerState, books: BookFolder) -> None:
         self.story = story
         self.lock = threading.RLock()
-        self.output: AsyncOutputStream | None = None
+        self.outputs: OutputQueue | None = None
         self.writing = False
         self.users = 0
         self.file_id = _file_id(story)

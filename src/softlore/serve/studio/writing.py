@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -14,14 +15,15 @@ from starlette.responses import StreamingResponse
 from softlore.control import find_codes
 from softlore.decode import Token
 from softlore.errors import SoftloreError
-from softlore.serve.engines import AsyncOutputStream
+from softlore.serve.engines import OutputQueue
 from softlore.serve.responses import event, event_stream
+from softlore.serve.studio.chances import ALTERNATIVES, CHANCES, token_chances
 from softlore.serve.studio.context import EVENT_STREAM, StudioContext
 from softlore.serve.studio.forms import MAX_TOKENS, CodeStrength, WriteForm, check_sampling
 from softlore.serve.studio.open_stories import OpenStories, OpenStory
 from softlore.story import Turn
-from softlore.story.seams import join_turns
-from softlore.story.session import TurnDraft
+from softlore.story.seams import SentenceTrimmer, join_turns
+from softlore.story.session import DRAW, TurnDraft
 
 
 def make_router(context: StudioContext) -> APIRouter:
@@ -57,8 +59,8 @@ def make_router(context: StudioContext) -> APIRouter:
         """Stops the turn that is being written after the next token; its stream then ends."""
         story = await run_in_threadpool(stories.acquire, name)
         try:
-            if story.output is not None and story.output.finish is None:
-                story.output.cancel()
+            if story.outputs is not None:
+                story.outputs.cancel()
         finally:
             stories.release(story)
         return {}
@@ -71,25 +73,30 @@ async def _events(
 ) -> AsyncGenerator[bytes]:
     """The events of one turn; `story` is released when it is saved, or could not be started."""
     try:
-        draft, added = await run_in_threadpool(_prepare, context, story, form)
+        drafts, added = await run_in_threadpool(_prepare, context, story, form)
+        outputs = OutputQueue()
         try:
-            output = await context.state.engine.start(draft.request)
+            for draft in drafts:
+                await context.state.engine.start(draft.request, outputs)
         except BaseException:
+            outputs.cancel()
             await run_in_threadpool(_withdraw, story, added)
             raise
     except BaseException:
         _finish(context.stories, story)
         raise
-    turn = RunningTurn(context.stories, story, draft, output)
+    turn = RunningTurn(context, story, drafts, outputs)
     context.stories.retain(story)  # the turn holds its own reference
     try:
-        yield event({"plan": draft.plan.to_dict()}, "plan")
-        async for token in turn.tokens():
-            yield event({"text": token.text}, "token")
+        yield event({"plan": drafts[0].plan.to_dict()}, "plan")
+        async for sample, text in turn.pieces():
+            yield event({"text": text, "sample": sample}, "token")
         data = await run_in_threadpool(story.to_dict)
-        usage = output.cache_usage
+        first = outputs.streams[0]
+        usage = first.cache_usage
         reading = usage and {"reused": usage.reused, "read": usage.read, "why": usage.why}
-        yield event({"finish": output.finish, "reading": reading, "story": data}, "done")
+        done = {"finish": first.finish, "reading": reading, "turns": turn.saved, "story": data}
+        yield event(done, "done")
     except SoftloreError as error:
         yield event({"message": str(error), "type": type(error).__name__}, "error")
     finally:
@@ -98,20 +105,33 @@ async def _events(
 
 
 class RunningTurn:
-    """A turn that the model writes. It is saved when it ends, whether or not anybody listens."""
+    """A turn that the model writes, or several to choose from.
+
+    They are saved when the last one ends, whether or not anybody listens.
+
+    Attributes:
+        saved: by sample, the number of its turn; None where nothing was written.
+    """
 
     def __init__(
-        self, stories: OpenStories, story: OpenStory, draft: TurnDraft, output: AsyncOutputStream
+        self,
+        context: StudioContext,
+        story: OpenStory,
+        drafts: Sequence[TurnDraft],
+        outputs: OutputQueue,
     ) -> None:
-        self._queue: asyncio.Queue[Token | Exception | None] = asyncio.Queue()
-        self._stories, self._story, self._draft, self._output = stories, story, draft, output
-        story.output = output
+        self._queue: asyncio.Queue[tuple[int, str] | Exception | None] = asyncio.Queue()
+        self._context, self._story, self._drafts, self._outputs = context, story, drafts, outputs
+        self._tokens: list[list[Token]] = [[] for _ in drafts]
+        self.saved: list[int | None] = []
+        story.outputs = outputs
+        stories = context.stories
         task = asyncio.create_task(self._write())
         stories.tasks.add(task)
         task.add_done_callback(stories.tasks.discard)
 
-    async def tokens(self) -> AsyncGenerator[Token]:
-        """The tokens of which text is passed on; ends when the turn has been saved.
+    async def pieces(self) -> AsyncGenerator[tuple[int, str]]:
+        """The number of a sample and text of it; ends when the turns have been saved.
 
         Raises:
             BusyError, EngineError: the engine's own.
@@ -120,40 +140,55 @@ class RunningTurn:
         while (item := await self._queue.get()) is not None:
             if isinstance(item, Exception):
                 raise item
-            if item.text:
+            if item[1]:
                 yield item
 
     def cancel(self) -> None:
         """Ends it after the next token. Does nothing if it has ended."""
-        if self._output.finish is None:
-            self._output.cancel()
+        self._outputs.cancel()
 
     async def _write(self) -> None:
-        output, trimmer, failed = self._output, self._draft.trimmer, None
+        failed = None
         try:
-            async for token in output:
-                self._queue.put_nowait(Token(trimmer.add(token.text), token.id))
+            async for output, token in self._outputs:
+                sample = output.number
+                trimmer = self._drafts[sample].trimmer
+                if token is None:
+                    self._queue.put_nowait((sample, trimmer.flush(output.finish)))
+                else:
+                    self._tokens[sample].append(token)
+                    self._queue.put_nowait((sample, trimmer.add(token.text)))
         except SoftloreError as error:
             failed = error
-        finish = "failed" if failed else output.finish
-        self._queue.put_nowait(Token(trimmer.flush(finish)))
+            self._outputs.cancel()
         try:
-            await run_in_threadpool(self._draft.save, trimmer.text, len(output.ids), finish)
+            await run_in_threadpool(self._save, failed is not None)
         except SoftloreError as error:
             failed = failed or error
         finally:
-            _finish(self._stories, self._story)
+            _finish(self._context.stories, self._story)
             self._queue.put_nowait(failed)
+
+    def _save(self, failed: bool) -> None:
+        model = self._context.model
+        for draft, output, tokens in zip(
+            self._drafts, self._outputs.streams, self._tokens, strict=True
+        ):
+            finish = "failed" if failed else output.finish
+            draft.trimmer.flush(finish)
+            more = {CHANCES: token_chances(model, tokens)}
+            turn = draft.save(draft.trimmer.text, len(output.ids), finish, more)
+            self.saved.append(turn.id if turn else None)
 
 
 def _finish(stories: OpenStories, story: OpenStory) -> None:
-    story.output, story.writing = None, False
+    story.outputs, story.writing = None, False
     stories.release(story)
 
 
 def _prepare(
     context: StudioContext, story: OpenStory, form: WriteForm
-) -> tuple[TurnDraft, Turn | None]:
+) -> tuple[list[TurnDraft], Turn | None]:
     """Adds the writer's turn and plans the model's; adds nothing if that fails."""
     sampling = form.sampling | ({"no_copy": form.no_copy} if form.no_copy else {})
     conditioning = _conditioning(context, form.codes)
@@ -167,7 +202,18 @@ def _prepare(
     except BaseException:
         _withdraw(story, added)
         raise
-    return draft, added
+    return [_sample(draft, story, number) for number in range(form.samples)], added
+
+
+def _sample(draft: TurnDraft, story: OpenStory, number: int) -> TurnDraft:
+    """One of several drafts of a turn, with a seed of its own and the tokens' chances."""
+    request = draft.request
+    seed = None if request.seed is None else (request.seed + number) % DRAW
+    return replace(
+        draft,
+        request=replace(request, seed=seed, logprobs=ALTERNATIVES),
+        trimmer=SentenceTrimmer(request.max_new_tokens, story.story.settings.trim),
+    )
 
 
 def _withdraw(story: OpenStory, added: Turn | None) -> None:

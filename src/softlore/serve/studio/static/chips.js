@@ -67,6 +67,17 @@ export function read(node) {
   return node.childNodes.length === 1 && node.firstChild.nodeName === "BR" ? "" : textOf(node);
 }
 
+/** How many characters of a field's text, as `read` gives it, stand before a range's beginning. */
+export function offsetAt(field, range) {
+  const before = document.createRange();
+  before.selectNodeContents(field);
+  before.setEnd(range.startContainer, range.startOffset);
+  return textOf(before.cloneContents()).length;
+}
+
+/** The same for the caret, which is in the field. */
+export const caretOffset = (field) => offsetAt(field, getSelection().getRangeAt(0));
+
 function textOf(node) {
   if (node.nodeType === Node.TEXT_NODE) return bare(node.data);
   if (node.dataset?.name) return tagOf(node.dataset.name);

@@ -3,6 +3,7 @@
 import { $, button, h, icon } from "./dom.js";
 import { makeField } from "./chips.js";
 import { openMenu, watchField } from "./chipmenu.js";
+import { switchChances } from "./chances.js";
 import { makeContextBar } from "./contextbar.js";
 import { placeOfTurn, turnInHand } from "./editor.js";
 import { habits, on, set, state } from "./store.js";
@@ -28,7 +29,8 @@ export function makeComposer() {
     onclick: () => (state.writing ? state.writing.stop() : writing.write()) });
   $("composer").append(makeContextBar(), h("div", { class: "line-row" }, line, write), toolRow());
   on("writing story", drawWrite);
-  on("story place writing", drawTools);
+  on("story place writing habits", drawTools);
+  tools.anew.addEventListener("pointerdown", (event) => event.preventDefault()); // the caret stays
   drawWrite();
   drawTools();
 }
@@ -55,6 +57,10 @@ function toolRow() {
     tool("redo", "Redo", "redo", writing.redo, "Ctrl+Shift+Z"),
     tool("retry", "Retry", "retry", writing.retry, "Alt+R"),
     tools.tries,
+    tool("several", "Several continuations to choose from", "compare", writing.writeSeveral, "Alt+C"),
+    tool("anew", "Write this sentence anew", "anew", writing.rewriteSentence, "Alt+E"),
+    tool("chances", "Show what else a word might be, on hover", "chances", switchChances,
+      "Alt+P at the cursor"),
     tool("keep", "Keep this turn, to learn from", "keep", writing.keepTurn, "Alt+K"),
     tool("cut", "Cut the story from this turn on", "cut", writing.cutTurn),
     tool("chip", "Put in a soft prompt", "chip", () => openMenu($("line")), "[["),
@@ -70,6 +76,8 @@ function drawTools() {
   tools.redo.disabled = busy || !story?.redoable;
   tools.retry.disabled = busy || story?.turns.at(-1)?.by !== "model";
   tools.keep.disabled = tools.cut.disabled = busy || !turn;
+  tools.several.disabled = tools.anew.disabled = busy;
+  tools.chances.setAttribute("aria-pressed", String(Boolean(habits().chances)));
   tools.keep.setAttribute("aria-pressed", String(Boolean(turn?.marked)));
   const tries = Array.isArray(turn?.tries) ? turn.tries : [];
   const at = tries.indexOf(turn?.id);

@@ -1,7 +1,10 @@
 // A bar that shows what fills the context, part by part, and on request what was cut and why.
 
 import * as api from "./api.js";
-import { count, h, later, s } from "./dom.js";
+import { button, count, h, later, s } from "./dom.js";
+import { chip } from "./chips.js";
+import { shown } from "./dialogs.js";
+import { trying } from "./messages.js";
 import { habits, on, set, state } from "./store.js";
 
 const WORDS = {
@@ -103,6 +106,14 @@ function hatch() {
   s("line", { class: "hatching", x1: 0, y1: 0, x2: 0, y2: 8 })));
 }
 
+/** Shows word by word what the model reads, soft prompts as chips. */
+const readContext = trying(async () => {
+  const pieces = await api.get(["stories", state.story.name, "context"], { tokens: habits().tokens });
+  await shown("What the model reads, word by word", h("div", { class: "exact", tabindex: 0,
+    role: "group", "aria-label": "The context" }, pieces.map(({ soft, text }) =>
+    (soft ? chip(soft, false) : text))));
+});
+
 function showParts(plan) {
   const swatch = (kind) => s("svg", { class: "swatch", viewBox: "0 0 10 10", "aria-hidden": "true" },
     s("rect", { class: `part-${kind}`, width: 10, height: 10, rx: 2 }));
@@ -121,6 +132,7 @@ function showParts(plan) {
     Object.entries(plan.not_used ?? {}).map(([entry, why]) =>
       h("p", { class: "quiet" }, h("strong", {}, entry), ` is not used: ${why}.`)),
     state.reading?.why ? h("p", { class: "quiet" }, `Last time ${count(state.reading.read, "token")}`
-      + ` were read again and ${state.reading.reused} reused (${state.reading.why}).`) : ""];
+      + ` were read again and ${state.reading.reused} reused (${state.reading.why}).`) : "",
+    h("div", {}, button("Read the exact text", readContext, { kind: "bare" }))];
   parts.replaceChildren(...rows.flat());
 }

@@ -15,6 +15,7 @@ let saving = Promise.resolve();
 
 const changed = (item) => read(item.element) !== bare(item.turn.text);
 export const editing = () => items.some(changed);
+export const itemOf = (element) => items.find((item) => item.element === element);
 export const placeOfTurn = () => (state.place < 0 ? items.length - 1 : state.place);
 export const turnInHand = () => state.story?.turns[placeOfTurn()];
 

@@ -1,6 +1,7 @@
 // The keyboard: everything that has a shortcut, and the list of them.
 
 import { $, h } from "./dom.js";
+import { chancesAtCaret, closeChances } from "./chances.js";
 import { closeMenu } from "./chipmenu.js";
 import { close as closeContext } from "./contextbar.js";
 import { shown } from "./dialogs.js";
@@ -22,6 +23,9 @@ const SHORTCUTS = [
   ["ctrl+KeyY", () => writing.redo()],
   ["ctrl+ArrowUp", () => step(-1), "Ctrl ↑ / ↓", "To the turn before or after; edit by typing"],
   ["ctrl+ArrowDown", () => step(1)],
+  ["alt+KeyC", () => writing.writeSeveral(), "Alt C", "Several continuations to choose from"],
+  ["alt+KeyE", () => writing.rewriteSentence(), "Alt E", "Write the sentence at the cursor anew"],
+  ["alt+KeyP", () => chancesAtCaret(), "Alt P", "What else the word at the cursor might be"],
   ["alt+KeyK", () => writing.keepTurn(), "Alt K", "Keep the turn, to learn from"],
   ["alt+KeyW", () => toLine(), "Alt W", "To the writing line"],
   ["alt+KeyS", () => togglePanel("stories"), "Alt S", "All stories"],
@@ -38,7 +42,7 @@ function toLine() {
 }
 
 function escape(event) {
-  if (closeMenu() || closeContext()) return true;
+  if (closeMenu() || closeChances() || closeContext()) return true;
   if (state.writing) {
     state.writing.stop();
     return true;

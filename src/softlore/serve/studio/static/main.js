@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { $, button } from "./dom.js";
 import { firstBook, refreshPrompts } from "./books.js";
+import { makeChances } from "./chances.js";
 import { makeCompare } from "./compare.js";
 import { makeComposer } from "./composer.js";
 import { askedKey } from "./dialogs.js";
@@ -27,6 +28,7 @@ function makePage() {
     button("Keys", help, { draw: "help", kind: "bare", alone: true, title: "Keys (?)" }));
   makeTabs();
   makeComposer();
+  makeChances();
   makeStories();
   makeMemory();
   makeLore();

@@ -1,7 +1,7 @@
 // Settings: how much and how the model writes, control codes, and this page's own habits.
 
 import { button, h, later, newId } from "./dom.js";
-import { checkbox, labelled, slider, tags } from "./fields.js";
+import { checkbox, labelled, select, slider, tags } from "./fields.js";
 import { setStory } from "./memory.js";
 import { addPanel } from "./panels.js";
 import { habits, on, setHabits, state } from "./store.js";
@@ -15,7 +15,7 @@ function samplers() {
   const rows = h("div", { class: "group" });
   const draw = () => {
     const chosen = { ...state.story?.settings.sampling };
-    rows.replaceChildren(...(state.info?.samplers ?? []).map(({ name, ...range }) =>
+    rows.replaceChildren(presets(chosen, draw), ...(state.info?.samplers ?? []).map(({ name, ...range }) =>
       slider(name.replaceAll("_", " "), { ...range, value: chosen[name] ?? range.default },
         (value) => {
           chosen[name] = value;
@@ -26,6 +26,22 @@ function samplers() {
   onNew(() => state.story?.settings.sampling, rows, draw);
   draw();
   return rows;
+}
+
+/** Settings of samplers that go together, with a line on the one in use. */
+function presets(chosen, draw) {
+  const all = state.info?.presets ?? [];
+  const written = (sampling) => JSON.stringify(Object.entries(sampling).sort());
+  const now = all.find(({ sampling }) => written(sampling) === written(chosen));
+  const list = select([...all.map(({ name }) => [name, name]), ...(now ? [] : [["", "Your own"]])],
+    now?.name ?? "", async (name) => {
+      const found = all.find((one) => one.name === name);
+      if (!found) return;
+      await setStory({ sampling: found.sampling });
+      draw();
+      document.querySelector("[data-field=preset] select")?.focus();
+    });
+  return labelled("Preset", list, now?.help ?? "As the sliders below stand.", "preset");
 }
 
 /** Calls `draw` when what `look` gives was changed, but not by the writer in `field` just now. */
@@ -59,6 +75,15 @@ function codes() {
   on("info", draw);
   draw();
   return rows;
+}
+
+function trim() {
+  const place = h("div", {});
+  const draw = () => place.replaceChildren(checkbox("Turns end with a sentence, in this story",
+    state.story?.settings.trim !== false, (yes) => setStory({ trim: yes })));
+  onNew(() => state.story?.settings.trim, place, draw);
+  draw();
+  return place;
 }
 
 function number(setting, label, help, { min = 0, max = 1e9, empty = 0 } = {}) {
@@ -102,6 +127,7 @@ export function makeSettings() {
           number("seed", "Seed", "Empty: new each time.", { empty: null }),
           own("no_copy", "No copying", "Steers off so many tokens repeated from lore; 0 is off.",
             { min: 0, max: 100, step: 1, required: true }))),
+      h("div", { class: "group" }, trim()),
       h("div", { class: "group" }, h("h3", {}, "Room, in this story"),
         h("div", { class: "two" },
           number("context_tokens", "Context, tokens", "Empty: all that the model can read."),

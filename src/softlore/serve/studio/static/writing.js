@@ -2,13 +2,15 @@
 
 import * as api from "./api.js";
 import { $, say } from "./dom.js";
-import { read, show } from "./chips.js";
-import { beginLive, editing, flush, follow, turnInHand } from "./editor.js";
+import { caretOffset, read, show } from "./chips.js";
+import { choices } from "./choices.js";
+import { beginLive, editing, flush, follow, itemOf, turnInHand } from "./editor.js";
 import { habits, keep, on, recall, set, state } from "./store.js";
 import { tell, trying, wrong } from "./messages.js";
 
 const JOINS = /^[\s.,;:!?)\]…’]/;
 const PATIENCE = 3000;
+const SEVERAL = 3; // continuations, or sentences, to choose from
 const WHY = {
   stop: "Ended at a stop string.",
   context: "The context is full.",
@@ -127,6 +129,88 @@ async function afterwards(name) {
     await new Promise((resolve) => setTimeout(resolve, 200));
   }
   return story;
+}
+
+/** Lets the model write several continuations, of which the writer picks one. All are kept. */
+export const writeSeveral = trying(async () => {
+  if (state.writing) return;
+  const typed = read($("line"));
+  if (!typed.trim() && !state.story?.turns.length) {
+    await write(); // says what is missing
+    return;
+  }
+  const aborting = new AbortController();
+  if (editing()) await flush();
+  set({ writing: { aborting, stop: () => stop(aborting) } });
+  let list = null;
+  let done = null;
+  try {
+    if (!state.story?.turns.length) await makeStory(typed);
+    const { name } = state.story;
+    list = choices("Several ways to go on", SEVERAL);
+    list.picked.then((place) => place === null && !done && state.writing?.stop());
+    const asked = { text: typed.trim() ? joined(typed) : undefined, samples: SEVERAL, ...chosen() };
+    for await (const { name: event, data } of api.events("POST", ["stories", name, "write"],
+      { json: asked, signal: aborting.signal })) {
+      if (event === "plan") clearLine();
+      if (event === "token") list.add(data.sample, data.text);
+      if (event === "done") done = data;
+      if (event === "error") throw new api.ApiError(500, data.error ?? data);
+    }
+  } catch (error) {
+    list?.close();
+    wrong(error);
+  } finally {
+    const story = done?.story ?? (state.story && await afterwards(state.story.name));
+    set({ writing: null, place: -1, ...(story ? { story } : {}) });
+    follow();
+  }
+  if (!done) return;
+  list.ready();
+  const place = await list.picked;
+  const turn = place === null ? undefined : done.turns[place];
+  if (turn) await goTo(turn);
+  $("line").focus();
+});
+
+/** Has the sentence at the caret written anew, several times, and puts in the one picked. */
+export const rewriteSentence = trying(async () => {
+  const element = document.activeElement?.closest?.(".turn");
+  if (!element || state.writing) {
+    if (!element) tell("Put the cursor into a sentence of the story first (Ctrl+↑ goes there).");
+    return;
+  }
+  const at = caretOffset(element);
+  await flush();
+  const { turn } = itemOf(element);
+  const [start, end] = sentenceAt(turn.text, at);
+  const { name } = state.story;
+  const list = choices("This sentence, written anew", SEVERAL);
+  try {
+    const sentences = await api.post(["stories", name, "turns", turn.id, "rewrite"],
+      { start: [...turn.text.slice(0, start)].length, samples: SEVERAL });
+    sentences.forEach((sentence, place) => list.add(place, sentence));
+    list.ready();
+    const place = await list.picked;
+    if (place !== null) {
+      const text = turn.text.slice(0, start) + sentences[place] + turn.text.slice(end);
+      set({ story: await api.put(["stories", name, "turns", turn.id], { text }) });
+      tell("Written anew. The sentence before is kept as a branch.", { act: ["Undo", undo] });
+    }
+  } catch (error) {
+    list.close();
+    throw error;
+  }
+});
+
+/** Where the sentence at a place of a text begins and ends, without the space around it. */
+function sentenceAt(text, at) {
+  const ends = [0, ...[...text.matchAll(/[.!?…]+["'”’»)]*\s+|\n+/g)].map((found) =>
+    found.index + found[0].length), text.length];
+  const start = Math.max(0, ...ends.filter((end) => end <= at && end < text.trimEnd().length));
+  const end = Math.min(...ends.filter((one) => one > start), text.length);
+  const part = text.slice(start, end);
+  return [start + part.length - part.trimStart().length, end - part.length + part.trimEnd().length];
 }
 
 /** The settings of the request, from the settings panel. */
