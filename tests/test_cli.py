@@ -14,7 +14,7 @@ import torch
 
 from running import Running, save_tiny_model, softlore
 from softlore import PromptLibrary, SoftPrompt, disk
-from softlore.cli import COMMANDS
+from softlore.cli import COMMANDS, main
 from softlore.model.tiny import tiny_model
 from waiting import WAIT_SECONDS
 
@@ -717,3 +717,10 @@ def test_the_threads_of_a_server(set_by, model, tmp_path, monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert (ended.code, seen) == (0, [1]), ended.err
+
+
+def test_waiting_threads_do_not_spin(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert os.environ.pop("OMP_WAIT_POLICY") == "passive"

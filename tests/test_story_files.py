@@ -392,3 +392,11 @@ def test_hostile_bytes_never_give_a_traceback(save):
             continue
         if draft.turns:
             assert markdown.read(markdown.write(draft)).turns == draft.turns
+
+
+@pytest.mark.parametrize("suffix", [".md", ".json", ".txt"])
+def test_an_exported_story_names_no_folder_of_this_machine(tmp_path, suffix):
+    lorebook, prompts = tmp_path / "lore.yaml", tmp_path / "prompts"
+    settings = StorySettings(lorebook=str(lorebook), prompts=str(prompts), model="storyteller")
+    write_story(StoryDraft(settings, (("writer", "So"),)), tmp_path / f"story{suffix}")
+    assert str(tmp_path) not in (tmp_path / f"story{suffix}").read_text()

@@ -1,6 +1,7 @@
 """Stories with a model: what it reads, turn by turn; what is kept; what is learned."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -539,3 +540,29 @@ def test_the_terminal_wraps_between_words():
         assert all(len(line) <= 20 for line in shown.splitlines())
         assert shown.replace("\n", " ").split() == text.split()
     assert WordWrapper(None).add(text) == text
+
+
+def test_the_plan_says_why_each_entry_has_its_form(tmp_path):
+    model = tiny_model()
+    prompts = PromptLibrary(tmp_path / "prompts")
+    for name in ("Ada", "Bo", "Cid"):
+        prompts.save(SoftPrompt.from_text(f"{name} wears red", model, name))
+    entries = [
+        Entry(name="Ada", text="Ada wears red.", blocks=[("Ada wore", [" red."])]),
+        Entry(name="Bo", blocks=[("Bo wore", [" red."])]),
+        Entry(name="Cid", text="Cid wears red.", use="text"),
+        Entry(name="Dot", text="Dot wears red."),
+    ]
+    composer = ContextComposer(model, entries, prompts)
+    plan = composer.plan(StorySettings(), ["Ada, Bo, Cid and Dot came in."])
+    assert plan.why == {
+        "Ada": "what its soft prompt and its text gain is being measured",
+        "Bo": "it has no text",
+        "Cid": "text only",
+        "Dot": "it has no soft prompt; train it",
+    }
+    assert plan.lore["Ada"] == "soft"  # of unknown gain: used until it is measured
+    composer.gains.wait()
+    plan = composer.plan(StorySettings(), ["Ada, Bo, Cid and Dot came in."])
+    assert re.fullmatch(r"soft prompt gains .* nats a token, text .*", plan.why["Ada"])
+    assert plan.to_dict()["why"] == plan.why

@@ -87,6 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
     0 done, 1 a check or training failed, 2 bad usage or input, 130 stopped.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Read when torch is imported: threads that wait must not spin where other programs run.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code = commands.main(arguments, prog_name="softlore", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

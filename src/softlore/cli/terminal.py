@@ -270,14 +270,15 @@ def lore_table(session: StorySession) -> Table:
     from rich.table import Table
 
     plan = session.plan_turn()
-    table = Table("entry", "as", "tokens", "because", box=box.SIMPLE_HEAD)
+    table = Table("entry", "as", "tokens", "active by", "in this form as", box=box.SIMPLE_HEAD)
     reasons = {active.entry.name: active.reason for active in plan.activation.active}
     for offer in plan.choice.chosen:
-        table.add_row(offer.entry, offer.form, str(offer.tokens), reasons[offer.entry])
+        table.add_row(offer.entry, offer.form, str(offer.tokens), reasons[offer.entry],
+                      plan.why[offer.entry])  # fmt: skip
     for name, why in plan.not_used.items():
-        table.add_row(name, "–", "", why, style="dim")
+        table.add_row(name, "–", "", "", f"not used: {why}", style="dim")
     for bad in plan.activation.bad_keys:
-        table.add_row(bad.entry.name, "–", "", f"key {bad.key!r}: {bad.why}", style="dim")
+        table.add_row(bad.entry.name, "–", "", "", f"key {bad.key!r}: {bad.why}", style="dim")
     spent, budget = sum(o.tokens for o in plan.choice.chosen), plan.choice.budget
     table.caption = f"{spent} of {budget} tokens for lore"
     return table

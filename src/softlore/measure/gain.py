@@ -139,6 +139,10 @@ class MeasuredGains:
             self._measuring[key] = self._worker.submit(self._measure, entry, prompt)
         return EntryGain.assumed(entry, prompt)
 
+    def is_known(self, name: str, prompt: SoftPrompt | None) -> bool:
+        """Whether the gain of an entry was measured, or could not be."""
+        return (name, prompt) in self._known
+
     def wait(self) -> None:
         """Waits until what is being measured is measured."""
         for measuring in list(self._measuring.values()):

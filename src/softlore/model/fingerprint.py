@@ -71,14 +71,17 @@ def difference(sketched: dict[str, Any], other: dict[str, Any]) -> float:
     return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-12))
 
 
-def check(expected: dict[str, Any], stored: dict[str, Any], prompt: str, model: str) -> None:
+def check(
+    expected: dict[str, Any], stored: dict[str, Any], prompt: str, model: str, made_for: str = ""
+) -> None:
     """Raises PromptMismatchError unless a prompt's fingerprint is that of a model.
 
     Args:
         expected: the model's fingerprint, a sketch for each part.
         stored: the prompt's.
-        prompt, model: their names, for the message.
+        prompt, model, made_for: names for the message; the last is of the prompt's own model.
     """
+    other = "another model" if made_for in ("", model) else f"another model, {made_for!r}"
     for part, sketched in expected.items():
         if not isinstance(stored.get(part), dict):
             raise PromptMismatchError(
@@ -89,7 +92,7 @@ def check(expected: dict[str, Any], stored: dict[str, Any], prompt: str, model: 
             )
         if difference(sketched, stored[part]) > TOLERANCE:
             raise PromptMismatchError(
-                f"prompt {prompt!r} was made for another model (its {part} differ, width "
+                f"prompt {prompt!r} was made for {other} (its {part} differ, width "
                 f"{stored[part].get('columns')}); expected {model!r} (width "
                 f"{sketched['columns']}); load the model it was made for, or pass check=False "
                 "(--any-model) to use it anyway"

@@ -256,13 +256,16 @@ class LanguageModel(ABC):
         shape = prompt_shape(self, prompt.kind, len(prompt))
         tensor = prompt.embeddings if prompt.kind == "embedding" else prompt.key_values
         if tuple(tensor.shape) != shape:
+            other = f" and was made for {prompt.base_model!r}" if prompt.base_model else ""
+            load = repr(prompt.base_model) if prompt.base_model else "the model it was made for"
             raise PromptMismatchError(
-                f"prompt {prompt.name!r} has shape {tuple(tensor.shape)}; expected {shape} for "
-                f"model {self.name!r}; load the model it was made for"
+                f"prompt {prompt.name!r} has shape {tuple(tensor.shape)}{other}; expected {shape} "
+                f"for model {self.name!r}; load {load}, or train the prompt for this one"
             )
         if any_model:
             return
-        sketches.check(self.fingerprint(prompt.kind), prompt.fingerprint, prompt.name, self.name)
+        own = self.fingerprint(prompt.kind)
+        sketches.check(own, prompt.fingerprint, prompt.name, self.name, prompt.base_model)
 
     @cached_property
     def _fingerprints(self) -> dict[str, dict[str, Any]]:

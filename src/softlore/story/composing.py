@@ -73,6 +73,7 @@ class ContextPlan:
         parts: the parts of the context, in order.
         omitted: characters of the story's beginning that are left out.
         not_used: by entry that was triggered and is not in the context, the reason.
+        why: by entry in the context, why it enters as a soft prompt or as text.
     """
 
     context: Context
@@ -85,6 +86,7 @@ class ContextPlan:
     activation: Activation
     choice: BudgetChoice
     not_used: dict[str, str] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
 
     @property
     def lore(self) -> dict[str, str]:
@@ -108,6 +110,7 @@ class ContextPlan:
             "parts": [asdict(part) for part in self.parts],
             "omitted": self.omitted,
             "not_used": self.not_used,
+            "why": self.why,
             "tokens": self.tokens,
         }
 
@@ -165,6 +168,7 @@ class ContextComposer:
         budget = settings.budget or limit // LORE_SHARE
         options, not_used = self._options(active, budget)
         choice = choose_within_budget(options, budget)
+        why = {option.entry: self._why(option, options) for option in choice.chosen}
         layout = ContextLayout(self.model, self._count, self._keeps_places)
         for prompt in always:
             self.model.check_prompt(prompt)
@@ -182,7 +186,7 @@ class ContextComposer:
             tree = self._encode(context, places)
             parts = [*layout.parts, layout.story_part(story, start)]
             plan = ContextPlan(
-                context, tree, limit, reserve, places, parts, start, active, choice, not_used
+                context, tree, limit, reserve, places, parts, start, active, choice, not_used, why
             )
             excess = plan.positions + reserve - limit
             if excess <= 0:
@@ -251,6 +255,18 @@ class ContextComposer:
             gain = self.gains.gain(entry, self._prompt(entry) if entry.use != "text" else None)
             forms[name] = [replace(option, gain=gain.gain(option.form)) for option in forms[name]]
         return [option for options in forms.values() for option in options], without
+
+    def _why(self, chosen: LoreOption, options: Sequence[LoreOption]) -> str:
+        """Why an entry enters in its form, in words."""
+        gains = {o.form: o.gain for o in options if o.entry == chosen.entry}
+        if len(gains) == 1:
+            entry = next(entry for entry in self.entries if entry.name == chosen.entry)
+            if chosen.form == "soft":
+                return "soft prompt only" if entry.use == "soft" else "it has no text"
+            return "text only" if entry.use == "text" else "it has no soft prompt; train it"
+        if not self.gains.is_known(chosen.entry, self.prompts.get(chosen.entry)):
+            return "what its soft prompt and its text gain is being measured"
+        return f"soft prompt gains {gains['soft']:.2f} nats a token, text {gains['text']:.2f}"
 
     def _arrange(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,14 @@ def write_story(
     draft = story.draft() if isinstance(story, Story) else story
     if lorebook is not None:
         draft = StoryDraft(draft.settings, draft.turns, lorebook)
-    write_atomically(path, FORMATS[format].write(draft).encode())
+    write_atomically(path, FORMATS[format].write(_portable(draft)).encode())
+
+
+def _portable(draft: StoryDraft) -> StoryDraft:
+    """A draft whose settings name no folder of this machine: absolute paths become names."""
+    named = {name: getattr(draft.settings, name) for name in ("lorebook", "prompts", "model")}
+    names = {name: Path(path).name for name, path in named.items() if Path(path).is_absolute()}
+    return replace(draft, settings=draft.settings.changed(**names)) if names else draft
 
 
 def _read_bytes(path: Path) -> bytes:
