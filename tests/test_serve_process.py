@@ -81,6 +81,10 @@ def test_it_tells_where_it_is_and_what_it_has(tmp_path):
             assert said in server.told
         assert server.told.startswith("loading ")
         assert httpx.get(f"{server.url}/api/v1/model").json() == {"result": "storyteller"}
+        studio = f"{server.url}/studio/api"
+        assert httpx.get(f"{studio}/info").json()["book"] == "lore"
+        (entry,) = httpx.get(f"{studio}/books/lore").json()["entries"]
+        assert entry["name"] == "Emma"
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded():

@@ -13,6 +13,7 @@ from softlore import Entry, Lorebook, SoftPrompt
 from softlore.lore.formats.registry import EXPORTERS
 from softlore.model.tiny import tiny_model
 from softlore.prompts import load_prompt
+from softlore.serve.studio.book_folder import BookFolder
 from softlore.story import StoryLibrary
 from softlore.story.session import StorySession
 from studio_calls import MODEL, studio
@@ -782,3 +783,16 @@ def test_prompts_that_come_in_at_once_all_stay(shared):
     for name, (digest, _) in zip(names, made, strict=True):
         assert library[name].digest == digest
         shared.delete("prompts", name)
+
+
+def test_a_book_that_is_not_yaml_is_opened_as_a_copy(tmp_path):
+    file = tmp_path / "card lore.json"
+    given = {"entries": {"0": {"uid": 0, "key": ["Emma"], "content": "Emma is a cook."}}}
+    file.write_text(json.dumps(given))
+    for _ in range(2):  # started again, it is the same copy
+        books = BookFolder(tmp_path / "books", (file, Lorebook.load(file)))
+        assert books.opened == "card lore"
+        assert books.names() == ["card lore"]
+    books.change("card lore", lambda data: {**data, "entries": []})
+    assert json.loads(file.read_text()) == given
+    assert books.get("card lore").entries == []
