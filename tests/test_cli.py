@@ -724,3 +724,13 @@ def test_waiting_threads_do_not_spin(monkeypatch):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert os.environ.pop("OMP_WAIT_POLICY") == "passive"
+
+
+def test_stopped_before_the_first_update_nothing_is_said_to_be_kept(town, model, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("softlore.tune.trainer.make_training_data", interrupted)
+    ended = train(town, model, "--overwrite")
+    assert ended.code == 130
+    assert "stopped before the first update: nothing new is kept" in ended.lines[-1]

@@ -566,3 +566,24 @@ def test_the_plan_says_why_each_entry_has_its_form(tmp_path):
     plan = composer.plan(StorySettings(), ["Ada, Bo, Cid and Dot came in."])
     assert re.fullmatch(r"soft prompt gains .* nats a token, text .*", plan.why["Ada"])
     assert plan.to_dict()["why"] == plan.why
+
+
+def test_learn_lists_kept_turns_of_other_branches(tmp_path):
+    lore = tmp_path / "lore.yaml"
+    Lorebook(name="lore", entries=[Entry(name="Ada", text="Ada wears red.")]).save(lore)
+    with StoryLibrary(tmp_path).create("a") as story:
+        first = story.add("Ada came in.")
+        kept = story.add(" She wore a green hat.", by="model")
+        story.mark(kept)
+        assert story.kept_elsewhere() == []
+        story.edit(first, "Ada came out.")  # the marked turn is copied, with its mark
+        assert story.kept_elsewhere() == []
+        story.go_to(first)
+        story.add(" It rained.", by="model")
+        copy = next(turn for turn in story.kept_elsewhere() if turn.id != kept.id)
+        assert [turn.id for turn in story.kept_elsewhere()] == [kept.id, copy.id]
+        story.set(lorebook=str(lore))
+    listed = softlore("learn", "a", "--stories", tmp_path, "--list")
+    assert listed.code == 0
+    assert "kept on another branch: “She wore a green hat.”" in listed.err
+    assert f"/go {kept.id} in `softlore story a`" in listed.err

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from softlore.model import FrozenModel
     from softlore.prompts import PromptLibrary
 
+NOTHING_KEPT = (
+    "stopped before the first update: nothing new is kept, and what was trained before is as it "
+    "was; the same command starts again"
+)
 SAME_COMMAND = "stopped; progress is saved: the same command continues from here"
 
 
@@ -226,12 +230,13 @@ def require_extra(extra: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def resumable(message: str) -> Iterator[None]:
+def resumable(message: str | Callable[[], str]) -> Iterator[None]:
     """Turns Ctrl-C into exit code 130 with a message that says what is saved."""
     try:
         yield
     except KeyboardInterrupt:
-        raise click.exceptions.Abort(message) from None
+        told = message if isinstance(message, str) else message()
+        raise click.exceptions.Abort(told) from None
 
 
 def interactive() -> bool:

@@ -12,6 +12,7 @@ from softlore.cli.options import json_option, model_options
 from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
+    from softlore.story import Story
     from softlore.story.learning import LearnableLine, LearnedEntry
 
 
@@ -74,6 +75,8 @@ def command(
         lines = learnable_lines(story, book)
         if json_path != "-":
             _show(lines)
+            if only_list or not lines:
+                _show_elsewhere(story)
         if only_list or not lines:
             write_json([vars(line) for line in lines], json_path)
             return
@@ -109,6 +112,17 @@ def _show(lines: list[LearnableLine]) -> None:
         click.secho(f"{number:3}  {line.why}, for {entries}", bold=True)
         click.echo(f"     …{line.call}", nl=False)
         click.secho(line.response, fg="green")
+
+
+def _show_elsewhere(story: Story) -> None:
+    """Says which marked turns are on other branches, and how to get to them."""
+    for turn in story.kept_elsewhere():
+        words = " ".join(turn.text.split())[:60]
+        click.echo(
+            f"     kept on another branch: “{words}”; /go {turn.id} in `softlore story "
+            f"{story.name}` goes there",
+            err=True,
+        )
 
 
 def _pick(lines: list[LearnableLine], pick: str | None) -> list[LearnableLine]:

@@ -171,7 +171,8 @@ def _train_together(
     book = None if corpus is not None else Lorebook.load(lorebook)
     if book is not None:
         common.say_warnings(book, include)
-    with source.loading(book.model if book is not None else None) as shown:
+    own = book.model if book is not None else None
+    with common.resumable(common.NOTHING_KEPT), source.loading(own) as shown:
         from softlore.tune import Execution
         from softlore.tune.lorebook_training import plan_book
 
@@ -286,7 +287,7 @@ def _train(
         with (
             watch(common.interactive()) as view,
             (curves if trainer.ranks.first else Curves()).beside(view.on_step) as trainer.on_step,
-            common.resumable(common.SAME_COMMAND),
+            common.resumable(lambda: _what_is_kept(trainer)),
         ):
             trainer.on_phase = view.on_phase
             trainer.prepare()
@@ -304,6 +305,12 @@ def _train(
         for path in save_prompts(prompts, made, trainer):
             common.say(f"wrote {path}")
     return made
+
+
+def _what_is_kept(trainer: WorldInfoTrainer[Any]) -> str:
+    """What to say when it is stopped: there is a checkpoint, or nothing was trained yet."""
+    file = trainer.checkpointing.file
+    return common.SAME_COMMAND if file is not None and file.exists() else common.NOTHING_KEPT
 
 
 def _announce(trainer: WorldInfoTrainer[Any], folder: Path) -> None:

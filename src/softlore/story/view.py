@@ -137,6 +137,14 @@ class StoryView:
                 marked = self._file.marked()
             return [turn for turn in turns if turn.id in marked]
 
+    def kept_elsewhere(self) -> list[Turn]:
+        """The marked turns of other branches, oldest first, but for those copied into this one."""
+        with self._lock:
+            turns = self._current().turns
+            here = {turn.id for turn in turns} | {turn.data.get("copied_from") for turn in turns}
+            with self._file.transaction():
+                return [self._file.turn(i) for i in sorted(self._file.marked() - here)]
+
     @property
     def undoable(self) -> str:
         """The operation that `undo` would undo; empty if there is none."""
