@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from softlore import Context, SoftPrompt, logits
-from softlore.decode import openers, sample_passages
+from softlore.decode import sample_passages
 from softlore.errors import ContextError
 from softlore.lore import Block, Entry
+from softlore.lore.study import openers
 from softlore.measure import divergence, drift, fidelity, perplexity, recall
 from softlore.measure.material import gather
 from softlore.measure.score import (

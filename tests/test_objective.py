@@ -11,8 +11,9 @@ from transformers.cache_utils import DynamicCache
 from softlore import WorldInfoTrainer
 from softlore.cli import progress
 from softlore.context import ROOT, Node, Tree
-from softlore.decode import OPENERS, sample_passages
+from softlore.decode import sample_passages
 from softlore.lore import Entry
+from softlore.lore.study import OPENERS
 from softlore.measure.losses import response_nll
 from softlore.model.tiny import tiny_model
 from softlore.tune import (

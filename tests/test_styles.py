@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from running import save_tiny_model, softlore
 from softlore import PromptLibrary, SoftPrompt, WorldInfoTrainer, generate
-from softlore.decode import openers, study_openers
 from softlore.errors import ConfigError
 from softlore.lore import Entry, Lorebook
 from softlore.lore.styles import STYLES, sentences, style_blocks, with_blocks
@@ -160,22 +159,3 @@ def test_compare_styles(tmp_path):
     total = json.loads(ended.out)["total"]
     assert list(total) == ["nothing", *STYLES, "distilled", "own calls"]
     assert all(figures["recall_0"]["mean"] > 0 for figures in total.values())
-
-
-def test_a_text_is_studied_by_cuts_of_its_sentences_its_name_and_questions():
-    entry = Entry(name="Ada", text="Ada wears a long red coat. She is never late. Yes.")
-    found = study_openers(entry)
-    cuts, in_stories, questions = found[::3], found[1::3], found[2::3]
-    sentences = ("Ada wears a long red coat.", "Ada is never late.")
-    assert {cut.removeprefix("Ada came in. ") for cut in cuts} == {
-        "Ada wears", "Ada wears a", "Ada wears a long", "Ada wears a long red", "Ada is",
-        "Ada is never",
-    }  # fmt: skip
-    assert all(cut.removeprefix("Ada came in. ") not in sentences for cut in cuts)
-    assert sum(cut.startswith("Ada came in. ") for cut in cuts) == len(cuts) // 2
-    assert set(in_stories) == set(openers(entry))
-    assert all(question.endswith(("?", ".")) and "Ada" in question for question in questions)
-    assert study_openers(entry) == found
-    assert set(study_openers(Entry(name="Ada", text="Ada."))[::2]) == set(
-        openers(Entry(name="Ada", text="Ada."))
-    )

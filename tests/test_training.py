@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from softlore import Entry, FrozenModel, SoftPrompt, WorldInfoTrainer
 from softlore.context import ROOT, Node, Tree
-from softlore.decode import OPENERS, sample_passages
+from softlore.decode import sample_passages
 from softlore.errors import ConfigError, DivergedError, LoreError, TrainingError
 from softlore.lore import Lorebook
+from softlore.lore.study import OPENERS
 from softlore.model.tiny import byte_tokenizer, tiny_hf, tiny_model
 from softlore.tune import (
     Checkpointing,

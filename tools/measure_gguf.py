@@ -27,9 +27,10 @@ from measuring import main, measure
 from softlore import FrozenModel, Lorebook, SoftPrompt, demo
 from softlore.compare.harness import Row, grid
 from softlore.context.compose import ContextLike
-from softlore.decode import OPENERS, ModelRunner, TorchModelRunner, sample_passages
+from softlore.decode import ModelRunner, TorchModelRunner, sample_passages
 from softlore.decode.llamacpp import LlamaCppModelRunner
 from softlore.lore import Block
+from softlore.lore.study import OPENERS
 from softlore.measure.score import trunk
 from softlore.model.gguf import CacheTypes, GGUFModel
 from softlore.prompts import PromptLibrary

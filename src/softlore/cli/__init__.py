@@ -87,8 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
     0 done, 1 a check or training failed, 2 bad usage or input, 130 stopped.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Read when torch is imported: threads that wait must not spin where other programs run.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Read when torch is imported. Threads that wait spin a moment only, as other programs may run:
+    # torch's default spins for milliseconds, and beside a busy program is a third as fast.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         code = commands.main(arguments, prog_name="softlore", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -16,10 +16,11 @@ from typing import Any
 
 from softlore.compare.harness import OnProgress, Row, csv_text, run_cases
 from softlore.control.hard import Assertion, AssertionInput, Experiment, Template
-from softlore.decode import OPENERS, SamplingParams, generate, sample_passages
+from softlore.decode import SamplingParams, generate, sample_passages
 from softlore.disk import write_atomically
 from softlore.errors import ConfigError, ContextError, StorageError
 from softlore.lore import Entry
+from softlore.lore.study import OPENERS
 from softlore.measure import count_keywords, drift, lore_keywords, perplexity, recall
 from softlore.measure.score import fits
 from softlore.model import FrozenModel

@@ -4,13 +4,10 @@ from softlore.decode.batch import RunningBatch
 from softlore.decode.model_runner import ModelRunner, TorchModelRunner
 from softlore.decode.output import OutputStream, Token
 from softlore.decode.passages import (
-    OPENERS,
     WeightedTrees,
-    openers,
     sample_ids,
     sample_openings,
     sample_passages,
-    study_openers,
 )
 from softlore.decode.prefix_cache import CacheUsage, PrefixCache
 from softlore.decode.request import GenerationRequest
@@ -25,7 +22,6 @@ from softlore.decode.writing import (
 )
 
 __all__ = [
-    "OPENERS",
     "CacheUsage",
     "GenerationRequest",
     "ModelRunner",
@@ -40,12 +36,10 @@ __all__ = [
     "TorchModelRunner",
     "WeightedTrees",
     "generate",
-    "openers",
     "runner_for",
     "sample_ids",
     "sample_openings",
     "sample_passages",
-    "study_openers",
     "write",
     "write_request",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 
 from softlore.context import Tree
@@ -11,49 +10,12 @@ from softlore.decode.model_runner import TorchModelRunner
 from softlore.decode.prefix_cache import PrefixCache
 from softlore.decode.samplers import Sampler, SamplingParams
 from softlore.decode.sequence_group import SequenceGroup
-from softlore.lore import Entry
-from softlore.lore.styles import sentence_starts
 from softlore.model import FrozenModel
 
-# First words of passages on nothing in particular.
-OPENERS = (
-    "The", "One day", "It was", "He", "She", "There was", "When", "In the", "They", "At last",
-    "A", "I", "The old", "Then", "Every", "After", "We", "His", "Her", "No one", "On the", "You",
-)  # fmt: skip
-# ... and of some that may or may not turn to an entry.
-_ASIDE = ("Once upon a time", "The", "It was a cold day and", "He", "She", "They", "In the")
-_QUESTIONS = (
-    "Who is {}?", "What does {} look like?", "Tell me about {}.", "Describe {}.",
-    "What do you know of {}?", "What is special about {}?",
-)  # fmt: skip
 MIN_SHARED = 8  # a tree of this many tokens or more that several texts share is run once
 
 # Contexts mixed by weights that sum to 1.
 WeightedTrees = Sequence[tuple[Tree, float]]
-
-
-def openers(entry: Entry) -> list[str]:
-    """First words of passages about an entry, half of them its name or a key."""
-    names = list(dict.fromkeys([entry.name, *entry.keys]))[:4]
-    forms = ("{}", "One day, {}", "{} was", "{} looked")
-    about = [form.format(name) for name in names for form in forms]
-    return [*about, *_ASIDE]
-
-
-def study_openers(entry: Entry) -> list[str]:
-    """First words of passages by which an entry's text is studied.
-
-    In turn: a sentence of the text cut somewhere, half of them after a scene is set; the name in a
-    story, as in `openers`; a question. Cut sentences ask for each fact where it stands.
-    """
-    starts = sentence_starts(entry)
-    random.Random(entry.name).shuffle(starts)
-    scene = f"{entry.name} came in. "
-    cuts = [scene + start if i % 2 else start for i, start in enumerate(starts)]
-    in_stories, questions = openers(entry), [form.format(entry.name) for form in _QUESTIONS]
-    count = max(len(cuts), len(in_stories))
-    kinds = [kind for kind in (cuts, in_stories, questions) if kind]
-    return [kind[i % len(kind)] for i in range(count) for kind in kinds]
 
 
 def sample_passages(

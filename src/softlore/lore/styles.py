@@ -70,32 +70,22 @@ def with_blocks(book: Lorebook, style: str) -> Lorebook:
     return book.model_copy(update={"entries": entries})
 
 
-def sentence_starts(entry: Entry) -> list[str]:
-    """The sentences of an entry's text, cut after each word but the first and the last."""
-    return [
-        " ".join(words[:count])
-        for sentence in _facts(entry)
-        for words in [_named(entry, sentence).split()]
-        for count in range(2, len(words))
-    ]
-
-
 def _noun(entry: Entry) -> list[tuple[str, str]]:
     """Each sentence, cut after its subject and verb; the subject is the name."""
-    return [_cut(_named(entry, sentence)) for sentence in _facts(entry)]
+    return [_cut(named(entry, sentence)) for sentence in facts(entry)]
 
 
 def _pronoun(entry: Entry) -> list[tuple[str, str]]:
     """As `noun`, but after a lead that has the name, with a pronoun as the subject."""
-    cuts = [_cut(_unnamed(entry, sentence)) for sentence in _facts(entry)]
-    return [(f"{_lead(entry, i)} {call}", response) for i, (call, response) in enumerate(cuts)]
+    cuts = [_cut(unnamed(entry, sentence)) for sentence in facts(entry)]
+    return [(f"{lead(entry, i)} {call}", response) for i, (call, response) in enumerate(cuts)]
 
 
 def _sentences(entry: Entry) -> list[tuple[str, str]]:
     """Uncut sentences, each the response to the name, and to the sentence before it."""
-    facts = _facts(entry)
-    pairs = [(entry.name + ".", " " + sentence) for sentence in facts]
-    return pairs + [(a, " " + b) for a, b in itertools.pairwise(facts)]
+    uncut = facts(entry)
+    pairs = [(entry.name + ".", " " + sentence) for sentence in uncut]
+    return pairs + [(a, " " + b) for a, b in itertools.pairwise(uncut)]
 
 
 def _cloud(entry: Entry) -> list[tuple[str, str]]:
@@ -110,8 +100,8 @@ def _cloud(entry: Entry) -> list[tuple[str, str]]:
 def _implicit(entry: Entry) -> list[tuple[str, str]]:
     """Several leads to the subject, each followed by the uncut fact."""
     return [
-        (_lead(entry, place + number * 3), " " + _unnamed(entry, sentence))
-        for place, sentence in enumerate(_facts(entry))
+        (lead(entry, place + number * 3), " " + unnamed(entry, sentence))
+        for place, sentence in enumerate(facts(entry))
         for number in range(EXAMPLES)
     ]
 
@@ -127,11 +117,12 @@ STYLES: dict[str, Callable[[Entry], list[tuple[str, str]]]] = {
 }
 
 
-def _lead(entry: Entry, number: int) -> str:
+def lead(entry: Entry, number: int) -> str:
+    """A line of a story that leads to the entry, in turn."""
     return _LEADS[number % len(_LEADS)].format(name=entry.name)
 
 
-def _facts(entry: Entry) -> list[str]:
+def facts(entry: Entry) -> list[str]:
     """The sentences of three words or more; the whole text if there is none."""
     facts = [sentence for sentence in sentences(entry.text) if len(sentence.split()) > 2]
     return facts or ([entry.text.strip()] if entry.text.strip() else [])
@@ -145,7 +136,7 @@ def _pronoun_of(entry: Entry) -> str:
     return best if counts[best] else "they"
 
 
-def _named(entry: Entry, sentence: str) -> str:
+def named(entry: Entry, sentence: str) -> str:
     """A sentence with the name in place of a pronoun as its first word."""
     first, _, rest = sentence.partition(" ")
     if first.lower() in _SUBJECTS:
@@ -153,7 +144,7 @@ def _named(entry: Entry, sentence: str) -> str:
     return f"{entry.name}'s {rest}" if first.lower() in _SUBJECTS.values() else sentence
 
 
-def _unnamed(entry: Entry, sentence: str) -> str:
+def unnamed(entry: Entry, sentence: str) -> str:
     """A sentence with a pronoun in place of the name as its first word."""
     pronoun = _pronoun_of(entry)
     for name, instead in ((f"{entry.name}'s ", _SUBJECTS[pronoun]), (f"{entry.name} ", pronoun)):

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from softlore.context.compose import ContextLike
-from softlore.decode import OPENERS, WeightedTrees, sample_passages
+from softlore.decode import WeightedTrees, sample_passages
 from softlore.decode.conditioning import Conditioning, weighted, with_bare_model
 from softlore.lore import Block, Entry
+from softlore.lore.study import OPENERS
 from softlore.measure import score
 from softlore.measure.losses import fidelity, mean_kl
 from softlore.measure.material import (

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from itertools import chain
 
 from softlore.context.compose import ContextLike
-from softlore.decode import OPENERS, openers, sample_passages
+from softlore.decode import sample_passages
 from softlore.errors import ConfigError
 from softlore.lore import Entry
 from softlore.lore.keywords import words
+from softlore.lore.study import OPENERS, openers
 from softlore.measure.score import trunk
 from softlore.model import FrozenModel
 

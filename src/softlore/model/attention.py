@@ -1,8 +1,8 @@
-"""Attention for training in bfloat16 on a processor.
+"""Attention for training in bfloat16 on a processor, and a record of what attention is given.
 
-There the backward pass of torch's `scaled_dot_product_attention` takes about five times its forward
-pass. Here the forward pass is torch's, and the backward pass computes the probabilities again, by
-plain matrix products, which processors with AMX or AVX-512 BF16 are fast at:
+In bfloat16 on a processor the backward pass of torch's `scaled_dot_product_attention` takes about
+five times its forward pass. Here the forward pass is torch's, and the backward pass computes the
+probabilities again, by plain matrix products, which processors with AMX or AVX-512 BF16 do fast:
 
 - a few heads at a time, so that their probabilities stay in the processor's cache;
 - with keys and values in their groups, where torch repeats them for each head;
@@ -11,7 +11,9 @@ plain matrix products, which processors with AMX or AVX-512 BF16 are fast at:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,6 +24,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "softlore_sdpa"  # among transformers' attention implementations
+# Called with query, key, value, mask and scale of each layer of this thread's forward.
+Recorder = Callable[[Tensor, Tensor, Tensor, Tensor, float], None]
+_recorder: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
 CHUNK = 2**20  # bytes of probabilities at once; half of the second-level cache of a server's core
 
 
@@ -30,12 +35,48 @@ def use_for_training(hf: Any) -> None:
     weight = hf.get_input_embeddings().weight
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
         return
-    settable = getattr(hf, "_can_set_attn_implementation", lambda: False)
-    if getattr(hf.config, "_attn_implementation", None) != "sdpa" or not settable():
-        return
+    if _replaceable(hf):
+        hf.set_attn_implementation(NAME)
+
+
+def _replaceable(hf: Any) -> bool:
+    """Whether a model takes this attention in place of torch's."""
     ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
-    hf.set_attn_implementation(NAME)
+    settable = getattr(hf, "_can_set_attn_implementation", lambda: False)
+    return getattr(hf.config, "_attn_implementation", None) in ("sdpa", NAME) and settable()
+
+
+def can_record(hf: Any) -> bool:
+    """Whether `recorded_by` works with a model: its layers call transformers' attention functions.
+
+    Models whose layers compute attention themselves can't be recorded.
+    """
+    return _replaceable(hf)
+
+
+@contextmanager
+def recorded_by(hf: Any, recorder: Recorder) -> Iterator[None]:
+    """Calls a function for every layer of the forwards that this thread runs inside.
+
+    See `can_record` for which models this works with.
+
+    Args:
+        recorder: is given the layer's query `[B, heads, T, head_dim]`, keys and values
+            `[B, kv_heads, S, head_dim]` (rotated), the additive mask `[B, 1 or heads, T, S]`, and
+            the scale of the logits.
+    """
+    assert _replaceable(hf)
+    before = getattr(hf.config, "_attn_implementation")  # noqa: B009
+    token = _recorder.set(recorder)
+    if before != NAME:
+        hf.set_attn_implementation(NAME)  # to other threads, the same attention
+    try:
+        yield
+    finally:
+        if before != NAME:
+            hf.set_attn_implementation(before)
+        _recorder.reset(token)
 
 
 def attention(
@@ -59,6 +100,10 @@ def attention(
     Returns:
         `[B, T, heads, head_dim]`, and no weights.
     """
+    recorder = _recorder.get()
+    if recorder is not None and attention_mask is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        recorder(query, key, value, attention_mask, scale)
     trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
     additive = attention_mask is not None and attention_mask.is_floating_point()
     if not trained or not additive or dropout or kwargs.get("position_bias") is not None:

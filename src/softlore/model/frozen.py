@@ -199,12 +199,16 @@ class FrozenModel(LanguageModel):
         return torch.stack([torch.stack([k[0], v[0]]) for k, v in pairs])[:, :, :, last].float()
 
     @torch.no_grad()
-    def _native_keys_values(self, ids: list[int], at: list[int]) -> KeysValues:
+    def _native_keys_values(
+        self, ids: list[int], at: list[int], visible: Tensor | None = None
+    ) -> KeysValues:
+        """`visible`: `[n, n]` bool; None: each token sees those before it, and itself."""
         n = len(ids)
         rows = self.embed_ids(ids)[None]
         positions = torch.tensor([at], device=self.device)
-        causal = torch.ones(1, n, n, dtype=torch.bool, device=self.device).tril()
-        kept = self.hidden(rows, positions, causal, keep=True)[1]
+        if visible is None:
+            visible = torch.ones(n, n, dtype=torch.bool, device=self.device).tril()
+        kept = self.hidden(rows, positions, visible[None], keep=True)[1]
         if not kept or len(kept) != self.layers:
             raise UnsupportedModelError(
                 f"model type {self.model_type!r} keeps no keys and values for each of its "
@@ -216,8 +220,11 @@ class FrozenModel(LanguageModel):
     def rotary(self) -> Rotary | None:
         """How keys are rotated by position; None where they are not (see `model.rotary`)."""
         ids = list(range(3, min(11, self.vocab_size)))
+        # Each token sees itself alone, so that its state does not depend on its position: else
+        # rounding in 16 bits grows from layer to layer, and hides the rotation.
+        alone = torch.eye(len(ids), dtype=torch.bool, device=self.device)
         near, far = (
-            [key[0].float().cpu() for key, _ in self._native_keys_values(ids, [*positions])]
+            [key[0].float().cpu() for key, _ in self._native_keys_values(ids, [*positions], alone)]
             for positions in (range(len(ids)), range(SHIFT, SHIFT + len(ids)))
         )
         return find_rotary(near, far, candidate_frequencies(self.hf, self.head_dim))

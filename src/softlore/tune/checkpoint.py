@@ -33,7 +33,7 @@ from softlore.prompts import SoftPrompt
 from softlore.settings import TrainingConfig
 from softlore.tune.trainable_prompt import entry_hash
 
-VERSION = 3
+VERSION = 4
 STALE_SECONDS = 3600  # older temporary files are of killed runs: a write takes less
 
 

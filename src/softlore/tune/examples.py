@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from softlore.context import Branch
-from softlore.decode import OPENERS, study_openers
+from softlore.context import Branch, Node, Tree
 from softlore.decode.conditioning import Conditioning, weighted
 from softlore.errors import ConfigError, LoreError, UnsupportedModelError
 from softlore.lore import Block, Entry
+from softlore.lore.study import OPENERS, study_openings
 from softlore.lore.styles import style_blocks
 from softlore.measure.conditioning import conditioning_trees
 from softlore.model import FrozenModel
@@ -20,7 +20,7 @@ from softlore.settings import TrainingConfig
 from softlore.tune.passages import (
     Passage,
     PassageSource,
-    lore_tree,
+    lore_ids,
     make_source,
     places_beside,
     room_beside,
@@ -57,6 +57,7 @@ class EntryExamples:
         pairs: call/response pairs.
         passages: distillation passages written so far; `source` adds to them.
         held_out: pairs that are measured on, and not trained on.
+        lore: token ids of the text that the passages are about.
     """
 
     name: str
@@ -64,6 +65,7 @@ class EntryExamples:
     passages: Sequence[Passage] = ()
     source: PassageSource | None = None
     held_out: Sequence[CallResponse] = ()
+    lore: Sequence[int] = ()
 
     @classmethod
     def of(
@@ -72,21 +74,23 @@ class EntryExamples:
         pairs: list[CallResponse],
         source: PassageSource | None,
         held_out: Sequence[CallResponse] = (),
+        lore: Sequence[int] = (),
     ) -> EntryExamples:
         """The examples whose passages a source writes."""
-        return cls(name, pairs, source.passages if source else (), source, held_out)
+        return cls(name, pairs, source.passages if source else (), source, held_out, lore)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest branch, now or later."""
+        """Tokens of the longest branch, or of a text and a passage that a teacher reads."""
         lengths = [len(pair.ids) for pair in [*self.pairs, *self.held_out]]
         lengths += [len(passage.ids) for passage in self.passages]
-        return max([*lengths, self.source.length if self.source else 0])
+        return max([*lengths, len(self.lore) + self.source.length if self.source else 0])
 
     def to_measure(self) -> EntryExamples:
         """What a prompt is measured on while it is trained: held-out pairs, if there are any."""
         passages = self.source.held_out if self.source else self.passages
-        return EntryExamples(self.name, list(self.held_out) or self.pairs, passages)
+        pairs = list(self.held_out) or self.pairs
+        return EntryExamples(self.name, pairs, passages, lore=self.lore)
 
 
 # pairs -----------------------------------------------------------------------------------------
@@ -110,18 +114,18 @@ def make_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> E
         for some in (blocks, entry.held_out)
     )
     _check_pairs(model, entry, [*pairs, *held_out], config)
-    source = None
-    if entry.text and config.distil_weight > 0:
-        before = [(lore_tree(model, entry.text), 1.0)]
+    source, lore = None, lore_ids(model, entry.text) if entry.text else []
+    if lore and config.distil_weight > 0:
+        before = [(Tree([Node(model.bos + lore)]), 1.0)]
         what = f"entry {entry.name!r} has a text"
         drawn = DISTILLED["beside pairs" if pairs else "alone"]
-        source = make_source(model, entry.name, before, study_openers(entry), config, drawn, what)
+        source = make_source(model, entry.name, before, study_openings(entry), config, drawn, what)
     if not pairs and source is None:
         raise LoreError(
             f"entry {entry.name!r} has no blocks, and its text is not distilled "
             "(distil_weight is 0); expected blocks or a text to distil; add one"
         )
-    return EntryExamples.of(entry.name, pairs, source, held_out)
+    return EntryExamples.of(entry.name, pairs, source, held_out, lore)
 
 
 def pairs_of(

@@ -16,7 +16,6 @@ short, and longer ones follow as more passages are written.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,13 +29,12 @@ from softlore.model import FrozenModel, KVCache
 from softlore.model.memory import total_memory
 from softlore.settings import TrainingConfig
 from softlore.tune.initial import known_ids
-from softlore.tune.passages import INTERVAL, Passage, PassageSource, bare_tree
+from softlore.tune.passages import INTERVAL, Passage, PassageSource, bare_tree, spacing
 
 MAX_TEXTS = 4  # at once; then new ones take the places of the oldest
 RENEWED = 1.5  # of the passages that the oldest text was made of: there is enough for a new one
 # Of all memory, for keys and values of the texts: what is free differs from run to run.
 MEMORY_SHARE = 0.05
-SPACING = {"late": 2000, "classic": 64}  # default of `max_spacing`, in tokens
 
 
 @dataclass(frozen=True)
@@ -181,15 +179,3 @@ class FillerStore:
             return draw.choices(ordinary, k=max(1, self.length))
         order = draw.sample(range(passages), passages)
         return [i for number in order for i in self.source.ids[number]][: max(1, self.length)]
-
-
-def spacing(config: TrainingConfig) -> int:
-    """Most tokens of filler: `max_spacing`, or its default."""
-    if config.max_spacing is not None:
-        return config.max_spacing
-    return SPACING["late" if config.late else "classic"]
-
-
-def log_uniform(draw: random.Random, most: int) -> int:
-    """A number from 0 to `most`: small ones are as frequent as ten times as large ones."""
-    return min(most, int(math.exp(draw.uniform(0, math.log(most + 2)))) - 1)

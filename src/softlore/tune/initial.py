@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,17 +13,30 @@ from softlore.lore import Entry
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.settings import TrainingConfig
+from softlore.tune.compaction import can_compact, compact
+from softlore.tune.passages import lore_ids, places_beside, spacing
 
 MAX_READ = 1024  # tokens of a text that a prefix starts from; a corpus is longer
 
 
-def initial_value(model: FrozenModel, entry: Entry, config: TrainingConfig) -> Tensor:
+def initial_value(
+    model: FrozenModel,
+    entry: Entry,
+    config: TrainingConfig,
+    passages: Sequence[Sequence[int]] = (),
+) -> Tensor:
     """The tensor an entry's prompt starts from, float32.
 
-    A text shorter than `n_tokens` is repeated. Of a longer one, a prefix gets the keys and values
-    of `n_tokens` evenly spaced places after the model has read all of it. Embedding prompts, and
-    prefixes that start from responses (many sentences, not one text), get `n_tokens` evenly
-    spaced tokens instead.
+    By default a prefix for a text starts in closed form, from the text's keys and values compacted
+    (`compact`), if the model's attention can be matched.
+
+    Else a text shorter than `n_tokens` is repeated. Of a longer one, a prefix gets the keys and
+    values of `n_tokens` evenly spaced places after the model has read all of it. Embedding
+    prompts, and prefixes that start from responses (many sentences, not one text), get `n_tokens`
+    evenly spaced tokens instead.
+
+    Args:
+        passages: token ids that the model wrote after the entry's text.
 
     Raises:
         ConfigError: the source is empty, or is a prompt of another size or kind.
@@ -32,18 +46,34 @@ def initial_value(model: FrozenModel, entry: Entry, config: TrainingConfig) -> T
     choice = config.initial
     if choice == "auto":
         choice = "responses" if any(block.responses for block in entry.blocks) else "text"
-    ids = _source_ids(model, entry, config, choice)
     n = config.n_tokens
+    if starts_compacted(model, entry, config) and any(passages):
+        text = lore_ids(model, entry.text)[: _most_read(model, n)]
+        return compact(model, text, passages, n, places_beside(model, config), spacing(config))
+    ids = _source_ids(model, entry, config, choice)
     if len(ids) < n:
         ids = (ids * (n // len(ids) + 1))[:n]
     if config.kind == "prefix" and choice != "responses":
-        most = max(MAX_READ, n)
-        return model.keys_values(ids[: min(most, model.context_length or most)], n)
+        return model.keys_values(ids[: _most_read(model, n)], n)
     spaced = [ids[i * len(ids) // n] for i in range(n)]
     if config.kind == "prefix":
         return model.keys_values(spaced)
     with torch.no_grad():
         return model.embed_ids(spaced).float()
+
+
+def starts_compacted(model: FrozenModel, entry: Entry, config: TrainingConfig) -> bool:
+    """Whether an entry's prompt starts from its text in closed form, and needs passages for it."""
+    choices = {"auto", "compact"} if not any(b.responses for b in entry.blocks) else {"compact"}
+    asked = isinstance(config.initial, str) and config.initial in choices
+    long = len(lore_ids(model, entry.text or " ")) > config.n_tokens
+    return asked and config.kind == "prefix" and long and can_compact(model)
+
+
+def _most_read(model: FrozenModel, n_tokens: int) -> int:
+    """Tokens of a text that a prefix starts from, at most."""
+    most = max(MAX_READ, n_tokens)
+    return min(most, model.context_length or most)
 
 
 def _given_prompt(model: FrozenModel, prompt: SoftPrompt, config: TrainingConfig) -> Tensor:

@@ -172,7 +172,7 @@ def _draw_distillation(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]:
     if name not in trunk.learning:
         return []
     limit = DISTILLED["beside pairs" if examples.pairs else "alone"]
-    return trunk.sample(examples.passages, limit, trunk.soft)
+    return trunk.sample_passages(examples, limit)
 
 
 def _draw_guard(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]:

@@ -14,6 +14,7 @@ All sources write side by side in one batch, in which the text of each is read o
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +23,9 @@ import torch
 from torch import Tensor
 
 from softlore.context import Branch, Node, Tree, free_places
-from softlore.decode import OPENERS, WeightedTrees, sample_openings
+from softlore.decode import WeightedTrees, sample_openings
 from softlore.errors import ConfigError, LoreError
+from softlore.lore.study import OPENERS
 from softlore.measure.score import first_comparable, hidden_states_after
 from softlore.model import FrozenModel
 from softlore.model.memory import free_memory
@@ -34,6 +36,7 @@ FIRST = 4  # updates that the first passages suffice for, each passage used once
 INTERVAL = 8  # updates between two times of writing
 RENEWED = 0.25  # new passages for each one that an update draws, until the limit
 MEMORY_SHARE = 0.1  # of the memory that is free, for keys and values while writing
+SPACING = {"late": 2000, "classic": 64}  # default of `max_spacing`, in tokens
 MAX_ROWS = 256  # passages written side by side; more is not faster
 
 OnProgress = Callable[[float], None]
@@ -269,10 +272,14 @@ def bare_tree(model: FrozenModel) -> Tree:
     return Tree([Node(model.bos)] if model.bos else [])
 
 
+def lore_ids(model: FrozenModel, text: str) -> list[int]:
+    """Token ids of a lore's text on a line of its own."""
+    return model.encode(text + ("" if text[-1:].isspace() else "\n"))
+
+
 def lore_tree(model: FrozenModel, text: str) -> Tree:
-    """What a teacher has read before a text: BOS, and the lore's text on a line of its own."""
-    ending = "" if text[-1:].isspace() else "\n"
-    return Tree([Node(model.bos + model.encode(text + ending))])
+    """What a teacher has read before a text: BOS, and the lore's text."""
+    return Tree([Node(model.bos + lore_ids(model, text))])
 
 
 def length_of(before: WeightedTrees) -> int:
@@ -308,3 +315,15 @@ def passage_length(model: FrozenModel, config: TrainingConfig) -> int:
     """Tokens of a passage: `passage_tokens`, or as many as fit beside a prompt."""
     room = room_beside(model, config)
     return config.passage_tokens if room is None else min(config.passage_tokens, room)
+
+
+def spacing(config: TrainingConfig) -> int:
+    """Most tokens of filler: `max_spacing`, or its default."""
+    if config.max_spacing is not None:
+        return config.max_spacing
+    return SPACING["late" if config.late else "classic"]
+
+
+def log_uniform(draw: random.Random, most: int) -> int:
+    """A number from 0 to `most`: small ones are as frequent as ten times as large ones."""
+    return min(most, int(math.exp(draw.uniform(0, math.log(most + 2)))) - 1)

@@ -167,7 +167,11 @@ class TrainablePrompt:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON that `restore` needs."""
-        tensors = {"parameter": self.parameter.detach(), "best": self._best_value}
+        tensors = {
+            "parameter": self.parameter.detach(),
+            "best": self._best_value,
+            "scale": self.scale,
+        }
         optimizer = self.optimizer.state_dict()
         plain: dict[str, Any] = {}
         for key, value in optimizer["state"].get(0, {}).items():
@@ -195,6 +199,7 @@ class TrainablePrompt:
         if self.schedule is not None:
             self.schedule.end = self.end
             self.schedule.start, self.schedule.level = facts["schedule"]
+        self.scale = tensors["scale"].to(self.scale.device)
         self.parameter.data.copy_(tensors["parameter"])
         self._best_value.copy_(tensors["best"])
         self._previous.copy_(tensors["parameter"])

@@ -184,7 +184,6 @@ class WorldInfoTrainer(Generic[Trained]):
             self._resume(*checkpoint)
         else:
             self._admit()
-            self._write_passages()
             plan = self.plan or self.execution.plan(self.model, self.draw())
             self.plan = MemoryPlan(*self.ranks.broadcast_numbers(*plan.to_dict().values()))
             self.save()  # an unwritable disk is an error now, not at the end
@@ -212,8 +211,10 @@ class WorldInfoTrainer(Generic[Trained]):
                 trainable.update(by_name[name])
             self.step += 1
             measure_held_out(self.model, self.config, self.data, learning, self.plan, self.ranks)
+            learning = self._learning()
+            due = {name: t.steps for name, t in learning.items() if t.steps % INTERVAL == 0}
+            self._write_passages(due)
             self._admit()
-            self._write_passages()
         seconds = time.monotonic() - started
         self.pace = seconds if self.pace is None else 0.9 * self.pace + 0.1 * seconds
         if self.execution.deadline is not None:
@@ -287,25 +288,27 @@ class WorldInfoTrainer(Generic[Trained]):
 
     def _admit(self) -> None:
         """Starts waiting entries in the places of finished ones."""
-        for entry in self.entries[len(self.trainables) :]:
-            if len(self._learning()) >= self.config.max_active:
-                return
-            self._admit_one(entry)
+        free = max(0, self.config.max_active - len(self._learning()))
+        waiting = self.entries[len(self.trainables) :][:free]
+        self._write_passages({entry.name: 0 for entry in waiting})
+        for entry in waiting:
+            source = self.data.examples[entry.name].source
+            self._admit_one(entry, source.ids[source.n_held_out :] if source else ())
 
-    def _admit_one(self, entry: Entry) -> None:
-        value = self.ranks.broadcast(initial_value(self.model, entry, self.config))
+    def _admit_one(self, entry: Entry, passages: Sequence[Sequence[int]] = ()) -> None:
+        """`passages`: those that the prompt may start from; none when it is restored."""
+        value = self.ranks.broadcast(initial_value(self.model, entry, self.config, passages))
         scale = scale_of(self.model, value, self.config.kind)
         paired = entry.blocks or self.config.style is not None or self._source.corpus
         config = resolved(self.config, text_alone=not paired)
         frozen = frozen_positions(self.model, config)
         self.trainables[entry.name] = TrainablePrompt(entry.name, value, scale, config, frozen)
 
-    def _write_passages(self) -> None:
-        """Writes what the next updates draw from, at intervals and for entries that start."""
-        due = {name: t.steps for name, t in self._learning().items() if t.steps % INTERVAL == 0}
-        if due:
+    def _write_passages(self, updates: Mapping[str, int]) -> None:
+        """`updates`: of each entry that passages are written for, how many it has made."""
+        if updates:
             show = partial(self.on_phase, "writing passages")
-            write_ahead(self.model, self.config, self.data, due, self.step, show)
+            write_ahead(self.model, self.config, self.data, updates, self.step, show)
             self.ranks.check_same_data(self.data)
 
     def _updates_left(self) -> int:

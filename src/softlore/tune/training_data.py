@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.settings import TrainingConfig
 from softlore.tune.examples import EntryExamples, Source
-from softlore.tune.filler import FillerStore, log_uniform, spacing
+from softlore.tune.filler import FillerStore
 from softlore.tune.initial import known_ids
 from softlore.tune.losses import GUARDS, LossTerm, draw_terms
 from softlore.tune.objective import TrainingBatch
@@ -25,7 +26,10 @@ from softlore.tune.passages import (
     Passage,
     PassageSource,
     bare_tree,
+    log_uniform,
     passage_length,
+    run_teacher,
+    spacing,
     unrelated_source,
     write_passages,
 )
@@ -203,16 +207,17 @@ class _Drawing:
     def draw_tree(self, group: Sequence[str]) -> tuple[Tree, list[tuple[Branch, LossTerm]]]:
         """The trunk of a group, and its branches.
 
-        Filler is for pairs: a passage of distillation follows the prompts at once.
+        Without late prefixes filler is for pairs: a passage of distillation follows the prompts at
+        once.
         """
-        examples = self.data.examples
-        filled = any(examples[name].pairs for name in group if name in examples)
+        examples = [self.data.examples[name] for name in group if name in self.data.examples]
         if self.data.read is not None:
+            filled = any(entry.pairs or entry.lore for entry in examples)
             trunk, tree = self._late_trunk(self.data.read, group, filled)
             return tree, draw_terms(trunk)
         tree = self._soft_prompts(group)
         soft = tree.end
-        if filled:
+        if any(entry.pairs for entry in examples):
             filler = draw_filler(
                 self.model, self.config, self.data, self._room(tree, group), self.draw
             )
@@ -233,6 +238,7 @@ class _Drawing:
         length = log_uniform(self.draw, most) if filled else 0
         seen = log_uniform(self.draw, min(SEEN, length)) if self.draw.random() < SEEN_SHARE else 0
         tree = text.trunk(length - seen, store.at)
+        teacher = tree, text.ids[length - seen : length]
         tree = replace(tree, prefixes=[self.prompts[name] for name in group])
         read, soft = tree.end, 0 if len(self.model.bos) else ROOT
         follows = None
@@ -251,9 +257,17 @@ class _Drawing:
                 tree.end,
                 unseen=not seen,
                 next=follows,
+                run_teacher=partial(self._run_teacher, *teacher) if length else None,
             ),
             tree,
         )
+
+    def _run_teacher(
+        self, read: Tree, seen: Sequence[int], lore: Sequence[int], passages: Sequence[Passage]
+    ) -> list[Passage]:
+        """See `Trunk.run_teacher`; `seen`: ids of the filler that see the prompts."""
+        tree = read.then([*lore, *seen])
+        return run_teacher(self.model, tree, [passage.ids for passage in passages])
 
     def _soft_prompts(self, group: Sequence[str]) -> Tree:
         """The start of a trunk: prefixes and BOS, or BOS and embedding rows."""

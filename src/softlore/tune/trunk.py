@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -85,6 +85,8 @@ class Trunk:
         unseen: whether the branches alone see the prompts, and not the trunk.
         next: the text that the filler goes on with, and the node of the filler; None without
             filler that was read.
+        run_teacher: passages with the hidden states of a model that has read the filler and the
+            text of an entry (token ids); None without filler that was read.
     """
 
     config: TrainingConfig
@@ -96,6 +98,7 @@ class Trunk:
     end: int
     unseen: bool = False
     next: tuple[Passage, int] | None = None
+    run_teacher: Callable[[Sequence[int], Sequence[Passage]], list[Passage]] | None = None
 
     @property
     def has_pairs(self) -> bool:
@@ -106,6 +109,18 @@ class Trunk:
         """At most `limit` of the examples, without repetition, as branches on a node."""
         sampled = self.draw.sample(list(examples), min(limit, len(examples)))
         return [Drawn(example, example.branch(parent)) for example in sampled]
+
+    def sample_passages(self, examples: EntryExamples, limit: int) -> list[Drawn]:
+        """Passages about an entry's text: half of them right behind the prompts, if that may be.
+
+        The others are behind the filler, as the teacher's are: it reads the text between these.
+        """
+        run_teacher = self.run_teacher if examples.lore else None
+        far = limit // 2 if run_teacher is not None else 0
+        drawn = self.draw.sample(list(examples.passages), min(limit, len(examples.passages)))
+        behind = run_teacher(examples.lore, drawn[:far]) if run_teacher and drawn[:far] else []
+        near = [Drawn(passage, passage.branch(self.soft)) for passage in drawn[far:]]
+        return near + [Drawn(passage, passage.branch(self.end)) for passage in behind]
 
     def sample_pairs(self, pairs: Sequence[CallResponse], limit: int) -> list[Drawn]:
         """Pairs behind the filler; prompts that it does not see are first seen in some calls."""

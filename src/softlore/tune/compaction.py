@@ -1,0 +1,186 @@
+"""Compacts the keys and values of a text to a prefix, in closed form, by attention matching.
+
+A prefix of n positions takes the place of a text of T tokens (n < T) where, for the queries q of
+text behind it, both give each layer the same attention: the same share of the probability, and the
+same mean of the values. With passages that the model wrote after the text as reference, a prefix is
+computed layer by layer and head by head, without a gradient:
+
+    choose    n of the text's keys: those that the queries attend to most; every other key
+              belongs to the nearest of these
+    keys      by least squares: exp(q·k′) is to be what the text's keys of this group have
+              together, Σ exp(q·k)
+    values    by least squares: the attention's output is to be what it is after the text
+
+(Attention matching: arXiv 2602.16284. There the groups' probability is matched by a bias for each
+key; here by the key itself, since a prefix has no bias.) A prefix is seen from near and far, so
+each query is rotated on by a distance of its own, and the keys that result hold at all of these.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softlore.context import Branch, Node, Tree, TreeBatch, hidden_states, splice
+from softlore.model import FrozenModel
+from softlore.model.attention import can_record, recorded_by
+from softlore.model.rotary import Rotary
+from softlore.tune.passages import log_uniform
+from softlore.vllm_connector.files import rotated
+
+PASSAGES = 24  # for reference, at most
+FAR_SHARE = 0.5  # of queries that are rotated on
+KEY_RIDGE, VALUE_RIDGE = 1e-2, 1e-3  # relative to the mean of the diagonal
+LEAST_WEIGHT = 1e-4  # of a query in the fit of a key, beside its share of the probability
+SINK_WEIGHT = 1e9  # in the choice of keys: the attention sink is always chosen
+
+
+def can_compact(model: FrozenModel) -> bool:
+    """Whether the attention of a model can be matched."""
+    no_bias = model.family.alibi_slopes is None
+    return model.takes_prefix and no_bias and can_record(model.hf)
+
+
+@torch.no_grad()
+def compact(
+    model: FrozenModel,
+    ids: Sequence[int],
+    passages: Sequence[Sequence[int]],
+    n_tokens: int,
+    at: int,
+    farthest: int,
+    seed: int = 0,
+) -> Tensor:
+    """The prefix `[layers, 2, kv_heads, n_tokens, head_dim]` of a text, float32.
+
+    Args:
+        ids: of the text, without BOS; more than `n_tokens`.
+        passages: token ids of texts behind it, such as the model writes.
+        at: the first position behind the prefix.
+        farthest: the longest distance from which the prefix is seen, in tokens.
+        seed: of the distances of the queries.
+    """
+    whole = [*model.bos, *ids]
+    tree = Tree([Node(whole)])
+    spliced = splice(model, [tree])
+    _, keys_values = model.hidden(spliced.embeds, spliced.positions, spliced.visible, keep=True)
+    trunk = Tree([]).then(spliced.after(keys_values or []))
+    branches = [Branch(list(passage), trunk.end) for passage in passages[:PASSAGES]]
+    draw, rotary = random.Random(seed), model.rotary
+    matching = _Matching(model, rotary, len(whole), n_tokens, at, farthest, draw, [])
+    with recorded_by(model.hf, matching.match):
+        hidden_states(model, [TreeBatch(trunk, branches)], "packed")
+    return torch.stack(matching.layers)
+
+
+@dataclass
+class _Matching:
+    """What the layers are matched by, and the layers matched so far, `[2, kv_heads, n, head_dim]`.
+
+    Attributes:
+        length: tokens of BOS and text.
+    """
+
+    model: FrozenModel
+    rotary: Rotary | None
+    length: int
+    n_tokens: int
+    at: int
+    farthest: int
+    draw: random.Random
+    layers: list[Tensor]
+
+    def match(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> None:
+        """Matches the next layer; see `recorded_by`."""
+        n_bos, kv_heads = len(self.model.bos), key.shape[1]
+        groups = query.shape[1] // kv_heads
+        queries = query[0].float().unflatten(0, (kv_heads, groups)).flatten(1, 2) * scale
+        keys, values = key[0].float(), value[0].float()
+        visible = (mask[0, :1].float() > torch.finfo(mask.dtype).min / 2).repeat(1, groups, 1)
+        logits = (queries @ keys.mT).masked_fill(~visible, -torch.inf)
+        weights = logits.softmax(-1)
+        total = logits.logsumexp(-1, keepdim=True)
+        text = slice(n_bos, self.length)
+        target = weights @ values
+        beside = weights.clone()
+        beside[..., text] = 0
+        share = beside.sum(-1, keepdim=True).clamp_min(1e-30)
+        others = share.log() + total  # log of the probability mass of all keys but the text's
+        mean_of_others = beside @ values / share
+        keys, values = keys[:, text], values[:, text]
+        chosen = self._choose(weights[..., text])
+        at_distance = self._rotated_on(queries)
+        k = self._match_keys(keys, chosen, at_distance, logits[..., text], total)
+        own = at_distance @ k.mT
+        now = torch.logaddexp(own.logsumexp(-1, keepdim=True), others)
+        rest = target - (others - now).exp() * mean_of_others
+        v = _gathered(values, chosen)
+        w = (own - now).exp()
+        v = v + _ridge(w.mT @ w, w.mT @ (rest - w @ v), VALUE_RIDGE)
+        self.layers.append(torch.stack([self._moved(k), v]))
+
+    def _choose(self, weights: Tensor) -> Tensor:
+        """Indices `[kv_heads, n]` of the keys with the most attention, in the text's order."""
+        attention = weights.pow(2).mean(1)
+        if not self.model.bos:
+            attention[:, 0] = SINK_WEIGHT
+        return attention.topk(self.n_tokens, dim=-1).indices.sort(-1).values
+
+    def _match_keys(
+        self, keys: Tensor, chosen: Tensor, queries: Tensor, logits: Tensor, total: Tensor
+    ) -> Tensor:
+        """Keys `[kv_heads, n, head_dim]`, each for the probability mass of its group of keys."""
+        k = _gathered(keys, chosen)
+        distances = torch.cdist(keys, k)
+        if not self.model.bos:
+            distances[:, 1:, 0] = torch.inf  # the sink stands for itself alone
+        groups = torch.zeros_like(distances).scatter_(-1, distances.argmin(-1, keepdim=True), 1.0)
+        most = logits.amax(-1, keepdim=True).clamp_min(-1e4)
+        mass = ((logits - most).exp() @ groups).clamp_min(1e-12).log() + most
+        weight = (mass - total).exp() + LEAST_WEIGHT
+        weighted = queries[:, None] * weight.mT[..., None]  # [kv_heads, n, queries, head_dim]
+        residual = mass - queries @ k.mT
+        right = (weighted * residual.mT[..., None]).sum(2)
+        change = _ridge(weighted.mT @ queries[:, None], right[..., None], KEY_RIDGE)[..., 0]
+        if not self.model.bos:
+            change[:, 0] = 0
+        return k + change
+
+    def _rotated_on(self, queries: Tensor) -> Tensor:
+        """Queries `[kv_heads, R, head_dim]` at their distances: as their position has moved on."""
+        rotary = self.rotary
+        if rotary is None or not self.farthest:
+            return queries
+        far = [
+            log_uniform(self.draw, self.farthest) if self.draw.random() < FAR_SHARE else 0
+            for _ in range(queries.shape[1])
+        ]
+        angles = rotary.inv_freq[len(self.layers)] * torch.tensor(far)[:, None]
+        rows = queries.transpose(0, 1)[:, :, None]
+        turned = rotated(rows, angles.to(queries.device), rotary.layout)
+        return turned[:, :, 0].transpose(0, 1)
+
+    def _moved(self, keys: Tensor) -> Tensor:
+        """Keys as far before the first position behind the prefix as they were before a passage."""
+        rotary = self.rotary
+        if rotary is None:
+            return keys
+        by = self.at + len(self.model.bos) - self.length
+        angles = (rotary.inv_freq[len(self.layers)] * by).to(keys.device)
+        return rotated(keys[None], angles[None], rotary.layout)[0]
+
+
+def _gathered(rows: Tensor, indices: Tensor) -> Tensor:
+    """Rows `[kv_heads, n, head_dim]` of `[kv_heads, T, head_dim]`."""
+    return rows.gather(1, indices[..., None].expand(-1, -1, rows.shape[-1]))
+
+
+def _ridge(squares: Tensor, right: Tensor, strength: float) -> Tensor:
+    """The solution of (squares + λ·1) x = right; λ relative to the mean of the diagonal."""
+    size = squares.shape[-1]
+    least = strength * squares.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)
+    return torch.linalg.solve(squares + least[..., None, None] * torch.eye(size).to(squares), right)
