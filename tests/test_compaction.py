@@ -16,6 +16,7 @@ from softlore.measure.losses import fidelity
 from softlore.measure.score import hidden_states_after
 from softlore.model.tiny import tiny_model
 from softlore.settings import TrainingConfig
+from softlore.tune.checkpoint import Checkpointing
 from softlore.tune.compaction import can_compact, compact
 from softlore.tune.initial import initial_value
 from softlore.tune.passages import lore_tree
@@ -67,6 +68,19 @@ def test_at_once_a_compacted_text_does_most_of_what_the_text_does():
     thinned, compacted = (fidelity(model, text, bare, states) for states in soft)
     assert compacted > 0.5
     assert compacted > thinned
+
+
+def test_no_update_keeps_what_a_prompt_starts_from(tmp_path):
+    model, settings = tiny_model("llama"), {"n_tokens": 4, "passage_tokens": 8}
+    file = Checkpointing(tmp_path / "run.ckpt")
+    trainer = WorldInfoTrainer(model, entries=[ADA], max_steps=0, checkpointing=file, **settings)
+    trained = trainer.train()["Ada"]
+    longer = WorldInfoTrainer(model, entries=[ADA], max_steps=3, **settings)
+    longer.prepare()
+    assert trained.training["steps"] == 0
+    assert trained.tensor.shape == longer.prompts()["Ada"].tensor.shape
+    assert float(trained.tensor.abs().max()) > 0
+    assert trainer.progress().done == 1
 
 
 def test_models_whose_attention_cant_be_matched_start_as_before():

@@ -32,7 +32,8 @@ class TrainingConfig(Settings):
     story: str | None = setting(None, "Text for filler and drift guard, in place of samples.")
     min_loss: float | None = setting(None, "Stop an entry when its mean response loss is at most "
         "this.", gt=0, unit="nats a token")
-    max_steps: int = setting(500, "Most updates of an entry.", ge=1, le=10**7)
+    max_steps: int = setting(500, "Most updates of an entry; 0 keeps what it starts from.", ge=0,
+        le=10**7)
     patience: int | None = setting(40, "Stop an entry that has gained nothing for this many "
         "updates on what it is not trained on; none: train it to the end.", gt=0)
     optimizer: str | Factory = setting("adam", "A class of torch.optim by name, or in Python a "

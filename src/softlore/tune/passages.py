@@ -204,7 +204,8 @@ def make_source(
             f"{model.context_length - length} ({model.name!r} reads {model.context_length}, a "
             f"passage about it takes {length}); shorten the text or split the entry"
         )
-    limit = min(config.distil_passages, config.max_steps * drawn)  # all updates use no more
+    # All updates use no more; a start in closed form needs some.
+    limit = min(config.distil_passages, max(1, config.max_steps) * drawn)
     n_held_out = held_out_count(config)
     return PassageSource(name, before, openers, length, limit, drawn, 0, n_held_out)
 

@@ -58,7 +58,7 @@ class TrainablePrompt:
         self.history = TrainingHistory()
         self.steps = 0
         self.end = config.max_steps
-        self.stopped: str | None = None
+        self.stopped: str | None = None if config.max_steps else "max_steps"
         self.best, self.best_step = math.inf, 0
         self._best_value = self.parameter.detach().clone()
         self._gained_at = 0

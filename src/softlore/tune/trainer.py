@@ -184,8 +184,9 @@ class WorldInfoTrainer(Generic[Trained]):
             self._resume(*checkpoint)
         else:
             self._admit()
-            plan = self.plan or self.execution.plan(self.model, self.draw())
-            self.plan = MemoryPlan(*self.ranks.broadcast_numbers(*plan.to_dict().values()))
+            if self.unfinished():
+                plan = self.plan or self.execution.plan(self.model, self.draw())
+                self.plan = MemoryPlan(*self.ranks.broadcast_numbers(*plan.to_dict().values()))
             self.save()  # an unwritable disk is an error now, not at the end
         self._prepared = True
 
@@ -211,9 +212,8 @@ class WorldInfoTrainer(Generic[Trained]):
                 trainable.update(by_name[name])
             self.step += 1
             measure_held_out(self.model, self.config, self.data, learning, self.plan, self.ranks)
-            learning = self._learning()
-            due = {name: t.steps for name, t in learning.items() if t.steps % INTERVAL == 0}
-            self._write_passages(due)
+            steps = {name: trainable.steps for name, trainable in self._learning().items()}
+            self._write_passages({name: n for name, n in steps.items() if n % INTERVAL == 0})
             self._admit()
         seconds = time.monotonic() - started
         self.pace = seconds if self.pace is None else 0.9 * self.pace + 0.1 * seconds

@@ -82,6 +82,8 @@ def make_training_data(
         optimizer_class(config.optimizer)  # is known, before anything is generated
     examples = {entry.name: source.make_examples(model, entry, config) for entry in entries}
     unrelated = None
+    if not config.max_steps:  # nothing is drawn
+        return TrainingData(examples, [], [])
     if config.drift_guard > 0 or (spacing(config) > 0 and config.filler == "story"):
         drawn = -(-len(examples) // config.company_size) * GUARDS[config.kind]
         # A long text is made of many passages; half of its length at first.
