@@ -13,7 +13,8 @@ from softlore.model import FrozenModel
 from softlore.model.tiny import byte_tokenizer, tiny_hf, tiny_model
 from softlore.settings import TrainingConfig
 from softlore.tune import Checkpointing
-from softlore.tune.filler import FillerStore, log_uniform, spacing
+from softlore.tune.filler import FillerStore
+from softlore.tune.passages import log_uniform, spacing
 
 MODEL = tiny_model("llama")
 WITH_BOS = FrozenModel(tiny_hf("llama"), byte_tokenizer(bos=True), "with BOS")

@@ -32,7 +32,7 @@ from softlore.model.rotary import Rotary
 from softlore.tune.passages import log_uniform
 from softlore.vllm_connector.files import rotated
 
-PASSAGES = 24  # for reference, at most
+PASSAGES = 12  # for reference, at most
 FAR_SHARE = 0.5  # of queries that are rotated on
 KEY_RIDGE, VALUE_RIDGE = 1e-2, 1e-3  # relative to the mean of the diagonal
 LEAST_WEIGHT = 1e-4  # of a query in the fit of a key, beside its share of the probability
