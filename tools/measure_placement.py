@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 from measuring import main, measure
-from real_tables import markdown
+from real_tables import figures_of, markdown
 from softlore import FrozenModel, WorldInfoTrainer, demo
 from softlore.compare.harness import Row, grid, summarize
 from softlore.lore import Lorebook
@@ -66,11 +66,7 @@ def placement(
                 yield {
                     "setting": setting,
                     "entry": entry.name,
-                    **{f"recall_{d}": measures.recall[d] for d in distances},
-                    "held_out": measures.held_out,
-                    "drift": measures.drift,
-                    "fidelity": measures.fidelity,
-                    "lore_words": measures.stories and measures.stories.lore_words.a_story,
+                    **figures_of(measures),
                     "seconds": seconds,
                 }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from softlore.compare.harness import Interval, Row, interval, summarize
+from softlore.measure import Measures
 
 ALONE, TOGETHER = "alone", "in company"
 LOADING = "loading"  # a case of its own, whose row has the seconds
@@ -17,6 +18,17 @@ FIGURES = {
     "lore_words": "lore words a story",
     "seconds": "training seconds",
 }
+
+
+def figures_of(measures: Measures) -> Row:
+    """Recall at each distance and the other figures of one conditioning, as fields of a row."""
+    return {
+        **{f"recall_{distance}": recall for distance, recall in measures.recall.items()},
+        "held_out": measures.held_out,
+        "drift": measures.drift,
+        "fidelity": measures.fidelity,
+        "lore_words": measures.stories and measures.stories.lore_words.a_story,
+    }
 
 
 def model_section(model: str, rows: Sequence[Row], distances: Sequence[int]) -> str:
