@@ -10,14 +10,15 @@ import torch
 from softlore import FrozenModel, WorldInfoTrainer
 from softlore.context import Branch, Node, Tree, TreeBatch, hidden_states
 from softlore.decode import sample_passages
-from softlore.lore import Entry
+from softlore.lore import Block, Entry
 from softlore.lore.study import KINDS, study_openings
 from softlore.measure.losses import fidelity
-from softlore.measure.score import hidden_states_after
+from softlore.measure.score import hidden_states_after, recall
 from softlore.model.tiny import tiny_model
 from softlore.settings import TrainingConfig
 from softlore.tune.checkpoint import Checkpointing
 from softlore.tune.compaction import can_compact, compact
+from softlore.tune.examples import make_examples
 from softlore.tune.initial import initial_value
 from softlore.tune.passages import lore_tree
 
@@ -56,9 +57,11 @@ def test_at_once_a_compacted_text_does_most_of_what_the_text_does():
         sample_passages(model, before, study_openings(ADA, 12), 12, 24, seed) for seed in seeds
     )
     plain = TrainingConfig(n_tokens=8, initial="text")
+    examples = make_examples(model, ADA, plain.changed(patience=None))
+    examples.source.ids.extend(reference)
     values = [
         initial_value(model, ADA, plain),
-        initial_value(model, ADA, plain.changed(initial="auto"), reference),
+        initial_value(model, ADA, plain.changed(initial="auto"), examples),
     ]
     bos = [Node(model.bos, sees=())] if model.bos else []
     text, bare, *soft = (
@@ -86,9 +89,29 @@ def test_no_update_keeps_what_a_prompt_starts_from(tmp_path):
 def test_models_whose_attention_cant_be_matched_start_as_before():
     model = tiny_model("bloom")  # its attention has a bias by distance
     assert not can_compact(model)
-    config, passages = TrainingConfig(n_tokens=4), [[5, 6, 7]]
+    config = TrainingConfig(n_tokens=4)
+    examples = make_examples(model, ADA, config)
     expected = initial_value(model, ADA, config.changed(initial="text"))
-    torch.testing.assert_close(initial_value(model, ADA, config, passages), expected)
+    torch.testing.assert_close(initial_value(model, ADA, config, examples), expected)
+
+
+def test_calls_and_responses_are_recalled_at_once():
+    model = FrozenModel.from_pretrained("storyteller")
+    pairs = [
+        ("Ada wore", [" a green hat."]),
+        ("In the evening Ada", [" oiled a small brass bird."]),
+    ]
+    blocks = [Block(call=call, responses=responses) for call, responses in pairs]
+    at_once, before, bare = (
+        recall(model, conditioning, blocks)
+        for conditioning in (
+            WorldInfoTrainer(model, pairs, n_tokens=8, max_steps=0).train(),
+            WorldInfoTrainer(model, pairs, n_tokens=8, max_steps=0, initial="responses").train(),
+            "",
+        )
+    )
+    assert at_once < before
+    assert at_once < bare - 0.3
 
 
 def test_rotation_is_known_in_16_bits_too():

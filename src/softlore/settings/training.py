@@ -50,9 +50,9 @@ class TrainingConfig(Settings):
         ge=1, le=10**5)
     passage_tokens: int = setting(48, "Length of the teacher's passages and of unrelated ones.",
         ge=2, le=4096, unit="tokens")
-    initial: Any = setting("auto", "What a prompt starts from: auto, compact (its text, in "
-        "closed form: auto for texts alone), text, responses, vocabulary, a literal text, or in "
-        "Python a SoftPrompt.", expected="text or a SoftPrompt")
+    initial: Any = setting("auto", "What a prompt starts from: auto (texts, calls and "
+        "responses in closed form), text, responses, vocabulary, a literal text, or in Python a "
+        "SoftPrompt.", expected="text or a SoftPrompt")
     company_size: int = setting(4, "Most prompts in one trunk; 1 trains each alone.", ge=1, le=64)
     max_active: int = setting(64, "Most entries in training at once; others wait.", ge=1, le=10**5)
     pairs_per_step: int = setting(12, "Most calls with a response of an entry in one update.",

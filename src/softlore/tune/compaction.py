@@ -32,7 +32,6 @@ from softlore.model.rotary import Rotary
 from softlore.tune.passages import log_uniform
 from softlore.vllm_connector.files import rotated
 
-PASSAGES = 12  # for reference, at most
 FAR_SHARE = 0.5  # of queries that are rotated on
 KEY_RIDGE, VALUE_RIDGE = 1e-2, 1e-3  # relative to the mean of the diagonal
 LEAST_WEIGHT = 1e-4  # of a query in the fit of a key, beside its share of the probability
@@ -69,7 +68,7 @@ def compact(
     spliced = splice(model, [tree])
     _, keys_values = model.hidden(spliced.embeds, spliced.positions, spliced.visible, keep=True)
     trunk = Tree([]).then(spliced.after(keys_values or []))
-    branches = [Branch(list(passage), trunk.end) for passage in passages[:PASSAGES]]
+    branches = [Branch(list(passage), trunk.end) for passage in passages]
     draw, rotary = random.Random(seed), model.rotary
     matching = _Matching(model, rotary, len(whole), n_tokens, at, farthest, draw, [])
     with recorded_by(model.hf, matching.match):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +13,10 @@ from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.settings import TrainingConfig
 from softlore.tune.compaction import can_compact, compact
-from softlore.tune.passages import lore_ids, places_beside, spacing
+from softlore.tune.examples import EntryExamples
+from softlore.tune.passages import places_beside, spacing
 
+PAIRS, PASSAGES = 36, 12  # that a start in closed form is fitted to, at most
 MAX_READ = 1024  # tokens of a text that a prefix starts from; a corpus is longer
 
 
@@ -23,12 +24,13 @@ def initial_value(
     model: FrozenModel,
     entry: Entry,
     config: TrainingConfig,
-    passages: Sequence[Sequence[int]] = (),
+    examples: EntryExamples | None = None,
 ) -> Tensor:
     """The tensor an entry's prompt starts from, float32.
 
-    By default a prefix for a text starts in closed form, from the text's keys and values compacted
-    (`compact`), if the model's attention can be matched.
+    By default a prefix starts in closed form: from the keys and values of the entry's text, and of
+    its calls and responses a line each, compacted (`compact`), if the model's attention can be
+    matched.
 
     Else a text shorter than `n_tokens` is repeated. Of a longer one, a prefix gets the keys and
     values of `n_tokens` evenly spaced places after the model has read all of it. Embedding
@@ -36,7 +38,7 @@ def initial_value(
     evenly spaced tokens instead.
 
     Args:
-        passages: token ids that the model wrote after the entry's text.
+        examples: what the prompt is trained on; its first passages are written.
 
     Raises:
         ConfigError: the source is empty, or is a prompt of another size or kind.
@@ -47,9 +49,10 @@ def initial_value(
     if choice == "auto":
         choice = "responses" if any(block.responses for block in entry.blocks) else "text"
     n = config.n_tokens
-    if starts_compacted(model, entry, config) and any(passages):
-        text = lore_ids(model, entry.text)[: _most_read(model, n)]
-        return compact(model, text, passages, n, places_beside(model, config), spacing(config))
+    if examples is not None and starts_compacted(model, entry, config, examples):
+        text = _lines(model, examples)[: _most_read(model, n)]
+        at, farthest = places_beside(model, config), spacing(config)
+        return compact(model, text, _references(examples), n, at, farthest)
     ids = _source_ids(model, entry, config, choice)
     if len(ids) < n:
         ids = (ids * (n // len(ids) + 1))[:n]
@@ -62,12 +65,31 @@ def initial_value(
         return model.embed_ids(spaced).float()
 
 
-def starts_compacted(model: FrozenModel, entry: Entry, config: TrainingConfig) -> bool:
-    """Whether an entry's prompt starts from its text in closed form, and needs passages for it."""
-    choices = {"auto", "compact"} if not any(b.responses for b in entry.blocks) else {"compact"}
-    asked = isinstance(config.initial, str) and config.initial in choices
-    long = len(lore_ids(model, entry.text or " ")) > config.n_tokens
-    return asked and config.kind == "prefix" and long and can_compact(model)
+def starts_compacted(
+    model: FrozenModel, entry: Entry, config: TrainingConfig, examples: EntryExamples
+) -> bool:
+    """Whether an entry's prompt starts in closed form: the default where that can be done."""
+    asked = config.kind == "prefix" and config.initial == "auto"
+    if not asked or not can_compact(model):
+        return False
+    has_pairs = bool(examples.pairs and (entry.blocks or config.style))  # not those of a corpus
+    known = has_pairs or (examples.lore and examples.source)
+    return bool(known) and len(_lines(model, examples)) > config.n_tokens
+
+
+def _lines(model: FrozenModel, examples: EntryExamples) -> list[int]:
+    """Token ids of the entry's text, and of each call with its response."""
+    ending = model.encode("\n")
+    pairs = (token for pair in examples.pairs for token in (*pair.ids, *ending))
+    return [*examples.lore, *pairs]
+
+
+def _references(examples: EntryExamples) -> list[list[int]]:
+    """Texts behind the prompt: some calls with their responses, and passages about the text."""
+    step = -(-len(examples.pairs) // PAIRS) or 1
+    pairs = [pair.ids for pair in examples.pairs[::step]]
+    source = examples.source
+    return pairs + (source.ids[source.n_held_out :][:PASSAGES] if source else [])
 
 
 def _most_read(model: FrozenModel, n_tokens: int) -> int:

@@ -12,8 +12,9 @@ from softlore.errors import ConfigError
 from softlore.settings import TrainingConfig
 from softlore.settings.training import LEARNING_RATES, Factory
 
-# Distillation compares whole distributions, a finer target than ids: it needs a lower rate.
-TEXT_ALONE = 1 / 3
+# Distillation compares whole distributions, a finer target than ids; and a prompt that starts in
+# closed form has most of its effect already. These need a lower rate.
+GENTLE = 1 / 3
 # Draws change from update to update, so that a short memory serves better than torch's defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
     name: {"betas": (0.8, 0.9)} for name in ("adam", "adamw", "nadam", "radam")
@@ -26,11 +27,11 @@ SHAPES: dict[str, Callable[[float], float]] = {
 }
 
 
-def resolved(config: TrainingConfig, text_alone: bool) -> TrainingConfig:
-    """The settings with the default learning rate filled in."""
+def resolved(config: TrainingConfig, gentle: bool) -> TrainingConfig:
+    """The settings with the default learning rate filled in: a lower one if it is to be gentle."""
     if config.learning_rate is not None:
         return config
-    rate = LEARNING_RATES[config.kind] * (TEXT_ALONE if text_alone else 1.0)
+    rate = LEARNING_RATES[config.kind] * (GENTLE if gentle else 1.0)
     return config.changed(learning_rate=rate)
 
 

@@ -26,9 +26,9 @@ from softlore.tune.checkpoint import (
     uninterrupted,
 )
 from softlore.tune.distributed import Execution, SingleProcess
-from softlore.tune.examples import Blocks, source_of
+from softlore.tune.examples import Blocks, EntryExamples, source_of
 from softlore.tune.held_out import measure_held_out
-from softlore.tune.initial import frozen_positions, initial_value, scale_of
+from softlore.tune.initial import frozen_positions, initial_value, scale_of, starts_compacted
 from softlore.tune.objective import MemoryPlan, TrainingBatch, losses_of
 from softlore.tune.optimizer import resolved
 from softlore.tune.passages import INTERVAL, check_room
@@ -292,15 +292,15 @@ class WorldInfoTrainer(Generic[Trained]):
         waiting = self.entries[len(self.trainables) :][:free]
         self._write_passages({entry.name: 0 for entry in waiting})
         for entry in waiting:
-            source = self.data.examples[entry.name].source
-            self._admit_one(entry, source.ids[source.n_held_out :] if source else ())
+            self._admit_one(entry, self.data.examples[entry.name])
 
-    def _admit_one(self, entry: Entry, passages: Sequence[Sequence[int]] = ()) -> None:
-        """`passages`: those that the prompt may start from; none when it is restored."""
-        value = self.ranks.broadcast(initial_value(self.model, entry, self.config, passages))
+    def _admit_one(self, entry: Entry, examples: EntryExamples | None = None) -> None:
+        """`examples`: what the prompt may start from; None when it is restored."""
+        value = self.ranks.broadcast(initial_value(self.model, entry, self.config, examples))
         scale = scale_of(self.model, value, self.config.kind)
-        paired = entry.blocks or self.config.style is not None or self._source.corpus
-        config = resolved(self.config, text_alone=not paired)
+        examples = self.data.examples[entry.name]
+        compacted = starts_compacted(self.model, entry, self.config, examples)
+        config = resolved(self.config, gentle=compacted or not examples.pairs)
         frozen = frozen_positions(self.model, config)
         self.trainables[entry.name] = TrainablePrompt(entry.name, value, scale, config, frozen)
 
