@@ -9,7 +9,7 @@ openings come in kinds (`KINDS`), and a seeded draw takes them in proportion to 
     questions   about the entry, or about a fact
     requests    such as "Describe Marta."
     stories     the entry, by its name or a key, in a story
-    own         none: the model goes on with the text itself, in the text's language
+    own         a new line: the model goes on as it likes, in the text's language
     others      other subjects: what the text does to these is little, and nothing else may leak
 
 The rules for pronouns, tense and questions are for English; other languages have the other kinds.
@@ -97,7 +97,7 @@ KINDS: dict[str, tuple[float, Callable[[Entry], Sequence[str]]]] = {
     "questions": (0.05, _questions),
     "requests": (0.05, _requests),
     "stories": (0.2, _stories),
-    "own": (0.05, lambda entry: [""]),
+    "own": (0.05, lambda entry: ["\n"]),
     "others": (0.2, lambda entry: [*OPENERS, *_ASIDE]),
 }
 
@@ -123,7 +123,7 @@ def study_openings(entry: Entry, count: int = 768) -> list[str]:
 
 def _forever(openings: Sequence[str], draw: random.Random) -> Iterator[str]:
     while True:
-        yield from draw.sample(list(openings), len(openings)) if openings else [""]
+        yield from draw.sample(list(openings), len(openings)) if openings else ["\n"]
 
 
 def _cut_everywhere(sentences: Iterator[str] | Sequence[str]) -> Iterator[str]:

@@ -120,7 +120,8 @@ class _Matching:
         v = _gathered(values, chosen)
         w = (own - now).exp()
         v = v + _ridge(w.mT @ w, w.mT @ (rest - w @ v), VALUE_RIDGE)
-        self.layers.append(torch.stack([self._moved(k), v]))
+        layer = torch.stack([self._moved(k), v])
+        self.layers.append(layer.to(self.model.device))  # of a model on several devices
 
     def _choose(self, weights: Tensor) -> Tensor:
         """Indices `[kv_heads, n]` of the keys with the most attention, in the text's order."""

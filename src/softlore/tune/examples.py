@@ -119,7 +119,8 @@ def make_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> E
         before = [(Tree([Node(model.bos + lore)]), 1.0)]
         what = f"entry {entry.name!r} has a text"
         drawn = DISTILLED["beside pairs" if pairs else "alone"]
-        source = make_source(model, entry.name, before, study_openings(entry), config, drawn, what)
+        openings = [opening for opening in study_openings(entry) if model.encode(opening)]
+        source = make_source(model, entry.name, before, openings, config, drawn, what)
     if not pairs and source is None:
         raise LoreError(
             f"entry {entry.name!r} has no blocks, and its text is not distilled "
