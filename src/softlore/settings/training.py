@@ -39,7 +39,8 @@ class TrainingConfig(Settings):
     optimizer: str | Factory = setting("adam", "A class of torch.optim by name, or in Python a "
         "factory `(parameters, lr=…)`.", expected="a name or a factory")
     learning_rate: float | None = setting(None, "Relative to the scale of what is trained: the "
-        "model's embedding rows, or the layer's keys and values; none: the kind's default.", gt=0)
+        "model's embedding rows, or the layer's keys and values; none: the kind's default, a third "
+        "of it for texts alone and where a prompt starts in closed form.", gt=0)
     schedule: Literal["cosine", "linear", "constant"] | Factory = setting("cosine",
         "How the learning rate falls, or in Python a factory `(optimizer) -> scheduler`.")
     drift_guard: float = setting(1.0, "Weight of the KL to the bare model on unrelated text; 0 for "
