@@ -433,7 +433,7 @@ def test_bad_lore(name, model, tmp_path):
         (["--n-tokens", 256], "n_tokens is 256; expected fewer than the 256 tokens"),
         (["--n-tokens", 9999], "n_tokens is 9999; expected a whole number from 1 to 2047"),
         (["--max-spacing", -1], "max_spacing is -1"),
-        (["--max-steps", 0], "max_steps is 0"),
+        (["--max-steps", -1], "max_steps is -1"),
         (["--min-loss", "nan"], "min_loss is nan; expected a number above 0"),
         (["--learning-rate", "inf"], "learning_rate is inf"),
         (["--drift-guard", -1], "drift_guard is -1.0"),

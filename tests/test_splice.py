@@ -270,7 +270,7 @@ def prompt(request):
 def test_prompts_of_another_model_are_refused(prompt, other):
     model = tiny_model(*other)
     for use in (model.check_prompt, lambda p: logits(model, p + "!"), lambda p: compose(model, p)):
-        with pytest.raises(PromptMismatchError, match=r"'rex'.*expected.*load the model"):
+        with pytest.raises(PromptMismatchError, match=r"'rex'.*expected.*load "):
             use(prompt)
     with pytest.raises(PromptMismatchError):
         generate(model, prompt + "!", 1)
@@ -290,7 +290,7 @@ def test_the_check_can_be_left_out(prompt):
 def test_a_prompt_of_another_width_is_refused_by_its_shape():
     wide = FrozenModel(tiny_hf("llama", hidden_size=64, head_dim=8), byte_tokenizer(), "wide")
     prompt = SoftPrompt.from_text("a dog", MODEL)
-    with pytest.raises(PromptMismatchError, match=r"\(5, 32\); expected \(5, 64\) for model"):
+    with pytest.raises(PromptMismatchError, match=r"\(5, 32\) .*expected \(5, 64\) for model"):
         wide.check_prompt(prompt)
 
 

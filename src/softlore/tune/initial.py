@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 
 import torch
@@ -50,9 +52,9 @@ def initial_value(
         choice = "responses" if any(block.responses for block in entry.blocks) else "text"
     n = config.n_tokens
     if examples is not None and starts_compacted(model, entry, config, examples):
-        text = _lines(model, examples)[: _most_read(model, n)]
+        text, references = _lines(model, examples), _references(model, examples)
         at, farthest = places_beside(model, config), spacing(config)
-        return compact(model, text, _references(examples), n, at, farthest)
+        return compact(model, text, references, n, at, farthest)
     ids = _source_ids(model, entry, config, choice)
     if len(ids) < n:
         ids = (ids * (n // len(ids) + 1))[:n]
@@ -74,22 +76,36 @@ def starts_compacted(
         return False
     has_pairs = bool(examples.pairs and (entry.blocks or config.style))  # not those of a corpus
     known = has_pairs or (examples.lore and examples.source)
-    return bool(known) and len(_lines(model, examples)) > config.n_tokens
+    if not known or len(_lines(model, examples)) <= config.n_tokens:
+        return False
+    return bool(_references(model, examples))
 
 
 def _lines(model: FrozenModel, examples: EntryExamples) -> list[int]:
-    """Token ids of the entry's text, and of each call with its response."""
+    """Token ids of the entry's text, and of each call with its response: half a context at most."""
     ending = model.encode("\n")
     pairs = (token for pair in examples.pairs for token in (*pair.ids, *ending))
-    return [*examples.lore, *pairs]
+    half = MAX_READ if model.context_length is None else model.context_length // 2
+    return [*examples.lore, *pairs][: min(half, MAX_READ)]
 
 
-def _references(examples: EntryExamples) -> list[list[int]]:
-    """Texts behind the prompt: some calls with their responses, and passages about the text."""
+def _references(model: FrozenModel, examples: EntryExamples) -> list[list[int]]:
+    """Texts behind the prompt: some calls with their responses, and passages about the text.
+
+    As many as fit the context together, beside the text.
+    """
     step = -(-len(examples.pairs) // PAIRS) or 1
     pairs = [pair.ids for pair in examples.pairs[::step]]
     source = examples.source
-    return pairs + (source.ids[source.n_held_out :][:PASSAGES] if source else [])
+    passages = source.ids[source.n_held_out :][:PASSAGES] if source else []
+    room = model.context_length or math.inf
+    room -= len(model.bos) + len(_lines(model, examples))
+    fitting: list[list[int]] = []
+    for ids in (one for both in itertools.zip_longest(passages, pairs) for one in both if one):
+        if len(ids) <= room:
+            fitting.append(ids)
+            room -= len(ids)
+    return fitting
 
 
 def _most_read(model: FrozenModel, n_tokens: int) -> int:
