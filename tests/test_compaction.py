@@ -19,7 +19,7 @@ from softlore.settings import TrainingConfig
 from softlore.tune.checkpoint import Checkpointing
 from softlore.tune.compaction import can_compact, compact
 from softlore.tune.examples import make_examples
-from softlore.tune.initial import initial_value
+from softlore.tune.initial import closed_form, initial_value
 from softlore.tune.passages import lore_tree
 
 ADA = Entry(
@@ -59,9 +59,10 @@ def test_at_once_a_compacted_text_does_most_of_what_the_text_does():
     plain = TrainingConfig(n_tokens=8, initial="text")
     examples = make_examples(model, ADA, plain.changed(patience=None))
     examples.source.ids.extend(reference)
+    auto = plain.changed(initial="auto")
     values = [
         initial_value(model, ADA, plain),
-        initial_value(model, ADA, plain.changed(initial="auto"), examples),
+        initial_value(model, ADA, plain, closed_form(model, ADA, auto, examples)),
     ]
     bos = [Node(model.bos, sees=())] if model.bos else []
     text, bare, *soft = (
@@ -92,7 +93,8 @@ def test_models_whose_attention_cant_be_matched_start_as_before():
     config = TrainingConfig(n_tokens=4)
     examples = make_examples(model, ADA, config)
     expected = initial_value(model, ADA, config.changed(initial="text"))
-    torch.testing.assert_close(initial_value(model, ADA, config, examples), expected)
+    start = closed_form(model, ADA, config, examples)
+    torch.testing.assert_close(initial_value(model, ADA, config, start), expected)
 
 
 def test_calls_and_responses_are_recalled_at_once():

@@ -555,15 +555,20 @@ def seeded(page, state):
     ready(page)
 
 
+def move_into_text(page, characters):
+    """Moves the cursor from the writing line to a place of the last turn."""
+    page.keyboard.press("Control+ArrowUp")
+    page.keyboard.press("Home")
+    for _ in range(characters):
+        page.keyboard.press("ArrowRight")
+
+
 def test_another_word_is_taken_at_the_cursor_or_by_hover(page, served):
     _, state = served
     seeded(page, state)
     write(page, "The old king", tokens=20)
     first = saved_texts(state)[1]
-    page.keyboard.press("Control+ArrowUp")
-    page.keyboard.press("Home")
-    for _ in range(5):
-        page.keyboard.press("ArrowRight")
+    move_into_text(page, 5)
     page.keyboard.press("Alt+P")
     page.wait_for_selector(".chances button:focus")
     page.keyboard.press("Escape")
@@ -609,10 +614,7 @@ def test_a_sentence_is_rewritten_in_place(page, served):
     page.keyboard.type("It was late. The king was old and tired. Nobody spoke.")
     page.keyboard.press("Control+Shift+Enter")
     wait_until(lambda: page.locator("#text .turn").count() == 1)
-    page.keyboard.press("Control+ArrowUp")
-    page.keyboard.press("Home")
-    for _ in range(20):
-        page.keyboard.press("ArrowRight")
+    move_into_text(page, 20)
     page.keyboard.press("Alt+E")
     page.wait_for_selector(".choice:enabled:focus")
     sentence = page.inner_text(".choice:focus .written")

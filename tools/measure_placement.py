@@ -14,15 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-from measuring import main, measure
-from real_tables import figures_of, markdown
-from softlore import FrozenModel, WorldInfoTrainer, demo
-from softlore.compare.harness import Row, grid, summarize
+from measuring import LatestModel, main, measure
+from real_tables import FIGURES, figures_of, print_means
+from softlore import WorldInfoTrainer, demo
+from softlore.compare.harness import Row, grid
 from softlore.lore import Lorebook
 from softlore.measure import evaluate
 
 SETTINGS = {"soft": "alone", "company": "in company"}
-FIGURES = ("held_out", "drift", "fidelity", "lore_words", "seconds")
 
 
 def placement(
@@ -41,13 +40,10 @@ def placement(
     """A table for each model: late and classic, alone and in company."""
     book = Lorebook.load(lorebook or demo.lorebook_path())
     book = book.model_copy(update={"entries": book.entries[:entries]})
-    loaded: dict[str, FrozenModel] = {}
+    load = LatestModel(dtype)
 
     def case(model: str, seed: int, placement: str, steps: int) -> Iterator[Row]:
-        if model not in loaded:
-            loaded.clear()  # its memory is free before the next one is loaded
-            loaded[model] = FrozenModel.from_pretrained(model, dtype=dtype)
-        frozen, start = loaded[model], time.monotonic()
+        frozen, start = load(model), time.monotonic()
         trainer = WorldInfoTrainer(
             frozen,
             entries=list(book),
@@ -73,17 +69,7 @@ def placement(
     cases = grid(model=models, seed=range(seeds), placement=["late", "classic"], steps=[max_steps])
     rows = measure(cases, case, out)
     columns = [*(f"recall_{d}" for d in distances), *FIGURES]
-    for model in models:
-        of_model = [
-            row | {"label": f"{row['placement']}, {row['setting']}"}
-            for row in rows
-            if row["model"] == model
-        ]
-        lines = [
-            [label, *(str(mean) if mean else "" for mean in means.values())]
-            for label, means in summarize(of_model, "label", "seed", columns).items()
-        ]
-        print(f"\n### {Path(model).stem}\n\n{markdown(['', *columns], lines)}")
+    print_means([r | {"label": f"{r['placement']}, {r['setting']}"} for r in rows], columns)
 
 
 if __name__ == "__main__":

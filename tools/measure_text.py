@@ -14,14 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-from measuring import main, measure
-from real_tables import figures_of, markdown
-from softlore import FrozenModel, WorldInfoTrainer, demo
-from softlore.compare.harness import Row, grid, summarize
+from measuring import LatestModel, main, measure
+from real_tables import FIGURES, figures_of, print_means
+from softlore import WorldInfoTrainer, demo
+from softlore.compare.harness import Row, grid
 from softlore.lore import Lorebook
 from softlore.measure import evaluate
-
-FIGURES = ("held_out", "drift", "fidelity", "lore_words", "seconds")
 
 
 def text(
@@ -41,13 +39,10 @@ def text(
     """A table for each model: nothing, the text, and soft after so many updates."""
     book = Lorebook.load(lorebook or demo.lorebook_path())
     names = [entry.name for entry in book][:entries]
-    loaded: dict[str, FrozenModel] = {}
+    load = LatestModel(dtype)
 
     def case(model: str, seed: int, entry: str, steps: int) -> Iterator[Row]:
-        if model not in loaded:
-            loaded.clear()  # its memory is free before the next one is loaded
-            loaded[model] = FrozenModel.from_pretrained(model, dtype=dtype)
-        frozen, start = loaded[model], time.monotonic()
+        frozen, start = load(model), time.monotonic()
         measured = book.model_copy(update={"entries": [e for e in book if e.name == entry]})
         texts = [e.model_copy(update={"blocks": [], "held_out": []}) for e in measured]
         trainer = WorldInfoTrainer(
@@ -66,13 +61,7 @@ def text(
     cases = grid(model=models, seed=range(seeds), entry=names, steps=steps)
     rows = measure(cases, case, out)
     columns = [*(f"recall_{d}" for d in distances), *FIGURES]
-    for model in models:
-        of_model = [row for row in rows if row["model"] == model]
-        lines = [
-            [label, *(str(mean) if mean else "" for mean in means.values())]
-            for label, means in summarize(of_model, "label", "seed", columns).items()
-        ]
-        print(f"\n### {Path(model).stem}\n\n{markdown(['', *columns], lines)}")
+    print_means(rows, columns)
 
 
 if __name__ == "__main__":

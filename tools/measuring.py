@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
+from softlore import FrozenModel
 from softlore.compare.harness import Row, run_cases
 
 Experiment = Callable[..., Any]
@@ -52,6 +53,21 @@ def main(doc: str, *experiments: Experiment, arguments: list[str] | None = None)
     result = run(*positional, **options)
     if result is not None:
         print(json.dumps(result, indent=1))
+
+
+class LatestModel:
+    """Loads models by name, and keeps the latest: its memory is free before the next is loaded."""
+
+    def __init__(self, dtype: str | None) -> None:
+        self._dtype = dtype
+        self._name: str | None = None
+        self._model: FrozenModel | None = None
+
+    def __call__(self, name: str) -> FrozenModel:
+        if self._model is None or self._name != name:
+            self._model = None
+            self._name, self._model = name, FrozenModel.from_pretrained(name, dtype=self._dtype)
+        return self._model
 
 
 def measure(

@@ -31,6 +31,17 @@ def figures_of(measures: Measures) -> Row:
     }
 
 
+def print_means(rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Prints, for each model, a heading and the means of each label over entries and seeds."""
+    for model in dict.fromkeys(row["model"] for row in rows):
+        of_model = [row for row in rows if row["model"] == model]
+        lines = [
+            [label, *(str(mean) if mean else ABSENT for mean in means.values())]
+            for label, means in summarize(of_model, "label", "seed", columns).items()
+        ]
+        print(f"\n### {Path(model).stem}\n\n{markdown(['', *columns], lines)}")
+
+
 def model_section(model: str, rows: Sequence[Row], distances: Sequence[int]) -> str:
     """A heading, the means of each method, and the worst prompt at each distance."""
     loading = [row for row in rows if row["method"] == LOADING]

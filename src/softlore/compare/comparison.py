@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -135,20 +135,7 @@ def run_comparison(
         material = gather(model, max(distances), seed)
         evaluator = ConditioningEvaluator(model, material, distances)
         story_evaluator = StoryEvaluator(model, material, book, stories, story_tokens, seed)
-
-        def rows_of(entries: Sequence[str]) -> Iterator[Row]:
-            for method in made:
-                tell(f"measuring {method.name}")
-                measured = {
-                    entry: measures
-                    for entry in entries
-                    if entry in method.conditionings
-                    and (measures := evaluator.measure(book[entry], method.conditionings[entry]))
-                }
-                written = story_evaluator.measure({e: method.conditionings[e] for e in measured})
-                for entry, measures in measured.items():
-                    yield _row(method, entry, measures, written[entry])
-
+        rows_of = partial(_rows, book, made, evaluator, story_evaluator, tell)
         names = list(dict.fromkeys(name for method in made for name in method.conditionings))
         begun = time.monotonic()
         yield from rows_of(names[:1])
@@ -163,6 +150,28 @@ def run_comparison(
     return Comparison(
         book.name, model.name, measured, distances, rows, clock.seconds, story_tokens, left_out
     )
+
+
+def _rows(
+    book: Lorebook,
+    made: Sequence[MethodResult],
+    evaluator: ConditioningEvaluator,
+    story_evaluator: StoryEvaluator,
+    tell: Callable[[str], None],
+    entries: Sequence[str],
+) -> Iterator[Row]:
+    """Measures every method's conditionings of some entries."""
+    for method in made:
+        tell(f"measuring {method.name}")
+        measured = {
+            entry: measures
+            for entry in entries
+            if entry in method.conditionings
+            and (measures := evaluator.measure(book[entry], method.conditionings[entry]))
+        }
+        written = story_evaluator.measure({e: method.conditionings[e] for e in measured})
+        for entry, measures in measured.items():
+            yield _row(method, entry, measures, written[entry])
 
 
 class _Clock:

@@ -14,7 +14,14 @@ from softlore.context.scan import ScanSettings
 from softlore.context.splice import Spliced, splice
 from softlore.context.timers import Timers
 from softlore.context.tree import ROOT, Node, Tree, free_places
-from softlore.context.tree_batch import Branch, TreeBatch, TreeLayout, backward, hidden_states
+from softlore.context.tree_batch import (
+    Branch,
+    TreeBatch,
+    TreeLayout,
+    backward,
+    hidden_states,
+    read_trunks,
+)
 
 __all__ = [
     "ROOT",
@@ -39,5 +46,6 @@ __all__ = [
     "hidden_states",
     "logits",
     "place_entries",
+    "read_trunks",
     "splice",
 ]

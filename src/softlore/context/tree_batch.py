@@ -178,7 +178,8 @@ def _run_branches(
         yield _run(model, spliced, places, [branch for _, branch in flat]), range(len(flat))
         return
     buckets = _by_length([len(branch.ids) for _, branch in flat], micro_batch or len(flat))
-    trunks = _read(model, [tree.trunk for tree in batch], detached if len(buckets) > 1 else None)
+    whole = [tree.trunk for tree in batch]
+    trunks = read_trunks(model, whole, detached if len(buckets) > 1 else None)
     for bucket in buckets:
         part = [flat[i] for i in bucket]
         trees = [_with_branches(*_path_to(trunks[row], branch)) for row, branch in part]
@@ -198,8 +199,8 @@ def _by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
     return buckets
 
 
-def _read(
-    model: FrozenModel, trunks: Sequence[Tree], detached: _DetachedTrunks | None
+def read_trunks(
+    model: FrozenModel, trunks: Sequence[Tree], detached: _DetachedTrunks | None = None
 ) -> list[Tree]:
     """Trunks with the keys and values of all their nodes, which are run where they were not."""
     if not any(tree.n_rows for tree in trunks):

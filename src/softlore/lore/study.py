@@ -39,8 +39,9 @@ _REQUESTS = (
     "Tell me about {}.", "Describe {}.", "List what is known of {}:", "In short, {}",
     "A story about {}.", "What would {} do?", "Everything about {}:", "The truth about {} is that",
 )  # fmt: skip
+_NAMED = ("{}", "One day, {}", "{} was", "{} looked")
 _STORIES = (
-    "{}", "One day, {}", "{} was", "{} looked", "In the morning, {}", "Then they saw {}, who",
+    *_NAMED, "In the morning, {}", "Then they saw {}, who",
     'The door opened. "{}!" they cried.', "It had rained all night. At last came {}",
     "The boy ran down the street until he met {}", "{} had", "{} always", '"My name is {},"',
 )  # fmt: skip
@@ -57,8 +58,7 @@ _PAST = {
 
 def openers(entry: Entry) -> list[str]:
     """First words of passages about an entry, half of them its name or a key."""
-    forms = ("{}", "One day, {}", "{} was", "{} looked")
-    return [*(form.format(name) for name in _names(entry) for form in forms), *_ASIDE]
+    return [*_filled(_NAMED, _names(entry)), *_ASIDE]
 
 
 def _names(entry: Entry) -> list[str]:
@@ -79,24 +79,16 @@ def _retold(entry: Entry) -> list[str]:
     return [*with_pronoun, *in_past]
 
 
-def _questions(entry: Entry) -> list[str]:
-    return [form.format(entry.name) for form in _QUESTIONS]
-
-
-def _requests(entry: Entry) -> list[str]:
-    return [form.format(entry.name) for form in _REQUESTS]
-
-
-def _stories(entry: Entry) -> list[str]:
-    return [form.format(name) for name in _names(entry) for form in _STORIES]
+def _filled(forms: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [form.format(name) for name in names for form in forms]
 
 
 KINDS: dict[str, tuple[float, Callable[[Entry], Sequence[str]]]] = {
     "cuts": (0.25, _cuts),
     "retold": (0.2, _retold),
-    "questions": (0.05, _questions),
-    "requests": (0.05, _requests),
-    "stories": (0.2, _stories),
+    "questions": (0.05, lambda entry: _filled(_QUESTIONS, [entry.name])),
+    "requests": (0.05, lambda entry: _filled(_REQUESTS, [entry.name])),
+    "stories": (0.2, lambda entry: _filled(_STORIES, _names(entry))),
     "own": (0.05, lambda entry: ["\n"]),
     "others": (0.2, lambda entry: [*OPENERS, *_ASIDE]),
 }

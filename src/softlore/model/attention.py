@@ -35,24 +35,19 @@ def use_for_training(hf: Any) -> None:
     weight = hf.get_input_embeddings().weight
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
         return
-    if _replaceable(hf):
+    if can_record(hf):
         hf.set_attn_implementation(NAME)
 
 
-def _replaceable(hf: Any) -> bool:
-    """Whether a model takes this attention in place of torch's."""
+def can_record(hf: Any) -> bool:
+    """Whether a model takes this attention in place of torch's, and with it `recorded_by`.
+
+    Models whose layers compute attention themselves do not.
+    """
     ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
     settable = getattr(hf, "_can_set_attn_implementation", lambda: False)
     return getattr(hf.config, "_attn_implementation", None) in ("sdpa", NAME) and settable()
-
-
-def can_record(hf: Any) -> bool:
-    """Whether `recorded_by` works with a model: its layers call transformers' attention functions.
-
-    Models whose layers compute attention themselves can't be recorded.
-    """
-    return _replaceable(hf)
 
 
 @contextmanager
@@ -66,8 +61,8 @@ def recorded_by(hf: Any, recorder: Recorder) -> Iterator[None]:
             `[B, kv_heads, S, head_dim]` (rotated), the additive mask `[B, 1 or heads, T, S]`, and
             the scale of the logits.
     """
-    assert _replaceable(hf)
-    before = getattr(hf.config, "_attn_implementation")  # noqa: B009
+    assert can_record(hf)
+    before = getattr(hf.config, "_attn_implementation", None)
     token = _recorder.set(recorder)
     if before != NAME:
         hf.set_attn_implementation(NAME)  # to other threads, the same attention

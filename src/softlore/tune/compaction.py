@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softlore.context import Branch, Node, Tree, TreeBatch, hidden_states, splice
+from softlore.context import Branch, Node, Tree, TreeBatch, hidden_states, read_trunks
 from softlore.model import FrozenModel
 from softlore.model.attention import can_record, recorded_by
 from softlore.model.rotary import Rotary
@@ -63,14 +63,10 @@ def compact(
         farthest: the longest distance from which the prefix is seen, in tokens.
         seed: of the distances of the queries.
     """
-    whole = [*model.bos, *ids]
-    tree = Tree([Node(whole)])
-    spliced = splice(model, [tree])
-    _, keys_values = model.hidden(spliced.embeds, spliced.positions, spliced.visible, keep=True)
-    trunk = Tree([]).then(spliced.after(keys_values or []))
+    (trunk,) = read_trunks(model, [Tree([Node([*model.bos, *ids])])])
     branches = [Branch(list(passage), trunk.end) for passage in passages]
     draw, rotary = random.Random(seed), model.rotary
-    matching = _Matching(model, rotary, len(whole), n_tokens, at, farthest, draw, [])
+    matching = _Matching(model, rotary, trunk.length, n_tokens, at, farthest, draw, [])
     with recorded_by(model.hf, matching.match):
         hidden_states(model, [TreeBatch(trunk, branches)], "packed")
     return torch.stack(matching.layers)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from softlore.context import Branch, Node, Tree
+from softlore.context import Branch
 from softlore.decode.conditioning import Conditioning, weighted
 from softlore.errors import ConfigError, LoreError, UnsupportedModelError
 from softlore.lore import Block, Entry
@@ -21,6 +21,7 @@ from softlore.tune.passages import (
     Passage,
     PassageSource,
     lore_ids,
+    lore_tree,
     make_source,
     places_beside,
     room_beside,
@@ -116,10 +117,12 @@ def make_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> E
     _check_pairs(model, entry, [*pairs, *held_out], config)
     source, lore = None, lore_ids(model, entry.text) if entry.text else []
     if lore and config.distil_weight > 0:
-        before = [(Tree([Node(model.bos + lore)]), 1.0)]
+        before = [(lore_tree(model, entry.text), 1.0)]
         what = f"entry {entry.name!r} has a text"
         drawn = DISTILLED["beside pairs" if pairs else "alone"]
-        openings = [opening for opening in study_openings(entry) if model.encode(opening)]
+        openings = study_openings(entry)
+        empty = {opening for opening in set(openings) if not model.encode(opening)}
+        openings = [opening for opening in openings if opening not in empty]
         source = make_source(model, entry.name, before, openings, config, drawn, what)
     if not pairs and source is None:
         raise LoreError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,35 +27,31 @@ def initial_value(
     model: FrozenModel,
     entry: Entry,
     config: TrainingConfig,
-    examples: EntryExamples | None = None,
+    start: ClosedForm | None = None,
 ) -> Tensor:
     """The tensor an entry's prompt starts from, float32.
 
-    By default a prefix starts in closed form: from the keys and values of the entry's text, and of
-    its calls and responses a line each, compacted (`compact`), if the model's attention can be
-    matched.
-
-    Else a text shorter than `n_tokens` is repeated. Of a longer one, a prefix gets the keys and
-    values of `n_tokens` evenly spaced places after the model has read all of it. Embedding
-    prompts, and prefixes that start from responses (many sentences, not one text), get `n_tokens`
-    evenly spaced tokens instead.
+    In closed form that is the start's text, compacted (see `closed_form`). Else a text shorter
+    than `n_tokens` is repeated. Of a longer one, a prefix gets the keys and values of `n_tokens`
+    evenly spaced places after the model has read all of it. Embedding prompts, and prefixes that
+    start from responses (many sentences, not one text), get `n_tokens` evenly spaced tokens
+    instead.
 
     Args:
-        examples: what the prompt is trained on; its first passages are written.
+        start: of a prefix in closed form; None: it starts otherwise.
 
     Raises:
         ConfigError: the source is empty, or is a prompt of another size or kind.
     """
     if isinstance(config.initial, SoftPrompt):
         return _given_prompt(model, config.initial, config).to(model.device)
+    n = config.n_tokens
+    if start is not None:
+        at, farthest = places_beside(model, config), spacing(config)
+        return compact(model, start.text, start.references, n, at, farthest)
     choice = config.initial
     if choice == "auto":
         choice = "responses" if any(block.responses for block in entry.blocks) else "text"
-    n = config.n_tokens
-    if examples is not None and starts_compacted(model, entry, config, examples):
-        text, references = _lines(model, examples), _references(model, examples)
-        at, farthest = places_beside(model, config), spacing(config)
-        return compact(model, text, references, n, at, farthest)
     ids = _source_ids(model, entry, config, choice)
     if len(ids) < n:
         ids = (ids * (n // len(ids) + 1))[:n]
@@ -67,18 +64,32 @@ def initial_value(
         return model.embed_ids(spaced).float()
 
 
-def starts_compacted(
+@dataclass(frozen=True)
+class ClosedForm:
+    """What a prefix starts from in closed form: token ids of a text, and of texts behind it."""
+
+    text: list[int]
+    references: list[list[int]]
+
+
+def closed_form(
     model: FrozenModel, entry: Entry, config: TrainingConfig, examples: EntryExamples
-) -> bool:
-    """Whether an entry's prompt starts in closed form: the default where that can be done."""
-    asked = config.kind == "prefix" and config.initial == "auto"
-    if not asked or not can_compact(model):
-        return False
-    has_pairs = bool(examples.pairs and (entry.blocks or config.style))  # not those of a corpus
-    known = has_pairs or (examples.lore and examples.source)
-    if not known or len(_lines(model, examples)) <= config.n_tokens:
-        return False
-    return bool(_references(model, examples))
+) -> ClosedForm | None:
+    """What an entry's prompt starts from in closed form: the default where that can be done.
+
+    That is the entry's text, and its calls and responses a line each.
+
+    Args:
+        examples: what the prompt is trained on; its first passages are written.
+    """
+    if config.kind != "prefix" or config.initial != "auto" or not can_compact(model):
+        return None
+    has_pairs = examples.pairs and (entry.blocks or config.style)  # not those of a corpus
+    text = _lines(model, examples)
+    if len(text) <= config.n_tokens or not (has_pairs or (examples.lore and examples.source)):
+        return None
+    references = _references(model, examples, len(text))
+    return ClosedForm(text, references) if references else None
 
 
 def _lines(model: FrozenModel, examples: EntryExamples) -> list[int]:
@@ -89,17 +100,17 @@ def _lines(model: FrozenModel, examples: EntryExamples) -> list[int]:
     return [*examples.lore, *pairs][: min(half, MAX_READ)]
 
 
-def _references(model: FrozenModel, examples: EntryExamples) -> list[list[int]]:
+def _references(model: FrozenModel, examples: EntryExamples, length: int) -> list[list[int]]:
     """Texts behind the prompt: some calls with their responses, and passages about the text.
 
-    As many as fit the context together, beside the text.
+    As many as fit the context together, beside a text of `length` tokens.
     """
     step = -(-len(examples.pairs) // PAIRS) or 1
     pairs = [pair.ids for pair in examples.pairs[::step]]
     source = examples.source
     passages = source.ids[source.n_held_out :][:PASSAGES] if source else []
     room = model.context_length or math.inf
-    room -= len(model.bos) + len(_lines(model, examples))
+    room -= len(model.bos) + length
     fitting: list[list[int]] = []
     for ids in (one for both in itertools.zip_longest(passages, pairs) for one in both if one):
         if len(ids) <= room:

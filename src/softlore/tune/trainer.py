@@ -26,9 +26,9 @@ from softlore.tune.checkpoint import (
     uninterrupted,
 )
 from softlore.tune.distributed import Execution, SingleProcess
-from softlore.tune.examples import Blocks, EntryExamples, source_of
+from softlore.tune.examples import Blocks, source_of
 from softlore.tune.held_out import measure_held_out
-from softlore.tune.initial import frozen_positions, initial_value, scale_of, starts_compacted
+from softlore.tune.initial import closed_form, frozen_positions, initial_value, scale_of
 from softlore.tune.objective import MemoryPlan, TrainingBatch, losses_of
 from softlore.tune.optimizer import resolved
 from softlore.tune.passages import INTERVAL, check_room
@@ -292,15 +292,15 @@ class WorldInfoTrainer(Generic[Trained]):
         waiting = self.entries[len(self.trainables) :][:free]
         self._write_passages({entry.name: 0 for entry in waiting})
         for entry in waiting:
-            self._admit_one(entry, self.data.examples[entry.name])
+            self._admit_one(entry)
 
-    def _admit_one(self, entry: Entry, examples: EntryExamples | None = None) -> None:
-        """`examples`: what the prompt may start from; None when it is restored."""
-        value = self.ranks.broadcast(initial_value(self.model, entry, self.config, examples))
-        scale = scale_of(self.model, value, self.config.kind)
+    def _admit_one(self, entry: Entry, restored: bool = False) -> None:
         examples = self.data.examples[entry.name]
-        compacted = starts_compacted(self.model, entry, self.config, examples)
-        config = resolved(self.config, gentle=compacted or not examples.pairs)
+        start = closed_form(self.model, entry, self.config, examples)
+        value = initial_value(self.model, entry, self.config, None if restored else start)
+        value = self.ranks.broadcast(value)
+        scale = scale_of(self.model, value, self.config.kind)
+        config = resolved(self.config, gentle=start is not None or not examples.pairs)
         frozen = frozen_positions(self.model, config)
         self.trainables[entry.name] = TrainablePrompt(entry.name, value, scale, config, frozen)
 
@@ -330,7 +330,7 @@ class WorldInfoTrainer(Generic[Trained]):
         self.plan = MemoryPlan(**facts["plan"])
         self.step = facts["step"]
         for name, state in facts["trainables"].items():
-            self._admit_one(next(e for e in self.entries if e.name == name))
+            self._admit_one(next(e for e in self.entries if e.name == name), restored=True)
             self.trainables[name].restore(nested(tensors, f"trainables/{name}"), state)
         for source in self.data.sources:
             written = nested(tensors, f"passages/{source.name}")
