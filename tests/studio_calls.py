@@ -78,6 +78,23 @@ class Studio:
         assert [name for name, _ in seen if name != "token"] == ["plan", "done"], seen
         return "".join(data["text"] for name, data in seen if name == "token"), seen[-1][1]
 
+    @contextlib.contextmanager
+    def held(self):
+        """Inside of it no text goes on: the engine takes no step."""
+        batch, go = self.state.engine._batch, threading.Event()
+        step = batch.step
+
+        def when_let_go():
+            go.wait(WAIT_SECONDS)
+            return step()
+
+        batch.step = when_let_go
+        try:
+            yield
+        finally:
+            batch.step = step
+            go.set()
+
     def texts(self, story):
         return [turn["text"] for turn in self.get("stories", story)["turns"]]
 

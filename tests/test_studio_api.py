@@ -1,5 +1,6 @@
 """The studio's API: what a writer does, one call after another, on a real server."""
 
+import contextlib
 import io
 import json
 import zipfile
@@ -140,11 +141,13 @@ def test_stop_ends_the_stream_with_the_story(shared):
 
 def test_two_cannot_write_one_story_at_once_nor_move_it(shared):
     begun(shared, "busy")
-    with shared.stream("POST", "stories", "busy", "write", tokens=200) as events:
-        next(events)
-        shared.refused(409, "POST", "stories", "busy", "write", json={})
-        shared.refused(409, "PATCH", "stories", "busy", json={"name": "moved"})
-        shared.refused(409, "DELETE", "stories", "busy")
+    with contextlib.ExitStack() as ended:
+        with shared.held():
+            stream = shared.stream("POST", "stories", "busy", "write", tokens=200)
+            next(ended.enter_context(stream))
+            shared.refused(409, "POST", "stories", "busy", "write", json={})
+            shared.refused(409, "PATCH", "stories", "busy", json={"name": "moved"})
+            shared.refused(409, "DELETE", "stories", "busy")
         begun(shared, "beside")
         shared.write("beside", tokens=3)  # another story goes on meanwhile
     wait_until(lambda: len(shared.texts("busy")) == 2)
@@ -170,7 +173,10 @@ def test_a_full_server_says_so_and_adds_nothing(tmp_path):
     with studio(tmp_path, slots=1, queue=0) as small:
         begun(small, "one")
         begun(small, "two")
-        with small.stream("POST", "stories", "one", "write", tokens=200) as events:
+        with (
+            small.held(),
+            small.stream("POST", "stories", "one", "write", tokens=200) as events,
+        ):
             next(events)
             small.refused(503, "POST", "stories", "two", "write", json={"text": "Then"})
             assert small.texts("two") == [OPENING]

@@ -169,8 +169,8 @@ export const writeSeveral = trying(async () => {
   list.ready();
   const place = await list.picked;
   const turn = place === null ? undefined : done.turns[place];
-  if (turn) await goTo(turn);
   $("line").focus();
+  if (turn) await goTo(turn);
 });
 
 /** Has the sentence at the caret written anew, several times, and puts in the one picked. */
