@@ -17,7 +17,7 @@ help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 
 test: lint types docs browser  ## Check everything: style, types, documentation, then all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # The studio is tried in a real browser. Where there is none and none can be had, those tests skip.
 browser:

@@ -13,6 +13,10 @@ from waiting import WAIT_SECONDS
 settings.register_profile("softlore", deadline=None, derandomize=True)
 settings.load_profile("softlore")
 
+# Tests that run beside others share the processor with them: one thread each, for torch, too.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # What the user has set is neither read nor changed, also by processes that a test starts.
 NOWHERE = Path(tempfile.gettempdir()) / f"softlore-tests-{os.getpid()}"
 os.environ["SOFTLORE_CONFIG"] = str(NOWHERE / "config.json")

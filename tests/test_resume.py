@@ -5,6 +5,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -209,6 +210,11 @@ def momentum(parameters, lr):
     return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True)
 
 
+def said(given):
+    """What pytest calls a case: the same in every process."""
+    return re.sub(r" at 0x\w+|, started=[\d.]+", "", str(given))
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -225,7 +231,7 @@ def momentum(parameters, lr):
         {"filler": "random", "drift_guard": 0},
         {"execution": Execution(time_budget=1e6)},
     ],
-    ids=str,
+    ids=said,
 )
 def test_stopped_and_resumed(settings, tmp_path):
     whole = small(**settings)
@@ -340,7 +346,7 @@ def test_without_a_checkpoint_nothing_is_written(tmp_path, monkeypatch):
         ),
         ({"entries": ENTRIES[::-1]}, "the entries stand in another order"),
     ],
-    ids=str,
+    ids=said,
 )
 def test_a_checkpoint_of_another_run_is_refused(change, expected, tmp_path):
     path = tmp_path / "a.checkpoint"
