@@ -77,7 +77,7 @@ def test_every_measure_is_there(evaluation):
     assert marta.conditionings["soft"].tokens == len("Marta: red coat")
     assert marta.conditionings["soft"].stories.first.startswith("Marta")
     assert "coat" in marta.keywords
-    assert tobias.conditionings["text"] is None
+    assert marta.conditionings["texts"] is tobias.conditionings["text"] is None
     assert tobias.conditionings["soft"].fidelity is None
     assert tobias.conditionings["soft"].held_out is None
     both = evaluation.total()["soft"]
@@ -99,7 +99,7 @@ def test_the_json_is_plain_and_whole(evaluation):
     assert set(soft["recall"]) == {"0", "64", "256"}
     assert soft["recall"]["256"] is None
     assert set(soft["stories"]) == {"copy", "lore_words", "perplexity", "distinct", "first"}
-    assert set(report["total"]) == {"none", "text", "soft", "company"}
+    assert set(report["total"]) == {"none", "text", "soft", "texts", "company"}
 
 
 def test_the_table_fits_a_terminal_and_says_where_there_is_nothing(evaluation):

@@ -28,9 +28,15 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 # Placeholder colors that matplotlib draws with; `as_svg` replaces them by the page's CSS variables.
 INK = "#010101"
-COLORS = {"none": "#020202", "text": "#030303", "soft": "#040404", "company": "#050505"}
+COLORS = {
+    "none": "#020202",
+    "text": "#030303",
+    "soft": "#040404",
+    "texts": "#050505",
+    "company": "#060606",
+}
 _PAGE_COLORS = {INK: "currentColor"} | {c: f"var(--{name})" for name, c in COLORS.items()}
-MARKERS = {"none": "o", "text": "s", "soft": "D", "company": "^"}
+MARKERS = {"none": "o", "text": "s", "soft": "D", "texts": "v", "company": "^"}
 # Kinds of methods: a color and a marker each.
 KINDS = {"none": ("none", "o"), "hard": ("text", "s"), "code": ("company", "^"),
          "embedding": ("soft", "v"), "prefix": ("soft", "D")}  # fmt: skip

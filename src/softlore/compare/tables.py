@@ -16,7 +16,14 @@ from softlore.compare.hard import summarize_prompts
 from softlore.compare.harness import Interval, Row
 from softlore.measure import EntryResult, Evaluation, Measures
 
-CONDITIONING_NAMES = {"none": "nothing", "text": "text", "soft": "soft", "company": "in company"}
+CONDITIONING_NAMES = {
+    "none": "nothing",
+    "text": "text",
+    "soft": "soft",
+    "texts": "all texts",
+    "company": "in company",
+}
+IN_COMPANY = ("texts", "company")
 ABSENT = "–"
 LORE_WORD_STYLE = "bold reverse"
 
@@ -66,7 +73,7 @@ def _add_rows(
 ) -> None:
     for name, title in CONDITIONING_NAMES.items():
         measures = conditionings.get(name)
-        if measures is None and name == "company":
+        if measures is None and name in IN_COMPANY:
             continue
         cells = _cells(measures, distances)
         table.add_row(label, title, *cells, style=style or ("dim" if name == "none" else ""))

@@ -60,11 +60,12 @@ def evaluate(
     material = gather(model, max(distances), seed, story)
     evaluator = ConditioningEvaluator(model, material, distances)
     companies = _companies(list(prompts))
+    texts = {entry.name: plain_text(entry) for entry in entries if entry.text}
     conditionings, measured = {}, {}
     for number, entry in enumerate(entries):
         name = entry.name
         report((number + 0.5) / (len(entries) + 1.5), name)
-        conditionings[name] = _conditionings(entry, prompts, companies[name])
+        conditionings[name] = _conditionings(name, texts, prompts, companies[name])
         measured[name] = _measure_entry(evaluator, entry, conditionings[name], seed)
     story_evaluator = StoryEvaluator(model, material, entries, stories, story_tokens, seed)
     if stories:
@@ -125,13 +126,18 @@ def plain_text(entry: Entry) -> str:
 
 
 def _conditionings(
-    entry: Entry, prompts: Mapping[str, SoftPrompt], company: Sequence[str]
+    name: str,
+    texts: Mapping[str, str],
+    prompts: Mapping[str, SoftPrompt],
+    company: Sequence[str],
 ) -> Conditionings:
-    """What is put before an entry's calls: nothing, its text, its prompt, its company's prompts."""
+    """What is put before an entry's calls, see `CONDITIONINGS`."""
     conditionings: Conditionings = {"none": ""}
-    if entry.text:
-        conditionings["text"] = plain_text(entry)
-    conditionings["soft"] = prompts[entry.name]
+    if name in texts:
+        conditionings["text"] = texts[name]
+    conditionings["soft"] = prompts[name]
+    if company and all(other in texts for other in company):
+        conditionings["texts"] = "".join(texts[other] for other in company)
     if company:
         conditionings["company"] = Context(prompts[name] for name in company)
     return conditionings

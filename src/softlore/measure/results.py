@@ -10,9 +10,9 @@ from typing import Any
 from softlore.lore.keywords import KeywordCounts
 from softlore.measure.text import Copy
 
-# What is put before the calls: nothing, the entry's text, its soft prompt, or its soft prompt among
-# those of other entries.
-CONDITIONINGS = ("none", "text", "soft", "company")
+# What is put before the calls: nothing, the entry's text, its soft prompt; its text among those of
+# other entries, or its soft prompt among theirs.
+CONDITIONINGS = ("none", "text", "soft", "texts", "company")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from torch import Tensor
 
@@ -28,12 +27,11 @@ from softlore.tune.passages import (
     bare_tree,
     log_uniform,
     passage_length,
-    run_teacher,
     spacing,
     unrelated_source,
     write_passages,
 )
-from softlore.tune.trunk import TrainingData, Trunk
+from softlore.tune.trunk import Teacher, TrainingData, Trunk
 
 UNRELATED = 64  # passages for filler and guard, at most
 SEEN_SHARE = 0.25  # of trunks with a part of the filler that sees late prefixes
@@ -235,19 +233,21 @@ class _Drawing:
         The prompts are seen from the end of what was read.
         """
         text = self.draw.choice(store.texts)
-        room = self._room(text.trunk(0, store.at), group)
+        start = text.trunk(0, store.at)
+        joint = self._joint_texts(start, group)
+        room = self._room(start, group, len(joint))
         most = min(spacing(self.config), len(text.ids), *([] if room is None else [max(0, room)]))
         length = log_uniform(self.draw, most) if filled else 0
         seen = log_uniform(self.draw, min(SEEN, length)) if self.draw.random() < SEEN_SHARE else 0
-        tree = text.trunk(length - seen, store.at)
-        teacher = tree, text.ids[length - seen : length]
+        tree, behind = text.trunk(length - seen, store.at), text.ids[length - seen : length]
+        teacher = Teacher(self.model, start, (tree, behind) if length else None, joint)
         tree = replace(tree, prefixes=[self.prompts[name] for name in group])
         read, soft = tree.end, 0 if len(self.model.bos) else ROOT
         follows = None
         if length and len(text.ids) - length + seen > 1:
             follows = text.passage(length - seen, self.config.passage_tokens), read
         if seen:
-            tree = tree.then(text.ids[length - seen : length])
+            tree = tree.then(behind)
         return (
             Trunk(
                 self.config,
@@ -259,17 +259,21 @@ class _Drawing:
                 tree.end,
                 unseen=not seen,
                 next=follows,
-                run_teacher=partial(self._run_teacher, *teacher) if length else None,
+                teacher=teacher,
             ),
             tree,
         )
 
-    def _run_teacher(
-        self, read: Tree, seen: Sequence[int], lore: Sequence[int], passages: Sequence[Passage]
-    ) -> list[Passage]:
-        """See `Trunk.run_teacher`; `seen`: ids of the filler that see the prompts."""
-        tree = read.then([*lore, *seen])
-        return run_teacher(self.model, tree, [passage.ids for passage in passages])
+    def _joint_texts(self, start: Tree, group: Sequence[str]) -> list[int]:
+        """Ids of the texts of a group, for its teacher; none of one entry, or where they don't fit.
+
+        What several prompts do together is compared with what their texts do together.
+        """
+        texts = [self.data.examples[name].lore for name in group if name in self.data.examples]
+        texts = [text for text in texts if text]
+        joint = [token for text in texts for token in text]
+        room = self._room(start, group, len(joint))
+        return joint if len(texts) > 1 and (room is None or room >= 0) else []
 
     def _soft_prompts(self, group: Sequence[str]) -> Tree:
         """The start of a trunk: prefixes and BOS, or BOS and embedding rows."""
@@ -281,12 +285,17 @@ class _Drawing:
             tree = tree.then(self.prompts[name])
         return tree
 
-    def _room(self, tree: Tree, group: Sequence[str]) -> int | None:
-        """Tokens of filler that fit before the longest branch; below 0 the branch does not fit."""
+    def _room(self, tree: Tree, group: Sequence[str], texts: int = 0) -> int | None:
+        """Tokens of filler that fit before the longest branch; below 0 the branch does not fit.
+
+        `texts`: tokens that a teacher reads before a passage, besides the filler.
+        """
         if self.model.context_length is None:
             return None
         examples = [self.data.examples[name] for name in group if name in self.data.examples]
         longest = _longest_branch(examples, self.data.unrelated, self.data.guard)
+        if texts:
+            longest = max(longest, texts + passage_length(self.model, self.config))
         return self.model.context_length - tree.start - tree.length - longest
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from softlore.context import Branch
+from softlore.context import Branch, Tree
+from softlore.model import FrozenModel
 from softlore.settings import TrainingConfig
 from softlore.tune.examples import CallResponse, EntryExamples
 from softlore.tune.filler import FillerStore
-from softlore.tune.passages import Passage, PassageSource
+from softlore.tune.passages import Passage, PassageSource, run_teacher
 
 WITHIN_CALL = 0.25  # share of calls within which a late prefix is first seen
 Target = list[int] | Tensor
@@ -73,6 +74,43 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """The model as it reads the texts of a trunk's entries where the trunk has their prompts.
+
+    Attributes:
+        start: what it has read before texts that no filler precedes: BOS.
+        filler: what it has read of filler that does not see the prompts, and the ids of filler
+            behind it that sees them; None: there is no filler.
+        joint: ids of the texts of all entries, one after another; empty: where there is but one
+            entry, or no room for the texts of all, passages are about their own entry's text.
+    """
+
+    model: FrozenModel
+    start: Tree
+    filler: tuple[Tree, Sequence[int]] | None
+    joint: Sequence[int] = ()
+
+    def near(self, passages: Sequence[Passage]) -> list[Passage]:
+        """The passages right behind the texts."""
+        if not self.joint:
+            return list(passages)  # as they were written
+        return self._run(self.start.then(self.joint), passages)
+
+    def far(self, passages: Sequence[Passage], lore: Sequence[int]) -> list[Passage]:
+        """The passages behind filler, the texts, and filler that sees these.
+
+        `lore`: ids of the text of their entry.
+        """
+        if self.filler is None:
+            return []
+        read, seen = self.filler
+        return self._run(read.then([*(self.joint or lore), *seen]), passages)
+
+    def _run(self, tree: Tree, passages: Sequence[Passage]) -> list[Passage]:
+        return run_teacher(self.model, tree, [passage.ids for passage in passages])
+
+
+@dataclass(frozen=True)
 class Trunk:
     """A trunk while its branches are drawn.
 
@@ -85,8 +123,8 @@ class Trunk:
         unseen: whether the branches alone see the prompts, and not the trunk.
         next: the text that the filler goes on with, and the node of the filler; None without
             filler that was read.
-        run_teacher: passages with the hidden states of a model that has read the filler and the
-            text of an entry (token ids); None without filler that was read.
+        teacher: what distillation compares with; None: each passage's own hidden states, of the
+            model that has read its entry's text and nothing else.
     """
 
     config: TrainingConfig
@@ -98,7 +136,7 @@ class Trunk:
     end: int
     unseen: bool = False
     next: tuple[Passage, int] | None = None
-    run_teacher: Callable[[Sequence[int], Sequence[Passage]], list[Passage]] | None = None
+    teacher: Teacher | None = None
 
     @property
     def has_pairs(self) -> bool:
@@ -111,16 +149,18 @@ class Trunk:
         return [Drawn(example, example.branch(parent)) for example in sampled]
 
     def sample_passages(self, examples: EntryExamples, limit: int) -> list[Drawn]:
-        """Passages about an entry's text: half of them right behind the prompts, if that may be.
-
-        The others are behind the filler, as the teacher's are: it reads the text between these.
-        """
-        run_teacher = self.run_teacher if examples.lore else None
-        far = limit // 2 if run_teacher is not None else 0
+        """Passages about an entry's text: half of them behind the filler, if there is some."""
         drawn = self.draw.sample(list(examples.passages), min(limit, len(examples.passages)))
-        behind = run_teacher(examples.lore, drawn[:far]) if run_teacher and drawn[:far] else []
-        near = [Drawn(passage, passage.branch(self.soft)) for passage in drawn[far:]]
-        return near + [Drawn(passage, passage.branch(self.end)) for passage in behind]
+        teacher = self.teacher if examples.lore else None
+        far = len(drawn) // 2 if teacher is not None and teacher.filler is not None else 0
+        near, behind = drawn[far:], drawn[:far]
+        if teacher is not None:
+            near, behind = teacher.near(near), teacher.far(behind, examples.lore)
+        return [
+            Drawn(passage, passage.branch(parent))
+            for passages, parent in ((near, self.soft), (behind, self.end))
+            for passage in passages
+        ]
 
     def sample_pairs(self, pairs: Sequence[CallResponse], limit: int) -> list[Drawn]:
         """Pairs behind the filler; prompts that it does not see are first seen in some calls."""
