@@ -33,7 +33,7 @@ COMMANDS = {
     "codes": "List the control codes of a model.",
     "attribute": "Find the control code under which a text is the likeliest.",
     "hard": "Distil, search and test plain-text prompts.",
-    "lore": "Import, show and export lorebooks of other programs.",
+    "lore": "Import, show and export lorebooks; suggest entries from a story.",
     "compare": "Compare text, control codes and soft prompts on the same lore.",
     "evaluate": "Measure recall, drift, copy and fidelity of trained prompts.",
 }

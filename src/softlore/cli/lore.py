@@ -1,4 +1,4 @@
-"""`softlore lore`: imports, shows and exports lorebooks of other programs."""
+"""`softlore lore`: imports, shows and exports lorebooks of other programs; suggests entries."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlore.cli import common, options
+from softlore.cli.suggest import suggest
 
 if TYPE_CHECKING:
     from softlore.lore import Entry, Lorebook
@@ -31,7 +32,11 @@ def command() -> None:
       softlore lore import emma.png --out emma.yaml
       softlore lore show emma.yaml
       softlore lore export emma.yaml --to sillytavern --out world.json
+      softlore lore suggest harbour
     """
+
+
+command.add_command(suggest)
 
 
 @command.command("import")

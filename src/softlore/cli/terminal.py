@@ -205,6 +205,24 @@ class Terminal:
         shown = {"tokens": self._tokens, **self._sampling}
         click.echo(" ".join(f"{name}={value}" for name, value in shown.items()))
 
+    def change(self, text: str) -> None:
+        """Change an entry from here on: /change NAME = TEXT; nothing after = ends it."""
+        name, equals, told = (part.strip() for part in text.partition("="))
+        if equals:
+            known = [entry.name for entry in self.session.composer.entries]
+            if name not in known and not told:
+                raise ConfigError(
+                    f"/change {name}: there is no such entry to end; expected one of "
+                    f"{', '.join(known) or 'none'}; check the name"
+                )
+            self.story.change_entry(name, told.replace("\\n", "\n"))
+        elif name:
+            raise ConfigError(
+                f"/change {name}; expected NAME = TEXT, what the entry is from here on; write it so"
+            )
+        for change in self.story.changes():
+            click.echo(f"since turn {change.turn}, {change.entry}: {change.text or '(ended)'}")
+
     # looking -----------------------------------------------------------------------------------
 
     def lore(self, _: str = "") -> None:
@@ -259,8 +277,8 @@ OPERATIONS = {
     "set": "a change of the settings",
 }
 COMMANDS = (
-    "retry", "undo", "redo", "edit", "keep", "memory", "note", "lore", "tokens", "set", "branches",
-    "go", "show", "save", "help", "quit",
+    "retry", "undo", "redo", "edit", "keep", "memory", "note", "lore", "change", "tokens", "set",
+    "branches", "go", "show", "save", "help", "quit",
 )  # fmt: skip
 
 

@@ -29,6 +29,8 @@ GAINS_FILE = "gains.json"  # in the folder of the prompts
 MAX_GAINS = 4096  # gains in that file; the oldest are left out
 MAX_FILE = 2**20  # bytes of it
 
+_Key = tuple[str, str, SoftPrompt | None]  # an entry's name, its text and its soft prompt
+
 _log = logging.getLogger(__name__)
 
 
@@ -121,13 +123,13 @@ class MeasuredGains:
     def __init__(self, model: LanguageModel, folder: Path | None = None) -> None:
         self._model = model
         self._path = None if folder is None else folder / GAINS_FILE
-        self._known: dict[tuple[str, SoftPrompt | None], EntryGain] = {}
-        self._measuring: dict[tuple[str, SoftPrompt | None], Future[None]] = {}
+        self._known: dict[_Key, EntryGain] = {}
+        self._measuring: dict[_Key, Future[None]] = {}
         self._worker: ThreadPoolExecutor | None = None
 
     def gain(self, entry: Entry, prompt: SoftPrompt | None) -> EntryGain:
         """The gain of an entry's forms; if it is not known, it is measured from now on."""
-        key = entry.name, prompt
+        key = entry.name, entry.text, prompt
         if key in self._known:
             return self._known[key]
         saved = EntryGain.of_prompt(prompt) if prompt is not None else None
@@ -139,9 +141,9 @@ class MeasuredGains:
             self._measuring[key] = self._worker.submit(self._measure, entry, prompt)
         return EntryGain.assumed(entry, prompt)
 
-    def is_known(self, name: str, prompt: SoftPrompt | None) -> bool:
+    def is_known(self, entry: Entry, prompt: SoftPrompt | None) -> bool:
         """Whether the gain of an entry was measured, or could not be."""
-        return (name, prompt) in self._known
+        return (entry.name, entry.text, prompt) in self._known
 
     def wait(self) -> None:
         """Waits until what is being measured is measured."""
@@ -162,7 +164,7 @@ class MeasuredGains:
         except Exception as error:  # noqa: BLE001 - a story goes on without it
             _log.warning("the gain of entry %r can't be measured: %s", entry.name, error)
             gain = EntryGain.assumed(entry, prompt)
-        self._known[entry.name, prompt] = gain
+        self._known[entry.name, entry.text, prompt] = gain
 
     def _name(self, entry: Entry, prompt: SoftPrompt | None) -> str:
         """What a gain depends on, hashed: the model, the entry's text and blocks, the prompt."""

@@ -35,6 +35,7 @@ from softlore.measure.evaluate import plain_text
 from softlore.measure.gain import MeasuredGains
 from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
+from softlore.story.changes import StoryLore
 from softlore.story.layout import (
     ContextLayout,
     Part,
@@ -130,10 +131,7 @@ class ContextComposer:
         scanning: ScanSettings | None = None,
     ) -> None:
         self.model = model
-        self.entries = [
-            entry if entry.keys else entry.model_copy(update={"keys": [entry.name]})
-            for entry in entries
-        ]
+        self.entries = list(entries)
         self.prompts = prompts if prompts is not None else {}
         self.scanning = scanning or ScanSettings(scan_depth=SCAN_DEPTH)
         self._count = TokenCounter(model)
@@ -149,6 +147,7 @@ class ContextComposer:
         always: Sequence[SoftPrompt] = (),
         memory: Context | None = None,
         whole_turns: bool = False,
+        lore: StoryLore | None = None,
     ) -> ContextPlan:
         """Plans the context for the turns of a story, with room for `reserve` new tokens.
 
@@ -157,6 +156,7 @@ class ContextComposer:
             always: soft prompts at the start, whatever the story mentions.
             memory: replaces the memory of the settings.
             whole_turns: leaves out whole turns only.
+            lore: the entries as they are in the story now; the composer's if left out.
 
         Raises:
             ContextOverflowError: memory, note and lore leave no room for the story.
@@ -164,18 +164,23 @@ class ContextComposer:
         limit = self._limit(settings, reserve)
         story = StoryText(turns, self.prompts, self._count)
         seed = settings.seed or 0
-        active = activate(self.entries, story.texts, self.scanning, timers, seed=seed)
+        lore = StoryLore(self.entries) if lore is None else lore
+        by_name = [
+            entry if entry.keys else entry.model_copy(update={"keys": [entry.name]})
+            for entry in lore.entries
+        ]
+        active = activate(by_name, story.texts, self.scanning, timers, seed=seed)
         budget = settings.budget or limit // LORE_SHARE
-        options, not_used = self._options(active, budget)
+        options, not_used = self._options(active, budget, lore)
         choice = choose_within_budget(options, budget)
-        why = {option.entry: self._why(option, options) for option in choice.chosen}
+        why = {option.entry: self._why(option, options, lore) for option in choice.chosen}
         layout = ContextLayout(self.model, self._count, self._keeps_places)
         for prompt in always:
             self.model.check_prompt(prompt)
             layout.add("soft", prompt.name, prompt)
         if memory is None:
             memory = parse_context(settings.memory, self.prompts)
-        self._arrange(layout, settings, memory, active, choice)
+        self._arrange(layout, settings, memory, active, choice, lore)
         not_used = choice.cut | not_used
         not_used |= {skipped.entry.name: skipped.why for skipped in active.skipped}
         room = limit - reserve - layout.positions() - SLACK
@@ -222,22 +227,25 @@ class ContextComposer:
         # Entries and `always` are checked.
         return compose(self.model, context, check=False, reserved=places)
 
-    def _prompt(self, entry: Entry) -> SoftPrompt | None:
+    def _prompt(self, entry: Entry, lore: StoryLore) -> SoftPrompt | None:
         """An entry's soft prompt, checked again if it has been trained again meanwhile."""
-        prompt = self.prompts.get(entry.name)
-        if prompt is not None and prompt is not self._checked.get(entry.name):
+        name = lore.prompts.get(entry.name, entry.name)
+        prompt = self.prompts.get(name) if name and entry.use != "text" else None
+        if prompt is not None and prompt is not self._checked.get(name):
             self.model.check_prompt(prompt)
-            self._checked[entry.name] = prompt
+            self._checked[name] = prompt
         return prompt
 
-    def _options(self, active: Activation, budget: int) -> tuple[list[LoreOption], dict[str, str]]:
+    def _options(
+        self, active: Activation, budget: int, lore: StoryLore
+    ) -> tuple[list[LoreOption], dict[str, str]]:
         """The forms that active entries can take, by descending order, and who has none."""
         forms: dict[str, list[LoreOption]] = {}
         without: dict[str, str] = {}
         entries = sorted((match.entry for match in active.active), key=lambda e: -e.order)
         for entry in entries:
             options: list[LoreOption] = []
-            prompt = self._prompt(entry) if entry.use != "text" else None
+            prompt = self._prompt(entry, lore)
             outside = entry.ignore_budget
             if prompt is not None:
                 options.append(LoreOption(entry.name, "soft", len(prompt), 0.0, outside))
@@ -252,19 +260,21 @@ class ContextComposer:
         by_name = {entry.name: entry for entry in entries}
         for name in rivals:
             entry = by_name[name]
-            gain = self.gains.gain(entry, self._prompt(entry) if entry.use != "text" else None)
+            gain = self.gains.gain(entry, self._prompt(entry, lore))
             forms[name] = [replace(option, gain=gain.gain(option.form)) for option in forms[name]]
         return [option for options in forms.values() for option in options], without
 
-    def _why(self, chosen: LoreOption, options: Sequence[LoreOption]) -> str:
+    def _why(self, chosen: LoreOption, options: Sequence[LoreOption], lore: StoryLore) -> str:
         """Why an entry enters in its form, in words."""
         gains = {o.form: o.gain for o in options if o.entry == chosen.entry}
+        entry = next(entry for entry in lore.entries if entry.name == chosen.entry)
+        if entry.name in lore.since:
+            return f"it is so since turn {lore.since[entry.name]}"
         if len(gains) == 1:
-            entry = next(entry for entry in self.entries if entry.name == chosen.entry)
             if chosen.form == "soft":
                 return "soft prompt only" if entry.use == "soft" else "it has no text"
             return "text only" if entry.use == "text" else "it has no soft prompt; train it"
-        if not self.gains.is_known(chosen.entry, self.prompts.get(chosen.entry)):
+        if not self.gains.is_known(entry, self._prompt(entry, lore)):
             return "what its soft prompt and its text gain is being measured"
         return f"soft prompt gains {gains['soft']:.2f} nats a token, text {gains['text']:.2f}"
 
@@ -275,6 +285,7 @@ class ContextComposer:
         memory: Context,
         active: Activation,
         choice: BudgetChoice,
+        lore: StoryLore,
     ) -> None:
         """Adds everything but the story to the layout."""
         forms = {option.entry: option.form for option in choice.chosen}
@@ -283,8 +294,9 @@ class ContextComposer:
         def add(matches: Sequence[ActiveEntry], depth: int | None = None) -> None:
             for match in matches:
                 name = match.entry.name
-                if forms[name] == "soft":
-                    layout.add("soft", name, self.prompts[name], depth)
+                prompt = self._prompt(match.entry, lore)
+                if forms[name] == "soft" and prompt is not None:
+                    layout.add("soft", name, prompt, depth)
                 else:
                     layout.add("lore", name, plain_text(match.entry), depth)
 

@@ -18,6 +18,7 @@ from softlore.lore import Lorebook
 from softlore.model import FrozenModel
 from softlore.model.default import choose_model
 from softlore.prompts import PromptLibrary, SoftPrompt
+from softlore.story.changes import lore_after
 from softlore.story.composing import ContextComposer, ContextPlan
 from softlore.story.seams import SentenceTrimmer, join_turns
 from softlore.story.settings import STORY_SAMPLING, StorySettings
@@ -201,7 +202,8 @@ class StorySession:
 
     def _plan(self, turns: Sequence[Turn], tokens: int) -> ContextPlan:
         texts = [turn.text for turn in turns]
-        return self.composer.plan(self.story.settings, texts, tokens, _timers(turns))
+        lore = lore_after(self.composer.entries, self.story.changes(turns))
+        return self.composer.plan(self.story.settings, texts, tokens, _timers(turns), lore=lore)
 
     def _generate(self, draft: TurnDraft) -> Iterator[str]:
         self._runnable = runner_for(self._runnable)

@@ -6,16 +6,18 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
-from softlore.errors import ConfigError
+from softlore.errors import ConfigError, LoreError
 from softlore.lore.plain import plain
 from softlore.settings import Settings, setting
+from softlore.story.changes import LoreChange
 
 # Samplers of every story, before its own: against lines that repeat, and for words at the seam.
 STORY_SAMPLING = {"dry_multiplier": 0.8, "dry_allowed_length": 4, "heal": True}
 MAX_SETTINGS = 2**25  # characters of JSON, including what other programs' saves hold
 _JSON = "a mapping of JSON values"
+_CHANGES = "a list of changes, each with `entry`, `turn` and `text` or `prompt`"
 
 
 class StorySettings(Settings):
@@ -50,6 +52,10 @@ class StorySettings(Settings):
     budget: int = setting(
         0, "Most of the context for lore; 0 for a quarter.", ge=0, le=10**9, unit="tokens"
     )
+    changes: list[dict[str, Any]] = setting(
+        [], "What entries are from a turn on; see `Story.change_entry`.", expected=_CHANGES
+    )
+    dropped: list[str] = setting([], "Names that are not suggested as lore.")
     extra: dict[str, Any] = setting(
         {}, "Data of a newer softlore or of another program: saved, never read.", expected=_JSON
     )
@@ -64,6 +70,21 @@ class StorySettings(Settings):
             raise ConfigError(
                 f"a story's settings cannot be saved: {error}; expected {_JSON}; change them"
             ) from None
+
+    @field_validator("changes")
+    @classmethod
+    def _check_changes(cls, changes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        try:
+            return [LoreChange(**change).data() for change in changes]
+        except (LoreError, TypeError) as error:
+            raise ConfigError(
+                f"a change of a story's lore cannot be used: {error}; expected {_CHANGES}; mend it"
+            ) from None
+
+    @property
+    def lore_changes(self) -> list[LoreChange]:
+        """The changes of entries, as objects."""
+        return [LoreChange(**change) for change in self.changes]
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from softlore.errors import StoryError
+from softlore.lore.names import normalize_name
+from softlore.story.changes import LoreChange
 from softlore.story.database import create_database
 from softlore.story.rewriting import Segment, segments_of
 from softlore.story.settings import StorySettings
@@ -171,6 +173,30 @@ class Story(StoryView):
                 self._file.add_state(state.id, "set", state.head, self._file.add_settings(new))
             return new
 
+    def change_entry(self, entry: str, text: str = "", prompt: str = "") -> LoreChange:
+        """Changes what an entry is from here on, on every branch that has the last turn.
+
+        Before that turn, and on other branches, it is what it was. An entry that the lorebook does
+        not have begins here; with neither text nor prompt the entry ends.
+
+        Args:
+            prompt: name of the soft prompt that it has from then on.
+
+        Raises:
+            LoreError: not the name of an entry.
+        """
+        turn = self._current().head
+        new = LoreChange(entry=entry, turn=turn, text=text, prompt=prompt)
+        self._change_lore(lambda change: (change.entry, change.turn) == (new.entry, turn), new)
+        return new
+
+    def restore_entry(self, entry: str) -> int:
+        """Takes back the changes of an entry that hold here; returns how many there were."""
+        gone = [change for change in self.changes() if change.entry == normalize_name(entry)]
+        if gone:
+            self._change_lore(lambda change: change in gone)
+        return len(gone)
+
     def undo(self) -> str:
         """Undoes the last operation and returns its name, or an empty text if there is none."""
         with self._operation() as state:
@@ -193,6 +219,10 @@ class Story(StoryView):
         """Marks a turn of any branch to learn from, or removes the mark. Undo leaves marks."""
         with self._operation():
             self._file.set_mark(self._file.turn(number_of(turn)).id, kept)
+
+    def _change_lore(self, gone: Callable[[LoreChange], bool], *new: LoreChange) -> None:
+        kept = [change for change in self.settings.lore_changes if not gone(change)]
+        self.set(changes=[change.data() for change in (*kept, *new)])
 
     @contextlib.contextmanager
     def _operation(self) -> Iterator[StoryState]:

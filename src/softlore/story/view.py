@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from softlore.errors import StoryError, StoryFileError
+from softlore.story.changes import LoreChange
 from softlore.story.settings import StorySettings
 from softlore.story.store import StoryFile, StoryState
 from softlore.story.turns import ROOT, StoryBranch, StoryDraft, Turn, index_of, number_of
@@ -54,6 +56,7 @@ class StoryView:
         self.path = Path(path)
         self._lock = threading.RLock()
         self._file = StoryFile(self.path)
+        self._origins: dict[int, int] = {}
         self._snapshot = Snapshot(UNKNOWN, StoryState(0, "", ROOT, 0), [], StorySettings())
         try:
             self._current()
@@ -107,7 +110,19 @@ class StoryView:
     def draft(self) -> StoryDraft:
         """Settings and turns of the story, without its other branches, to write elsewhere."""
         now = self._current()
-        return StoryDraft(now.settings, tuple((turn.by, turn.text) for turn in now.turns))
+        numbers = {change.turn: index for index, change in self._placed(now.turns)}
+        changes = [
+            change.data() | {"turn": numbers[change.turn]}
+            for change in now.settings.lore_changes
+            if change.turn in numbers
+        ]
+        settings = now.settings.changed(changes=changes)
+        return StoryDraft(settings, tuple((turn.by, turn.text) for turn in now.turns))
+
+    def changes(self, turns: Sequence[Turn] | None = None) -> list[LoreChange]:
+        """The changes of entries that hold at the end of `turns`; of the story if left out."""
+        turns = self._current().turns if turns is None else turns
+        return [change for _, change in self._placed(turns)]
 
     def turn(self, number: int) -> Turn:
         """A turn of any branch. Raises StoryError if there is none with that number."""
@@ -186,6 +201,43 @@ class StoryView:
             settings = self._file.settings(state.settings)
         self._snapshot = Snapshot(self._file.version, state, turns, settings)
         return self._snapshot
+
+    def _placed(self, turns: Sequence[Turn]) -> list[tuple[int, LoreChange]]:
+        """The changes that hold at the end of `turns`, each with how many turns are before it."""
+        with self._lock:
+            changes = self._current().settings.lore_changes
+            if not changes:
+                return []
+            with self._file.transaction():
+                places = {self._origin(turn): n for n, turn in enumerate(turns, start=1)}
+                places[ROOT] = 0
+                known = {c.turn: self._origin_of(c.turn) for c in changes}
+        placed = [(places[known[c.turn]], c) for c in changes if known[c.turn] in places]
+        return sorted(placed, key=lambda one: one[0])
+
+    def _origin(self, turn: Turn) -> int:
+        """The number of the turn that one is a version or a copy of, through all edits."""
+        versions = []
+        while turn.id not in self._origins:
+            versions.append(turn.id)
+            data = turn.data
+            before = data.get("copied_from", data.get("edited_from"))
+            if type(before) is not int or not ROOT < before < turn.id:
+                self._origins[turn.id] = turn.id
+            else:
+                turn = self._file.turn(before)
+        origin = self._origins[turn.id]
+        self._origins |= dict.fromkeys(versions, origin)
+        return origin
+
+    def _origin_of(self, number: int) -> int:
+        """The same of a number; UNKNOWN of a turn that is not there."""
+        try:
+            return number and self._origin(self._file.turn(number))
+        except StoryFileError:
+            raise
+        except StoryError:
+            return UNKNOWN
 
     def _existing(self, turn: Turn | int) -> int:
         """The number of a turn of any branch, or ROOT. Raises StoryError."""

@@ -1,0 +1,66 @@
+"""Entries with a past and a present: what they are from a turn of the story on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import ConfigDict
+
+from softlore.lore import Entry
+from softlore.lore.entry import Name, Natural
+from softlore.lore.validation import LoreModel
+
+
+class LoreChange(LoreModel):
+    """What an entry is from a turn on, on every branch that has the turn.
+
+    With neither text nor prompt it ends: it is not activated any more.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    entry: Name
+    """The entry's name. One that the lorebook does not have begins with this change."""
+    turn: Natural
+    """The turn that it follows; 0 for the story's beginning."""
+    text: str = ""
+    """Its text from then on."""
+    prompt: str = ""
+    """The soft prompt that it has from then on, by name. The old one knows the old text only."""
+
+
+@dataclass(frozen=True)
+class StoryLore:
+    """The entries of a story at a point of it.
+
+    Attributes:
+        prompts: by entry that has another soft prompt than the one of its name, what it is called;
+            empty for none.
+        since: by entry that has changed, the turn that it did after.
+    """
+
+    entries: Sequence[Entry]
+    prompts: dict[str, str] = field(default_factory=dict)
+    since: dict[str, int] = field(default_factory=dict)
+
+
+def lore_after(entries: Sequence[Entry], changes: Iterable[LoreChange]) -> StoryLore:
+    """The entries after changes, which are applied in their order."""
+    now = {entry.name: entry for entry in entries}
+    prompts: dict[str, str] = {}
+    since: dict[str, int] = {}
+    for change in changes:
+        entry = now.get(change.entry)
+        if entry is None:
+            if not (change.text or change.prompt):
+                continue
+            entry = Entry(name=change.entry, text=change.text or change.entry)
+        if change.text or change.prompt:
+            use = "soft" if not change.text else "both" if change.prompt else "text"
+            told = {"text": change.text, "blocks": [], "held_out": [], "use": use}
+            now[entry.name] = entry.model_copy(update={**told, "enabled": True})
+        else:
+            now[entry.name] = entry.model_copy(update={"enabled": False})
+        prompts[entry.name], since[entry.name] = change.prompt, change.turn
+    return StoryLore(list(now.values()), prompts, since)
