@@ -804,3 +804,38 @@ def test_a_book_that_is_not_yaml_is_opened_as_a_copy(tmp_path):
     books.change("card lore", lambda data: {**data, "entries": []})
     assert json.loads(file.read_text()) == given
     assert books.get("card lore").entries == []
+
+
+def test_a_story_suggests_entries_and_those_of_its_book_are_not_among_them(tmp_path):
+    text = "They met Marta. So Marta went to Odrin. Nobody in Odrin knew Marta. Then Odrin slept. "
+    with studio(tmp_path) as server:
+        server.post("stories", name="town", opening=text)
+        found = server.get("stories", "town", "suggestions")
+        names = [one["entry"]["name"] for one in found["suggestions"]]
+        assert names == ["Marta", "Odrin"]
+        assert found["suggestions"][0]["mentions"] == 3
+        surprised = server.get("stories", "town", "suggestions", surprise=True)
+        assert all(one["surprise"] > 0 for one in surprised["suggestions"])
+        server.post("books", name="lore")
+        server.post("books", "lore", "entries", **found["suggestions"][0]["entry"])
+        server.put("stories", "town", "settings", book="lore", dropped=["Odrin"])
+        assert server.get("stories", "town", "suggestions")["suggestions"] == []
+
+
+def test_an_entry_is_changed_from_the_last_turn_on(tmp_path):
+    with studio(tmp_path) as server:
+        server.post("books", name="lore")
+        server.post("books", "lore", "entries", name="Marta", text="Marta is ten.")
+        server.post("stories", name="town", opening="Marta came.", book="lore")
+        changed = server.post("stories", "town", "changes", entry="Marta", text="Marta is old.")
+        assert [(c["turn"], c["text"]) for c in changed["changes"]] == [(1, "Marta is old.")]
+        assert changed["undoable"] == "set"
+        pieces = server.get("stories", "town", "context")
+        assert "Marta is old." in "".join(piece["text"] for piece in pieces)
+        restored = server.delete("stories", "town", "changes", "Marta")
+        assert restored["changes"] == []
+        server.refused(400, "POST", "stories", "town", "changes", json={"entry": "a/b"})
+        for wrong in ({"entry": "Marta", "prompt": "Nothing"}, {"text": "x"}):
+            server.refused(400, "POST", "stories", "town", "changes", json=wrong)
+        for wrong in ("x", [3], [{"entry": "Marta"}]):
+            server.refused(400, "PUT", "stories", "town", "settings", json={"changes": wrong})

@@ -1,6 +1,7 @@
 """The studio as a writer meets it: a real browser on a real server with the packaged model."""
 
 import contextlib
+import functools
 import re
 import struct
 from pathlib import Path
@@ -646,6 +647,76 @@ def test_the_exact_context_is_shown(page):
     assert "At the gate stood Marta." in read
 
 
+def test_lore_finds_itself_by_cards(page, served):
+    _, state = served
+    page.click("#line")
+    page.keyboard.type(
+        "They met Marta. So Marta went to Odrin. Nobody in Odrin knew Marta. Then Odrin slept, "
+        "and Zoe sang. They heard Zoe. And Zoe sang on."
+    )
+    page.keyboard.press("Control+Shift+Enter")
+    wait_until(lambda: state.stories.names() and saved_texts(state))
+    panel(page, "lore")
+    page.click("text=Find lore in the story")
+    page.wait_for_selector("[aria-label='Accept: Odrin']")
+    assert page.locator("[data-name=lore] .cards .card").count() == 3
+    axe(page, "cards")
+    page.click("[aria-label='Accept: Odrin']")
+    page.wait_for_selector("[aria-label='Accept: Odrin']", state="detached")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("Accept")
+    page.keyboard.press("Tab")  # from Accept to Edit, and Drop
+    page.keyboard.press("Tab")
+    dropped = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"[aria-label='{dropped}']", state="detached")
+    page.click("[aria-label^='Edit: ']")
+    page.fill("[data-field=text] textarea", "Someone from the hills.")
+    page.click("[data-name=lore] button[type=submit]")
+    page.wait_for_selector("text=No name recurs in this story")
+    page.click("text=All entries")
+    (name,) = state.stories.names()
+    with state.stories.open(name) as story:
+        book = Lorebook.load(story.settings.lorebook)
+        assert story.settings.dropped == [dropped.removeprefix("Drop: ")]
+    assert [entry.text for entry in book][1] == "Someone from the hills."
+    assert book.entries[0].name == "Odrin"
+    for entry in book:
+        page.wait_for_selector(f"[data-entry='{entry.name}']")
+
+
+def test_an_entry_has_a_past_and_a_present(page, served):
+    _, state = served
+    import_lore(page)
+    write(page, "At the gate stood Marta.")
+    panel(page, "lore")
+    page.click("[data-entry=Marta]")
+    page.click("text=What has changed in this story")
+    page.get_by_label("From here on").fill("Marta has left the town.")
+    axe(page, "change")
+    page.click("text=Change from here on")
+    page.wait_for_selector("text=Since turn 2: Marta has left the town.")
+    (name,) = state.stories.names()
+
+    def now():
+        with state.stories.open(name) as story:
+            return [(place, change.text) for place, change in story.changes()]
+
+    assert now() == [(2, "Marta has left the town.")]
+    page.click("text=All entries")
+    page.wait_for_selector(".context-parts:has-text('Marta')", state="attached")
+    page.click("[aria-label='Undo']")
+    wait_until(lambda: not now())
+
+
+def axe(page, where):
+    """Asserts that axe finds no violation in the page as it is."""
+    package = pytest.importorskip("axe_playwright_python")
+    page.evaluate((Path(package.__file__).parent / "axe.min.js").read_text())
+    found = page.evaluate("axe.run().then((found) => found.violations)")
+    told = [(one["id"], [node["html"][:100] for node in one["nodes"]]) for one in found]
+    assert told == [], where
+
+
 def check_dialogs(page, state, check):
     """What opens above the story, one after another."""
     panel(page, "compare")
@@ -683,15 +754,7 @@ def check_dialogs(page, state, check):
 
 def test_axe_finds_no_violation(page, served):
     """Also in dialogs, in the dark and at a phone's width."""
-    package = pytest.importorskip("axe_playwright_python")
-    axe = (Path(package.__file__).parent / "axe.min.js").read_text()
-
-    def check(where):
-        page.evaluate(axe)
-        found = page.evaluate("axe.run().then((found) => found.violations)")
-        told = [(one["id"], [node["html"][:100] for node in one["nodes"]]) for one in found]
-        assert told == [], where
-
+    check = functools.partial(axe, page)
     check("first")
     import_lore(page)
     check("lore")

@@ -220,8 +220,8 @@ class Terminal:
             raise ConfigError(
                 f"/change {name}; expected NAME = TEXT, what the entry is from here on; write it so"
             )
-        for change in self.story.changes():
-            click.echo(f"since turn {change.turn}, {change.entry}: {change.text or '(ended)'}")
+        for place, change in self.story.changes():
+            click.echo(f"since turn {place}, {change.entry}: {change.text or '(ended)'}")
 
     # looking -----------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ class StoryLore:
     Attributes:
         prompts: by entry that has another soft prompt than the one of its name, what it is called;
             empty for none.
-        since: by entry that has changed, the turn that it did after.
+        since: by entry that has changed, after how many turns it did.
     """
 
     entries: Sequence[Entry]
@@ -45,12 +45,14 @@ class StoryLore:
     since: dict[str, int] = field(default_factory=dict)
 
 
-def lore_after(entries: Sequence[Entry], changes: Iterable[LoreChange]) -> StoryLore:
-    """The entries after changes, which are applied in their order."""
+def lore_after(
+    entries: Sequence[Entry], changes: Iterable[tuple[int, LoreChange]] = ()
+) -> StoryLore:
+    """The entries after changes, each with the number of turns before it, in their order."""
     now = {entry.name: entry for entry in entries}
     prompts: dict[str, str] = {}
     since: dict[str, int] = {}
-    for change in changes:
+    for place, change in changes:
         entry = now.get(change.entry)
         if entry is None:
             if not (change.text or change.prompt):
@@ -62,5 +64,5 @@ def lore_after(entries: Sequence[Entry], changes: Iterable[LoreChange]) -> Story
             now[entry.name] = entry.model_copy(update={**told, "enabled": True})
         else:
             now[entry.name] = entry.model_copy(update={"enabled": False})
-        prompts[entry.name], since[entry.name] = change.prompt, change.turn
+        prompts[entry.name], since[entry.name] = change.prompt, place
     return StoryLore(list(now.values()), prompts, since)

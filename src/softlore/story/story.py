@@ -192,7 +192,8 @@ class Story(StoryView):
 
     def restore_entry(self, entry: str) -> int:
         """Takes back the changes of an entry that hold here; returns how many there were."""
-        gone = [change for change in self.changes() if change.entry == normalize_name(entry)]
+        name = normalize_name(entry)
+        gone = [change for _, change in self.changes() if change.entry == name]
         if gone:
             self._change_lore(lambda change: change in gone)
         return len(gone)

@@ -110,19 +110,27 @@ class StoryView:
     def draft(self) -> StoryDraft:
         """Settings and turns of the story, without its other branches, to write elsewhere."""
         now = self._current()
-        numbers = {change.turn: index for index, change in self._placed(now.turns)}
-        changes = [
-            change.data() | {"turn": numbers[change.turn]}
-            for change in now.settings.lore_changes
-            if change.turn in numbers
-        ]
+        changes = [change.data() | {"turn": place} for place, change in self.changes(now.turns)]
         settings = now.settings.changed(changes=changes)
         return StoryDraft(settings, tuple((turn.by, turn.text) for turn in now.turns))
 
-    def changes(self, turns: Sequence[Turn] | None = None) -> list[LoreChange]:
-        """The changes of entries that hold at the end of `turns`; of the story if left out."""
-        turns = self._current().turns if turns is None else turns
-        return [change for _, change in self._placed(turns)]
+    def changes(self, turns: Sequence[Turn] | None = None) -> list[tuple[int, LoreChange]]:
+        """The changes of entries that hold at the end of `turns`, in the order of these.
+
+        Each comes with the number of turns that are before it. `turns`: the story's if left out.
+        """
+        with self._lock:
+            now = self._current()
+            changes = now.settings.lore_changes
+            if not changes:
+                return []
+            with self._file.transaction():
+                path = enumerate(now.turns if turns is None else turns, start=1)
+                places = {self._origin(turn): n for n, turn in path} | {ROOT: 0}
+                origins = [self._origin_of(change.turn) for change in changes]
+        both = zip(origins, changes, strict=True)
+        placed = [(places[origin], change) for origin, change in both if origin in places]
+        return sorted(placed, key=lambda one: one[0])
 
     def turn(self, number: int) -> Turn:
         """A turn of any branch. Raises StoryError if there is none with that number."""
@@ -201,19 +209,6 @@ class StoryView:
             settings = self._file.settings(state.settings)
         self._snapshot = Snapshot(self._file.version, state, turns, settings)
         return self._snapshot
-
-    def _placed(self, turns: Sequence[Turn]) -> list[tuple[int, LoreChange]]:
-        """The changes that hold at the end of `turns`, each with how many turns are before it."""
-        with self._lock:
-            changes = self._current().settings.lore_changes
-            if not changes:
-                return []
-            with self._file.transaction():
-                places = {self._origin(turn): n for n, turn in enumerate(turns, start=1)}
-                places[ROOT] = 0
-                known = {c.turn: self._origin_of(c.turn) for c in changes}
-        placed = [(places[known[c.turn]], c) for c in changes if known[c.turn] in places]
-        return sorted(placed, key=lambda one: one[0])
 
     def _origin(self, turn: Turn) -> int:
         """The number of the turn that one is a version or a copy of, through all edits."""

@@ -18,6 +18,7 @@ from softlore.serve.studio import (
     info,
     prompts,
     stories,
+    story_lore,
     training,
     writing,
 )
@@ -55,7 +56,7 @@ def make_router(state: ServerState) -> APIRouter:
     context = StudioContext(state)
     state.at_close.append(context.close)
     api = APIRouter(prefix="/studio/api", tags=["studio"], responses=_FAILURES)
-    for part in (info, stories, writing, chances, books, training, prompts, compare):
+    for part in (info, stories, story_lore, writing, chances, books, training, prompts, compare):
         api.include_router(part.make_router(context))
     router = APIRouter()
     router.include_router(api)

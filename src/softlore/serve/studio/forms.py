@@ -93,6 +93,17 @@ class RewriteForm(StudioForm):
     """How many sentences to choose from."""
 
 
+class EntryChange(StudioForm):
+    """What an entry is from the last turn on."""
+
+    entry: str
+    """Its name."""
+    text: str = ""
+    """Its text from then on."""
+    prompt: str = ""
+    """The soft prompt that it has from then on."""
+
+
 class NewTraining(StudioForm):
     """A training to start, with any of the settings TRAINING.
 

@@ -88,6 +88,9 @@ class OpenStory:
             "name": story.name,
             "turns": [_turn_dict(turn, turn.id in marked, tries[turn.id]) for turn in turns],
             "settings": {name: getattr(settings, name) for name in SETTINGS} | {"book": self.book},
+            "changes": [
+                change.model_dump() | {"turn": place} for place, change in story.changes(turns)
+            ],
             "undoable": story.undoable,
             "redoable": story.redoable,
             "branches": [

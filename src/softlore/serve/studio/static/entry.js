@@ -2,6 +2,7 @@
 
 import { button, h } from "./dom.js";
 import { deleteEntry, saveEntry } from "./books.js";
+import { present } from "./changes.js";
 import { checkbox, labelled, pairs, select, tags } from "./fields.js";
 import { tell, wrong } from "./messages.js";
 import { keep, recall, state } from "./store.js";
@@ -13,19 +14,19 @@ const USES = [
   ["text", "As text only"],
 ];
 
-/** A form for an entry, or for a new one; `close()` leaves it. */
-export function editEntry(entry, close) {
+/** A form for an entry, or for a new one, which may be `given`; `close()` leaves it. */
+export function editEntry(entry, close, given) {
   const kept = `entry.${state.book.name}.${entry?.name ?? ""}`;
   const draft = recall(kept, null);
-  const now = draft ?? structuredClone(entry ?? { name: "" });
+  const now = structuredClone(given ?? draft ?? entry ?? { name: "" });
   const change = (field) => (value) => {
     now[field] = value;
     keep(kept, now);
     status.textContent = "Not saved yet.";
   };
   const status = h("p", { class: "quiet", "aria-live": "polite" },
-    draft ? "Not saved yet, from your last visit." : "");
-  const text = (field, tag = "input", given = {}) => h(tag, { value: now[field] ?? "", ...given,
+    draft && !given ? "Not saved yet, from your last visit." : "");
+  const text = (field, tag = "input", more = {}) => h(tag, { value: now[field] ?? "", ...more,
     oninput: (event) => change(field)(event.target.value) });
   const form = h("form", { class: "group entry", novalidate: true, "data-draft": kept },
     h("div", { class: "row" }, button("All entries", close, { draw: "left", kind: "bare" })),
@@ -40,6 +41,7 @@ export function editEntry(entry, close) {
         + "in; take that out where it goes on inside one.",
       "blocks"),
     more(now, change, text),
+    present(entry),
     h("div", { class: "row apart sticky" },
       h("div", { class: "row" }, h("button", { class: "button main", type: "submit",
         title: "Save (Ctrl+S)" }, "Save"), button("Save and train", () => save(true),

@@ -11,6 +11,7 @@ import { setStory } from "./memory.js";
 import { trying } from "./messages.js";
 import { addPanel } from "./panels.js";
 import { on, recall, state } from "./store.js";
+import { suggestions } from "./suggest.js";
 import { makeTraining, train, trainOptions } from "./training.js";
 
 let sought = "";
@@ -38,7 +39,8 @@ function head() {
       button("New", async () => {
         const name = await asked("A new lorebook", "Name", { ok: "Make it" });
         if (name) newBook(name);
-      }, { draw: "plus" })));
+      }, { draw: "plus" }),
+      story?.turns.length && button("Find lore in the story", () => suggest(), { draw: "chip" })));
 }
 
 function stateOf(entry) {
@@ -104,6 +106,22 @@ function open(entry) {
   inside.querySelector("input")?.focus();
 }
 
+/** Shows the cards of what the story suggests. */
+function suggest() {
+  const leave = () => {
+    inside = null;
+    draw();
+    document.getElementById("panel-lore").focus();
+  };
+  inside = suggestions(leave, (entry) => {
+    inside = editEntry(null, suggest, entry);
+    draw();
+    inside.querySelector("input")?.focus();
+  });
+  draw();
+  inside.querySelector("button")?.focus();
+}
+
 const training = makeTraining();
 const options = trainOptions();
 
@@ -130,7 +148,7 @@ export function makeLore() {
   let drawn = "";
   on("book books story", () => {
     const { book, books, story } = state;
-    if (book?.name !== name) inside = null;
+    if (book?.name !== name && (name || !inside)) inside = null; // a first one, made for a card
     name = book?.name;
     const now = JSON.stringify([book, books, story?.name, story?.settings.book]);
     if (!inside && now !== drawn) draw();
