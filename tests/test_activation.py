@@ -137,17 +137,6 @@ def test_a_pattern_is_read_as_javascript(key, text, found):
     assert finds(key, text, case_sensitive=True) is found
 
 
-@pytest.mark.parametrize("key", ["{{user}}", "<USER>", "/{{User}}$/", "/x|{{user}}'s/"])
-def test_the_readers_name_stands_in_keys(key):
-    for fields in ({"keys": [key]}, {"keys": ["hat"], "secondary_keys": [key]}):
-        one = Entry(name="x", text="x", **fields)
-        named = ScanSettings(user="Bo (2)", match_whole_words=False)
-        assert called(one, "a hat", "I am Bo (2)", settings=named) or "'s" in key
-        assert called(one, "the hat of Bo (2)'s", settings=named) or "$" in key
-        assert not called(one, "a hat", "I am Bo 2", settings=named)
-    assert called(entry("x", "{{user}}"), "User: hello")
-
-
 @pytest.mark.parametrize("key", ["/emma/x", "/emma/ii", "/a/b/", "//", "/emma", "emma/i"])
 def test_what_is_not_quite_a_pattern_is_plain(key):
     assert split_pattern(key) is None

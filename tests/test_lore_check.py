@@ -81,6 +81,5 @@ def test_unknown_fields_and_macros_are_named():
     entry = {"name": "Ada", "keys": ["Ada"], "text": "{{char}} knows {{user}}.", "colour": "red"}
     assert check(Lorebook.from_data({"entries": [entry]})) == [
         "entry 'Ada': `colour` is not a field, so it has no effect",
-        "entry 'Ada': {{char}} is read and trained as it stands; write a name",
-        "entry 'Ada': {{user}} is read and trained as it stands; write a name",
+        "entry 'Ada': {{char}} is read as 'the character'; name one: `char` of the lorebook",
     ]

@@ -72,7 +72,8 @@ def test_every_format_to_every_other_and_back_here(tmp_path, name, to):
     assert found == {entry.name: lore(entry) for entry in book}
     if to != "aidungeon":  # a bare list has no name
         assert back.name == book.name
-    assert check(back) == check(book)
+    unnamed = "{{char}}" if to.startswith("card") else "-"  # a card gives a name
+    assert check(back) == [line for line in check(book) if unnamed not in line]
 
 
 NATIVE = Lorebook(
@@ -685,8 +686,10 @@ def test_the_characters_name_stands_in_keys_and_comes_back_as_the_macro(tmp_path
     assert gun.keys == ["Dr. Zoe", r"/Dr\. Zoe's (gun|hat)/i"]
     assert gun.secondary_keys == ["Dr. Zoe Smith", "{{user}}"]
     assert gun.name == "Dr. Zoe 2"
-    found = activate([gun], ["It was dr. zoe's hat.", "User: Dr. Zoe came."])
-    assert [(one.entry, one.key) for one in found.active] == [(gun, "Dr. Zoe")]
+    found = activate([book.resolved().entries[1]], ["It was dr. zoe's hat.", "You: Dr. Zoe came."])
+    assert [(one.entry, one.key) for one in found.active] == [
+        (book.resolved().entries[1], "Dr. Zoe")
+    ]
     again = exported(book, "card-v2", tmp_path, ".json")["data"]["character_book"]["entries"][0]
     assert {name: again[name] for name in ("keys", "secondary_keys", "content")} == {
         name: entry[name] for name in ("keys", "secondary_keys", "content")

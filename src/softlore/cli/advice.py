@@ -12,6 +12,7 @@ from softlore.cli import common
 if TYPE_CHECKING:
     from softlore.lore import Lorebook
     from softlore.prompts import SoftPrompt
+    from softlore.settings import Names
 
 # Settings of finished prompts that are compared with those asked for.
 SETTINGS = (
@@ -42,6 +43,7 @@ def suggest(
     prompt: SoftPrompt,
     folder: Path | None,
     model: str | None,
+    names: Names,
 ) -> None:
     """Says what to do with new prompts, as lines to copy."""
     given = [
@@ -55,5 +57,6 @@ def suggest(
         text = f"{prompt.tag}{call}" if prompt.name in call else f"{text}. {call}"
     common.say(f"try this now: softlore write {shlex.quote(text)}{options}")
     if book is not None:
+        known = "".join(f" --{k} {shlex.quote(name)}" for k, name in names.given().items())
         book_file = shlex.quote(str(lorebook))
-        common.say(f"or write a story: softlore story NAME --lorebook {book_file}{options}")
+        common.say(f"or write a story: softlore story NAME --lorebook {book_file}{options}{known}")

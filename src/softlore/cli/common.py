@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from softlore.lore import Lorebook
     from softlore.model import FrozenModel
     from softlore.prompts import PromptLibrary
+    from softlore.settings import Names
 
 NOTHING_KEPT = (
     "stopped before the first update: nothing new is kept, and what was trained before is as it "
@@ -162,6 +163,17 @@ def say_warnings(book: Lorebook, include: Sequence[str] = ()) -> None:
     left = [entry for entry in book if not include or entry.name in include]
     for warning in check(book.model_copy(update={"entries": left})) if left else ():
         say(f"check: {warning}")
+
+
+def load_book(path: Path, names: Names) -> Lorebook:
+    """A lorebook, with `names` in place of its own where they are given.
+
+    Raises:
+        LoreError: there is none, or it can't be read.
+    """
+    from softlore.lore import Lorebook
+
+    return Lorebook.load(path).model_copy(update=names.given())
 
 
 def read_text(path: Path, what: str) -> str:

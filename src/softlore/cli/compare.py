@@ -11,6 +11,7 @@ import click
 from softlore.cli import common, options
 from softlore.cli.evaluate import MEASURING, distances_option
 from softlore.cli.progress import progress_bar
+from softlore.settings import Names
 
 
 @click.command()
@@ -33,10 +34,12 @@ from softlore.cli.progress import progress_bar
 @click.option("--styles", is_flag=True, help="Compare authoring styles: methods to make calls and "
               "responses of the entries' texts.")  # fmt: skip
 @options.seed_option
+@options.names_options
 @options.json_option
 def command(
     lorebook: Path | None,
     source: common.ModelSource,
+    names: Names,
     seeds: int,
     html: Path,
     style: str | None,
@@ -58,10 +61,9 @@ def command(
     """
     started = time.monotonic()
     from softlore import demo
-    from softlore.lore import Lorebook
     from softlore.lore.styles import with_blocks
 
-    book = Lorebook.load(lorebook or demo.lorebook_path())
+    book = common.load_book(lorebook or demo.lorebook_path(), names)
     if style is not None:
         book = with_blocks(book, style)
     with source.loading(book.model) as shown:

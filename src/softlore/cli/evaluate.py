@@ -9,6 +9,7 @@ import click
 
 from softlore.cli import common, options
 from softlore.cli.progress import progress_bar
+from softlore.settings import Names
 
 MEASURING = "measuring "
 
@@ -42,11 +43,13 @@ distances_option = click.option(
 @click.option("--story", type=options.PATH,
               help="Text for distances and drift, in place of what the model writes.")  # fmt: skip
 @options.seed_option
+@options.names_options
 @options.json_option
 def command(
     lorebook: Path,
     folder: Path | None,
     source: common.ModelSource,
+    names: Names,
     story: Path | None,
     json_path: str | None,
     **how: Any,
@@ -60,9 +63,7 @@ def command(
     Example:
       softlore evaluate lore.yaml --prompts prompts --json report.json
     """
-    from softlore.lore import Lorebook
-
-    book = Lorebook.load(lorebook)
+    book = common.load_book(lorebook, names).resolved()
     text = None if story is None else common.read_text(story, "story")
     with source.loading(book.model) as shown:
         from softlore.measure import evaluate

@@ -11,6 +11,7 @@ import click
 from softlore.cli import common, options
 from softlore.cli.progress import progress_bar
 from softlore.errors import CheckError, ConfigError
+from softlore.settings import Names
 
 if TYPE_CHECKING:
     from softlore.compare.hard import OutputCache
@@ -132,10 +133,12 @@ def _conditioning(
 @options.seed_option
 @click.option("--checkpoints", type=options.PATH,
               help="Folder that progress is saved in, and continued from.")  # fmt: skip
+@options.names_options
 @options.json_option
 def search(
     lorebook: Path,
     source: common.ModelSource,
+    names: Names,
     include: tuple[str, ...],
     method: str,
     tokens: int | None,
@@ -154,9 +157,7 @@ def search(
     Example:
       softlore hard search lore.yaml --entry Emma --method gcg --tokens 16
     """
-    from softlore.lore import Lorebook
-
-    book = Lorebook.load(lorebook)
+    book = common.load_book(lorebook, names).resolved()
     entries = [book[name] for name in include] or [entry for entry in book if entry.blocks]
     if not entries:
         raise ConfigError(

@@ -12,7 +12,7 @@ import click
 
 from softlore.cli.common import ModelSource, clean
 from softlore.errors import ConfigError
-from softlore.settings import SamplingParams, Setting, Settings, table
+from softlore.settings import Names, SamplingParams, Setting, Settings, table
 from softlore.settings.sampler_values import MAX_GRAMMAR
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -169,6 +169,17 @@ class _Value(click.ParamType):  # type: ignore[type-arg]  # not generic in click
         if read is None or (self._setting.choices and read not in self._setting.choices):
             self.fail(str(self._setting.error(value)), param, ctx)
         return read
+
+
+def names_options(function: Command) -> Command:
+    """`--char` and `--user`, given to the command as `names`."""
+
+    @functools.wraps(function)
+    def gathered(*args: Any, char: str | None, user: str | None, **kwargs: Any) -> Any:
+        return function(*args, names=Names(char=char or "", user=user or ""), **kwargs)
+
+    command: Any = gathered
+    return setting_options(Names)(command)
 
 
 def chosen(given: dict[str, Any]) -> dict[str, Any]:

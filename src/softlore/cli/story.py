@@ -9,10 +9,11 @@ import click
 
 from softlore.cli.common import ModelSource, interactive, library
 from softlore.cli.gguf import cache_options, gguf_option, gguf_runner
-from softlore.cli.options import model_options, prompts_option, sampling_options
+from softlore.cli.options import model_options, names_options, prompts_option, sampling_options
 
 if TYPE_CHECKING:
     from softlore.lore import Lorebook
+    from softlore.settings import Names
     from softlore.story import Story, StoryDraft, StoryLibrary, StorySettings
     from softlore.story.session import StorySession
 
@@ -30,10 +31,17 @@ if TYPE_CHECKING:
               help="Folder of stories.  [default: softlore's own]")  # fmt: skip
 @click.option("--import", "import_file", type=click.Path(path_type=Path, dir_okay=False),
               help="Begin with a KoboldAI save, Markdown or plain text.")  # fmt: skip
+@click.option("--card", type=click.Path(path_type=Path, dir_okay=False),
+              help="Begin with this character card: its first message, scenario and lore.",
+              )  # fmt: skip
+@click.option("--greeting", type=click.IntRange(min=1), metavar="N",
+              help="With --card: its Nth first message; 2 is the first alternate.  [default: 1]",
+              )  # fmt: skip
 @click.option("--export", "export_file", type=click.Path(path_type=Path, dir_okay=False),
               help="Write the story to this file, and exit.")  # fmt: skip
 @click.option("--delete", is_flag=True, help="Mark the story's file as deleted, and exit.")
 @click.option("--yes", is_flag=True, help="Delete without asking.")
+@names_options
 @sampling_options
 @model_options
 @gguf_option
@@ -47,6 +55,8 @@ def command(
     seed: int | None,
     stories_folder: Path | None,
     import_file: Path | None,
+    card: Path | None,
+    greeting: int | None,
     export_file: Path | None,
     delete: bool,
     yes: bool,
@@ -56,6 +66,7 @@ def command(
     gguf: Path | None,
     cache: tuple[str, bool],
     folder: Path | None,
+    names: Names,
     sampling: dict[str, Any],
 ) -> None:
     """Write the story NAME turn by turn; without NAME, list the stories.
@@ -70,6 +81,7 @@ def command(
     Example:
       softlore story harbour --lorebook lore.yaml
       softlore story harbour
+      softlore story evening --card emma.png --user Ada
       softlore story harbour --gguf storyteller-Q4_K.gguf
     """
     from softlore.errors import ConfigError
@@ -78,9 +90,10 @@ def command(
 
     stories = StoryLibrary(stories_folder)
     if name is None:
-        if delete or import_file or export_file:
+        if delete or import_file or export_file or card:
             raise ConfigError(
-                "which story? expected its NAME with --delete, --import and --export; name one"
+                "which story? expected its NAME with --delete, --import, --card and --export; "
+                "name one"
             )
         _list(stories)
         return
@@ -93,14 +106,22 @@ def command(
         "model": None if gguf else _lasting(model_name),  # with a file: whose tokenizer it has
         "budget": budget,
         "seed": seed,
+        **names.given(),
     }
     given = {key: value for key, value in given.items() if value is not None}
     source = _StorySource(stories, name, import_file)
+    if greeting is not None and card is None:
+        raise ConfigError(
+            "--greeting is of a card, and there is none; expected --card FILE; add it, or leave "
+            "--greeting out"
+        )
+    if card is not None:
+        source.begin(card, lorebook, greeting or 1, names)
     if export_file is not None:
         library(folder)
         if lorebook is not None:
             Lorebook.load(lorebook)
-        with stories.open(name) if import_file is None else source.open() as story:
+        with source.open() if import_file or card else stories.open(name) as story:
             story.set(**given)
             _export(story, export_file)
         return
@@ -179,18 +200,12 @@ class _StorySource:
     """
 
     def __init__(self, stories: StoryLibrary, name: str, import_file: Path | None) -> None:
-        from softlore.errors import ConfigError
-
         self._stories, self._name = stories, name
         self._draft: StoryDraft | None = None
         self.book: Lorebook | None = None
         if import_file is None:
             return
-        if name in stories:
-            raise ConfigError(
-                f"there is a story {name!r} already; expected a new name for what is imported; "
-                "choose another"
-            )
+        self._check_new()
         from softlore.story.files import read_story
 
         self._draft = read_story(import_file)
@@ -200,6 +215,32 @@ class _StorySource:
             source = "the lore in the file"
             book = Lorebook.from_data(self._draft.lorebook, name=name, source=source)
             self.book = book if book.entries else None
+
+    def begin(self, card: Path, lorebook: Path | None, greeting: int, names: Names) -> None:
+        """Begins the story with a card, whose lore it has unless there is another lorebook."""
+        from softlore.errors import ConfigError
+        from softlore.lore import Lorebook
+        from softlore.story import StorySettings
+        from softlore.story.beginning import draft_of_card
+
+        if self._draft is not None:
+            raise ConfigError(
+                "--card and --import are both given; expected one beginning; leave one out"
+            )
+        self._check_new()
+        book = Lorebook.load(card)
+        path = str((lorebook or card).resolve())
+        settings = StorySettings(lorebook=path, char=names.char, user=names.user)
+        self._draft = draft_of_card(book, settings, greeting)
+
+    def _check_new(self) -> None:
+        from softlore.errors import ConfigError
+
+        if self._name in self._stories:
+            raise ConfigError(
+                f"there is a story {self._name!r} already; expected a new name for what is "
+                "imported; choose another"
+            )
 
     def settings(self) -> StorySettings:
         """The settings that it has, or will have."""

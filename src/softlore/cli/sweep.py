@@ -15,6 +15,7 @@ from softlore.cli.evaluate import parse_distances
 from softlore.cli.progress import progress_bar
 from softlore.cli.train import training_options, training_settings
 from softlore.cli.workers import Workers, worker_options
+from softlore.settings import Names
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,10 +43,12 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Start the study over.")
 @worker_options
 @training_options
+@options.names_options
 @options.json_option
 def command(
     lorebook: Path,
     source: common.ModelSource,
+    names: Names,
     params: tuple[str, ...],
     trials: int,
     study: Path | None,
@@ -70,9 +73,7 @@ def command(
       softlore sweep lore.yaml --param n_tokens=4..32 --param kind=prefix,embedding
       softlore sweep lore.yaml --param company_size=1,2,4 --ray --workers 2
     """
-    from softlore.lore import Lorebook
-
-    book = Lorebook.load(lorebook)
+    book = common.load_book(lorebook, names)
     with ExitStack() as stack:
         with source.loading(book.model) as source:
             from softlore.tune.search_space import DEFAULT, parse_space
@@ -95,7 +96,7 @@ def command(
         ):
             finished = sweep.run()
     best = next((trial for trial in finished if trial.score is not None), None)
-    line = None if best is None else _train_command(lorebook, source.name, given, best)
+    line = None if best is None else _train_command(lorebook, source.name, given, best, names)
     if json_path != "-":
         _print(finished, [setting.name for setting in space], line)
     shown = {"trials": [trial.to_dict() for trial in finished], "command": line}
@@ -104,7 +105,11 @@ def command(
 
 
 def _train_command(
-    lorebook: Path, model_name: str | None, given: dict[str, Any], best: FinishedTrial
+    lorebook: Path,
+    model_name: str | None,
+    given: dict[str, Any],
+    best: FinishedTrial,
+    names: Names,
 ) -> str:
     """The command that trains the lorebook with the best settings and those given for all."""
     from softlore.tune.search_space import options_for
@@ -112,7 +117,8 @@ def _train_command(
     fixed = {name: value for name, value in given.items() if name != "chat"}
     model = [] if model_name is None else ["--model", model_name]
     chat = ["--chat"] if given["chat"] else []
-    arguments = [*model, *options_for(fixed | best.settings), *chat]
+    known = [part for what, name in names.given().items() for part in (f"--{what}", name)]
+    arguments = [*model, *options_for(fixed | best.settings), *chat, *known]
     return shlex.join(["softlore", "train", str(lorebook), *arguments])
 
 

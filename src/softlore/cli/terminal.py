@@ -178,13 +178,17 @@ class Terminal:
         click.echo(getattr(self.story.settings, name) or "(empty)")
 
     def set(self, text: str) -> None:
-        """Change settings: /set tokens=120 temperature=0.7 budget=200 seed=3."""
+        """Change settings: /set tokens=120 temperature=0.7 budget=200 seed=3 user=Ada."""
         from softlore.decode import SamplingParams
+        from softlore.settings import Names
 
         sampling, tokens = dict(self._sampling), self._tokens
         of_story: dict[str, Any] = {}
         for word in shlex.split(text):
             name, _, value = word.partition("=")
+            if name in Names.model_fields:
+                of_story[name] = value
+                continue
             number = _number(name, value)
             if name == "tokens":
                 if not isinstance(number, int) or number < 1:

@@ -15,7 +15,7 @@ from softlore.cli.advice import suggest, tell_settings
 from softlore.cli.curves import Curves, curve_options
 from softlore.cli.workers import Workers, torchrun_ranks, worker_options
 from softlore.errors import ConfigError
-from softlore.settings import TrainingConfig, table
+from softlore.settings import Names, TrainingConfig, table
 
 if TYPE_CHECKING:
     from softlore.model import FrozenModel
@@ -83,6 +83,7 @@ def training_settings(given: dict[str, Any]) -> dict[str, Any]:
 @curve_options
 @worker_options
 @training_options
+@options.names_options
 @options.json_option
 def command(
     lorebook: Path,
@@ -94,6 +95,7 @@ def command(
     curves: Curves,
     checkpointed: bool | None,
     dry_run: bool,
+    names: Names,
     json_path: str | None,
     **given: Any,
 ) -> None:
@@ -134,7 +136,9 @@ def command(
                     "--time-budget sets the number of updates by their speed, which differs "
                     "between workers; expected a number for groups; use --max-steps instead"
                 )
-            report = _train_groups(lorebook, folder, include, run, group_size, source, workers)
+            report = _train_groups(
+                lorebook, folder, include, run, group_size, source, workers, names
+            )
         else:
             workers.use_threads()
             if ranks is not None:
@@ -145,7 +149,7 @@ def command(
                 "ranks": ranks,
                 "checkpointed": checkpointed,
             }
-            report = _train_together(lorebook, folder, include, run, source, limits, curves)
+            report = _train_together(lorebook, folder, include, run, source, limits, curves, names)
         if ranks is None or ranks.first:
             common.write_json(report, json_path)
 
@@ -158,17 +162,16 @@ def _train_together(
     source: common.ModelSource,
     limits: dict[str, Any],
     curves: Curves,
+    names: Names,
 ) -> dict[str, Any]:
     """Trains a lorebook as one set, or a corpus; saves the prompts and returns the report.
 
     Args:
         limits: fields of `Execution`.
     """
-    from softlore.lore import Lorebook
-
     trainer: WorldInfoTrainer[Any]
     corpus = _read_corpus(lorebook) if _is_corpus(lorebook) else None
-    book = None if corpus is not None else Lorebook.load(lorebook)
+    book = None if corpus is not None else common.load_book(lorebook, names)
     if book is not None:
         common.say_warnings(book, include)
     own = book.model if book is not None else None
@@ -193,7 +196,7 @@ def _train_together(
         trainer = plan.trainer
     made = _train(trainer, prompts, curves)
     if made and trainer.ranks.first:
-        suggest(lorebook, book, made[0], folder, source.name)
+        suggest(lorebook, book, made[0], folder, source.name, names)
     return _report(prompts, made, trainer.company)
 
 
@@ -205,6 +208,7 @@ def _train_groups(
     group_size: int,
     source: common.ModelSource,
     workers: Workers,
+    names: Names,
 ) -> dict[str, Any]:
     """Trains a lorebook in groups; saves the prompts and returns the report.
 
@@ -212,14 +216,13 @@ def _train_groups(
         ConfigError: options that do not go together.
     """
     from softlore.cli.progress import watch_groups
-    from softlore.lore import Lorebook
 
     if _is_corpus(lorebook):
         raise ConfigError(
             f"{str(lorebook)!r} is a corpus, or a set of them; expected a lorebook, whose entries "
             "fall into groups; leave --group-size and --ray out"
         )
-    book = Lorebook.load(lorebook)
+    book = common.load_book(lorebook, names)
     common.say_warnings(book, include)
     groups = -(-len(book) // group_size)
     with ExitStack() as stack:

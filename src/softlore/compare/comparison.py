@@ -112,6 +112,7 @@ def run_comparison(
         LoreError: a lorebook without entries.
         ConfigError: a setting out of range.
     """
+    book = book.resolved()
     if not book.entries:
         raise LoreError(f"lorebook {book.name!r} has no entries; expected at least one; add one")
     if not 0 < time_budget < math.inf:

@@ -39,7 +39,6 @@ _spaceless = regex.compile(rf"[{_SPACELESS}]", regex.V1)
 _word = regex.compile(rf"[[\w\p{{M}}]--[{_SPACELESS}{_EMOJI}]]", regex.V1)
 _emoji = regex.compile(rf"[{_EMOJI}]", regex.V1)
 _in_emoji = regex.compile(rf"[{_EMOJI}{_JOINER}\p{{M}}\U000e0020-\U000e007f]", regex.V1)
-_user = regex.compile(r"\{\{user\}\}|<USER>", regex.IGNORECASE)
 _cluster = regex.compile(r"\X")
 _variation_selector = regex.compile(r"[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 _skin_tone = regex.compile(r"\p{Emoji_Modifier}")
@@ -232,7 +231,6 @@ class KeySettings(NamedTuple):
     secondary: tuple[str, ...]
     case_sensitive: bool
     whole_words: bool
-    user: str  # what the macro {{user}} stands for
 
 
 @dataclass(frozen=True)
@@ -255,23 +253,13 @@ class PreparedBook:
 def prepare_book(entries: tuple[KeySettings, ...]) -> PreparedBook:
     """Prepares the keys of a book, once for all scans in which they are the same."""
     keys = [
-        prepare_keys(_with_user(some, entry.user), entry.case_sensitive, entry.whole_words)
+        prepare_keys(some, entry.case_sensitive, entry.whole_words)
         for entry in entries
         for some in (entry.keys, entry.secondary)
     ]
     with_patterns = [i for i, of_entry in enumerate(keys[::2]) if of_entry.patterns]
     may_be_bad = sorted({i // 2 for i, some in enumerate(keys) if some.patterns or some.invalid})
     return PreparedBook(keys, KeyIndex(keys), with_patterns, may_be_bad)
-
-
-def _with_user(keys: tuple[str, ...], user: str) -> tuple[str, ...]:
-    """Keys with the reader's name for the macro {{user}}; in a pattern it is literal."""
-    if not any("{{" in key or "<" in key for key in keys):
-        return keys
-    names = [regex.escape(user) if split_pattern(key) else user for key in keys]
-    return tuple(
-        _user.sub(lambda macro, name=name: name, key) for key, name in zip(keys, names, strict=True)
-    )
 
 
 def fold(text: str, folding: Folding) -> str:

@@ -33,7 +33,6 @@ class ScanSettings(Settings):
     # SillyTavern's default is False, by which "AI" is found in "ain't".
     match_whole_words: bool = setting(True, "A key of one word must be a word by itself.")
     recursive: bool = setting(True, "The text of active entries is searched too.")
-    user: str = setting("User", "Name of the reader, which `{{user}}` in keys stands for.")
     # Without a limit a scan ends too, since an entry becomes active once.
     max_rounds: int = setting(
         0, "Most rounds of a scan: 1 is no recursion, 0 no limit.", ge=0, expected=_COUNT
@@ -112,7 +111,6 @@ class Scan:
             tuple(entry.secondary_keys) if entry.selective else (),
             self.settings.case_sensitive if case is None else case,
             self.settings.match_whole_words if words is None else words,
-            self.settings.user,
         )
 
     def _candidate(self, number: int, entry: Entry, keys: Keys, secondary: Keys) -> Candidate:

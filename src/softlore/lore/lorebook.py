@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -12,14 +11,21 @@ from pydantic import Field, model_validator
 
 from softlore.errors import LoreError
 from softlore.lore import files
-from softlore.lore.entry import Block, Entry, Name, Origin, PlainFields
+from softlore.lore.entry import Entry, Name, Origin, PlainFields
 from softlore.lore.formats.containers import read_card
 from softlore.lore.formats.exporting import BookContent
-from softlore.lore.formats.registry import export_file, find_exporter, lorebook_fields
+from softlore.lore.formats.registry import (
+    card_opening,
+    character_name,
+    export_file,
+    find_exporter,
+    lorebook_fields,
+)
+from softlore.lore.macros import MacroNames, Named
 from softlore.lore.names import as_name
-from softlore.lore.patterns import key_problem
+from softlore.lore.opening import CardOpening
 from softlore.lore.plain import plain
-from softlore.lore.validation import LoreModel, describe, nearest, one_line, shorten
+from softlore.lore.validation import LoreModel, describe, nearest, one_line
 from softlore.settings.arguments import BYTES, PATH, PATHLIKE, TEXT, expecting
 
 
@@ -38,6 +44,12 @@ class Lorebook(LoreModel):
 
     training: PlainFields = Field(default_factory=dict)
     """Settings to train with where the command names no others."""
+
+    char: str = ""
+    """Name that the macro `{{char}}` stands for in the lore. Empty: the imported card's."""
+
+    user: str = ""
+    """Name that the macro `{{user}}` stands for in the lore, the reader's. Empty: `You`."""
 
     entries: list[Entry]
     """The subjects."""
@@ -110,6 +122,24 @@ class Lorebook(LoreModel):
             return cls(**(lorebook_fields(data, name) or _fields(data, name)))
         except LoreError as error:
             raise LoreError(one_line(f"{source}: {error}" if source else str(error))) from None
+
+    def names(self, *before: Named | None) -> MacroNames:
+        """Returns the names that macros stand for: the book's, unless `before` it one is given."""
+        card = MacroNames(char=character_name(self.origin))
+        return MacroNames.first(*before, self, card)
+
+    def resolved(self, *before: Named | None) -> Self:
+        """Returns the book as a model reads it: with names in place of its macros.
+
+        Args:
+            before: settings whose names stand in place of the book's own.
+        """
+        names = self.names(*before)
+        return self.model_copy(update={"entries": list(map(names.fill_entry, self.entries))})
+
+    def opening(self, *before: Named | None) -> CardOpening:
+        """Returns how the imported card's story begins; an empty opening for no card."""
+        return card_opening(self.origin).fill(self.names(*before))
 
     @expecting(format=TEXT)
     def to_format(self, format: str) -> Any:
@@ -222,89 +252,3 @@ def _merge_blocks(items: Sequence[Any]) -> list[dict[str, Any]]:
                     f"entry with its `name`, but is {describe(item)}; change it"
                 )
     return [{"call": call, "responses": answers} for call, answers in responses.items()]
-
-
-# Warnings ----------------------------------------------------------------------------------------
-
-_MACRO = re.compile(r"\{\{(?:user|char)\}\}|<(?:USER|BOT)>")
-_CLOSING, _OPENING = ".,;:!?)]}”’\"'", "“‘([{\"'"  # with a space after, and before
-
-
-def check(book: Lorebook) -> list[str]:
-    """Returns warnings about what is allowed in a lorebook but probably a mistake, a line each.
-
-    Each names the entry and the fix. A lorebook with warnings can be used.
-    """
-    warnings = [f"lorebook: {fault}" for fault in _misspelt_fields(book)]
-    if not book.entries:
-        warnings.append("lorebook: it has no entries; add one")
-    for entry in book:
-        faults = [
-            *_misspelt_fields(entry),
-            *_check_keys(entry),
-            *_check_macros(entry),
-            *_check_blocks(entry),
-        ]
-        warnings += [f"entry {entry.name!r}: {fault}" for fault in faults]
-    return warnings
-
-
-def _misspelt_fields(model: Lorebook | Entry) -> list[str]:
-    """Unknown fields; those that came with another program's file are only kept for it."""
-    guesses = {field: nearest(field, list(type(model).model_fields)) for field in model.extra}
-    return [
-        f"`{field}` is not a field, so it has no effect{guess}"
-        for field, guess in guesses.items()
-        if guess or model.origin is None
-    ]
-
-
-def _check_keys(entry: Entry) -> list[str]:
-    faults = []
-    if entry.secondary_keys and not entry.keys:
-        faults.append("its secondary keys have no effect without `keys`; add some")
-    for key in [*entry.keys, *entry.secondary_keys]:
-        if problem := key_problem(key):
-            faults.append(f"the key {shorten(key)!r} matches nothing: {problem}; correct it")
-    return faults
-
-
-def _check_macros(entry: Entry) -> list[str]:
-    """Macros of chat programs, which a story's prose has no names for."""
-    calls = [f"{block.call} {' '.join(block.responses)}" for block in entry.blocks]
-    found = dict.fromkeys(_MACRO.findall(" ".join([entry.text, *calls])))
-    return [f"{macro} is read and trained as it stands; write a name" for macro in found]
-
-
-def _check_blocks(entry: Entry) -> list[str]:
-    calls = [block.call.strip() for block in entry.blocks]
-    repeated = sorted({call for call in calls if calls.count(call) > 1})
-    faults = [f"the call {shorten(call)!r} is in several blocks; merge them" for call in repeated]
-    faults += [
-        f"the held-out call {shorten(block.call)!r} is also trained on, so it measures nothing "
-        "new; paraphrase it"
-        for block in entry.held_out
-        if block.call.strip() in calls
-    ]
-    for block in [*entry.blocks, *entry.held_out]:
-        faults += _check_spaces(block)
-    return faults
-
-
-def _check_spaces(block: Block) -> list[str]:
-    """A call and a response are joined with nothing between them, so one must have the space."""
-    call, last = shorten(block.call), block.call[-1]
-    faults = []
-    if twice := {text for text in block.responses if block.responses.count(text) > 1}:
-        faults.append(f"after {call!r} the response {shorten(min(twice))!r} is given twice")
-    for response in block.responses:
-        first, text = response[0], shorten(response)
-        if last.isspace() and first.isspace():
-            faults.append(
-                f"{call!r} ends in a space and {text!r} begins with one; remove the first"
-            )
-        elif (last.isalnum() or last in _CLOSING) and (first.isalnum() or first in _OPENING):
-            faults.append(
-                f"there is no space between {call!r} and {text!r}; begin the response with one"
-            )
-    return faults

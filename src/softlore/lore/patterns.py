@@ -18,6 +18,7 @@ import regex
 MAX_LENGTH = 2000  # characters of a pattern
 MAX_NESTING = 50  # groups within groups, and sets within sets
 MAX_COPIES = 10_000  # items of a pattern, its counted repeats expanded
+SPECIAL = re.compile(r"[\\^$.|?*+()\[\]{}/]")  # in a pattern between slashes
 _NO_ITEM = "*+?|^$"
 
 _FLAGS = {"i": regex.IGNORECASE, "m": regex.MULTILINE, "s": regex.DOTALL}
@@ -54,6 +55,11 @@ def split_pattern(key: str) -> tuple[str, str] | None:
 
 
 @lru_cache(maxsize=2**12)
+def escaped(text: str) -> str:
+    """Text as an expression that matches it, in Python and in JavaScript."""
+    return SPECIAL.sub(r"\\\g<0>", text)
+
+
 def compile_pattern(pattern: str, flags: str) -> tuple[Any, str]:
     """Returns the compiled pattern and an empty text, or None and why it is invalid.
 

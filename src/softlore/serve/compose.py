@@ -213,7 +213,8 @@ class RequestComposer:
         book = self.state.book
         if book is not self._book:
             entries = book.entries if book else ()
-            self._composer = ContextComposer(self.model, entries, self.store.usable())
+            names = book.names(self.state.settings) if book else None
+            self._composer = ContextComposer(self.model, entries, self.store.usable(), names=names)
             self._book = book
         return self._composer
 

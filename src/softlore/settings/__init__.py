@@ -3,6 +3,7 @@
 Importing them is cheap: nothing here needs torch.
 """
 
+from softlore.settings.names import Names
 from softlore.settings.sampling import STEPS, SamplingParams, kobold_order
 from softlore.settings.serving import ServeSettings
 from softlore.settings.table import Setting, Settings, Textual, closest, setting, table
@@ -10,6 +11,7 @@ from softlore.settings.training import TrainingConfig
 
 __all__ = [
     "STEPS",
+    "Names",
     "SamplingParams",
     "ServeSettings",
     "Setting",

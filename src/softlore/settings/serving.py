@@ -5,13 +5,14 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BeforeValidator, model_validator
 
 from softlore.errors import ConfigError
 from softlore.settings.lenient import strings
-from softlore.settings.table import Settings, Textual, setting
+from softlore.settings.names import Names
+from softlore.settings.table import Textual, setting
 
 _ORIGIN = re.compile(r"https?://[^/\s?#]+|null")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
@@ -47,8 +48,10 @@ Origins = Annotated[tuple[str, ...], _each(_origin), _LIST]
 Hosts = Annotated[tuple[str, ...], _each(_host), _LIST]
 
 
-class ServeSettings(Settings):
+class ServeSettings(Names):
     """How the server behaves. Raises ConfigError for what would be unsafe or cannot be."""
+
+    noun: ClassVar[str] = "setting"
 
     # fmt: off
     host: str = setting("127.0.0.1", "Address to listen on.")

@@ -31,6 +31,7 @@ from softlore.context.scan import ScanSettings
 from softlore.context.timers import Timers
 from softlore.errors import ContextOverflowError
 from softlore.lore import Entry
+from softlore.lore.macros import MacroNames
 from softlore.measure.evaluate import plain_text
 from softlore.measure.gain import MeasuredGains
 from softlore.model import LanguageModel
@@ -121,6 +122,9 @@ class ContextComposer:
 
     The gains of entries are measured in the background, for the next contexts, where the choice
     depends on them: see `MeasuredGains`.
+
+    Args:
+        names: what macros stand for where the story's settings give no name; None: the defaults.
     """
 
     def __init__(
@@ -129,6 +133,7 @@ class ContextComposer:
         entries: Sequence[Entry] = (),
         prompts: Mapping[str, SoftPrompt] | None = None,
         scanning: ScanSettings | None = None,
+        names: MacroNames | None = None,
     ) -> None:
         self.model = model
         self.entries = list(entries)
@@ -137,6 +142,7 @@ class ContextComposer:
         self._count = TokenCounter(model)
         self.gains = MeasuredGains(model, getattr(self.prompts, "folder", None))
         self._checked: dict[str, SoftPrompt] = {}
+        self._names = names
 
     def plan(
         self,
@@ -165,11 +171,9 @@ class ContextComposer:
         story = StoryText(turns, self.prompts, self._count)
         seed = settings.seed or 0
         lore = StoryLore(self.entries) if lore is None else lore
-        by_name = [
-            entry if entry.keys else entry.model_copy(update={"keys": [entry.name]})
-            for entry in lore.entries
-        ]
-        active = activate(by_name, story.texts, self.scanning, timers, seed=seed)
+        names = MacroNames.first(settings, self._names)
+        entries = [names.fill_entry(_with_key(entry)) for entry in lore.entries]
+        active = activate(entries, story.texts, self.scanning, timers, seed=seed)
         budget = settings.budget or limit // LORE_SHARE
         options, not_used = self._options(active, budget, lore)
         choice = choose_within_budget(options, budget)
@@ -179,8 +183,8 @@ class ContextComposer:
             self.model.check_prompt(prompt)
             layout.add("soft", prompt.name, prompt)
         if memory is None:
-            memory = parse_context(settings.memory, self.prompts)
-        self._arrange(layout, settings, memory, active, choice, lore)
+            memory = parse_context(names.fill(settings.memory), self.prompts)
+        self._arrange(layout, settings, memory, names.fill(settings.note), active, choice, lore)
         not_used = choice.cut | not_used
         not_used |= {skipped.entry.name: skipped.why for skipped in active.skipped}
         room = limit - reserve - layout.positions() - SLACK
@@ -283,6 +287,7 @@ class ContextComposer:
         layout: ContextLayout,
         settings: StorySettings,
         memory: Context,
+        note: str,
         active: Activation,
         choice: BudgetChoice,
         lore: StoryLore,
@@ -307,10 +312,10 @@ class ContextComposer:
         for (depth, _), matches in places.at_depth.items():
             add(matches, depth)
         add(places.note_top, settings.note_depth)
-        if settings.note:
-            text = settings.note_template.replace("<|>", settings.note)
-            note = end_line(parse_context(text, self.prompts))
-            layout.add("note", "author's note", note, settings.note_depth)
+        if note:
+            text = settings.note_template.replace("<|>", note)
+            whole = end_line(parse_context(text, self.prompts))
+            layout.add("note", "author's note", whole, settings.note_depth)
         add(places.note_bottom, settings.note_depth)
 
     def _start(self, story: StoryText, room: int, limit: int, whole_turns: bool) -> int:
@@ -332,3 +337,8 @@ class ContextComposer:
                     return start
             step //= 2  # as too little of the story would be left
         return story.length
+
+
+def _with_key(entry: Entry) -> Entry:
+    """An entry with its name as a key, if it has no other."""
+    return entry if entry.keys else entry.model_copy(update={"keys": [entry.name]})

@@ -92,6 +92,7 @@ def learnable_lines(story: Story, book: Lorebook) -> list[LearnableLine]:
     about the entries that were active then and are mentioned in it or before it; if none is
     mentioned, about all that were active.
     """
+    book = book.resolved()
     marked = {turn.id for turn in story.kept()}
     turns = story.turns
     lines = []
@@ -132,26 +133,26 @@ def learn(
     Raises:
         ConfigError: no lines, or an entry without a prompt.
     """
-    names = list(dict.fromkeys(name for line in lines for name in line.entries))
-    if not names:
+    chosen = list(dict.fromkeys(name for line in lines for name in line.entries))
+    if not chosen:
         raise ConfigError("no lines were picked; expected at least one; mark some in the story")
-    for name in names:
+    for name in chosen:
         if name not in prompts:
             raise ConfigError(
                 f"entry {name!r} has no soft prompt to train further; expected one; train it "
                 "first, or pick no lines of it"
             )
     material = gather(model, 0, seed)
-    learned = []
-    for name in names:
+    learned, names = [], book.names()
+    for name in chosen:
         on_entry(name)
         entry, old = book[name], prompts[name]
         picked = [line for line in lines if name in line.entries]
         company = _company(book, name, prompts)
         trainer = WorldInfoTrainer(
             model,
-            entries=[add_lines(entry, picked)],
-            company=Company(company, book.entries),
+            entries=[names.fill_entry(add_lines(entry, picked))],
+            company=Company(company, book.resolved().entries),
             initial=old,
             kind=old.kind,
             n_tokens=len(old),

@@ -15,6 +15,7 @@ from softlore.decode.output import FinishReason
 from softlore.decode.writing import Runnable, TextStream
 from softlore.errors import ContextError, StoryError
 from softlore.lore import Lorebook
+from softlore.lore.macros import MacroNames, Named
 from softlore.model import FrozenModel
 from softlore.model.default import choose_model
 from softlore.prompts import PromptLibrary, SoftPrompt
@@ -75,6 +76,7 @@ class StorySession:
     Args:
         model: or a runner. Without a runner of its own the session makes one when it first
             generates; its cache saves running the story again at each turn.
+        names: what macros stand for where the story gives no name, before the book's own names.
 
     Attributes:
         plan: the context of the model's last turn, with its report.
@@ -88,11 +90,14 @@ class StorySession:
         model: Runnable,
         book: Lorebook | None = None,
         prompts: Mapping[str, SoftPrompt] | None = None,
+        names: Named | None = None,
     ) -> None:
         self.story = story
         self.model = model.model if isinstance(model, ModelRunner) else model
         self.book = book
-        self.composer = ContextComposer(self.model, book.entries if book else (), prompts)
+        entries = book.entries if book else ()
+        known = book.names(names) if book else MacroNames.first(names)
+        self.composer = ContextComposer(self.model, entries, prompts, names=known)
         self.plan: ContextPlan | None = None
         self.finish: FinishReason | None = None
         self.cache_usage = CacheUsage(0, 0)

@@ -10,7 +10,7 @@ from pydantic import field_validator, model_validator
 
 from softlore.errors import ConfigError, LoreError
 from softlore.lore.plain import plain
-from softlore.settings import Settings, setting
+from softlore.settings import Names, setting
 from softlore.story.changes import LoreChange
 
 # Samplers of every story, before its own: against lines that repeat, and for words at the seam.
@@ -20,7 +20,7 @@ _JSON = "a mapping of JSON values"
 _CHANGES = "a list of changes, each with `entry`, `turn` and `text` or `prompt`"
 
 
-class StorySettings(Settings):
+class StorySettings(Names):
     """Settings of a story. They cannot be changed; `changed` makes new ones."""
 
     noun: ClassVar[str] = "setting of a story"

@@ -77,6 +77,8 @@ class Story(StoryView):
             head = ROOT
             for by, text in draft.turns:
                 head = file.add_turn(head, by, text, "{}")
+            for text in draft.alternatives:
+                file.add_turn(ROOT, draft.turns[0][0], text, "{}")
             file.add_state(0, "create", head, file.add_settings(draft.settings))
         return cls(path)
 

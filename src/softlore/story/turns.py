@@ -83,15 +83,19 @@ class StoryDraft:
     Attributes:
         turns: author and text of each, oldest first.
         lorebook: lore of an imported file, as plain JSON in that file's form; None for none.
+        alternatives: texts in place of the first turn, by its author: other branches.
     """
 
     settings: StorySettings = field(default_factory=StorySettings)
     turns: tuple[tuple[By, str], ...] = ()
     lorebook: Any = None
+    alternatives: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for by, text in self.turns:
             check_by(by)
+            check_text(text)
+        for text in self.alternatives:
             check_text(text)
 
     @property

@@ -11,6 +11,7 @@ from softlore.context import Branch
 from softlore.decode.conditioning import Conditioning, weighted
 from softlore.errors import ConfigError, LoreError, UnsupportedModelError
 from softlore.lore import Block, Entry
+from softlore.lore.macros import MacroNames
 from softlore.lore.study import OPENERS, study_openings
 from softlore.lore.styles import style_blocks
 from softlore.measure.conditioning import conditioning_trees
@@ -283,7 +284,7 @@ def source_of(
             f"entries is {entries!r:.60}; expected entries of a lorebook, such as "
             "Lorebook.load(path).entries; pass them"
         )
-    return Source(listed)
+    return Source([MacroNames.first().fill_entry(entry) for entry in listed])
 
 
 def _strongest(name: str, conditioning: Conditioning) -> str:

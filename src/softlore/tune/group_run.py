@@ -104,6 +104,7 @@ class GroupRun:
         on_event: Callable[[GroupEvent], None] | None = None,
         **settings: Any,
     ) -> None:
+        book = book.resolved()
         check_names(book, include)
         self.pool, self.book, self.library = pool, book, library
         self.parts = split_book(book, group_size)

@@ -59,6 +59,7 @@ def plan_book(
     Raises:
         ConfigError, LoreError: settings or lore that can't be trained.
     """
+    book = book.resolved()
     check_names(book, include)
     settings = {**book.training, **settings}
     kind = TrainingConfig.of(settings).kind
@@ -129,7 +130,7 @@ def _entries_in(checkpoint: Path) -> set[str]:
 def finished_prompts(book: Lorebook, library: PromptLibrary, kind: str) -> PromptSet:
     """Prompts whose training ended and whose entry has not changed since, of whatever model."""
     finished = {}
-    for entry in book:
+    for entry in book.resolved():
         try:
             prompt = library[entry.name]
         except (KeyError, PromptError):

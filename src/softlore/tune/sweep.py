@@ -93,7 +93,7 @@ class Sweep:
         on_trial: Callable[[FinishedTrial], None] | None = None,
         **settings: Any,
     ) -> None:
-        self.pool, self.book, self.space = pool, book, list(space)
+        self.pool, self.book, self.space = pool, book.resolved(), list(space)
         self.settings = {**book.training, **settings}
         TrainingConfig.of(self.settings)
         fixed = next((setting.name for setting in space if setting.name in settings), None)

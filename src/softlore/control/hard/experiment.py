@@ -93,7 +93,7 @@ class Experiment(BaseModel):
         """Every combination of the variables' values; `entry` is one of them, as an Entry."""
         values = {name: self._values(name, given) for name, given in self.variables.items()}
         if self.lorebook is not None:
-            values["entry"] = list(Lorebook.load(self._path(self.lorebook, "lorebook")))
+            values["entry"] = list(Lorebook.load(self._path(self.lorebook, "lorebook")).resolved())
         count = self.samples * len(self.models) * len(self.prompts)
         for options in values.values():
             count *= len(options)

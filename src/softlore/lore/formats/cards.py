@@ -28,9 +28,12 @@ from softlore.lore.formats.format import (
     put,
     selective,
 )
-from softlore.lore.formats.importing import holds_no_lore, with_character_name, with_extras
-from softlore.lore.formats.key_syntax import escaped, is_regex
+from softlore.lore.formats.importing import holds_no_lore, with_extras
+from softlore.lore.formats.key_syntax import is_regex
 from softlore.lore.formats.programs import CARD_EQUIVALENTS, is_list_of
+from softlore.lore.macros import MacroNames
+from softlore.lore.opening import CardOpening
+from softlore.lore.patterns import escaped
 from softlore.lore.validation import describe
 
 VERSIONS = {2: ("chara_card_v2", "2.0"), 3: ("chara_card_v3", "3.0")}
@@ -166,7 +169,14 @@ def _character_fields(card: Any) -> dict[str, Any]:
     text = "\n".join(part.strip("\r\n") for part in parts if isinstance(part, str) and part.strip())
     name = _character_name(card)
     keys = [name] if name.strip() else []
-    return {"keys": keys, "constant": True, "text": with_character_name(text, name)}
+    return {"keys": keys, "constant": True, "text": MacroNames(name).fill(text)}
+
+
+def _read_opening(card: Any) -> CardOpening:
+    fields = card["data"] if isinstance(card.get("data"), dict) else card
+    others = fields.get("alternate_greetings")
+    greetings = [fields.get("first_mes"), *(others if isinstance(others, list) else [])]
+    return CardOpening.of(greetings, fields.get("scenario"), fields.get("mes_example"))
 
 
 def _read_character(card: Any) -> dict[str, Any] | None:
@@ -229,6 +239,7 @@ CARD = BookFormat(
     read_character=_read_character,
     write_character=_write_character,
     character_name=_character_name,
+    read_opening=_read_opening,
 )
 LOREBOOK = BookFormat(
     name="lorebook-v3",

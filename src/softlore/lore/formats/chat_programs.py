@@ -21,9 +21,8 @@ from softlore.lore.formats.format import (
     selective,
     texts,
 )
-from softlore.lore.formats.importing import holds_no_lore, with_character_name, with_extras
+from softlore.lore.formats.importing import holds_no_lore, with_extras
 from softlore.lore.formats.key_syntax import (
-    escaped,
     from_wildcards,
     is_regex,
     join_list,
@@ -31,6 +30,9 @@ from softlore.lore.formats.key_syntax import (
     to_wildcards,
 )
 from softlore.lore.formats.programs import has_key_and_content, is_list_of
+from softlore.lore.macros import MacroNames
+from softlore.lore.opening import CardOpening
+from softlore.lore.patterns import escaped
 
 # JanitorAI: a list of entries, with `enabled` and `insertion_order`. -----------------------------
 
@@ -164,7 +166,7 @@ def _character_text(data: Any) -> str:
             lines.append(("" if name == "text" else f"{name}: ") + ", ".join(said))
     parts = ["\n".join(lines), get(data, "appearance")]
     text = "\n".join(part for part in parts if isinstance(part, str) and part.strip())
-    return with_character_name(text.strip("\r\n"), _character_name(data))
+    return MacroNames(_character_name(data)).fill(text.strip("\r\n"))
 
 
 def _character_name(data: Any) -> str:
@@ -181,6 +183,14 @@ def _character_fields(data: Any) -> dict[str, Any]:
     name = _character_name(data)
     keys = [name] if name.strip() else []
     return {"keys": keys, "constant": True, "text": _character_text(data)}
+
+
+def _read_opening(data: Any) -> CardOpening:
+    if not _is_character(data):
+        return CardOpening()
+    others = data.get("alternateGreetings")
+    greetings = [data.get("greeting"), *(others if isinstance(others, list) else [])]
+    return CardOpening.of(greetings, data.get("scenario"), data.get("sampleChat"))
 
 
 def _read_character(data: Any) -> dict[str, Any] | None:
@@ -244,4 +254,5 @@ AGNAI = BookFormat(
     read_character=_read_character,
     write_character=_write_character,
     character_name=_character_name,
+    read_opening=_read_opening,
 )  # fmt: skip

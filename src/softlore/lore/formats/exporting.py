@@ -31,9 +31,9 @@ from softlore.lore.formats.importing import (
     extras_name,
     read_fields,
     title_or_key,
-    with_character_name,
 )
 from softlore.lore.formats.key_syntax import split_decorators, valid_decorators
+from softlore.lore.macros import MacroNames
 
 CHARACTER_PART = "subject"  # an origin's `part`: the entry was made of a card's character
 _ENTRY_DEFAULTS = {
@@ -171,7 +171,7 @@ def _write_text(foreign: ForeignEntry, values: Values, format: EntryFormat, char
     content = get(foreign, path) or ""
     lines, text = split_decorators(content) if format.decorated else ([], content)
     remaining = valid_decorators(lines, values)
-    differs = with_character_name(text, character).strip("\r\n") != new_text
+    differs = MacroNames(character).fill(text).strip("\r\n") != new_text
     if differs or remaining != lines:
         put(foreign, path, "\n".join([*remaining, new_text if differs else text]))
 

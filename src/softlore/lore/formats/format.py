@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 from softlore.lore.entry import Entry, Position, Role, SelectiveLogic
+from softlore.lore.opening import CardOpening
 from softlore.lore.validation import describe
 
 ForeignEntry = dict[str, Any]  # an entry as another program stores it
@@ -298,6 +299,7 @@ class BookFormat:
         read_character: a card's character as the fields of an entry, or None.
         write_character: writes that entry to the card.
         character_name: what the macro {{char}} stands for; empty for nothing.
+        read_opening: how a card's story begins.
     """
 
     name: str
@@ -309,3 +311,4 @@ class BookFormat:
     read_character: Callable[[Any], dict[str, Any] | None] = lambda data: None
     write_character: Callable[[Any, Entry], None] = lambda data, entry: None
     character_name: Callable[[Any], str] = lambda data: ""
+    read_opening: Callable[[Any], CardOpening] = lambda data: CardOpening()

@@ -22,7 +22,8 @@ from typing import Any
 
 from softlore.errors import LoreError
 from softlore.lore.formats.format import BookFormat, EntryFormat, ForeignEntry, first_present, get
-from softlore.lore.formats.key_syntax import decorator_fields, escaped, is_regex, split_decorators
+from softlore.lore.formats.key_syntax import decorator_fields, split_decorators
+from softlore.lore.macros import MacroNames
 from softlore.lore.names import MAX_NAME, as_name
 from softlore.lore.plain import plain
 from softlore.lore.validation import describe
@@ -30,7 +31,6 @@ from softlore.lore.validation import describe
 NO_EXTRAS = frozenset({"name", "origin", "entries"})  # fields that are never stored as extras
 _ABSENT = object()
 _TAG = re.compile(r"\s*\[\[soft:[^\]\[]*\]\]\s*")
-_CHARACTER = re.compile(r"\{\{char\}\}|<BOT>", re.IGNORECASE)
 
 
 def import_lorebook(data: Any, format: BookFormat, name: str) -> dict[str, Any]:
@@ -110,18 +110,19 @@ def read_fields(foreign: Any, format: EntryFormat, character: str = "") -> dict[
     """
     if not isinstance(foreign, dict):
         raise ValueError(f"must be a mapping of fields to values, but is {describe(foreign)}")
+    names = MacroNames(character)
     values: dict[str, Any] = {"keys": []}
     for field in format.fields:
         if (value := field.read(foreign)) is not None:
             if field.name in ("keys", "secondary_keys"):
-                value = [_key_with_character_name(key, character) for key in value]
+                value = [names.fill_key(key) for key in value]
             values[field.name] = value
     path = first_present(foreign, format.texts)
     content = get(foreign, path)
     if content is not None and not isinstance(content, str):
         raise ValueError(f"`{path}` must be text, but is {describe(content)}")
     lines, text = split_decorators(content or "") if format.decorated else ([], content or "")
-    text = with_character_name(text, character).strip("\r\n")
+    text = names.fill(text).strip("\r\n")
     return {**values, **decorator_fields(lines), "text": text}
 
 
@@ -137,16 +138,6 @@ def with_extras(values: Mapping[str, Any], extras: Any) -> dict[str, Any]:
         return dict(values)
     same = [n for n in added if values.get(n, _ABSENT) == instead.get(n, _ABSENT)]
     return {**values, **{name: added[name] for name in same if name not in NO_EXTRAS}}
-
-
-def with_character_name(text: str, name: str) -> str:
-    """Returns the text with the character's name for the macro {{char}}; unchanged without one."""
-    return _CHARACTER.sub(lambda macro: name, text) if name else text
-
-
-def _key_with_character_name(key: str, name: str) -> str:
-    """The same for a key; in a regular expression the name is literal."""
-    return with_character_name(key, escaped(name) if is_regex(key) else name)
 
 
 def holds_no_lore(values: dict[str, Any]) -> bool:

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from softlore.lore.formats.format import text, texts
-from softlore.lore.patterns import split_pattern
+from softlore.lore.patterns import SPECIAL, escaped, split_pattern
 
 _ITEM = re.compile(r"\s*+(/(?:\\.|[^/\\])++/[dgimsuvy]*+(?=\s*+(?:,|\Z))|[^,]*+)\s*+(?:,|\Z)")
-_SPECIAL = re.compile(r"[\\^$.|?*+()\[\]{}/]")
 _ESCAPED = re.compile(r"\\([\\^$.|?*+()\[\]{}/])")
 _BEGIN, _END = r"(?<!\w)", r"(?!\w)"  # of a word, also of one like C++
 _ALL, _NEXT, _DONE = rf"/^(?=[\s\S]*{_BEGIN}", rf"{_END})(?=[\s\S]*{_BEGIN}", rf"{_END})/i"
@@ -91,14 +90,9 @@ def is_regex(key: str) -> bool:
     return split_pattern(key) is not None
 
 
-def escaped(text: str) -> str:
-    """Text as an expression that matches it, in Python and in JavaScript."""
-    return _SPECIAL.sub(r"\\\g<0>", text)
-
-
 def _unescaped(body: str) -> str | None:
     """The text that `escaped` was given, or None if it cannot have made `body`."""
-    return None if _SPECIAL.search(_ESCAPED.sub("", body)) else _ESCAPED.sub(r"\1", body)
+    return None if SPECIAL.search(_ESCAPED.sub("", body)) else _ESCAPED.sub(r"\1", body)
 
 
 # Decorators: lines such as `@@depth 4` at the start of an entry's text in version 3 cards. Those

@@ -25,6 +25,7 @@ from softlore.lore.formats.programs import (
     is_list_of,
     unknown_fields,
 )
+from softlore.lore.opening import CardOpening
 from softlore.lore.validation import nearest, shorten
 
 # In order; the first that detects its data reads it. A new format is added here and to EXPORTERS.
@@ -77,6 +78,24 @@ def lorebook_fields(data: Any, name: str) -> dict[str, Any] | None:
         return import_lorebook(data, format, name)
     _refuse_others(data)
     return None
+
+
+def character_name(origin: Any) -> str:
+    """The name of the character of the card that an origin holds; empty for none."""
+    format = _format_of(origin)
+    return format.character_name(origin["data"]) if format else ""
+
+
+def card_opening(origin: Any) -> CardOpening:
+    """How the story of the card begins that an origin holds; an empty one for no card."""
+    format = _format_of(origin)
+    return format.read_opening(origin["data"]) if format else CardOpening()
+
+
+def _format_of(origin: Any) -> BookFormat | None:
+    if not isinstance(origin, dict) or not isinstance(origin.get("data"), dict):
+        return None
+    return next((format for format in FORMATS if format.name == origin.get("format")), None)
 
 
 def _refuse_others(data: Any) -> None:

@@ -143,7 +143,7 @@ def _plan(context: StudioContext, form: CompareForm) -> tuple[list[ComparedMetho
 
 def _find(context: StudioContext, form: CompareForm) -> tuple[list[Entry], list[SoftPrompt]]:
     """The entries and the soft prompts of the names; a name may be that of both."""
-    book = context.books.get(form.book) if form.book else None
+    book = context.books.get(form.book).resolved(context.state.settings) if form.book else None
     store = context.prompt_store.refresh()
     entries, prompts = [], []
     for name in dict.fromkeys(form.names):

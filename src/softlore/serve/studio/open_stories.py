@@ -73,7 +73,7 @@ class OpenStory:
             lorebook = self._books.get(name) if name else None
             model = self._state.engine.model
             prompts = self._state.prompt_store.usable()
-            self._session = StorySession(self.story, model, lorebook, prompts)
+            self._session = StorySession(self.story, model, lorebook, prompts, self._state.settings)
             self._session_book = book
         self._state.prompt_store.refresh()
         return self._session
