@@ -172,8 +172,9 @@ class ContextComposer:
         seed = settings.seed or 0
         lore = StoryLore(self.entries) if lore is None else lore
         names = MacroNames.first(settings, self._names)
-        entries = [names.fill_entry(_with_key(entry)) for entry in lore.entries]
-        active = activate(entries, story.texts, self.scanning, timers, seed=seed)
+        filled = [names.fill_entry(_with_key(entry)) for entry in lore.entries]
+        lore = replace(lore, entries=filled)
+        active = activate(filled, story.texts, self.scanning, timers, seed=seed)
         budget = settings.budget or limit // LORE_SHARE
         options, not_used = self._options(active, budget, lore)
         choice = choose_within_budget(options, budget)
