@@ -39,6 +39,11 @@ class Ended:
     def lines_after_loading(self):
         return [line for line in self.lines if not line.startswith("loading ")]
 
+    @property
+    def loading(self):
+        """What it loads; on a slow machine each is told again, with the seconds so far."""
+        return [line for line in self.lines if line.startswith("loading ") and line.endswith("…")]
+
 
 def save_tiny_model(folder, family="llama", bos=False, **overrides):
     """A tiny random model in a folder, as `--model` takes it."""

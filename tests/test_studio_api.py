@@ -632,8 +632,9 @@ def _by_method(events):
 
 
 def test_info_tells_what_the_page_needs(shared):
+    wait_until(lambda: shared.get("info")["load"]["running"] == 0)  # of the tests before
     info = shared.get("info")
-    assert (info["context_length"], info["load"]["running"]) == (LIMIT, 0)
+    assert info["context_length"] == LIMIT
     assert {"safetensors", "peft"} <= set(info["formats"]["prompts"])
     assert {"yaml", "sillytavern"} <= set(info["formats"]["lorebooks"])
     assert info["formats"]["stories"] == ["md", "txt", "json"]

@@ -6,9 +6,10 @@ docs/results.md, one command.
 
 For each model and seed: nothing, the lore as text, PEFT's prompt tuning and prefix tuning, and
 softlore's default soft prompts. Those that are trained get the same pairs and the same seconds:
-softlore trains the entries together, PEFT one after another. Each is measured alone and in company
-with three others: softlore's prompts side by side, as they were trained; text and PEFT's prompts
-one after another. All is measured on the same story text, stories and passages.
+softlore trains the entries together, PEFT one after another. With --processor the seconds are the
+processor's, of one thread, so that the figures of a busy machine can be compared. Each is measured
+alone and in company with three others: softlore's prompts side by side, as they were trained; text
+and PEFT's prompts one after another. All is measured on the same story text, stories and passages.
 
 The first seed of everything is measured first. With --out, an interrupted run resumes.
 """
@@ -24,6 +25,8 @@ from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
+
+import torch
 
 from measuring import main
 from peft_training import PeftResult, joined, train_peft
@@ -54,6 +57,7 @@ class Plan:
 
     Attributes:
         seconds: of training, for each method and seed, all entries together.
+        processor: the seconds are the processor's, of one thread.
         story: text for distances and drift, in place of samples of the bare model.
         training: settings of softlore's training that are not the defaults.
     """
@@ -66,13 +70,20 @@ class Plan:
     dtype: str | None = None
     story: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    processor: bool = False
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """What the seconds are of."""
+        return time.process_time if self.processor else time.monotonic
 
     @property
     def summary(self) -> str:
         """All that decides the figures; rows of another plan in the file are not taken for ours."""
+        seconds = f"{self.seconds:g} s{' of the processor' if self.processor else ''}"
         return (
             f"{self.book.name}: {', '.join(entry.name for entry in self.book)}; "
-            f"{self.seconds:g} s; distances {' '.join(map(str, self.distances))}; "
+            f"{seconds}; distances {' '.join(map(str, self.distances))}; "
             f"{self.stories} stories of {self.story_tokens} tokens; "
             f"{'given' if self.story else 'sampled'} story; {self.dtype or 'default'} dtype"
         )
@@ -139,13 +150,13 @@ class ModelBench:
 
     def _train_soft(self) -> Made:
         reached: dict[str, float] = {}
-        start = time.monotonic()
+        start = self.plan.clock()
 
         def on_step(progress: TrainingProgress) -> None:
             for name, trainable in progress.trainables.items():
                 recent = trainable.history.recent("response")
                 if recent is not None and recent <= RECALLED:
-                    reached.setdefault(name, time.monotonic() - start)
+                    reached.setdefault(name, self.plan.clock() - start)
 
         @contextlib.contextmanager
         def observe() -> Iterator[SimpleNamespace]:
@@ -156,6 +167,7 @@ class ModelBench:
             "soft",
             observe,
             self.plan.seconds,
+            self.plan.clock,
             entries=self.entries,
             seed=self.seed,
             **self.plan.training,
@@ -170,7 +182,9 @@ class ModelBench:
         """Every entry for an equal share of the seconds."""
         n_tokens, share = TrainingConfig().n_tokens, self.plan.seconds / len(self.entries)
         results: dict[str, PeftResult] = {
-            entry.name: train_peft(self.model, entry, kind, n_tokens, share, self.seed, RECALLED)
+            entry.name: train_peft(
+                self.model, entry, kind, n_tokens, share, self.seed, RECALLED, clock=self.plan.clock
+            )
             for entry in self.entries
             if entry.blocks
         }
@@ -307,6 +321,7 @@ def real(
     entries: Annotated[int, "of the lorebook, from its beginning"] = 7,
     seeds: Annotated[int, "of everything that is drawn and trained"] = 3,
     seconds: Annotated[float, "of training, for each method and seed"] = 120.0,
+    processor: Annotated[bool, "the seconds are the processor's, of one thread"] = False,
     distances: Annotated[list[int], "tokens of story before the call"] = [0, 64, 256, 1000],  # noqa: B006 - read only
     stories: Annotated[int, "for each entry and method"] = 8,
     story_tokens: Annotated[int, "length of each"] = 60,
@@ -331,7 +346,10 @@ def real(
         dtype,
         story.read_text(encoding="utf-8") if story else None,
         {"distil_passages": 8} if quick else {},
+        processor,
     )
+    if processor:
+        torch.set_num_threads(1)
     cases = plan.cases(models, seeds)
     rows = run_cases(cases, Grid(plan).measure, out, on_progress=Progress(cases, out, seconds))
     for model in models:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -87,6 +87,7 @@ def train_peft(
     seed: int = 0,
     recall: float = 0.4,
     learning_rate: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> PeftResult:
     """Trains a prompt of an entry with PEFT: `"embedding"` is prompt tuning, `"prefix"` prefix
     tuning.
@@ -95,7 +96,7 @@ def train_peft(
     the rows here, not trained, and no row of the result.
     """
     torch.manual_seed(seed)
-    start = time.monotonic()
+    start = clock()
     leading = len(model.bos) if kind == "embedding" else 0
     adapted = _adapted(model, entry, kind, n_tokens + leading)
     (parameter,) = (p for p in adapted.parameters() if p.requires_grad)
@@ -110,8 +111,8 @@ def train_peft(
     optimizer = torch.optim.Adam([parameter], lr=rate)
     recent: deque[float] = deque(maxlen=SMOOTH)
     updates, to_recall = 0, None
-    while not updates or time.monotonic() - start < seconds:
-        optimizer.param_groups[0]["lr"] = rate * _left(time.monotonic() - start, seconds)
+    while not updates or clock() - start < seconds:
+        optimizer.param_groups[0]["lr"] = rate * _left(clock() - start, seconds)
         optimizer.zero_grad()
         out = adapted(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels)
         out.loss.backward()
@@ -119,8 +120,8 @@ def train_peft(
         updates += 1
         recent.append(float(out.loss.detach()))
         if to_recall is None and fmean(recent) <= recall:
-            to_recall = time.monotonic() - start
-    taken = time.monotonic() - start
+            to_recall = clock() - start
+    taken = clock() - start
     prompt = _read_back(adapted, model, entry, leading)
     return PeftResult(prompt, taken, updates, recent[-1], to_recall)
 

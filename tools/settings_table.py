@@ -19,7 +19,8 @@ DOCS = ROOT / "docs"
 
 def training() -> str:
     """Every training setting, with its option."""
-    rates = ", ".join(f"`{rate}` ({kind})" for kind, rate in LEARNING_RATES.items())
+    prefix, embedding = LEARNING_RATES["prefix"], LEARNING_RATES["embedding"]
+    rates = f"`{prefix}` / √layers (prefix), `{embedding}` (embedding)"
     return _rows(
         ("setting", "option", "default", ""),
         (

@@ -88,6 +88,7 @@ def train_method(
     name: str,
     observe: Callable[[], AbstractContextManager[TrainingObserver | None]] = nullcontext,
     time_budget: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
     **settings: Any,
 ) -> TrainedMethod:
     """Trains soft prompts together, and times it.
@@ -95,15 +96,17 @@ def train_method(
     Args:
         observe: makes a context that gives what observes the training.
         time_budget: seconds.
+        clock: what they are of, see `Execution`.
         settings: `WorldInfoTrainer`'s: entries, corpus or conditionings, and how they are trained.
     """
-    start = time.monotonic()
-    trainer = WorldInfoTrainer(model, execution=Execution(time_budget), **settings)
+    start = clock()
+    execution = Execution(time_budget, clock=clock, started=start)
+    trainer = WorldInfoTrainer(model, execution=execution, **settings)
     with observe() as observer:
         if observer is not None:
             trainer.on_step, trainer.on_phase = observer.on_step, observer.on_phase
         prompts = trainer.train()
-    seconds = time.monotonic() - start
+    seconds = clock() - start
     curves = {name: dict(trainable.history) for name, trainable in trainer.trainables.items()}
     kind = settings.get("kind", "prefix")
     return TrainedMethod(name, kind, prompts, seconds, trainer.step, curves)

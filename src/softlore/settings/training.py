@@ -11,7 +11,9 @@ from softlore.settings.table import Settings, setting
 
 Factory = Callable[..., Any]
 Style = Literal["sentences", "noun", "pronoun", "mixed", "implicit", "cloud", "bracketed"]
-LEARNING_RATES = {"prefix": 0.15, "embedding": 1.0}  # defaults, by kind
+# Defaults, by kind. A prefix is in every layer, so that its effect adds up over these: its rate is
+# divided by the square root of their number (0.15 for 6 layers, 0.068 for 30).
+LEARNING_RATES = {"prefix": 0.37, "embedding": 1.0}
 
 
 class TrainingConfig(Settings):
@@ -39,8 +41,8 @@ class TrainingConfig(Settings):
     optimizer: str | Factory = setting("adam", "A class of torch.optim by name, or in Python a "
         "factory `(parameters, lr=…)`.", expected="a name or a factory")
     learning_rate: float | None = setting(None, "Relative to the scale of what is trained: the "
-        "model's embedding rows, or the layer's keys and values; none: the kind's default, a third "
-        "of it for texts alone and where a prompt starts in closed form.", gt=0)
+        "model's embedding rows (default 1, a third for texts alone), or the layer's keys and "
+        "values (default 0.37 over the square root of the layers' number).", gt=0)
     schedule: Literal["cosine", "linear", "constant"] | Factory = setting("cosine",
         "How the learning rate falls, or in Python a factory `(optimizer) -> scheduler`.")
     drift_guard: float = setting(1.0, "Weight of the KL to the bare model on unrelated text; 0 for "

@@ -15,8 +15,8 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -197,7 +197,9 @@ class Execution:
     Attributes:
         time_budget: seconds that the training may take from `started` on, its preparation and the
             saving of its prompts included; fewer updates are made if they would take longer.
-        started: the time on `time.monotonic` from which the budget counts; by default now.
+        clock: what the budget's seconds are of; `time.process_time` counts those of the processor
+            alone, whatever else runs on the machine.
+        started: the time on that clock from which the budget counts; by default now.
         memory: bytes that an update may use; None: those of the device. It decides the batch sizes,
             and so the rounding: give it to get the same bits elsewhere.
         ranks: the processes that share each update; the first of them writes the checkpoint.
@@ -209,23 +211,29 @@ class Execution:
     memory: int | None = None
     ranks: Ranks | None = None
     checkpointed: bool | None = None
-    started: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    started: float | None = None
 
     def __post_init__(self) -> None:
-        if self.time_budget is not None and not 0 < self.time_budget < math.inf:
+        if self.started is None:
+            object.__setattr__(self, "started", self.clock())
+        budget = self.time_budget
+        if budget is not None and not (isinstance(budget, int | float) and 0 < budget < math.inf):
             raise ConfigError(
-                f"time_budget is {self.time_budget}; expected seconds above 0; raise it"
+                f"time_budget is {budget!r:.60}; expected a number of seconds above 0; give one"
             )
 
     @property
     def deadline(self) -> float | None:
-        """The time on `time.monotonic` at which the training is to have ended; None: never."""
-        return None if self.time_budget is None else self.started + self.time_budget
+        """The time on `clock` at which the training is to have ended; None: never."""
+        if self.time_budget is None or self.started is None:
+            return None
+        return self.started + self.time_budget
 
     def affordable_updates(self, pace: float) -> int:
         """How many updates of `pace` seconds end in time, with the prompts saved."""
         assert self.deadline is not None
-        left = self.deadline - time.monotonic() - SAVING_SECONDS - SAVING_UPDATES * pace
+        left = self.deadline - self.clock() - SAVING_SECONDS - SAVING_UPDATES * pace
         return max(0, int(left / pace))
 
     def plan(self, model: FrozenModel, batch: TrainingBatch) -> MemoryPlan:

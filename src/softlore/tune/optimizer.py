@@ -12,8 +12,8 @@ from softlore.errors import ConfigError
 from softlore.settings import TrainingConfig
 from softlore.settings.training import LEARNING_RATES, Factory
 
-# Distillation compares whole distributions, a finer target than ids; and a prompt that starts in
-# closed form has most of its effect already. These need a lower rate.
+# Of the rate of embedding rows, where there are texts alone: distillation compares whole
+# distributions, a finer target than ids.
 GENTLE = 1 / 3
 # Draws change from update to update, so that a short memory serves better than torch's defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -27,11 +27,20 @@ SHAPES: dict[str, Callable[[float], float]] = {
 }
 
 
-def resolved(config: TrainingConfig, gentle: bool) -> TrainingConfig:
-    """The settings with the default learning rate filled in: a lower one if it is to be gentle."""
+def resolved(config: TrainingConfig, layers: int, has_pairs: bool) -> TrainingConfig:
+    """The settings with the default learning rate filled in.
+
+    Args:
+        layers: of the model.
+        has_pairs: whether there are calls with responses, and not texts alone.
+    """
     if config.learning_rate is not None:
         return config
-    rate = LEARNING_RATES[config.kind] * (GENTLE if gentle else 1.0)
+    rate = LEARNING_RATES[config.kind]
+    if config.kind == "prefix":
+        rate /= math.sqrt(layers)
+    elif not has_pairs:
+        rate *= GENTLE
     return config.changed(learning_rate=rate)
 
 
@@ -41,7 +50,8 @@ def make_optimizer(parameter: torch.nn.Parameter, config: TrainingConfig) -> tor
     Raises:
         ConfigError: no such class, or one that can't train this parameter.
     """
-    rate = config.learning_rate or LEARNING_RATES[config.kind]
+    rate = config.learning_rate
+    assert rate is not None  # see `resolved`
     if callable(config.optimizer):
         return config.optimizer([parameter], lr=rate)
     make, options = optimizer_class(config.optimizer), OPTIONS.get(config.optimizer.lower(), {})

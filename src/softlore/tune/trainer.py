@@ -196,7 +196,7 @@ class WorldInfoTrainer(Generic[Trained]):
         Raises DivergedError for NaN or infinity; then no entry has made this update.
         """
         assert self.plan is not None
-        started = time.monotonic()
+        started = self.execution.clock()
         batch, learning = self.draw(), self._learning()
         losses = self.ranks.run(self.model, batch, self.plan, learning.values())
         by_name = {name: losses_of(losses, name) for name in learning}
@@ -215,7 +215,7 @@ class WorldInfoTrainer(Generic[Trained]):
             steps = {name: trainable.steps for name, trainable in self._learning().items()}
             self._write_passages({name: n for name, n in steps.items() if n % INTERVAL == 0})
             self._admit()
-        seconds = time.monotonic() - started
+        seconds = self.execution.clock() - started
         self.pace = seconds if self.pace is None else 0.9 * self.pace + 0.1 * seconds
         if self.execution.deadline is not None:
             self._keep_to_budget(self.pace)
@@ -300,7 +300,7 @@ class WorldInfoTrainer(Generic[Trained]):
         value = initial_value(self.model, entry, self.config, None if restored else start)
         value = self.ranks.broadcast(value)
         scale = scale_of(self.model, value, self.config.kind)
-        config = resolved(self.config, gentle=start is not None or not examples.pairs)
+        config = resolved(self.config, self.model.layers, bool(examples.pairs))
         frozen = frozen_positions(self.model, config)
         self.trainables[entry.name] = TrainablePrompt(entry.name, value, scale, config, frozen)
 
