@@ -4,8 +4,8 @@ import contextlib
 import http.server
 import importlib.metadata
 import json
-import re
 import os
+import re
 import socketserver
 import subprocess
 import sys
