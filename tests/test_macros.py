@@ -19,7 +19,7 @@ from softlore.story.session import StorySession
 from softlore.tune import WorldInfoTrainer
 from softlore.tune.lorebook_training import plan_book, save_prompts
 from softlore.tune.trainable_prompt import entry_hash
-from studio_calls import make_state
+from studio_calls import make_state, studio
 
 MODEL = tiny_model("llama")
 TEXT = "{{char}} knows {{user}}, and <BOT> likes <USER>."
@@ -190,3 +190,24 @@ def test_lore_of_a_server_has_names(tmp_path):
     state.book, state.settings = Lorebook(**BOOK), settings
     read = RequestComposer(state).compose("The hat was gone.", 4).context.text
     assert "Zoe knows Ada, and Zoe likes Ada." in read
+
+
+def test_the_studio_begins_a_story_with_a_card(tmp_path, card):
+    with studio(tmp_path) as server:
+        book = server.upload("books", card.read_bytes(), "zoe.json")
+        assert book["greetings"] == ['*Zoe looks up.* "You are late, You."', '"Halt!" says Zoe.']
+        story = server.post("stories", book="zoe", greeting=1)
+        assert story["name"] == "zoe"
+        assert [(turn["by"], turn["text"]) for turn in story["turns"]] == [
+            ("model", '*Zoe looks up.* "You are late, You."\n')
+        ]
+        assert len(story["turns"][0]["tries"]) == 2
+        assert story["settings"]["memory"].startswith("You meets Zoe at the gate.")
+        assert story["settings"]["book"] == "zoe"
+        server.put("stories", "zoe", "settings", user="Ada")
+        server.post("stories", "zoe", "turns", text="The lamp.")
+        plan = server.get("stories", "zoe", "context", tokens=4)
+        assert "green for Ada." in json.dumps(plan)
+        server.refused(400, "POST", "stories", json={"book": "zoe", "greeting": 3})
+        server.refused(404, "POST", "stories", json={"book": "none", "greeting": 1})
+        server.refused(400, "PUT", "stories", "zoe", "settings", json={"user": "a\nb"})

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import re
 import struct
 from pathlib import Path
@@ -540,7 +541,8 @@ def test_a_prompts_details_are_for_people_first(page):
     said = page.inner_text("dialog")
     assert "It fits the model that is running." in said
     assert re.search(
-        r"It recalls \d+ % of its lore, word by word; the model without it \d+ %\.", said
+        r"Its recall is \d+\.\d\d nats a token of lore, that of the model without it",
+        said,
     )
     assert "fingerprint" not in said
     page.click("dialog summary")
@@ -774,3 +776,44 @@ def test_axe_finds_no_violation(page, served):
             panel(page, name)
             check((name, scheme, width))
         check_dialogs(page, served[1], lambda where, scheme=scheme: check((where, scheme)))
+
+
+CARD = {
+    "spec": "chara_card_v2",
+    "spec_version": "2.0",
+    "data": {
+        "name": "Zoe",
+        "description": "{{char}} watches.",
+        "first_mes": "{{char}} looks at {{user}}.",
+        "alternate_greetings": ["Halt, says {{char}}."],
+        "scenario": "Night.",
+        "mes_example": "",
+    },
+}
+
+
+def test_a_card_begins_a_story_with_names_and_the_context_says_why(page, served):
+    _, state = served
+    panel(page, "lore")
+    file = {"name": "zoe.json", "mimeType": "text/json", "buffer": json.dumps(CARD).encode()}
+    page.set_input_files("[data-name=lore] input[type=file]", file)
+    page.wait_for_selector("[data-entry=Zoe]")
+    page.select_option("[data-name=lore] label:has-text('First message') + select", "2")
+    axe(page, "card")
+    page.click("text=Begin a story with it")
+    wait_until(lambda: state.stories.names() and shown(page) == ["Halt, says Zoe.\n"])
+    (name,) = state.stories.names()
+    panel(page, "settings")
+    page.fill("[data-field=user] input", "Ada")
+
+    def named():
+        with state.stories.open(name) as story:
+            return story.settings.user == "Ada" and story.settings.memory == "Night."
+
+    wait_until(named)
+    page.click("text=Another model")
+    page.wait_for_selector("code:has-text('softlore serve --model storyteller')")
+    axe(page, "models")
+    set_tokens(page, 12)
+    page.click(".context-bar")
+    page.wait_for_selector(".context-parts:has-text('Zoe enters as text: it has no soft prompt')")

@@ -21,7 +21,7 @@ from softlore.serve.studio.files import RAW_BODY, attachment
 from softlore.serve.studio.prompts import prompt_row
 
 Fields = Annotated[dict[str, Any], Body(description="Fields of a native lorebook, or of its entry")]
-_ADDED = ("warnings", "prompts")  # fields of a response beside the book's own
+_ADDED = ("warnings", "prompts", "greetings")  # fields of a response beside the book's own
 _ENTRY = re.compile(r"^(?:.*: )?entry '([^']*)'")
 _FIELD = re.compile(r"`(\w+)`")
 
@@ -138,7 +138,8 @@ def _to_dict(context: StudioContext, book: Lorebook) -> dict[str, Any]:
     for entry in book:
         row = prompt_row(headers[entry.name], True) if entry.name in headers else None
         prompts[entry.name] = row and row | {"recall": row["trained"].get("recall")}
-    return {**book.data(), "warnings": check(book), "prompts": prompts}
+    greetings = book.opening(context.state.settings).greetings
+    return {**book.data(), "warnings": check(book), "prompts": prompts, "greetings": greetings}
 
 
 def _row(context: StudioContext, name: str, trained: set[str]) -> dict[str, Any]:

@@ -43,6 +43,9 @@ class NewStory(StudioForm):
     """Its first turn, by the writer."""
     book: str = ""
     """The studio's lorebook that it uses."""
+    greeting: Annotated[int, Field(ge=0, le=10**6)] = 0
+    """Begins with the card that the lorebook came from: 1 is its first message, the next ones are
+    its alternates. 0: with the opening."""
 
 
 class CodeStrength(StudioForm):

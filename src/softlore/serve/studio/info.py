@@ -1,4 +1,4 @@
-"""GET /info: the model, its control codes, samplers, file formats, and the load."""
+"""GET /info and /models: the model, its control codes, samplers, file formats, and the load."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from softlore.control import codes_of
 from softlore.errors import ModelError
 from softlore.lore.formats.registry import EXPORTERS as BOOK_WRITERS
 from softlore.model import LanguageModel
+from softlore.model.finding import known_models, own_models
 from softlore.prompts import WRITABLE, PromptLibrary
 from softlore.serve.compose import model_name
 from softlore.serve.studio.book_folder import NATIVE_FORMATS
@@ -38,7 +39,7 @@ PRESETS: list[dict[str, Any]] = [
 
 
 def make_router(context: StudioContext) -> APIRouter:
-    """GET /info."""
+    """GET /info and /models."""
     router = APIRouter()
 
     @router.get("/info")
@@ -61,6 +62,21 @@ def make_router(context: StudioContext) -> APIRouter:
             "presets": PRESETS,
             "training": _training(),
         }
+
+    @router.get("/models")
+    def models() -> list[dict[str, Any]]:
+        """The models that `softlore serve --model` takes by name, with what each is for.
+
+        A server runs one model: another is another command's.
+        """
+        return [
+            {
+                "name": found.name,
+                "here": found.path is not None,
+                "use": found.known.use if found.known else "your own",
+            }
+            for found in (*known_models(), *own_models())
+        ]
 
     return router
 

@@ -29,7 +29,7 @@ from softlore.prompts.formats.safe.zips import Archive
 from softlore.prompts.responses import KEY
 from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.files import RAW_BODY, attachment, base_name, free_name, name_for
-from softlore.serve.studio.training_job import mean_probability
+from softlore.serve.studio.training_job import rounded
 from softlore.tune.losses import last_loss
 
 CONNECTOR_SUFFIX = ".vllm.safetensors"  # of the files that vLLM's connector reads: prefix kind
@@ -101,13 +101,13 @@ def header_fields(header: PromptHeader) -> dict[str, Any]:
 
 
 def _training_summary(header: PromptHeader) -> dict[str, Any]:
-    """Updates, last loss and recall, as far as the file holds them."""
+    """Updates, last loss and recall (nats a token), as far as the file holds them."""
     fields = header_fields(header)
     training, metrics = (_mapping(fields.get(name)) for name in ("training", "metrics"))
     summary = {
         "steps": training.get("steps"),
         "loss": last_loss(metrics),
-        "recall": mean_probability(_mapping(metrics.get("recall")).get("soft")),
+        "recall": rounded(_mapping(metrics.get("recall")).get("soft")),
     }
     return {name: value for name, value in summary.items() if isinstance(value, int | float)}
 

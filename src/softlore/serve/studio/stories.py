@@ -22,6 +22,7 @@ from softlore.serve.studio.files import RAW_BODY, attachment, base_name, free_na
 from softlore.serve.studio.forms import NewStory, TextField, TurnField, check_sampling
 from softlore.serve.studio.open_stories import PATH_SETTINGS, SETTINGS, StoryList
 from softlore.story import Story, StoryDraft, StorySettings
+from softlore.story.beginning import draft_of_card
 from softlore.story.files import FORMATS as STORY_FORMATS
 from softlore.story.files import read_story
 
@@ -54,10 +55,14 @@ def _add_library(router: APIRouter, context: StudioContext) -> None:
     @router.post("")
     def create(form: NewStory) -> dict[str, Any]:
         """Creates a story."""
-        name = form.name or free_name(_first_words(form.opening), _taken(context))
+        words = form.book if form.greeting else form.opening
+        name = form.name or free_name(_first_words(words), _taken(context))
         _check_free(context, name)
         settings = StorySettings(lorebook=_book_path(context, form.book))
         draft = StoryDraft(settings, (("writer", form.opening),) if form.opening else ())
+        if form.greeting:
+            book = context.books.get(form.book)
+            draft = draft_of_card(book, settings, form.greeting, context.state.settings)
         library.create(name, draft).close()
         return _to_dict(context, name)
 

@@ -21,15 +21,8 @@ FIELDS = ("step", "loss", "recall", "drift")  # of a point
 VALUES = (*curve_names(), "recall")
 
 
-def mean_probability(nats: object) -> float | None:
-    """Recall as the page shows it: the mean probability of a token, 0 to 1, from nats a token."""
-    if not isinstance(nats, int | float) or not math.isfinite(nats):
-        return None
-    return round(math.exp(-max(0.0, float(nats))), 4)
-
-
 class Point(NamedTuple):
-    """Values of an entry at an update; None for those that were not measured."""
+    """Values of an entry at an update, in nats a token; None for those that were not measured."""
 
     step: int
     loss: float | None
@@ -54,7 +47,7 @@ class Curve:
     def add(self, step: int, **values: float | None) -> None:
         """Appends a point. Does nothing if `step` is not after the last one."""
         if step > self.last_step:
-            self.points.append(Point(step, *(_rounded(values.get(n)) for n in FIELDS[1:])))
+            self.points.append(Point(step, *(rounded(values.get(n)) for n in FIELDS[1:])))
         if len(self.points) > MAX_POINTS:
             self._thin()
 
@@ -89,8 +82,11 @@ class Curve:
         self.points = points if len(points) <= MAX_POINTS * 3 // 4 else even
 
 
-def _rounded(value: float | None) -> float | None:
-    return round(float(value), 5) if value is not None and math.isfinite(value) else None
+def rounded(value: object) -> float | None:
+    """A measured value as it is sent; None where there is none."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return round(float(value), 5)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from softlore.measure.score import fits, recall
 from softlore.model import LanguageModel, require_frozen_model
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.serve.studio.training_files import TrainingFiles
-from softlore.serve.studio.training_job import TrainingJob, mean_probability
+from softlore.serve.studio.training_job import TrainingJob
 from softlore.tune import (
     Checkpointing,
     Company,
@@ -122,7 +122,7 @@ class _Recorder:
         return point
 
     def _recall(self, entry: Entry, trainable: TrainablePrompt) -> float | None:
-        """Mean probability of the entry's responses, 0 to 1; None if there are none that fit."""
+        """Loss of the entry's responses, nats a token; None if there are none that fit."""
         blocks = gain_blocks(entry)
         prompt = SoftPrompt(
             name=entry.name,
@@ -133,4 +133,4 @@ class _Recorder:
         )
         if not blocks or not fits(self._model, prompt, blocks):
             return None
-        return mean_probability(recall(self._model, prompt, blocks))
+        return recall(self._model, prompt, blocks)

@@ -129,6 +129,10 @@ function showParts(plan) {
       row("reserved", "Reserved for writing", plan.reserved))),
     plan.omitted ? h("p", { class: "quiet" }, `The story’s first ${count(plan.omitted, "character")}`
       + " are not read: the context is full.") : "",
+    Object.entries(plan.why ?? {}).map(([entry, why]) =>
+      h("p", { class: "quiet" }, h("strong", {}, entry), ` enters as ${
+        plan.parts.some((part) => part.kind === "soft" && part.name === entry) ? "a soft prompt" : "text"
+      }: ${why}.`)),
     Object.entries(plan.not_used ?? {}).map(([entry, why]) =>
       h("p", { class: "quiet" }, h("strong", {}, entry), ` is not used: ${why}.`)),
     state.reading?.why ? h("p", { class: "quiet" }, `Last time ${count(state.reading.read, "token")}`

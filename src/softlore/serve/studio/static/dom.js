@@ -103,6 +103,9 @@ export function later(fn, milliseconds) {
 export const count = (n, one, many = `${one}s`) =>
   `${Number(n).toLocaleString("en")} ${n === 1 ? one : many}`;
 
+/** A loss, such as recall, of a token. */
+export const nats = (value) => `${value.toFixed(2)} nats`;
+
 export function bytes(n) {
   return n < 1000 ? `${n} B` : n < 1e6 ? `${Math.round(n / 1000)} KB` : `${(n / 1e6).toFixed(1)} MB`;
 }

@@ -1,7 +1,7 @@
 // The library of soft prompts: details, import, export and deletion.
 
 import * as api from "./api.js";
-import { $, button, bytes, count, h } from "./dom.js";
+import { $, button, bytes, count, h, nats } from "./dom.js";
 import { refreshPrompts } from "./books.js";
 import { confirmed, shown } from "./dialogs.js";
 import { insert, tagOf } from "./chips.js";
@@ -28,7 +28,6 @@ const inspect = trying(async (name) => {
 /** What a writer wants to know of a soft prompt, in sentences. */
 function about({ kind, n_tokens, bytes: size, fits, model, created, trained = {}, metrics = {} }) {
   const day = created && new Date(created).toLocaleDateString("en", { dateStyle: "long" });
-  const percent = (share) => `${Math.round(100 * share)} %`;
   const without = metrics.recall?.none;
   return [
     fits === false ? `It was made for another model${model ? `, ${model}` : ""}, and cannot be used here.`
@@ -37,8 +36,8 @@ function about({ kind, n_tokens, bytes: size, fits, model, created, trained = {}
       ? "and is seen from where it stands" : "wherever it is put into the text"}; its file has ${bytes(size)}.`,
     (day || trained.steps) && `It was trained${day ? ` on ${day}` : ""}${trained.steps
       ? `, in ${count(trained.steps, "step")}` : ""}.`,
-    Number.isFinite(trained.recall) && `It recalls ${percent(trained.recall)} of its lore, word by word${
-      Number.isFinite(without) ? `; the model without it ${percent(Math.exp(-Math.max(0, without)))}` : ""}.`,
+    Number.isFinite(trained.recall) && `Its recall is ${nats(trained.recall)} a token of lore${
+      Number.isFinite(without) ? `, that of the model without it ${nats(without)}` : ""}: less is better.`,
   ].filter(Boolean);
 }
 
@@ -75,7 +74,7 @@ function item(prompt) {
   const recall = prompt.trained?.recall;
   const facts = [prompt.fits === false ? "for another model" : prompt.kind,
     `${prompt.n_tokens} tokens`, bytes(prompt.bytes ?? 0),
-    Number.isFinite(recall) && `recall ${Math.round(100 * recall)} %`];
+    Number.isFinite(recall) && `recall ${nats(recall)}`];
   return h("li", { class: "item" },
     h("button", { type: "button", class: "open", title: `Look at ${prompt.name}`,
       onclick: () => inspect(prompt.name) },

@@ -1,7 +1,7 @@
 // The lore panel: a lorebook, its entries and how far each is trained.
 
 import * as api from "./api.js";
-import { button, h } from "./dom.js";
+import { button, h, nats } from "./dom.js";
 import { asked, confirmed } from "./dialogs.js";
 import { deleteBook, importBook, newBook, openBook, refreshBooks, refreshPrompts }
   from "./books.js";
@@ -10,6 +10,7 @@ import { checkbox, filePicker, formatPicker, labelled, select } from "./fields.j
 import { setStory } from "./memory.js";
 import { trying } from "./messages.js";
 import { addPanel } from "./panels.js";
+import { beginCard } from "./stories.js";
 import { on, recall, state } from "./store.js";
 import { suggestions } from "./suggest.js";
 import { makeTraining, train, trainOptions } from "./training.js";
@@ -33,7 +34,7 @@ function head() {
   row.classList.add("bottom");
   const use = story && book && checkbox("This story reads with it",
     story.settings.book === book.name, (yes) => setStory({ book: yes ? book.name : "" }));
-  return h("div", { class: "group" }, row, use || "",
+  return h("div", { class: "group" }, row, use || "", book?.greetings?.length ? greetings(book) : "",
     h("div", { class: "row" },
       filePicker("Import a lorebook", importBook),
       button("New", async () => {
@@ -43,11 +44,22 @@ function head() {
       story?.turns.length && button("Find lore in the story", () => suggest(), { draw: "chip" })));
 }
 
+/** Begins a story with the card that the book came from. */
+function greetings({ name, greetings: all }) {
+  const short = (text) => (text.length > 60 ? `${text.slice(0, 59)}…` : text).replace(/\s+/g, " ");
+  let chosen = 1;
+  const pick = all.length > 1 && labelled("First message", select(
+    all.map((text, place) => [String(place + 1), `${place + 1}. ${short(text)}`]), "1",
+    (value) => (chosen = Number(value))));
+  return h("div", { class: "group" }, pick || "", h("div", {},
+    button("Begin a story with it", () => beginCard(name, chosen), { draw: "plus" })));
+}
+
 function stateOf(entry) {
   const prompt = state.book.prompts?.[entry.name];
   if (!prompt) return [false, "untrained"];
   const recall = prompt.recall === undefined || prompt.recall === null ? ""
-    : `, recall ${Math.round(100 * prompt.recall)} %`;
+    : `, recall ${nats(prompt.recall)}`;
   return [true, `trained, ${prompt.n_tokens} tokens${recall}`];
 }
 

@@ -24,26 +24,25 @@ function ticks(low, high) {
 
 /**
  * A plot of curves `{name, x: [], y: []}`, the one named `picked` in front.
- * `show` writes a value: `(0.5) => "50 %"`; `top` is the highest value there can be, `end` the
- * last step there is.
+ * `end` is the last step there is.
  */
-export function plot(title, curves, picked, { show = figure, top, end = 1 } = {}) {
+export function plot(title, curves, picked, { end = 1 } = {}) {
   const full = curves.map(clean).filter((curve) => curve.x.length);
-  const high = top ?? Math.max(1e-9, ...full.flatMap((curve) => curve.y)) * 1.05;
+  const high = Math.max(1e-9, ...full.flatMap((curve) => curve.y)) * 1.05;
   const X = (x) => BOX.left + ((BOX.right - BOX.left) * x) / end;
   const Y = (y) => BOX.bottom - ((BOX.bottom - BOX.top) * Math.min(y, high)) / high;
   const front = [...full].sort((a, b) => (a.name === picked) - (b.name === picked));
   return s("svg", { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img",
-    "aria-label": summary(title, full, picked, show) },
+    "aria-label": summary(title, full, picked) },
   s("text", { class: "title", x: BOX.left, y: 13 }, title),
   ticks(0, high).map((tick) => [
     s("line", { class: "grid", x1: BOX.left, x2: BOX.right, y1: Y(tick), y2: Y(tick) }),
-    s("text", { x: BOX.left - 6, y: Y(tick) + 3.5, "text-anchor": "end" }, show(tick)),
+    s("text", { x: BOX.left - 6, y: Y(tick) + 3.5, "text-anchor": "end" }, figure(tick)),
   ]),
   s("line", { class: "axis", x1: BOX.left, x2: BOX.right, y1: BOX.bottom, y2: BOX.bottom }),
   ticks(0, end).map((tick) => s("text", { x: X(tick), y: HEIGHT - 7,
     "text-anchor": tick ? "middle" : "start" }, figure(tick))),
-  s("text", { x: BOX.right, y: 13, "text-anchor": "end" }, last(full, picked, show)),
+  s("text", { x: BOX.right, y: 13, "text-anchor": "end" }, last(full, picked)),
   front.map((curve) => drawn(curve, curve.name === picked ? "picked" : "", X, Y)));
 }
 
@@ -62,15 +61,15 @@ function drawn(curve, kind, X, Y) {
   ];
 }
 
-function last(curves, picked, show) {
+function last(curves, picked) {
   const curve = curves.find((one) => one.name === picked);
-  return curve ? `${picked}: ${show(curve.y.at(-1))}` : "";
+  return curve ? `${picked}: ${figure(curve.y.at(-1))}` : "";
 }
 
-function summary(title, curves, picked, show) {
+function summary(title, curves, picked) {
   if (!curves.length) return `${title}: nothing measured yet.`;
   const first = curves.find((one) => one.name === picked) ?? curves[0];
-  const summary = `${title} of ${first.name}: from ${show(first.y[0])} at step ${first.x[0]} to ${
-    show(first.y.at(-1))} at step ${first.x.at(-1)}.`;
+  const summary = `${title} of ${first.name}: from ${figure(first.y[0])} at step ${first.x[0]} to ${
+    figure(first.y.at(-1))} at step ${first.x.at(-1)}.`;
   return curves.length > 1 ? `${summary} ${curves.length} entries are drawn.` : summary;
 }

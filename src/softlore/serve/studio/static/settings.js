@@ -1,8 +1,10 @@
 // Settings: how much and how the model writes, control codes, and this page's own habits.
 
+import * as api from "./api.js";
 import { button, h, later, newId } from "./dom.js";
 import { checkbox, labelled, select, slider, tags } from "./fields.js";
 import { setStory } from "./memory.js";
+import { trying } from "./messages.js";
 import { addPanel } from "./panels.js";
 import { habits, on, setHabits, state } from "./store.js";
 
@@ -99,6 +101,16 @@ function number(setting, label, help, { min = 0, max = 1e9, empty = 0 } = {}) {
   return labelled(label, input, help, setting);
 }
 
+function text(setting, label, help, placeholder) {
+  const save = later(setStory, PAUSE);
+  const input = h("input", { type: "text", maxlength: 160, autocomplete: "off", placeholder,
+    oninput: () => save({ [setting]: input.value.trim() }) });
+  const draw = () => (input.value = state.story?.settings[setting] ?? "");
+  onNew(() => state.story?.settings[setting], input, draw);
+  draw();
+  return labelled(label, input, help, setting);
+}
+
 function own(setting, label, help, more) {
   const input = h("input", { type: "number", value: habits()[setting], ...more, oninput: () => {
     if (input.checkValidity()) setHabits({ [setting]: Number(input.value) });
@@ -108,6 +120,23 @@ function own(setting, label, help, more) {
 
 const shownBreaks = (text) => text.replaceAll("\\", "\\\\").replaceAll("\n", "\\n");
 const realBreaks = (text) => text.replace(/\\(n|\\)/g, (_, one) => (one === "n" ? "\n" : "\\"));
+
+/** Which command starts the server with another model: a server runs one. */
+function otherModels() {
+  const list = h("ul", { class: "list" });
+  const details = h("details", {}, h("summary", {}, "Another model"),
+    h("div", { class: "inside" }, h("p", {}, "This server runs one model. To write with another, "
+      + "stop it (Ctrl-C in its terminal) and start it with one of these commands. Stories and "
+      + "lorebooks stay; each model has soft prompts of its own."), list));
+  details.addEventListener("toggle", trying(async () => {
+    if (!details.open) return;
+    const models = await api.get(["models"]);
+    list.replaceChildren(...models.map(({ name, here, use }) => h("li", { class: "item" },
+      h("span", { class: "open" }, h("code", { class: "name" }, `softlore serve --model ${name}`),
+        h("span", { class: "quiet" }, here ? use : `${use}; it is downloaded first`)))));
+  }));
+  return details;
+}
 
 export function makeSettings() {
   addPanel("settings", (body) => {
@@ -128,6 +157,10 @@ export function makeSettings() {
           own("no_copy", "No copying", "Steers off so many tokens repeated from lore; 0 is off.",
             { min: 0, max: 100, step: 1, required: true }))),
       h("div", { class: "group" }, trim()),
+      h("div", { class: "group" }, h("h3", {}, "Names, in this story"),
+        h("div", { class: "two" },
+          text("user", "You are called", "For {{user}} in lore and memory.", "You"),
+          text("char", "The character is called", "For {{char}}.", "the card’s name"))),
       h("div", { class: "group" }, h("h3", {}, "Room, in this story"),
         h("div", { class: "two" },
           number("context_tokens", "Context, tokens", "Empty: all that the model can read."),
@@ -136,6 +169,7 @@ export function makeSettings() {
         checkbox("Enter writes on (Shift+Enter is a new line)", habits().enter,
           (enter) => setHabits({ enter }))),
       h("p", { class: "quiet" }, `Model: ${state.info?.model ?? "?"}, context of ${
-        state.info?.context_length?.toLocaleString("en") ?? "any number of"} tokens.`));
+        state.info?.context_length?.toLocaleString("en") ?? "any number of"} tokens.`),
+      otherModels());
   });
 }

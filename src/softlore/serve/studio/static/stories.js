@@ -75,6 +75,13 @@ const newStory = trying(async () => {
   await begin(await api.post(["stories"], { book: state.book?.name }));
 });
 
+/** A story that begins with a card's first message, or an alternate to it: 1, 2 … */
+export const beginCard = trying(async (book, greeting) => {
+  if (state.writing) await state.writing.stop();
+  if (editing()) await flush();
+  await begin(await api.post(["stories"], { book, greeting }));
+});
+
 /** A story that begins with the demo's lorebook, which opens beside it. */
 export const example = trying(async () => {
   const story = await api.post(["stories", "example"]);

@@ -225,11 +225,10 @@ function drawCurves(training, plots, legend, draw) {
   if (!all.includes(picked)) [picked] = all;
   const of = (what) => all.map((name) => ({ name, x: training.curves[name].step,
     y: training.curves[name][what] ?? [] }));
-  const percent = (value) => `${Math.round(100 * value)} %`;
   const end = Math.max(1, ...all.map((name) => training.curves[name].step.at(-1) ?? 1));
   plots.replaceChildren(
     plot("Loss, nats a token", of("loss"), picked, { end }),
-    plot("Recall", of("recall"), picked, { end, show: percent, top: 1 }),
+    plot("Recall, nats a token", of("recall"), picked, { end }),
     plot("Drift, nats a token", of("drift"), picked, { end }));
   if (legend.children.length !== all.length) {
     legend.replaceChildren(...all.map((name) => h("button", { type: "button", onclick: () => {
