@@ -37,6 +37,7 @@ from softlore.errors import (
 from softlore.model.tiny import tiny_model
 from softlore.prompts.formats import vllm
 from softlore.serve.engines.vllm import VLLMEngine
+from softlore.story.settings import STORY_SAMPLING
 from softlore.vllm_connector.files import read_folder, side_by_side
 from softlore.vllm_connector.placeholders import of_set
 
@@ -167,6 +168,25 @@ def test_samplers_go_under_its_names(server):
         "served",
     )
     assert body["logit_bias"] == {"7": 2.0, "3": -100.0}
+
+
+def test_samplers_that_it_lacks_are_named(server):
+    url, _ = server
+    lacking = {"dry_multiplier": 0.8, "heal": True, "xtc_probability": 0.5, "typical": 0.9,
+               "banned_strings": ("x",), "repetition_penalty": 1.1,
+               "repetition_range": 9}  # fmt: skip
+
+    async def work(engine):
+        return [
+            [line.split()[0] for line in engine.without_effect(sampling)]
+            for sampling in ({"top_k": 3, "logit_bias": {7: 2.0}}, lacking, STORY_SAMPLING)
+        ]
+
+    assert run(url, work) == [
+        [],
+        ["dry", "typical", "xtc", "repetition_range", "banned_strings", "heal"],
+        ["dry", "heal"],
+    ]
 
 
 def test_a_text_that_is_cancelled_is_dropped_there(server):

@@ -45,6 +45,13 @@ def test_completions_follow_the_grammar_of_each_field(web, fields, form):
     assert "warnings" not in reply
 
 
+def test_healing_beside_a_grammar_is_named(web):
+    asked = ASKED | {"heal": True}
+    reply = web.post("/v1/completions", json=asked | {"guided_regex": "[a-d]{4}"}).json()
+    assert reply["warnings"] == ["heal has no effect: a regex begins where the text ends, as it is"]
+    assert "warnings" not in web.post("/v1/completions", json=asked).json()
+
+
 def test_chats_stream_json_as_the_openai_client_asks_for_it(web):
     with openai.OpenAI(base_url=f"{web.base_url}/v1", api_key="none", max_retries=0) as client:
         stream = client.chat.completions.create(

@@ -89,6 +89,9 @@ class GenerationService:
         Raises:
             BusyError: the queue has no room for all of them.
         """
+        warnings = unused(body, self._logged)
+        if requests:
+            warnings += self.state.engine.without_effect(requests[0].sampling)
         outputs = OutputQueue()
         try:
             for request in requests:
@@ -97,7 +100,7 @@ class GenerationService:
         except BaseException:
             outputs.cancel()
             raise
-        return ActiveResponse(self, caller, requests, outputs, key, unused(body, self._logged))
+        return ActiveResponse(self, caller, requests, outputs, key, warnings)
 
     def find(self, key: str) -> list[ActiveResponse]:
         """The responses with a key; none for "", as those without a key may be anyone's."""

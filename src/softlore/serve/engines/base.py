@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from softlore.decode import CacheUsage, GenerationRequest, OutputStream, Token
+from softlore.decode import CacheUsage, GenerationRequest, OutputStream, SamplingParams, Token
 from softlore.decode.output import FinishReason, OutputView
 from softlore.errors import BusyError
 from softlore.model import LanguageModel
@@ -188,6 +188,14 @@ class Engine(ABC):
         if self.on_start is not None:
             self.on_start(stream)
         return stream
+
+    def without_effect(self, sampling: Mapping[str, Any]) -> list[str]:
+        """Warnings for the settings of a text that have no effect here, a line each."""
+        params = SamplingParams.of(sampling)
+        if params.heal and params.constraint is not None:
+            name = params.constraint[0]
+            return [f"heal has no effect: a {name} begins where the text ends, as it is"]
+        return []
 
     @abstractmethod
     def prepare(self, request: GenerationRequest) -> Any:

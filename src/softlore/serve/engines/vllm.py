@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from softlore.decode import GenerationRequest, OutputStream, SamplingParams, Tok
 from softlore.decode.conditioning import weighted
 from softlore.decode.prefix_cache import TextKeys
 from softlore.decode.request import prompts_in, stop_strings
+from softlore.decode.samplers import build_steps
 from softlore.errors import ConfigError, ContextOverflowError, EngineError
 from softlore.model import FrozenModel
 from softlore.prompts.formats.vllm import prefix_set_ids, request_body
@@ -37,13 +38,19 @@ _SAME_NAMES = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_
          "frequency_penalty")  # fmt: skip
 
 
+# Steps of the sampler that vLLM has; of settings that only change a step, those that it lacks.
+_STEPS = frozenset({"logit_bias", "banned", "repetition_penalty", "presence_frequency",
+                    "temperature", "top_k", "top_p", "min_p"})  # fmt: skip
+_WITHOUT_STEP = ("repetition_range", "dynatemp_range", "banned_strings", "order", "heal")
+
+
 class VLLMEngine(Engine):
     """Generates texts on a vLLM server that runs the same model.
 
     Prefixes must have been converted for its connector (see `softlore.vllm_connector`). Wherever
     they stand in a context, all of its text sees them, as vLLM can only begin a text with them; the
     first time that this makes a difference, the log says so. Control codes with a strength and
-    `no_copy` are rejected; samplers that vLLM lacks are left out.
+    `no_copy` are rejected; samplers that vLLM lacks are left out, and replies name them.
 
     Args:
         model: its tokenizer and embeddings are used.
@@ -77,6 +84,13 @@ class VLLMEngine(Engine):
         self._free = asyncio.Semaphore(slots)
         self._streams: set[_RemoteStream] = set()
         self._told_classic = False
+
+    def without_effect(self, sampling: Mapping[str, Any]) -> list[str]:
+        params = SamplingParams.of(sampling)
+        wordless = params.changed(dry_breakers=(), banned_strings=())  # which need a vocabulary
+        names = [step.name for step in build_steps(wordless) if step.name not in _STEPS]
+        names += [name for name in _WITHOUT_STEP if getattr(params, name)]
+        return [f"{name} has no effect: a vLLM server does not have it" for name in names]
 
     def enqueue(
         self, prepared: tuple[dict[str, Any], OutputStream], outputs: OutputQueue | None

@@ -95,7 +95,9 @@ async def _events(
         first = outputs.streams[0]
         usage = first.cache_usage
         reading = usage and {"reused": usage.reused, "read": usage.read, "why": usage.why}
+        warnings = context.state.engine.without_effect(drafts[0].request.sampling)
         done = {"finish": first.finish, "reading": reading, "turns": turn.saved, "story": data}
+        done |= {"warnings": warnings}
         yield event(done, "done")
     except SoftloreError as error:
         yield event({"message": str(error), "type": type(error).__name__}, "error")

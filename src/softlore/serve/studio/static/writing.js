@@ -17,6 +17,15 @@ const WHY = {
   timeout: "The time limit was reached; what was written is kept.",
 };
 
+const warned = new Set();
+
+/** Names settings that have no effect on this server, each once. */
+function warnOnce(warnings = []) {
+  const fresh = warnings.filter((warning) => !warned.has(warning));
+  fresh.forEach((warning) => warned.add(warning));
+  if (fresh.length) tell(`Without effect here: ${fresh.join("; ")}.`);
+}
+
 let makeStory = null; // set by the page: makes a story for a first line
 export function onFirstLine(fn) {
   makeStory = fn;
@@ -105,6 +114,7 @@ async function stream(asked, signal) {
         story = event.data.story;
         set({ reading: event.data.reading ?? null });
         if (WHY[event.data.finish]) tell(WHY[event.data.finish]);
+        warnOnce(event.data.warnings);
       }
       if (event.name === "error") throw new api.ApiError(500, event.data.error ?? event.data);
     }
