@@ -96,9 +96,8 @@ async def _events(
         usage = first.cache_usage
         reading = usage and {"reused": usage.reused, "read": usage.read, "why": usage.why}
         warnings = context.state.engine.without_effect(drafts[0].request.sampling)
-        done = {"finish": first.finish, "reading": reading, "turns": turn.saved, "story": data}
-        done |= {"warnings": warnings}
-        yield event(done, "done")
+        told = {"finish": first.finish, "reading": reading, "warnings": warnings}
+        yield event({**told, "turns": turn.saved, "story": data}, "done")
     except SoftloreError as error:
         yield event({"message": str(error), "type": type(error).__name__}, "error")
     finally:
