@@ -1,4 +1,4 @@
-"""A bounded run of the fuzzer over every reader; `make fuzz` is the long one."""
+"""A short run of the fuzzer over all readers; `make fuzz` is the long one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from softlore.prompts import FORMATS
 from waiting import WAIT_SECONDS
 
 TOOL = Path(__file__).parent.parent / "tools" / "fuzz.py"
+RUNS = 20_000
 # Seeds that their reader must refuse: each target also holds a dtype that is not read.
 REFUSED = {
     "mkultra-pickle": 1, "kobold": 2, "npy": 1, "mtj-zip": 1, "mtj-legacy": 1, "any": 2,
@@ -40,10 +41,9 @@ def test_every_reader_is_fuzzed() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TARGETS)
-def test_a_short_run_finds_nothing(name: str, tmp_path: Path) -> None:
+def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="atheris is not to be had for this system or Python")
-    command = [sys.executable, str(TOOL), "--reader", name, "--runs", "4000"]
+    command = [sys.executable, str(TOOL), "--reader", "mixed", "--runs", str(RUNS)]
     done = subprocess.run(
         [*command, "--crashes", str(tmp_path)], capture_output=True, text=True, timeout=WAIT_SECONDS
     )
@@ -52,4 +52,4 @@ def test_a_short_run_finds_nothing(name: str, tmp_path: Path) -> None:
     # The fuzzer may execute an input once more than it was told to.
     count = re.search(r"inputs (\d+)", done.stdout)
     assert count is not None
-    assert int(count[1]) >= 4000
+    assert int(count[1]) >= RUNS

@@ -27,13 +27,14 @@ from typing import Any
 MEMORY_MB = 512
 TIMEOUT = 20  # seconds an input
 MAX_INPUT = 4096  # bytes
+TRAINING = ("checkpoint", "mixed")  # readers that import all of training
 FORBIDDEN = ("pickle.find_class", "os.", "subprocess.", "open", "import", "exec", "socket.")
 STATS = re.compile(r"^stat::(\w+):\s+(\d+)", re.MULTILINE)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--reader", default="all", help="one of those below, or all")
+    parser.add_argument("--reader", default="all", help="one, all one by one, or mixed")
     parser.add_argument("--runs", type=int, default=-1, help="inputs a reader")
     parser.add_argument("--seconds", type=int, default=0, help="time a reader")
     parser.add_argument("--seed", type=int, default=1, help="for libFuzzer's random numbers")
@@ -46,11 +47,12 @@ def main() -> int:
         return _fuzz(options.reader, flags)
     from fuzz_seeds import TARGETS
 
+    known = [*TARGETS, "mixed"]
     if options.runs < 0 and not options.seconds:
         options.seconds = 60
     names = list(TARGETS) if options.reader == "all" else [options.reader]
-    if unknown := set(names) - set(TARGETS):
-        parser.error(f"unknown reader {unknown.pop()!r}; expected all or one of {list(TARGETS)}")
+    if unknown := set(names) - set(known):
+        parser.error(f"unknown reader {unknown.pop()!r}; expected all or one of {known}")
     results = [_run(name, options) for name in names]
     total, crashed = sum(r["inputs"] for r in results), [r for r in results if r["exit_code"]]
     print(f"{total:,} inputs in all, {len(crashed)} readers crashed")
@@ -59,13 +61,13 @@ def main() -> int:
 
 def _run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Fuzzes one reader in a process of its own, as libFuzzer ends the one it runs in."""
-    from fuzz_seeds import TARGETS
+    from fuzz_seeds import find_target
 
     with contextlib.ExitStack() as stack:
         corpus = options.corpus and options.corpus / name
         corpus = corpus or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         corpus.mkdir(parents=True, exist_ok=True)
-        for number, seed in enumerate(TARGETS[name].seeds()):
+        for number, seed in enumerate(find_target(name).seeds()):
             (corpus / f"seed-{number}").write_bytes(seed)
         options.crashes.mkdir(parents=True, exist_ok=True)
         # What the process leaves behind, as libFuzzer ends it, goes with this folder.
@@ -121,22 +123,22 @@ def _fuzz(name: str, flags: list[str]) -> int:
         import softlore.prompts
         import softlore.story.files
 
-        if name == "checkpoint":
+        if name in TRAINING:
             import softlore.tune.checkpoint  # noqa: F401 (all of training, which takes seconds)
-    from fuzz_seeds import TARGETS, read_file
+    from fuzz_seeds import TARGETS, find_target, read_file
     from softlore import SoftPrompt
     from softlore.errors import SoftloreError
 
     # Brings in what is imported late, before imports are forbidden.
     for other, each in TARGETS.items():
-        if other == "checkpoint" != name:  # whose reader imports all of training
+        if other in TRAINING and name not in TRAINING:
             continue
         for data in map(each.wrap, each.seeds()):
             with contextlib.suppress(SoftloreError):
                 each.read(data)
     for codec in ("unicode_escape", "utf-16-le", "utf-8-sig"):
         codecs.lookup(codec)
-    target = TARGETS[name]
+    target = find_target(name)
     guarded = False
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:

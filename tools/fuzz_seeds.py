@@ -319,3 +319,19 @@ TARGETS: dict[str, Target] = {
     "checkpoint": Target(checkpoints, checkpoint_file, read_checkpoint),
     "any": Target(lambda: [*native(), *json_texts(), *archives(), *arrays(), *torch_files()]),
 }
+
+
+def find_target(name: str) -> Target:
+    """The target of a name; `mixed` is all of them: an input's first byte says which reads it."""
+    if name != "mixed":
+        return TARGETS[name]
+    targets = list(TARGETS.values())
+
+    def wrap(data: bytes) -> tuple[Target, Any]:
+        target = targets[data[0] % len(targets) if data else 0]
+        return target, target.wrap(data[1:])
+
+    def seeds() -> list[bytes]:
+        return [bytes([i]) + seed for i, target in enumerate(targets) for seed in target.seeds()]
+
+    return Target(seeds, wrap, lambda wrapped: wrapped[0].read(wrapped[1]))
