@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import pytest
 
 from softlore import Lorebook, SoftPrompt
 from softlore.serve.studio import training_queue
-from softlore.serve.studio.training_job import MAX_POINTS, Curve
+from softlore.serve.studio.training_job import MAX_POINTS, Curve, TrainingJob
 from softlore.serve.studio.training_queue import FOLDER
 from softlore.tune import WorldInfoTrainer
 from softlore.tune.lorebook_training import plan_book
@@ -76,6 +77,20 @@ def under_way(studio, number):
     """Once some updates have been made, and not yet all."""
     wait_until(lambda: studio.get("trainings", number)["step"] >= 2)
     assert state_of(studio, number) == "running"
+
+
+def test_the_preparation_says_how_far_it_is(tmp_path, monkeypatch):
+    told, become = [], TrainingJob.become
+
+    def remembered(job, state, message=""):
+        told.append((state, message))
+        become(job, state, message)
+
+    monkeypatch.setattr(TrainingJob, "become", remembered)
+    with with_lore(tmp_path) as found:
+        ended(found, start(found, "Oswin", **SHORT))
+    shares = [message for state, message in told if state == "preparing"]
+    assert [one for one in shares if re.match(r"writing passages: \d+%", one)], told
 
 
 def test_an_entry_is_trained_and_the_curve_watched(tmp_path, alone):

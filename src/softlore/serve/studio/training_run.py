@@ -23,6 +23,7 @@ from softlore.tune.lorebook_training import save_prompts
 from softlore.tune.losses import curve_names
 from softlore.tune.trainer import PromptSet
 
+ESTIMATED_FROM = 0.05  # share of a phase from which its rest is estimated
 RECALL_SAMPLES = 10  # measurements of recall during a training
 
 
@@ -43,6 +44,7 @@ def run_job(
         return bool(job.request) or closing()
 
     trainer = _make_trainer(job, files, model)
+    trainer.on_phase = _Phase(job)
     trainer.prepare()
     if not interrupted():
         job.become("running")
@@ -90,6 +92,25 @@ def _save_some(
     prompts = trainer.prompts()
     save_prompts(library, [prompts[name] for name in names], trainer)
     return f"saved: {', '.join(names)}" if names else "nothing was saved"
+
+
+class _Phase:
+    """Shows how far a phase of the preparation is, in the job's message."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        self._job, self._name, self._start = job, "", 0.0
+
+    def __call__(self, name: str, done: float) -> None:
+        now = time.monotonic()
+        if name != self._name:
+            self._name, self._start = name, now
+        message = f"{name}: {done:.0%}"
+        if done > ESTIMATED_FROM:
+            left = round((now - self._start) * (1 - done) / done)
+            message += f", about {left} s left" if left < 100 else f", about {left // 60} min left"
+        waits = self._job.state == "preparing" and not self._job.request
+        if waits and self._job.message != message:
+            self._job.become("preparing", message)
 
 
 class _Recorder:
