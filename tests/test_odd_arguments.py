@@ -92,6 +92,7 @@ CALLS = {
     "logits: model": lambda v: logits(v, "a"),
     "logits: context": lambda v: logits(MODEL, v),
     "encode": MODEL.encode,
+    "encode: inside": lambda value: MODEL.encode("a b", inside=value),
     "decode": MODEL.decode,
     "decode: inside": lambda v: MODEL.decode(v, inside=True),
     "from_text: text": lambda v: SoftPrompt.from_text(v, MODEL),
@@ -169,7 +170,7 @@ for _of, _class in (("company", Company), ("checkpointing", Checkpointing)):
         CALLS[f"{_of}: {_name}"] = lambda v, of=_of, class_=_class, name=_name: WorldInfoTrainer(
             MODEL, BLOCKS, **{of: class_(**{name: v})}
         )
-for _name in ("memory", "ranks", "checkpointed"):
+for _name in ("time_budget", "clock", "started", "memory", "ranks", "checkpointed"):
     CALLS[f"execution: {_name}"] = lambda v, name=_name: WorldInfoTrainer(
         MODEL, BLOCKS, execution=Execution(**{name: v})
     )

@@ -93,6 +93,7 @@ class LanguageModel(ABC):
 
     # text and ids ------------------------------------------------------------------------------
 
+    @expecting(inside=FLAG)
     def encode(self, text: str, inside: bool = False) -> list[int]:
         """Token ids of `text`, without special tokens.
 

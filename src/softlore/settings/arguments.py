@@ -139,7 +139,11 @@ TRAINED = {
         "Checkpointing", path=PATHLIKE.optional, seconds=NUMBER, overwrite=FLAG
     ).optional,
     "execution": _record(
-        "Execution", memory=COUNT.optional, checkpointed=FLAG.optional, ranks=RANKS.optional
+        "Execution",
+        started=NUMBER,
+        memory=COUNT.optional,
+        checkpointed=FLAG.optional,
+        ranks=RANKS.optional,
     ).optional,
     "on_step": CALLABLE.optional,
     "on_phase": CALLABLE.optional,

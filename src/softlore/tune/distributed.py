@@ -215,6 +215,11 @@ class Execution:
     started: float | None = None
 
     def __post_init__(self) -> None:
+        if not callable(self.clock):
+            raise ConfigError(
+                f"clock is {self.clock!r:.60}; expected a function that gives seconds, such as "
+                "time.monotonic; pass one"
+            )
         if self.started is None:
             object.__setattr__(self, "started", self.clock())
         budget = self.time_budget
