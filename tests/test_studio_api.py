@@ -307,8 +307,8 @@ def test_a_lorebook_is_imported_edited_and_exported(shared):
     first = book["entries"][0] | {"keys": ["Marta"], "name": "Clockmaker"}
     book = shared.put("books", "world", "entries", names[0], **first)
     assert [entry["name"] for entry in book["entries"]] == ["Clockmaker", *names[1:]]
-    book = shared.post("books", "world", "entries", name="Oswin", text="He knows {{user}}.")
-    assert book["entries"][-1] == {"name": "Oswin", "text": "He knows {{user}}."}
+    book = shared.post("books", "world", "entries", name="Oswin", text="He knows {{time}}.")
+    assert book["entries"][-1] == {"name": "Oswin", "text": "He knows {{time}}."}
     assert any("'Oswin'" in warning for warning in book["warnings"])
     book = shared.delete("books", "world", "entries", "Oswin")
     assert len(book["entries"]) == len(names)
@@ -352,7 +352,7 @@ def test_what_is_wrong_with_an_entry_is_told_where_it_is(shared):
         404, "PUT", "books", "faults", "entries", "Bram", json={"name": "B", "text": "y"}
     )
     shared.refused(409, "POST", "books", json={"name": "Faults"})
-    assert shared.put("books", "faults", entries=[{"name": "Only", "text": "z{{user}}"}])[
+    assert shared.put("books", "faults", entries=[{"name": "Only", "text": "z{{time}}"}])[
         "warnings"
     ]
     assert shared.delete("books", "faults") == {}
