@@ -20,7 +20,7 @@ from softlore.tune.checkpoint import Checkpointing
 from softlore.tune.compaction import can_compact, compact
 from softlore.tune.examples import make_examples
 from softlore.tune.initial import closed_form, initial_value
-from softlore.tune.passages import lore_tree
+from softlore.tune.topics import lore_tree
 
 ADA = Entry(
     name="Ada",

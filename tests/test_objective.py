@@ -29,7 +29,8 @@ from softlore.tune import (
 from softlore.tune.examples import CallResponse
 from softlore.tune.initial import initial_value
 from softlore.tune.losses import curve_names, last_loss, loss_term, row_losses
-from softlore.tune.passages import bare_tree, run_teacher, write_passages
+from softlore.tune.passages import run_teacher, write_passages
+from softlore.tune.topics import bare_tree
 from softlore.tune.training_data import draw_batch
 from softlore.tune.trunk import TrainingData
 

@@ -32,7 +32,8 @@ from softlore.tune.examples import pairs_of
 from softlore.tune.initial import initial_value
 from softlore.tune.lorebook_training import plan_book
 from softlore.tune.losses import loss_term
-from softlore.tune.passages import bare_tree, lore_tree, run_teacher
+from softlore.tune.passages import run_teacher
+from softlore.tune.topics import bare_tree, lore_tree
 from softlore.tune.trainable_prompt import entry_hash
 from softlore.tune.training_data import draw_filler, draw_groups
 from softlore.tune.trunk import TrainingData

@@ -111,6 +111,43 @@ def export(lorebook: Path, to: str, out: Path | None, into: Path | None, force: 
 
 @command.command()
 @click.argument("file", type=options.PATH)
+@click.option(
+    "--characters",
+    type=click.IntRange(min=100),
+    default=1500,
+    show_default=True,
+    help="Most characters of an entry's text; a token is about four.",
+)
+@click.option(
+    "--out",
+    type=options.PATH,
+    help="The .yaml or .json file to write.  [default: here, by FILE's name, .yaml]",
+)
+@options.force_option
+def split(file: Path, characters: int, out: Path | None, force: bool) -> None:
+    """Make several entries of each long one in FILE, a lorebook or a plain text.
+
+    A chapter or a rulebook (.txt, .md) becomes entries that stories activate one by one: each has
+    keys of its own, the words that tell it from the others. Look through these before training.
+    To train one prompt of the whole text instead, leave it a single entry.
+
+    \b
+    Example:
+      softlore lore split rulebook.txt --out rules.yaml
+      softlore lore split world.json --characters 800
+    """
+    from softlore.lore.chunks import load_texts, split_entries
+
+    book = load_texts(file)
+    parts = split_entries(book, characters)
+    path = out or Path(f"{file.stem}.yaml")
+    common.check_free(path, force)
+    parts.save(path)
+    click.echo(f"read {_entries(len(book))} from {file}; wrote {_entries(len(parts))} to {path}")
+
+
+@command.command()
+@click.argument("file", type=options.PATH)
 @options.json_option
 def show(file: Path, json_path: str | None) -> None:
     """Show the entries of FILE, a lorebook in any format that is read.

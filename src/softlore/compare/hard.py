@@ -24,7 +24,7 @@ from softlore.lore.study import OPENERS
 from softlore.measure import count_keywords, drift, lore_keywords, perplexity, recall
 from softlore.measure.score import fits
 from softlore.model import FrozenModel
-from softlore.tune.passages import bare_tree
+from softlore.tune.topics import bare_tree
 
 PASSAGES, PASSAGE_TOKENS = 12, 48  # unrelated text that drift is measured on
 MAX_CACHED_BYTES = 1 << 22  # size of one cached result

@@ -94,13 +94,16 @@ KINDS: dict[str, tuple[float, Callable[[Entry], Sequence[str]]]] = {
 }
 
 
-def study_openings(entry: Entry, count: int = 768) -> list[str]:
+def study_openings(entry: Entry, count: int = 768, part: int = 0) -> list[str]:
     """Openings of passages by which an entry's text is studied.
 
     Any few that follow each other hold the kinds in about their shares, and each kind's openings
     all come once before one comes again.
+
+    Args:
+        part: the number of a chunk of a long text, which the entry has as its text.
     """
-    draw = random.Random(entry.name)
+    draw = random.Random(f"{entry.name}/{part}" if part else entry.name)
     streams = {kind: _forever(make(entry), draw) for kind, (_, make) in KINDS.items()}
     credit = dict.fromkeys(KINDS, 0.0)
     openings = []

@@ -18,6 +18,7 @@ each query is rotated on by a distance of its own, and the keys that result hold
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from softlore.vllm_connector.files import rotated
 
 FAR_SHARE = 0.5  # of queries that are rotated on
 KEY_RIDGE, VALUE_RIDGE = 1e-2, 1e-3  # relative to the mean of the diagonal
+OTHERS = 4  # passages about other texts, for the keys of each of several
 LEAST_WEIGHT = 1e-4  # of a query in the fit of a key, beside its share of the probability
 SINK_WEIGHT = 1e9  # in the choice of keys: the attention sink is always chosen
 
@@ -42,6 +44,48 @@ def can_compact(model: FrozenModel) -> bool:
     """Whether the attention of a model can be matched."""
     no_bias = model.family.alibi_slopes is None
     return model.takes_prefix and no_bias and can_record(model.hf)
+
+
+def compact_texts(
+    model: FrozenModel,
+    texts: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
+    n_tokens: int,
+    at: int,
+    farthest: int,
+) -> Tensor:
+    """The prefix of several texts: each compacted to its share of the tokens, all side by side.
+
+    Passages about the others tell the keys of each where they are not to be attended to: all keys
+    together are to have the probability there that those of one text have. The first text's
+    attention sink stands for those of the others.
+
+    Args:
+        texts: the token ids of each, and passages about it. For the rest see `compact`.
+    """
+    shares = _shares([len(ids) for ids, _ in texts], n_tokens)
+    prefixes: list[Tensor] = []
+    for number, ((ids, passages), share) in enumerate(zip(texts, shares, strict=True)):
+        if not share:
+            continue
+        sink = int(bool(prefixes) and not model.bos)
+        others = [other for i in _others(number, len(texts)) for other in texts[i][1][:1]]
+        prefix = compact(
+            model, ids, passages, share + sink, at, farthest, number,
+            others=others, weight=1 / len(texts),
+        )  # fmt: skip
+        prefixes.append(prefix[:, :, :, sink:])
+    return torch.cat(prefixes, dim=3)
+
+
+def _shares(lengths: Sequence[int], total: int) -> list[int]:
+    """Whole numbers of that total, in proportion to lengths."""
+    ends = [round(total * sum(lengths[: i + 1]) / sum(lengths)) for i in range(len(lengths))]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _others(number: int, count: int) -> list[int]:
+    """Some other texts, those that follow."""
+    return [(number + 1 + i) % count for i in range(min(OTHERS, count - 1))]
 
 
 @torch.no_grad()
@@ -53,6 +97,8 @@ def compact(
     at: int,
     farthest: int,
     seed: int = 0,
+    others: Sequence[Sequence[int]] = (),
+    weight: float = 1.0,
 ) -> Tensor:
     """The prefix `[layers, 2, kv_heads, n_tokens, head_dim]` of a text, float32.
 
@@ -62,11 +108,16 @@ def compact(
         at: the first position behind the prefix.
         farthest: the longest distance from which the prefix is seen, in tokens.
         seed: of the distances of the queries.
+        others: token ids of passages in which the prefix is to have less of the probability.
+        weight: how much of what the text has there.
     """
     (trunk,) = read_trunks(model, [Tree([Node([*model.bos, *ids])])])
-    branches = [Branch(list(passage), trunk.end) for passage in passages]
+    branches = [Branch(list(passage), trunk.end) for passage in (*passages, *others)]
+    own = sum(map(len, passages))
     draw, rotary = random.Random(seed), model.rotary
-    matching = _Matching(model, rotary, trunk.length, n_tokens, at, farthest, draw, [])
+    matching = _Matching(
+        model, rotary, trunk.length, n_tokens, at, farthest, draw, [], own, math.log(weight)
+    )
     with recorded_by(model.hf, matching.match):
         hidden_states(model, [TreeBatch(trunk, branches)], "packed")
     return torch.stack(matching.layers)
@@ -78,6 +129,8 @@ class _Matching:
 
     Attributes:
         length: tokens of BOS and text.
+        own: queries of passages about the text; those that follow are of others.
+        less: added to the logarithm of the probability that these give the text.
     """
 
     model: FrozenModel
@@ -88,6 +141,8 @@ class _Matching:
     farthest: int
     draw: random.Random
     layers: list[Tensor]
+    own: int
+    less: float
 
     def match(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> None:
         """Matches the next layer; see `recorded_by`."""
@@ -100,6 +155,7 @@ class _Matching:
         weights = logits.softmax(-1)
         total = logits.logsumexp(-1, keepdim=True)
         text = slice(n_bos, self.length)
+        mine = (torch.arange(query.shape[2], device=query.device) < self.own).repeat(groups)
         target = weights @ values
         beside = weights.clone()
         beside[..., text] = 0
@@ -107,14 +163,14 @@ class _Matching:
         others = share.log() + total  # log of the probability mass of all keys but the text's
         mean_of_others = beside @ values / share
         keys, values = keys[:, text], values[:, text]
-        chosen = self._choose(weights[..., text])
+        chosen = self._choose(weights[:, mine, text])
         at_distance = self._rotated_on(queries)
-        k = self._match_keys(keys, chosen, at_distance, logits[..., text], total)
+        k = self._match_keys(keys, chosen, at_distance, logits[..., text], total, ~mine)
         own = at_distance @ k.mT
         now = torch.logaddexp(own.logsumexp(-1, keepdim=True), others)
         rest = target - (others - now).exp() * mean_of_others
         v = _gathered(values, chosen)
-        w = (own - now).exp()
+        w = (own - now).exp() * mine[:, None]
         v = v + _ridge(w.mT @ w, w.mT @ (rest - w @ v), VALUE_RIDGE)
         layer = torch.stack([self._moved(k), v])
         self.layers.append(layer.to(self.model.device))  # of a model on several devices
@@ -127,9 +183,19 @@ class _Matching:
         return attention.topk(self.n_tokens, dim=-1).indices.sort(-1).values
 
     def _match_keys(
-        self, keys: Tensor, chosen: Tensor, queries: Tensor, logits: Tensor, total: Tensor
+        self,
+        keys: Tensor,
+        chosen: Tensor,
+        queries: Tensor,
+        logits: Tensor,
+        total: Tensor,
+        of_others: Tensor,
     ) -> Tensor:
-        """Keys `[kv_heads, n, head_dim]`, each for the probability mass of its group of keys."""
+        """Keys `[kv_heads, n, head_dim]`, each for the probability mass of its group of keys.
+
+        Queries of other texts' passages (`of_others`, `[queries]`) are to find less of it, except
+        in the attention sink.
+        """
         k = _gathered(keys, chosen)
         distances = torch.cdist(keys, k)
         if not self.model.bos:
@@ -137,6 +203,7 @@ class _Matching:
         groups = torch.zeros_like(distances).scatter_(-1, distances.argmin(-1, keepdim=True), 1.0)
         most = logits.amax(-1, keepdim=True).clamp_min(-1e4)
         mass = ((logits - most).exp() @ groups).clamp_min(1e-12).log() + most
+        mass[:, of_others, int(not self.model.bos) :] += self.less
         weight = (mass - total).exp() + LEAST_WEIGHT
         weighted = queries[:, None] * weight.mT[..., None]  # [kv_heads, n, queries, head_dim]
         residual = mass - queries @ k.mT

@@ -12,7 +12,7 @@ from softlore.decode.conditioning import Conditioning, weighted
 from softlore.errors import ConfigError, LoreError, UnsupportedModelError
 from softlore.lore import Block, Entry
 from softlore.lore.macros import MacroNames
-from softlore.lore.study import OPENERS, study_openings
+from softlore.lore.study import OPENERS
 from softlore.lore.styles import style_blocks
 from softlore.measure.conditioning import conditioning_trees
 from softlore.model import FrozenModel
@@ -21,12 +21,12 @@ from softlore.settings import TrainingConfig
 from softlore.tune.passages import (
     Passage,
     PassageSource,
-    lore_ids,
-    lore_tree,
     make_source,
+    passage_length,
     places_beside,
     room_beside,
 )
+from softlore.tune.topics import Topic, lore_ids, lore_topics
 
 CORPUS_WINDOW = 128  # tokens of a corpus that are predicted at a time
 DISTILLED = {"beside pairs": 4, "alone": 12}  # passages of an entry's teacher in an update
@@ -86,7 +86,7 @@ class EntryExamples:
         """Tokens of the longest branch, or of a text and a passage that a teacher reads."""
         lengths = [len(pair.ids) for pair in [*self.pairs, *self.held_out]]
         lengths += [len(passage.ids) for passage in self.passages]
-        return max([*lengths, len(self.lore) + self.source.length if self.source else 0])
+        return max([*lengths, self.source.longest + self.source.length if self.source else 0])
 
     def to_measure(self) -> EntryExamples:
         """What a prompt is measured on while it is trained: held-out pairs, if there are any."""
@@ -118,13 +118,10 @@ def make_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> E
     _check_pairs(model, entry, [*pairs, *held_out], config)
     source, lore = None, lore_ids(model, entry.text) if entry.text else []
     if lore and config.distil_weight > 0:
-        before = [(lore_tree(model, entry.text), 1.0)]
+        topics = lore_topics(model, entry, passage_length(model, config), config.distil_passages)
         what = f"entry {entry.name!r} has a text"
         drawn = DISTILLED["beside pairs" if pairs else "alone"]
-        openings = study_openings(entry)
-        empty = {opening for opening in set(openings) if not model.encode(opening)}
-        openings = [opening for opening in openings if opening not in empty]
-        source = make_source(model, entry.name, before, openings, config, drawn, what)
+        source = make_source(model, entry.name, topics, config, drawn, what)
     if not pairs and source is None:
         raise LoreError(
             f"entry {entry.name!r} has no blocks, and its text is not distilled "
@@ -226,7 +223,7 @@ def make_conditioning_examples(
         )
     what = f"conditioning {entry.name!r} has a text"
     drawn = DISTILLED["alone"]
-    source = make_source(model, entry.name, trees, OPENERS, config, drawn, what)
+    source = make_source(model, entry.name, [Topic(trees, OPENERS)], config, drawn, what)
     return EntryExamples.of(entry.name, [], source)
 
 

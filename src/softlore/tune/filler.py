@@ -29,7 +29,8 @@ from softlore.model import FrozenModel, KVCache
 from softlore.model.memory import total_memory
 from softlore.settings import TrainingConfig
 from softlore.tune.initial import known_ids
-from softlore.tune.passages import INTERVAL, Passage, PassageSource, bare_tree, spacing
+from softlore.tune.passages import INTERVAL, Passage, PassageSource, spacing
+from softlore.tune.topics import bare_tree
 
 MAX_TEXTS = 4  # at once; then new ones take the places of the oldest
 RENEWED = 1.5  # of the passages that the oldest text was made of: there is enough for a new one

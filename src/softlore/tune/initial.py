@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from softlore.lore import Entry
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.settings import TrainingConfig
-from softlore.tune.compaction import can_compact, compact
+from softlore.tune.compaction import can_compact, compact_texts
 from softlore.tune.examples import EntryExamples
 from softlore.tune.passages import places_beside, spacing
 
@@ -27,18 +28,18 @@ def initial_value(
     model: FrozenModel,
     entry: Entry,
     config: TrainingConfig,
-    start: ClosedForm | None = None,
+    start: Sequence[ClosedForm] = (),
 ) -> Tensor:
     """The tensor an entry's prompt starts from, float32.
 
-    In closed form that is the start's text, compacted (see `closed_form`). Else a text shorter
+    In closed form that are the start's texts, compacted (see `closed_form`). Else a text shorter
     than `n_tokens` is repeated. Of a longer one, a prefix gets the keys and values of `n_tokens`
     evenly spaced places after the model has read all of it. Embedding prompts, and prefixes that
     start from responses (many sentences, not one text), get `n_tokens` evenly spaced tokens
     instead.
 
     Args:
-        start: of a prefix in closed form; None: it starts otherwise.
+        start: of a prefix in closed form; none: it starts otherwise.
 
     Raises:
         ConfigError: the source is empty, or is a prompt of another size or kind.
@@ -46,9 +47,9 @@ def initial_value(
     if isinstance(config.initial, SoftPrompt):
         return _given_prompt(model, config.initial, config).to(model.device)
     n = config.n_tokens
-    if start is not None:
+    if start:
         at, farthest = places_beside(model, config), spacing(config)
-        return compact(model, start.text, start.references, n, at, farthest)
+        return compact_texts(model, [(one.text, one.references) for one in start], n, at, farthest)
     choice = config.initial
     if choice == "auto":
         choice = "responses" if any(block.responses for block in entry.blocks) else "text"
@@ -74,22 +75,27 @@ class ClosedForm:
 
 def closed_form(
     model: FrozenModel, entry: Entry, config: TrainingConfig, examples: EntryExamples
-) -> ClosedForm | None:
+) -> list[ClosedForm]:
     """What an entry's prompt starts from in closed form: the default where that can be done.
 
-    That is the entry's text, and its calls and responses a line each.
+    That is the entry's text, and its calls and responses a line each; or the chunks of a long text.
 
     Args:
         examples: what the prompt is trained on; its first passages are written.
     """
     if config.kind != "prefix" or config.initial != "auto" or not can_compact(model):
-        return None
+        return []
+    source = examples.source
+    if source is not None and len(source.topics) > 1:
+        starts = [ClosedForm(list(topic.lore), ids) for topic, ids in source.by_topic()]
+        length = sum(len(start.text) - 1 for start in starts)
+        return starts if length > config.n_tokens else []
     has_pairs = examples.pairs and (entry.blocks or config.style)  # not those of a corpus
     text = _lines(model, examples)
-    if len(text) <= config.n_tokens or not (has_pairs or (examples.lore and examples.source)):
-        return None
+    if len(text) <= config.n_tokens or not (has_pairs or (examples.lore and source)):
+        return []
     references = _references(model, examples, len(text))
-    return ClosedForm(text, references) if references else None
+    return [ClosedForm(text, references)] if references else []
 
 
 def _lines(model: FrozenModel, examples: EntryExamples) -> list[int]:

@@ -17,12 +17,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from softlore.context import Branch, Node, Tree, free_places
+from softlore.context import Branch, Tree, free_places
 from softlore.decode import WeightedTrees, sample_openings
 from softlore.errors import ConfigError, LoreError
 from softlore.lore.study import OPENERS
@@ -30,9 +30,11 @@ from softlore.measure.score import first_comparable, hidden_states_after
 from softlore.model import FrozenModel
 from softlore.model.memory import free_memory
 from softlore.settings import TrainingConfig
+from softlore.tune.topics import Topic, bare_tree, length_of
 
 HELD_OUT = 4  # passages of a source that are measured on
 FIRST = 4  # updates that the first passages suffice for, each passage used once
+TOPIC_FIRST = 4  # of each chunk of a long text, at first
 INTERVAL = 8  # updates between two times of writing
 RENEWED = 0.25  # new passages for each one that an update draws, until the limit
 MEMORY_SHARE = 0.1  # of the memory that is free, for keys and values while writing
@@ -44,11 +46,15 @@ OnProgress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Passage:
-    """Token ids, and the teacher's hidden states `[len - start, hidden]` from `start` on."""
+    """Token ids, and the teacher's hidden states `[len - start, hidden]` from `start` on.
+
+    `lore`: token ids of the text that it is about; none where the teacher has read something else.
+    """
 
     ids: list[int]
     start: int
     target: Tensor
+    lore: Sequence[int] = ()
 
     def branch(self, parent: int) -> Branch:
         """Every row from `start` on is compared with the teacher's."""
@@ -57,12 +63,11 @@ class Passage:
 
 @dataclass
 class PassageSource:
-    """What passages are written after, and those written so far.
+    """What passages are written about, and those written so far.
 
     Attributes:
         name: decides the draws, with the seed and each passage's number.
-        before: the teacher's context: a tree, or several mixed by weights.
-        openers: first words of the passages, in turn.
+        topics: in turn; one, or the chunks of a long text.
         length: tokens of a passage; fewer where the model ends its text.
         limit: most passages to train on.
         drawn: passages that an update draws.
@@ -77,8 +82,7 @@ class PassageSource:
     """
 
     name: str
-    before: WeightedTrees
-    openers: Sequence[str]
+    topics: Sequence[Topic]
     length: int
     limit: int
     drawn: int
@@ -92,6 +96,11 @@ class PassageSource:
     passages: list[Passage] = field(default_factory=list)
     held_out: list[Passage] = field(default_factory=list)
 
+    @property
+    def longest(self) -> int:
+        """Positions that the longest of the teacher's contexts takes."""
+        return max(length_of(topic.before) for topic in self.topics)
+
     def wanted(self, updates: int) -> int:
         """How many passages there are to be once that many updates have been made."""
         new = int((updates + INTERVAL) * self.drawn * RENEWED) if updates else 0
@@ -99,15 +108,38 @@ class PassageSource:
         number = self.n_held_out + min(self.limit, first + new)
         return number if self.given is None else min(number, len(self.given))
 
+    def topic(self, number: int) -> Topic:
+        """What the passage of a number is about."""
+        return self.topics[number % len(self.topics)]
+
+    def opener(self, number: int) -> str:
+        """First words of the passage of a number."""
+        openers = self.topic(number).openers
+        return openers[number // len(self.topics) % len(openers)]
+
+    def by_topic(self) -> list[tuple[Topic, list[list[int]]]]:
+        """Each topic with the passages about it that are not held out; left out without any."""
+        numbers = range(self.n_held_out, len(self.ids))
+        written = [
+            (topic, [self.ids[n] for n in numbers if self.topic(n) is topic])
+            for topic in self.topics
+        ]
+        return [(topic, ids) for topic, ids in written if ids]
+
     def add(self, model: FrozenModel, new: Sequence[list[int]]) -> None:
         """Appends passages, with the teacher's hidden states."""
-        held_out = max(0, self.n_held_out - len(self.ids))
+        held_out, first = max(0, self.n_held_out - len(self.ids)), len(self.ids)
         self.ids.extend(new)
         self.batches.append(len(new))
         if self.has_teacher:
-            passages = run_teacher(model, self.before, new, self.start)
-            self.held_out.extend(passages[:held_out])
-            self.passages.extend(passages[held_out:])
+            passages: dict[int, Passage] = {}
+            for k in range(min(len(self.topics), len(new))):
+                places, topic = range(k, len(new), len(self.topics)), self.topic(first + k)
+                taught = run_teacher(model, topic.before, [new[i] for i in places], self.start)
+                passages |= zip(places, (replace(p, lore=topic.lore) for p in taught), strict=True)
+            ordered = [passages[i] for i in range(len(new))]
+            self.held_out.extend(ordered[:held_out])
+            self.passages.extend(ordered[held_out:])
 
     def state(self) -> dict[str, Tensor]:
         """The passages' ids one after another, and their lengths, for a checkpoint."""
@@ -138,24 +170,31 @@ def write_passages(
         sources: each with the number that it is to have.
         on_progress: called with the share that is done, 0 to 1.
     """
-    missing = [
-        (source, number) for source, wanted in sources for number in range(len(source.ids), wanted)
+    missing = {
+        position: range(len(source.ids), wanted)
+        for position, (source, wanted) in enumerate(sources)
+        if len(source.ids) < wanted
+    }
+    to_write = [
+        (position, number)
+        for position, numbers in missing.items()
+        if sources[position][0].given is None
+        # Those about one text one after another: they are written together, and read it once.
+        for number in sorted(numbers, key=lambda n: n % len(sources[position][0].topics))
     ]
-    to_write = [(source, number) for source, number in missing if source.given is None]
-    written = iter(
-        sample_openings(
-            model,
-            [(s.before, s.openers[number % len(s.openers)]) for s, number in to_write],
-            passage_length(model, config),
-            [_seed(config, source, number) for source, number in to_write],
-            rows_at_once(model, config, [source for source, _ in to_write]),
-            on_progress,
-        )
+    jobs = [(sources[position][0], number) for position, number in to_write]
+    ids = sample_openings(
+        model,
+        [(source.topic(number).before, source.opener(number)) for source, number in jobs],
+        passage_length(model, config),
+        [_seed(config, source, number) for source, number in jobs],
+        rows_at_once(model, config, [source for source, _ in jobs]),
+        on_progress,
     )
-    for source in {id(source): source for source, _ in missing}.values():
-        numbers = [number for of_source, number in missing if of_source is source]
-        given = source.given
-        source.add(model, [next(written) if given is None else given[i] for i in numbers])
+    written = dict(zip(to_write, ids, strict=True))
+    for position, numbers in missing.items():
+        source, given = sources[position][0], sources[position][0].given
+        source.add(model, [written[position, n] if given is None else given[n] for n in numbers])
 
 
 def _seed(config: TrainingConfig, source: PassageSource, number: int) -> int:
@@ -169,7 +208,7 @@ def rows_at_once(
 
     The limit is a power of 2, so that memory that varies a little does not change the rounding.
     """
-    longest = max((length_of(source.before) for source in sources), default=0)
+    longest = max((source.longest for source in sources), default=0)
     tokens = longest + passage_length(model, config)
     size = model.layers * 2 * model.kv_heads * model.head_dim * tokens * model.dtype.itemsize
     rows = int(MEMORY_SHARE * free_memory(model.device) // size)
@@ -182,8 +221,7 @@ def rows_at_once(
 def make_source(
     model: FrozenModel,
     name: str,
-    before: WeightedTrees,
-    openers: Sequence[str],
+    topics: Sequence[Topic],
     config: TrainingConfig,
     drawn: int,
     what: str,
@@ -192,22 +230,24 @@ def make_source(
 
     Args:
         drawn: passages that an update draws.
-        what: names `before` in messages.
+        what: names what the teacher reads in messages.
 
     Raises:
-        LoreError: `before` leaves no room for a passage.
+        LoreError: that leaves no room for a passage.
     """
-    used, length = length_of(before), passage_length(model, config)
+    length = passage_length(model, config)
+    used = max(length_of(topic.before) for topic in topics)
     if model.context_length is not None and used + length > model.context_length:
         raise LoreError(
             f"{what} of {used} tokens; expected at most "
             f"{model.context_length - length} ({model.name!r} reads {model.context_length}, a "
             f"passage about it takes {length}); shorten the text or split the entry"
         )
-    # All updates use no more; a start in closed form needs some.
-    limit = min(config.distil_passages, max(1, config.max_steps) * drawn)
+    # All updates use no more; a start in closed form needs some, of each chunk of a long text.
+    first = 0 if len(topics) == 1 else TOPIC_FIRST * len(topics)
+    limit = max(first, min(config.distil_passages, max(1, config.max_steps) * drawn))
     n_held_out = held_out_count(config)
-    return PassageSource(name, before, openers, length, limit, drawn, 0, n_held_out)
+    return PassageSource(name, topics, length, limit, drawn, 0, n_held_out, first=first)
 
 
 def unrelated_source(
@@ -221,11 +261,9 @@ def unrelated_source(
     if config.story is not None:
         given = cut_story(model, config.story, limit + HELD_OUT, length, config.seed)
     n_held_out = held_out_count(config) if given is None or len(given) > 2 * HELD_OUT else 0
-    before = [(bare_tree(model), 1.0)]
     return PassageSource(
         "",
-        before,
-        OPENERS,
+        [Topic([(bare_tree(model), 1.0)], OPENERS)],
         length,
         limit,
         drawn,
@@ -265,27 +303,7 @@ def run_teacher(
     ]
 
 
-# lengths and trees -----------------------------------------------------------------------------
-
-
-def bare_tree(model: FrozenModel) -> Tree:
-    """What the bare model has read before a text: BOS, if it has one."""
-    return Tree([Node(model.bos)] if model.bos else [])
-
-
-def lore_ids(model: FrozenModel, text: str) -> list[int]:
-    """Token ids of a lore's text on a line of its own."""
-    return model.encode(text + ("" if text[-1:].isspace() else "\n"))
-
-
-def lore_tree(model: FrozenModel, text: str) -> Tree:
-    """What a teacher has read before a text: BOS, and the lore's text."""
-    return Tree([Node(model.bos + lore_ids(model, text))])
-
-
-def length_of(before: WeightedTrees) -> int:
-    """Positions that the longest tree takes."""
-    return max(tree.start + tree.length for tree, _ in before)
+# lengths ---------------------------------------------------------------------------------------
 
 
 def places_beside(model: FrozenModel, config: TrainingConfig) -> int:

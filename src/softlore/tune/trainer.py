@@ -297,7 +297,7 @@ class WorldInfoTrainer(Generic[Trained]):
     def _admit_one(self, entry: Entry, restored: bool = False) -> None:
         examples = self.data.examples[entry.name]
         start = closed_form(self.model, entry, self.config, examples)
-        value = initial_value(self.model, entry, self.config, None if restored else start)
+        value = initial_value(self.model, entry, self.config, () if restored else start)
         value = self.ranks.broadcast(value)
         scale = scale_of(self.model, value, self.config.kind)
         config = resolved(self.config, self.model.layers, bool(examples.pairs))

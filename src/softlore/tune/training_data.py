@@ -24,13 +24,13 @@ from softlore.tune.passages import (
     OnProgress,
     Passage,
     PassageSource,
-    bare_tree,
     log_uniform,
     passage_length,
     spacing,
     unrelated_source,
     write_passages,
 )
+from softlore.tune.topics import bare_tree
 from softlore.tune.trunk import Teacher, TrainingData, Trunk
 
 UNRELATED = 64  # passages for filler and guard, at most
@@ -267,10 +267,13 @@ class _Drawing:
     def _joint_texts(self, start: Tree, group: Sequence[str]) -> list[int]:
         """Ids of the texts of a group, for its teacher; none of one entry, or where they don't fit.
 
-        What several prompts do together is compared with what their texts do together.
+        What several prompts do together is compared with what their texts do together, unless one
+        of these is read in chunks.
         """
-        texts = [self.data.examples[name].lore for name in group if name in self.data.examples]
-        texts = [text for text in texts if text]
+        examples = [self.data.examples[name] for name in group if name in self.data.examples]
+        texts = [one.lore for one in examples if one.lore]
+        if any(one.source and len(one.source.topics) > 1 for one in examples):
+            return []
         joint = [token for text in texts for token in text]
         room = self._room(start, group, len(joint))
         return joint if len(texts) > 1 and (room is None or room >= 0) else []

@@ -149,17 +149,27 @@ class Trunk:
         return [Drawn(example, example.branch(parent)) for example in sampled]
 
     def sample_passages(self, examples: EntryExamples, limit: int) -> list[Drawn]:
-        """Passages about an entry's text: half of them behind the filler, if there is some."""
-        drawn = self.draw.sample(list(examples.passages), min(limit, len(examples.passages)))
+        """Passages about an entry's text: half of them behind the filler, if there is some.
+
+        Those are about the same chunk of a long text, which the teacher reads behind the filler.
+        """
+        passages = list(examples.passages)
+        count = min(limit, len(passages))
         teacher = self.teacher if examples.lore else None
-        far = len(drawn) // 2 if teacher is not None and teacher.filler is not None else 0
-        near, behind = drawn[far:], drawn[:far]
+        behind: list[Passage] = []
+        if teacher is not None and teacher.filler is not None and count > 1:
+            lore = self.draw.choice(passages).lore
+            about = [i for i, passage in enumerate(passages) if passage.lore is lore]
+            far = set(self.draw.sample(about, min(count // 2, len(about))))
+            behind = teacher.far([passages[i] for i in sorted(far)], lore or examples.lore)
+            passages = [passage for i, passage in enumerate(passages) if i not in far]
+        near = self.draw.sample(passages, count - len(behind))
         if teacher is not None:
-            near, behind = teacher.near(near), teacher.far(behind, examples.lore)
+            near = teacher.near(near)
         return [
             Drawn(passage, passage.branch(parent))
-            for passages, parent in ((near, self.soft), (behind, self.end))
-            for passage in passages
+            for drawn, parent in ((near, self.soft), (behind, self.end))
+            for passage in drawn
         ]
 
     def sample_pairs(self, pairs: Sequence[CallResponse], limit: int) -> list[Drawn]:
