@@ -195,9 +195,9 @@ def test_a_response_longer_than_the_context_is_refused():
     assert "expected at most 224 ('tiny-llama' reads 256, the prompt takes 32)" in str(caught.value)
 
 
-def test_a_text_longer_than_the_context_is_refused():
-    with pytest.raises(LoreError, match=r"'Marta' has a text of 301 tokens; expected at most 248"):
-        small(entries=[Entry(name="Marta", text="on " * 99 + "and")]).train()
+def test_a_conditioning_longer_than_the_context_is_refused():
+    with pytest.raises(LoreError, match=r"'Marta' has a text of 300 tokens; expected at most 248"):
+        small(conditionings={"Marta": "on " * 99 + "and"}).train()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import torch
 
 from softlore import FrozenModel
 from softlore.compare.harness import Row, run_cases
+from softlore.errors import SoftloreError
 
 Experiment = Callable[..., Any]
 Shared = Annotated[Path, "folder with models/tinytalk-3m and data/"]
@@ -50,7 +51,10 @@ def main(doc: str, *experiments: Experiment, arguments: list[str] | None = None)
         if parameter.kind is parameter.POSITIONAL_ONLY
     ]
     options = {name: value for name, value in given.items() if value is not None}
-    result = run(*positional, **options)
+    try:
+        result = run(*positional, **options)
+    except SoftloreError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
     if result is not None:
         print(json.dumps(result, indent=1))
 

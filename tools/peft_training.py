@@ -7,6 +7,7 @@ pairs in each update, the loss on responses only.
 
 from __future__ import annotations
 
+import random
 import tempfile
 import time
 from collections import deque
@@ -88,9 +89,15 @@ def train_peft(
     recall: float = 0.4,
     learning_rate: float | None = None,
     clock: Callable[[], float] = time.monotonic,
+    examples: Sequence[CallResponse] | None = None,
+    in_update: int | None = None,
 ) -> PeftResult:
     """Trains a prompt of an entry with PEFT: `"embedding"` is prompt tuning, `"prefix"` prefix
     tuning.
+
+    Args:
+        examples: what is trained on, in place of the entry's pairs.
+        in_update: how many of these are drawn for each update; None: all.
 
     PEFT puts rows in front of a BOS, softlore behind it: where a model has one, it is the first of
     the rows here, not trained, and no row of the result.
@@ -105,7 +112,9 @@ def train_peft(
             parameter[:leading] = model.embed_ids(model.bos).float()
         parameter.register_hook(lambda gradient: _without_first(gradient, leading))
     pairs = [p for block in entry.blocks for p in pairs_of(model, block.call, block.responses)]
-    batch = Batch.of(pairs, [] if leading else model.bos, model.device)
+    pairs = pairs if examples is None else list(examples)
+    before, draw = [] if leading else model.bos, random.Random(seed)
+    batch = Batch.of(pairs, before, model.device)
     scale = float(parameter.detach().pow(2).mean().sqrt())
     rate = learning_rate or LEARNING_RATES[kind] * scale
     optimizer = torch.optim.Adam([parameter], lr=rate)
@@ -113,6 +122,8 @@ def train_peft(
     updates, to_recall = 0, None
     while not updates or clock() - start < seconds:
         optimizer.param_groups[0]["lr"] = rate * _left(clock() - start, seconds)
+        if in_update is not None and in_update < len(pairs):
+            batch = Batch.of(draw.sample(pairs, in_update), before, model.device)
         optimizer.zero_grad()
         out = adapted(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels)
         out.loss.backward()

@@ -1,0 +1,1 @@
+"""Benchmarks on data of others: readers, scores, and one command, run.py."""
