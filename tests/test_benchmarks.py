@@ -98,7 +98,10 @@ def test_mctest_is_read_with_its_choices(tmp_path):
     (text,) = tale.cut(10, len)
     assert text.entry.text == "Tom had a dog.\nIt ran to the pond."
     who, where = text.questions
-    assert who == Question.asked("Who had a dog?", ["Tom"], ["Tom", "Tim", "the dog", "the pond"])
+    assert who.call == "Q: Who had a dog?\nA:"
+    assert who.answers == ("Tom",)
+    assert who.choices == ("Tom", "Tim", "the dog", "the pond")
+    assert who.sections == text.entry.text
     assert where.choices[0] == "the pond"
     assert len(where.choices) == 4
 
