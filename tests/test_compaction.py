@@ -124,41 +124,28 @@ def test_rotation_is_known_in_16_bits_too():
     torch.testing.assert_close(model.rotary.inv_freq, exact.inv_freq, atol=1e-3, rtol=0)
 
 
-BEN = Entry(name="Ben", text="Ben keeps the lamp.")
-
-
-@pytest.mark.parametrize("entries", [[ADA], [ADA, BEN]], ids=["alone", "in company"])
-def test_a_teacher_reads_the_texts_where_the_trunk_has_prompts(entries):
-    """Right at the start, and behind the same filler; of several prompts it reads all texts."""
+def test_a_teacher_reads_a_text_behind_the_same_filler_as_its_prompt():
     model = tiny_model("llama")
-    settings = {"n_tokens": 4, "max_steps": 30, "max_spacing": 40, "passage_tokens": 8}
-    trainer = WorldInfoTrainer(model, entries=entries, company_size=2, **settings)
+    trainer = WorldInfoTrainer(
+        model, entries=[ADA], n_tokens=4, max_steps=30, max_spacing=40, passage_tokens=8
+    )
     trainer.prepare()
-    lore = {name: examples.lore for name, examples in trainer.data.examples.items()}
-    compared = Counter()
+    lore, far = trainer.data.examples["Ada"].lore, 0
     for step in range(12):
         trainer.step = step
         batch = trainer.draw()
-        terms = iter(batch.terms)
-        for tree in batch.trees:
-            pairs = [(branch, next(terms)) for branch in tree.branches]
-            distilled = [(b, term) for b, term in pairs if term.loss == "distil"]
-            for branch, term in distilled:
-                far = branch.parent == tree.trunk.end and bool(tree.trunk.length)
-                nodes = tree.trunk.nodes if far else []
-                unseen = [node for node in nodes if node.sees == ()]
-                seen = [i for node in nodes if node.sees is None for i in node.ids]
-                texts = {owner for _, t in distilled for owner in t.owners}
-                orders = [[*texts], [*texts][::-1]] if len(texts) > 1 else [list(term.owners)]
-                possible = []
-                for order in orders:
-                    read = [i for name in order for i in lore[name]]
-                    path = Tree(unseen, at=tree.trunk.start).then([*read, *seen])
-                    possible += hidden_states_after(model, path, [branch.ids])
-                assert any(torch.allclose(term.target, one, atol=1e-4) for one in possible)
-                compared[far, len(texts)] += 1
-    assert min(compared.values()) > 4
-    assert len(compared) == 2 * len(entries)
+        (tree,) = batch.trees
+        read = sum(len(node) for node in tree.trunk.nodes)
+        for branch, term in zip(tree.branches, batch.terms, strict=True):
+            if term.loss != "distil" or branch.parent != tree.trunk.end or not read:
+                continue
+            far += 1
+            unseen = [node for node in tree.trunk.nodes if node.sees == ()]
+            seen = [i for node in tree.trunk.nodes if node.sees is None for i in node.ids]
+            path = Tree(unseen, at=tree.trunk.start).then([*lore, *seen])
+            (expected,) = hidden_states_after(model, path, [branch.ids])
+            torch.testing.assert_close(term.target, expected, atol=1e-4, rtol=1e-4)
+    assert far > 12
 
 
 # openings ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -26,12 +27,13 @@ from softlore.tune.passages import (
     PassageSource,
     log_uniform,
     passage_length,
+    run_teacher,
     spacing,
     unrelated_source,
     write_passages,
 )
 from softlore.tune.topics import bare_tree
-from softlore.tune.trunk import Teacher, TrainingData, Trunk
+from softlore.tune.trunk import TrainingData, Trunk
 
 UNRELATED = 64  # passages for filler and guard, at most
 SEEN_SHARE = 0.25  # of trunks with a part of the filler that sees late prefixes
@@ -233,14 +235,12 @@ class _Drawing:
         The prompts are seen from the end of what was read.
         """
         text = self.draw.choice(store.texts)
-        start = text.trunk(0, store.at)
-        joint = self._joint_texts(start, group)
-        room = self._room(start, group, len(joint))
+        room = self._room(text.trunk(0, store.at), group)
         most = min(spacing(self.config), len(text.ids), *([] if room is None else [max(0, room)]))
         length = log_uniform(self.draw, most) if filled else 0
         seen = log_uniform(self.draw, min(SEEN, length)) if self.draw.random() < SEEN_SHARE else 0
         tree, behind = text.trunk(length - seen, store.at), text.ids[length - seen : length]
-        teacher = Teacher(self.model, start, (tree, behind) if length else None, joint)
+        teacher = partial(self._run_teacher, tree, behind) if length else None
         tree = replace(tree, prefixes=[self.prompts[name] for name in group])
         read, soft = tree.end, 0 if len(self.model.bos) else ROOT
         follows = None
@@ -259,24 +259,17 @@ class _Drawing:
                 tree.end,
                 unseen=not seen,
                 next=follows,
-                teacher=teacher,
+                run_teacher=teacher,
             ),
             tree,
         )
 
-    def _joint_texts(self, start: Tree, group: Sequence[str]) -> list[int]:
-        """Ids of the texts of a group, for its teacher; none of one entry, or where they don't fit.
-
-        What several prompts do together is compared with what their texts do together, unless one
-        of these is read in chunks.
-        """
-        examples = [self.data.examples[name] for name in group if name in self.data.examples]
-        texts = [one.lore for one in examples if one.lore]
-        if any(one.source and len(one.source.topics) > 1 for one in examples):
-            return []
-        joint = [token for text in texts for token in text]
-        room = self._room(start, group, len(joint))
-        return joint if len(texts) > 1 and (room is None or room >= 0) else []
+    def _run_teacher(
+        self, read: Tree, seen: Sequence[int], lore: Sequence[int], passages: Sequence[Passage]
+    ) -> list[Passage]:
+        """See `Trunk.run_teacher`; `seen`: ids of the filler that see the prompts."""
+        tree = read.then([*lore, *seen])
+        return run_teacher(self.model, tree, [passage.ids for passage in passages])
 
     def _soft_prompts(self, group: Sequence[str]) -> Tree:
         """The start of a trunk: prefixes and BOS, or BOS and embedding rows."""
@@ -288,17 +281,12 @@ class _Drawing:
             tree = tree.then(self.prompts[name])
         return tree
 
-    def _room(self, tree: Tree, group: Sequence[str], texts: int = 0) -> int | None:
-        """Tokens of filler that fit before the longest branch; below 0 the branch does not fit.
-
-        `texts`: tokens that a teacher reads before a passage, besides the filler.
-        """
+    def _room(self, tree: Tree, group: Sequence[str]) -> int | None:
+        """Tokens of filler that fit before the longest branch; below 0 the branch does not fit."""
         if self.model.context_length is None:
             return None
         examples = [self.data.examples[name] for name in group if name in self.data.examples]
         longest = _longest_branch(examples, self.data.unrelated, self.data.guard)
-        if texts:
-            longest = max(longest, texts + passage_length(self.model, self.config))
         return self.model.context_length - tree.start - tree.length - longest
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from softlore.context import Branch, Tree
-from softlore.model import FrozenModel
+from softlore.context import Branch
 from softlore.settings import TrainingConfig
 from softlore.tune.examples import CallResponse, EntryExamples
 from softlore.tune.filler import FillerStore
-from softlore.tune.passages import Passage, PassageSource, run_teacher
+from softlore.tune.passages import Passage, PassageSource
 
 WITHIN_CALL = 0.25  # share of calls within which a late prefix is first seen
 Target = list[int] | Tensor
@@ -74,43 +73,6 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """The model as it reads the texts of a trunk's entries where the trunk has their prompts.
-
-    Attributes:
-        start: what it has read before texts that no filler precedes: BOS.
-        filler: what it has read of filler that does not see the prompts, and the ids of filler
-            behind it that sees them; None: there is no filler.
-        joint: ids of the texts of all entries, one after another; empty: where there is but one
-            entry, or no room for the texts of all, passages are about their own entry's text.
-    """
-
-    model: FrozenModel
-    start: Tree
-    filler: tuple[Tree, Sequence[int]] | None
-    joint: Sequence[int] = ()
-
-    def near(self, passages: Sequence[Passage]) -> list[Passage]:
-        """The passages right behind the texts."""
-        if not self.joint:
-            return list(passages)  # as they were written
-        return self._run(self.start.then(self.joint), passages)
-
-    def far(self, passages: Sequence[Passage], lore: Sequence[int]) -> list[Passage]:
-        """The passages behind filler, the texts, and filler that sees these.
-
-        `lore`: ids of the text of their entry.
-        """
-        if self.filler is None:
-            return []
-        read, seen = self.filler
-        return self._run(read.then([*(self.joint or lore), *seen]), passages)
-
-    def _run(self, tree: Tree, passages: Sequence[Passage]) -> list[Passage]:
-        return run_teacher(self.model, tree, [passage.ids for passage in passages])
-
-
-@dataclass(frozen=True)
 class Trunk:
     """A trunk while its branches are drawn.
 
@@ -123,8 +85,8 @@ class Trunk:
         unseen: whether the branches alone see the prompts, and not the trunk.
         next: the text that the filler goes on with, and the node of the filler; None without
             filler that was read.
-        teacher: what distillation compares with; None: each passage's own hidden states, of the
-            model that has read its entry's text and nothing else.
+        run_teacher: passages with the hidden states of a model that has read the filler and the
+            text of an entry (token ids); None without filler that was read.
     """
 
     config: TrainingConfig
@@ -136,7 +98,7 @@ class Trunk:
     end: int
     unseen: bool = False
     next: tuple[Passage, int] | None = None
-    teacher: Teacher | None = None
+    run_teacher: Callable[[Sequence[int], Sequence[Passage]], list[Passage]] | None = None
 
     @property
     def has_pairs(self) -> bool:
@@ -155,17 +117,14 @@ class Trunk:
         """
         passages = list(examples.passages)
         count = min(limit, len(passages))
-        teacher = self.teacher if examples.lore else None
         behind: list[Passage] = []
-        if teacher is not None and teacher.filler is not None and count > 1:
+        if self.run_teacher is not None and examples.lore and count > 1:
             lore = self.draw.choice(passages).lore
             about = [i for i, passage in enumerate(passages) if passage.lore is lore]
             far = set(self.draw.sample(about, min(count // 2, len(about))))
-            behind = teacher.far([passages[i] for i in sorted(far)], lore or examples.lore)
+            behind = self.run_teacher(lore or examples.lore, [passages[i] for i in sorted(far)])
             passages = [passage for i, passage in enumerate(passages) if i not in far]
         near = self.draw.sample(passages, count - len(behind))
-        if teacher is not None:
-            near = teacher.near(near)
         return [
             Drawn(passage, passage.branch(parent))
             for drawn, parent in ((near, self.soft), (behind, self.end))
