@@ -15,7 +15,7 @@ from softlore.lore.formats.registry import EXPORTERS
 from softlore.model.tiny import tiny_model
 from softlore.prompts import load_prompt
 from softlore.serve.studio.book_folder import BookFolder
-from softlore.story import StoryLibrary
+from softlore.story import StoryLibrary, condensing
 from softlore.story.session import StorySession
 from studio_calls import MODEL, studio
 from waiting import wait_until
@@ -840,3 +840,25 @@ def test_an_entry_is_changed_from_the_last_turn_on(tmp_path):
             server.refused(400, "POST", "stories", "town", "changes", json=wrong)
         for wrong in ("x", [3], [{"entry": "Marta"}]):
             server.refused(400, "PUT", "stories", "town", "settings", json={"changes": wrong})
+
+
+def test_what_leaves_the_context_becomes_chapters_to_edit(tmp_path, monkeypatch):
+    monkeypatch.setattr(condensing, "UPDATES", 1)
+    with studio(tmp_path) as server:
+        server.post("stories", name="long", opening="Marta went to the gate and came back. " * 12)
+        server.write("long", tokens=4)
+        wait_until(lambda: any(c["trained"] for c in server.get("stories", "long")["chapters"]))
+        (first, *_) = server.get("stories", "long")["chapters"]
+        assert first["text"]
+        path = ("stories", "long", "chapters", "Chapter 1")
+        changed = server.put(*path, text="Marta went often.")
+        assert changed["chapters"][0] == first | {"text": "Marta went often.", "pinned": True}
+        parts = server.get("stories", "long", "plan", tokens=4)["parts"]
+        assert ("lore", "Chapter 1") in {(part["kind"], part["name"]) for part in parts}
+        assert not server.delete(*path)["chapters"][0]["used"]
+        parts = server.get("stories", "long", "plan", tokens=4)["parts"]
+        assert "Chapter 1" not in {part["name"] for part in parts}
+        server.refused(400, "PUT", *path[:-1], "Chapter 99", json={"text": "x"})
+        server.refused(400, "PUT", *path, json={"text": "  "})
+        server.put("stories", "long", "settings", chapters=False)
+        server.refused(400, "PUT", "stories", "long", "settings", json={"chapters": "maybe so"})

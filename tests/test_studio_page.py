@@ -18,7 +18,7 @@ from softlore.prompts import PromptLibrary
 from softlore.serve.engines.local import LocalEngine
 from softlore.serve.state import ServerState
 from softlore.settings import ServeSettings
-from softlore.story import StoryLibrary
+from softlore.story import StoryLibrary, condensing
 from waiting import WAIT_SECONDS, wait_until
 
 pytestmark = needs_browser
@@ -708,6 +708,35 @@ def test_an_entry_has_a_past_and_a_present(page, served):
     page.wait_for_selector(".context-parts:has-text('Marta')", state="attached")
     page.click("[aria-label='Undo']")
     wait_until(lambda: not now())
+
+
+def test_chapters_are_shown_edited_and_switched_off(page, served, monkeypatch):
+    monkeypatch.setattr(condensing, "UPDATES", 1)
+    _, state = served
+    write(page, "Marta went to the gate. " * 10)
+    (name,) = state.stories.names()
+    with state.stories.open(name) as story:
+        story.set(context_tokens=96, budget=40)
+    page.reload()
+    ready(page)
+    page.click("#write")
+    finished(page, turns=3)
+    wait_until(lambda: (state.stories.folder / f"{name}.chapters/chapters.yaml").exists())
+    page.reload()
+    ready(page)
+    panel(page, "memory")
+    field = page.get_by_label("Chapter 1", exact=True)
+    field.fill("Marta waited at the gate.")
+    axe(page, "chapters")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("text=Pinned: read as it is.")
+    page.wait_for_selector(
+        ".context-parts:has-text('What came before: Chapter 1')", state="attached"
+    )
+    page.click("text=Remember what leaves the context")
+    page.wait_for_selector(".context-parts:not(:has-text('What came before'))", state="attached")
+    with state.stories.open(name) as story:
+        assert not story.settings.chapters
 
 
 def axe(page, where):

@@ -138,7 +138,14 @@ def command(
     with source.open() as story:
         story.set(**given)
         lore = book if lorebook else source.book or book
-        _write(StorySession(story, model, lore, prompts), stories, tokens, sampling)
+        from softlore.story.condensing import ChapterWriter
+
+        chapters = ChapterWriter()
+        try:
+            session = StorySession(story, model, lore, prompts, chapter_writer=chapters)
+            _write(session, stories, tokens, sampling)
+        finally:
+            chapters.close()
 
 
 def _lasting(model_name: str | None) -> str | None:

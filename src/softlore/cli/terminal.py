@@ -165,8 +165,37 @@ class Terminal:
     # settings ----------------------------------------------------------------------------------
 
     def memory(self, text: str) -> None:
-        """Show the memory, or set it: /memory TEXT. A single - empties it."""
+        """Show the memory and the chapters, or set it: /memory TEXT. A single - empties it."""
         self._setting("memory", text)
+        if not text:
+            self._list_chapters()
+
+    def chapters(self, text: str) -> None:
+        """Show what was condensed; /chapters 2 = TEXT changes a summary, an empty one forgets it.
+
+        `wait`: waits until all that has left the context is condensed.
+        """
+        number, equals, told = (part.strip() for part in text.partition("="))
+        chapters = self.session.chapters
+        if equals and told:
+            chapters.change(f"Chapter {number}", told.replace("\\n", "\n"))
+        elif equals:
+            chapters.forget(f"Chapter {number}")
+        elif number == "wait" and self.session.chapter_writer is not None:
+            self.session.chapter_writer.wait()
+        elif number:
+            raise ConfigError(
+                f"/chapters {text}; expected NUMBER = TEXT, or wait, or nothing; write it so"
+            )
+        self._list_chapters()
+
+    def _list_chapters(self) -> None:
+        found = self.session.chapters.on_path(self.story.turns)
+        for one in found:
+            click.secho(f"{one.entry.name} ({one.state})", dim=True)
+            click.echo(one.entry.text)
+        if not found and self.story.settings.chapters:
+            click.secho("(no chapters: nothing has left the context yet)", dim=True, err=True)
 
     def note(self, text: str) -> None:
         """Show the author's note, or set it: /note TEXT. A single - empties it."""
@@ -198,7 +227,7 @@ class Terminal:
                 tokens = number
             elif name in ("budget", "seed", "note_depth", "context_tokens"):
                 of_story[name] = number
-            elif name == "trim":
+            elif name in ("trim", "chapters"):
                 of_story[name] = bool(number)
             else:
                 sampling[name] = number
@@ -281,8 +310,8 @@ OPERATIONS = {
     "set": "a change of the settings",
 }
 COMMANDS = (
-    "retry", "undo", "redo", "edit", "keep", "memory", "note", "lore", "change", "tokens", "set",
-    "branches", "go", "show", "save", "help", "quit",
+    "retry", "undo", "redo", "edit", "keep", "memory", "chapters", "note", "lore", "change",
+    "tokens", "set", "branches", "go", "show", "save", "help", "quit",
 )  # fmt: skip
 
 

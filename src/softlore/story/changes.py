@@ -10,6 +10,7 @@ from pydantic import ConfigDict
 from softlore.lore import Entry
 from softlore.lore.entry import Name, Natural
 from softlore.lore.validation import LoreModel
+from softlore.prompts import SoftPrompt
 
 
 class LoreChange(LoreModel):
@@ -37,12 +38,14 @@ class StoryLore:
     Attributes:
         prompts: by entry that has another soft prompt than the one of its name, what it is called;
             empty for none.
+        own: by entry that has a soft prompt outside of the library, that prompt.
         since: by entry that has changed, after how many turns it did.
     """
 
     entries: Sequence[Entry]
     prompts: dict[str, str] = field(default_factory=dict)
     since: dict[str, int] = field(default_factory=dict)
+    own: dict[str, SoftPrompt] = field(default_factory=dict)
 
 
 def lore_after(

@@ -234,8 +234,12 @@ class ContextComposer:
 
     def _prompt(self, entry: Entry, lore: StoryLore) -> SoftPrompt | None:
         """An entry's soft prompt, checked again if it has been trained again meanwhile."""
+        if entry.use == "text":
+            return None
+        if entry.name in lore.own:
+            return lore.own[entry.name]  # checked
         name = lore.prompts.get(entry.name, entry.name)
-        prompt = self.prompts.get(name) if name and entry.use != "text" else None
+        prompt = self.prompts.get(name) if name else None
         if prompt is not None and prompt is not self._checked.get(name):
             self.model.check_prompt(prompt)
             self._checked[name] = prompt

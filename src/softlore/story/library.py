@@ -17,6 +17,7 @@ from softlore.story.turns import StoryDraft
 FOLDER_VARIABLE = "SOFTLORE_STORIES"
 SUFFIX = ".story"
 DELETED = ".deleted"  # appended to the suffix
+CHAPTERS = ".chapters"  # the suffix of the folder with a story's chapters
 
 
 def default_folder() -> Path:
@@ -26,6 +27,12 @@ def default_folder() -> Path:
     (`~/.local/share/softlore/stories` on Linux). It need not exist.
     """
     return user_folder("stories", FOLDER_VARIABLE)
+
+
+def chapters_folder(path: Path) -> Path:
+    """The folder with the chapters of the story in a file; see `softlore.story.chapters`."""
+    name, suffix, deleted = path.name.partition(SUFFIX)
+    return path.with_name((name if suffix else path.stem) + CHAPTERS + deleted)
 
 
 class NamedFiles:
@@ -195,6 +202,8 @@ def _move(path: Path, target: Path) -> Path:
             file.close()
     try:
         os.rename(path, target)
+        if chapters_folder(path).is_dir():
+            os.rename(chapters_folder(path), chapters_folder(target))
         for rest in ("-wal", "-shm", "-journal"):  # beside a damaged file only
             if os.path.lexists(f"{path}{rest}"):
                 os.rename(f"{path}{rest}", f"{target}{rest}")

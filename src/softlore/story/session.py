@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,9 @@ from softlore.model import FrozenModel
 from softlore.model.default import choose_model
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.story.changes import lore_after
+from softlore.story.chapters import Chapters
 from softlore.story.composing import ContextComposer, ContextPlan
+from softlore.story.condensing import ChapterWriter, condense_next
 from softlore.story.seams import SentenceTrimmer, join_turns
 from softlore.story.settings import STORY_SAMPLING, StorySettings
 from softlore.story.story import Story
@@ -77,8 +80,10 @@ class StorySession:
         model: or a runner. Without a runner of its own the session makes one when it first
             generates; its cache saves running the story again at each turn.
         names: what macros stand for where the story gives no name, before the book's own names.
+        chapter_writer: condenses what leaves the context meanwhile; else `condense` does.
 
     Attributes:
+        chapters: what has left the context, condensed.
         plan: the context of the model's last turn, with its report.
         cache_usage: how much of that was cached, and how much had to be read.
         finish: why that turn ended; None if it was stopped.
@@ -91,6 +96,7 @@ class StorySession:
         book: Lorebook | None = None,
         prompts: Mapping[str, SoftPrompt] | None = None,
         names: Named | None = None,
+        chapter_writer: ChapterWriter | None = None,
     ) -> None:
         self.story = story
         self.model = model.model if isinstance(model, ModelRunner) else model
@@ -98,6 +104,8 @@ class StorySession:
         entries = book.entries if book else ()
         known = book.names(names) if book else MacroNames.first(names)
         self.composer = ContextComposer(self.model, entries, prompts, names=known)
+        self.chapters = Chapters(story, self.model)
+        self.chapter_writer = chapter_writer
         self.plan: ContextPlan | None = None
         self.finish: FinishReason | None = None
         self.cache_usage = CacheUsage(0, 0)
@@ -176,6 +184,21 @@ class StorySession:
         trimmer = SentenceTrimmer(tokens, settings.trim)
         return TurnDraft(self.story, plan, request, after, trimmer)
 
+    def remember(self, plan: ContextPlan) -> None:
+        """Has the chapter writer condense what is not in the context of a turn that was written."""
+        if self.chapter_writer is not None and self.story.settings.chapters and plan.omitted:
+            self.chapter_writer.add(self.story, self.chapters, plan.omitted)
+
+    def condense(self, tokens: int = 80) -> None:
+        """Condenses what has left the context; see `softlore.story.condensing`.
+
+        Raises:
+            SoftloreError: it cannot be done.
+        """
+        omitted = self.plan_turn(tokens).omitted
+        while omitted and condense_next(self.story, self.chapters, omitted):
+            pass
+
     def continue_story(
         self, tokens: int = 80, stop: str | Sequence[str] = (), **settings: Any
     ) -> Iterator[str]:
@@ -207,8 +230,20 @@ class StorySession:
 
     def _plan(self, turns: Sequence[Turn], tokens: int) -> ContextPlan:
         texts = [turn.text for turn in turns]
+        settings, timers = self.story.settings, _timers(turns)
         lore = lore_after(self.composer.entries, self.story.changes(turns))
-        return self.composer.plan(self.story.settings, texts, tokens, _timers(turns), lore=lore)
+        plan = self.composer.plan(settings, texts, tokens, timers, lore=lore)
+        if not settings.chapters or not plan.omitted:
+            return plan
+        chapters = self.chapters.on_path(turns, plan.omitted)
+        if not chapters:
+            return plan
+        known = {entry.name for entry in lore.entries}
+        chapters = [chapter for chapter in chapters if chapter.entry.name not in known]
+        own = {one.entry.name: one.prompt for one in chapters if one.prompt is not None}
+        entries = [*lore.entries, *(one.entry for one in chapters)]
+        lore = replace(lore, entries=entries, own=own)
+        return self.composer.plan(settings, texts, tokens, timers, lore=lore)
 
     def _generate(self, draft: TurnDraft) -> Iterator[str]:
         self._runnable = runner_for(self._runnable)
@@ -217,6 +252,11 @@ class StorySession:
         return self._pieces(stream, draft)
 
     def _pieces(self, stream: TextStream, draft: TurnDraft) -> Iterator[str]:
+        pausing = self.chapter_writer.writing() if self.chapter_writer else nullcontext()
+        with pausing:
+            yield from self._streamed(stream, draft)
+
+    def _streamed(self, stream: TextStream, draft: TurnDraft) -> Iterator[str]:
         try:
             for token in stream:
                 if text := draft.trimmer.add(token.text):
@@ -229,6 +269,7 @@ class StorySession:
             self.cache_usage = stream.cache_usage or CacheUsage(0, 0)
             draft.trimmer.flush(stream.finish)  # of a turn that was stopped
             draft.save(draft.trimmer.text, len(stream.ids), stream.finish)
+            self.remember(draft.plan)
 
     def _seed(self, after: int) -> int:
         """The seed of the next turn: from the story's seed, its position, and earlier attempts."""

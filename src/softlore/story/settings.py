@@ -52,6 +52,9 @@ class StorySettings(Names):
     budget: int = setting(
         0, "Most of the context for lore; 0 for a quarter.", ge=0, le=10**9, unit="tokens"
     )
+    chapters: bool = setting(
+        True, "Condense what leaves the context by chapters, and read those in its place."
+    )
     changes: list[dict[str, Any]] = setting(
         [], "What entries are from a turn on; see `Story.change_entry`.", expected=_CHANGES
     )

@@ -124,13 +124,25 @@ class StoryView:
             changes = now.settings.lore_changes
             if not changes:
                 return []
-            with self._file.transaction():
-                path = enumerate(now.turns if turns is None else turns, start=1)
-                places = {self._origin(turn): n for n, turn in path} | {ROOT: 0}
-                origins = [self._origin_of(change.turn) for change in changes]
-        both = zip(origins, changes, strict=True)
-        placed = [(places[origin], change) for origin, change in both if origin in places]
+            places = self.places(
+                [change.turn for change in changes], now.turns if turns is None else turns
+            )
+        placed = [(n, c) for n, c in zip(places, changes, strict=True) if n is not None]
         return sorted(placed, key=lambda one: one[0])
+
+    def places(self, numbers: Sequence[int], turns: Sequence[Turn]) -> list[int | None]:
+        """By number of a turn, how many of `turns` there are up to it, or to a version of it.
+
+        None for a turn that is not among them; 0 for ROOT.
+        """
+        with self._lock, self._file.transaction():
+            path = {self._origin(turn): n for n, turn in enumerate(turns, start=1)} | {ROOT: 0}
+            return [path.get(self._origin_of(number)) for number in numbers]
+
+    def origin(self, turn: Turn) -> int:
+        """The number of the turn that one is a version or a copy of, through all edits."""
+        with self._lock, self._file.transaction():
+            return self._origin(turn)
 
     def turn(self, number: int) -> Turn:
         """A turn of any branch. Raises StoryError if there is none with that number."""
@@ -211,7 +223,6 @@ class StoryView:
         return self._snapshot
 
     def _origin(self, turn: Turn) -> int:
-        """The number of the turn that one is a version or a copy of, through all edits."""
         versions = []
         while turn.id not in self._origins:
             versions.append(turn.id)

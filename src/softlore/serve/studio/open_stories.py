@@ -21,6 +21,9 @@ from softlore.serve.engines import OutputQueue
 from softlore.serve.state import ServerState
 from softlore.serve.studio.book_folder import BookFolder, Stamp
 from softlore.story import Story, StoryBranch, StoryLibrary, StorySettings, Turn
+from softlore.story.chapters import Chapter, Chapters
+from softlore.story.composing import ContextPlan
+from softlore.story.condensing import ChapterWriter
 from softlore.story.session import StorySession
 
 MAX_OPEN = 16  # stories that stay open while nobody uses them
@@ -44,14 +47,17 @@ class OpenStory:
         users: how many requests use the story now.
     """
 
-    def __init__(self, story: Story, state: ServerState, books: BookFolder) -> None:
+    def __init__(
+        self, story: Story, state: ServerState, books: BookFolder, chapter_writer: ChapterWriter
+    ) -> None:
         self.story = story
+        self.chapters = Chapters(story, state.engine.model)
         self.lock = threading.RLock()
         self.outputs: OutputQueue | None = None
         self.writing = False
         self.users = 0
         self.file_id = _file_id(story)
-        self._state, self._books = state, books
+        self._state, self._books, self._chapter_writer = state, books, chapter_writer
         self._session: StorySession | None = None
         self._session_book: tuple[str, Stamp | None] = ("", None)
 
@@ -73,10 +79,19 @@ class OpenStory:
             lorebook = self._books.get(name) if name else None
             model = self._state.engine.model
             prompts = self._state.prompt_store.usable()
-            self._session = StorySession(self.story, model, lorebook, prompts, self._state.settings)
+            self._session = StorySession(
+                self.story, model, lorebook, prompts, self._state.settings, self._chapter_writer
+            )
+            self._session.chapters = self.chapters
             self._session_book = book
         self._state.prompt_store.refresh()
         return self._session
+
+    def remember(self, plan: ContextPlan) -> None:
+        """Has what is not in the context of a turn that was written condensed."""
+        with self.lock:
+            if self._session is not None:
+                self._session.remember(plan)
 
     def to_dict(self) -> dict[str, Any]:
         """The story as the page receives it: turns, settings, branches, what can be undone."""
@@ -91,6 +106,7 @@ class OpenStory:
             "changes": [
                 change.model_dump() | {"turn": place} for place, change in story.changes(turns)
             ],
+            "chapters": [_chapter_dict(one) for one in self.chapters.on_path(turns)],
             "undoable": story.undoable,
             "redoable": story.redoable,
             "branches": [
@@ -116,6 +132,18 @@ class OpenStory:
         return notes
 
 
+def _chapter_dict(chapter: Chapter) -> dict[str, Any]:
+    entry, prompt = chapter.entry, chapter.prompt
+    return {
+        "name": entry.name,
+        "text": entry.text,
+        "used": entry.enabled,
+        "pinned": chapter.pinned,
+        "tokens": None if prompt is None else len(prompt),
+        "trained": bool(chapter.place.get("trained")),
+    }
+
+
 def _name_of(model: str) -> str:
     """The name of a model that a story names, possibly by a file which is gone."""
     try:
@@ -124,17 +152,24 @@ def _name_of(model: str) -> str:
         return model
 
 
+def _is_writing(state: ServerState) -> bool:
+    load = state.engine.load()
+    return bool(load.running or load.waiting)
+
+
 class OpenStories:
     """Opens stories on demand, and keeps those in use and MAX_OPEN others open.
 
     `use`, `acquire` and `alone` raise what `StoryLibrary.open` raises.
 
     Attributes:
+        chapter_writer: condenses what has left the contexts, while the engine is idle.
         tasks: the tasks of the event loop that write turns.
     """
 
     def __init__(self, state: ServerState, books: BookFolder) -> None:
         self._state, self._books = state, books
+        self.chapter_writer = ChapterWriter(lambda: _is_writing(state))
         self._open: dict[str, OpenStory] = {}  # the least recently used first
         self._changed = threading.Condition()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -192,6 +227,7 @@ class OpenStories:
         """Waits until the turns that are being written are saved, then closes the stories."""
         if self.tasks:
             await asyncio.wait(self.tasks)
+        await asyncio.to_thread(self.chapter_writer.close)
         with self._changed:
             for story in self._open.values():
                 if not story.users:
@@ -207,7 +243,7 @@ class OpenStories:
             story = None
         if story is None:
             opened = self._state.stories.open(name)
-            story = OpenStory(opened, self._state, self._books)
+            story = OpenStory(opened, self._state, self._books, self.chapter_writer)
         self._open[key] = story
         return story
 

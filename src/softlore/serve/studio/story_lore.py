@@ -1,4 +1,4 @@
-"""Routes of a story's lore: entries that it suggests, and what entries are from a turn on."""
+"""Routes of a story's lore: what it suggests, what entries are from a turn on, its chapters."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fastapi import APIRouter
 from softlore.errors import StoryError
 from softlore.model import FrozenModel
 from softlore.serve.studio.context import StudioContext
-from softlore.serve.studio.forms import EntryChange
+from softlore.serve.studio.forms import EntryChange, TextField
 from softlore.story.suggesting import Suggestions, suggest_entries, surprise_of
 
 
 def make_router(context: StudioContext) -> APIRouter:
-    """/stories/NAME/suggestions and /changes."""
+    """/stories/NAME/suggestions, /changes and /chapters."""
     router = APIRouter(prefix="/stories/{name}")
     stories = context.stories
 
@@ -52,6 +52,20 @@ def make_router(context: StudioContext) -> APIRouter:
         """Takes back the changes of an entry that hold here."""
         with stories.use(name) as story:
             story.story.restore_entry(entry)
+            return story.to_dict()
+
+    @router.put("/chapters/{chapter}")
+    def summarize(name: str, chapter: str, text: TextField) -> dict[str, Any]:
+        """Changes the summary of a chapter, which is pinned then."""
+        with stories.use(name) as story:
+            story.chapters.change(chapter, text)
+            return story.to_dict()
+
+    @router.delete("/chapters/{chapter}")
+    def forget(name: str, chapter: str) -> dict[str, Any]:
+        """Lets a chapter not be read any more."""
+        with stories.use(name) as story:
+            story.chapters.forget(chapter)
             return story.to_dict()
 
     return router

@@ -180,6 +180,7 @@ class RunningTurn:
             more = {CHANCES: token_chances(model, tokens)}
             turn = draft.save(draft.trimmer.text, len(output.ids), finish, more)
             self.saved.append(turn.id if turn else None)
+        self._story.remember(self._drafts[0].plan)
 
 
 def _finish(stories: OpenStories, story: OpenStory) -> None:

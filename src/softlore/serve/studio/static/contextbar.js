@@ -119,7 +119,9 @@ function showParts(plan) {
     s("rect", { class: `part-${kind}`, width: 10, height: 10, rx: 2 }));
   const row = (kind, words, tokens) => h("tr", {}, h("th", { scope: "row" }, swatch(kind), words),
     h("td", {}, count(tokens, "token")));
-  const named = (part) => (["lore", "soft"].includes(part.kind)
+  const chapter = (name) => state.story?.chapters?.some((one) => one.name === name);
+  const named = (part) => (chapter(part.name) ? `What came before: ${part.name}${
+    part.kind === "soft" ? " (a soft prompt)" : ""}` : ["lore", "soft"].includes(part.kind)
     ? `${WORDS[part.kind]}: ${part.name}${part.late ? " (seen by the newest text)" : ""}`
     : WORDS[part.kind] ?? part.name);
   const rows = [

@@ -1,6 +1,7 @@
 // Memory, the author's note, and the branches of the story.
 
 import * as api from "./api.js";
+import { chapters } from "./chapters.js";
 import { h, later } from "./dom.js";
 import { makeField, read, show } from "./chips.js";
 import { watchField } from "./chipmenu.js";
@@ -78,6 +79,7 @@ export function makeMemory() {
       labelled("Author’s note", storyText("note"), "Stands near the end, where it weighs most: a tone, "
         + "what must not be forgotten."),
       besides(labelled("The note stands so many turns before the end", depth)),
+      chapters(setStory),
       h("div", { class: "group" }, h("h3", {}, "Branches"),
         h("p", { class: "quiet" }, "All branches of the story. Nothing is lost."),
         branches()));
