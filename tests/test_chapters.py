@@ -1,5 +1,6 @@
 """Memory that grows: what leaves the context becomes chapters, which are read in its place."""
 
+import shutil
 import threading
 
 import pytest
@@ -28,17 +29,22 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def library(tmp_path):
-    return StoryLibrary(tmp_path)
+    return StoryLibrary(tmp_path / "stories")
+
+
+def begun(library):
+    """A story whose beginning is out of its context of 256 tokens."""
+    story = library.create("coast")
+    story.set(seed=1, context_tokens=256, budget=120)
+    story.add(USUAL + SECRET + " ")
+    for _ in range(8):
+        story.add(USUAL + USUAL)
+    return story
 
 
 @pytest.fixture
 def story(library):
-    """One whose beginning is out of its context of 256 tokens."""
-    with library.create("coast") as story:
-        story.set(seed=1, context_tokens=256, budget=120)
-        story.add(USUAL + SECRET + " ")
-        for _ in range(8):
-            story.add(USUAL + USUAL)
+    with begun(library) as story:
         yield story
 
 
@@ -50,11 +56,22 @@ def chapters_read(session):
     return {name: form for name, form in session.plan_turn(20).lore.items() if "Chapter" in name}
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with the story, condensed once for all tests."""
+    library = StoryLibrary(tmp_path_factory.mktemp("condensed"))
+    with pytest.MonkeyPatch.context() as patch, begun(library) as story:
+        patch.setattr(condensing, "UPDATES", 2)
+        patch.setattr(condensing, "PASSAGES", 16)
+        session_of(story).condense(20)
+    return library.folder
+
+
 @pytest.fixture
-def condensed(story):
-    session = session_of(story)
-    session.condense(20)
-    return session
+def condensed(saved, library):
+    shutil.copytree(saved, library.folder)
+    with library.open("coast") as story:
+        yield session_of(story)
 
 
 def test_what_leaves_the_context_is_read_as_chapters(condensed):

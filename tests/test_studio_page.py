@@ -152,14 +152,14 @@ def train_marta(page, steps=4):
     page.click("[aria-label='Train: Marta']")
 
 
-def write(page, text="", tokens=12):
+def write(page, text="", tokens=12, turns=2):
     """Writes, and waits until the model has."""
     set_tokens(page, tokens)
     page.click("#line")
     if text:
         page.keyboard.type(text)
     page.keyboard.press("Control+Enter")
-    finished(page, turns=2)
+    finished(page, turns=turns)
 
 
 def finished(page, turns):
@@ -713,14 +713,14 @@ def test_an_entry_has_a_past_and_a_present(page, served):
 def test_chapters_are_shown_edited_and_switched_off(page, served, monkeypatch):
     monkeypatch.setattr(condensing, "UPDATES", 1)
     _, state = served
-    write(page, "Marta went to the gate. " * 10)
-    (name,) = state.stories.names()
-    with state.stories.open(name) as story:
+    name = "long"
+    with state.stories.create(name) as story:
         story.set(context_tokens=96, budget=40)
+        for _ in range(3):
+            story.add("Marta went to the gate. She saw a dog. " * 10)
     page.reload()
     ready(page)
-    page.click("#write")
-    finished(page, turns=3)
+    write(page, turns=4)
     wait_until(lambda: (state.stories.folder / f"{name}.chapters/chapters.yaml").exists())
     page.reload()
     ready(page)

@@ -24,7 +24,7 @@ from softlore.lore.styles import sentences
 from softlore.measure.score import token_losses, trunk
 from softlore.model import FrozenModel, require_frozen_model
 from softlore.prompts import SoftPrompt
-from softlore.story.chapters import Chapters
+from softlore.story.chapters import CHARACTERS, Chapters
 from softlore.story.seams import SentenceTrimmer
 from softlore.story.story import Story
 from softlore.tune import TrainingProgress, WorldInfoTrainer
@@ -203,6 +203,8 @@ def extract(model: FrozenModel, text: str, length: int) -> str:
     room = (model.context_length or 10**9) - len(model.bos) - len(before)
     while encoded and sum(map(len, encoded)) > room:
         encoded.pop()
+    if not encoded:
+        return _start(text, length)
     (losses,) = token_losses(model, trunk(model, ""), [(before, [*chain.from_iterable(encoded)])])
     means = [float(loss.mean()) for loss in losses.split([len(ids) for ids in encoded])]
     chosen: dict[int, str] = {}
@@ -212,9 +214,12 @@ def extract(model: FrozenModel, text: str, length: int) -> str:
         if told and len(encoded[number]) <= length:
             chosen[number] = parts[number]
             length -= len(encoded[number])
-    if not chosen:
-        return " ".join(text.split())[: 4 * length].strip() or "…"
-    return " ".join(chosen[number] for number in sorted(chosen))
+    return " ".join(chosen[number] for number in sorted(chosen)) or _start(text, length)
+
+
+def _start(text: str, length: int) -> str:
+    """The beginning of a text, in characters of about so many tokens."""
+    return " ".join(text.split())[: CHARACTERS * length].strip() or "…"
 
 
 def _asked(model: FrozenModel, question: str, length: int, pause: Pause) -> str:

@@ -29,7 +29,8 @@ export function chapters(setStory) {
   const list = h("ul", { class: "list chapters" });
   const group = h("div", { class: "group" }, h("h3", {}, "Chapters"));
   const draw = () => {
-    if (list.contains(document.activeElement)) return; // what is typed stays
+    const at = list.contains(document.activeElement) ? document.activeElement : null;
+    if (at?.matches("textarea")) return; // what is typed stays
     const { story } = state;
     const used = (story?.chapters ?? []).filter((chapter) => chapter.used);
     list.replaceChildren(...used.map(field));
@@ -38,6 +39,8 @@ export function chapters(setStory) {
       checkbox("Remember what leaves the context", !off, (yes) => setStory({ chapters: yes })),
       h("p", { class: "quiet" }, used.length ? "" : "What the model cannot read any more, since the "
         + "story is too long, is condensed here while nobody writes."), list);
+    const label = at?.getAttribute("aria-label");
+    if (label) list.querySelector(`[aria-label="${CSS.escape(label)}"]`)?.focus();
   };
   on("story", draw);
   draw();
