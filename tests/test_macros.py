@@ -10,7 +10,7 @@ from softlore.errors import ConfigError, StoryError
 from softlore.lore import Entry, Lorebook, check
 from softlore.lore.macros import MacroNames
 from softlore.model.tiny import tiny_model
-from softlore.prompts import PromptLibrary
+from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.serve.compose import RequestComposer
 from softlore.settings import ServeSettings
 from softlore.story import ROOT, Story, StoryLibrary, StorySettings
@@ -211,3 +211,17 @@ def test_the_studio_begins_a_story_with_a_card(tmp_path, card):
         server.refused(400, "POST", "stories", json={"book": "zoe", "greeting": 3})
         server.refused(404, "POST", "stories", json={"book": "none", "greeting": 1})
         server.refused(400, "PUT", "stories", "zoe", "settings", json={"user": "a\nb"})
+
+
+def test_a_story_goes_on_with_prompts_of_another_model(tmp_path):
+    other = tiny_model("gpt2")
+    prompt = SoftPrompt.from_text("a hat", other, name="Hat", kind="prefix")
+    book = Lorebook(**BOOK, char="Zoe")
+    soft = book.model_copy(update={"entries": [Entry(name="Hat", text="x", use="soft")]})
+    with Story.create(tmp_path / "a.story") as story:
+        story.add("The hat was gone.")
+        plan = StorySession(story, MODEL, book, {"Hat": prompt}).plan_turn(8)
+        assert plan.lore == {"Hat": "text"}
+        assert plan.why == {"Hat": "it has no soft prompt for this model; train it"}
+        plan = StorySession(story, MODEL, soft, {"Hat": prompt}).plan_turn(8)
+        assert "for this model" in plan.not_used["Hat"]

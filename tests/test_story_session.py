@@ -559,7 +559,7 @@ def test_the_plan_says_why_each_entry_has_its_form(tmp_path):
         "Ada": "what its soft prompt and its text gain is being measured",
         "Bo": "it has no text",
         "Cid": "text only",
-        "Dot": "it has no soft prompt; train it",
+        "Dot": "it has no soft prompt for this model; train it",
     }
     assert plan.lore["Ada"] == "soft"  # of unknown gain: used until it is measured
     composer.gains.wait()

@@ -29,7 +29,7 @@ from softlore.context.budget import (
 )
 from softlore.context.scan import ScanSettings
 from softlore.context.timers import Timers
-from softlore.errors import ContextOverflowError
+from softlore.errors import ContextOverflowError, PromptMismatchError
 from softlore.lore import Entry
 from softlore.lore.macros import MacroNames
 from softlore.measure.evaluate import plain_text
@@ -59,6 +59,7 @@ LEFT_STEPS = 4  # how often the step is halved for that
 SMALL_STEP = 25  # characters; with steps up to this, less than MIN_STORY suffices
 SCAN_DEPTH = 6  # turns that are searched for keys, so that lore stays active for a while
 MAX_CHARACTERS = 8  # most that a token has, nearly always
+NO_PROMPT = "it has no soft prompt for this model; train it"
 SLACK = 8  # tokens: text at the border of two pieces may be encoded differently
 
 
@@ -241,7 +242,10 @@ class ContextComposer:
         name = lore.prompts.get(entry.name, entry.name)
         prompt = self.prompts.get(name) if name else None
         if prompt is not None and prompt is not self._checked.get(name):
-            self.model.check_prompt(prompt)
+            try:
+                self.model.check_prompt(prompt)
+            except PromptMismatchError:
+                return None
             self._checked[name] = prompt
         return prompt
 
@@ -264,7 +268,7 @@ class ContextComposer:
             if options:
                 forms[entry.name] = options
             else:
-                without[entry.name] = "it has no soft prompt; train it, or let it enter as text"
+                without[entry.name] = NO_PROMPT + ", or let it enter as text"
         rivals = needs_gain(forms, budget)
         by_name = {entry.name: entry for entry in entries}
         for name in rivals:
@@ -282,7 +286,7 @@ class ContextComposer:
         if len(gains) == 1:
             if chosen.form == "soft":
                 return "soft prompt only" if entry.use == "soft" else "it has no text"
-            return "text only" if entry.use == "text" else "it has no soft prompt; train it"
+            return "text only" if entry.use == "text" else NO_PROMPT
         if not self.gains.is_known(entry, self._prompt(entry, lore)):
             return "what its soft prompt and its text gain is being measured"
         return f"soft prompt gains {gains['soft']:.2f} nats a token, text {gains['text']:.2f}"
