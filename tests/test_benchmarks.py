@@ -78,18 +78,18 @@ def test_fairytaleqa_is_read_flat_and_as_its_repository_has_it(tmp_path, below):
         "Q: What did he sell?\nA:",
     ]
     bought = asked["Q: What did he buy?\nA:"]
-    assert bought.answers == ("a cow", "a cow, it is said", "cow")
-    assert bought.choices[0] == "a cow"
-    assert set(bought.choices[1:]) == {"a man", "the cap"}
+    assert bought.answers == ("A cow", "A cow, it is said", "Cow")
+    assert bought.choices[0] == "A cow"
+    assert set(bought.choices[1:]) == {"A man", "The cap"}
     assert bought.place == 1
 
 
 def test_a_tale_is_cut_at_its_sections_and_keeps_the_questions_of_each(tmp_path):
     (tale,) = read_fairytaleqa(fairytaleqa(tmp_path))
     first, second = tale.cut(40, len)
-    assert [question.answers[0] for question in first.questions] == ["a man"]
+    assert [question.answers[0] for question in first.questions] == ["A man"]
     # What he sold is asked of both sections.
-    assert [question.answers[0] for question in second.questions] == ["a cow"]
+    assert [question.answers[0] for question in second.questions] == ["A cow"]
     assert first.name != second.name
 
 
@@ -100,9 +100,9 @@ def test_mctest_is_read_with_its_choices(tmp_path):
     who, where = text.questions
     assert who.call == "Q: Who had a dog?\nA:"
     assert who.answers == ("Tom",)
-    assert who.choices == ("Tom", "Tim", "the dog", "the pond")
+    assert who.choices == ("Tom", "Tim", "The dog", "The pond")
     assert who.sections == text.entry.text
-    assert where.choices[0] == "the pond"
+    assert where.choices[0] == "The pond"
     assert len(where.choices) == 4
 
 
@@ -195,7 +195,7 @@ def test_the_answer_that_the_text_makes_likely_is_chosen():
     import torch
 
     model = tiny_model("llama")
-    answers = ["cow", "red cap of the man"]
+    answers = ["Cow", "Red cap of the man"]
     (row,) = score(model, "Text.\n", [Question.asked("What?", answers[:1], answers)])
     before = model.encode("Text.\nQ: What?\nA:")
     losses = []

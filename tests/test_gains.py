@@ -116,6 +116,14 @@ def test_the_gain_is_that_of_evaluation():
     assert measuring.gain(entry, None) == measure_gain(MODEL, entry)
 
 
+def test_a_long_text_is_measured_on_sentences_from_all_of_it():
+    numbered = " ".join(f"House {i} has {i} lamps in its window." for i in range(3000))
+    blocks = gains.gain_blocks(Entry(name="Saga", text=numbered))
+    assert 32 < len(blocks) <= 64
+    assert "House 0" in blocks[0].call
+    assert int(blocks[-1].call.split()[1]) > 2800
+
+
 @given(st.data())
 def test_gains_change_no_choice_where_none_is_needed(data):
     budget = data.draw(st.integers(0, 12))

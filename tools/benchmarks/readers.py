@@ -51,8 +51,9 @@ class Question:
 
     @classmethod
     def asked(cls, question: str, answers: Sequence[str], choices: Sequence[str] = ()) -> Question:
-        """A question in words."""
-        return cls(f"Q: {question}\nA:", tuple(answers), tuple(choices))
+        """A question in words. Answers get a capital: after `A:` models expect one."""
+        texts = (tuple(text[:1].upper() + text[1:] for text in some) for some in (answers, choices))
+        return cls(f"Q: {question}\nA:", *texts)
 
 
 @dataclass(frozen=True)

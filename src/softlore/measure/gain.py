@@ -23,7 +23,7 @@ from softlore.measure.score import fits, recall
 from softlore.model import FrozenModel, LanguageModel, require_frozen_model
 from softlore.prompts import SoftPrompt
 
-MAX_CHARACTERS = 20_000  # characters; a longer text is a corpus
+MAX_SENTENCES = 64  # of a text without blocks that its gain is measured on
 METRIC = "recall"  # its name among a prompt's metrics
 GAINS_FILE = "gains.json"  # in the folder of the prompts
 MAX_GAINS = 4096  # gains in that file; the oldest are left out
@@ -81,9 +81,14 @@ class EntryGain:
 
 
 def gain_blocks(entry: Entry) -> list[Block]:
-    """The blocks that an entry's gain is measured on: its own, or its text's sentences."""
-    blocks = [*entry.held_out, *entry.blocks]
-    return blocks or (style_blocks(entry, "noun") if len(entry.text) <= MAX_CHARACTERS else [])
+    """The blocks that an entry's gain is measured on: its own, or sentences of its text.
+
+    Those of a long text are evenly spaced.
+    """
+    if blocks := [*entry.held_out, *entry.blocks]:
+        return blocks
+    sentences = style_blocks(entry, "noun")
+    return sentences[:: -(-len(sentences) // MAX_SENTENCES) or 1]
 
 
 def measure_gain(model: LanguageModel, entry: Entry, prompt: SoftPrompt | None = None) -> EntryGain:

@@ -35,7 +35,7 @@ from softlore.vllm_connector.files import rotated
 
 FAR_SHARE = 0.5  # of queries that are rotated on
 KEY_RIDGE, VALUE_RIDGE = 1e-2, 1e-3  # relative to the mean of the diagonal
-OTHERS = 4  # passages about other texts, for the keys of each of several
+OTHERS = 8  # passages about other texts, for the keys of each of several
 LEAST_WEIGHT = 1e-4  # of a query in the fit of a key, beside its share of the probability
 SINK_WEIGHT = 1e9  # in the choice of keys: the attention sink is always chosen
 
@@ -203,8 +203,8 @@ class _Matching:
         groups = torch.zeros_like(distances).scatter_(-1, distances.argmin(-1, keepdim=True), 1.0)
         most = logits.amax(-1, keepdim=True).clamp_min(-1e4)
         mass = ((logits - most).exp() @ groups).clamp_min(1e-12).log() + most
-        mass[:, of_others, int(not self.model.bos) :] += self.less
         weight = (mass - total).exp() + LEAST_WEIGHT
+        mass[:, of_others, int(not self.model.bos) :] += self.less
         weighted = queries[:, None] * weight.mT[..., None]  # [kv_heads, n, queries, head_dim]
         residual = mass - queries @ k.mT
         right = (weighted * residual.mT[..., None]).sum(2)
