@@ -35,7 +35,7 @@ from softlore.vllm_connector.files import rotated
 
 FAR_SHARE = 0.5  # of queries that are rotated on
 KEY_RIDGE, VALUE_RIDGE = 1e-2, 1e-3  # relative to the mean of the diagonal
-OTHERS = 8  # passages about other texts, for the keys of each of several
+OTHERS = 16  # passages about other texts, for the keys of each of several
 LEAST_WEIGHT = 1e-4  # of a query in the fit of a key, beside its share of the probability
 SINK_WEIGHT = 1e9  # in the choice of keys: the attention sink is always chosen
 
