@@ -40,7 +40,7 @@ from softlore.errors import (
 from softlore.model.tiny import tiny_model
 from softlore.settings import SamplingParams, TrainingConfig, table
 from softlore.tune.checkpoint import Checkpointing
-from softlore.tune.distributed import Execution
+from softlore.tune.execution import Execution
 from softlore.tune.training_data import Company
 
 MODEL = tiny_model("llama")

@@ -2,8 +2,8 @@
 
 from softlore.settings import TrainingConfig
 from softlore.tune.checkpoint import Checkpointing
-from softlore.tune.distributed import Execution
 from softlore.tune.examples import EntryExamples, make_examples
+from softlore.tune.execution import Execution
 from softlore.tune.losses import LOSSES, Loss, LossTerm
 from softlore.tune.objective import TrainingBatch, losses_of, run
 from softlore.tune.trainable_prompt import TrainablePrompt, TrainingEstimate, TrainingProgress

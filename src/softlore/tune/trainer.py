@@ -25,8 +25,9 @@ from softlore.tune.checkpoint import (
     save_checkpoint,
     uninterrupted,
 )
-from softlore.tune.distributed import Execution, SingleProcess
+from softlore.tune.distributed import SingleProcess
 from softlore.tune.examples import Blocks, source_of
+from softlore.tune.execution import Execution
 from softlore.tune.held_out import measure_held_out
 from softlore.tune.initial import closed_form, frozen_positions, initial_value, scale_of
 from softlore.tune.objective import MemoryPlan, TrainingBatch, losses_of
@@ -263,9 +264,8 @@ class WorldInfoTrainer(Generic[Trained]):
     def estimate(self) -> TrainingEstimate:
         """What remains to do; call `prepare` first."""
         shape = prompt_shape(self.model, self.config.kind, self.config.n_tokens)
-        family = self.model.family
-        slides = self.config.kind == "prefix" and family.all_layers_slide
-        sight = family.sliding_window if slides else None
+        slides = self.config.kind == "prefix" and self.model.family.all_layers_slide
+        sight = self.model.family.sliding_window if slides else None
         return TrainingEstimate(
             self._updates_left(), self.progress().seconds_left, 4 * math.prod(shape), sight
         )

@@ -23,7 +23,7 @@ from softlore.model import FrozenModel
 from softlore.model.memory import total_memory
 from softlore.prompts import SoftPrompt
 from softlore.tune.checkpoint import Checkpointing
-from softlore.tune.distributed import Execution
+from softlore.tune.execution import Execution
 from softlore.tune.groups import GroupTask
 from softlore.tune.lorebook_training import prompts_for_model, with_gain
 from softlore.tune.search_space import try_settings

@@ -1,0 +1,71 @@
+"""Execution: the time, memory and processes that a training may use."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from softlore.errors import ConfigError
+from softlore.model import FrozenModel
+from softlore.tune.distributed import Ranks
+from softlore.tune.objective import MemoryPlan, TrainingBatch, measure_memory_plan
+
+SAVING_SECONDS, SAVING_UPDATES = 0.5, 2  # for measuring the prompts' gain, and writing them
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The time, memory and processes that a training may use.
+
+    Attributes:
+        time_budget: seconds that the training may take from `started` on, its preparation and the
+            saving of its prompts included; fewer updates are made if they would take longer.
+        clock: what the budget's seconds are of; `time.process_time` counts those of the processor
+            alone, whatever else runs on the machine.
+        started: the time on that clock from which the budget counts; by default now.
+        memory: bytes that an update may use; None: those of the device. It decides the batch sizes,
+            and so the rounding: give it to get the same bits elsewhere.
+        ranks: the processes that share each update; the first of them writes the checkpoint.
+        checkpointed: whether layers are run again for the backward pass (gradient checkpointing);
+            None: where one branch with its trunk needs too much memory otherwise.
+    """
+
+    time_budget: float | None = None
+    memory: int | None = None
+    ranks: Ranks | None = None
+    checkpointed: bool | None = None
+    clock: Callable[[], float] = time.monotonic
+    started: float | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.clock):
+            raise ConfigError(
+                f"clock is {self.clock!r:.60}; expected a function that gives seconds, such as "
+                "time.monotonic; pass one"
+            )
+        if self.started is None:
+            object.__setattr__(self, "started", self.clock())
+        budget = self.time_budget
+        if budget is not None and not (isinstance(budget, int | float) and 0 < budget < math.inf):
+            raise ConfigError(
+                f"time_budget is {budget!r:.60}; expected a number of seconds above 0; give one"
+            )
+
+    @property
+    def deadline(self) -> float | None:
+        """The time on `clock` at which the training is to have ended; None: never."""
+        if self.time_budget is None or self.started is None:
+            return None
+        return self.started + self.time_budget
+
+    def affordable_updates(self, pace: float) -> int:
+        """How many updates of `pace` seconds end in time, with the prompts saved."""
+        assert self.deadline is not None
+        left = self.deadline - self.clock() - SAVING_SECONDS - SAVING_UPDATES * pace
+        return max(0, int(left / pace))
+
+    def plan(self, model: FrozenModel, batch: TrainingBatch) -> MemoryPlan:
+        """Measures how updates like this one are to be run; see `measure_memory_plan`."""
+        return measure_memory_plan(model, batch, self.memory, self.checkpointed)
