@@ -161,3 +161,10 @@ def test_a_soft_prompt_of_unknown_gain_is_preferred_to_a_shorter_text():
     ]
     assert [option.form for option in choose_within_budget(options, 64).chosen] == ["soft"]
     assert EntryGain.assumed(entry, None).gain("text") > 0
+
+
+@pytest.mark.parametrize(("text", "form"), [(1.9, "soft"), (1.0, "text")])
+def test_a_text_enters_where_it_gains_clearly_more_than_the_prompt(text, form):
+    gain = EntryGain(4.0, text=text, soft=2.1)
+    options = [LoreOption("Ada", f, n, gain.gain(f)) for f, n in (("text", 80), ("soft", 16))]
+    assert [option.form for option in choose_within_budget(options, 200).chosen] == [form]
