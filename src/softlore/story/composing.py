@@ -21,12 +21,7 @@ from typing import Any
 
 from softlore.context import Tree, compose
 from softlore.context.activation import Activation, ActiveEntry, activate, place_entries
-from softlore.context.budget import (
-    BudgetChoice,
-    LoreOption,
-    choose_within_budget,
-    needs_gain,
-)
+from softlore.context.budget import BudgetChoice, LoreOption, choose_within_budget, needs_gain
 from softlore.context.scan import ScanSettings
 from softlore.context.timers import Timers
 from softlore.errors import ContextOverflowError, PromptMismatchError
