@@ -52,7 +52,7 @@ def evaluate(
         ConfigError: a setting out of range.
     """
     distances = check_settings(stories, story_tokens, distances)
-    start = time.monotonic()
+    book, start = book.resolved(), time.monotonic()
     report = on_progress or (lambda done, doing: None)
     report(0.0, "unrelated text")
     entries, missing = _with_prompts(book, prompts)
