@@ -19,6 +19,7 @@ from softlore.serve.compose import RequestComposer
 from softlore.serve.lenient import sampling_of
 from softlore.serve.prompt_store import PromptStore
 from softlore.serve.responses import event
+from softlore.settings import ServeSettings
 
 MODEL = tiny_model("llama")
 LIMIT = MODEL.context_length
@@ -44,7 +45,10 @@ def made(folder, book=None):
     for prompt in (EMMA, DOG, OTHER):
         library.save(prompt)
     state = SimpleNamespace(
-        engine=SimpleNamespace(model=MODEL), prompt_store=PromptStore(library, MODEL), book=book
+        engine=SimpleNamespace(model=MODEL),
+        prompt_store=PromptStore(library, MODEL),
+        book=book,
+        settings=ServeSettings(),
     )
     return RequestComposer(state)
 

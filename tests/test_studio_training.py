@@ -245,7 +245,9 @@ def test_one_is_trained_at_a_time_and_others_wait(tmp_path):
 
 def test_what_cannot_be_trained_fails_with_its_reason_and_the_next_goes_on(tmp_path):
     with with_lore(tmp_path) as found:
-        found.post("books", "harbour", "entries", name="Long", text="A word and another. " * 200)
+        found.post(
+            "books", "harbour", "entries", name="Long", blocks=[["Long is", [" a word" * 400]]]
+        )
         failed = start(found, "Long", **SHORT)
         next_one = start(found, "Oswin", **SHORT)
         job = ended(found, failed, "failed")

@@ -472,6 +472,7 @@ def test_settings_of_a_lorebook_are_checked(tmp_path):
 def test_each_entry_stops_by_itself():
     """`min_loss` by one, all updates by the other; both are written down."""
     alone = {"company_size": 1, "max_steps": 25, "max_spacing": 0, "schedule": "constant"}
+    alone |= {"learning_rate": 0.05}
     tried = small(entries=entries(2), **alone)
     tried.train()
     lowest = {}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict
 
 from softlore.lore import Entry
 from softlore.lore.entry import Name, Natural
 from softlore.lore.validation import LoreModel
-from softlore.prompts import SoftPrompt
+
+if TYPE_CHECKING:
+    from softlore.prompts import SoftPrompt  # imports torch, which a list of stories does not need
 
 
 class LoreChange(LoreModel):

@@ -49,9 +49,7 @@ class Execution:
             object.__setattr__(self, "started", self.clock())
         budget = self.time_budget
         if budget is not None and not (isinstance(budget, int | float) and 0 < budget < math.inf):
-            raise ConfigError(
-                f"time_budget is {budget!r:.60}; expected a number of seconds above 0; give one"
-            )
+            raise ConfigError(f"time_budget is {budget!r:.60}; expected seconds above 0; raise it")
 
     @property
     def deadline(self) -> float | None:

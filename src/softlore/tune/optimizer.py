@@ -36,12 +36,14 @@ def resolved(config: TrainingConfig, layers: int, has_pairs: bool) -> TrainingCo
     """
     if config.learning_rate is not None:
         return config
-    rate = LEARNING_RATES[config.kind]
-    if config.kind == "prefix":
-        rate /= math.sqrt(layers)
-    elif not has_pairs:
-        rate *= GENTLE
-    return config.changed(learning_rate=rate)
+    rate = default_rate(config.kind, layers)
+    gentle = config.kind == "embedding" and not has_pairs
+    return config.changed(learning_rate=rate * (GENTLE if gentle else 1.0))
+
+
+def default_rate(kind: str, layers: int) -> float:
+    """The default learning rate of a prompt; `layers`: of the model."""
+    return LEARNING_RATES[kind] / (math.sqrt(layers) if kind == "prefix" else 1.0)
 
 
 def make_optimizer(parameter: torch.nn.Parameter, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -50,8 +52,7 @@ def make_optimizer(parameter: torch.nn.Parameter, config: TrainingConfig) -> tor
     Raises:
         ConfigError: no such class, or one that can't train this parameter.
     """
-    rate = config.learning_rate
-    assert rate is not None  # see `resolved`
+    rate = config.learning_rate or default_rate(config.kind, len(parameter))
     if callable(config.optimizer):
         return config.optimizer([parameter], lr=rate)
     make, options = optimizer_class(config.optimizer), OPTIONS.get(config.optimizer.lower(), {})
