@@ -143,13 +143,15 @@ def test_two_cannot_write_one_story_at_once_nor_move_it(shared):
     begun(shared, "busy")
     with contextlib.ExitStack() as ended:
         with shared.held():
-            stream = shared.stream("POST", "stories", "busy", "write", tokens=200)
-            next(ended.enter_context(stream))
+            stream = shared.stream("POST", "stories", "busy", "write", tokens=100, sampling=ENDLESS)
+            events = ended.enter_context(stream)
+            next(events)
             shared.refused(409, "POST", "stories", "busy", "write", json={})
             shared.refused(409, "PATCH", "stories", "busy", json={"name": "moved"})
             shared.refused(409, "DELETE", "stories", "busy")
         begun(shared, "beside")
         shared.write("beside", tokens=3)  # another story goes on meanwhile
+        assert [name for name, _ in events][-1] == "done"
     wait_until(lambda: len(shared.texts("busy")) == 2)
 
 
