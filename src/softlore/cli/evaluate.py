@@ -63,7 +63,7 @@ def command(
     Example:
       softlore evaluate lore.yaml --prompts prompts --json report.json
     """
-    book = common.load_book(lorebook, names).resolved()
+    book = common.load_book(lorebook, names)
     text = None if story is None else common.read_text(story, "story")
     with source.loading(book.model) as shown:
         from softlore.measure import evaluate

@@ -93,7 +93,6 @@ class LanguageModel(ABC):
 
     # text and ids ------------------------------------------------------------------------------
 
-    @expecting(inside=FLAG)
     def encode(self, text: str, inside: bool = False) -> list[int]:
         """Token ids of `text`, without special tokens.
 
@@ -104,6 +103,11 @@ class LanguageModel(ABC):
         Raises:
             InputError: no text, a lone surrogate, or a token that the model has no embedding of.
         """
+        if not isinstance(inside, bool):
+            raise InputError(
+                f"inside of encode() is {inside!r:.60}; expected True or False; pass that in its "
+                "place"
+            )
         if inside and text and self._adds_space:
             newline = self._ids("\n")
             ids = self._ids("\n" + text)

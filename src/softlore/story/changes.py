@@ -10,6 +10,7 @@ from pydantic import ConfigDict
 
 from softlore.lore import Entry
 from softlore.lore.entry import Name, Natural
+from softlore.lore.macros import MacroNames
 from softlore.lore.validation import LoreModel
 
 if TYPE_CHECKING:
@@ -49,6 +50,32 @@ class StoryLore:
     prompts: dict[str, str] = field(default_factory=dict)
     since: dict[str, int] = field(default_factory=dict)
     own: dict[str, SoftPrompt] = field(default_factory=dict)
+
+
+class EntryReader:
+    """Makes entries as a model reads them: with a key, and with names in place of macros.
+
+    Each is made once, so that a turn costs no more where there are thousands.
+    """
+
+    def __init__(self) -> None:
+        # The last names, and by an entry's name the entry, as it is and as it is read with them.
+        self._made: tuple[MacroNames, dict[str, tuple[Entry, Entry]]] = (MacroNames(), {})
+
+    def read(self, entries: Sequence[Entry], names: MacroNames) -> list[Entry]:
+        """The entries; one without keys has its name for a key."""
+        last, known = self._made
+        if last != names:
+            known = {}
+            self._made = names, known
+        read = []
+        for entry in entries:
+            made = known.get(entry.name)
+            if made is None or made[0] is not entry:
+                keyed = entry if entry.keys else entry.model_copy(update={"keys": [entry.name]})
+                made = known[entry.name] = entry, names.fill_entry(keyed)
+            read.append(made[1])
+        return read
 
 
 def lore_after(

@@ -31,7 +31,7 @@ from softlore.measure.evaluate import plain_text
 from softlore.measure.gain import MeasuredGains
 from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt
-from softlore.story.changes import StoryLore
+from softlore.story.changes import EntryReader, StoryLore
 from softlore.story.layout import (
     ContextLayout,
     Part,
@@ -139,6 +139,7 @@ class ContextComposer:
         self.gains = MeasuredGains(model, getattr(self.prompts, "folder", None))
         self._checked: dict[str, SoftPrompt] = {}
         self._names = names
+        self._reader = EntryReader()
 
     def plan(
         self,
@@ -168,9 +169,8 @@ class ContextComposer:
         seed = settings.seed or 0
         lore = StoryLore(self.entries) if lore is None else lore
         names = MacroNames.first(settings, self._names)
-        filled = [names.fill_entry(_with_key(entry)) for entry in lore.entries]
-        lore = replace(lore, entries=filled)
-        active = activate(filled, story.texts, self.scanning, timers, seed=seed)
+        lore = replace(lore, entries=self._reader.read(lore.entries, names))
+        active = activate(lore.entries, story.texts, self.scanning, timers, seed=seed)
         budget = settings.budget or limit // LORE_SHARE
         options, not_used = self._options(active, budget, lore)
         choice = choose_within_budget(options, budget)
@@ -341,8 +341,3 @@ class ContextComposer:
                     return start
             step //= 2  # as too little of the story would be left
         return story.length
-
-
-def _with_key(entry: Entry) -> Entry:
-    """An entry with its name as a key, if it has no other."""
-    return entry if entry.keys else entry.model_copy(update={"keys": [entry.name]})

@@ -143,7 +143,7 @@ def learn(
                 "first, or pick no lines of it"
             )
     material = gather(model, 0, seed)
-    learned, names = [], book.names()
+    learned, names, trained_on = [], book.names(), book.resolved().entries
     for name in chosen:
         on_entry(name)
         entry, old = book[name], prompts[name]
@@ -152,7 +152,7 @@ def learn(
         trainer = WorldInfoTrainer(
             model,
             entries=[names.fill_entry(add_lines(entry, picked))],
-            company=Company(company, book.resolved().entries),
+            company=Company(company, trained_on),
             initial=old,
             kind=old.kind,
             n_tokens=len(old),

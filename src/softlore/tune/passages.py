@@ -170,31 +170,31 @@ def write_passages(
         sources: each with the number that it is to have.
         on_progress: called with the share that is done, 0 to 1.
     """
-    missing = {
-        position: range(len(source.ids), wanted)
-        for position, (source, wanted) in enumerate(sources)
+    # Those about one text one after another: they are written together, and read it once.
+    missing = [
+        (source, sorted(range(len(source.ids), wanted), key=lambda n: n % len(source.topics)))
+        for source, wanted in sources
         if len(source.ids) < wanted
-    }
-    to_write = [
-        (position, number)
-        for position, numbers in missing.items()
-        if sources[position][0].given is None
-        # Those about one text one after another: they are written together, and read it once.
-        for number in sorted(numbers, key=lambda n: n % len(sources[position][0].topics))
     ]
-    jobs = [(sources[position][0], number) for position, number in to_write]
-    ids = sample_openings(
-        model,
-        [(source.topic(number).before, source.opener(number)) for source, number in jobs],
-        passage_length(model, config),
-        [_seed(config, source, number) for source, number in jobs],
-        rows_at_once(model, config, [source for source, _ in jobs]),
-        on_progress,
+    jobs = [
+        (source, number)
+        for source, numbers in missing
+        if source.given is None
+        for number in numbers
+    ]
+    written = iter(
+        sample_openings(
+            model,
+            [(source.topic(number).before, source.opener(number)) for source, number in jobs],
+            passage_length(model, config),
+            [_seed(config, source, number) for source, number in jobs],
+            rows_at_once(model, config, [source for source, _ in jobs]),
+            on_progress,
+        )
     )
-    written = dict(zip(to_write, ids, strict=True))
-    for position, numbers in missing.items():
-        source, given = sources[position][0], sources[position][0].given
-        source.add(model, [written[position, n] if given is None else given[n] for n in numbers])
+    for source, numbers in missing:
+        by_number = source.given or dict(zip(numbers, written, strict=False))
+        source.add(model, [by_number[number] for number in sorted(numbers)])
 
 
 def _seed(config: TrainingConfig, source: PassageSource, number: int) -> int:
@@ -236,18 +236,19 @@ def make_source(
         LoreError: that leaves no room for a passage.
     """
     length = passage_length(model, config)
-    used = max(length_of(topic.before) for topic in topics)
+    # All updates use no more; a start in closed form needs some, of each chunk of a long text.
+    first = 0 if len(topics) == 1 else TOPIC_FIRST * len(topics)
+    limit = max(first, min(config.distil_passages, max(1, config.max_steps) * drawn))
+    n_held_out = held_out_count(config)
+    source = PassageSource(name, topics, length, limit, drawn, 0, n_held_out, first=first)
+    used = source.longest
     if model.context_length is not None and used + length > model.context_length:
         raise LoreError(
             f"{what} of {used} tokens; expected at most "
             f"{model.context_length - length} ({model.name!r} reads {model.context_length}, a "
             f"passage about it takes {length}); shorten the text or split the entry"
         )
-    # All updates use no more; a start in closed form needs some, of each chunk of a long text.
-    first = 0 if len(topics) == 1 else TOPIC_FIRST * len(topics)
-    limit = max(first, min(config.distil_passages, max(1, config.max_steps) * drawn))
-    n_held_out = held_out_count(config)
-    return PassageSource(name, topics, length, limit, drawn, 0, n_held_out, first=first)
+    return source
 
 
 def unrelated_source(

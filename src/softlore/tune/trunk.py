@@ -122,7 +122,7 @@ class Trunk:
             lore = self.draw.choice(passages).lore
             about = [i for i, passage in enumerate(passages) if passage.lore is lore]
             far = set(self.draw.sample(about, min(count // 2, len(about))))
-            behind = self.run_teacher(lore or examples.lore, [passages[i] for i in sorted(far)])
+            behind = self.run_teacher(lore, [passages[i] for i in sorted(far)])
             passages = [passage for i, passage in enumerate(passages) if i not in far]
         near = self.draw.sample(passages, count - len(behind))
         return [
