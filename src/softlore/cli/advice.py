@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softlore.cli import common
+from softlore.cli.options import names_arguments
 
 if TYPE_CHECKING:
     from softlore.lore import Lorebook
@@ -37,6 +38,11 @@ def tell_settings(retained: Mapping[str, SoftPrompt], asked: Mapping[str, Any]) 
             )
 
 
+def _appended(arguments: Sequence[str]) -> str:
+    """Arguments as they stand at the end of a command to copy."""
+    return "".join(f" {shlex.quote(one)}" for one in arguments)
+
+
 def suggest(
     lorebook: Path,
     book: Lorebook | None,
@@ -50,13 +56,13 @@ def suggest(
         *(["--model", model] if model else []),
         *(["--prompts", str(folder)] if folder else []),
     ]
-    options = "".join(f" {shlex.quote(option)}" for option in given)
+    options = _appended(given)
     text = f"{prompt.tag}{prompt.name}" if book is not None else prompt.tag
     if book is not None and (blocks := book[prompt.name].blocks):
         call = blocks[0].call
         text = f"{prompt.tag}{call}" if prompt.name in call else f"{text}. {call}"
     common.say(f"try this now: softlore write {shlex.quote(text)}{options}")
     if book is not None:
-        known = "".join(f" --{k} {shlex.quote(name)}" for k, name in names.given().items())
+        known = _appended(names_arguments(names))
         book_file = shlex.quote(str(lorebook))
         common.say(f"or write a story: softlore story NAME --lorebook {book_file}{options}{known}")

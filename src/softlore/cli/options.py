@@ -182,6 +182,11 @@ def names_options(function: Command) -> Command:
     return setting_options(Names)(command)
 
 
+def names_arguments(names: Names) -> list[str]:
+    """The options of `names_options` that give the names."""
+    return [part for what, name in names.given().items() for part in (f"--{what}", name)]
+
+
 def chosen(given: dict[str, Any]) -> dict[str, Any]:
     """The options that were given; lists of lists, as options that may be given often, as one."""
     settings = {name: value for name, value in given.items() if value not in (None, ())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,17 +136,13 @@ def command(
         runner = None if gguf is None else gguf_runner(gguf, model_name, None, cache)
         named = settings if gguf else settings.changed(model=shown.name)
         model, book, prompts = sources(named, dtype, device, runner)
-    with source.open() as story:
+    from softlore.story.condensing import ChapterWriter
+
+    with source.open() as story, closing(ChapterWriter()) as chapters:
         story.set(**given)
         lore = book if lorebook else source.book or book
-        from softlore.story.condensing import ChapterWriter
-
-        chapters = ChapterWriter()
-        try:
-            session = StorySession(story, model, lore, prompts, chapter_writer=chapters)
-            _write(session, stories, tokens, sampling)
-        finally:
-            chapters.close()
+        session = StorySession(story, model, lore, prompts, chapter_writer=chapters)
+        _write(session, stories, tokens, sampling)
 
 
 def _lasting(model_name: str | None) -> str | None:

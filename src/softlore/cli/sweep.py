@@ -117,7 +117,7 @@ def _train_command(
     fixed = {name: value for name, value in given.items() if name != "chat"}
     model = [] if model_name is None else ["--model", model_name]
     chat = ["--chat"] if given["chat"] else []
-    known = [part for what, name in names.given().items() for part in (f"--{what}", name)]
+    known = options.names_arguments(names)
     arguments = [*model, *options_for(fixed | best.settings), *chat, *known]
     return shlex.join(["softlore", "train", str(lorebook), *arguments])
 

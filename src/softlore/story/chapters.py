@@ -162,8 +162,6 @@ class Chapters:
         A summary that the writer changes is pinned: it enters as it is, outside of the budget.
         """
         with self._lock:
-            entries = self._entries()
-            entry = self._find(name, entries)
             told: dict[str, Any] = {}
             if text is not None:
                 if not text.strip():
@@ -173,27 +171,29 @@ class Chapters:
                     )
                 told = {"text": text.strip(), "use": "text", "ignore_budget": True}
                 place |= {"pinned": True}
-            data = entry.data() | told | {PLACE: entry.extra[PLACE] | place}
-            self._save([Entry(**data) if e is entry else e for e in entries])
+            self._update(name, {PLACE: self._find(name).extra[PLACE] | place, **told})
 
     def save_prompt(self, name: str, prompt: SoftPrompt, trained: bool) -> None:
         """Saves the soft prompt of a chapter. `trained`: it is not trained further."""
         with self._lock:
-            self._find(name, self._entries())
+            self._find(name)
             self.library.save(prompt.replace(name=name))
             self.change(name, trained=trained)
 
     def forget(self, name: str) -> None:
         """Empties a chapter: it is not used, and its text is not condensed again."""
         with self._lock:
-            entries = self._entries()
-            entry = self._find(name, entries)
-            data = entry.data() | {"enabled": False}
-            self._save([Entry(**data) if e is entry else e for e in entries])
+            self._update(name, {"enabled": False})
 
     # internals ---------------------------------------------------------------------------------
 
-    def _find(self, name: str, entries: Sequence[Entry]) -> Entry:
+    def _update(self, name: str, fields: dict[str, Any]) -> None:
+        entry = self._find(name)
+        new = Entry(**entry.data() | fields)
+        self._save([new if e is entry else e for e in self._entries()])
+
+    def _find(self, name: str) -> Entry:
+        entries = self._entries()
         for entry in entries:
             if entry.name == name:
                 return entry
