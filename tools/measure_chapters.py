@@ -10,15 +10,16 @@ summary, with its soft prompt of as many tokens in closed form and trained, and 
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+from benchmarks.readers import Tale, read_fairytaleqa
 from measuring import Keep, Seed, main, measure
 from softlore import FrozenModel
 from softlore.compare.harness import Row, grid
+from softlore.errors import ConfigError
 from softlore.lore import Block
 from softlore.measure.score import recall
 from softlore.story.condensing import UPDATES, chapter_prompt, summarize
@@ -38,9 +39,15 @@ def chapters(
 ) -> list[Row]:
     """A row for each tale, seed and form."""
     frozen = FrozenModel.from_pretrained(model)
+    by_name = {tale.name.casefold().replace(" ", "-"): tale for tale in read_fairytaleqa(tales)}
+    if unknown := sorted(set(names) - set(by_name)):
+        raise ConfigError(
+            f"{str(tales)!r} has no tale {unknown[0]!r}; expected some of {', '.join(by_name)}; "
+            "name one of these"
+        )
 
     def case(tale: str, seed: int) -> Iterator[Row]:
-        chapter, later, blocks = _read(frozen, tales, tale, tokens)
+        chapter, later, blocks = _first_chapter(frozen, by_name[tale], tokens)
         started = time.monotonic()
         summary = summarize(frozen, chapter)
         length = len(frozen.encode(summary))
@@ -62,24 +69,21 @@ def chapters(
     return measure(grid(tale=names, seed=seeds), case, keep)
 
 
-def _read(
-    model: FrozenModel, folder: Path, tale: str, tokens: int
+def _first_chapter(
+    model: FrozenModel, tale: Tale, tokens: int
 ) -> tuple[str, list[int], list[Block]]:
     """The first chapter of a tale, tokens of what follows it, and the questions about it."""
-    with (folder / "section-stories" / f"{tale}-story.csv").open(encoding="utf-8") as file:
-        sections = [" ".join(row["text"].split()) for row in csv.DictReader(file)]
+    texts = [" ".join(section.text.split()) for section in tale.sections]
     count = 1
-    while count < len(sections) // 2 and len(model.encode(" ".join(sections[:count]))) < tokens:
+    while count < len(texts) // 2 and len(model.encode(" ".join(texts[:count]))) < tokens:
         count += 1
-    later = model.encode("\n" + " ".join(sections[count:]), inside=True)[:tokens]
-    with (folder / "questions" / f"{tale}-questions.csv").open(encoding="utf-8") as file:
-        rows = [r for r in csv.DictReader(file) if r["cor_section"].isdecimal()]
+    later = model.encode("\n" + " ".join(texts[count:]), inside=True)[:tokens]
     blocks = [
-        Block(call=f"\nQuestion: {row['question']}\nAnswer:", responses=[" " + row["answer1"]])
-        for row in rows
-        if int(row["cor_section"]) <= count and row["answer1"].strip()
+        Block(call=f"\n{question.call}", responses=[f" {question.answers[0]}"])
+        for section in tale.sections[:count]
+        for _, question in section.questions
     ]
-    return " ".join(sections[:count]), later, blocks
+    return " ".join(texts[:count]), later, blocks
 
 
 if __name__ == "__main__":

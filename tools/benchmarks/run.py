@@ -330,7 +330,7 @@ def run(
         raise ConfigError(
             "no data is given; expected a folder; give --fairytaleqa, --mctest or --lorebooks"
         )
-    plan = Plan(steps, shares, peft, stories)
+    how = Plan(steps, shares, peft, stories)
     load = LatestModel(dtype)
     sets = {name: _texts(load(model), read, tokens, limit, joined) for name, read in tales.items()}
     if lore is not None:
@@ -348,23 +348,18 @@ def run(
                 {"data": name, "model": model, "seed": seed, "group": key, "method": method}
                 | {"plan": settings}
                 for seed in range(seeds)
-                for method in plan.methods
+                for method in how.methods
             ]
     started = time.monotonic()
 
-    def measure(data: str, model: str, seed: int, group: str, method: str, plan_: str) -> list[Row]:
-        return list(Bench(load(model), seed, groups[group], plan).measure(method))
+    def measure(data: str, model: str, seed: int, group: str, method: str, plan: str) -> list[Row]:
+        return list(Bench(load(model), seed, groups[group], how).measure(method))
 
     def on_progress(share: float, case: str) -> None:
         spent = time.monotonic() - started
         say(f"{share:.0%}, {spent:.0f} s: {case[:160]}")
 
-    rows = run_cases(
-        cases,
-        lambda **case: measure(**{("plan_" if k == "plan" else k): v for k, v in case.items()}),
-        out,
-        on_progress=on_progress,
-    )
+    rows = run_cases(cases, measure, out, on_progress=on_progress)
     for name in sets:
         of_set = [row for row in rows if row["data"] == name]
         texts_ = len({row["text"] for row in of_set})
