@@ -46,6 +46,41 @@ def test_it_is_transformers_own(kv_heads, mask_heads, scaling, chunk, monkeypatc
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("n_constant", [0, 6])
+@pytest.mark.parametrize("rows", [3, 4, 64])
+def test_rows_of_a_packed_tree_are_run_with_the_keys_that_they_see(rows, n_constant, monkeypatch):
+    """A trunk of 6 tokens that all see, and branches of 4 that are hidden from each other."""
+    monkeypatch.setattr("softlore.model.attention.ROWS", rows)  # of a branch, across two, of all
+    drawn = torch.Generator().manual_seed(0)
+
+    def tensor(*shape):
+        return torch.randn(*shape, generator=drawn, dtype=torch.float64)
+
+    branch = torch.arange(12) // 4
+    own = (branch[:, None] == branch) & (torch.arange(12)[:, None] >= torch.arange(12))
+    seen = torch.cat([torch.ones(12, 6, dtype=torch.bool), own], dim=1).expand(2, 1, 12, 18).clone()
+    seen[1, :, 4:8, :3] = False  # a branch that hangs on an earlier node, in another tree
+    mask = torch.zeros(seen.shape, dtype=torch.float64)
+    mask.masked_fill_(~seen, torch.finfo(torch.float64).min)
+    query, key, value, wanted = (
+        tensor(2, heads, n, 8) for heads, n in ((6, 12), (2, 18), (2, 18), (6, 12))
+    )
+    results = []
+    for function in (attention, sdpa_attention_forward):
+        inputs = [t.clone().requires_grad_() for t in (query, key, value)]
+        given = [inputs[0], *(t * 1 for t in inputs[1:])]
+        given[1].n_constant = n_constant
+        for _ in range(2):  # as in two layers, which have the same mask
+            out, _ = function(Layer(3), *given, mask)
+            (out * wanted.transpose(1, 2)).sum().backward(retain_graph=True)
+        gradients = [inputs[0].grad, *(t.grad[:, :, n_constant:] for t in inputs[1:])]
+        results.append([out.detach(), *gradients])
+        with torch.no_grad():
+            results[-1].append(function(Layer(3), *given, mask)[0])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_keys_alone_may_need_a_gradient():
     """As in a model's first layer, where the queries are of text and the keys of a prefix."""
     query, key, value = (torch.randn(1, 2, n, 4, dtype=torch.float64) for n in (3, 5, 5))

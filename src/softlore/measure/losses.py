@@ -2,24 +2,29 @@
 
 Training and measuring share them. All work on flat hidden states `[R, hidden]`: the output layer
 turns a few rows at a time into logits, since those of a long text and a large vocabulary do not
-fit memory. Where a gradient is needed, chunks are checkpointed: their logits are recomputed in
-the backward pass. A teacher is given by its hidden states, which are hundreds of times smaller
-than its probabilities; the frozen output layer turns them into the same logits again.
+fit memory, and on a processor not its cache. A row's loss depends on that row alone, so where a
+gradient is needed, each chunk's is computed right behind its loss, and no logits are kept (as in
+Liger Kernel's fused linear cross entropy). A teacher is given by its hidden states, which are
+hundreds of times smaller than its probabilities; the frozen output layer turns them into the same
+logits again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import kl_div, log_softmax
 
 from softlore.model import FrozenModel
 
-LOGITS_AT_ONCE = 1 << 25  # float32 logits in memory at a time: 128 MB
+# float32 logits at a time: 128 MB; on a processor 24 MB, but rows that are worth a pass over the
+# output layer's weights.
+LOGITS_AT_ONCE = 1 << 25
+CACHED_LOGITS, CACHED_ROWS = 6 << 20, 64
 
 RowLoss = Callable[[FrozenModel, Tensor, Tensor], Tensor]
 
@@ -60,13 +65,43 @@ def fidelity(
 
 
 def _in_chunks(loss: RowLoss, model: FrozenModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    size = max(1, LOGITS_AT_ONCE // model.vocab_size)
-    if len(hidden) <= size:
-        return loss(model, hidden, targets)
-    chunks = zip(hidden.split(size), targets.split(size), strict=True)
     if torch.is_grad_enabled() and hidden.requires_grad:
-        return torch.cat([checkpoint(loss, model, *c, use_reentrant=False) for c in chunks])
+        losses: Tensor = _WithGradient.apply(hidden, targets, loss, model)
+        return losses
+    chunks = _chunks(model, hidden, targets)
     return torch.cat([loss(model, *chunk) for chunk in chunks])
+
+
+def _chunks(model: FrozenModel, hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Hidden states and targets, a few rows at a time."""
+    size = LOGITS_AT_ONCE // model.vocab_size
+    if hidden.device.type == "cpu":
+        size = min(size, max(CACHED_ROWS, CACHED_LOGITS // model.vocab_size))
+    return zip(hidden.split(max(1, size)), targets.split(max(1, size)), strict=True)
+
+
+class _WithGradient(torch.autograd.Function):
+    """The losses `[R]` of rows; the gradient of each to its own hidden state is computed, too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, loss: RowLoss, model: FrozenModel
+    ) -> Tensor:
+        losses: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for rows, expected in _chunks(model, hidden, targets):
+            with torch.enable_grad():
+                leaf = rows.detach().requires_grad_()
+                values = loss(model, leaf, expected)
+                gradients += torch.autograd.grad(values.sum(), leaf)
+            losses.append(values.detach())
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *of_losses: Tensor) -> tuple[Tensor | None, ...]:
+        (gradients,) = ctx.saved_tensors
+        return (of_losses[0][:, None] * gradients).to(gradients.dtype), None, None, None
 
 
 def _nll(model: FrozenModel, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -77,4 +112,4 @@ def _kl(model: FrozenModel, hidden: Tensor, teacher: Tensor) -> Tensor:
     with torch.no_grad():
         expected = log_softmax(model.logits(teacher), dim=-1)
     predicted = log_softmax(model.logits(hidden), dim=-1)
-    return (expected.exp() * (expected - predicted)).sum(dim=-1)
+    return kl_div(predicted, expected, reduction="none", log_target=True).sum(dim=-1)

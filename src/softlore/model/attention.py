@@ -1,12 +1,19 @@
-"""Attention for training in bfloat16 on a processor, and a record of what attention is given.
+"""Attention in bfloat16 on a processor, and a record of what attention is given.
 
 In bfloat16 on a processor the backward pass of torch's `scaled_dot_product_attention` takes about
-five times its forward pass. Here the forward pass is torch's, and the backward pass computes the
-probabilities again, by plain matrix products, which processors with AMX or AVX-512 BF16 do fast:
+five times its forward pass, and both work on all pairs of tokens, however many a mask hides. A
+packed tree of branches (see `softlore.context.tree_batch`) hides most of them. Here
 
-- a few heads at a time, so that their probabilities stay in the processor's cache;
-- with keys and values in their groups, where torch repeats them for each head;
-- without the gradients of keys that need none: of text that was read before training.
+- queries are taken some rows at a time, with the keys that any of these rows sees;
+- the backward pass computes the probabilities again, by plain matrix products, which processors
+  with AMX or AVX-512 BF16 do fast, a few heads at a time, so that they stay in the cache;
+- keys and values are in their groups there, where torch repeats them for each head;
+- keys of text that was read before training get no gradient.
+
+             trunk      own
+    rows 0  ########   ##                the keys of the first rows of queries: those of the trunk,
+    rows 1  ########     ##              and of the branches that these rows are of
+    rows 2  ########       ##
 """
 
 from __future__ import annotations
@@ -14,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +36,7 @@ NAME = "softlore_sdpa"  # among transformers' attention implementations
 Recorder = Callable[[Tensor, Tensor, Tensor, Tensor, float], None]
 _recorder: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
 CHUNK = 2**20  # bytes of probabilities at once; half of the second-level cache of a server's core
+ROWS = 64  # of queries at once: about a branch; fewer see fewer keys, more are faster products
 
 
 def use_for_training(hf: Any) -> None:
@@ -101,13 +110,61 @@ def attention(
         recorder(query, key, value, attention_mask, scale)
     trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
     additive = attention_mask is not None and attention_mask.is_floating_point()
-    if not trained or not additive or dropout or kwargs.get("position_bias") is not None:
+    gains = trained or query.shape[2] > ROWS
+    if not gains or not additive or dropout or kwargs.get("position_bias") is not None:
         given = {"dropout": dropout, "scaling": scaling, **kwargs}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     n_constant = getattr(key, "n_constant", 0)
     out: Tensor = _Attention.apply(query, key, value, attention_mask, scale, n_constant)
     return out.transpose(1, 2).contiguous(), None
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows of queries with the keys that they see.
+
+    Attributes:
+        batch: rows of the batch.
+        rows: of the queries.
+        keys: indices in ascending order; None: all.
+        bias: the mask `[batch, 1 or heads, rows, keys]`.
+    """
+
+    batch: slice
+    rows: slice
+    keys: Tensor | None
+    bias: Tensor
+
+    def of_keys(self, tensor: Tensor) -> Tensor:
+        """The block's part of `[B, kv_heads, S, head_dim]`."""
+        part = tensor[self.batch]
+        return part if self.keys is None else part.index_select(2, self.keys)
+
+
+def _blocks(mask: Tensor) -> list[_Block]:
+    """The blocks of a mask `[B, 1 or heads, T, S]`, kept with it: all layers have the same one."""
+    blocks: list[_Block] | None = getattr(mask, "blocks", None)
+    if blocks is None:
+        blocks = mask.blocks = _divide(mask)  # type: ignore[attr-defined]
+    return blocks
+
+
+def _divide(mask: Tensor) -> list[_Block]:
+    batch, heads, rows, _ = mask.shape
+    if heads > 1 or rows <= ROWS:
+        return [_Block(slice(0, batch), slice(0, rows), None, mask)]
+    blocks = []
+    for row in range(batch):
+        for start in range(0, rows, ROWS):
+            part = mask[row : row + 1, :, start : start + ROWS]
+            seen = (part[0, 0] > torch.finfo(mask.dtype).min / 2).any(dim=0)
+            keys = seen.nonzero()[:, 0]
+            bias = part.index_select(3, keys)
+            blocks.append(
+                _Block(slice(row, row + 1), slice(start, start + part.shape[2]), keys, bias)
+            )
+    return blocks
 
 
 class _Attention(torch.autograd.Function):
@@ -121,39 +178,85 @@ class _Attention(torch.autograd.Function):
         scale: float,
         n_constant: int,
     ) -> Tensor:
-        ctx.save_for_backward(query, key, value, mask)
-        ctx.scale, ctx.n_constant = scale, n_constant
+        ctx.save_for_backward(query, key, value)
+        ctx.scale, ctx.n_constant, ctx.blocks = scale, n_constant, _blocks(mask)
         groups = query.shape[1] // key.shape[1]
-        keys, values = (t.repeat_interleave(groups, dim=1) for t in (key, value))
-        return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+        out = torch.empty_like(query)
+        for block in ctx.blocks:
+            keys, values = (block.of_keys(t).repeat_interleave(groups, dim=1) for t in (key, value))
+            out[block.batch, :, block.rows] = scaled_dot_product_attention(
+                query[block.batch, :, block.rows], keys, values, attn_mask=block.bias, scale=scale
+            )
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, mask = ctx.saved_tensors
-        n, scale = ctx.n_constant, ctx.scale
-        (batch, heads, rows, width), (_, kv_heads, length, _) = query.shape, key.shape
-        groups = heads // kv_heads
-        if mask.shape[1] == 1:
-            mask = mask[:, :, None].expand(-1, kv_heads, -1, -1, -1)
-        else:
-            mask = mask.view(batch, kv_heads, groups, rows, length)
-        # Heads of all rows in one dimension: torch copies what it transposes in four.
-        q = (query * scale).reshape(-1, groups * rows, width)
-        k, v = key.flatten(0, 1), value.flatten(0, 1)
-        gradient = gradients[0].reshape(*q.shape[:2], -1)
-        of_query, of_key, of_value = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        size = groups * rows * length * q.element_size()
-        for part, masked in _parts(batch, kv_heads, size):
-            scores, bias = torch.bmm(q[part], k[part].transpose(1, 2)), mask[masked]
-            scores.view(-1, bias.shape[1], groups, rows, length).add_(bias)
-            weights = scores.softmax(dim=-1)
-            of_weights = torch.bmm(gradient[part], v[part].transpose(1, 2))
-            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-            torch.bmm(of_scores, k[part], out=of_query[part])
-            of_key[part, n:] = torch.bmm(of_scores[..., n:].transpose(1, 2), q[part])
-            of_value[part, n:] = torch.bmm(weights[..., n:].transpose(1, 2), gradient[part])
-        of_query = of_query.view(query.shape).mul_(scale)
-        return of_query, of_key.view(key.shape), of_value.view(value.shape), None, None, None
+        query, key, value = ctx.saved_tensors
+        of_query = torch.empty_like(query)
+        # Of the keys of several blocks, gradients are added up in float32.
+        exact = torch.float32 if len(ctx.blocks) > 1 and key.dtype == torch.bfloat16 else key.dtype
+        of_key, of_value = (torch.zeros_like(t, dtype=exact) for t in (key, value))
+        for block in ctx.blocks:
+            n = ctx.n_constant
+            if block.keys is not None:
+                n = int(torch.searchsorted(block.keys, n))
+            of_query[block.batch, :, block.rows], *of_keys = _backward(
+                query[block.batch, :, block.rows],
+                block.of_keys(key),
+                block.of_keys(value),
+                block.bias,
+                gradients[0][block.batch, :, block.rows],
+                ctx.scale,
+                n,
+            )
+            for whole, part in zip((of_key, of_value), of_keys, strict=True):
+                if block.keys is None:
+                    whole[block.batch, :, n:] += part
+                else:
+                    whole[block.batch].index_add_(2, block.keys[n:], part.to(exact))
+        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None, None
+
+
+def _backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    gradient: Tensor,
+    scale: float,
+    n_constant: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a block's queries, and of its keys and values from `n_constant` on."""
+    (batch, heads, rows, width), (_, kv_heads, length, _) = query.shape, key.shape
+    groups = heads // kv_heads
+    if bias.shape[1] == 1:
+        bias = bias[:, :, None].expand(-1, kv_heads, -1, -1, -1)
+    else:
+        bias = bias.view(batch, kv_heads, groups, rows, length)
+    # Heads of all rows in one dimension: torch copies what it transposes in four.
+    q = (query * scale).reshape(-1, groups * rows, width)
+    k, v = key.flatten(0, 1), value.flatten(0, 1)
+    gradient = gradient.reshape(*q.shape[:2], -1)
+    of_query = torch.empty_like(q)
+    of_key, of_value = torch.empty_like(k[:, n_constant:]), torch.empty_like(v[:, n_constant:])
+    size = groups * rows * length * q.element_size()
+    for part, masked in _parts(batch, kv_heads, size):
+        scores, added = torch.bmm(q[part], k[part].transpose(1, 2)), bias[masked]
+        scores.view(-1, added.shape[1], groups, rows, length).add_(added)
+        weights = scores.softmax(dim=-1)
+        of_weights = torch.bmm(gradient[part], v[part].transpose(1, 2))
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        torch.bmm(of_scores, k[part], out=of_query[part])
+        # Made contiguous first: torch is slow to copy a part of a matrix that is transposed.
+        own = (t[..., n_constant:].contiguous().transpose(1, 2) for t in (of_scores, weights))
+        of_key[part] = torch.bmm(next(own), q[part])
+        of_value[part] = torch.bmm(next(own), gradient[part])
+    of_query = of_query.view(query.shape).mul_(scale)
+    return (
+        of_query,
+        of_key.unflatten(0, (batch, kv_heads)),
+        of_value.unflatten(0, (batch, kv_heads)),
+    )
 
 
 def _parts(batch: int, heads: int, size: int) -> Iterator[tuple[slice, tuple[slice, slice]]]:
