@@ -87,13 +87,14 @@ class _WithGradient(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, targets: Tensor, loss: RowLoss, model: FrozenModel
     ) -> Tensor:
-        losses: list[Tensor] = []
-        gradients: list[Tensor] = []
+        losses, gradients = [], []
         for rows, expected in _chunks(model, hidden, targets):
             with torch.enable_grad():
                 leaf = rows.detach().requires_grad_()
                 values = loss(model, leaf, expected)
-                gradients += torch.autograd.grad(values.sum(), leaf)
+                values.sum().backward()
+            assert leaf.grad is not None
+            gradients.append(leaf.grad)
             losses.append(values.detach())
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(losses)
