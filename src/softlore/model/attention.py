@@ -249,9 +249,9 @@ def _backward(
         of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
         torch.bmm(of_scores, k[part], out=of_query[part])
         # Made contiguous first: torch is slow to copy a part of a matrix that is transposed.
-        own = (t[..., n_constant:].contiguous().transpose(1, 2) for t in (of_scores, weights))
-        of_key[part] = torch.bmm(next(own), q[part])
-        of_value[part] = torch.bmm(next(own), gradient[part])
+        of_scores, weights = (t[..., n_constant:].contiguous() for t in (of_scores, weights))
+        of_key[part] = torch.bmm(of_scores.transpose(1, 2), q[part])
+        of_value[part] = torch.bmm(weights.transpose(1, 2), gradient[part])
     of_query = of_query.view(query.shape).mul_(scale)
     return (
         of_query,
