@@ -205,10 +205,11 @@ class _Matching:
         mass = ((logits - most).exp() @ groups).clamp_min(1e-12).log() + most
         weight = (mass - total).exp() + LEAST_WEIGHT
         mass[:, of_others, int(not self.model.bos) :] += self.less
-        weighted = queries[:, None] * weight.mT[..., None]  # [kv_heads, n, queries, head_dim]
-        residual = mass - queries @ k.mT
-        right = (weighted * residual.mT[..., None]).sum(2)
-        change = _ridge(weighted.mT @ queries[:, None], right[..., None], KEY_RIDGE)[..., 0]
+        # The normal equations of all n keys by one product: [kv_heads, head_dim, n · head_dim].
+        weighted = (queries[:, :, None] * weight[..., None]).flatten(2)
+        squares = (queries.mT @ weighted).unflatten(2, k.shape[1:]).transpose(1, 2)
+        right = (weight * (mass - queries @ k.mT)).mT @ queries
+        change = _ridge(squares, right[..., None], KEY_RIDGE)[..., 0]
         if not self.model.bos:
             change[:, 0] = 0
         return k + change
