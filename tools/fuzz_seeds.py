@@ -290,11 +290,15 @@ def stored(members: dict[str, bytes]) -> bytes:
 
 def _between(pickled: bytes) -> tuple[bytes, bytes, bytes]:
     """A pickled tensor's bytes before its storage, its storage, and those after it."""
-    place = pickled.index(b"B", pickled.index(b"_load_from_bytes"))
-    (length,) = struct.unpack_from("<I", pickled, place + 1)
+    name = b"_load_from_bytes"
+    place = pickled.index(name) + len(name) + 3  # behind the call of that function
+    # Below 256 bytes the length is one byte: a storage names its address, which has a few digits
+    # or many.
+    size = 4 if pickled[place : place + 1] == b"B" else 1
+    length = int.from_bytes(pickled[place + 1 : place + 1 + size], "little")
     # Without the frame (9 bytes from the third on), whose length would have to change.
-    head = pickled[:2] + pickled[11 : place + 1]
-    place += 5
+    head = pickled[:2] + pickled[11:place] + b"B"
+    place += 1 + size
     return head, pickled[place : place + length], pickled[place + length :]
 
 
