@@ -15,12 +15,13 @@ import argparse
 import random
 import statistics
 import time
+from dataclasses import replace
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from softlore import FrozenModel
-from softlore.context import Branch, Node, Tree, TreeBatch, backward, splice
+from softlore.context import Branch, Node, Tree, TreeBatch, backward, read_trunks
 from softlore.model.attention import NAME
 from softlore.model.tiny import byte_tokenizer
 
@@ -57,12 +58,10 @@ def compare(model: FrozenModel, length: int, branches: int, repeats: int) -> Non
     draw = random.Random(0)
     ids = [draw.randrange(3, 250) for _ in range(length + SOFT)]
     prompt = model.keys_values(ids[:SOFT]).requires_grad_()
-    trunk = Tree([], [prompt], SOFT)
-    if length:
-        text = splice(model, [Tree([Node(ids[SOFT:])], at=SOFT)])
-        with torch.no_grad():
-            _, kept = model.hidden(text.embeds, text.positions, text.visible, keep=True)
-        trunk = trunk.then(text.after(kept), sees=())
+    filler = [Node(ids[SOFT:], sees=())] if length else []
+    with torch.no_grad():
+        (read,) = read_trunks(model, [Tree(filler, at=SOFT)])
+    trunk = replace(read, prefixes=[prompt])
     texts = [[draw.randrange(3, 250) for _ in range(TOKENS)] for _ in range(branches)]
     batch = [TreeBatch(trunk, [Branch(text, trunk.end, 4, -1) for text in texts])]
 

@@ -143,6 +143,11 @@ class _Block:
         return part if self.keys is None else part.index_select(2, self.keys)
 
 
+def visible(mask: Tensor) -> Tensor:
+    """What an additive mask does not hide: bool, of its shape."""
+    return mask > torch.finfo(mask.dtype).min / 2
+
+
 def _blocks(mask: Tensor) -> list[_Block]:
     """The blocks of a mask `[B, 1 or heads, T, S]`, kept with it: all layers have the same one."""
     blocks: list[_Block] | None = getattr(mask, "blocks", None)
@@ -159,8 +164,7 @@ def _divide(mask: Tensor) -> list[_Block]:
     for row in range(batch):
         for start in range(0, rows, ROWS):
             part = mask[row : row + 1, :, start : start + ROWS]
-            seen = (part[0, 0] > torch.finfo(mask.dtype).min / 2).any(dim=0)
-            keys = seen.nonzero()[:, 0]
+            keys = visible(part[0, 0]).any(dim=0).nonzero()[:, 0]
             bias = part.index_select(3, keys)
             blocks.append(
                 _Block(slice(row, row + 1), slice(start, start + part.shape[2]), keys, bias)

@@ -93,6 +93,7 @@ class LanguageModel(ABC):
 
     # text and ids ------------------------------------------------------------------------------
 
+    @expecting(InputError, inside=FLAG)
     def encode(self, text: str, inside: bool = False) -> list[int]:
         """Token ids of `text`, without special tokens.
 
@@ -103,11 +104,6 @@ class LanguageModel(ABC):
         Raises:
             InputError: no text, a lone surrogate, or a token that the model has no embedding of.
         """
-        if not isinstance(inside, bool):
-            raise InputError(
-                f"inside of encode() is {inside!r:.60}; expected True or False; pass that in its "
-                "place"
-            )
         if inside and text and self._adds_space:
             newline = self._ids("\n")
             ids = self._ids("\n" + text)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from softlore.context import Branch, Node, Tree, TreeBatch, hidden_states, read_trunks
 from softlore.model import FrozenModel
-from softlore.model.attention import can_record, recorded_by
+from softlore.model.attention import can_record, recorded_by, visible
 from softlore.model.rotary import Rotary
 from softlore.tune.passages import log_uniform
 from softlore.vllm_connector.files import rotated
@@ -150,8 +150,8 @@ class _Matching:
         groups = query.shape[1] // kv_heads
         queries = query[0].float().unflatten(0, (kv_heads, groups)).flatten(1, 2) * scale
         keys, values = key[0].float(), value[0].float()
-        visible = (mask[0, :1].float() > torch.finfo(mask.dtype).min / 2).repeat(1, groups, 1)
-        logits = (queries @ keys.mT).masked_fill(~visible, -torch.inf)
+        hidden = ~visible(mask[0, :1]).repeat(1, groups, 1)
+        logits = (queries @ keys.mT).masked_fill(hidden, -torch.inf)
         weights = logits.softmax(-1)
         total = logits.logsumexp(-1, keepdim=True)
         text = slice(n_bos, self.length)
