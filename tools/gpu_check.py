@@ -5,7 +5,9 @@ Parts, each in the report as soon as it is done:
 
 - `demo`: the demo's lorebook on SmolLM2 (or, where that can't be had, random weights in its shape);
 - `lorebook`: 64 entries in company on random weights in the shape of a Llama of 1B, in bfloat16;
-- `peft`: one update with nine pairs behind filler on the same model, by softlore and by PEFT.
+- `peft`: one update with nine pairs behind filler on the same model, by softlore and by PEFT;
+- `quantized`: three entries on random weights in the shape of a Llama of 7B, saved as a folder,
+  loaded in nf4 and trained where no more than 24 GB can be had, beside what the dry run foretells.
 
 Shares of the peak are by arithmetic: 4 FLOPs for each weight of the body and token that is run
 (forward, and backward to activations only), and for each weight of the output layer and row with a
@@ -15,10 +17,13 @@ loss, over the seconds; beside a large matrix product on the same card, and the 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import json
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,7 +37,12 @@ from softlore.lore import Entry, Lorebook
 from softlore.measure import evaluate
 from softlore.model import FrozenModel
 from softlore.model.loading import load_tokenizer
+from softlore.model.memory import total_memory
+from softlore.model.shapes import weight_bytes
+from softlore.model.unloaded import UnloadedModel
+from softlore.settings import TrainingConfig
 from softlore.tune import Execution, TrainingBatch, WorldInfoTrainer
+from softlore.tune.forecast import forecast
 from softlore.tune.training_data import draw_batch
 
 # Dense bfloat16 products, FLOP/s, by the makers' data sheets; the name of a card contains the key.
@@ -50,11 +60,17 @@ LLAMA_1B = {
     "num_key_value_heads": 8, "intermediate_size": 8192, "vocab_size": 128256,
     "max_position_embeddings": 8192,
 }  # fmt: skip
+LLAMA_7B = {
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "intermediate_size": 11008, "vocab_size": 32000,
+    "max_position_embeddings": 4096, "tie_word_embeddings": False,
+}  # fmt: skip
 TINY = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 8192,
     "max_position_embeddings": 1024,
 }  # fmt: skip
+CARD = 24 << 30  # bytes
 Report = dict[str, Any]
 
 
@@ -68,19 +84,22 @@ class Sizes:
     lorebook_seconds: float = 120.0
     lorebook_shape: dict[str, int] | None = None  # None: 1B
     lorebook_entries: int = 64
-    fillers: Sequence[int] = (0, 128, 512)
+    fillers: Sequence[int] = (0, 128, 512, 2000)
+    quantized_seconds: float = 60.0
+    quantized_shape: dict[str, int] | None = None  # None: 7B
+    quantized_entries: int = 3
     matmul: int = 8192
     passages: int = 32  # of the teacher, for each entry: enough for a few minutes of updates
 
 
-QUICK = Sizes(0.5, TINY, 2, 0.5, TINY, 3, (0, 16), 256, 4)
+QUICK = Sizes(0.5, TINY, 2, 0.5, TINY, 3, (0, 16), 0.5, TINY, 1, 256, 4)
 
 
 def random_model(shape: dict[str, int], dtype: str, device: str) -> FrozenModel:
     """Random weights in a shape of Llama, with the storyteller's tokenizer."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    config = LlamaConfig(**shape, tie_word_embeddings=True)
+    config = LlamaConfig(**{"tie_word_embeddings": True} | shape)
     torch.manual_seed(0)
     with torch.device(device):
         hf = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
@@ -96,13 +115,22 @@ def flops_of(model: FrozenModel, batch: TrainingBatch) -> float:
 
 
 def train(
-    model: FrozenModel, entries: list[Entry], seconds: float, passages: int, peaks: Report
+    model: FrozenModel,
+    entries: list[Entry],
+    seconds: float,
+    passages: int,
+    peaks: Report,
+    memory: int | None = None,
 ) -> Report:
-    """Trains entries in company with the defaults, and reports what it took."""
+    """Trains entries in company with the defaults, and reports what it took.
+
+    Args:
+        memory: bytes that may be used; None: all of the device.
+    """
     before = reset_peak()
     start = time.monotonic()
     trainer: WorldInfoTrainer[Any] = WorldInfoTrainer(
-        model, entries=entries, distil_passages=passages, execution=Execution(seconds)
+        model, entries=entries, distil_passages=passages, execution=Execution(seconds, memory)
     )
     trainer.prepare()
     prepared = time.monotonic()
@@ -211,6 +239,57 @@ def check_peft(sizes: Sizes, model: FrozenModel) -> list[Report]:
     return rows
 
 
+def check_quantized(sizes: Sizes, dtype: str, device: str, peaks: Report) -> Report:
+    """Trains a large model in nf4 on a card of 24 GB, or on what there is, cut to that."""
+    config, entries = TrainingConfig(), Lorebook.load(demo.lorebook_path()).entries
+    entries = entries[: sizes.quantized_entries]
+    with tempfile.TemporaryDirectory() as folder:
+        made = random_model(sizes.quantized_shape or LLAMA_7B, dtype, device)
+        made.hf.save_pretrained(folder)
+        made.tokenizer.save_pretrained(folder)
+        del made
+        planned = UnloadedModel.of(folder, getattr(torch, dtype))
+        foretold = forecast(planned, entries, config, "nf4" if device == "cuda" else None)
+        with only(CARD, device):
+            start = time.monotonic()
+            model = FrozenModel.from_pretrained(
+                folder, dtype, device, quantize="nf4" if device == "cuda" else None
+            )
+            loaded = time.monotonic() - start
+            report = train(model, entries, sizes.quantized_seconds, sizes.passages, peaks, CARD)
+    # Operations can't be counted from weights that are packed.
+    report = {k: v for k, v in report.items() if k not in ("prompts", "teraflops", "share_of_peak")}
+    return {
+        "parameters": foretold.parameters,
+        "weights_megabytes": weight_bytes(model.hf) / 2**20,
+        "foretold": {
+            "weights_megabytes": foretold.weights / 2**20,
+            "least_megabytes": foretold.least_bytes / 2**20,
+            "whole_update_megabytes": (
+                foretold.weights + foretold.workspace + foretold.update_bytes
+            ) / 2**20,
+            "on_24_GB": foretold.cards()[24],
+        },
+        "loading_seconds": loaded,
+        **report,
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def only(memory: int, device: str) -> Iterator[None]:
+    """Lets this process have no more of a GPU's memory: a larger card behaves as a smaller one."""
+    if device != "cuda":
+        yield
+        return
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(memory / total_memory(torch.device(device)))
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 def run(sizes: Sizes, model_name: str, device: str, path: Path) -> Report:
     """All parts; the report is written after each."""
     dtype = "bfloat16" if device == "cuda" else "float32"
@@ -229,6 +308,8 @@ def run(sizes: Sizes, model_name: str, device: str, path: Path) -> Report:
     model = random_model(sizes.lorebook_shape or LLAMA_1B, dtype, device)
     add("lorebook", lambda: check_lorebook(sizes, model, peaks))
     add("peft", lambda: check_peft(sizes, model))
+    del model
+    add("quantized", lambda: check_quantized(sizes, dtype, device, peaks))
     return report
 
 
@@ -236,6 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--model", default="smollm2", help="of the demo: name, folder or GGUF file")
+    parser.add_argument("--share", type=float, default=1.0, help="of the seconds of each training")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the report")
     options = parser.parse_args(arguments)
@@ -243,7 +325,14 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("no CUDA GPU here; expected one; use --device cpu --quick to try the script")
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "gpu_check.json"
-    run(QUICK if options.quick else Sizes(), options.model, options.device, path)
+    sizes = QUICK if options.quick else Sizes()
+    sizes = replace(
+        sizes,
+        demo_seconds=sizes.demo_seconds * options.share,
+        lorebook_seconds=sizes.lorebook_seconds * options.share,
+        quantized_seconds=sizes.quantized_seconds * options.share,
+    )
+    run(sizes, options.model, options.device, path)
     print(f"written to {path}")
 
 

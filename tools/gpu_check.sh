@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Checks training on one CUDA GPU, in ten minutes at most: see tools/gpu_check.py.
 #
-#   tools/gpu_check.sh                          the demo on SmolLM2, 64 entries on a 1B shape, PEFT
+#   tools/gpu_check.sh                          the demo, 64 entries on a 1B shape, PEFT, a 7B in nf4
 #   tools/gpu_check.sh --model smollm2.gguf     another file for the demo
 #   tools/gpu_check.sh --device cpu --quick     tiny shapes, to see that it runs
 #
 # Nothing is downloaded. Python is $PYTHON, else that of .venv, else python3, and needs torch,
-# transformers and peft. Wheels in the folder $WHEELS (default .whl) are used before what is
+# transformers, peft and bitsandbytes. Wheels in the folder $WHEELS (default .whl) are used before what is
 # installed. The report is $OUT/gpu_check.json (default runs/gpu), written after each part, so that
 # a run that is cut off leaves what it has.
 set -euo pipefail
