@@ -70,6 +70,7 @@ TINY = {
     "num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 8192,
     "max_position_embeddings": 1024,
 }  # fmt: skip
+PARTS = ("demo", "lorebook", "peft", "quantized")
 CARD = 24 << 30  # bytes
 Report = dict[str, Any]
 
@@ -290,8 +291,10 @@ def only(memory: int, device: str) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def run(sizes: Sizes, model_name: str, device: str, path: Path) -> Report:
-    """All parts; the report is written after each."""
+def run(
+    sizes: Sizes, model_name: str, device: str, path: Path, parts: Sequence[str] = PARTS
+) -> Report:
+    """These parts; the report is written after each."""
     dtype = "bfloat16" if device == "cuda" else "float32"
     report: Report = {}
 
@@ -304,12 +307,17 @@ def run(sizes: Sizes, model_name: str, device: str, path: Path) -> Report:
         return report[name]
 
     peaks = add("machine", lambda: check_machine(sizes, dtype, device))["peaks"]
-    add("demo", lambda: check_demo(sizes, model_name, dtype, device, peaks))
-    model = random_model(sizes.lorebook_shape or LLAMA_1B, dtype, device)
-    add("lorebook", lambda: check_lorebook(sizes, model, peaks))
-    add("peft", lambda: check_peft(sizes, model))
-    del model
-    add("quantized", lambda: check_quantized(sizes, dtype, device, peaks))
+    if "demo" in parts:
+        add("demo", lambda: check_demo(sizes, model_name, dtype, device, peaks))
+    if "lorebook" in parts or "peft" in parts:
+        model = random_model(sizes.lorebook_shape or LLAMA_1B, dtype, device)
+        if "lorebook" in parts:
+            add("lorebook", lambda: check_lorebook(sizes, model, peaks))
+        if "peft" in parts:
+            add("peft", lambda: check_peft(sizes, model))
+        del model
+    if "quantized" in parts:
+        add("quantized", lambda: check_quantized(sizes, dtype, device, peaks))
     return report
 
 
@@ -318,6 +326,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--model", default="smollm2", help="of the demo: name, folder or GGUF file")
     parser.add_argument("--share", type=float, default=1.0, help="of the seconds of each training")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the report")
     options = parser.parse_args(arguments)
@@ -332,7 +341,7 @@ def main(arguments: list[str] | None = None) -> None:
         lorebook_seconds=sizes.lorebook_seconds * options.share,
         quantized_seconds=sizes.quantized_seconds * options.share,
     )
-    run(sizes, options.model, options.device, path)
+    run(sizes, options.model, options.device, path, options.parts)
     print(f"written to {path}")
 
 

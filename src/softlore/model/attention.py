@@ -1,4 +1,5 @@
-"""Attention in bfloat16 on a processor, and a record of what attention is given.
+"""Attention in bfloat16 on a processor, the choice of kernels on a GPU, and a record of what
+attention is given.
 
 In bfloat16 on a processor the backward pass of torch's `scaled_dot_product_attention` takes about
 five times its forward pass, and both work on all pairs of tokens, however many a mask hides. A
@@ -19,7 +20,7 @@ packed tree of branches (see `softlore.context.tree_batch`) hides most of them. 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -37,6 +39,7 @@ NAME = "softlore_sdpa"  # among transformers' attention implementations
 Recorder = Callable[[Tensor, Tensor, Tensor, Tensor, float], None]
 _recorder: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
 CHUNK = 2**20  # bytes of probabilities at once; half of the second-level cache of a server's core
+FOR_ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 ROWS = 128  # of queries at once: some branches; fewer see fewer keys, more are faster products
 
 
@@ -47,6 +50,15 @@ def use_for_training(hf: Any) -> None:
         return
     if can_record(hf):
         hf.set_attn_implementation(NAME)
+
+
+def kernels(device: torch.device) -> AbstractContextManager[None]:
+    """Within the block, attention on a GPU uses kernels that take any shape at once.
+
+    Torch prefers cuDNN's on some cards (Hopper, Blackwell). That builds a plan for each shape it
+    has not seen, for a tenth of a second to a half, and here almost every pass has a new shape.
+    """
+    return sdpa_kernel(FOR_ANY_SHAPE) if device.type == "cuda" else nullcontext()
 
 
 def can_record(hf: Any) -> bool:
@@ -111,7 +123,7 @@ def attention(
         recorder(query, key, value, attention_mask, scale)
     trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
     additive = attention_mask is not None and attention_mask.is_floating_point()
-    gains = trained or query.shape[2] > ROWS
+    gains = query.device.type == "cpu" and (trained or query.shape[2] > ROWS)
     if not gains or not additive or dropout or kwargs.get("position_bias") is not None:
         given = {"dropout": dropout, "scaling": scaling, **kwargs}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **given)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from softlore.errors import ContextError, UnsupportedModelError
 from softlore.model import fingerprint as sketches
-from softlore.model.attention import use_for_training
+from softlore.model.attention import kernels, use_for_training
 from softlore.model.catalog import DEFAULT_MODEL
 from softlore.model.families import family_of
 from softlore.model.kv_cache import KeysValues, KVCache, fill_cache, read_cache
@@ -141,11 +141,12 @@ class FrozenModel(LanguageModel):
         if past is not None or keep or self.family.mask_in_cache:
             cache = fill_cache(past, mask, self.device if self.split else None)
             arguments[self.family.cache_argument] = cache
-        out = self._body(
-            inputs_embeds=embeds.clone(),  # CTRL scales its input in place
-            use_cache=cache is not None,
-            **arguments,
-        )
+        with kernels(self.device):
+            out = self._body(
+                inputs_embeds=embeds.clone(),  # CTRL scales its input in place
+                use_cache=cache is not None,
+                **arguments,
+            )
         states = out.last_hidden_state.to(self.device)
         return states, read_cache(cache) if keep and cache is not None else None
 

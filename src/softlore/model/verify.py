@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from softlore.errors import ModelError, SoftloreError, UnsupportedModelError
+from softlore.model.attention import kernels
 from softlore.model.fingerprint import spread
 from softlore.model.kv_cache import KVCache
 
@@ -81,7 +82,8 @@ def verify_forward(model: Any) -> None:
     ids = torch.tensor(spread(model.vocab_size, n), device=model.device)
     branches = torch.stack([ids[half:].flip(0), ids[half:]])
     rows = torch.cat([ids[:half].expand(2, -1), branches], dim=1)  # [2, n]
-    expected = model.hf(input_ids=rows).logits.float()[:, half:].flatten(0, 1)
+    with kernels(model.device):
+        expected = model.hf(input_ids=rows).logits.float()[:, half:].flatten(0, 1)
     deviation = expected.std().clamp(min=1e-6)
     limit = LIMITS.get(model.dtype, LOOSE_LIMIT)
     for hidden in _branch_states(model, ids[:half], branches):
