@@ -157,14 +157,24 @@ def _source_ids(model: FrozenModel, entry: Entry, config: TrainingConfig, choice
     return ids
 
 
-def frozen_positions(model: FrozenModel, config: TrainingConfig) -> int:
-    """How many first positions of a prompt are not trained.
+def kept_part(model: FrozenModel, config: TrainingConfig) -> Tensor | None:
+    """Which numbers of a prompt are not trained: a mask `[layers, 2, 1, n_tokens, 1]`, or None.
 
-    Without BOS the first position of a prefix is the attention sink of all that follows. Training
-    bends it, and then losses jump and calls right behind the prompt fail. (Cartridges,
-    arXiv 2506.06266, freezes the first position, too.)
+    Without BOS a model makes an attention sink of what comes first, which it tells by the attention
+    of its first layer. Two parts of a prefix decide where the sink is, and keep what they start
+    from:
+
+    - its first position, the sink of all that follows. Trained, it is bent, and losses jump.
+      (Cartridges, arXiv 2506.06266, freezes it, too.)
+    - the keys of its first layer. Trained, they lose the attention of the word right behind the
+      prompt, which becomes a second sink; what that word says is lost, and the call with it.
     """
-    return int(config.kind == "prefix" and not model.bos and config.n_tokens > 1)
+    if config.kind != "prefix" or model.bos or config.n_tokens <= 1:
+        return None
+    kept = torch.zeros(model.layers, 2, 1, config.n_tokens, 1, dtype=torch.bool)
+    kept[:, :, :, 0] = True
+    kept[0, 0] = True
+    return kept.to(model.device)
 
 
 def known_ids(model: FrozenModel) -> int:

@@ -36,7 +36,7 @@ class TrainablePrompt:
 
     Args:
         value: what the prompt starts from.
-        frozen: how many of a prefix's first positions keep what they start from.
+        kept: a mask of the numbers that keep what they start from; see `kept_part`.
 
     Attributes:
         steps: updates made.
@@ -46,9 +46,14 @@ class TrainablePrompt:
     """
 
     def __init__(
-        self, name: str, value: Tensor, scale: Tensor, config: TrainingConfig, frozen: int = 0
+        self,
+        name: str,
+        value: Tensor,
+        scale: Tensor,
+        config: TrainingConfig,
+        kept: Tensor | None = None,
     ) -> None:
-        self.name, self.config, self.frozen = name, config, frozen
+        self.name, self.config, self.kept = name, config, kept
         self.scale = scale.to(value.device)
         self.parameter = torch.nn.Parameter((value / self.scale).float().clone())
         self.optimizer = make_optimizer(self.parameter, config)
@@ -110,9 +115,8 @@ class TrainablePrompt:
         self._previous.copy_(self.parameter.detach())
         self.parameter.grad = self._live.grad * self.scale
         self.optimizer.step()
-        if self.frozen:  # also against weight decay
-            first = slice(0, self.frozen)
-            self.parameter.data[..., first, :] = self._previous[..., first, :]
+        if self.kept is not None:  # also against weight decay
+            self.parameter.data.copy_(torch.where(self.kept, self._previous, self.parameter.data))
         if not bool(torch.isfinite(self.value()).all()):
             raise self.step_back()
         self.scheduler.step()

@@ -29,7 +29,7 @@ from softlore.tune.distributed import SingleProcess
 from softlore.tune.examples import Blocks, source_of
 from softlore.tune.execution import Execution
 from softlore.tune.held_out import measure_held_out
-from softlore.tune.initial import closed_form, frozen_positions, initial_value, scale_of
+from softlore.tune.initial import closed_form, initial_value, kept_part, scale_of
 from softlore.tune.objective import MemoryPlan, TrainingBatch, losses_of
 from softlore.tune.optimizer import resolved
 from softlore.tune.passages import INTERVAL, check_room
@@ -301,8 +301,8 @@ class WorldInfoTrainer(Generic[Trained]):
         value = self.ranks.broadcast(value)
         scale = scale_of(self.model, value, self.config.kind)
         config = resolved(self.config, self.model.layers, bool(examples.pairs))
-        frozen = frozen_positions(self.model, config)
-        self.trainables[entry.name] = TrainablePrompt(entry.name, value, scale, config, frozen)
+        kept = kept_part(self.model, config)
+        self.trainables[entry.name] = TrainablePrompt(entry.name, value, scale, config, kept)
 
     def _write_passages(self, updates: Mapping[str, int]) -> None:
         """`updates`: of each entry that passages are written for, how many it has made."""
