@@ -16,6 +16,7 @@ from softlore.measure.losses import fidelity
 from softlore.measure.score import hidden_states_after, recall
 from softlore.model.tiny import tiny_model
 from softlore.settings import TrainingConfig
+from softlore.tune import Execution
 from softlore.tune.checkpoint import Checkpointing
 from softlore.tune.compaction import can_compact, compact
 from softlore.tune.examples import make_examples
@@ -114,6 +115,21 @@ def test_calls_and_responses_are_recalled_at_once():
     )
     assert at_once < before
     assert at_once < bare - 0.3
+
+
+def test_entries_start_plainly_where_the_time_budget_has_no_room_for_more():
+    model = tiny_model("llama")
+
+    def started(**settings):
+        return WorldInfoTrainer(model, entries=[ADA], n_tokens=4, max_steps=0, **settings).train()
+
+    in_time = Execution(100, started=0.0, clock=lambda: 10.0)
+    late = Execution(100, started=0.0, clock=lambda: 50.0)
+    closed = started()["Ada"].tensor
+    plain = started(initial="text")["Ada"].tensor
+    assert not torch.equal(closed, plain)
+    assert torch.equal(started(execution=in_time)["Ada"].tensor, closed)
+    assert torch.equal(started(execution=late)["Ada"].tensor, plain)
 
 
 def test_rotation_is_known_in_16_bits_too():

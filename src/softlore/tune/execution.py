@@ -13,6 +13,7 @@ from softlore.tune.distributed import Ranks
 from softlore.tune.objective import MemoryPlan, TrainingBatch, measure_memory_plan
 
 SAVING_SECONDS, SAVING_UPDATES = 0.5, 2  # for measuring the prompts' gain, and writing them
+PREPARING = 0.4  # of a time budget; entries whose turn to start comes later start plainly
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class Execution:
         if self.time_budget is None or self.started is None:
             return None
         return self.started + self.time_budget
+
+    @property
+    def preparing(self) -> bool:
+        """Whether there is time to prepare with care: until `PREPARING` of the budget is used."""
+        if self.time_budget is None or self.started is None:
+            return True
+        return self.clock() - self.started < PREPARING * self.time_budget
 
     def affordable_updates(self, pace: float) -> int:
         """How many updates of `pace` seconds end in time, with the prompts saved."""

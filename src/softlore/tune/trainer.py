@@ -292,12 +292,12 @@ class WorldInfoTrainer(Generic[Trained]):
         waiting = self.entries[len(self.trainables) :][:free]
         self._write_passages({entry.name: 0 for entry in waiting})
         for entry in waiting:
-            self._admit_one(entry)
+            self._admit_one(entry, self.step > 0 or self.execution.preparing)
 
-    def _admit_one(self, entry: Entry, restored: bool = False) -> None:
+    def _admit_one(self, entry: Entry, compacted: bool) -> None:
         examples = self.data.examples[entry.name]
-        start = closed_form(self.model, entry, self.config, examples)
-        value = initial_value(self.model, entry, self.config, () if restored else start)
+        start = closed_form(self.model, entry, self.config, examples) if compacted else ()
+        value = initial_value(self.model, entry, self.config, start)
         value = self.ranks.broadcast(value)
         scale = scale_of(self.model, value, self.config.kind)
         config = resolved(self.config, self.model.layers, bool(examples.pairs))
@@ -330,7 +330,7 @@ class WorldInfoTrainer(Generic[Trained]):
         self.plan = MemoryPlan(**facts["plan"])
         self.step = facts["step"]
         for name, state in facts["trainables"].items():
-            self._admit_one(next(e for e in self.entries if e.name == name), restored=True)
+            self._admit_one(next(e for e in self.entries if e.name == name), compacted=False)
             self.trainables[name].restore(nested(tensors, f"trainables/{name}"), state)
         for source in self.data.sources:
             written = nested(tensors, f"passages/{source.name}")
