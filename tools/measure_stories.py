@@ -1,6 +1,7 @@
 """Measures of stories, on the storyteller: the figures of docs/results.md, one command each.
 
     python tools/measure_stories.py turns                  # 200 turns: no overflow, no slower, flat
+    python tools/measure_stories.py turns --model smollm2  # with a longer context
     python tools/measure_stories.py lore --shared DIR      # the budget that chooses, against text
 
 `lore` has twenty characters of LIGHT in one lorebook (DIR holds `data/light_characters.json`).
@@ -44,13 +45,22 @@ ROWS_AT_ONCE = 20
 Tokens = Annotated[int, "that the model writes at once"]
 
 
-def turns(*, turns: int = 200, tokens: Tokens = 60, seed: Seed = 0) -> list[Row]:
-    """A long story, a turn of the writer's before each of the model's; a row for every 20 turns."""
-    model = FrozenModel.from_pretrained("storyteller")
-    rows = []
+def turns(
+    *,
+    model: Annotated[str, "short name, folder, hub id or GGUF file"] = "storyteller",
+    turns: int = 200,
+    tokens: Tokens = 60,
+    seed: Seed = 0,
+) -> list[Row]:
+    """A long story, a turn of the writer's before each of the model's; a row for every 20 turns.
+
+    Read from the start: a turn for which more than a quarter of the context was read.
+    """
+    frozen = FrozenModel.from_pretrained(model)
+    rows, anew = [], []
     with StoryLibrary(tempfile.mkdtemp()).create("long") as story:
         story.set(seed=seed, memory="A tale of a house by the sea.", note="Keep it quiet.")
-        session = StorySession(story, model)
+        session = StorySession(story, frozen)
         seconds: list[float] = []
         read: list[int] = []
         for number in range(1, turns + 1):
@@ -61,13 +71,14 @@ def turns(*, turns: int = 200, tokens: Tokens = 60, seed: Seed = 0) -> list[Row]
             read.append(session.cache_usage.read)
             assert session.plan is not None
             assert session.plan.tokens + tokens <= session.plan.limit
+            anew.append(read[-1] > max(300, session.plan.tokens // 4))
             if number % 20 == 0:
                 rows.append(
                     {
                         "turns": number,
                         "ms a turn": round(1000 * median(seconds[-20:])),
                         "tokens read": round(fmean(read[-20:])),
-                        "read from the start": sum(count > 300 for count in read[-20:]),
+                        "read from the start": sum(anew[-20:]),
                         "context": session.plan.tokens,
                         "story": len(story.text),
                         "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
