@@ -623,6 +623,7 @@ def test_a_run_that_diverges(town, model, monkeypatch):
     (town / "out" / "bo.safetensors").unlink()
     ada = (town / "out" / "ada.safetensors").read_bytes()
     more = ["--overwrite", "--optimizer", "sgd", "--learning-rate", "1e38", "--max-steps", 20]
+    more += ["--drift-guard", 10000]
     ended = train(town, model, *more)
     assert ended.code == 1
     assert ended.lines[-1].startswith("softlore: entry ")

@@ -18,7 +18,7 @@ from softlore.cli.common import (
     read_text,
 )
 from softlore.cli.gguf import cache_options, gguf_option, runner_of
-from softlore.cli.options import model_options, prompts_option, sampling_options
+from softlore.cli.options import prompts_option, sampling_options, with_model
 
 
 @click.command()
@@ -35,7 +35,7 @@ from softlore.cli.options import model_options, prompts_option, sampling_options
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
               help="The same seed, the same chain.")  # fmt: skip
 @sampling_options
-@model_options
+@with_model
 @gguf_option
 @cache_options
 @prompts_option
@@ -47,9 +47,7 @@ def command(
     out: Path | None,
     overwrite: bool,
     seed: int,
-    model_name: str | None,
-    dtype: str | None,
-    device: str | None,
+    source: ModelSource,
     gguf: Path | None,
     cache: tuple[str, bool],
     folder: Path | None,
@@ -67,12 +65,12 @@ def command(
       softlore chain "a storm" "a lighthouse" "a letter" --tokens 40
     """
     listed = read_items(items)
-    with ModelSource(model_name, dtype, device).loading(gguf=gguf, brief=True) as source:
+    with source.loading(gguf=gguf, brief=True) as shown:
         from softlore.story.chain import adding_links, chain, line, read_links
 
         prompts = library(folder)
         done = read_links(out) if out is not None and not overwrite else []
-        runner = runner_of(source.name, dtype, device, gguf, cache)
+        runner = runner_of(shown, gguf, cache)
     links = chain(
         runner,
         listed,

@@ -71,13 +71,24 @@ class ModelSource(NamedTuple):
 
         Raises:
             ModelError: there is no such model.
+            ConfigError: options that have no effect on what llama.cpp runs.
         """
         if gguf is not None:
+            self._refuse_options()
             with gguf_file(gguf, brief):
                 yield self._replace(shown=True)
             return
         with found_model(self.name, own, brief) as name:
             yield self._replace(name=name, shown=True)
+
+    def _refuse_options(self) -> None:
+        given = {"--dtype": self.dtype, "--device": self.device, "--quantize": self.quantize}
+        for option, value in given.items():
+            if value is not None:
+                raise ConfigError(
+                    f"{option} is {value!r}, and --gguf names a file that llama.cpp runs as it is; "
+                    f"expected one of the two; leave {option} out, or name the file with --model"
+                )
 
     def load(self, own: str | None = None, brief: bool = False) -> FrozenModel:
         """The model named, or `own` of a lorebook or story, or the default one.
@@ -88,17 +99,11 @@ class ModelSource(NamedTuple):
         if not self.shown:
             with self.loading(own, brief=brief) as source:
                 return source.load(own)
-        return load_model(self.name, self.dtype, self.device, self.quantize)
+        from softlore.model import FrozenModel
+        from softlore.model.default import choose_model
 
-
-def load_model(
-    name: str | None, dtype: str | None, device: str | None, quantize: str | None = None
-) -> FrozenModel:
-    """The model that `model_options` name, or the default one; shows nothing."""
-    from softlore.model import FrozenModel
-    from softlore.model.default import choose_model
-
-    return FrozenModel.from_pretrained(choose_model(name).name, dtype, device, quantize)
+        name = choose_model(self.name).name
+        return FrozenModel.from_pretrained(name, self.dtype, self.device, self.quantize)
 
 
 def library(folder: Path | None, new: bool = False) -> PromptLibrary:

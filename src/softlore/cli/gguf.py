@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlore.cli.common import load_model, require_extra
+from softlore.cli.common import ModelSource, require_extra
 from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,12 +65,7 @@ def check_gguf(option: str, value: str, gguf: Path | None) -> None:
 
 
 def runner_of(
-    model_name: str | None,
-    dtype: str | None,
-    device: str | None,
-    gguf: Path | None,
-    cache: tuple[str, bool],
-    n_sequences: int = 1,
+    source: ModelSource, gguf: Path | None, cache: tuple[str, bool], n_sequences: int = 1
 ) -> ModelRunner:
     """The runner of the GGUF file, or of the model named if there is none.
 
@@ -78,10 +73,10 @@ def runner_of(
         ModelError: it can't be loaded. ConfigError: the cache options do not fit each other.
     """
     if gguf is not None:
-        return gguf_runner(gguf, model_name, None, cache, n_sequences)
+        return gguf_runner(gguf, source.name, None, cache, n_sequences)
     from softlore.decode import runner_for
 
-    return runner_for(load_model(model_name, dtype, device))
+    return runner_for(source.load())
 
 
 def gguf_runner(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlore.cli.common import ModelSource, interactive, write_json
-from softlore.cli.options import json_option, model_options
+from softlore.cli.options import json_option, with_model
 from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--max-steps", default=120, show_default=True, type=click.IntRange(min=1),
               help="Most updates of a prompt.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="The same seed, the same prompts.")
-@model_options
+@with_model
 @click.option("--gguf", type=click.Path(path_type=Path, dir_okay=False),
               help="The GGUF file that writes the story: the same as --model FILE.")  # fmt: skip
 @json_option
@@ -40,9 +40,7 @@ def command(
     yes: bool,
     max_steps: int,
     seed: int,
-    model_name: str | None,
-    dtype: str | None,
-    device: str | None,
+    source: ModelSource,
     gguf: Path | None,
     json_path: str | None,
 ) -> None:
@@ -82,10 +80,13 @@ def command(
             return
         chosen = lines if pick_all else _pick(lines, pick)
         own = story.settings.model or book.model
-        with ModelSource(str(gguf) if gguf else model_name, dtype, device).loading(own) as source:
+        named = source if gguf is None else source._replace(name=str(gguf))
+        with named.loading(own) as shown:
             from softlore.story.session import StorySession
 
-            session = StorySession.open(story, source.name, dtype, device)
+            session = StorySession.open(
+                story, shown.name, shown.dtype, shown.device, shown.quantize
+            )
         from softlore.cli.progress import watch
         from softlore.model import require_frozen_model
 

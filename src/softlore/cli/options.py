@@ -33,36 +33,31 @@ class Finite(click.FloatRange):
         return number
 
 
-def model_options(function: Command) -> Command:
-    """`--model`, `--dtype`, `--device`, given as `model_name`, `dtype` and `device`."""
-    for option in (
-        click.option(
-            "--device",
-            help="Device to run on, such as cuda; auto divides the model "
-            "among GPUs and processor.  [default: a GPU if any]",
-        ),
-        click.option(
-            "--dtype", help="float32, bfloat16 or float16.  [default: by device and model]"
-        ),
-        click.option(
-            "--model",
-            "model_name",
-            help="Short name (see `softlore models`), "
-            "folder, GGUF file or hub id.  [default: see `softlore models use`]",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-quantize_option = click.option(
-    "--quantize", type=click.Choice(["nf4", "int8"]),
-    help="Load the model's weights in 4 or 8 bits (needs softlore[large]).",
-)  # fmt: skip
+_MODEL_OPTIONS = (
+    click.option(
+        "--quantize",
+        type=click.Choice(["nf4", "int8"]),
+        help="Load the model's weights in 4 or 8 bits (needs softlore[large]).",
+    ),
+    click.option(
+        "--device",
+        help="Device to run on, such as cuda; auto divides the model "
+        "among GPUs and processor.  [default: a GPU if any]",
+    ),
+    click.option("--dtype", help="float32, bfloat16 or float16.  [default: by device and model]"),
+    click.option(
+        "--model",
+        "model_name",
+        help="Short name (see `softlore models`), "
+        "folder, GGUF file or hub id.  [default: see `softlore models use`]",
+    ),
+)
 
 
 def with_model(function: Command) -> Command:
-    """The same and `--quantize`, given to the command as `source`, a `ModelSource`."""
+    """`--model`, `--dtype`, `--device` and `--quantize`, given to the command as `source`, a
+    `ModelSource`.
+    """
 
     @functools.wraps(function)
     def gathered(
@@ -76,7 +71,10 @@ def with_model(function: Command) -> Command:
         return function(*args, source=ModelSource(model_name, dtype, device, quantize), **kwargs)
 
     command: Any = gathered
-    return model_options(quantize_option(command))
+    for option in _MODEL_OPTIONS:
+        command = option(command)
+    result: Command = command
+    return result
 
 
 threads_option = click.option(

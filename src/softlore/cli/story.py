@@ -10,7 +10,7 @@ import click
 
 from softlore.cli.common import ModelSource, interactive, library
 from softlore.cli.gguf import cache_options, gguf_option, gguf_runner
-from softlore.cli.options import model_options, names_options, prompts_option, sampling_options
+from softlore.cli.options import names_options, prompts_option, sampling_options, with_model
 
 if TYPE_CHECKING:
     from softlore.lore import Lorebook
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @names_options
 @sampling_options
-@model_options
+@with_model
 @gguf_option
 @cache_options
 @prompts_option
@@ -61,9 +61,7 @@ def command(
     export_file: Path | None,
     delete: bool,
     yes: bool,
-    model_name: str | None,
-    dtype: str | None,
-    device: str | None,
+    source: ModelSource,
     gguf: Path | None,
     cache: tuple[str, bool],
     folder: Path | None,
@@ -104,43 +102,42 @@ def command(
     given: dict[str, Any] = {
         "lorebook": lorebook and str(lorebook.resolve()),
         "prompts": folder and str(folder.resolve()),
-        "model": None if gguf else _lasting(model_name),  # with a file: whose tokenizer it has
+        "model": None if gguf else _lasting(source.name),  # with a file: whose tokenizer it has
         "budget": budget,
         "seed": seed,
         **names.given(),
     }
     given = {key: value for key, value in given.items() if value is not None}
-    source = _StorySource(stories, name, import_file)
+    origin = _StorySource(stories, name, import_file)
     if greeting is not None and card is None:
         raise ConfigError(
             "--greeting is of a card, and there is none; expected --card FILE; add it, or leave "
             "--greeting out"
         )
     if card is not None:
-        source.begin(card, lorebook, greeting or 1, names)
+        origin.begin(card, lorebook, greeting or 1, names)
     if export_file is not None:
         library(folder)
         if lorebook is not None:
             Lorebook.load(lorebook)
-        with source.open() if import_file or card else stories.open(name) as story:
+        with origin.open() if import_file or card else stories.open(name) as story:
             story.set(**given)
             _export(story, export_file)
         return
-    settings = source.settings().changed(**given)
+    settings = origin.settings().changed(**given)
     own = settings.model or (Lorebook.load(settings.lorebook).model if settings.lorebook else None)
-    chosen = ModelSource(model_name, dtype, device)
-    with chosen.loading(own, gguf=gguf, brief=True) as shown:
+    with source.loading(own, gguf=gguf, brief=True) as shown:
         from softlore.story.session import StorySession, sources
 
         library(folder)  # checked before a story is created
-        runner = None if gguf is None else gguf_runner(gguf, model_name, None, cache)
+        runner = None if gguf is None else gguf_runner(gguf, source.name, None, cache)
         named = settings if gguf else settings.changed(model=shown.name)
-        model, book, prompts = sources(named, dtype, device, runner)
+        model, book, prompts = sources(named, shown.dtype, shown.device, shown.quantize, runner)
     from softlore.story.condensing import ChapterWriter
 
-    with source.open() as story, closing(ChapterWriter()) as chapters:
+    with origin.open() as story, closing(ChapterWriter()) as chapters:
         story.set(**given)
-        lore = book if lorebook else source.book or book
+        lore = book if lorebook else origin.book or book
         session = StorySession(story, model, lore, prompts, chapter_writer=chapters)
         _write(session, stories, tokens, sampling)
 

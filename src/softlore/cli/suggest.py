@@ -27,7 +27,7 @@ _CHOICES = "[a]ccept  [e]dit  [d]rop  [s]kip  [q]uit"
 @click.option("--surprise", is_flag=True,
               help="Load the story's model; rank by what it could not have guessed.")  # fmt: skip
 @click.option("--yes", is_flag=True, help="Accept all that is suggested, without asking.")
-@options.model_options
+@options.with_model
 @options.json_option
 def suggest(
     story_name: str,
@@ -35,9 +35,7 @@ def suggest(
     lorebook: Path | None,
     surprise: bool,
     yes: bool,
-    model_name: str | None,
-    dtype: str | None,
-    device: str | None,
+    source: common.ModelSource,
     json_path: str | None,
 ) -> None:
     """Suggest entries for the names that recur in the story STORY.
@@ -67,10 +65,10 @@ def suggest(
         from softlore.story.suggesting import suggest_entries, surprise_of
 
         measure = None
-        if surprise or model_name is not None:
+        if surprise or source.name is not None:
             from softlore.model import require_frozen_model
 
-            model = common.ModelSource(model_name, dtype, device).load(story.settings.model or None)
+            model = source.load(story.settings.model or None)
             measure = surprise_of(require_frozen_model(model, "measuring surprise"))
         suggested = suggest_entries(
             [turn.text for turn in story.turns], target.entries, story.settings.dropped, measure

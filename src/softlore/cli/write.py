@@ -11,17 +11,17 @@ from softlore.cli.common import ModelSource, clean, given_text, library
 from softlore.cli.gguf import cache_options, gguf_option, runner_of
 from softlore.cli.options import (
     code_option,
-    model_options,
     parse_code,
     prompts_option,
     sampling_options,
+    with_model,
 )
 from softlore.cli.wrapping import WordWrapper, terminal_width
 
 
 @click.command()
 @click.argument("text")
-@model_options
+@with_model
 @prompts_option
 @click.option("--tokens", default=80, show_default=True, help="The most tokens to generate.")
 @sampling_options
@@ -33,9 +33,7 @@ from softlore.cli.wrapping import WordWrapper, terminal_width
 @click.option("--any-model", is_flag=True, help="Use prompts that were made for another model.")
 def command(
     text: str,
-    model_name: str | None,
-    dtype: str | None,
-    device: str | None,
+    source: ModelSource,
     folder: Path | None,
     tokens: int,
     codes: tuple[str, ...],
@@ -58,14 +56,14 @@ def command(
       softlore write "The old house" --sampler dry_multiplier=0.8 --sampler banned_strings=suddenly
     """
     text = given_text(text)
-    with ModelSource(model_name, dtype, device).loading(gguf=gguf, brief=True) as source:
+    with source.loading(gguf=gguf, brief=True) as shown:
         from softlore.control import find_codes
         from softlore.decode import GenerationRequest, write_request
         from softlore.prompts import Context
 
         prompts = library(folder)
         context = Context.parse(text, prompts)
-        runner = runner_of(source.name, dtype, device, gguf, cache, len(codes) + 1)
+        runner = runner_of(shown, gguf, cache, len(codes) + 1)
     strengths = dict(map(parse_code, codes))
     by_name = find_codes(runner.model, strengths, prompts) if strengths else {}
     conditioning = [(by_name[name].conditioning, weight) for name, weight in strengths.items()]

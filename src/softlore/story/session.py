@@ -118,14 +118,18 @@ class StorySession:
         model: str | None = None,
         dtype: str | None = None,
         device: str | None = None,
+        quantize: str | None = None,
     ) -> Self:
         """Loads model, lorebook and prompts of the story's settings; `model` names another model.
+
+        See `FrozenModel.from_pretrained` for the other arguments.
 
         Raises:
             SoftloreError: one of them cannot be read; the message says which.
         """
         settings = story.settings
-        return cls(story, *sources(settings.changed(model=model or settings.model), dtype, device))
+        named = settings.changed(model=model or settings.model)
+        return cls(story, *sources(named, dtype, device, quantize))
 
     def add(self, text: str) -> Turn:
         """Adds a turn of the writer, after a space where one belongs."""
@@ -284,6 +288,7 @@ def sources(
     settings: StorySettings,
     dtype: str | None = None,
     device: str | None = None,
+    quantize: str | None = None,
     model: Runnable | None = None,
 ) -> tuple[Runnable, Lorebook | None, PromptLibrary]:
     """The model, the lorebook and the prompts that a story's settings name.
@@ -297,7 +302,7 @@ def sources(
     prompts = PromptLibrary(Path(settings.prompts) if settings.prompts else None)
     if model is None:
         name = choose_model(settings.model or None, book.model if book else None).name
-        model = FrozenModel.from_pretrained(name, dtype, device)
+        model = FrozenModel.from_pretrained(name, dtype, device, quantize)
     return model, book, prompts
 
 
