@@ -735,3 +735,12 @@ def test_stopped_before_the_first_update_nothing_is_said_to_be_kept(town, model,
     ended = train(town, model, "--overwrite")
     assert ended.code == 130
     assert "stopped before the first update: nothing new is kept" in ended.lines[-1]
+
+
+@pytest.mark.parametrize("option", ["--dtype=float32", "--device=cpu", "--quantize=nf4"])
+@pytest.mark.parametrize("command", [["write", "a"], ["story", "long"]])
+def test_options_without_effect_on_what_llama_cpp_runs(command, option, tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    ended = softlore(*command, "--gguf", tmp_path / "a.gguf", option)
+    name = option.partition("=")[0]
+    assert_refused(ended, name, "--gguf", f"leave {name} out")
