@@ -6,7 +6,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from softlore.context import Branch, Node, Tree, TreeBatch, backward, splice
 from softlore.model import FrozenModel
-from softlore.model.attention import NAME, attention
+from softlore.model.attention import NAME, attention, kernels
 from softlore.model.kv_cache import MarkedLayer
 from softlore.model.tiny import byte_tokenizer, tiny_hf
 
@@ -174,3 +174,13 @@ def test_families_without_that_interface_keep_their_own(family, caplog):
 def test_a_model_in_float32_keeps_its_own():
     hf = FrozenModel(tiny_hf("llama"), byte_tokenizer(), "float32").hf
     assert hf.config._attn_implementation == "sdpa"
+
+
+def test_on_a_gpu_no_kernel_is_used_that_plans_each_new_shape():
+    flags = torch.backends.cuda
+    before = flags.cudnn_sdp_enabled(), flags.mem_efficient_sdp_enabled()
+    with kernels(torch.device("cpu")):
+        assert (flags.cudnn_sdp_enabled(), flags.mem_efficient_sdp_enabled()) == before
+    with kernels(torch.device("cuda")):
+        assert (flags.cudnn_sdp_enabled(), flags.mem_efficient_sdp_enabled()) == (False, True)
+    assert (flags.cudnn_sdp_enabled(), flags.mem_efficient_sdp_enabled()) == before

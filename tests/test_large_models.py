@@ -166,6 +166,21 @@ def test_a_quantization_that_cannot_be_had_is_refused(monkeypatch, quantize, mis
         FrozenModel.from_pretrained("storyteller", device="cpu", quantize=quantize)
 
 
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_prompts_are_trained_and_used_in_4_and_8_bits(quantize, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    book = tmp_path / "lore.yaml"
+    book.write_text("entries: [{name: Ada, blocks: [{call: Ada is, responses: [' very tall.']}]}]")
+    options = ["--model", storyteller_path(), "--device", "cpu", "--quantize", quantize]
+    trained = softlore("train", book, "--out", tmp_path, "--max-steps", 2, *options)
+    assert trained.code == 0, trained.err
+    written = softlore(
+        "write", "[[soft:Ada]]Ada is", "--prompts", tmp_path, "--tokens", 4, *options
+    )
+    assert written.code == 0, written.err
+    assert written.out.startswith("Ada is")
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_quantized_model_trains_and_has_the_size_that_was_counted(tmp_path, family):
