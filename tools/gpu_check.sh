@@ -6,9 +6,9 @@
 #   tools/gpu_check.sh --device cpu --quick     tiny shapes, to see that it runs
 #
 # Nothing is downloaded. Python is $PYTHON, else that of .venv, else python3, and needs torch,
-# transformers, peft and bitsandbytes. Wheels in the folder $WHEELS (default .whl) are used before what is
-# installed. The report is $OUT/gpu_check.json (default runs/gpu), written after each part, so that
-# a run that is cut off leaves what it has.
+# transformers, peft and bitsandbytes. Wheels in the folder $WHEELS (default .whl) are used before
+# what is installed. The report is $OUT/gpu_check.json (default runs/gpu), written after each part,
+# so that a run that is cut off leaves what it has.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,5 +1,4 @@
-"""Attention in bfloat16 on a processor, the choice of kernels on a GPU, and a record of what
-attention is given.
+"""Attention in bfloat16 on a processor, kernels on a GPU, and a record of what attention is given.
 
 In bfloat16 on a processor the backward pass of torch's `scaled_dot_product_attention` takes about
 five times its forward pass, and both work on all pairs of tokens, however many a mask hides. A
