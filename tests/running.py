@@ -82,6 +82,10 @@ class Running:
         """Until a file is there, or the command has ended."""
         wait_until(lambda: path.exists() or not self.process.is_alive(), f"there is no {path}")
 
+    def wait_for_output(self):
+        """Until it has printed something, or has ended."""
+        wait_until(lambda: self._said("out") or not self.process.is_alive(), "it prints nothing")
+
     def end(self, after=None):
         """How it ends by itself; or killed, if it has not ended `after` so many seconds."""
         self.process.join(WAIT_SECONDS if after is None else after)

@@ -133,13 +133,15 @@ def test_the_gpu_check_runs_at_tiny_shapes(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     report = json.loads((tmp_path / "gpu_check.json").read_text())
-    assert list(report) == ["machine", "seconds", "demo", "lorebook", "peft"]
+    assert list(report) == ["machine", "seconds", "demo", "lorebook", "peft", "quantized"]
     for part in ("demo", "lorebook"):
         assert report[part]["updates"] >= 1
         assert 0 < report[part]["share_of_peak"]["matrix product here"] < 1
         assert report[part]["peak_megabytes"] > 0
     assert report["demo"]["measures"]["soft"]["recall"]["0"] > 0
     assert report["lorebook"]["entries"] == 3
+    assert report["quantized"]["updates"] >= 1
+    assert report["quantized"]["foretold"]["on_24_GB"] == "whole"
     assert [row["filler"] for row in report["peft"]] == [0, 16]
     for row in report["peft"]:  # both made the same update
         assert row["softlore"]["loss"] == pytest.approx(row["PEFT"]["loss"], rel=1e-4)

@@ -34,6 +34,8 @@ def test_killed_at_random_moments(tmp_path):
             at_start=functools.partial(read_from, script),
         )  # fmt: skip
         run.wait_for(tmp_path / "stories" / "tale.story")
+        if kill % 5 == 0:  # else a busy machine writes nothing before it is killed
+            run.wait_for_output()
         ended = run.end(after=draw.uniform(0.0, 0.8))
         assert ended.code < 0, ended.err
         with StoryLibrary(tmp_path / "stories").open("tale") as story:
@@ -49,7 +51,7 @@ def test_killed_at_random_moments(tmp_path):
             assert len(rest) <= TOKENS
             unfinished += bool(rest)
         before = turns
-    assert len(before) > 3  # as many as a busy machine writes
+    assert len(before) > 3
     assert unfinished  # some were killed in the middle of a turn
 
 
