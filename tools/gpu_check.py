@@ -244,18 +244,17 @@ def check_quantized(sizes: Sizes, dtype: str, device: str, peaks: Report) -> Rep
     """Trains a large model in nf4 on a card of 24 GB, or on what there is, cut to that."""
     config, entries = TrainingConfig(), Lorebook.load(demo.lorebook_path()).entries
     entries = entries[: sizes.quantized_entries]
+    quantize = "nf4" if device == "cuda" else None
     with tempfile.TemporaryDirectory() as folder:
         made = random_model(sizes.quantized_shape or LLAMA_7B, dtype, device)
         made.hf.save_pretrained(folder)
         made.tokenizer.save_pretrained(folder)
         del made
         planned = UnloadedModel.of(folder, getattr(torch, dtype))
-        foretold = forecast(planned, entries, config, "nf4" if device == "cuda" else None)
+        foretold = forecast(planned, entries, config, quantize)
         with only(CARD, device):
             start = time.monotonic()
-            model = FrozenModel.from_pretrained(
-                folder, dtype, device, quantize="nf4" if device == "cuda" else None
-            )
+            model = FrozenModel.from_pretrained(folder, dtype, device, quantize)
             loaded = time.monotonic() - start
             report = train(model, entries, sizes.quantized_seconds, sizes.passages, peaks, CARD)
     # Operations can't be counted from weights that are packed.

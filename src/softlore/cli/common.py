@@ -74,14 +74,15 @@ class ModelSource(NamedTuple):
             ConfigError: options that have no effect on what llama.cpp runs.
         """
         if gguf is not None:
-            self._refuse_options()
+            self.refuse_options()
             with gguf_file(gguf, brief):
                 yield self._replace(shown=True)
             return
         with found_model(self.name, own, brief) as name:
             yield self._replace(name=name, shown=True)
 
-    def _refuse_options(self) -> None:
+    def refuse_options(self) -> None:
+        """Raises ConfigError for options that have no effect on a file that llama.cpp runs."""
         given = {"--dtype": self.dtype, "--device": self.device, "--quantize": self.quantize}
         for option, value in given.items():
             if value is not None:

@@ -93,6 +93,7 @@ def command(
     if name is not None:
         prompt = prompt.replace(name=common.clean(name, "--name"))
     if gguf is not None:
+        source.refuse_options()
         model = load_gguf(gguf, source.name)
         _write_slot(prompt, model, out, cache_types(cache), streams, force, json_path)
         return

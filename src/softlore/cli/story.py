@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlore.cli.common import ModelSource, interactive, library
-from softlore.cli.gguf import cache_options, gguf_option, gguf_runner
+from softlore.cli.gguf import cache_options, gguf_option, runner_of
 from softlore.cli.options import names_options, prompts_option, sampling_options, with_model
 
 if TYPE_CHECKING:
@@ -130,15 +130,14 @@ def command(
         from softlore.story.session import StorySession, sources
 
         library(folder)  # checked before a story is created
-        runner = None if gguf is None else gguf_runner(gguf, source.name, None, cache)
-        named = settings if gguf else settings.changed(model=shown.name)
-        model, book, prompts = sources(named, shown.dtype, shown.device, shown.quantize, runner)
+        book, prompts = sources(settings)
+        runner = runner_of(shown, gguf, cache)
     from softlore.story.condensing import ChapterWriter
 
     with origin.open() as story, closing(ChapterWriter()) as chapters:
         story.set(**given)
         lore = book if lorebook else origin.book or book
-        session = StorySession(story, model, lore, prompts, chapter_writer=chapters)
+        session = StorySession(story, runner, lore, prompts, chapter_writer=chapters)
         _write(session, stories, tokens, sampling)
 
 

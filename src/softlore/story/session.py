@@ -127,9 +127,11 @@ class StorySession:
         Raises:
             SoftloreError: one of them cannot be read; the message says which.
         """
-        settings = story.settings
-        named = settings.changed(model=model or settings.model)
-        return cls(story, *sources(named, dtype, device, quantize))
+        book, prompts = sources(story.settings)
+        named = model or story.settings.model or None
+        name = choose_model(named, book.model if book else None).name
+        loaded = FrozenModel.from_pretrained(name, dtype, device, quantize)
+        return cls(story, loaded, book, prompts)
 
     def add(self, text: str) -> Turn:
         """Adds a turn of the writer, after a space where one belongs."""
@@ -284,26 +286,15 @@ class StorySession:
         return random.Random(repr((seed, after, tries))).randrange(DRAW)
 
 
-def sources(
-    settings: StorySettings,
-    dtype: str | None = None,
-    device: str | None = None,
-    quantize: str | None = None,
-    model: Runnable | None = None,
-) -> tuple[Runnable, Lorebook | None, PromptLibrary]:
-    """The model, the lorebook and the prompts that a story's settings name.
-
-    `model`: used in place of the one they name.
+def sources(settings: StorySettings) -> tuple[Lorebook | None, PromptLibrary]:
+    """The lorebook and the prompts that a story's settings name.
 
     Raises:
         SoftloreError: one of them cannot be read; the message says which.
     """
     book = Lorebook.load(settings.lorebook) if settings.lorebook else None
     prompts = PromptLibrary(Path(settings.prompts) if settings.prompts else None)
-    if model is None:
-        name = choose_model(settings.model or None, book.model if book else None).name
-        model = FrozenModel.from_pretrained(name, dtype, device, quantize)
-    return model, book, prompts
+    return book, prompts
 
 
 def _timers(turns: Sequence[Turn]) -> Timers | None:
