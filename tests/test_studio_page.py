@@ -372,6 +372,23 @@ def test_text_is_shown_as_text(page, served, text):
     assert page.locator("#text img, #text b").count() == 0
 
 
+@pytest.mark.parametrize("end", ["", " ", "\n", "\n\n", "\r\n", " [[soft:Marta]]"])
+def test_what_is_typed_at_a_turns_end_stands_there(page, served, end):
+    _, state = served
+    with state.stories.create("one") as story:
+        story.add("The rain had come in the night.", by="writer")
+        story.add(f" The door was open.{end}", by="model")
+    page.reload()
+    ready(page)
+    text = saved_texts(state)[1]
+    page.click("#line")
+    page.keyboard.press("Control+ArrowUp")
+    page.keyboard.type(" And so it was.")
+    page.click("#line")
+    wait_until(lambda: saved_texts(state)[1] != text)
+    assert saved_texts(state)[1] == f"{text} And so it was."
+
+
 def test_a_lorebook_is_dropped_on_the_page(page):
     page.evaluate(
         """(text) => {

@@ -5,7 +5,7 @@ import { state } from "./store.js";
 
 const TAG = /\[\[soft:([^[\]\n]+)\]\]/;
 const EVERY_TAG = new RegExp(TAG, "g");
-const ROOM = "\u200b"; // beside a chip at an end, where a caret could not stand otherwise
+const ROOM = "\u200b"; // where a caret could not stand: beside a chip or behind a newline at an end
 
 /** How a field is marked as editable; browsers without plain text get pasted text made plain. */
 export const EDITABLE = (() => {
@@ -59,6 +59,7 @@ function nodes(text, removable) {
     if (!made[0]) made[0] = ROOM;
     if (!made.at(-1)) made[made.length - 1] = ROOM;
   }
+  if (removable && text.endsWith("\n")) made[made.length - 1] += ROOM;
   return made.filter((part) => part !== "");
 }
 
