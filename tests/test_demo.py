@@ -11,7 +11,8 @@ from softlore import PromptLibrary
 from softlore.cli.demo import command
 from softlore.compare import demo as running
 from softlore.compare import plots
-from softlore.compare.demo import Sample, first_of_each, run_demo
+from softlore.compare.demo import run_demo
+from softlore.compare.samples import Sample, first_of_each
 from softlore.compare.tables import mark_lore_words
 from softlore.demo import lorebook_path, openings
 from softlore.errors import ConfigError, StorageError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,7 @@ def command(
       softlore demo --open
       softlore demo --model storyteller
     """
+    started = time.monotonic()
     with _demo_model(source).loading() as shown:
         from softlore.compare.plots import need_extra
 
@@ -61,7 +63,7 @@ def command(
         common.say, lambda: watch(common.interactive()), lambda: progress_bar(MEASURING)
     )
     demo = run_demo(model, out, seed=seed, quick=quick, time_budget=time_budget,
-                    observer=observer)  # fmt: skip
+                    started=started, observer=observer)  # fmt: skip
     demo = write_demo_report(demo, out)
     if json_path != "-":
         _show(demo)
@@ -96,7 +98,7 @@ def _reads_gguf() -> bool:
 def _show(demo: Demo) -> None:
     from rich.console import Console
 
-    from softlore.compare.demo import first_of_each
+    from softlore.compare.samples import first_of_each
     from softlore.compare.tables import LEGEND, evaluation_table, samples_table
 
     console = Console()

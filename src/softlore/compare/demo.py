@@ -12,17 +12,17 @@ from typing import Any
 from softlore import demo as data
 from softlore.compare.harness import OnProgress
 from softlore.compare.methods import TrainedMethod, TrainingObserver, train_method
-from softlore.context.compose import ContextLike
+from softlore.compare.samples import Sample, SampleWriter
 from softlore.disk import storage_error
 from softlore.lore import Entry, Lorebook
-from softlore.measure import Evaluation, evaluate
-from softlore.measure.evaluate import plain_text
-from softlore.measure.stories import write_stories
+from softlore.measure.evaluate import LorebookEvaluator
+from softlore.measure.results import Evaluation
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary, SoftPrompt
 
 TIME_BUDGET = 280.0  # seconds in all
-TRAINING_SHARE = 0.57  # of the time budget; the rest is for measuring and for the samples
+LEAST_TRAINING = 0.3  # of the time budget, however long measuring takes
+PROMPTS_SHARE = 0.8  # seconds of measuring with prompts for each one of measuring without
 SAMPLE_TOKENS = 40
 LARGE = 50_000_000  # parameters; larger models learn fewer entries, by one method
 SHOWN = ("Marta", "Tobias", "Captain Rook")  # entries of a large model
@@ -93,31 +93,11 @@ class DemoResult:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """The same opening continued after nothing, the plain text and a soft prompt.
-
-    Attributes:
-        prompt: name of the soft prompt.
-        without, text, soft: the continuations, sampled with the same seed.
-        lore_words: words of the lore, which are marked in all three.
-        tokens: of the plain text and of the soft prompt.
-    """
-
-    prompt: str
-    opening: str
-    without: str
-    text: str
-    soft: str
-    lore_words: list[str]
-    tokens: tuple[int, int] = (0, 0)
-
-
-@dataclass(frozen=True)
 class Demo:
     """The demo's results.
 
     Attributes:
-        seconds: from the first update to the last sample.
+        seconds: that it took, to the last sample.
         files: of the report, by name.
     """
 
@@ -198,36 +178,77 @@ def run_demo(
     seed: int = 0,
     quick: bool = False,
     time_budget: float = TIME_BUDGET,
+    started: float | None = None,
     observer: DemoObserver | None = None,
 ) -> Demo:
     """Trains, measures and writes samples; saves the prompts under `out`.
 
+    What needs no prompts is measured first. By the time that it takes the training is given what
+    the budget leaves after the rest of the measuring.
+
     Args:
         quick: two entries and two updates: a test that it runs, without useful prompts.
         time_budget: about how many seconds it may take.
+        started: the time on `time.monotonic` from which the budget counts; by default now.
 
     Raises:
         StorageError: a file or folder can't be written.
     """
     observer = observer or DemoObserver()
+    start = time.monotonic() if started is None else started
     book = Lorebook.load(data.lorebook_path())
-    start = time.monotonic()
     library = PromptLibrary(_make_folder(out / "prompts"))
-    results = []
     parameters = sum(p.numel() for p in model.hf.parameters())
     large = parameters > LARGE
+    methods = demo_methods(book, large, quick)
     measures = QUICK_MEASURES if quick else LARGE_MEASURES if large else MEASURES
-    for method in demo_methods(book, large, quick):
+    observer.say("measuring without prompts, and with the plain text")
+    before = time.monotonic()
+    evaluators = [_evaluator(model, book, method, seed, measures, observer) for method in methods]
+    cases = [
+        (entry.name + method.suffix, book[entry.name], opening)
+        for method in methods
+        for name, opening in data.openings()
+        for entry in method.entries
+        if entry.name == name
+    ]
+    writer = SampleWriter(model, cases, seed, 8 if quick else SAMPLE_TOKENS)
+    rest = PROMPTS_SHARE * (time.monotonic() - before)
+    seconds = max(LEAST_TRAINING * time_budget, time_budget - (time.monotonic() - start) - rest)
+    results = []
+    for method, evaluator in zip(methods, evaluators, strict=True):
         observer.say(f"training {method.title}")
-        seconds = time_budget * TRAINING_SHARE * method.share
-        result = _run_method(model, book, method, seed, seconds, measures, observer)
+        result = _run_method(model, method, evaluator, seed, seconds * method.share, observer)
         for prompt in result.prompts.values():
             library.save(prompt)
         results.append(result)
     observer.say("writing the samples")
-    samples = _write_samples(model, book, results, seed, 8 if quick else SAMPLE_TOKENS)
+    trained = {p.name: p for result in results for p in result.prompts.values()}
+    keywords = {
+        entry.name + result.method.suffix: entry.keywords
+        for result in results
+        for entry in result.evaluation.entries
+    }
+    samples = writer.write(trained, keywords)
     seconds = time.monotonic() - start
     return Demo(book, model.name, parameters, seed, results, samples, seconds)
+
+
+def _evaluator(
+    model: FrozenModel,
+    book: Lorebook,
+    method: DemoMethod,
+    seed: int,
+    measures: dict[str, Any],
+    observer: DemoObserver,
+) -> LorebookEvaluator:
+    """Of a method's entries, with all measured that needs no prompts."""
+    entries = [book[entry.name] for entry in method.entries]
+    own = book.model_copy(update={"entries": entries})
+    with observer.measuring() as show:
+        evaluator = LorebookEvaluator(model, own, seed=seed, **measures)
+        evaluator.measure_text(show)
+    return evaluator
 
 
 def _make_folder(folder: Path) -> Path:
@@ -241,11 +262,10 @@ def _make_folder(folder: Path) -> Path:
 
 def _run_method(
     model: FrozenModel,
-    book: Lorebook,
     method: DemoMethod,
+    evaluator: LorebookEvaluator,
     seed: int,
     time_budget: float,
-    measures: dict[str, Any],
     observer: DemoObserver,
 ) -> DemoResult:
     trained = train_method(
@@ -258,50 +278,7 @@ def _run_method(
         **method.settings,
     )
     prompts = trained.conditionings
-    trained_book = book.model_copy(update={"entries": [book[name] for name in prompts]})
     with observer.measuring() as show:
-        evaluation = evaluate(model, trained_book, prompts, seed=seed, on_progress=show, **measures)
+        evaluation = evaluator.measure_prompts(prompts, on_progress=show)
     renamed = {name: p.replace(name=name + method.suffix) for name, p in prompts.items()}
     return DemoResult(method, trained, renamed, evaluation)
-
-
-def _write_samples(
-    model: FrozenModel, book: Lorebook, results: Sequence[DemoResult], seed: int, tokens: int
-) -> list[Sample]:
-    """Continues the demo's openings after nothing, their entry's text, and each of its prompts."""
-    cases: list[tuple[SoftPrompt, str, str, list[str]]] = []
-    for result in results:
-        keywords = {entry.name: entry.keywords for entry in result.evaluation.entries}
-        cases += [
-            (result.prompts[entry], plain_text(book[entry]), opening, keywords[entry])
-            for entry, opening in data.openings()
-            if entry in result.prompts
-        ]
-
-    def generate(conditionings: Sequence[ContextLike]) -> list[str]:
-        ids = [[model.encode(opening)] for _, _, opening, _ in cases]
-        jobs = list(zip(conditionings, ids, strict=True))
-        written = write_stories(model, jobs, tokens, seed)
-        return [_printable(model.decode(texts[0])) if texts else "" for texts in written]
-
-    bare = generate([""] * len(cases))
-    informed = generate([text for _, text, _, _ in cases])
-    soft = generate([prompt for prompt, _, _, _ in cases])
-    samples = []
-    for i, (prompt, text, opening, words) in enumerate(cases):
-        sizes = (len(model.encode(text)), len(prompt))
-        samples.append(Sample(prompt.name, opening, bare[i], informed[i], soft[i], words, sizes))
-    return samples
-
-
-def _printable(text: str) -> str:
-    """Replaces control characters, which small models sometimes write and HTML can't hold."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
-
-
-def first_of_each(samples: Sequence[Sample]) -> list[Sample]:
-    """The first sample of each prompt."""
-    first: dict[str, Sample] = {}
-    for sample in samples:
-        first.setdefault(sample.prompt, sample)
-    return list(first.values())

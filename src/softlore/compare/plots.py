@@ -16,7 +16,7 @@ from functools import wraps
 from html import escape
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from softlore.compare.demo import Sample
+from softlore.compare.samples import Sample
 from softlore.compare.tables import CONDITIONING_NAMES, mark_lore_words
 from softlore.errors import ConfigError
 from softlore.measure import Evaluation

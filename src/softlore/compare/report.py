@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from softlore.compare.comparison import Comparison
-from softlore.compare.demo import Demo, first_of_each
+from softlore.compare.demo import Demo
 from softlore.compare.hard import summarize_prompts
 from softlore.compare.harness import Interval, Row
 from softlore.compare.plots import (
@@ -22,6 +22,7 @@ from softlore.compare.plots import (
     samples_png,
     scatter,
 )
+from softlore.compare.samples import first_of_each
 from softlore.compare.tables import (
     CONDITIONING_NAMES,
     NO_RECALL,

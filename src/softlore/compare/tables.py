@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from softlore.compare.comparison import Comparison
-from softlore.compare.demo import Sample
 from softlore.compare.hard import summarize_prompts
 from softlore.compare.harness import Interval, Row
+from softlore.compare.samples import Sample
 from softlore.measure import EntryResult, Evaluation, Measures
 
 CONDITIONING_NAMES = {

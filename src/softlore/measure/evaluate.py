@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from softlore.context.compose import ContextLike
 from softlore.errors import ConfigError, UnknownPromptError
@@ -19,6 +20,7 @@ from softlore.prompts import Context, SoftPrompt
 
 COMPANY = 4  # most prompts that are measured together
 STORY_CONDITIONINGS = ("none", "text", "soft")
+TEXT_SHARE = 0.6  # of the progress shown: what is measured without prompts
 OnProgress = Callable[[float, str], None]  # share done, and what is being done
 Conditionings = dict[str, ContextLike]  # by name, see CONDITIONINGS
 
@@ -51,56 +53,158 @@ def evaluate(
         PromptMismatchError: a prompt of another model.
         ConfigError: a setting out of range.
     """
-    distances = check_settings(stories, story_tokens, distances)
-    book, start = book.resolved(), time.monotonic()
+    present, missing = _with_prompts(book, prompts)
+    for entry in present:
+        model.check_prompt(prompts[entry.name])
     report = on_progress or (lambda done, doing: None)
     report(0.0, "unrelated text")
-    entries, missing = _with_prompts(book, prompts)
-    prompts = {entry.name: prompts[entry.name] for entry in entries}
-    material = gather(model, max(distances), seed, story)
-    evaluator = ConditioningEvaluator(model, material, distances)
-    companies = _companies(list(prompts))
-    texts = {entry.name: plain_text(entry) for entry in entries if entry.text}
-    conditionings, measured = {}, {}
-    for number, entry in enumerate(entries):
-        name = entry.name
-        report((number + 0.5) / (len(entries) + 1.5), name)
-        conditionings[name] = _conditionings(name, texts, prompts, companies[name])
-        measured[name] = _measure_entry(evaluator, entry, conditionings[name], seed)
-    story_evaluator = StoryEvaluator(model, material, entries, stories, story_tokens, seed)
-    if stories:
-        report(1 - 1 / (len(entries) + 1.5), "stories")
-        _add_stories(story_evaluator, conditionings, measured)
-    report(1.0, "done")
-    settings = {
-        "seed": seed,
-        "stories": stories,
-        "story_tokens": story_tokens,
-        "distances": list(distances),
-        "story": "given" if story is not None else "sampled",
-    }
-    keywords = story_evaluator.keywords if stories else {}
-    results = [
-        EntryResult(name, prompts[name].kind, companies[name], keywords.get(name, []), measures)
-        for name, measures in measured.items()
-    ]
-    seconds = time.monotonic() - start
-    return Evaluation(book.name, model.name, settings, results, missing, seconds)
+    settings: dict[str, Any] = {"stories": stories, "story_tokens": story_tokens}
+    settings |= {"seed": seed, "distances": distances, "story": story}
+    evaluator = LorebookEvaluator(model, present, **settings)
+    evaluator.measure_text(lambda done, doing: report(done * TEXT_SHARE, doing))
+    return evaluator.measure_prompts(
+        prompts, missing, lambda done, doing: report(TEXT_SHARE + done * (1 - TEXT_SHARE), doing)
+    )
 
 
-def _with_prompts(
-    book: Lorebook, prompts: Mapping[str, SoftPrompt]
-) -> tuple[list[Entry], list[str]]:
-    """The entries that have a prompt, and the names of those that have none."""
-    entries = [entry for entry in book if entry.name in prompts]
-    missing = [entry.name for entry in book if entry.name not in prompts]
+class LorebookEvaluator:
+    """Measures the entries of a lorebook, in two parts.
+
+    What needs no prompts can be measured before they are trained. It takes about as long as what is
+    measured with them.
+
+    Args:
+        book: all of its entries are measured.
+        seed, stories, story_tokens, distances, story: see `evaluate`.
+
+    Raises:
+        ConfigError: a setting out of range.
+    """
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        book: Lorebook,
+        *,
+        seed: int = 0,
+        stories: int = 12,
+        story_tokens: int = 60,
+        distances: Sequence[int] = (0, 64, 256),
+        story: str | None = None,
+    ) -> None:
+        start = time.monotonic()
+        distances = check_settings(stories, story_tokens, distances)
+        self.book = book.resolved()
+        self.settings = {
+            "seed": seed,
+            "stories": stories,
+            "story_tokens": story_tokens,
+            "distances": distances,
+            "story": "given" if story is not None else "sampled",
+        }
+        entries = list(self.book)
+        material = gather(model, max(distances), seed, story)
+        texts = {entry.name: plain_text(entry) for entry in entries if entry.text}
+        self._model, self._texts = model, texts
+        self._evaluator = ConditioningEvaluator(model, material, distances)
+        self._fidelities = {
+            entry.name: FidelityEvaluator(model, entry, texts.get(entry.name, ""), seed)
+            for entry in entries
+        }
+        self._stories = StoryEvaluator(model, material, entries, stories, story_tokens, seed)
+        self._companies = _companies([entry.name for entry in entries])
+        self._measured: dict[str, dict[str, Measures | None]] = {
+            entry.name: dict.fromkeys(CONDITIONINGS) for entry in entries
+        }
+        self._seconds = time.monotonic() - start
+
+    def measure_text(self, on_progress: OnProgress | None = None) -> None:
+        """Measures all without lore, and with their plain text, alone and in company."""
+        conditionings: dict[str, Conditionings] = {}
+        for name, company in self._companies.items():
+            conditionings[name] = {"none": ""}
+            if name in self._texts:
+                conditionings[name]["text"] = self._texts[name]
+            if company and all(other in self._texts for other in company):
+                conditionings[name]["texts"] = "".join(self._texts[other] for other in company)
+        self._measure(conditionings, on_progress)
+
+    def measure_prompts(
+        self,
+        prompts: Mapping[str, SoftPrompt],
+        missing: Sequence[str] = (),
+        on_progress: OnProgress | None = None,
+    ) -> Evaluation:
+        """Measures all with their soft prompts, alone and in company; returns both parts.
+
+        Args:
+            prompts: by the names of the entries.
+            missing: names of entries that have no prompt, for the record.
+
+        Raises:
+            PromptMismatchError: a prompt of another model.
+        """
+        conditionings: dict[str, Conditionings] = {}
+        for name, company in self._companies.items():
+            conditionings[name] = {"soft": prompts[name]}
+            if company:
+                conditionings[name]["company"] = Context(prompts[other] for other in company)
+        self._measure(conditionings, on_progress)
+        keywords = self._stories.keywords if self.settings["stories"] else {}
+        results = [
+            EntryResult(name, prompts[name].kind, company, keywords.get(name, []), measures)
+            for (name, company), measures in zip(
+                self._companies.items(), self._measured.values(), strict=True
+            )
+        ]
+        book, model = self.book.name, self._model.name
+        return Evaluation(book, model, self.settings, results, list(missing), self._seconds)
+
+    def _measure(
+        self, conditionings: Mapping[str, Conditionings], on_progress: OnProgress | None
+    ) -> None:
+        """Measures each entry with its conditionings; None for one that does not fit."""
+        start = time.monotonic()
+        report = on_progress or (lambda done, doing: None)
+        for number, entry in enumerate(self.book):
+            report((number + 0.5) / (len(self.book) + 1.5), entry.name)
+            for kind, conditioning in conditionings[entry.name].items():
+                measures = self._evaluator.measure(entry, conditioning)
+                if measures is not None:
+                    fidelity = self._fidelities[entry.name].measure(conditioning)
+                    measures = replace(measures, fidelity=fidelity)
+                self._measured[entry.name][kind] = measures
+        if self.settings["stories"]:
+            report(1 - 1 / (len(self.book) + 1.5), "stories")
+            for kind in STORY_CONDITIONINGS:
+                self._add_stories(kind, conditionings)
+        report(1.0, "done")
+        self._seconds += time.monotonic() - start
+
+    def _add_stories(self, kind: str, conditionings: Mapping[str, Conditionings]) -> None:
+        """Measures stories of all entries with a kind of conditioning, in one batch."""
+        fitting = {
+            name: conditionings[name][kind]
+            for name, measured in self._measured.items()
+            if kind in conditionings[name] and measured[kind] is not None
+        }
+        for name, stories in self._stories.measure(fitting).items():
+            measures = self._measured[name][kind]
+            self._measured[name][kind] = measures and replace(measures, stories=stories)
+
+
+def _with_prompts(book: Lorebook, prompts: Mapping[str, SoftPrompt]) -> tuple[Lorebook, list[str]]:
+    """The lorebook of those entries that have a prompt, and the names of the others."""
+    resolved = book.resolved()
+    entries = [entry for entry in resolved if entry.name in prompts]
+    missing = [entry.name for entry in resolved if entry.name not in prompts]
     if not entries:
         raise UnknownPromptError(
             f"none of the {len(book)} entries of lorebook {book.name!r} has a prompt there; "
             f"expected some of {', '.join(map(repr, missing))}; train them first, or name the "
             "folder that holds them"
         )
-    return entries, missing
+    return resolved.model_copy(update={"entries": entries}), missing
 
 
 def check_settings(stories: int, story_tokens: int, distances: Sequence[int]) -> list[int]:
@@ -125,37 +229,6 @@ def plain_text(entry: Entry) -> str:
     return entry.text + ("" if entry.text[-1:].isspace() else "\n")
 
 
-def _conditionings(
-    name: str,
-    texts: Mapping[str, str],
-    prompts: Mapping[str, SoftPrompt],
-    company: Sequence[str],
-) -> Conditionings:
-    """What is put before an entry's calls, see `CONDITIONINGS`."""
-    conditionings: Conditionings = {"none": ""}
-    if name in texts:
-        conditionings["text"] = texts[name]
-    conditionings["soft"] = prompts[name]
-    if company and all(other in texts for other in company):
-        conditionings["texts"] = "".join(texts[other] for other in company)
-    if company:
-        conditionings["company"] = Context(prompts[name] for name in company)
-    return conditionings
-
-
-def _measure_entry(
-    evaluator: ConditioningEvaluator, entry: Entry, conditionings: Conditionings, seed: int
-) -> dict[str, Measures | None]:
-    """All measures but stories', by conditioning; None for one that is absent or does not fit."""
-    text = str(conditionings.get("text", ""))
-    fidelities = FidelityEvaluator(evaluator.model, entry, text, seed)
-    measured: dict[str, Measures | None] = dict.fromkeys(CONDITIONINGS)
-    for name, conditioning in conditionings.items():
-        measures = evaluator.measure(entry, conditioning)
-        measured[name] = measures and replace(measures, fidelity=fidelities.measure(conditioning))
-    return measured
-
-
 def _companies(names: Sequence[str]) -> dict[str, list[str]]:
     """Groups of equal size, at most `COMPANY`, in the lorebook's order; none for a prompt alone."""
     groups = math.ceil(len(names) / COMPANY)
@@ -167,20 +240,3 @@ def _companies(names: Sequence[str]) -> dict[str, list[str]]:
         companies |= {name: group if size > 1 else [] for name in group}
         start += size
     return companies
-
-
-def _add_stories(
-    evaluator: StoryEvaluator,
-    conditionings: Mapping[str, Conditionings],
-    measured: Mapping[str, dict[str, Measures | None]],
-) -> None:
-    """Adds the measures of stories, in place. Each conditioning's stories are one batch."""
-    for name in STORY_CONDITIONINGS:
-        fitting = {
-            entry: conditionings[entry][name]
-            for entry, measures in measured.items()
-            if measures[name] is not None
-        }
-        for entry, stories in evaluator.measure(fitting).items():
-            measures = measured[entry][name]
-            measured[entry][name] = measures and replace(measures, stories=stories)
