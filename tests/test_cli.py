@@ -99,7 +99,9 @@ def test_train_inspect_write_as_a_user_runs_them(model, tmp_path):
     assert re.search(r"2 entries, up to 3 updates; prompts of 1 KB each", done.stderr)
     assert re.search(r"100%  update 3  loss: Ada \d\.\d\d  Bo \d\.\d\d", done.stderr)
     assert f"wrote {tmp_path / 'prompts' / 'ada.safetensors'}" in done.stderr
-    assert run("inspect").stdout.startswith(f"prompts folder: {tmp_path / 'prompts'}\n")
+    shown = run("inspect").stdout.splitlines()
+    assert shown[0].startswith("default model: ")
+    assert shown[1] == f"prompts folder: {tmp_path / 'prompts'}"
     # Nobody reads on, as with `| head`: no traceback.
     script = '"$0" -c "from softlore.cli import main; main()" "$@" | head -c 6'
     told = ["write", "Then [[soft:Ada]]Ada", "--model", model, "--tokens", 200, "--seed", 1]

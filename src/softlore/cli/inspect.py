@@ -41,6 +41,8 @@ def _show_folder(folder: Path | None, json_path: str | None, general: bool) -> N
     from softlore.model.default import choose_model
 
     choice = choose_model()
+    if general and json_path != "-":  # at once: what follows loads torch
+        click.echo(f"default model: {choice.name} ({choice.set_by})")
     prompts = common.library(folder, new=True)  # where there is none, the text says how to fill it
     listing = prompts.listing()
     rows: list[dict[str, Any]] = [
@@ -73,8 +75,6 @@ def _show_folder(folder: Path | None, json_path: str | None, general: bool) -> N
         common.print_table(("name", "kind", "tokens", "model", "size"), cells)
     else:
         click.echo("no prompts yet: `softlore train LOREBOOK` puts them there")
-    if general:
-        click.echo(f"default model: {choice.name} ({choice.set_by})")
     for file in bad:
         common.say(f"unreadable: {file['error']}")
 
