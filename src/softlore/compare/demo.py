@@ -22,7 +22,7 @@ from softlore.prompts import PromptLibrary, SoftPrompt
 
 TIME_BUDGET = 280.0  # seconds in all
 LEAST_TRAINING = 0.3  # of the time budget, however long measuring takes
-PROMPTS_SHARE = 0.8  # seconds of measuring with prompts for each one of measuring without
+PROMPTS_SHARE = 0.5  # seconds of measuring with prompts for each one of measuring without
 SAMPLE_TOKENS = 40
 LARGE = 50_000_000  # parameters; larger models learn fewer entries, by one method
 SHOWN = ("Marta", "Tobias", "Captain Rook")  # entries of a large model

@@ -79,7 +79,7 @@ class FidelityEvaluator:
     """
 
     def __init__(self, model: FrozenModel, entry: Entry, text: str, seed: int) -> None:
-        self.model = model
+        self.model, self._before = model, text
         self._passages: list[list[int]] = []
         if text and score.fits_after(model, text, passage_tokens(model)):
             self._passages = lore_passages(model, entry, text, seed)
@@ -93,7 +93,10 @@ class FidelityEvaluator:
         model = self.model
         if not self._passages or not score.fits_after(model, conditioning, passage_tokens(model)):
             return None
-        value = fidelity(model, self._text, self._bare, self._hidden_states(conditioning))
+        known = {"": self._bare, self._before: self._text}
+        rows = known.get(conditioning) if isinstance(conditioning, str) else None
+        rows = rows or self._hidden_states(conditioning)
+        value = fidelity(model, self._text, self._bare, rows)
         return value if math.isfinite(value) else None
 
     def _hidden_states(self, conditioning: ContextLike) -> list[Tensor]:
