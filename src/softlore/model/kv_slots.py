@@ -175,8 +175,12 @@ class _SlotsView(KVCache):
             visible[:rows, :length],
         )
         self._all_positions, self._all_visible = positions.view(-1), visible.view(-1)
+        # By the number of heads: where the next keys go. The layers have it rather than the view:
+        # in a circle the tensors would outlive their text until Python's collector runs, which
+        # does not count how large they are.
+        self._places: dict[int, Tensor] = {}
         self._layers = [
-            _SlotsLayer(self, *tensors, *views)
+            _SlotsLayer(self._places, *tensors, *views)
             for tensors, views in zip(layers, self.keys_values, strict=True)
         ]
         room, device = visible.shape[1], visible.device
@@ -184,14 +188,14 @@ class _SlotsView(KVCache):
         self._offsets = {
             n: torch.arange(rows * n, device=device).view(rows, n) * room for n in heads
         }
-        self.places: dict[int, Tensor] = {}  # by the number of heads: where the next keys go
 
     def move_to(self, lengths: Sequence[int], positions: Tensor) -> None:
         """Makes the key after the first `lengths` of each row the one that is written next."""
         places = torch.tensor(lengths, device=positions.device)[:, None]
-        self.places = {n: (first + places).view(-1) for n, first in self._offsets.items()}
-        self._all_positions.index_copy_(0, self.places[1], positions)
-        self._all_visible.index_fill_(0, self.places[1], True)
+        for n, first in self._offsets.items():
+            self._places[n] = (first + places).view(-1)
+        self._all_positions.index_copy_(0, self._places[1], positions)
+        self._all_visible.index_fill_(0, self._places[1], True)
 
     def key_positions(self, new: Tensor) -> Tensor:
         return self.positions  # the new ones are already there
@@ -204,18 +208,23 @@ class _SlotsLayer(DynamicLayer):
     """A layer of a transformers cache that writes a token's keys and values into its rows."""
 
     def __init__(
-        self, view: _SlotsView, all_keys: Tensor, all_values: Tensor, keys: Tensor, values: Tensor
+        self,
+        places: dict[int, Tensor],
+        all_keys: Tensor,
+        all_values: Tensor,
+        keys: Tensor,
+        values: Tensor,
     ) -> None:
         super().__init__()
         self.is_initialized, self.device = True, keys.device
         self.keys, self.values = keys, values
-        self._view, self._heads = view, int(keys.shape[1])
+        self._places, self._heads = places, int(keys.shape[1])
         self._all_keys, self._all_values = (t.view(-1, t.shape[3]) for t in (all_keys, all_values))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        places = self._view.places[self._heads]
+        places = self._places[self._heads]
         for tensor, new in ((self._all_keys, key_states), (self._all_values, value_states)):
             tensor.index_copy_(0, places, new.reshape(-1, new.shape[3]))
         return self.keys, self.values
