@@ -340,7 +340,7 @@ def test_write_without_copying(town, model):
 def test_a_code_where_there_are_none(model, tmp_path):
     (tmp_path / "empty").mkdir()
     ended = softlore("write", "x", "--model", model, "--prompts", tmp_path / "empty", "--code", "a")
-    assert_refused(ended, "'a' is neither a code", "which has none", "expected a model with codes")
+    assert_refused(ended, "'a' is unknown", "has no control codes", "use a model with codes")
 
 
 # what they refuse --------------------------------------------------------------------------------

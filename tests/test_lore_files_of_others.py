@@ -342,7 +342,7 @@ MUST_BE_FLAG = "must be true or false"
         (tavern(key=["a", {}]), "`key` must be text, but is fields ()"),
         (tavern(order="much"), "`order` must be a number"),
         (tavern(disable="perhaps"), f"`disable` {MUST_BE_FLAG}"),
-        (tavern(position=[]), "`position` must be a number"),
+        (tavern(position=[]), "`position` must be one of "),
         (tavern(useProbability={}), MUST_BE_FLAG),
         (tavern(softlore={"fields": {"order": "b"}}), "`order`"),
         (

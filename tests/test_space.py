@@ -62,8 +62,8 @@ def test_the_default():
         ("learning_rate=nan..1", "learning_rate is nan"),
         ("kind=a..b", "is no range of kind"),
         ("kind=prefix,suffix", "kind is 'suffix'"),
-        ("seed=0,1", "seed is no setting to sweep"),
-        ("max_active=1,2", "max_active is no setting to sweep"),
+        ("seed=0,1", "seed cannot be swept"),
+        ("max_active=1,2", "max_active cannot be swept"),
     ],
 )
 def test_what_is_refused(text, expected):

@@ -27,13 +27,13 @@ from softlore.cli.options import prompts_option, sampling_options, with_model
               help="What the model reads: {item}, {previous} (the output before) and "
               "[[soft:NAME]].")  # fmt: skip
 @click.option("--tokens", default=80, show_default=True, type=click.IntRange(min=1),
-              help="The most tokens to generate for an item.")  # fmt: skip
+              help="Maximum tokens to generate for an item.")  # fmt: skip
 @click.option("--stop", multiple=True, help="End an output before this string; may be repeated.")
 @click.option("--out", type=click.Path(path_type=Path),
               help="Append to this file; items already in it are not generated again.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace what --out holds.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
-              help="The same seed, the same chain.")  # fmt: skip
+              help="The same seed gives the same chain.")  # fmt: skip
 @sampling_options
 @with_model
 @gguf_option

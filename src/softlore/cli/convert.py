@@ -139,8 +139,9 @@ def _write(
     for_connector = to == "vllm" and prompt.kind == "prefix"
     if for_connector and text is not None:
         raise ConfigError(
-            f"--text makes a context of rows, and {prompt.name!r} is of the prefix kind, which has "
-            "none; expected the embedding kind; leave --text out to write the connector's file"
+            f"--text writes a context of embeddings, and {prompt.name!r} is a prefix and has none; "
+            "expected an embedding prompt; leave --text out to write the file of vLLM's KV "
+            "connector"
         )
     model = None
     if source.name is not None or text is not None or for_connector:

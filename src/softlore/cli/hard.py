@@ -42,7 +42,7 @@ def command() -> None:
 @click.option("--kind", type=click.Choice(["prefix", "embedding"]), default="prefix",
               show_default=True)  # fmt: skip
 @click.option("--n-tokens", default=16, show_default=True, help="Length of the soft prompt.")
-@click.option("--max-steps", default=400, show_default=True, help="Most updates.")
+@click.option("--max-steps", default=400, show_default=True, help="Maximum number of updates.")
 @click.option("--time-budget", type=options.Finite(min=0, min_open=True),
               help="Seconds; limits the number of updates.")  # fmt: skip
 @options.seed_option
@@ -199,7 +199,7 @@ def search(
 @click.option("--html", type=options.PATH, help="Write a page, side by side.")
 @click.option("--csv", "table", type=options.PATH,
               help="Write a row a case to this file; - is standard output.")  # fmt: skip
-@click.option("--cache/--no-cache", "cached", default=True, help="Save outputs between runs.")
+@click.option("--cache/--no-cache", "cached", default=True, help="Reuse outputs of earlier runs.")
 @click.option("--allow-python", is_flag=True, help="Run the file's `python` assertions. They may "
               "do anything: only for files that you trust.")  # fmt: skip
 @options.json_option

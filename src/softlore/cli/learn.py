@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--list", "only_list", is_flag=True, help="Show the lines, and exit.")
 @click.option("--yes", is_flag=True, help="Save the result without asking.")
 @click.option("--max-steps", default=120, show_default=True, type=click.IntRange(min=1),
-              help="Most updates of a prompt.")  # fmt: skip
+              help="Maximum updates of a prompt.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="The same seed, the same prompts.")
 @with_model
 @click.option("--gguf", type=click.Path(path_type=Path, dir_okay=False),

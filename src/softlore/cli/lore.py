@@ -79,7 +79,7 @@ def import_(file: Path, out: Path | None, force: bool) -> None:
 @click.option(
     "--into",
     type=options.PATH,
-    help="The picture or archive to put a card into.  [default: a small plain one]",
+    help="Picture (.png) or archive (.charx) that a card is put into.  [default: a plain one]",
 )
 @options.force_option
 def export(lorebook: Path, to: str, out: Path | None, into: Path | None, force: bool) -> None:
@@ -116,7 +116,7 @@ def export(lorebook: Path, to: str, out: Path | None, into: Path | None, force: 
     type=click.IntRange(min=100),
     default=1500,
     show_default=True,
-    help="Most characters of an entry's text; a token is about four.",
+    help="Maximum characters of an entry's text; a token is about four.",
 )
 @click.option(
     "--out",

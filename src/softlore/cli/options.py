@@ -186,7 +186,7 @@ def names_arguments(names: Names) -> list[str]:
 
 
 def chosen(given: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given; lists of lists, as options that may be given often, as one."""
+    """Drops options that were not given (None or ()), and flattens those that may be repeated."""
     settings = {name: value for name, value in given.items() if value not in (None, ())}
     return {
         name: sum(value, ()) if isinstance(value, tuple) else value
@@ -217,8 +217,8 @@ def sampling_options(function: Command) -> Command:
     command: Any = gathered
     command = click.option(
         "--sampler", "samplers", multiple=True, metavar="NAME=VALUE",
-        help="Any sampler of docs/sampling.md, such as dry_base=1.5; may be given often. Of "
-        "banned_strings and dry_breakers one string at a time.",
+        help="Any sampler of docs/sampling.md, such as dry_base=1.5; may be repeated. "
+        "For banned_strings and dry_breakers give one string each time.",
     )(command)  # fmt: skip
     return setting_options(SamplingParams, *common)(command)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--lorebook", type=click.Path(path_type=Path, dir_okay=False),
               help="Lore, activated when the story mentions it.")  # fmt: skip
 @click.option("--tokens", default=80, show_default=True, type=click.IntRange(min=1),
-              help="The most tokens of a turn.")  # fmt: skip
+              help="Maximum tokens of a turn.")  # fmt: skip
 @click.option("--budget", type=click.IntRange(min=0),
               help="Tokens of the context for lore; 0: a quarter of it.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), help="Makes the story repeatable.")

@@ -23,7 +23,7 @@ from softlore.cli.wrapping import WordWrapper, terminal_width
 @click.argument("text")
 @with_model
 @prompts_option
-@click.option("--tokens", default=80, show_default=True, help="The most tokens to generate.")
+@click.option("--tokens", default=80, show_default=True, help="Maximum tokens to generate.")
 @sampling_options
 @code_option
 @click.option("--stop", multiple=True, help="End before this string; may be repeated.")

@@ -120,7 +120,7 @@ def backward(
     Args:
         loss: from the hidden states `[sum of n_rows, hidden]` of some branches, and their indices
             (counted through the whole batch), to their share of the loss.
-        micro_batch: most branches at once (layout `expanded`; `packed` runs all at once).
+        micro_batch: branches of a forward pass at most (layout `expanded`; `packed` runs all).
 
     Returns:
         The summed loss.
@@ -202,7 +202,11 @@ def _by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
 def read_trunks(
     model: FrozenModel, trunks: Sequence[Tree], detached: _DetachedTrunks | None = None
 ) -> list[Tree]:
-    """Trunks with the keys and values of all their nodes, which are run where they were not."""
+    """Runs the tokens of trunks; returns the trunks with keys and values in their place.
+
+    Args:
+        detached: cuts the graph at these keys and values, and collects their gradients.
+    """
     if not any(tree.n_rows for tree in trunks):
         return list(trunks)
     spliced = splice(model, trunks)

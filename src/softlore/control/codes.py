@@ -95,8 +95,9 @@ def find_codes(
 def _unknown(model: LanguageModel, name: str, known: list[str]) -> UnknownPromptError:
     if not known:
         return UnknownPromptError(
-            f"{name!r} is neither a code of {model.name!r}, which has none, nor a soft prompt, and "
-            "there are none; expected a model with codes, or a folder of prompts; name one of them"
+            f"{name!r} is unknown: {model.name!r} has no control codes, and there are no soft "
+            "prompts; expected the name of a code or of a soft prompt; use a model with codes, or "
+            "another prompts folder"
         )
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "see `softlore codes`"

@@ -2,8 +2,8 @@
 
 A text that ends within a word ends in tokens that the whole word does not have: after "a bright ca"
 the token " ca" stands, and " castle" can no longer come. So the last tokens are taken off, and are
-generated again: as they are, or as a token that begins with their text. A word that is known to be
-whole, as it was in the text before or is the name of a soft prompt, is not continued within.
+generated again: as they are, or as a token that begins with their text. A last word that occurs
+earlier in the text, or in the name of a soft prompt, is complete: no letters are added to it.
 
 Source: token healing of guidance (Lundberg and Ribeiro 2023).
 """
@@ -29,14 +29,14 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 class Healing:
-    """Which tokens may come first after a text.
+    """Limits the first tokens that are generated, for token healing; see the module.
 
     Attributes:
-        ids: the tokens of the text that are generated again.
-        text: their text.
+        ids: token ids that were removed from the end of the text, and are generated again.
+        text: the removed ids, decoded.
 
     Args:
-        whole: the text ends with a whole word, so that no letter may come next.
+        whole: the text ends with a complete word: the first token may not begin with a letter.
     """
 
     def __init__(self, model: LanguageModel, ids: Sequence[int] = (), whole: bool = False) -> None:

@@ -1,9 +1,9 @@
 r"""Translates JavaScript's regular expressions to the `regex` package, so that they compile safely.
 
 They have JavaScript's meaning, except that `\w`, `\d` and `\b` know the letters of every script;
-those of experiments are Python's. What `regex` has beyond these (fuzzy matching, recursion, named
-lists) is rejected, since time limits do not hold for all of it. Counted repeats are limited:
-compiling copies what they repeat.
+patterns in experiment files have Python's. What `regex` has beyond these (fuzzy matching,
+recursion, named lists) is rejected, since time limits do not hold for all of it. Counted repeats
+are limited: compiling copies what they repeat.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _translate_plain(char: str, flags: str) -> str:
 
 def _translate_class(match: Any) -> str:
     if match is None:
-        raise ValueError("a set of characters is not closed")
+        raise ValueError("a character set has no closing ]")
     text: str = match.group()
     if text.count("[") > MAX_NESTING and _set_depth(text) > MAX_NESTING:
         raise ValueError(f"sets are nested more than {MAX_NESTING} deep")

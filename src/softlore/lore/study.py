@@ -57,7 +57,7 @@ _PAST = {
 
 
 def openers(entry: Entry) -> list[str]:
-    """First words of passages about an entry, half of them its name or a key."""
+    """Openings of passages about an entry: some with its name or a key, some without either."""
     return [*_filled(_NAMED, _names(entry)), *_ASIDE]
 
 

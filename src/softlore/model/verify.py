@@ -26,7 +26,10 @@ LOOSE_LIMIT = 0.2  # in 16 bits and below: rounding stays under 0.1, a wrong mas
 
 @contextmanager
 def rejecting_unsupported(model_type: str) -> Iterator[None]:
-    """Turns whatever an unsupported model raises into an UnsupportedModelError of one line."""
+    """Raises errors of running a model as UnsupportedModelError, with a message of one line.
+
+    Running out of memory raises ModelError; a SoftloreError passes through unchanged.
+    """
     try:
         yield
     except SoftloreError:

@@ -61,8 +61,8 @@ def check_repo_id(repo_id: str) -> None:
         valid = False
     if not valid:
         raise ConfigError(
-            f"{repo_id!r:.120} is no repository on the Hugging Face hub; expected OWNER/NAME of "
-            "letters, digits and -_. such as ada/harbour-prompts; check --push"
+            f"{repo_id!r:.120} is not a valid repository id of the Hugging Face hub; expected "
+            "OWNER/NAME of letters, digits and -_. such as ada/harbour-prompts; correct --push"
         )
 
 

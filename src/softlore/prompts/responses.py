@@ -56,7 +56,10 @@ class HashedResponses:
         return HashedResponses(joined)
 
     def as_text(self) -> str:
-        """Text for metadata: base64 of `<u8 hash, <u4 hidden id` in the order of hashes."""
+        """Text for metadata: base64 of pairs, sorted.
+
+        A pair is a hash (uint64) and a masked token id (uint32), both little-endian.
+        """
         entries = sorted((key, i) for key, hidden in self.following.items() for i in hidden)
         return base64.b64encode(b"".join(_ENTRY.pack(*entry) for entry in entries)).decode()
 

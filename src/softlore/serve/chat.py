@@ -133,7 +133,7 @@ def _count_system(messages: Sequence[ChatMessage]) -> int:
 
 
 def _templated(model: LanguageModel, template: _Template, messages: Sequence[ChatMessage]) -> Chat:
-    """By the model's template; its text is split where messages begin, as far as that shows."""
+    """Renders a chat by the model's template, split where messages begin, if that can be found."""
     continued = messages[-1].role == "assistant" and not messages[-1].tool_calls
     bos = "" if model.bos_id is None else str(model.tokenizer.bos_token or "")
     text = template.render(messages, not continued, continued)

@@ -150,9 +150,9 @@ class RequestComposer:
         room = self.context_length - tree.start - tree.length
         if room < 0:
             raise ContextOverflowError(
-                f"the prompt has {len(ids)} ids, for which {-room} places are missing; expected "
-                f"at most {len(ids) + room} beside soft prompts and memory, as ids are not cut; "
-                "send fewer"
+                f"the prompt has {len(ids)} token ids, {-room} too many; expected at most "
+                f"{len(ids) + room} with these soft prompts and memory, as token ids are not "
+                "truncated; send fewer"
             )
         # The last token is never run, so it may stand one past the end.
         tokens = min(room + 1 if max_new_tokens is None else max_new_tokens, room + 1)

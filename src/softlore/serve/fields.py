@@ -41,13 +41,14 @@ def read_grammar(sent: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: value for name, value in sent.items() if name not in _FLATTENED}
     for setting in map(table(SamplingParams).__getitem__, GRAMMARS):
         names = (setting.name, *setting.aliases)
-        if given := [fields.pop(n) for n in names if fields.get(n) not in (None, "", {}, [])]:
-            fields[setting.name] = given[0]
-        if len(given) > 1 and any(value != given[0] for value in given[1:]):
-            raise ConfigError(
-                f"{setting.name} is given as {', '.join(names)}, each with another value; expected "
-                "one of them; leave the others out"
-            )
+        if given := {n: fields.pop(n) for n in names if fields.get(n) not in (None, "", {}, [])}:
+            first, *others = given.values()
+            fields[setting.name] = first
+            if any(value != first for value in others):
+                raise ConfigError(
+                    f"{setting.name} is given as {' and '.join(given)} with different values; "
+                    "expected one of them; leave the others out"
+                )
     for name in _FLATTENED:
         found = _FORMS[name](sent[name]) if sent.get(name) is not None else {}
         if twice := [key for key in found if fields.get(key) is not None]:

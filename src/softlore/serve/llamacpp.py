@@ -34,7 +34,10 @@ class LlamaCppBody(CompletionBody):
     n_predict: Integer = None
 
     def tokens(self, default: int | None) -> int | None:
-        """As `CompletionBody.tokens`; llama.cpp writes on without a limit."""
+        """The limit of new tokens: `n_predict`, negative for none, else as `CompletionBody.tokens`.
+
+        `default` is ignored, as llama.cpp has no limit by default.
+        """
         return super().tokens(None) if self.n_predict is None else max(-1, self.n_predict)
 
     @property

@@ -43,7 +43,7 @@ def _object(value: Any) -> Any:
         return value
     found = _decode(value.strip() or "{}")[0]
     if not isinstance(found, dict):
-        raise ValueError("it is not the JSON text of an object")
+        raise ValueError("must be a JSON object, encoded as a string")
     return _shallow(found) or {}
 
 

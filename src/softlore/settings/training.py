@@ -26,7 +26,7 @@ class TrainingConfig(Settings):
     placement: Literal["late", "classic"] = setting("late",
         "What sees a prefix: new text only, so that the text before it is never read again (late), "
         "or everything (classic).")
-    max_spacing: int | None = setting(None, "Most filler before a call, drawn log-uniformly for "
+    max_spacing: int | None = setting(None, "Maximum filler before a call, drawn log-uniformly for "
         "each step; none: 2000 for late prefixes, as far as the context reaches, else 64.",
         ge=0, le=10**6, unit="tokens")
     filler: Literal["story", "random"] = setting("story",
@@ -34,7 +34,7 @@ class TrainingConfig(Settings):
     story: str | None = setting(None, "Text for filler and drift guard, in place of samples.")
     min_loss: float | None = setting(None, "Stop an entry when its mean response loss is at most "
         "this.", gt=0, unit="nats a token")
-    max_steps: int = setting(500, "Most updates of an entry; 0 keeps what it starts from.", ge=0,
+    max_steps: int = setting(500, "Maximum updates of an entry; 0 keeps what it starts from.", ge=0,
         le=10**7)
     patience: int | None = setting(40, "Stop an entry that has gained nothing for this many "
         "updates on what it is not trained on; none: train it to the end.", gt=0)
@@ -49,16 +49,18 @@ class TrainingConfig(Settings):
         "none.", ge=0, le=10**4)
     distil_weight: float = setting(1.0, "Weight of the distillation loss of entries that have "
         "text; 0 for none.", ge=0, le=10**4)
-    distil_passages: int = setting(768, "Most passages that the teacher writes about an entry.",
+    distil_passages: int = setting(768, "Maximum passages that the teacher writes about an entry.",
         ge=1, le=10**5)
     passage_tokens: int = setting(48, "Length of the teacher's passages and of unrelated ones.",
         ge=2, le=4096, unit="tokens")
     initial: Any = setting("auto", "What a prompt starts from: auto (texts, calls and "
         "responses in closed form), text, responses, vocabulary, a literal text, or in Python a "
         "SoftPrompt.", expected="text or a SoftPrompt")
-    company_size: int = setting(4, "Most prompts in one trunk; 1 trains each alone.", ge=1, le=64)
-    max_active: int = setting(64, "Most entries in training at once; others wait.", ge=1, le=10**5)
-    pairs_per_step: int = setting(12, "Most calls with a response of an entry in one update.",
+    company_size: int = setting(4, "Maximum prompts in one trunk; 1 trains each alone.",
+        ge=1, le=64)
+    max_active: int = setting(64, "Maximum entries in training at once; others wait.",
+        ge=1, le=10**5)
+    pairs_per_step: int = setting(12, "Maximum calls with a response of an entry in one update.",
         ge=1, le=10**5)
     style: Style | None = setting(None,
         "Authoring style that makes blocks of the text of entries that have none.")

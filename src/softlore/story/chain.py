@@ -80,9 +80,9 @@ def _links(
             link = done[index]
             if (link.item, link.prompt) != (item, prompt):
                 raise ConfigError(
-                    f"link {index + 1} of the file is {link.prompt!r:.60}, but the items and the "
-                    f"template now give {prompt!r:.60}; expected the same chain; write to another "
-                    "file, or overwrite this one"
+                    f"link {index + 1} in the file has the prompt {link.prompt!r:.60}, but items "
+                    f"and template now give {prompt!r:.60}; expected the same chain; write to "
+                    "another file, or overwrite this one"
                 )
         else:
             try:

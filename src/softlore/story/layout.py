@@ -102,9 +102,10 @@ class StoryText:
         return self._contexts[index]
 
     def contexts_from(self, start: int, stop: int | None = None) -> list[Context]:
-        """All turns, without what is before a character of the story, or from another on.
+        """A context for each turn, of the story's characters `start` to `stop`; some are empty.
 
-        Some are empty then.
+        Args:
+            stop: exclusive; None: the story's end.
         """
         stop = self.length if stop is None else stop
         return [

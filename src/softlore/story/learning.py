@@ -120,12 +120,14 @@ def learn(
     on_step: Callable[[TrainingProgress], bool | None] | None = None,
     on_phase: Callable[[str, float], None] | None = None,
 ) -> list[LearnedEntry]:
-    """Trains the prompts of the lines' entries further, each in company of some of the others.
+    """Trains the soft prompts of entries further, one after another, on lines of a story.
 
     An entry's own blocks and text are trained on together with the lines, so that the prompt does
-    not forget them.
+    not forget them. Some of the other prompts stand beside it, frozen.
 
     Args:
+        lines: what is learned; their entries are trained.
+        prompts: by the names of the entries.
         max_steps: updates of each prompt.
         on_entry: called with the name of each entry before its training.
         on_step, on_phase: called as by `WorldInfoTrainer`.
@@ -140,7 +142,7 @@ def learn(
         if name not in prompts:
             raise ConfigError(
                 f"entry {name!r} has no soft prompt to train further; expected one; train it "
-                "first, or pick no lines of it"
+                "first, or deselect its lines"
             )
     material = gather(model, 0, seed)
     learned, names, trained_on = [], book.names(), book.resolved().entries

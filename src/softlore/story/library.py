@@ -177,7 +177,14 @@ class StoryLibrary(Collection[str]):
         return len(self._files.paths())
 
     def _free_path(self, name: str, renamed: Path | None = None) -> Path:
-        """The path of a new story. `renamed`: the file whose name is changed to it."""
+        """The path for a story of a new name, in a folder that exists then.
+
+        Args:
+            renamed: the file of a story that gets the name, which may be its own.
+
+        Raises:
+            StoryError: another story has the name.
+        """
         name = self._files.legal(name)
         for other, path in self._files.paths().items():
             if other.casefold() == name.casefold() and path != renamed:

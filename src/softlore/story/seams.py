@@ -1,4 +1,4 @@
-"""The seams between turns: the model's end with a sentence, the writer's begin after a space."""
+"""Seams between turns: model turns end with a sentence, writer turns begin with a space."""
 
 from __future__ import annotations
 

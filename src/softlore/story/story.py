@@ -193,7 +193,7 @@ class Story(StoryView):
         return new
 
     def restore_entry(self, entry: str) -> int:
-        """Takes back the changes of an entry that hold here; returns how many there were."""
+        """Undoes the changes of an entry that are in effect on this branch; returns how many."""
         name = normalize_name(entry)
         gone = [change for _, change in self.changes() if change.entry == name]
         if gone:

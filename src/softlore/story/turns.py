@@ -131,7 +131,9 @@ def check_text(text: object) -> str:
 def check_by(by: object) -> By:
     """Returns `by`. Raises StoryError unless it is an author of turns."""
     if by not in BY:
-        raise StoryError(f"a turn is by {by!r:.80}; expected 'writer' or 'model'; use one of them")
+        raise StoryError(
+            f"a turn has the author {by!r:.80}; expected 'writer' or 'model'; use one of them"
+        )
     return by
 
 

@@ -61,7 +61,10 @@ class Execution:
 
     @property
     def preparing(self) -> bool:
-        """Whether there is time to prepare with care: until `PREPARING` of the budget is used."""
+        """Whether less than `PREPARING`, a share of the time budget, is used, if there is one.
+
+        Meanwhile entries get the start in closed form, which takes longer and is better.
+        """
         if self.time_budget is None or self.started is None:
             return True
         return self.clock() - self.started < PREPARING * self.time_budget

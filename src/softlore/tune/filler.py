@@ -123,10 +123,10 @@ class FillerStore:
         return cls(at, length, config.seed, limit, source, story)
 
     def write(self, model: FrozenModel, updates: int) -> None:
-        """Reads the texts that there are to be once that many updates have been made.
+        """Adds a filler text, if one is due after so many updates: one per `INTERVAL`.
 
-        A new one at each interval, until there are as many as the memory has room for; then one
-        in place of the oldest where there are many more passages to make it of.
+        Once there are `limit`, a new one takes the place of the oldest, where there are `RENEWED`
+        times as many passages as that was made of.
         """
         wanted = 1 + updates // INTERVAL if self.length else 1
         if len(self.made_of) < wanted:
@@ -169,7 +169,11 @@ class FillerStore:
         self.made_of.append(passages)
 
     def _ids(self, model: FrozenModel, passages: int) -> list[int]:
-        """The ids of the next text, whatever their number allows."""
+        """Token ids of the next filler text: at most `length`, at least 1.
+
+        Args:
+            passages: how many of the source's passages to draw from, the first ones.
+        """
         draw = random.Random(f"filler/{self.seed}/{len(self.made_of)}")
         if self.story:
             start = draw.randrange(max(1, len(self.story) - self.length + 1))

@@ -1,4 +1,4 @@
-"""The tensor that a soft prompt's training starts from: real text, never noise."""
+"""Initial values of a soft prompt: from text, vocabulary tokens, or an existing prompt."""
 
 from __future__ import annotations
 

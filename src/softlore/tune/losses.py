@@ -118,7 +118,7 @@ def last_loss(metrics: Mapping[str, Any], curve: str = "loss") -> Any:
 
 
 def draw_terms(trunk: Trunk) -> list[tuple[Branch, LossTerm]]:
-    """The branches of a trunk: for each entry its own losses, then those of the whole trunk."""
+    """Draws the branches of a trunk, each with its loss: those of each entry, then of the trunk."""
     entries = [(name,) for name in trunk.group if name in trunk.data.examples]
     drawn: list[tuple[Branch, LossTerm]] = []
     for per_trunk, owners in (False, entries), (True, [tuple(trunk.group)]):

@@ -219,7 +219,11 @@ def count_saved_bytes(model: FrozenModel, step: Callable[[], Any]) -> int:
 
 
 def run_in_parts(model: FrozenModel, batch: TrainingBatch, plan: MemoryPlan) -> Losses:
-    """`run` in parts that fit: several trees at once, or one tree's branches in micro-batches."""
+    """Runs a training batch in parts that fit into memory; returns the mean losses.
+
+    A part is several trees of at most `plan.tokens_at_once` tokens, or one tree, whose branches
+    run in micro-batches.
+    """
     means: list[Tensor] = []
     max_tokens = plan.tokens_at_once
     if model.device.type == "cpu":

@@ -118,7 +118,7 @@ class PassageSource:
         return openers[number // len(self.topics) % len(openers)]
 
     def by_topic(self) -> list[tuple[Topic, list[list[int]]]]:
-        """Each topic with the passages about it that are not held out; left out without any."""
+        """Each topic that has passages to train on, with their token ids."""
         numbers = range(self.n_held_out, len(self.ids))
         written = [
             (topic, [self.ids[n] for n in numbers if self.topic(n) is topic])
@@ -150,7 +150,7 @@ class PassageSource:
     def restore(
         self, model: FrozenModel, state: Mapping[str, Tensor], batches: Sequence[int]
     ) -> None:
-        """Adds what another run of the same training has written, in the same batches."""
+        """Adds the passages of `state`, in batches as before, on which the teacher's rounding rests."""
         split = state["ids"].split(state["lengths"].tolist())
         ids = [part.tolist() for part in split]
         for size in batches:

@@ -78,7 +78,10 @@ def _parse(text: str) -> SearchSpace:
     if not equals or not values.strip():
         raise ConfigError(f"--param {text!r:.80} says no values; expected such as {EXAMPLES}")
     if name in _UNSWEPT:
-        raise ConfigError(f"{name} is no setting to sweep; expected such as {EXAMPLES}; drop it")
+        raise ConfigError(
+            f"{name} cannot be swept; expected a setting of how a prompt is trained, such as "
+            f"{EXAMPLES}; leave this --param out"
+        )
     TrainingConfig.check_name(name)
     setting = (_parse_range if ".." in values else _parse_choices)(text, name, values)
     for value in setting.choices or (setting.low, setting.high):

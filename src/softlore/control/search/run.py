@@ -148,7 +148,7 @@ class Searcher:
         self._consider(scored)
 
     def result(self) -> SearchResult:
-        """The best prompt so far; its loss is that of its text."""
+        """The best prompt so far, with the loss of its text, which may encode to other tokens."""
         assert self.best is not None
         ids, value = self.best
         text = self.scorer.text(ids)

@@ -110,8 +110,8 @@ def _row(entry: Entry, book_format: BookFormat, character: str) -> _Row:
                     field.write(foreign, values)
     except ValueError as error:
         raise LoreError(
-            f"entry {entry.name!r}: its `origin` is not what {book_format.title} has: {error}; "
-            "remove it, or import the file again"
+            f"entry {entry.name!r}: its `origin`, the data it was imported with, is not valid in "
+            f"{book_format.title}: {error}; remove `origin`, or import the file again"
         ) from None
     _write_title(foreign, entry, format)
     if original is None and origin:

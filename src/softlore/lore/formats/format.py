@@ -138,7 +138,8 @@ def choice(words: Sequence[str]) -> Convert:
         if isinstance(value, str) and value in words:
             return value
         if not isinstance(value, int | float | str):
-            raise ValueError(f"must be a number, but is {describe(value)}")
+            expected = ", ".join(words)
+            raise ValueError(f"must be one of {expected}, or its number, but is {describe(value)}")
         try:
             place = int(value)
         except (ValueError, OverflowError):

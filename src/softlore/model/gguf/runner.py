@@ -195,8 +195,8 @@ class LlamaCppContext:
         """Removes the keys and values of a sequence at positions `start` to `stop`; -1: its end."""
         if not self._llama.llama_memory_seq_rm(self._memory, sequence, start, stop):
             raise EngineError(
-                f"llama.cpp could not cut a sequence at token {start}; expected a plain cache; "
-                "use a model with attention in all layers"
+                f"llama.cpp cannot remove positions from {start} on from its cache; expected a "
+                "model without recurrent layers; use another model"
             )
 
     # prefixes ----------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _config(header: Header, where: dict[str, str]) -> Any:
-    """Raises ModelError where it describes more than the file has."""
+    """The config of a GGUF file. Raises ModelError if it has fewer layers or weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     blocks = {t.name.split(".")[1] for t in header.tensors if t.name.startswith("blk.")}

@@ -219,7 +219,7 @@ class Engine(ABC):
 
     def _check_open(self) -> None:
         if self.closing:
-            raise BusyError("the server is closing; expected it to run; ask again later")
+            raise BusyError("the server is shutting down; expected a running one; try again later")
 
     def _check_room(self) -> None:
         self._check_open()

@@ -127,8 +127,8 @@ class VLLMEngine(Engine):
         stops, conditionings = stop_strings(request), weighted(request.conditioning)
         if [strength for _, strength in conditionings if strength != 1] or len(conditionings) > 1:
             raise ConfigError(
-                "codes with a strength are mixed token by token, which a vLLM server does not do; "
-                "expected one code of strength 1; use --engine local for others"
+                "several codes, or one with a strength other than 1, are mixed token by token, "
+                "which vLLM does not do; expected one code of strength 1; use --engine local"
             )
         if request.prompt_logprobs is not None:
             raise ConfigError(
@@ -273,8 +273,9 @@ def _context(
     positions = len(ids) + len(tokens)
     if model.context_length is not None and positions > model.context_length:
         raise ContextOverflowError(
-            f"{positions} tokens do not fit {model.name!r}, whose context is {model.context_length}"
-            "; on vLLM soft prompts stand one after the other; expected fewer; shorten the text"
+            f"{positions} tokens do not fit the context of {model.name!r}; expected at most "
+            f"{model.context_length}, as each soft prompt has positions of its own on vLLM; "
+            "shorten the text"
         )
     return body, positions
 

@@ -139,7 +139,11 @@ class BookFolder:
         return {name.casefold() for name in self._paths()}
 
     def _save(self, book: Lorebook) -> Lorebook:
-        """Writes a book atomically, if it can be read again."""
+        """Writes a lorebook atomically.
+
+        Raises:
+            LoreError: it cannot be written as YAML, or is too large.
+        """
         try:
             content = write_yaml(plain(book.data())).encode()
         except ValueError as error:

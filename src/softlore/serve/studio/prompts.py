@@ -1,4 +1,4 @@
-"""Routes of soft prompts: listing, import and export in any format, and their rows."""
+"""Routes under /prompts: list, show, import, export and delete soft prompts."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def make_router(context: StudioContext) -> APIRouter:
 
     @router.delete("/changes/{entry}")
     def restore(name: str, entry: str) -> dict[str, Any]:
-        """Takes back the changes of an entry that hold here."""
+        """Undoes the changes of an entry that are in effect on the current branch."""
         with stories.use(name) as story:
             story.story.restore_entry(entry)
             return story.to_dict()
