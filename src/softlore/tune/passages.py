@@ -150,7 +150,7 @@ class PassageSource:
     def restore(
         self, model: FrozenModel, state: Mapping[str, Tensor], batches: Sequence[int]
     ) -> None:
-        """Adds the passages of `state`, in batches as before: the teacher's rounding rests on them."""
+        """Adds the passages of `state`, in batches as before: the rounding depends on them."""
         split = state["ids"].split(state["lengths"].tolist())
         ids = [part.tolist() for part in split]
         for size in batches:
