@@ -246,6 +246,8 @@ def _evaluator(
     entries = [book[entry.name] for entry in method.entries]
     own = book.model_copy(update={"entries": entries})
     with observer.measuring() as show:
+        if show is not None:
+            show(0.0, "unrelated text")
         evaluator = LorebookEvaluator(model, own, seed=seed, **measures)
         evaluator.measure_text(show)
     return evaluator

@@ -105,12 +105,9 @@ class LorebookEvaluator:
         entries = list(self.book)
         material = gather(model, max(distances), seed, story)
         texts = {entry.name: plain_text(entry) for entry in entries if entry.text}
-        self._model, self._texts = model, texts
+        self._model, self._texts, self._seed = model, texts, seed
         self._evaluator = ConditioningEvaluator(model, material, distances)
-        self._fidelities = {
-            entry.name: FidelityEvaluator(model, entry, texts.get(entry.name, ""), seed)
-            for entry in entries
-        }
+        self._fidelities: dict[str, FidelityEvaluator] = {}
         self._stories = StoryEvaluator(model, material, entries, stories, story_tokens, seed)
         self._companies = _companies([entry.name for entry in entries])
         self._measured: dict[str, dict[str, Measures | None]] = {
@@ -171,7 +168,7 @@ class LorebookEvaluator:
             for kind, conditioning in conditionings[entry.name].items():
                 measures = self._evaluator.measure(entry, conditioning)
                 if measures is not None:
-                    fidelity = self._fidelities[entry.name].measure(conditioning)
+                    fidelity = self._fidelity(entry).measure(conditioning)
                     measures = replace(measures, fidelity=fidelity)
                 self._measured[entry.name][kind] = measures
         if self.settings["stories"]:
@@ -180,6 +177,14 @@ class LorebookEvaluator:
                 self._add_stories(kind, conditionings)
         report(1.0, "done")
         self._seconds += time.monotonic() - start
+
+    def _fidelity(self, entry: Entry) -> FidelityEvaluator:
+        """Of an entry, made when it is first measured, as writing its passages takes a while."""
+        if entry.name not in self._fidelities:
+            text = self._texts.get(entry.name, "")
+            evaluator = FidelityEvaluator(self._model, entry, text, self._seed)
+            self._fidelities[entry.name] = evaluator
+        return self._fidelities[entry.name]
 
     def _add_stories(self, kind: str, conditionings: Mapping[str, Conditionings]) -> None:
         """Measures stories of all entries with a kind of conditioning, in one batch."""
