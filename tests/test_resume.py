@@ -261,6 +261,15 @@ def test_a_resumed_run_keeps_the_updates_that_its_budget_left(tmp_path):
     assert {prompt.training["steps"] for prompt in prompts.values()} == {1}
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, which it does not in what a shell has started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_finds_every_entry_at_the_same_update(tmp_path, monkeypatch):
     """Ctrl-C while optimizers step: all of them do, then it stops."""
     expected = small().train()
