@@ -21,6 +21,9 @@ SETTINGS = (
     "max_spacing", "drift_guard", "distil_weight", "max_steps", "seed",
 )  # fmt: skip
 
+FEW_UPDATES = 12  # of an entry; with fewer it hardly ever knows its calls
+SMALL_UPDATES = {"distil_weight": 0, "pairs_per_step": 4}  # for calls and their responses alone
+
 
 def tell_settings(retained: Mapping[str, SoftPrompt], asked: Mapping[str, Any]) -> None:
     """Says where finished prompts have other settings than those asked for."""
@@ -36,6 +39,26 @@ def tell_settings(retained: Mapping[str, SoftPrompt], asked: Mapping[str, Any]) 
                 f"{name!r} was trained with {'; '.join(other)}, and is left as it is; "
                 "--overwrite trains it again"
             )
+
+
+def tell_few_updates(prompts: Sequence[SoftPrompt], book: Lorebook | None) -> None:
+    """Says what helps where a time budget ended before the prompts knew their lore."""
+    hurried = [p for p in prompts if p.training.get("stopped") == "time_budget"]
+    steps = min((p.training["steps"] for p in hurried), default=FEW_UPDATES)
+    if steps >= FEW_UPDATES:
+        return
+    smaller = "".join(
+        f" --{name.replace('_', '-')} {value}"
+        for name, value in SMALL_UPDATES.items()
+        if all(p.training.get(name, 0) > value for p in hurried)
+    )
+    with_calls = book is not None and all(book[p.name].blocks for p in hurried)
+    or_smaller = f", or calls alone in small updates:{smaller}" if smaller and with_calls else ""
+    common.say(
+        f"the time was enough for {common.count(steps, 'update')} of an entry, too few for most "
+        f"lore; expected {FEW_UPDATES} or more; give more time, train fewer entries at once "
+        f"(--entry NAME){or_smaller}"
+    )
 
 
 def _appended(arguments: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlore.cli import common, options
-from softlore.cli.advice import suggest, tell_settings
+from softlore.cli.advice import suggest, tell_few_updates, tell_settings
 from softlore.cli.curves import Curves, curve_options
 from softlore.cli.workers import Workers, torchrun_ranks, worker_options
 from softlore.errors import ConfigError
@@ -196,6 +196,7 @@ def _train_together(
         trainer = plan.trainer
     made = _train(trainer, prompts, curves)
     if made and trainer.ranks.first:
+        tell_few_updates(made, book)
         suggest(lorebook, book, made[0], folder, source.name, names)
     return _report(prompts, made, trainer.company)
 
