@@ -160,7 +160,7 @@ def test_closing_lets_texts_end():
     async def work(engine):
         texts = [await engine.start(request(i, 40)) for i in range(3)]
         await engine.close(30)
-        with pytest.raises(BusyError, match="closing"):
+        with pytest.raises(BusyError, match="shutting down"):
             await engine.start(request(4))
         return [(await text.drained()).finish for text in texts]
 

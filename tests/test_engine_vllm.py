@@ -265,7 +265,7 @@ def test_it_says_what_it_cannot_do(server):
     length = MODEL.context_length
 
     async def work(engine):
-        with pytest.raises(ContextOverflowError, match="one after the other"):
+        with pytest.raises(ContextOverflowError, match="positions of its own"):
             await engine.start(
                 GenerationRequest(PREFIX + CAT + ("The dog" + "x" * (length - len(PREFIX) - 7)), 1)
             )

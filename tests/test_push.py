@@ -340,7 +340,7 @@ def test_without_network(folder, monkeypatch):
 @pytest.mark.parametrize("repo", ["harbour", "a/b/c", "ada/-x", "../up", "ada/my prompts", ""])
 def test_a_malformed_id_is_refused_before_anything_is_read(repo):
     ended = softlore("convert", "missing.safetensors", "--push", repo)
-    assert_refused(ended, "is no repository", "expected OWNER/NAME", "check --push")
+    assert_refused(ended, "is not a valid repository id", "expected OWNER/NAME", "correct --push")
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_any_text_is_kept_as_it_is(text, story, path):
         (("half \ud83d",), "half a character"),
         ((b"bytes",), "text is bytes"),
         (("a" * (2**24 + 1),), "expected at most 16,777,216"),
-        (("a", "nobody"), "by 'nobody'; expected 'writer' or 'model'"),
+        (("a", "nobody"), "author 'nobody'; expected 'writer' or 'model'"),
         (("a", "model", {"a": {1, 2}}), "not plain JSON"),
         (("a", "model", {"a": float("nan")}), "not plain JSON"),
         (("a", "model", {1: "a"}), "not plain JSON"),

@@ -96,7 +96,7 @@ def test_convert_writes_what_the_connector_reads(tmp_path, monkeypatch):
     assert "--force" in again.err
     refused = softlore("convert", *arguments, "--text", "[[soft:dog]]")
     assert refused.code == 2
-    assert "is of the prefix kind" in refused.err
+    assert "is a prefix and has none" in refused.err
 
 
 def test_other_files_are_refused(tmp_path):
