@@ -62,6 +62,10 @@ class DemoMethod:
     share: float
     suffix: str = ""
 
+    def prompt_name(self, entry: str) -> str:
+        """The name of an entry's prompt, which differs between methods."""
+        return entry + self.suffix
+
 
 @dataclass(frozen=True)
 class DemoResult:
@@ -206,11 +210,10 @@ def run_demo(
     before = time.monotonic()
     evaluators = [_evaluator(model, book, method, seed, measures, observer) for method in methods]
     cases = [
-        (entry.name + method.suffix, book[entry.name], opening)
+        (method.prompt_name(name), book[name], opening)
         for method in methods
         for name, opening in data.openings()
-        for entry in method.entries
-        if entry.name == name
+        if name in {entry.name for entry in method.entries}
     ]
     writer = SampleWriter(model, cases, seed, 8 if quick else SAMPLE_TOKENS)
     rest = PROMPTS_SHARE * (time.monotonic() - before)
@@ -225,7 +228,7 @@ def run_demo(
     observer.say("writing the samples")
     trained = {p.name: p for result in results for p in result.prompts.values()}
     keywords = {
-        entry.name + result.method.suffix: entry.keywords
+        result.method.prompt_name(entry.name): entry.keywords
         for result in results
         for entry in result.evaluation.entries
     }
@@ -282,5 +285,7 @@ def _run_method(
     prompts = trained.conditionings
     with observer.measuring() as show:
         evaluation = evaluator.measure_prompts(prompts, on_progress=show)
-    renamed = {name: p.replace(name=name + method.suffix) for name, p in prompts.items()}
+    renamed = {
+        entry: prompt.replace(name=method.prompt_name(entry)) for entry, prompt in prompts.items()
+    }
     return DemoResult(method, trained, renamed, evaluation)

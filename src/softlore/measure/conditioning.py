@@ -13,7 +13,7 @@ from softlore.decode.conditioning import Conditioning, weighted, with_bare_model
 from softlore.lore import Block, Entry
 from softlore.lore.study import OPENERS
 from softlore.measure import score
-from softlore.measure.losses import fidelity, mean_kl
+from softlore.measure.losses import fidelity, mean_kl, share_of_effect
 from softlore.measure.material import (
     FIDELITY,
     HELD_OUT,
@@ -79,11 +79,13 @@ class FidelityEvaluator:
     """
 
     def __init__(self, model: FrozenModel, entry: Entry, text: str, seed: int) -> None:
-        self.model, self._before = model, text
+        self.model = model
         self._passages: list[list[int]] = []
         if text and score.fits_after(model, text, passage_tokens(model)):
             self._passages = lore_passages(model, entry, text, seed)
-            self._text, self._bare = (self._hidden_states(before) for before in (text, ""))
+            self._known = {before: self._hidden_states(before) for before in (text, "")}
+            self._text = self._known[text]
+            self._effect = mean_kl(model, self._text, self._known[""])
 
     def measure(self, conditioning: ContextLike) -> float | None:
         """Share of the text's effect that a conditioning has.
@@ -93,10 +95,9 @@ class FidelityEvaluator:
         model = self.model
         if not self._passages or not score.fits_after(model, conditioning, passage_tokens(model)):
             return None
-        known = {"": self._bare, self._before: self._text}
-        rows = known.get(conditioning) if isinstance(conditioning, str) else None
+        rows = self._known.get(conditioning) if isinstance(conditioning, str) else None
         rows = rows or self._hidden_states(conditioning)
-        value = fidelity(model, self._text, self._bare, rows)
+        value = share_of_effect(mean_kl(model, self._text, rows), self._effect)
         return value if math.isfinite(value) else None
 
     def _hidden_states(self, conditioning: ContextLike) -> list[Tensor]:

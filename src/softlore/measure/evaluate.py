@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from softlore.context.compose import ContextLike
 from softlore.errors import ConfigError, UnknownPromptError
@@ -58,9 +57,15 @@ def evaluate(
         model.check_prompt(prompts[entry.name])
     report = on_progress or (lambda done, doing: None)
     report(0.0, "unrelated text")
-    settings: dict[str, Any] = {"stories": stories, "story_tokens": story_tokens}
-    settings |= {"seed": seed, "distances": distances, "story": story}
-    evaluator = LorebookEvaluator(model, present, **settings)
+    evaluator = LorebookEvaluator(
+        model,
+        present,
+        seed=seed,
+        stories=stories,
+        story_tokens=story_tokens,
+        distances=distances,
+        story=story,
+    )
     evaluator.measure_text(lambda done, doing: report(done * TEXT_SHARE, doing))
     return evaluator.measure_prompts(
         prompts, missing, lambda done, doing: report(TEXT_SHARE + done * (1 - TEXT_SHARE), doing)
@@ -149,10 +154,14 @@ class LorebookEvaluator:
         self._measure(conditionings, on_progress)
         keywords = self._stories.keywords if self.settings["stories"] else {}
         results = [
-            EntryResult(name, prompts[name].kind, company, keywords.get(name, []), measures)
-            for (name, company), measures in zip(
-                self._companies.items(), self._measured.values(), strict=True
+            EntryResult(
+                name,
+                prompts[name].kind,
+                self._companies[name],
+                keywords.get(name, []),
+                measured,
             )
+            for name, measured in self._measured.items()
         ]
         book, model = self.book.name, self._model.name
         return Evaluation(book, model, self.settings, results, list(missing), self._seconds)
@@ -193,6 +202,8 @@ class LorebookEvaluator:
             for name, measured in self._measured.items()
             if kind in conditionings[name] and measured[kind] is not None
         }
+        if not fitting:
+            return
         for name, stories in self._stories.measure(fitting).items():
             measures = self._measured[name][kind]
             self._measured[name][kind] = measures and replace(measures, stories=stories)
@@ -200,16 +211,15 @@ class LorebookEvaluator:
 
 def _with_prompts(book: Lorebook, prompts: Mapping[str, SoftPrompt]) -> tuple[Lorebook, list[str]]:
     """The lorebook of those entries that have a prompt, and the names of the others."""
-    resolved = book.resolved()
-    entries = [entry for entry in resolved if entry.name in prompts]
-    missing = [entry.name for entry in resolved if entry.name not in prompts]
+    entries = [entry for entry in book if entry.name in prompts]
+    missing = [entry.name for entry in book if entry.name not in prompts]
     if not entries:
         raise UnknownPromptError(
             f"none of the {len(book)} entries of lorebook {book.name!r} has a prompt there; "
             f"expected some of {', '.join(map(repr, missing))}; train them first, or name the "
             "folder that holds them"
         )
-    return resolved.model_copy(update={"entries": entries}), missing
+    return book.model_copy(update={"entries": entries}), missing
 
 
 def check_settings(stories: int, story_tokens: int, distances: Sequence[int]) -> list[int]:

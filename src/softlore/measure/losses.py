@@ -60,8 +60,12 @@ def fidelity(
             after the soft prompt. Use passages that the model sampled after the text, and that
             were not trained on.
     """
-    effect = mean_kl(model, text, bare)
-    return 1 - mean_kl(model, text, soft) / effect if effect > 0 else math.nan
+    return share_of_effect(mean_kl(model, text, soft), mean_kl(model, text, bare))
+
+
+def share_of_effect(missing: float, effect: float) -> float:
+    """Fidelity, from KL(text ‖ soft) and KL(text ‖ bare); see `fidelity`."""
+    return 1 - missing / effect if effect > 0 else math.nan
 
 
 def _in_chunks(loss: RowLoss, model: FrozenModel, hidden: Tensor, targets: Tensor) -> Tensor:
