@@ -3,9 +3,10 @@
 import pytest
 
 from softlore import SoftPrompt
-from softlore.cli.advice import tell_few_updates
+from softlore.cli.advice import tell_few_updates, tell_small_updates
 from softlore.lore import Lorebook
 from softlore.model.tiny import tiny_model
+from softlore.settings import TrainingConfig
 
 ADA = {"name": "Ada", "text": "Ada wears red.", "blocks": [("Ada wore", [" red."])]}
 BOOK = Lorebook.from_data([ADA], "town")
@@ -42,3 +43,11 @@ def test_it_suggests_nothing_that_was_asked_for(prompt, capsys):
 def test_nothing_is_said_where_there_was_time(prompt, capsys, facts):
     tell_few_updates([prompt(**facts)], BOOK)
     assert capsys.readouterr().err == ""
+
+
+def test_it_says_how_small_updates_are(capsys):
+    tell_small_updates(TrainingConfig(pairs_per_step=4))
+    tell_small_updates(TrainingConfig(pairs_per_step=4, distil_weight=0))
+    with_text, without = capsys.readouterr().err.splitlines()
+    assert "at most 4 calls or passages of an entry; give" in with_text
+    assert "at most 4 calls or passages of an entry, and texts are not distilled;" in without

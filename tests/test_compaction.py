@@ -16,7 +16,7 @@ from softlore.measure.losses import fidelity
 from softlore.measure.score import hidden_states_after, recall
 from softlore.model.tiny import tiny_model
 from softlore.settings import TrainingConfig
-from softlore.tune import Execution
+from softlore.tune import Execution, compaction
 from softlore.tune.checkpoint import Checkpointing
 from softlore.tune.compaction import can_compact, compact
 from softlore.tune.examples import make_examples
@@ -185,3 +185,19 @@ def test_a_text_is_studied_by_all_kinds_of_openings_in_their_shares():
 )
 def test_any_text_has_openings(text):
     assert len(study_openings(Entry(name="Ада", text=text), 40)) == 40
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("bos", [False, True])
+def test_queries_in_parts_give_what_all_at_once_give(family, bos, monkeypatch):
+    """Also where a sliding window has left the text behind."""
+    model = tiny_model(family, bos=bos)
+    ids = [3 + i % 90 for i in range(40)]
+    passages = [[5 + (i * k) % 80 for i in range(20 + k)] for k in range(1, 6)]
+    others = [[7 + (i * 3) % 80 for i in range(15)]]
+    made = []
+    for rows in (10**6, 64, 7):
+        monkeypatch.setattr(compaction, "ROWS", rows)
+        made.append(compact(model, ids, passages, 6, 8, 100, others=others, weight=0.5))
+    for parted in made[1:]:
+        torch.testing.assert_close(parted, made[0], rtol=1e-3, atol=1e-3)

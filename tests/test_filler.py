@@ -14,7 +14,7 @@ from softlore.model.tiny import byte_tokenizer, tiny_hf, tiny_model
 from softlore.settings import TrainingConfig
 from softlore.tune import Checkpointing
 from softlore.tune.filler import FillerStore
-from softlore.tune.passages import log_uniform, spacing
+from softlore.tune.lengths import log_uniform, spacing
 
 MODEL = tiny_model("llama")
 WITH_BOS = FrozenModel(tiny_hf("llama"), byte_tokenizer(bos=True), "with BOS")
@@ -104,12 +104,12 @@ def test_the_guard_goes_on_where_the_filler_ends():
 
 def test_a_training_resumed_has_the_same_texts_and_bits(tmp_path):
     file = tmp_path / "run.checkpoint"
-    options = {"max_steps": 40, "patience": None, "max_spacing": 60}
+    options = {"max_steps": 60, "patience": None, "max_spacing": 60}
     whole = trainer(**options).train()
     broken = trainer(
         **options,
         checkpointing=Checkpointing(file, seconds=0),
-        on_step=lambda progress: progress.step >= 27,
+        on_step=lambda progress: progress.step >= 37,
     )
     broken.train()
     made = list(broken.data.read.made_of)

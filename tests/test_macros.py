@@ -17,8 +17,8 @@ from softlore.story import ROOT, Story, StoryLibrary, StorySettings
 from softlore.story.beginning import draft_of_card
 from softlore.story.session import StorySession
 from softlore.tune import WorldInfoTrainer
+from softlore.tune.finished_prompt import entry_hash
 from softlore.tune.lorebook_training import plan_book, save_prompts
-from softlore.tune.trainable_prompt import entry_hash
 from studio_calls import make_state, studio
 
 MODEL = tiny_model("llama")

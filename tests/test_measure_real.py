@@ -58,8 +58,8 @@ def test_every_method_is_measured_alone_and_in_company(quick, capsys):
         assert row["drift"] == 0 if row["method"] == "nothing" else row["drift"] > 0
     text = next(row for row in measured if row["method"] == "text")
     assert text["fidelity"] == pytest.approx(1, abs=1e-3)
-    assert "6 of 6 cases to measure; 3 of them train for 0.2 s each" in captured.err
-    assert "[6/6]" in captured.err
+    assert "8 of 8 cases to measure; 5 of them train for 0.2 s each" in captured.err
+    assert "[8/8]" in captured.err
 
 
 def test_what_is_in_the_file_is_not_measured_again(quick, capsys, monkeypatch):
@@ -68,10 +68,10 @@ def test_what_is_in_the_file_is_not_measured_again(quick, capsys, monkeypatch):
     kept = [line for line in lines if json.loads(line)["method"] != "loading"]
     rows.write_text("".join(kept))  # interrupted before one case
     again, _ = quick(capsys)
-    assert "1 of 6 cases to measure; 0 of them train" in again.err
+    assert "1 of 8 cases to measure; 0 of them train" in again.err
     monkeypatch.setattr(measure_real.FrozenModel, "from_pretrained", None)  # is not called
     last, _ = quick(capsys)
-    assert "0 of 6 cases" in last.err
+    assert "0 of 8 cases" in last.err
     assert last.out == again.out
     tables = [line for line in last.out.splitlines() if line.startswith("|")]
     assert tables == [line for line in first.out.splitlines() if line.startswith("|")]

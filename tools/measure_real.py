@@ -4,12 +4,14 @@ docs/results.md, one command.
     python tools/measure_real.py smollm2 gemma-3-270m.gguf --seconds 120 --out runs/real.jsonl
     python tools/measure_real.py storyteller --quick         # to see that all of it runs
 
-For each model and seed: nothing, the lore as text, PEFT's prompt tuning and prefix tuning, and
-softlore's default soft prompts. Those that are trained get the same pairs and the same seconds:
-softlore trains the entries together, PEFT one after another. With --processor the seconds are the
-processor's, of one thread, so that the figures of a busy machine can be compared. Each is measured
-alone and in company with three others: softlore's prompts side by side, as they were trained; text
-and PEFT's prompts one after another. All is measured on the same story text, stories and passages.
+For each model and seed: nothing, the lore as text, PEFT's prompt tuning and prefix tuning, each
+with all of an entry's calls in an update and with as few as softlore takes where there is little
+time, and softlore's default soft prompts. Those that are trained get the same pairs and the same
+seconds: softlore trains the entries together, PEFT one after another. With --processor the seconds
+are the processor's, of one thread, so that the figures of a busy machine can be compared. Each is
+measured alone and in company with three others: softlore's prompts side by side, as they were
+trained; text and PEFT's prompts one after another. All is measured on the same story text, stories
+and passages.
 
 The first seed of everything is measured first. With --out, an interrupted run resumes.
 """
@@ -44,11 +46,18 @@ from softlore.model import FrozenModel
 from softlore.prompts import Context, SoftPrompt
 from softlore.settings import TrainingConfig
 from softlore.tune import TrainingProgress
+from softlore.tune.update_size import SMALL
 
 RECALLED = 0.4  # nats a token: a response that is known
-PEFT_KINDS = {"PEFT's prompt tuning": "embedding", "PEFT's prefix tuning": "prefix"}
-METHODS = ("nothing", "text", *PEFT_KINDS, "soft")
-TRAINED = (*PEFT_KINDS, "soft")
+# By method, the kind of prompt, and how many calls an update has; None: all.
+PEFT: dict[str, tuple[str, int | None]] = {
+    "PEFT's prompt tuning": ("embedding", None),
+    "PEFT's prompt tuning, small updates": ("embedding", SMALL),
+    "PEFT's prefix tuning": ("prefix", None),
+    "PEFT's prefix tuning, small updates": ("prefix", SMALL),
+}
+METHODS = ("nothing", "text", *PEFT, "soft")
+TRAINED = (*PEFT, "soft")
 
 
 @dataclass(frozen=True)
@@ -88,13 +97,13 @@ class Plan:
             f"{'given' if self.story else 'sampled'} story; {self.dtype or 'default'} dtype"
         )
 
-    def cases(self, models: Sequence[str], seeds: int) -> list[Row]:
+    def cases(self, models: Sequence[str], seeds: int, methods: Sequence[str]) -> list[Row]:
         """The first seed of everything, then the next one."""
         return [
             {"model": model, "seed": seed, "method": method, "plan": self.summary}
             for seed in range(seeds)
             for model in models
-            for method in (LOADING, *METHODS)
+            for method in (LOADING, *methods)
         ]
 
 
@@ -136,7 +145,7 @@ class ModelBench:
             return Made(texts, self._in_company(texts, "".join), {})
         if method == "soft":
             return self._train_soft()
-        return self._train_with_peft(PEFT_KINDS[method])
+        return self._train_with_peft(*PEFT[method])
 
     def _in_company(
         self, alone: Mapping[str, Any], join: Callable[[list[Any]], ContextLike]
@@ -178,12 +187,20 @@ class ModelBench:
         }
         return Made(prompts, self._in_company(prompts, Context), figures)
 
-    def _train_with_peft(self, kind: str) -> Made:
+    def _train_with_peft(self, kind: str, in_update: int | None) -> Made:
         """Every entry for an equal share of the seconds."""
         n_tokens, share = TrainingConfig().n_tokens, self.plan.seconds / len(self.entries)
         results: dict[str, PeftResult] = {
             entry.name: train_peft(
-                self.model, entry, kind, n_tokens, share, self.seed, RECALLED, clock=self.plan.clock
+                self.model,
+                entry,
+                kind,
+                n_tokens,
+                share,
+                self.seed,
+                RECALLED,
+                clock=self.plan.clock,
+                in_update=in_update,
             )
             for entry in self.entries
             if entry.blocks
@@ -321,6 +338,7 @@ def real(
     entries: Annotated[int, "of the lorebook, from its beginning"] = 7,
     seeds: Annotated[int, "of everything that is drawn and trained"] = 3,
     seconds: Annotated[float, "of training, for each method and seed"] = 120.0,
+    methods: Annotated[list[str], "which of these"] = list(METHODS),  # noqa: B006 - read only
     processor: Annotated[bool, "the seconds are the processor's, of one thread"] = False,
     distances: Annotated[list[int], "tokens of story before the call"] = [0, 64, 256, 1000],  # noqa: B006 - read only
     stories: Annotated[int, "for each entry and method"] = 8,
@@ -335,6 +353,8 @@ def real(
     if quick:
         entries, seeds, seconds = min(entries, 2), min(seeds, 1), min(seconds, 1.0)
         distances, stories, story_tokens = [0, 16], min(stories, 2), min(story_tokens, 8)
+    if unknown := set(methods) - set(METHODS):
+        raise SystemExit(f"no method {min(unknown)!r}; expected of: {', '.join(METHODS)}")
     book = Lorebook.load(lorebook or demo.lorebook_path())
     book = book.model_copy(update={"entries": book.entries[:entries]})
     plan = Plan(
@@ -350,7 +370,7 @@ def real(
     )
     if processor:
         torch.set_num_threads(1)
-    cases = plan.cases(models, seeds)
+    cases = plan.cases(models, seeds, methods)
     rows = run_cases(cases, Grid(plan).measure, out, on_progress=Progress(cases, out, seconds))
     for model in models:
         print(model_section(model, [row for row in rows if row["model"] == model], plan.distances))

@@ -13,7 +13,7 @@ from softlore.cli.options import names_arguments
 if TYPE_CHECKING:
     from softlore.lore import Lorebook
     from softlore.prompts import SoftPrompt
-    from softlore.settings import Names
+    from softlore.settings import Names, TrainingConfig
 
 # Settings of finished prompts that are compared with those asked for.
 SETTINGS = (
@@ -39,6 +39,15 @@ def tell_settings(retained: Mapping[str, SoftPrompt], asked: Mapping[str, Any]) 
                 f"{name!r} was trained with {'; '.join(other)}, and is left as it is; "
                 "--overwrite trains it again"
             )
+
+
+def tell_small_updates(config: TrainingConfig) -> None:
+    """Says that updates were made smaller, to have enough of them in a time budget."""
+    distilled = "" if config.distil_weight else ", and texts are not distilled"
+    common.say(
+        "for enough updates in the time, each has at most "
+        f"{config.pairs_per_step} calls or passages of an entry{distilled}; give more time for more"
+    )
 
 
 def tell_few_updates(prompts: Sequence[SoftPrompt], book: Lorebook | None) -> None:

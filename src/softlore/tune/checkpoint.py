@@ -31,9 +31,9 @@ from softlore.model import FrozenModel
 from softlore.model.fingerprint import TOLERANCE, difference
 from softlore.prompts import SoftPrompt
 from softlore.settings import TrainingConfig
-from softlore.tune.trainable_prompt import entry_hash
+from softlore.tune.finished_prompt import entry_hash
 
-VERSION = 4
+VERSION = 5
 STALE_SECONDS = 3600  # older temporary files are of killed runs: a write takes less
 
 

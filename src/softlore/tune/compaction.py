@@ -18,6 +18,7 @@ each query is rotated on by a distance of its own, and the keys that result hold
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -30,13 +31,14 @@ from softlore.context import Branch, Node, Tree, TreeBatch, hidden_states, read_
 from softlore.model import FrozenModel
 from softlore.model.attention import can_record, recorded_by, visible
 from softlore.model.rotary import Rotary
-from softlore.tune.passages import log_uniform
+from softlore.tune.lengths import log_uniform
 from softlore.vllm_connector.files import rotated
 
 FAR_SHARE = 0.5  # of queries that are rotated on
 KEY_RIDGE, VALUE_RIDGE = 1e-2, 1e-3  # relative to the mean of the diagonal
 OTHERS = 16  # passages about other texts, for the keys of each of several
 LEAST_WEIGHT = 1e-4  # of a query in the fit of a key, beside its share of the probability
+ROWS = 64  # queries of each head that are computed together
 SINK_WEIGHT = 1e9  # in the choice of keys: the attention sink is always chosen
 
 
@@ -123,6 +125,29 @@ def compact(
     return torch.stack(matching.layers)
 
 
+@dataclass(frozen=True)
+class _Attended:
+    """What queries of passages find in a layer, each a row of `[kv_heads, R, ...]`.
+
+    Attributes:
+        moved_on: the queries at their distances.
+        logits: for the text's keys.
+        total: log of the probability mass of all keys.
+        attention: squared shares of the text's keys, summed over the queries, `[kv_heads, T]`.
+        target: the attention's output.
+        others: log of the mass of all keys but the text's.
+        mean_of_others: of their values.
+    """
+
+    moved_on: Tensor
+    logits: Tensor
+    total: Tensor
+    attention: Tensor
+    target: Tensor
+    others: Tensor
+    mean_of_others: Tensor
+
+
 @dataclass
 class _Matching:
     """What the layers are matched by, and the layers matched so far, `[2, kv_heads, n, head_dim]`.
@@ -146,69 +171,93 @@ class _Matching:
 
     def match(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> None:
         """Matches the next layer; see `recorded_by`."""
-        n_bos, kv_heads = len(self.model.bos), key.shape[1]
-        groups = query.shape[1] // kv_heads
-        queries = query[0].float().unflatten(0, (kv_heads, groups)).flatten(1, 2) * scale
-        keys, values = key[0].float(), value[0].float()
-        hidden = ~visible(mask[0, :1]).repeat(1, groups, 1)
-        logits = (queries @ keys.mT).masked_fill(hidden, -torch.inf)
-        weights = logits.softmax(-1)
-        total = logits.logsumexp(-1, keepdim=True)
-        text = slice(n_bos, self.length)
-        mine = (torch.arange(query.shape[2], device=query.device) < self.own).repeat(groups)
-        target = weights @ values
-        beside = weights.clone()
-        beside[..., text] = 0
-        share = beside.sum(-1, keepdim=True).clamp_min(1e-30)
-        others = share.log() + total  # log of the probability mass of all keys but the text's
-        mean_of_others = beside @ values / share
-        keys, values = keys[:, text], values[:, text]
-        chosen = self._choose(weights[:, mine, text])
-        at_distance = self._rotated_on(queries)
-        k = self._match_keys(keys, chosen, at_distance, logits[..., text], total, ~mine)
-        own = at_distance @ k.mT
-        now = torch.logaddexp(own.logsumexp(-1, keepdim=True), others)
-        rest = target - (others - now).exp() * mean_of_others
+        queries = query[0].float().unflatten(0, (key.shape[1], -1)) * scale
+        moved_on = self._rotated_on(queries.flatten(1, 2)).view_as(queries)
+        keys, values, seen = key[0].float(), value[0].float(), visible(mask[0, 0])
+        attended = [
+            self._attended(queries[:, :, part], moved_on[:, :, part], keys, values, seen[part])
+            for part in self._parts(query.shape[2])
+        ]
+        n_bos, own = len(self.model.bos), -(-self.own // ROWS)
+        keys, values = keys[:, n_bos : self.length], values[:, n_bos : self.length]
+        chosen = self._choose(torch.stack([part.attention for part in attended[:own]]).sum(0))
+        k = self._match_keys(keys, chosen, attended, own)
+        squares = right = keys.new_zeros(())
         v = _gathered(values, chosen)
-        w = (own - now).exp() * mine[:, None]
-        v = v + _ridge(w.mT @ w, w.mT @ (rest - w @ v), VALUE_RIDGE)
+        for part in attended[:own]:
+            logits = part.moved_on @ k.mT
+            now = torch.logaddexp(logits.logsumexp(-1, keepdim=True), part.others)
+            rest = part.target - (part.others - now).exp() * part.mean_of_others
+            w = (logits - now).exp()
+            squares, right = squares + w.mT @ w, right + w.mT @ (rest - w @ v)
+        v = v + _ridge(squares, right, VALUE_RIDGE)
         layer = torch.stack([self._moved(k), v])
         self.layers.append(layer.to(self.model.device))  # of a model on several devices
 
-    def _choose(self, weights: Tensor) -> Tensor:
+    def _parts(self, n_queries: int) -> list[slice]:
+        """Queries that are computed together: of passages about the text, then of others."""
+        ends = [*range(0, self.own, ROWS), *range(self.own, n_queries, ROWS), n_queries]
+        return [slice(start, end) for start, end in itertools.pairwise(ends)]
+
+    def _attended(
+        self, queries: Tensor, moved_on: Tensor, keys: Tensor, values: Tensor, seen: Tensor
+    ) -> _Attended:
+        """What some queries `[kv_heads, groups, R, head_dim]` find; `seen`: `[R, keys]`."""
+        queries, groups = queries.flatten(1, 2), queries.shape[1]
+        used = seen.any(0)
+        used[: self.length] = True  # also where a sliding window has left it behind
+        columns = used.nonzero()[:, 0]  # BOS, the text, and the passages that these are of
+        keys, values, hidden = keys[:, columns], values[:, columns], ~seen[:, columns]
+        logits = (queries @ keys.mT).masked_fill(hidden.repeat(groups, 1), -torch.inf)
+        total = logits.logsumexp(-1, keepdim=True)
+        weights = (logits - total).exp()
+        text, n_bos = slice(len(self.model.bos), self.length), len(self.model.bos)
+        beside = torch.cat([weights[..., :n_bos], weights[..., self.length :]], -1)
+        values_beside = torch.cat([values[:, :n_bos], values[:, self.length :]], 1)
+        share = beside.sum(-1, keepdim=True).clamp_min(1e-30)
+        of_others = beside @ values_beside
+        return _Attended(
+            moved_on=moved_on.flatten(1, 2),
+            logits=logits[..., text],
+            total=total,
+            attention=weights[..., text].pow(2).sum(1),
+            target=weights[..., text] @ values[:, text] + of_others,
+            others=share.log() + total,
+            mean_of_others=of_others / share,
+        )
+
+    def _choose(self, attention: Tensor) -> Tensor:
         """Indices `[kv_heads, n]` of the keys with the most attention, in the text's order."""
-        attention = weights.pow(2).mean(1)
         if not self.model.bos:
             attention[:, 0] = SINK_WEIGHT
         return attention.topk(self.n_tokens, dim=-1).indices.sort(-1).values
 
     def _match_keys(
-        self,
-        keys: Tensor,
-        chosen: Tensor,
-        queries: Tensor,
-        logits: Tensor,
-        total: Tensor,
-        of_others: Tensor,
+        self, keys: Tensor, chosen: Tensor, attended: Sequence[_Attended], own: int
     ) -> Tensor:
         """Keys `[kv_heads, n, head_dim]`, each for the probability mass of its group of keys.
 
-        Queries of other texts' passages (`of_others`, `[queries]`) are to find less of it, except
-        in the attention sink.
+        Queries of other texts' passages, which follow the `own` first parts, are to find less of
+        it, except in the attention sink.
         """
         k = _gathered(keys, chosen)
         distances = torch.cdist(keys, k)
         if not self.model.bos:
             distances[:, 1:, 0] = torch.inf  # the sink stands for itself alone
         groups = torch.zeros_like(distances).scatter_(-1, distances.argmin(-1, keepdim=True), 1.0)
-        most = logits.amax(-1, keepdim=True).clamp_min(-1e4)
-        mass = ((logits - most).exp() @ groups).clamp_min(1e-12).log() + most
-        weight = (mass - total).exp() + LEAST_WEIGHT
-        mass[:, of_others, int(not self.model.bos) :] += self.less
-        # The normal equations of all n keys by one product: [kv_heads, head_dim, n · head_dim].
-        weighted = (queries[:, :, None] * weight[..., None]).flatten(2)
-        squares = (queries.mT @ weighted).unflatten(2, k.shape[1:]).transpose(1, 2)
-        right = (weight * (mass - queries @ k.mT)).mT @ queries
+        squares = right = keys.new_zeros(())
+        for number, part in enumerate(attended):
+            most = part.logits.amax(-1, keepdim=True).clamp_min(-1e4)
+            mass = ((part.logits - most).exp() @ groups).clamp_min(1e-12).log() + most
+            weight = (mass - part.total).exp() + LEAST_WEIGHT
+            if number >= own:
+                mass[:, :, int(not self.model.bos) :] += self.less
+            queries = part.moved_on
+            # The normal equations of all n keys by one product: [kv_heads, head_dim, n · head_dim].
+            weighted = (queries[:, :, None] * weight[..., None]).flatten(2)
+            squares = squares + queries.mT @ weighted
+            right = right + (weight * (mass - queries @ k.mT)).mT @ queries
+        squares = squares.unflatten(2, k.shape[1:]).transpose(1, 2)
         change = _ridge(squares, right[..., None], KEY_RIDGE)[..., 0]
         if not self.model.bos:
             change[:, 0] = 0

@@ -18,18 +18,15 @@ from softlore.measure.conditioning import conditioning_trees
 from softlore.model import FrozenModel
 from softlore.prompts import Context
 from softlore.settings import TrainingConfig
+from softlore.tune.lengths import passage_length, places_beside, room_beside
 from softlore.tune.passages import (
     Passage,
     PassageSource,
     make_source,
-    passage_length,
-    places_beside,
-    room_beside,
 )
 from softlore.tune.topics import Topic, lore_ids, lore_topics
 
 CORPUS_WINDOW = 128  # tokens of a corpus that are predicted at a time
-DISTILLED = {"beside pairs": 4, "alone": 12}  # passages of an entry's teacher in an update
 
 Blocks = Sequence[Block | tuple[str, Sequence[str]]]
 
@@ -95,6 +92,11 @@ class EntryExamples:
         return EntryExamples(self.name, pairs, passages, lore=self.lore)
 
 
+def passages_per_step(config: TrainingConfig, has_pairs: bool) -> int:
+    """Passages of an entry's teacher in an update: a third of the pairs, or in their place."""
+    return max(1, config.pairs_per_step // 3) if has_pairs else config.pairs_per_step
+
+
 # pairs -----------------------------------------------------------------------------------------
 
 
@@ -120,7 +122,7 @@ def make_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> E
     if lore and config.distil_weight > 0:
         topics = lore_topics(model, entry, passage_length(model, config), config.distil_passages)
         what = f"entry {entry.name!r} has a text"
-        drawn = DISTILLED["beside pairs" if pairs else "alone"]
+        drawn = passages_per_step(config, bool(pairs))
         source = make_source(model, entry.name, topics, config, drawn, what)
     if not pairs and source is None:
         raise LoreError(
@@ -222,7 +224,7 @@ def make_conditioning_examples(
             "distilled; expected a single one of strength 1; give one, or use another model"
         )
     what = f"conditioning {entry.name!r} has a text"
-    drawn = DISTILLED["alone"]
+    drawn = passages_per_step(config, has_pairs=False)
     source = make_source(model, entry.name, [Topic(trees, OPENERS)], config, drawn, what)
     return EntryExamples.of(entry.name, [], source)
 

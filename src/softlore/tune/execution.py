@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,29 @@ from softlore.tune.distributed import Ranks
 from softlore.tune.objective import MemoryPlan, TrainingBatch, measure_memory_plan
 
 SAVING_SECONDS, SAVING_UPDATES = 0.5, 2  # for measuring the prompts' gain, and writing them
+RECENT = 16  # updates by which the time of the next ones is estimated
 PREPARING = 0.4  # of a time budget; entries whose turn to start comes later start plainly
+
+
+class Pace:
+    """How long a training's updates take, in seconds on its clock."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._beside, self._updates = 0.0, 0
+
+    def add(self, update: float, beside: float) -> None:
+        """Adds an update, and what was done before the next one, such as writing passages."""
+        self._recent.append(update)
+        self._beside += beside
+        self._updates += 1
+
+    @property
+    def seconds(self) -> float | None:
+        """Of an update, with its share of what is done between updates; None before the first."""
+        if not self._recent:
+            return None
+        return sum(self._recent) / len(self._recent) + self._beside / max(1, self._updates)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from softlore.model import FrozenModel, KVCache
 from softlore.model.memory import total_memory
 from softlore.settings import TrainingConfig
 from softlore.tune.initial import known_ids
-from softlore.tune.passages import INTERVAL, Passage, PassageSource, spacing
+from softlore.tune.lengths import spacing
+from softlore.tune.passages import Passage, PassageSource, writings
 from softlore.tune.topics import bare_tree
 
 MAX_TEXTS = 4  # at once; then new ones take the places of the oldest
@@ -123,12 +124,12 @@ class FillerStore:
         return cls(at, length, config.seed, limit, source, story)
 
     def write(self, model: FrozenModel, updates: int) -> None:
-        """Adds a filler text, if one is due after so many updates: one per `INTERVAL`.
+        """Adds a filler text, if one is due after so many updates: one each time passages are.
 
         Once there are `limit`, a new one takes the place of the oldest, where there are `RENEWED`
         times as many passages as that was made of.
         """
-        wanted = 1 + updates // INTERVAL if self.length else 1
+        wanted = 1 + writings(updates) if self.length else 1
         if len(self.made_of) < wanted:
             number = len(self.source.ids) if self.source is not None else 0
             full = len(self.texts) >= self.limit

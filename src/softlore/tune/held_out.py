@@ -12,11 +12,11 @@ from softlore.settings import TrainingConfig
 from softlore.tune.distributed import SingleProcess
 from softlore.tune.losses import LOSSES
 from softlore.tune.objective import MemoryPlan, losses_of, measure
-from softlore.tune.passages import INTERVAL
 from softlore.tune.trainable_prompt import TrainablePrompt
 from softlore.tune.training_data import draw_batch
 from softlore.tune.trunk import TrainingData
 
+INTERVAL = 16  # updates between two times of measuring
 DRAWS = (-1, -2)  # in place of the numbers of updates: the same filler and examples each time
 
 
@@ -32,10 +32,13 @@ def measure_held_out(
 
     Processes that train together take the losses of the first: equal ones decide when to stop.
     """
+    if config.patience is None:
+        return
     due = [
         name
         for name, trainable in trainables.items()
-        if config.patience is not None and (trainable.stopped or trainable.steps % INTERVAL == 0)
+        if trainable.stopped
+        or (trainable.steps % INTERVAL == 0 and trainable.end - trainable.steps > INTERVAL // 2)
     ]
     if not due:
         return

@@ -18,7 +18,7 @@ from softlore.prompts import SoftPrompt
 from softlore.settings import TrainingConfig
 from softlore.tune.compaction import can_compact, compact_texts
 from softlore.tune.examples import EntryExamples
-from softlore.tune.passages import places_beside, spacing
+from softlore.tune.lengths import places_beside, spacing
 
 PAIRS, PASSAGES = 36, 12  # that a start in closed form is fitted to, at most
 MAX_READ = 1024  # tokens of a text that a prefix starts from; a corpus is longer

@@ -16,7 +16,7 @@ from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.settings import TrainingConfig
 from softlore.tune.checkpoint import Checkpointing, load_checkpoint, remove_checkpoint
 from softlore.tune.execution import Execution
-from softlore.tune.trainable_prompt import entry_hash
+from softlore.tune.finished_prompt import entry_hash
 from softlore.tune.trainer import PromptSet, WorldInfoTrainer
 from softlore.tune.training_data import Company
 

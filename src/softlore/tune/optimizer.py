@@ -1,4 +1,4 @@
-"""Optimizers by name, and the schedule of the learning rate, which can be shortened."""
+"""Optimizers by name, and the schedule of the learning rate, whose end can move."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GENTLE = 1 / 3
 OPTIONS: dict[str, dict[str, Any]] = {
     name: {"betas": (0.8, 0.9)} for name in ("adam", "adamw", "nadam", "radam")
 }
-WARM_UP = 0.02  # of max_steps
+WARM_UP = 0.02  # of all updates
 SHAPES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "linear": lambda done: 1.0 - done,
@@ -93,16 +93,16 @@ class Schedule:
 
     Attributes:
         start, level: the update that the fall begins at, and the factor there.
-        end: the last update.
+        end: the last update; where it is set by itself, the factor is as if it had always been it.
     """
 
     def __init__(self, shape: str, max_steps: int) -> None:
         self._shape = SHAPES[shape]
-        self._warm = max(1, round(WARM_UP * max_steps))
         self.start, self.level, self.end = 0, 1.0, max_steps
 
     def __call__(self, step: int) -> float:
-        return min(1.0, (step + 1) / self._warm) * self._fall(step)
+        warm = max(1, round(WARM_UP * self.end))
+        return min(1.0, (step + 1) / warm) * self._fall(step)
 
     def _fall(self, step: int) -> float:
         done = (step - self.start) / max(1, self.end - self.start)

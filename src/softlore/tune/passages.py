@@ -4,17 +4,16 @@ A passage is written by the model after a text (the *source*: an entry's lore, o
 unrelated passages) and carries the hidden states of the model that has read that text, which a
 prompt is trained to reproduce. Writing is the slow part of a training's preparation, so a source
 has only what the first updates draw when training starts, and new passages follow as they are
-used up:
+used up, twice as many each time, since many are written at once in hardly more time than a few:
 
-    update           0 ············ 8 ············ 16 ··········
-    passages   [held out][ first ][ new ][ new ][ new ] ······ up to the source's limit
+    update           0 ········ 16 ········ 32 ·············· 64 ·············· 128 ··········
+    passages   [held out][ first ][   new   ][       new       ][       new       ] ···
 
 All sources write side by side in one batch, in which the text of each is read once.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,26 +21,45 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from softlore.context import Branch, Tree, free_places
+from softlore.context import Branch, Tree
 from softlore.decode import WeightedTrees, sample_openings
-from softlore.errors import ConfigError, LoreError
+from softlore.errors import LoreError
 from softlore.lore.study import OPENERS
 from softlore.measure.score import first_comparable, hidden_states_after
 from softlore.model import FrozenModel
 from softlore.model.memory import free_memory
 from softlore.settings import TrainingConfig
+from softlore.tune.lengths import passage_length
 from softlore.tune.topics import Topic, bare_tree, length_of
 
 HELD_OUT = 4  # passages of a source that are measured on
 FIRST = 4  # updates that the first passages suffice for, each passage used once
 TOPIC_FIRST = 4  # of each chunk of a long text, at first
-INTERVAL = 8  # updates between two times of writing
+FIRST_INTERVAL, LONGEST_INTERVAL = 16, 64  # updates between two times of writing
 RENEWED = 0.25  # new passages for each one that an update draws, until the limit
 MEMORY_SHARE = 0.1  # of the memory that is free, for keys and values while writing
-SPACING = {"late": 2000, "classic": 64}  # default of `max_spacing`, in tokens
 MAX_ROWS = 256  # passages written side by side; more is not faster
 
 OnProgress = Callable[[float], None]
+
+
+def writings(updates: int) -> int:
+    """How often passages have been written in so many updates, the first ones not counted.
+
+    That is after 16, 32, 64, 128, 192, ... updates.
+    """
+    if updates < LONGEST_INTERVAL:
+        return (updates // FIRST_INTERVAL).bit_length()
+    return writings(LONGEST_INTERVAL - 1) + updates // LONGEST_INTERVAL
+
+
+def is_writing_due(updates: int, end: int) -> bool:
+    """Whether passages are written after that many updates; `end`: the last one.
+
+    Not where hardly any updates would use them.
+    """
+    used = end - updates >= min(updates, LONGEST_INTERVAL) / 2
+    return used and writings(updates) > writings(updates - 1)
 
 
 @dataclass(frozen=True)
@@ -103,7 +121,9 @@ class PassageSource:
 
     def wanted(self, updates: int) -> int:
         """How many passages there are to be once that many updates have been made."""
-        new = int((updates + INTERVAL) * self.drawn * RENEWED) if updates else 0
+        # As many updates follow until the next time as were made, or the longest interval.
+        until = updates + min(updates, LONGEST_INTERVAL)
+        new = int(until * self.drawn * RENEWED)
         first = FIRST * self.drawn if self.first is None else max(self.first, FIRST * self.drawn)
         number = self.n_held_out + min(self.limit, first + new)
         return number if self.given is None else min(number, len(self.given))
@@ -302,48 +322,3 @@ def run_teacher(
         Passage(list(ids), len(ids) - len(rows), rows)
         for ids, rows in zip(passages, states, strict=True)
     ]
-
-
-# lengths ---------------------------------------------------------------------------------------
-
-
-def places_beside(model: FrozenModel, config: TrainingConfig) -> int:
-    """Positions before a text that are a prompt's."""
-    if not config.late:
-        return config.n_tokens
-    return free_places(config.n_tokens, model.context_length)
-
-
-def room_beside(model: FrozenModel, config: TrainingConfig) -> int | None:
-    """Tokens of text that fit the context beside a prompt; None: unlimited."""
-    if model.context_length is None:
-        return None
-    return model.context_length - places_beside(model, config) - len(model.bos)
-
-
-def check_room(model: FrozenModel, config: TrainingConfig) -> None:
-    """Raises ConfigError if a prompt leaves no room for a call and a response."""
-    room = room_beside(model, config)
-    if room is not None and room < 2:
-        raise ConfigError(
-            f"n_tokens is {config.n_tokens}; expected fewer than the {model.context_length} tokens "
-            f"that {model.name!r} reads, with room for a call and a response; ask for fewer"
-        )
-
-
-def passage_length(model: FrozenModel, config: TrainingConfig) -> int:
-    """Tokens of a passage: `passage_tokens`, or as many as fit beside a prompt."""
-    room = room_beside(model, config)
-    return config.passage_tokens if room is None else min(config.passage_tokens, room)
-
-
-def spacing(config: TrainingConfig) -> int:
-    """Most tokens of filler: `max_spacing`, or its default."""
-    if config.max_spacing is not None:
-        return config.max_spacing
-    return SPACING["late" if config.late else "classic"]
-
-
-def log_uniform(draw: random.Random, most: int) -> int:
-    """A number from 0 to `most`: small ones are as frequent as ten times as large ones."""
-    return min(most, int(math.exp(draw.uniform(0, math.log(most + 2)))) - 1)

@@ -22,8 +22,8 @@ from softlore.errors import ConfigError, SoftloreError, StorageError, TrainingEr
 from softlore.lore import Lorebook
 from softlore.settings import TrainingConfig
 from softlore.tune.checkpoint import exclusive_run, read_object
+from softlore.tune.finished_prompt import entry_hash
 from softlore.tune.search_space import Scores, SearchSpace
-from softlore.tune.trainable_prompt import entry_hash
 from softlore.tune.worker_pool import WorkerLost, WorkerPool, WorkerReply
 
 STUDY = "softlore"

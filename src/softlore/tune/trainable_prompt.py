@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import uuid
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +12,12 @@ import torch
 from torch import Tensor
 
 from softlore.errors import DivergedError
-from softlore.lore import Entry
-from softlore.lore.styles import style_blocks
-from softlore.model import FrozenModel
-from softlore.prompts import SoftPrompt
-from softlore.prompts.responses import KEY, HashedResponses
 from softlore.settings import TrainingConfig
 from softlore.tune.losses import LOSSES, TrainingHistory
 from softlore.tune.optimizer import Schedule, make_optimizer, make_scheduler
 
 MIN_GAIN = 0.005  # share of the best held-out loss by which a better one counts as a gain
 FALL = 0.25  # of the updates made so far: over these the learning rate falls once nothing is gained
-MAX_CHARACTERS = 20_000  # of a text whose repetition counts as a copy; longer ones are corpora
 
 
 class TrainablePrompt:
@@ -40,7 +31,7 @@ class TrainablePrompt:
 
     Attributes:
         steps: updates made.
-        end: the last update.
+        end: the last update, as things are.
         stopped: why it is finished; None while it is in training.
         best: the lowest held-out loss so far, nats a token.
     """
@@ -62,12 +53,12 @@ class TrainablePrompt:
         self.scheduler = make_scheduler(self.optimizer, config, self.schedule)
         self.history = TrainingHistory()
         self.steps = 0
+        self._planned_end, self._why_end = config.max_steps, "max_steps"
         self.end = config.max_steps
         self.stopped: str | None = None if config.max_steps else "max_steps"
         self.best, self.best_step = math.inf, 0
         self._best_value = self.parameter.detach().clone()
         self._gained_at = 0
-        self._why_end = "max_steps"
         self._live: Tensor | None = None
         self._previous = self.parameter.detach().clone()  # before the last update
 
@@ -133,16 +124,25 @@ class TrainablePrompt:
         fit = [value for value in counted if value is not None]
         if self.config.min_loss is not None and fit and sum(fit) <= self.config.min_loss:
             return "min_loss"
-        return self._why_end if self.steps >= self.end else None
+        if self.steps < self.end:
+            return None
+        return self._why_end if self.end == self._planned_end else "time_budget"
 
-    def end_at(self, step: int, why: str) -> None:
-        """Makes `step` the last update, until which the learning rate falls to 0."""
-        self.end, self._why_end = step, why
+    @property
+    def planned(self) -> int:
+        """Updates still to make if there is time for all of them."""
+        return self._planned_end - self.steps
+
+    def limit(self, updates: int) -> None:
+        """Makes at most so many more updates, in which the learning rate falls to 0."""
+        self.end = min(self._planned_end, self.steps + updates)
         if self.schedule is not None:
-            self.schedule.end_at(self.steps, step)
-        if step <= self.steps:
-            self.stopped = why
-            self._return_to_best()
+            self.schedule.end = self.end
+            rate = self.schedule(self.steps)
+            for group, base in zip(
+                self.optimizer.param_groups, self.scheduler.base_lrs, strict=True
+            ):
+                group["lr"] = base * rate
 
     def _return_to_best(self) -> None:
         if math.isfinite(self.best):
@@ -165,7 +165,9 @@ class TrainablePrompt:
         elif patience is not None and self.steps - self._gained_at >= patience:
             end = self.steps + max(1, round(FALL * self.steps))
             if end < self.end:
-                self.end_at(end, "patience")
+                self.end, self._planned_end, self._why_end = end, end, "patience"
+                if self.schedule is not None:
+                    self.schedule.end_at(self.steps, end)
 
     # checkpoints -------------------------------------------------------------------------------
 
@@ -192,14 +194,14 @@ class TrainablePrompt:
             "stopped": self.stopped,
             "best": [self.best if math.isfinite(self.best) else None, self.best_step],
             "gained_at": self._gained_at,
-            "end": [self.end, self._why_end],
+            "end": [self.end, self._planned_end, self._why_end],
             "schedule": self.schedule and [self.schedule.start, self.schedule.level],
         }
         return tensors, facts
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Continues from `state()`, bit for bit."""
-        self.end, self._why_end = facts["end"]
+        self.end, self._planned_end, self._why_end = facts["end"]
         if self.schedule is not None:
             self.schedule.end = self.end
             self.schedule.start, self.schedule.level = facts["schedule"]
@@ -231,11 +233,22 @@ def updates_left(trainables: Iterable[TrainablePrompt]) -> int:
     return max((trainable.end - trainable.steps for trainable in trainables), default=0)
 
 
-def shorten(trainables: Iterable[TrainablePrompt], share: float) -> None:
-    """Leaves a share of the updates that some prompts have still to make, for want of time."""
+def limit(trainables: Iterable[TrainablePrompt], affordable: int, waiting: int) -> float:
+    """Moves the last updates of some prompts, so that all end in time.
+
+    Args:
+        affordable: for how many updates there is time after the one that is being made.
+        waiting: updates to be made once these prompts are finished.
+
+    Returns:
+        The share of the planned updates that will be made.
+    """
+    trainables = list(trainables)
+    planned = max(trainable.planned - 1 for trainable in trainables) + waiting
+    share = min(1.0, affordable / max(1, planned))
     for trainable in trainables:
-        left = int(share * (trainable.end - trainable.steps))
-        trainable.end_at(trainable.steps + left, "time_budget")
+        trainable.limit(1 + int(share * (trainable.planned - 1)))
+    return share
 
 
 @dataclass(frozen=True)
@@ -280,55 +293,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
-
-
-# the finished prompt ---------------------------------------------------------------------------
-
-
-def entry_hash(entry: Entry) -> str:
-    """SHA-256 of what an entry is trained on: name, text and blocks, not its activation fields."""
-    data = [entry.name, entry.text, [[b.call, list(b.responses)] for b in entry.blocks]]
-    return "sha256:" + hashlib.sha256(json.dumps(data).encode()).hexdigest()
-
-
-def finished_prompt(
-    model: FrozenModel, entry: Entry, trainable: TrainablePrompt, company: Sequence[str]
-) -> SoftPrompt:
-    """The trainable's tensor with its settings, company and last losses.
-
-    The uuid follows from lore, settings and tensor: the same training gives the same one.
-    """
-    config, value = trainable.config, trainable.value()
-    others = [name for name in company if name != entry.name] if config.company_size > 1 else []
-    measured = {f"last_{name}": trainable.history.recent(name) for name in LOSSES}
-    if math.isfinite(trainable.best):
-        measured["held_out"] = trainable.best
-    data_hash = entry_hash(entry)
-    training = config.to_dict() | {
-        "steps": trainable.steps,
-        "best_step": trainable.best_step,
-        "stopped": trainable.stopped,
-        "in_company": others,
-        "alone": not others,
-    }
-    identity = f"{data_hash}/{json.dumps(training, sort_keys=True)}/{value.sum().item()!r}"
-    return SoftPrompt(
-        name=entry.name,
-        kind=config.kind,
-        tensor=value,
-        fingerprint=model.fingerprint(config.kind),
-        uuid=str(uuid.uuid5(uuid.NAMESPACE_OID, identity)),
-        base_model=model.name,
-        tokenizer_fingerprint=model.tokenizer_fingerprint,
-        training=training | {KEY: _hashed_responses(model, entry, config.style).as_text()},
-        metrics={key: round(value, 6) for key, value in measured.items() if value is not None},
-        data_hash=data_hash,
-    )
-
-
-def _hashed_responses(model: FrozenModel, entry: Entry, style: str | None) -> HashedResponses:
-    """Hashes of what was trained on, responses or text, so that generation can avoid copies."""
-    blocks = entry.blocks or (style_blocks(entry, style) if style else [])
-    texts = [response for block in blocks for response in block.responses] or [entry.text]
-    short = [text for text in texts if len(text) <= MAX_CHARACTERS]
-    return HashedResponses.of(model.encode(text, inside=True) for text in short)

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 from torch import Tensor
 
 from softlore.decode.conditioning import Conditioning
-from softlore.errors import DivergedError, LoreError
+from softlore.errors import DivergedError
 from softlore.lore import Entry
 from softlore.model import FrozenModel, prompt_shape
 from softlore.prompts import SoftPrompt
@@ -27,23 +27,26 @@ from softlore.tune.checkpoint import (
 )
 from softlore.tune.distributed import SingleProcess
 from softlore.tune.examples import Blocks, source_of
-from softlore.tune.execution import Execution
+from softlore.tune.execution import Execution, Pace
+from softlore.tune.finished_prompt import finished_prompt
 from softlore.tune.held_out import measure_held_out
 from softlore.tune.initial import closed_form, initial_value, kept_part, scale_of
+from softlore.tune.lengths import check_room
 from softlore.tune.objective import MemoryPlan, TrainingBatch, losses_of
 from softlore.tune.optimizer import resolved
-from softlore.tune.passages import INTERVAL, check_room
+from softlore.tune.passages import is_writing_due
 from softlore.tune.trainable_prompt import (
     TrainablePrompt,
     TrainingEstimate,
     TrainingProgress,
-    finished_prompt,
-    shorten,
+    limit,
     updates_left,
 )
 from softlore.tune.training_data import Company, draw_batch, make_training_data, write_ahead
 from softlore.tune.trunk import TrainingData
+from softlore.tune.update_size import fit_to_time
 
+FITTED = ("max_steps", "pairs_per_step", "distil_weight")  # settings that a time budget decides
 PromptSet = dict[str, SoftPrompt]
 Trained = TypeVar("Trained", SoftPrompt, PromptSet)
 
@@ -116,21 +119,9 @@ class WorldInfoTrainer(Generic[Trained]):
         self.trainables: dict[str, TrainablePrompt] = {}
         self.data = TrainingData({}, [], [])  # until `prepare`
         self.plan: MemoryPlan | None = None
-        self.pace: float | None = None  # seconds an update, about
+        self.pace = Pace()
         self._prepared = False
-        self._check(company)
-
-    def _check(self, company: Company) -> None:
-        if not self.entries:
-            raise LoreError("no entries to train; expected at least one; add one to the lorebook")
-        names = [entry.name for entry in self.entries]
-        repeated = sorted({n for n in names if names.count(n) > 1 or n in self.company})
-        if repeated:
-            raise LoreError(
-                f"the name {repeated[0]!r} stands for two prompts; expected each once; "
-                "rename one, or leave it out of the company"
-            )
-        company.check(self.model, self.config.kind)
+        company.check(self.model, self.config.kind, self.entries)
         check_room(self.model, self.config)
 
     # training ----------------------------------------------------------------------------------
@@ -178,12 +169,14 @@ class WorldInfoTrainer(Generic[Trained]):
         # Before the examples: a checkpoint that does not fit is an error at once.
         saving = self.checkpointing
         checkpoint = find_checkpoint(saving.file, self._signature(), saving.overwrite)
-        entries = [*self.entries, *self.company_entries]
-        data = make_training_data(self.model, self.config, self._source, entries, self.company)
-        self.data = data
         if checkpoint is not None:
             self._resume(*checkpoint)
         else:
+            self.data = self._make_data()
+            given = self.config
+            self.config = fit_to_time(self.model, given, self.entries, self.data, self.execution)
+            if self.config != given:
+                self.data = self._make_data()
             self._admit()
             if self.unfinished():
                 plan = self.plan or self.execution.plan(self.model, self.draw())
@@ -201,6 +194,9 @@ class WorldInfoTrainer(Generic[Trained]):
         batch, learning = self.draw(), self._learning()
         losses = self.ranks.run(self.model, batch, self.plan, learning.values())
         by_name = {name: losses_of(losses, name) for name in learning}
+        seconds = self.execution.clock() - started
+        if self.execution.deadline is not None:
+            self._keep_to_budget(self.pace.seconds or seconds)
         with uninterrupted():
             faults = [
                 trainable.step_back()
@@ -213,13 +209,10 @@ class WorldInfoTrainer(Generic[Trained]):
                 trainable.update(by_name[name])
             self.step += 1
             measure_held_out(self.model, self.config, self.data, learning, self.plan, self.ranks)
-            steps = {name: trainable.steps for name, trainable in self._learning().items()}
-            self._write_passages({name: n for name, n in steps.items() if n % INTERVAL == 0})
+            still = self._learning().items()
+            self._write_passages({n: t.steps for n, t in still if is_writing_due(t.steps, t.end)})
             self._admit()
-        seconds = self.execution.clock() - started
-        self.pace = seconds if self.pace is None else 0.9 * self.pace + 0.1 * seconds
-        if self.execution.deadline is not None:
-            self._keep_to_budget(self.pace)
+        self.pace.add(seconds, self.execution.clock() - started - seconds)
 
     def save(self) -> None:
         """Writes the checkpoint, if there is a file for it."""
@@ -230,7 +223,7 @@ class WorldInfoTrainer(Generic[Trained]):
         facts = {
             "signature": self._signature(),
             "step": self.step,
-            "max_steps": self.config.max_steps,
+            "config": {name: getattr(self.config, name) for name in FITTED},
             "plan": self.plan.to_dict(),
             "trainables": {name: facts for name, (_, facts) in states.items()},
             "passages": {source.name: source.batches for source in self.data.sources},
@@ -254,11 +247,16 @@ class WorldInfoTrainer(Generic[Trained]):
             for name, trainable in self.trainables.items()
         }
 
+    @property
+    def made_smaller(self) -> bool:
+        """Whether updates are smaller than was asked for, for want of time."""
+        return self.config.pairs_per_step < self._given.pairs_per_step
+
     def unfinished(self) -> bool:
         return self._waiting() > 0 or bool(self._learning())
 
     def progress(self) -> TrainingProgress:
-        left = self.pace and self.pace * self._updates_left()
+        left = self.pace.seconds and self.pace.seconds * self._updates_left()
         return TrainingProgress(self.step, self.trainables, self._waiting(), left)
 
     def estimate(self) -> TrainingEstimate:
@@ -279,6 +277,10 @@ class WorldInfoTrainer(Generic[Trained]):
         return draw_batch(self.model, self.config, self.data, prompts, learning, self.step)
 
     # internals ---------------------------------------------------------------------------------
+
+    def _make_data(self) -> TrainingData:
+        entries = [*self.entries, *self.company_entries]
+        return make_training_data(self.model, self.config, self._source, entries, self.company)
 
     def _learning(self) -> dict[str, TrainablePrompt]:
         return {name: t for name, t in self.trainables.items() if not t.stopped}
@@ -313,20 +315,22 @@ class WorldInfoTrainer(Generic[Trained]):
 
     def _updates_left(self) -> int:
         """Updates until all entries are trained, if none stops early."""
-        waves = -(-self._waiting() // self.config.max_active)
-        return updates_left(self._learning().values()) + waves * self.config.max_steps
+        return updates_left(self._learning().values()) + self._waves * self.config.max_steps
+
+    @property
+    def _waves(self) -> int:
+        """How often entries that wait will start, as many as may be in training at once."""
+        return -(-self._waiting() // self.config.max_active)
 
     def _keep_to_budget(self, pace: float) -> None:
         """Moves the entries' last updates so that all end in time; `pace`: seconds an update."""
-        planned = self._updates_left()
         affordable = self.ranks.broadcast_numbers(self.execution.affordable_updates(pace))[0]
-        if affordable < planned:
-            shorten(self._learning().values(), affordable / planned)
-            steps = max(1, int(self.config.max_steps * affordable / planned))
-            self.config = self.config.changed(max_steps=steps)
+        share = limit(self._learning().values(), affordable, self._waves * self._given.max_steps)
+        self.config = self.config.changed(max_steps=max(1, int(share * self._given.max_steps)))
 
     def _resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        self.config = self.config.changed(max_steps=facts["max_steps"])
+        self.config = self.config.changed(**facts["config"])
+        self.data = self._make_data()
         self.plan = MemoryPlan(**facts["plan"])
         self.step = facts["step"]
         for name, state in facts["trainables"].items():
@@ -339,12 +343,8 @@ class WorldInfoTrainer(Generic[Trained]):
             self.data.read.restore(self.model, facts["filler"])
 
     def _signature(self) -> dict[str, Any]:
+        source, company = self._source, (self.company, self.company_entries)
         return make_signature(
-            self.model,
-            self._given,
-            self.entries,
-            self.company,
-            self.company_entries,
-            corpus=self._source.corpus,
-            conditionings=self._source.conditionings,
-        )
+            self.model, self._given, self.entries, *company,
+            corpus=source.corpus, conditionings=source.conditionings,
+        )  # fmt: skip

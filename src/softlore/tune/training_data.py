@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from softlore.context import ROOT, Branch, Tree, free_places
-from softlore.errors import ConfigError
+from softlore.errors import ConfigError, LoreError
 from softlore.lore import Entry
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
@@ -18,6 +18,7 @@ from softlore.settings import TrainingConfig
 from softlore.tune.examples import EntryExamples, Source
 from softlore.tune.filler import FillerStore
 from softlore.tune.initial import known_ids
+from softlore.tune.lengths import log_uniform, passage_length, spacing
 from softlore.tune.losses import GUARDS, LossTerm, draw_terms
 from softlore.tune.objective import TrainingBatch
 from softlore.tune.optimizer import optimizer_class
@@ -25,10 +26,7 @@ from softlore.tune.passages import (
     OnProgress,
     Passage,
     PassageSource,
-    log_uniform,
-    passage_length,
     run_teacher,
-    spacing,
     unrelated_source,
     write_passages,
 )
@@ -53,8 +51,22 @@ class Company:
     prompts: Mapping[str, SoftPrompt] = field(default_factory=dict)
     entries: Sequence[Entry] = ()
 
-    def check(self, model: FrozenModel, kind: str) -> None:
-        """Raises ConfigError, PromptMismatchError for prompts of another kind or model."""
+    def check(self, model: FrozenModel, kind: str, entries: Sequence[Entry]) -> None:
+        """Checks that it can stand beside entries that are trained.
+
+        Raises:
+            LoreError: there are no entries, or two prompts of one name.
+            ConfigError, PromptMismatchError: prompts of another kind or model.
+        """
+        if not entries:
+            raise LoreError("no entries to train; expected at least one; add one to the lorebook")
+        names = [entry.name for entry in entries]
+        repeated = sorted({n for n in names if names.count(n) > 1 or n in self.prompts})
+        if repeated:
+            raise LoreError(
+                f"the name {repeated[0]!r} stands for two prompts; expected each once; "
+                "rename one, or leave it out of the company"
+            )
         for prompt in self.prompts.values():
             model.check_prompt(prompt)
             if prompt.kind != kind:
