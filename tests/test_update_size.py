@@ -45,7 +45,7 @@ def drawn(trainer):
 def test_a_long_time_leaves_updates_as_they_are():
     for seconds in (None, 1e9):
         trainer = prepared(ADA, seconds=seconds)
-        assert not trainer.made_smaller
+        assert trainer.config == trainer.given
         assert drawn(trainer) == {"response": 12, "distil": 4}
 
 
@@ -60,7 +60,7 @@ def test_less_time_makes_updates_small_and_still_less_leaves_out_the_text():
 def test_an_entry_without_calls_is_distilled_from_fewer_passages():
     trainer = prepared(ADA, BO, seconds=10)
     assert drawn(trainer) == {"response": SMALL, "distil": 1 + SMALL}
-    assert trainer.made_smaller
+    assert trainer.config.pairs_per_step == SMALL
 
 
 def test_settings_that_were_asked_for_stay():

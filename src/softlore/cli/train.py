@@ -324,7 +324,7 @@ def _announce(trainer: WorldInfoTrainer[Any], folder: Path) -> None:
         f"{common.count(len(trainer.entries), 'entry', 'entries')}, up to {ahead.updates} updates; "
         f"prompts of {max(1, ahead.prompt_bytes // 1024)} KB each in {folder}"
     )
-    if trainer.made_smaller:
+    if trainer.config.pairs_per_step < trainer.given.pairs_per_step:  # for want of time
         tell_small_updates(trainer.config)
     if ahead.sight is not None:
         common.say(

@@ -13,7 +13,7 @@ from softlore.model import FrozenModel
 from softlore.tune.distributed import Ranks
 from softlore.tune.objective import MemoryPlan, TrainingBatch, measure_memory_plan
 
-SAVING_SECONDS, SAVING_UPDATES = 0.5, 2  # for measuring the prompts' gain, and writing them
+SAVING_SECONDS = 1.5  # for writing the prompts, and ending the program
 RECENT = 16  # updates by which the time of the next ones is estimated
 PREPARING = 0.4  # of a time budget; entries whose turn to start comes later start plainly
 
@@ -92,11 +92,15 @@ class Execution:
             return True
         return self.clock() - self.started < PREPARING * self.time_budget
 
-    def affordable_updates(self, pace: float) -> int:
-        """How many updates of `pace` seconds end in time, with the prompts saved."""
+    def affordable_updates(self, pace: float, saving: float) -> int:
+        """How many updates of `pace` seconds end in time, with the prompts saved.
+
+        Args:
+            saving: how many updates take as long as measuring the prompts at the end.
+        """
         assert self.deadline is not None
-        left = self.deadline - self.clock() - SAVING_SECONDS - SAVING_UPDATES * pace
-        return max(0, int(left / pace))
+        left = self.deadline - self.clock() - SAVING_SECONDS
+        return max(0, int(left / pace - saving))
 
     def plan(self, model: FrozenModel, batch: TrainingBatch) -> MemoryPlan:
         """Measures how updates like this one are to be run; see `measure_memory_plan`."""

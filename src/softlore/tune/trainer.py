@@ -44,7 +44,7 @@ from softlore.tune.trainable_prompt import (
 )
 from softlore.tune.training_data import Company, draw_batch, make_training_data, write_ahead
 from softlore.tune.trunk import TrainingData
-from softlore.tune.update_size import fit_to_time
+from softlore.tune.update_size import fit_to_time, saving_updates
 
 FITTED = ("max_steps", "pairs_per_step", "distil_weight")  # settings that a time budget decides
 PromptSet = dict[str, SoftPrompt]
@@ -104,7 +104,7 @@ class WorldInfoTrainer(Generic[Trained]):
         **settings: Any,
     ) -> None:
         self.model = model
-        self.config = self._given = TrainingConfig.of(settings)
+        self.config = self.given = TrainingConfig.of(settings)
         self._source = source_of(blocks, entries, corpus, conditionings, name)
         self.entries: list[Entry] = self._source.entries
         company = company or Company()
@@ -247,11 +247,6 @@ class WorldInfoTrainer(Generic[Trained]):
             for name, trainable in self.trainables.items()
         }
 
-    @property
-    def made_smaller(self) -> bool:
-        """Whether updates are smaller than was asked for, for want of time."""
-        return self.config.pairs_per_step < self._given.pairs_per_step
-
     def unfinished(self) -> bool:
         return self._waiting() > 0 or bool(self._learning())
 
@@ -324,9 +319,11 @@ class WorldInfoTrainer(Generic[Trained]):
 
     def _keep_to_budget(self, pace: float) -> None:
         """Moves the entries' last updates so that all end in time; `pace`: seconds an update."""
-        affordable = self.ranks.broadcast_numbers(self.execution.affordable_updates(pace))[0]
-        share = limit(self._learning().values(), affordable, self._waves * self._given.max_steps)
-        self.config = self.config.changed(max_steps=max(1, int(share * self._given.max_steps)))
+        saving = saving_updates(self.model, self.config, self.data)
+        affordable = self.execution.affordable_updates(pace, saving)
+        (affordable,) = self.ranks.broadcast_numbers(affordable)
+        share = limit(self._learning().values(), affordable, self._waves * self.given.max_steps)
+        self.config = self.config.changed(max_steps=max(1, int(share * self.given.max_steps)))
 
     def _resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         self.config = self.config.changed(**facts["config"])
@@ -345,6 +342,6 @@ class WorldInfoTrainer(Generic[Trained]):
     def _signature(self) -> dict[str, Any]:
         source, company = self._source, (self.company, self.company_entries)
         return make_signature(
-            self.model, self._given, self.entries, *company,
+            self.model, self.given, self.entries, *company,
             corpus=source.corpus, conditionings=source.conditionings,
         )  # fmt: skip

@@ -32,6 +32,7 @@ from softlore.tune.trunk import TrainingData
 ENOUGH = 40  # updates of an entry
 SMALL = 4  # calls of an entry in a small update
 WRITING = 1 / 3  # of the time that a token takes in an update: writing it, and reading it once
+READING = 0.5  # of that time: reading it, without a gradient, in smaller batches
 BESIDE = 1.3  # whole time by that of updates alone: passages are written, held-out losses measured
 GROUP = 2.5  # prompts in a trunk, on average
 
@@ -67,6 +68,16 @@ def fit_to_time(
         chosen += 1
     (chosen,) = (execution.ranks or SingleProcess()).broadcast_numbers(chosen)
     return sizes[chosen]
+
+
+def saving_updates(model: FrozenModel, config: TrainingConfig, data: TrainingData) -> float:
+    """How many updates take as long as measuring the prompts at the end.
+
+    That is their held-out loss, and what they gain over nothing and the text on all calls.
+    """
+    examples = data.examples.values()
+    calls = sum(len(pair.ids) for one in examples for pair in [*one.pairs, *one.held_out])
+    return 1.5 + 3 * READING * calls / max(1.0, _tokens(model, config, data.examples))
 
 
 def _sizes(config: TrainingConfig, examples: Mapping[str, EntryExamples]) -> list[TrainingConfig]:
