@@ -136,3 +136,28 @@ def test_defaults_are_what_a_budget_may_change():
     usual = TrainingConfig()
     assert usual.pairs_per_step > SMALL
     assert usual.distil_weight > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize("kind", ["prefix", "embedding"])
+@pytest.mark.parametrize("source", ["pairs", "corpus", "conditionings"])
+def test_whatever_is_trained_ends_in_a_short_time(family, kind, source):
+    given = {
+        "pairs": {"entries": [ADA, BO]},
+        "corpus": {"corpus": {"Ada": " ".join(call for call, _ in BLOCKS)}},
+        "conditionings": {"conditionings": {"Ada": "Ada is tall."}},
+    }[source]
+    trainer = WorldInfoTrainer(
+        tiny_model(family),
+        **given,
+        kind=kind,
+        n_tokens=4,
+        max_spacing=8,
+        passage_tokens=8,
+        execution=Execution(60, clock=Clock(1.0), started=0.0),
+    )
+    prompts = trainer.train()
+    for prompt in prompts.values():
+        assert 1 <= prompt.training["steps"] < 60
+        assert prompt.training["stopped"] == "time_budget"
+        assert prompt.tensor.isfinite().all()
