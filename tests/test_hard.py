@@ -99,13 +99,13 @@ def test_variables_loops_and_sentences():
     ],
 )
 def test_a_template_of_a_stranger_reaches_nothing(source):
-    with pytest.raises(ConfigError, match=r"can't be rendered|is no template"):
+    with pytest.raises(ConfigError, match=r"can't be rendered|is not a valid template"):
         Template(source).render({"x": {"a": 1}, "text": "some words " * 200})
 
 
 @pytest.mark.parametrize("source", ["{{", "{% for %}", "{{ a b }}", "{% if %}", "{{ x | nope }}"])
 def test_what_is_no_template_is_refused(source):
-    with pytest.raises(ConfigError, match="prompt is no template"):
+    with pytest.raises(ConfigError, match="prompt is not a valid template"):
         Template(source, "prompt")
 
 
@@ -229,7 +229,7 @@ def test_keywords_of_an_entry_without_any_are_not_checked(folder):
         ({"similarity": "x", "threshold": 2}, "has the threshold 2"),
         ({"recall": True}, "expected a number"),
         ({"contains": "x", "weight": -1}, "has the weight -1"),
-        ({"contains": "{{"}, "is no template"),
+        ({"contains": "{{"}, "is not a valid template"),
     ],
 )
 def test_assertions_that_are_none(data, said):

@@ -344,7 +344,7 @@ def test_only_the_learned_embedding_learns(tuned):
     assert tuned.learned_embedding.shape == (3, 32)
     with pytest.raises(PromptMismatchError, match="shape"):
         tuned.set_soft_prompt_embeds(torch.ones(3, 8))
-    with pytest.raises(ContextError, match="no token"):
+    with pytest.raises(ContextError, match="not a token id"):
         tuned(torch.tensor([[9999]]))
 
 

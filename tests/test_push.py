@@ -232,7 +232,9 @@ def test_a_dry_run_shows_card_and_files_without_token_or_network(folder, monkeyp
     assert "nothing was" in shown.out
     assert "  marta.safetensors (" in shown.out
     assert "library_name: softlore" in shown.out
-    assert shown.lines[0].startswith("left out: notes.safetensors, which is no readable prompt (")
+    assert shown.lines[0].startswith(
+        "left out: notes.safetensors, which can't be read as a prompt ("
+    )
     assert "secret file name" not in shown.out
 
 

@@ -116,7 +116,7 @@ def test_other_files_are_refused(tmp_path):
         )
     assert read(tmp_path / "good.safetensors").name == "dog"
     for name in ("native", "cut", "bytes", "few", "text", "deep", "missing"):
-        with pytest.raises(ValueError, match="is no prefix for the connector"):
+        with pytest.raises(ValueError, match="is not a prefix file for the connector"):
             read(tmp_path / f"{name}.safetensors")
 
 
@@ -193,7 +193,7 @@ def test_a_folder_is_read_again_where_it_changed(tmp_path, monkeypatch, caplog):
     Path(tmp_path, "dog.safetensors").unlink()
     assert sorted(folder.files()) == ["again", "cat"]
     assert opened == ["again.safetensors", "bad.safetensors"]
-    assert "is no prefix for the connector" in caplog.text
+    assert "is not a prefix file for the connector" in caplog.text
     assert folder.starting(ids) is None
     assert len(folder.named(["again", "cat", "dog"])) == 1  # one tensor under two names
 

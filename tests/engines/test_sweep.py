@@ -209,7 +209,7 @@ def test_another_sweep_is_refused_and_again_begins_anew(quick, sweep):
 
 def test_a_file_that_is_no_study(sweep, tmp_path):
     (tmp_path / "study.db").write_bytes(b"my notes")
-    with pytest.raises(StorageError, match="is no study of a sweep"):
+    with pytest.raises(StorageError, match="is not the study of a sweep"):
         sweep()
     assert (tmp_path / "study.db").read_bytes() == b"my notes"
     (tmp_path / "study.db").write_bytes(b"SQLite format 3\0" + b"x" * 99)

@@ -102,7 +102,7 @@ code_option = click.option(
 
 
 def setting_options(settings: type[Settings], *names: str) -> Callable[[Command], Command]:
-    """An option for each of some settings, all of them by default; None where it is not given."""
+    """An option for each of the named settings, by default all; None where it is not given."""
     declared = table(settings)
 
     def add(function: Command) -> Command:

@@ -80,7 +80,7 @@ class PushSource(NamedTuple):
             )
         listing = PromptLibrary(self.path).listing()
         for bad in listing.bad:
-            common.say(f"left out: {bad.path.name}, which is no readable prompt ({bad.error})")
+            common.say(f"left out: {bad.path.name}, which can't be read as a prompt ({bad.error})")
         if not listing.headers:
             raise ConfigError(
                 f"the folder {str(self.path)!r} holds no prompts; expected softlore's "

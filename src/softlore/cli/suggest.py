@@ -137,7 +137,7 @@ def _report(suggested: Suggestions) -> dict[str, Any]:
 
 
 def _ask(found: list[Suggestion], story: Story, target: _Target) -> None:
-    """Shows a card of each suggestion, and asks what becomes of it."""
+    """Shows each suggestion, and asks whether to take, edit or drop it."""
     if not found:
         common.say("no name recurs that the lorebook does not have")
     for number, one in enumerate(found, start=1):
@@ -179,7 +179,7 @@ def _edited(entry: Entry) -> Entry | None:
         try:
             data = parse(text.encode(), "the entry", "yaml")
             if not isinstance(data, dict):
-                raise LoreError("the entry is no mapping; expected its name, keys and text")
+                raise LoreError("the entry is not a mapping; expected its name, keys and text")
             return Entry(**data)
         except LoreError as error:
             common.say(f"{error}")

@@ -161,7 +161,7 @@ def _rows(
     tell: Callable[[str], None],
     entries: Sequence[str],
 ) -> Iterator[Row]:
-    """Measures every method's conditionings of some entries."""
+    """Measures every method's conditionings of the entries."""
     for method in made:
         tell(f"measuring {method.name}")
         measured = {

@@ -169,7 +169,7 @@ def _run_branches(
     micro_batch: int | None,
     detached: _DetachedTrunks | None,
 ) -> Iterator[tuple[Tensor, Sequence[int]]]:
-    """Yields hidden states of some branches at a time, and the branches' indices."""
+    """Yields the hidden states of a part of the branches at a time, with their indices."""
     flat = [(row, branch) for row, tree in enumerate(batch) for branch in tree.branches]
     if layout == "packed":
         trees = [_with_branches(tree.trunk, tree.branches) for tree in batch]

@@ -160,7 +160,7 @@ class GPTPromptTuningMixin(MkultraModel):
         highest = int(ids.max()) if ids.numel() else 0
         if highest >= self.frozen.vocab_size:
             raise ContextError(
-                f"id {highest} is no token of {self.frozen.name!r}, which has "
+                f"id {highest} is not a token id of {self.frozen.name!r}, which has "
                 f"{self.frozen.vocab_size}; expected text without soft prompts' tags; give them to "
                 "one of the SoftPromptLM models, or to set_soft_prompt"
             )

@@ -161,7 +161,7 @@ def _explained(hub_id: str) -> Iterator[None]:
         raise _error(hub_id, "the hub has no such model, or not without a token",
                      "check the name, or run `hf auth login`") from error  # fmt: skip
     except errors.HFValidationError as error:
-        raise _error(hub_id, "that is no hub id", "check the name") from error
+        raise _error(hub_id, "that is not a valid hub id", "check the name") from error
     except errors.OfflineModeIsEnabled as error:
         raise _error(hub_id, "HF_HUB_OFFLINE is set",
                      "check the name, or unset HF_HUB_OFFLINE") from error  # fmt: skip

@@ -157,7 +157,7 @@ class SoftPrompt(PromptFields):
         )
 
     def replace(self, **changes: Any) -> SoftPrompt:
-        """A copy with other values for some fields. Raises PromptError for others."""
+        """A copy with the given fields replaced. Raises PromptError for an invalid value."""
         check_fields(changes)
         return replace(self, **changes)
 

@@ -195,7 +195,7 @@ class _Template:
         return str(text)
 
     def without_tools(self, *messages: Any) -> str | None:
-        """As `render`, without the tools; None where the template needs some."""
+        """As `render`, without the tools; None where the template needs tools."""
         try:
             return replace(self, tools=()).render(*messages)
         except InputError:

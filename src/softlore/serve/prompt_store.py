@@ -65,7 +65,7 @@ class PromptStore(Mapping[str, SoftPrompt]):
         return _UsablePrompts(self)
 
     def names(self) -> str:
-        """The names for an error message, at most some of them."""
+        """The prompts' names for an error message; only the first ones where there are many."""
         names = sorted(self._headers)
         listed = ", ".join(names[:NAMES_SHOWN]) + (" …" if len(names) > NAMES_SHOWN else "")
         return listed or "none so far"

@@ -181,7 +181,7 @@ def has_key(headers: Headers, key: str | None) -> bool:
 def _page(headers: Headers) -> str:
     """Which page sent a request, for the log."""
     page = headers.get("origin") or headers.get("referer", "")
-    return f"a page of {page!r:.100}" if page else "a program that is no browser's page,"
+    return f"a page of {page!r:.100}" if page else "a program other than a browser's page,"
 
 
 def _limited(receive: Receive, upload_mb: int) -> Receive:

@@ -86,7 +86,7 @@ def _shares(lengths: Sequence[int], total: int) -> list[int]:
 
 
 def _others(number: int, count: int) -> list[int]:
-    """Some other texts, those that follow."""
+    """Numbers of up to `OTHERS` other texts: the next ones, in a circle."""
     return [(number + 1 + i) % count for i in range(min(OTHERS, count - 1))]
 
 

@@ -131,7 +131,7 @@ def forecast(
     config: TrainingConfig,
     quantize: str | None = None,
 ) -> TrainingForecast:
-    """Counts what it takes to train prompts for some entries.
+    """Counts what training prompts for `entries` will take.
 
     Raises:
         LoreError, ModelError: entries or a model that can't be trained.

@@ -93,7 +93,7 @@ def measure(model: FrozenModel, batch: TrainingBatch, plan: MemoryPlan) -> Losse
 def _branch_losses(
     model: FrozenModel, batch: TrainingBatch, hidden: Tensor, indices: Sequence[int]
 ) -> Tensor:
-    """The mean loss of each of some branches `[len(indices)]`, from their hidden states."""
+    """The mean loss of each branch in `indices`, `[len(indices)]`, from their hidden states."""
     branches = [branch for tree in batch.trees for branch in tree.branches]
     terms = [batch.terms[i] for i in indices]
     lengths = torch.tensor([branches[i].n_rows for i in indices], device=hidden.device)

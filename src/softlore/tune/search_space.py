@@ -94,7 +94,7 @@ def _parse_range(text: str, name: str, values: str) -> SearchSpace:
     low, _, high = ends.partition("..")
     if scale not in ("", "log") or _type_of(name) not in (int, float):
         raise ConfigError(
-            f"--param {text!r:.80} is no range of {name}; expected such as {EXAMPLES}; fix it"
+            f"--param {text!r:.80} is not a range of {name}; expected such as {EXAMPLES}; fix it"
         )
     first, last = _parse_number(text, name, low), _parse_number(text, name, high)
     if first >= last or (scale and first <= 0):

@@ -175,8 +175,8 @@ class Sweep:
             raise storage_error("open", self.path, error) from error
         if magic != SQLITE:
             raise StorageError(
-                f"{str(self.path)!r} is no study of a sweep; expected an SQLite file that Optuna "
-                "has written; name another (--study)"
+                f"{str(self.path)!r} is not the study of a sweep; expected an SQLite file that "
+                "Optuna has written; name another (--study)"
             )
 
     def _load(self) -> None:

@@ -229,12 +229,12 @@ class TrainablePrompt:
 
 
 def updates_left(trainables: Iterable[TrainablePrompt]) -> int:
-    """Updates until the last of some prompts ends, if none stops early."""
+    """Updates until the last of the prompts ends, if none stops early."""
     return max((trainable.end - trainable.steps for trainable in trainables), default=0)
 
 
 def limit(trainables: Iterable[TrainablePrompt], affordable: int, waiting: int) -> float:
-    """Moves the last updates of some prompts, so that all end in time.
+    """Moves the prompts' last updates so that all end in time.
 
     Args:
         affordable: for how many updates there is time after the one that is being made.

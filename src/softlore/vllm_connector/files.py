@@ -129,7 +129,7 @@ def read(path: Path) -> PrefixFile:
         )
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{str(path)!r} is no prefix for the connector ({error}); expected a file that "
+            f"{str(path)!r} is not a prefix file for the connector ({error}); expected a file that "
             "`softlore convert --to vllm` wrote; take it out of the folder"
         ) from error
 

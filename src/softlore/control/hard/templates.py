@@ -43,8 +43,8 @@ class Template:
             line = getattr(error, "lineno", None)
             at = f" (line {line})" if line else ""
             raise ConfigError(
-                f"{name} is no template: {_first_line(error)}{at}; expected Jinja, such as "
-                "'{{ entry.text }}'; fix it"
+                f"{name} is not a valid template: {_first_line(error)}{at}; expected Jinja, such "
+                "as '{{ entry.text }}'; fix it"
             ) from error
 
     def render(self, variables: Mapping[str, Any]) -> str:

@@ -250,7 +250,7 @@ class GGUFModel(LanguageModel):
 
     @cached_property
     def _rows_sketch(self) -> dict[str, Any]:
-        """A sketch of some rows of the embedding table, as transformers scales them."""
+        """A sketch of rows of the embedding table, scaled as in transformers."""
         at = sketches.spread(self.vocab_size, sketches.ROWS)
         rows = tensor_rows(self.header, "token_embd.weight", at)
         scale = self.width**0.5 if self.model_type.startswith(_SCALED) else 1.0
@@ -259,7 +259,7 @@ class GGUFModel(LanguageModel):
 
     @cached_property
     def _last_rows(self) -> Tensor:
-        """The last layer's keys of some ids, in llama.cpp's layout: `[16, width]`."""
+        """The last layer's keys of 16 token ids, in llama.cpp's layout: `[16, width]`."""
         ids = sketches.spread(self.vocab_size, sketches.KEY_IDS)
         runner = LlamaCppContext(self, 1, len(ids))
         runner.decode([Tokens(0, 0, ids)])

@@ -91,7 +91,7 @@ def rounded(value: object) -> float | None:
 
 @dataclass
 class TrainingJob:
-    """A training of some entries of a lorebook.
+    """A training of entries of one lorebook.
 
     Read and changed by several threads while they hold `changed`, which is notified of each new
     state::
