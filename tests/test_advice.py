@@ -3,7 +3,7 @@
 import pytest
 
 from softlore import SoftPrompt
-from softlore.cli.advice import tell_few_updates, tell_small_updates
+from softlore.cli.advice import tell_few_updates, tell_what_is_left_out
 from softlore.lore import Lorebook
 from softlore.model.tiny import tiny_model
 from softlore.settings import TrainingConfig
@@ -45,9 +45,9 @@ def test_nothing_is_said_where_there_was_time(prompt, capsys, facts):
     assert capsys.readouterr().err == ""
 
 
-def test_it_says_how_small_updates_are(capsys):
-    tell_small_updates(TrainingConfig(pairs_per_step=4))
-    tell_small_updates(TrainingConfig(pairs_per_step=4, distil_weight=0))
-    with_text, without = capsys.readouterr().err.splitlines()
-    assert "at most 4 calls or passages of an entry; give" in with_text
-    assert "at most 4 calls or passages of an entry, and texts are not distilled;" in without
+def test_it_says_where_texts_are_left_out(capsys):
+    asked = TrainingConfig()
+    tell_what_is_left_out(asked, asked)
+    assert capsys.readouterr().err == ""
+    tell_what_is_left_out(asked, asked.changed(distil_weight=0))
+    assert "calls alone are trained; give more time for both" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Training: what is learned, when it stops, who stands with whom, and what is refused."""
 
+import itertools
 import json
 import math
 import random
@@ -111,14 +112,16 @@ def test_how_long_the_prompt_is(kind):
 def test_the_drift_guard_lowers_drift(kind):
     model = model_of()
     passages = sample_passages(model, bare_tree(model), OPENERS, 16, 16, seed=77)
-    drifts, recalls = [], []
-    for weight in (0, 3.0):
-        training = small(DOG, kind=kind, drift_guard=weight, max_steps=60, initial="responses")
-        drifts.append(divergence(model, training.train(), bare_tree(model), passages))
-        recalls.append(training.trainables["prompt"].history.recent("response"))
-        assert bool(training.trainables["prompt"].history["guard"]) == (weight > 0)
-    assert drifts[1] < 0.8 * drifts[0]
-    assert recalls[1] < 5.6  # it learns all the same; at random it is log(264) = 5.6
+    drifts = {0: 0.0, 3.0: 0.0}
+    settings = {"kind": kind, "max_steps": 60, "initial": "responses"}
+    for weight, seed in itertools.product(drifts, range(2)):
+        training = small(DOG, drift_guard=weight, seed=seed, **settings)
+        drifts[weight] += divergence(model, training.train(), bare_tree(model), passages)
+        history = training.trainables["prompt"].history
+        assert bool(history["guard"]) == (weight > 0)
+        if weight:  # it learns all the same; at random it is log(264) = 5.6
+            assert history.recent("response") < 5.6
+    assert drifts[3.0] < 0.7 * drifts[0]
 
 
 @KINDS
@@ -503,7 +506,7 @@ def test_the_guard_does_not_count_for_min_loss():
 def test_no_progress_stops_an_entry():
     prompt = small(DOG, learning_rate=1e-7, patience=6, max_steps=100, max_spacing=0).train()
     assert prompt.training["stopped"] == "patience"
-    assert 6 < prompt.training["steps"] <= 40
+    assert 6 < prompt.training["steps"] < 40
 
 
 def test_a_callback_can_stop_it():

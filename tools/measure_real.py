@@ -5,8 +5,8 @@ docs/results.md, one command.
     python tools/measure_real.py storyteller --quick         # to see that all of it runs
 
 For each model and seed: nothing, the lore as text, PEFT's prompt tuning and prefix tuning, each
-with all of an entry's calls in an update and with as few as softlore takes where there is little
-time, and softlore's default soft prompts. Those that are trained get the same pairs and the same
+with all of an entry's calls in an update and with four of them, and softlore's default soft
+prompts. Those that are trained get the same pairs and the same
 seconds: softlore trains the entries together, PEFT one after another. With --processor the seconds
 are the processor's, of one thread, so that the figures of a busy machine can be compared. Each is
 measured alone and in company with three others: softlore's prompts side by side, as they were
@@ -46,8 +46,8 @@ from softlore.model import FrozenModel
 from softlore.prompts import Context, SoftPrompt
 from softlore.settings import TrainingConfig
 from softlore.tune import TrainingProgress
-from softlore.tune.update_size import SMALL
 
+SMALL = 4  # calls of an entry in a small update
 RECALLED = 0.4  # nats a token: a response that is known
 # By method, the kind of prompt, and how many calls an update has; None: all.
 PEFT: dict[str, tuple[str, int | None]] = {

@@ -38,7 +38,7 @@ from softlore.measure.stories import StoryEvaluator
 from softlore.model import FrozenModel
 from softlore.prompts import Context, SoftPrompt
 from softlore.tune import TrainingProgress
-from softlore.tune.examples import CallResponse, passages_per_step
+from softlore.tune.examples import DISTILLED, CallResponse
 
 COMPANY = 5  # texts that are trained and measured together
 PEFT = {"PEFT's prompt tuning": "embedding", "PEFT's prefix tuning": "prefix"}
@@ -138,7 +138,7 @@ class Bench:
             source = trainer.data.examples[text.name].source
             assert source is not None
             passages = [CallResponse(ids, 1) for ids in source.ids if len(ids) > 1]
-            in_update = passages_per_step(trainer.config, has_pairs=False)
+            in_update = DISTILLED["alone"]
             made[text.name] = train_peft(
                 self.model, text.entry, kind, n_tokens, seconds, self.seed,
                 examples=passages, in_update=in_update,

@@ -41,13 +41,13 @@ def tell_settings(retained: Mapping[str, SoftPrompt], asked: Mapping[str, Any]) 
             )
 
 
-def tell_small_updates(config: TrainingConfig) -> None:
-    """Says that updates were made smaller, to have enough of them in a time budget."""
-    distilled = "" if config.distil_weight else ", and texts are not distilled"
-    common.say(
-        "for enough updates in the time, each has at most "
-        f"{config.pairs_per_step} calls or passages of an entry{distilled}; give more time for more"
-    )
+def tell_what_is_left_out(asked: TrainingConfig, used: TrainingConfig) -> None:
+    """Says where texts are not distilled for want of time."""
+    if used.distil_weight < asked.distil_weight:
+        common.say(
+            "the time is too short for the passages that a text is distilled from: calls alone are "
+            "trained; give more time for both"
+        )
 
 
 def tell_few_updates(prompts: Sequence[SoftPrompt], book: Lorebook | None) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlore.cli import common, options
-from softlore.cli.advice import suggest, tell_few_updates, tell_settings, tell_small_updates
+from softlore.cli.advice import suggest, tell_few_updates, tell_settings, tell_what_is_left_out
 from softlore.cli.curves import Curves, curve_options
 from softlore.cli.workers import Workers, torchrun_ranks, worker_options
 from softlore.errors import ConfigError
@@ -324,8 +324,7 @@ def _announce(trainer: WorldInfoTrainer[Any], folder: Path) -> None:
         f"{common.count(len(trainer.entries), 'entry', 'entries')}, up to {ahead.updates} updates; "
         f"prompts of {max(1, ahead.prompt_bytes // 1024)} KB each in {folder}"
     )
-    if trainer.config.pairs_per_step < trainer.given.pairs_per_step:  # for want of time
-        tell_small_updates(trainer.config)
+    tell_what_is_left_out(trainer.given, trainer.config)
     if ahead.sight is not None:
         common.say(
             f"every layer of this model attends to the last {ahead.sight:,} tokens at most: a "

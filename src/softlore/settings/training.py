@@ -60,8 +60,8 @@ class TrainingConfig(Settings):
         ge=1, le=64)
     max_active: int = setting(64, "Maximum entries in training at once; others wait.",
         ge=1, le=10**5)
-    pairs_per_step: int = setting(12, "Maximum calls with a response of an entry in one update, "
-        "or passages about its text; with calls, a third as many passages.", ge=1, le=10**5)
+    pairs_per_step: int = setting(12, "Maximum calls with a response of an entry in one update.",
+        ge=1, le=10**5)
     style: Style | None = setting(None,
         "Authoring style that makes blocks of the text of entries that have none.")
     chat: bool = setting(False, "Put call and response into the model's chat template.")

@@ -27,6 +27,7 @@ from softlore.tune.passages import (
 from softlore.tune.topics import Topic, lore_ids, lore_topics
 
 CORPUS_WINDOW = 128  # tokens of a corpus that are predicted at a time
+DISTILLED = {"beside pairs": 4, "alone": 12}  # passages of an entry's teacher in an update
 
 Blocks = Sequence[Block | tuple[str, Sequence[str]]]
 
@@ -92,11 +93,6 @@ class EntryExamples:
         return EntryExamples(self.name, pairs, passages, lore=self.lore)
 
 
-def passages_per_step(config: TrainingConfig, has_pairs: bool) -> int:
-    """Passages of an entry's teacher in an update: a third of the pairs, or in their place."""
-    return max(1, config.pairs_per_step // 3) if has_pairs else config.pairs_per_step
-
-
 # pairs -----------------------------------------------------------------------------------------
 
 
@@ -122,7 +118,7 @@ def make_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> E
     if lore and config.distil_weight > 0:
         topics = lore_topics(model, entry, passage_length(model, config), config.distil_passages)
         what = f"entry {entry.name!r} has a text"
-        drawn = passages_per_step(config, bool(pairs))
+        drawn = DISTILLED["beside pairs" if pairs else "alone"]
         source = make_source(model, entry.name, topics, config, drawn, what)
     if not pairs and source is None:
         raise LoreError(
@@ -224,7 +220,7 @@ def make_conditioning_examples(
             "distilled; expected a single one of strength 1; give one, or use another model"
         )
     what = f"conditioning {entry.name!r} has a text"
-    drawn = passages_per_step(config, has_pairs=False)
+    drawn = DISTILLED["alone"]
     source = make_source(model, entry.name, [Topic(trees, OPENERS)], config, drawn, what)
     return EntryExamples.of(entry.name, [], source)
 
@@ -248,6 +244,10 @@ class Source:
     corpus: bool = False
     conditionings: dict[str, str] | None = None
 
+    def __post_init__(self) -> None:
+        if not self.entries:
+            raise LoreError("no entries to train; expected at least one; add one to the lorebook")
+
 
 def source_of(
     blocks: Blocks | None,
@@ -260,6 +260,7 @@ def source_of(
 
     Raises:
         ConfigError: none of them is given, or several.
+        LoreError: there are no entries.
     """
     if [blocks, entries, corpus, conditionings].count(None) != 3:
         raise ConfigError(

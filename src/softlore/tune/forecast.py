@@ -24,7 +24,7 @@ from softlore.model.recompute import gradient_checkpointing
 from softlore.model.shapes import count_parameters, largest_weight, model_bytes
 from softlore.model.unloaded import UnloadedModel
 from softlore.settings import TrainingConfig
-from softlore.tune.examples import EntryExamples, pairs_of, passages_per_step
+from softlore.tune.examples import DISTILLED, EntryExamples, pairs_of
 from softlore.tune.filler import FillerStore
 from softlore.tune.lengths import passage_length, places_beside
 from softlore.tune.objective import (
@@ -221,15 +221,13 @@ def _examples(
     blocks = entry.blocks or (style_blocks(entry, config.style) if config.style else [])
     pairs = [p for b in blocks for p in pairs_of(model, b.call, b.responses, config.chat)]
     distilled = bool(entry.text) and config.distil_weight > 0
-    drawn = passages_per_step(config, bool(pairs))
-    copies = min(config.distil_passages, drawn) if distilled else 0
+    copies = min(config.distil_passages, max(DISTILLED.values())) if distilled else 0
     return EntryExamples(entry.name, pairs, [passage] * copies)
 
 
 def _passages(entries: Sequence[Entry], config: TrainingConfig) -> int:
     """Passages to be written, at most: the teachers', and unrelated ones."""
-    drawn = passages_per_step(config, has_pairs=False)
-    most = min(config.distil_passages, config.max_steps * drawn)
+    most = min(config.distil_passages, config.max_steps * max(DISTILLED.values()))
     texts = sum(bool(entry.text) for entry in entries) if config.distil_weight > 0 else 0
     return texts * most + (UNRELATED if config.drift_guard > 0 and config.story is None else 0)
 

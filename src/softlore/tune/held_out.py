@@ -16,7 +16,7 @@ from softlore.tune.trainable_prompt import TrainablePrompt
 from softlore.tune.training_data import draw_batch
 from softlore.tune.trunk import TrainingData
 
-INTERVAL = 16  # updates between two times of measuring
+INTERVAL = 16  # updates between two times of measuring, or `patience` where that is less
 DRAWS = (-1, -2)  # in place of the numbers of updates: the same filler and examples each time
 
 
@@ -34,11 +34,12 @@ def measure_held_out(
     """
     if config.patience is None:
         return
+    interval = min(INTERVAL, config.patience)
     due = [
         name
         for name, trainable in trainables.items()
         if trainable.stopped
-        or (trainable.steps % INTERVAL == 0 and trainable.end - trainable.steps > INTERVAL // 2)
+        or (trainable.steps % interval == 0 and trainable.end - trainable.steps > interval // 2)
     ]
     if not due:
         return

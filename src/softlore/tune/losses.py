@@ -21,7 +21,7 @@ from softlore.context import Branch
 from softlore.measure.losses import RowLoss, response_nll, teacher_kl
 from softlore.model import FrozenModel
 from softlore.settings import TrainingConfig
-from softlore.tune.examples import passages_per_step
+from softlore.tune.examples import DISTILLED
 from softlore.tune.trunk import Drawn, Example, Target, Trunk
 
 GUARDS = {"prefix": 2, "embedding": 4}  # unrelated passages a trunk; embedding prompts drift more
@@ -171,7 +171,8 @@ def _draw_distillation(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]:
     examples = trunk.data.examples[name]
     if name not in trunk.learning:
         return []
-    return trunk.sample_passages(examples, passages_per_step(trunk.config, bool(examples.pairs)))
+    limit = DISTILLED["beside pairs" if examples.pairs else "alone"]
+    return trunk.sample_passages(examples, limit)
 
 
 def _draw_guard(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]:

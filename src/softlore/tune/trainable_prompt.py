@@ -233,7 +233,7 @@ def updates_left(trainables: Iterable[TrainablePrompt]) -> int:
     return max((trainable.end - trainable.steps for trainable in trainables), default=0)
 
 
-def limit(trainables: Iterable[TrainablePrompt], affordable: int, waiting: int) -> float:
+def share_time(trainables: Iterable[TrainablePrompt], affordable: int, waiting: int) -> float:
     """Moves the prompts' last updates so that all end in time.
 
     Args:

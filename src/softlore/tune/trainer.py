@@ -35,18 +35,18 @@ from softlore.tune.lengths import check_room
 from softlore.tune.objective import MemoryPlan, TrainingBatch, losses_of
 from softlore.tune.optimizer import resolved
 from softlore.tune.passages import is_writing_due
+from softlore.tune.time_budget import fit_to_time, saving_updates
 from softlore.tune.trainable_prompt import (
     TrainablePrompt,
     TrainingEstimate,
     TrainingProgress,
-    limit,
+    share_time,
     updates_left,
 )
 from softlore.tune.training_data import Company, draw_batch, make_training_data, write_ahead
 from softlore.tune.trunk import TrainingData
-from softlore.tune.update_size import fit_to_time, saving_updates
 
-FITTED = ("max_steps", "pairs_per_step", "distil_weight")  # settings that a time budget decides
+FITTED = ("max_steps", "distil_weight")  # settings that a time budget decides
 PromptSet = dict[str, SoftPrompt]
 Trained = TypeVar("Trained", SoftPrompt, PromptSet)
 
@@ -322,7 +322,8 @@ class WorldInfoTrainer(Generic[Trained]):
         saving = saving_updates(self.model, self.config, self.data)
         affordable = self.execution.affordable_updates(pace, saving)
         (affordable,) = self.ranks.broadcast_numbers(affordable)
-        share = limit(self._learning().values(), affordable, self._waves * self.given.max_steps)
+        waiting = self._waves * self.given.max_steps
+        share = share_time(self._learning().values(), affordable, waiting)
         self.config = self.config.changed(max_steps=max(1, int(share * self.given.max_steps)))
 
     def _resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -340,8 +341,7 @@ class WorldInfoTrainer(Generic[Trained]):
             self.data.read.restore(self.model, facts["filler"])
 
     def _signature(self) -> dict[str, Any]:
-        source, company = self._source, (self.company, self.company_entries)
         return make_signature(
-            self.model, self.given, self.entries, *company,
-            corpus=source.corpus, conditionings=source.conditionings,
+            self.model, self.given, self.entries, self.company, self.company_entries,
+            corpus=self._source.corpus, conditionings=self._source.conditionings,
         )  # fmt: skip

@@ -55,11 +55,9 @@ class Company:
         """Checks that it can stand beside entries that are trained.
 
         Raises:
-            LoreError: there are no entries, or two prompts of one name.
+            LoreError: two prompts of one name.
             ConfigError, PromptMismatchError: prompts of another kind or model.
         """
-        if not entries:
-            raise LoreError("no entries to train; expected at least one; add one to the lorebook")
         names = [entry.name for entry in entries]
         repeated = sorted({n for n in names if names.count(n) > 1 or n in self.prompts})
         if repeated:

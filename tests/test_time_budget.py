@@ -1,14 +1,13 @@
-"""How large updates are in a time budget, and how its time is shared among them."""
+"""What a time budget has room for, and how its time is shared among updates."""
 
 import pytest
 
 from softlore import WorldInfoTrainer
 from softlore.lore import Entry
 from softlore.model.tiny import tiny_model
-from softlore.settings import TrainingConfig
 from softlore.tune.checkpoint import Checkpointing
 from softlore.tune.execution import Execution, Pace
-from softlore.tune.update_size import ENOUGH, SMALL, _tokens
+from softlore.tune.time_budget import ENOUGH, _tokens
 
 BLOCKS = [(f"Ada {n} says", [f" yes {n} and no."]) for n in range(12)]
 ADA = Entry(name="Ada", text="Ada is tall. Ada wears red.", blocks=BLOCKS)
@@ -42,34 +41,36 @@ def drawn(trainer):
     return {name: losses.count(name) for name in ("response", "distil")}
 
 
-def test_a_long_time_leaves_updates_as_they_are():
+def test_a_long_time_leaves_all_as_it_is():
     for seconds in (None, 1e9):
         trainer = prepared(ADA, seconds=seconds)
         assert trainer.config == trainer.given
         assert drawn(trainer) == {"response": 12, "distil": 4}
 
 
-def test_less_time_makes_updates_small_and_still_less_leaves_out_the_text():
-    sizes = [drawn(prepared(ADA, seconds=seconds)) for seconds in (1e5, 200, 140, 100, 70, 50, 10)]
-    assert sizes == sorted(sizes, key=lambda one: -one["response"] - one["distil"])
-    assert sizes[0] == {"response": 12, "distil": 4}
-    assert {"response": SMALL, "distil": 1} in sizes
-    assert sizes[-1] == {"response": SMALL, "distil": 0}
+def test_a_short_time_leaves_the_text_out():
+    drawn_in = {seconds: drawn(prepared(ADA, seconds=seconds)) for seconds in (1e5, 1e3, 50, 10)}
+    assert drawn_in[1e5] == drawn_in[1e3] == {"response": 12, "distil": 4}
+    assert drawn_in[50] == drawn_in[10] == {"response": 12, "distil": 0}
+    short = prepared(ADA, seconds=10)
+    assert short.config.changed(distil_weight=1.0) == short.given
+    assert short.prompts()["Ada"].training["distil_weight"] == 0
 
 
-def test_an_entry_without_calls_is_distilled_from_fewer_passages():
+def test_an_entry_without_calls_is_distilled_in_any_case():
     trainer = prepared(ADA, BO, seconds=10)
-    assert drawn(trainer) == {"response": SMALL, "distil": 1 + SMALL}
-    assert trainer.config.pairs_per_step == SMALL
+    assert trainer.config == trainer.given
+    assert drawn(trainer) == {"response": 12, "distil": 4 + 12}
 
 
-def test_settings_that_were_asked_for_stay():
-    assert drawn(prepared(ADA, seconds=10, pairs_per_step=9)) == {"response": 9, "distil": 3}
-    assert drawn(prepared(ADA, seconds=10, distil_weight=2.0)) == {"response": SMALL, "distil": 1}
+def test_a_weight_that_was_asked_for_stays():
+    trainer = prepared(ADA, seconds=10, distil_weight=2.0)
+    assert trainer.config.distil_weight == 2.0
+    assert drawn(trainer) == {"response": 12, "distil": 4}
 
 
 def test_what_is_counted_is_what_is_drawn():
-    for changes in {}, {"pairs_per_step": SMALL}, {"distil_weight": 0.0}, {"drift_guard": 0.0}:
+    for changes in {}, {"pairs_per_step": 4}, {"distil_weight": 0.0}, {"drift_guard": 0.0}:
         trainer = prepared(ADA, BO.model_copy(update={"blocks": ADA.blocks}), **changes)
         batches = [trainer.draw()]
         for trainer.step in range(1, 30):
@@ -82,20 +83,19 @@ def test_what_is_counted_is_what_is_drawn():
 
 
 def test_a_trial_is_no_update():
-    small = {"pairs_per_step": SMALL, "distil_weight": 0}
     settled = prepared(ADA, seconds=10, initial="text")
-    free = prepared(ADA, initial="text", **small)
+    free = prepared(ADA, initial="text", distil_weight=0)
     assert settled.step == 0
     values = [trainer.trainables["Ada"].value() for trainer in (settled, free)]
     assert values[0].equal(values[1])
 
 
-def test_a_resumed_run_keeps_its_size(tmp_path):
+def test_a_resumed_run_keeps_what_was_decided(tmp_path):
     saving = Checkpointing(tmp_path / "run")
-    first = prepared(ADA, seconds=100, checkpointing=saving)
+    first = prepared(ADA, seconds=50, checkpointing=saving)
     first.save()
     again = prepared(ADA, seconds=1e9, checkpointing=saving)
-    assert again.config.pairs_per_step == first.config.pairs_per_step == SMALL
+    assert again.config.distil_weight == first.config.distil_weight == 0
     assert drawn(again) == drawn(first)
 
 
@@ -130,12 +130,6 @@ def test_the_rate_is_full_from_the_first_update_on_where_there_are_few():
     rate = trainable.optimizer.param_groups[0]["lr"]
     assert rate == pytest.approx(trainable.config.learning_rate, rel=0.01)
     assert at_first < 0.2 * rate
-
-
-def test_defaults_are_what_a_budget_may_change():
-    usual = TrainingConfig()
-    assert usual.pairs_per_step > SMALL
-    assert usual.distil_weight > 0
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
