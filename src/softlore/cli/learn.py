@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from softlore.cli.options import json_option, with_model
 from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
+    from softlore.lore import Lorebook
+    from softlore.prompts import SoftPrompt
     from softlore.story import Story
     from softlore.story.learning import LearnableLine, LearnedEntry
 
@@ -68,7 +71,7 @@ def command(
         from softlore.lore import Lorebook
 
         book = Lorebook.load(story.settings.lorebook)
-        from softlore.story.learning import learn, learnable_lines
+        from softlore.story.learning import learnable_lines
 
         lines = learnable_lines(story, book)
         if json_path != "-":
@@ -79,30 +82,41 @@ def command(
             write_json([vars(line) for line in lines], json_path)
             return
         chosen = lines if pick_all else _pick(lines, pick)
-        own = story.settings.model or book.model
         named = source if gguf is None else source._replace(name=str(gguf))
-        with named.loading(own) as shown:
-            from softlore.story.session import StorySession
-
-            session = StorySession.open(
-                story, shown.name, shown.dtype, shown.device, shown.quantize
-            )
-        from softlore.cli.progress import watch
-        from softlore.model import require_frozen_model
-
-        with watch(interactive()) as view:
-            results = learn(
-                require_frozen_model(session.model, "learning"), book, chosen,
-                session.composer.prompts, max_steps=max_steps, seed=seed,
-                on_step=view.on_step, on_phase=view.on_phase,
-            )  # fmt: skip
+        library, results = _train(story, book, chosen, named, max_steps, seed)
         if json_path != "-":
             _print_table(results)
         write_json([_to_dict(result) for result in results], json_path)
         if yes or _confirm("Save these prompts?"):
-            _save(results, book, story, session.composer.prompts)
+            _save(results, book, story, library)
         else:
             click.echo("nothing was saved", err=True)
+
+
+def _train(
+    story: Story,
+    book: Lorebook,
+    chosen: list[LearnableLine],
+    source: ModelSource,
+    max_steps: int,
+    seed: int,
+) -> tuple[Mapping[str, SoftPrompt], list[LearnedEntry]]:
+    """Trains the story's prompts further on lines: its prompts as they were, and the new ones."""
+    with source.loading(story.settings.model or book.model) as shown:
+        from softlore.story.session import StorySession
+
+        session = StorySession.open(story, shown.name, shown.dtype, shown.device, shown.quantize)
+    from softlore.cli.progress import watch
+    from softlore.model import require_frozen_model
+    from softlore.story.learning import learn
+
+    library = session.composer.prompts
+    with watch(interactive()) as view:
+        learned = learn(
+            require_frozen_model(session.model, "learning"), book, chosen, library,
+            max_steps=max_steps, seed=seed, on_step=view.on_step, on_phase=view.on_phase,
+        )  # fmt: skip
+    return library, learned
 
 
 def _show(lines: list[LearnableLine]) -> None:
