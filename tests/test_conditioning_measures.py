@@ -23,8 +23,8 @@ def test_two_prompts_of_one_name_have_a_drift_each():
             ("a", "embedding"),
         )
     ]
-    found = [bench.measure(ENTRY, prompt).drift for prompt in prompts]
+    found = [bench.measure([ENTRY], prompt)[0].drift for prompt in prompts]
     alone = [score.drift(MODEL, prompt, material.unrelated) for prompt in prompts]
     assert found == pytest.approx(alone, abs=1e-5)
     assert len({round(value, 6) for value in found}) == 3
-    assert bench.measure(ENTRY, "").drift == 0
+    assert bench.measure([ENTRY], "")[0].drift == 0

@@ -10,14 +10,16 @@ from softlore.decode import sample_passages
 from softlore.errors import ContextError
 from softlore.lore import Block, Entry
 from softlore.lore.study import openers
-from softlore.measure import divergence, drift, fidelity, perplexity, recall
+from softlore.measure import divergence, drift, fidelity, perplexity, recall, score
 from softlore.measure.material import gather
 from softlore.measure.score import (
     SINK_TOKENS,
     fits,
     fits_after,
     passage_hidden_states,
+    recall_at,
     response_losses,
+    token_losses,
     trunk,
 )
 from softlore.measure.stories import write_stories
@@ -62,6 +64,40 @@ def test_recall_is_the_plain_mean(model, prompt, distance):
 def test_a_distance_needs_a_story(model):
     with pytest.raises(ContextError, match="story"):
         recall(model, "", BLOCKS, 4)
+
+
+STORY = [list(range(5, 25)), list(range(40, 60))]
+
+
+def test_recall_at_several_distances_is_that_of_each(model, prompt):
+    late = SoftPrompt.from_text("He is late", model, kind="prefix").replace(
+        training={"placement": "late"}
+    )
+    assert late.late
+    cases = [(BLOCKS, 9), (BLOCKS[:1], 0), ([], 3), (BLOCKS[1:], 30), (BLOCKS, 3), (BLOCKS, 10**9)]
+    for conditioning in ("", "Emma has a dog.\n", prompt, late, prompt + "x"):
+        together = recall_at(model, conditioning, cases, STORY)
+        assert together[2] is None
+        assert (together[5] is None) == (model.context_length is not None)
+        alone = [recall(model, conditioning, b, d, STORY) for b, d in cases[:2] + cases[3:5]]
+        assert together[:2] + together[3:5] == pytest.approx(alone, rel=1e-4)
+
+
+def test_many_branches_are_those_of_each_and_the_trunk_is_run_once(monkeypatch):
+    model = tiny_model("llama")
+    pairs = [([5, 6 + i], [7, 8 + i]) for i in range(2 * score.BRANCHES_AT_ONCE + 3)]
+    tree = trunk(model, "He has a dog", [9, 10, 11])
+    alone = [float(token_losses(model, tree, [pair])[0].sum()) for pair in pairs]
+    runs, plain = [], model.hidden
+
+    def counted(embeds, *rest, **options):
+        runs.append(embeds.shape[1])
+        return plain(embeds, *rest, **options)
+
+    monkeypatch.setattr(model, "hidden", counted)
+    together = [float(losses.sum()) for losses in token_losses(model, tree, pairs)]
+    assert together == pytest.approx(alone, rel=1e-4)
+    assert runs.count(tree.n_rows) == 1
 
 
 def test_drift_is_the_plain_kl(model, prompt):
@@ -134,4 +170,5 @@ def test_passages_and_stories_are_repeatable_and_end_where_the_model_ends_them()
     torch.manual_seed(1)
     assert first == write_stories(model, jobs, 6, seed=1)
     assert [one and len(one) for one in first] == [1, None, 2]
+    assert write_stories(model, jobs[2:] * 2, 6, 1, [2, 2]) == [first[2]] * 2
     assert all(0 not in ids for job in first if job for ids in job)

@@ -38,9 +38,14 @@ from softlore.compare.harness import Row, read_rows, run_cases
 from softlore.compare.methods import train_method
 from softlore.context.compose import ContextLike
 from softlore.lore import Lorebook
-from softlore.measure.conditioning import ConditioningEvaluator, FidelityEvaluator
+from softlore.measure.conditioning import (
+    ConditioningEvaluator,
+    FidelityEvaluator,
+    fidelity_evaluators,
+)
 from softlore.measure.evaluate import COMPANY, check_settings, plain_text
 from softlore.measure.material import gather
+from softlore.measure.results import Measures
 from softlore.measure.stories import StoryEvaluator
 from softlore.model import FrozenModel
 from softlore.prompts import Context, SoftPrompt
@@ -226,25 +231,26 @@ class ModelBench:
 
     @cached_property
     def _fidelities(self) -> dict[str, FidelityEvaluator]:
-        return {
-            entry.name: FidelityEvaluator(
-                self.model, entry, plain_text(entry) if entry.text else "", self.seed
-            )
-            for entry in self.entries
-        }
+        texts = [(entry, plain_text(entry) if entry.text else "") for entry in self.entries]
+        return fidelity_evaluators(self.model, texts, self.seed)
 
     def _measure(
         self, setting: str, conditionings: Mapping[str, ContextLike], figures: Mapping[str, Row]
     ) -> Iterator[Row]:
         evaluator, stories = self._evaluators
-        measured = {
-            name: evaluator.measure(self.plan.book[name], conditioning)
-            for name, conditioning in conditionings.items()
-        }
-        fitting = {name: conditionings[name] for name, measures in measured.items() if measures}
-        written = stories.measure(fitting) if self.plan.stories else {}
-        for name, measures in measured.items():
-            of_entry = written.get(name)
+        shared: dict[int, list[str]] = {}  # entries by the conditioning that they have in common
+        for name, conditioning in conditionings.items():
+            shared.setdefault(id(conditioning), []).append(name)
+        measured: dict[str, Measures | None] = {}
+        for names in shared.values():
+            entries = [self.plan.book[name] for name in names]
+            measures_of = evaluator.measure(entries, conditionings[names[0]])
+            measured |= zip(names, measures_of, strict=True)
+        fitting = [name for name in conditionings if measured[name] and self.plan.stories]
+        written = stories.measure([(name, conditionings[name]) for name in fitting])
+        stories_of = dict(zip(fitting, written, strict=True))
+        for name in conditionings:
+            measures, of_entry = measured[name], stories_of.get(name)
             yield {
                 "setting": setting,
                 "entry": name,

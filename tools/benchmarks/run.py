@@ -31,7 +31,7 @@ from softlore import WorldInfoTrainer
 from softlore.compare.harness import Row, run_cases, summarize
 from softlore.context.compose import ContextLike
 from softlore.errors import ConfigError
-from softlore.measure.conditioning import FidelityEvaluator
+from softlore.measure.conditioning import FidelityEvaluator, fidelity_evaluators
 from softlore.measure.evaluate import plain_text
 from softlore.measure.material import gather
 from softlore.measure.stories import StoryEvaluator
@@ -162,7 +162,8 @@ class Bench:
     def _rows(
         self, label: str, before: Mapping[str, ContextLike], seconds: float | None = None
     ) -> Iterator[Row]:
-        stories = self._stories.measure(before) if self._stories else {}
+        written = self._stories.measure(list(before.items())) if self._stories else []
+        stories = dict(zip(before, written, strict=False))
         for text in self.texts:
             conditioning = before[text.name]
             rows = score(self.model, conditioning, text.questions) if text.questions else []
@@ -202,10 +203,8 @@ class Bench:
 
     @cached_property
     def _fidelities(self) -> dict[str, FidelityEvaluator]:
-        return {
-            text.name: FidelityEvaluator(self.model, text.entry, plain_text(text.entry), self.seed)
-            for text in self.texts
-        }
+        texts = [(text.entry, plain_text(text.entry)) for text in self.texts]
+        return fidelity_evaluators(self.model, texts, self.seed)
 
 
 def _of_third(text: Text, rows: Sequence[Row], third: int) -> list[Row]:

@@ -168,11 +168,11 @@ def _rows(
             entry: measures
             for entry in entries
             if entry in method.conditionings
-            and (measures := evaluator.measure(book[entry], method.conditionings[entry]))
+            and (measures := evaluator.measure([book[entry]], method.conditionings[entry])[0])
         }
-        written = story_evaluator.measure({e: method.conditionings[e] for e in measured})
-        for entry, measures in measured.items():
-            yield _row(method, entry, measures, written[entry])
+        written = story_evaluator.measure([(e, method.conditionings[e]) for e in measured])
+        for (entry, measures), stories in zip(measured.items(), written, strict=True):
+            yield _row(method, entry, measures, stories)
 
 
 class _Clock:

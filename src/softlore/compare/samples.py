@@ -50,8 +50,8 @@ class SampleWriter:
     ) -> None:
         self.model, self.cases, self.seed, self.tokens = model, cases, seed, tokens
         self.texts = [plain_text(entry) for _, entry, _ in cases]
-        self._bare = self._write([""] * len(cases))
-        self._informed = self._write(self.texts)
+        written = self._write([*[""] * len(cases), *self.texts])
+        self._bare, self._informed = written[: len(cases)], written[len(cases) :]
 
     def write(
         self, prompts: Mapping[str, SoftPrompt], keywords: Mapping[str, list[str]]
@@ -71,10 +71,11 @@ class SampleWriter:
         return samples
 
     def _write(self, conditionings: Sequence[ContextLike]) -> list[str]:
-        """Continues each opening after its conditioning."""
-        ids = [[self.model.encode(opening)] for _, _, opening in self.cases]
-        jobs = list(zip(conditionings, ids, strict=True))
-        written = write_stories(self.model, jobs, self.tokens, self.seed)
+        """Continues the openings, once or more often, after a conditioning each."""
+        places = list(range(len(self.cases))) * (len(conditionings) // max(1, len(self.cases)))
+        openings = [[self.model.encode(self.cases[place][2])] for place in places]
+        jobs = list(zip(conditionings, openings, strict=True))
+        written = write_stories(self.model, jobs, self.tokens, self.seed, places)
         return [_printable(self.model.decode(texts[0])) if texts else "" for texts in written]
 
 

@@ -5,6 +5,7 @@ from softlore.decode.model_runner import ModelRunner, TorchModelRunner
 from softlore.decode.output import OutputStream, Token
 from softlore.decode.passages import (
     WeightedTrees,
+    draw_seed,
     sample_ids,
     sample_openings,
     sample_passages,
@@ -35,6 +36,7 @@ __all__ = [
     "Token",
     "TorchModelRunner",
     "WeightedTrees",
+    "draw_seed",
     "generate",
     "runner_for",
     "sample_ids",

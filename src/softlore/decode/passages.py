@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from softlore.context import Tree
@@ -78,19 +79,18 @@ def sample_ids(
             several share (the same object) is run once.
         max_new_tokens: of all, or of each.
         seed: decides the draws, with the index of the context; or a seed for each.
-        rows_at_once: texts that are generated side by side.
+        rows_at_once: texts that are generated side by side, at most.
         on_progress: called after each step with the share of tokens that is done, 0 to 1.
     """
     limits = [max_new_tokens] * len(contexts) if isinstance(max_new_tokens, int) else max_new_tokens
-    seeds = (
-        seed if not isinstance(seed, int) else [seed * 1_000_003 + i for i in range(len(limits))]
-    )
+    seeds = seed if not isinstance(seed, int) else [draw_seed(seed, i) for i in range(len(limits))]
     runner = TorchModelRunner(model, PrefixCache())
     batch = RunningBatch(runner)
     groups: list[SequenceGroup] = []
-    for start in range(0, len(contexts), rows_at_once):
-        _preload_shared(runner, [before for before, _ in contexts[start : start + rows_at_once]])
-        for index in range(start, min(start + rows_at_once, len(contexts))):
+    size = _even_part(len(contexts), rows_at_once)
+    for start in range(0, len(contexts), size):
+        _preload_shared(runner, [before for before, _ in contexts[start : start + size]])
+        for index in range(start, min(start + size, len(contexts))):
             before, ids = contexts[index]
             mixed = [(before, 1.0)] if isinstance(before, Tree) else before
             trees = [(tree.then(ids) if ids else tree, weight) for tree, weight in mixed]
@@ -105,6 +105,16 @@ def sample_ids(
             if group.error is not None:
                 raise group.error
     return [group.output.ids for group in groups]
+
+
+def draw_seed(seed: int, index: int) -> int:
+    """The seed of the draws of one of several texts."""
+    return seed * 1_000_003 + index
+
+
+def _even_part(total: int, most: int) -> int:
+    """The size of the parts, alike, that `total` is cut into: 72 by 64 at most into two of 36."""
+    return max(1, math.ceil(total / max(1, math.ceil(total / most))))
 
 
 def _preload_shared(runner: TorchModelRunner, contexts: Sequence[Tree | WeightedTrees]) -> None:

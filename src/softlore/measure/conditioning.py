@@ -39,24 +39,27 @@ class ConditioningEvaluator:
         self._bare = score.comparable_hidden_states(model, "", material.unrelated)
         self._drifts: dict[tuple[str, ...], float | None] = {(): 0.0}
 
-    def measure(self, entry: Entry, conditioning: ContextLike) -> Measures | None:
-        """Measures all but fidelity and stories; None if the conditioning does not fit."""
+    def measure(self, entries: Sequence[Entry], conditioning: ContextLike) -> list[Measures | None]:
+        """Measures all but fidelity and stories, of each entry; None where it does not fit."""
         model = self.model
         if not score.fits_after(model, conditioning, passage_tokens(model)):
-            return None
-        return Measures(
-            tokens=Context(conditioning).token_count(model).total,
-            recall={d: self._recall(conditioning, entry.blocks, d) for d in self.distances},
-            held_out=self._recall(conditioning, entry.held_out, 0),
-            drift=self._drift(conditioning),
-        )
-
-    def _recall(
-        self, conditioning: ContextLike, blocks: Sequence[Block], distance: int
-    ) -> float | None:
-        if not blocks or not score.fits(self.model, conditioning, blocks, distance):
-            return None
-        return score.recall(self.model, conditioning, blocks, distance, self.material.fillers)
+            return [None] * len(entries)
+        cases: list[tuple[Sequence[Block], int]] = []
+        for entry in entries:
+            cases += [(entry.blocks, distance) for distance in self.distances]
+            cases.append((entry.held_out, 0))
+        losses = iter(score.recall_at(model, conditioning, cases, self.material.fillers))
+        tokens = Context(conditioning).token_count(model).total
+        drift = self._drift(conditioning)
+        return [
+            Measures(
+                tokens=tokens,
+                recall={distance: next(losses) for distance in self.distances},
+                held_out=next(losses),
+                drift=drift,
+            )
+            for _ in entries
+        ]
 
     def _drift(self, conditioning: ContextLike) -> float | None:
         # Entries of one company share it. Prompts of one name may differ, so the key has the uuid.
@@ -72,17 +75,17 @@ class ConditioningEvaluator:
 class FidelityEvaluator:
     """Measures the fidelity of conditionings to an entry's text, on the same passages.
 
-    The model samples them after the text; its hidden states on them are computed once.
+    The model's hidden states on these after the text, and after nothing, are computed once.
 
     Args:
         text: the entry's text as a hard prompt; empty if it has none.
+        passages: that the model sampled after the text; none where it does not fit the context.
     """
 
-    def __init__(self, model: FrozenModel, entry: Entry, text: str, seed: int) -> None:
+    def __init__(self, model: FrozenModel, text: str, passages: Sequence[Sequence[int]]) -> None:
         self.model = model
-        self._passages: list[list[int]] = []
-        if text and score.fits_after(model, text, passage_tokens(model)):
-            self._passages = lore_passages(model, entry, text, seed)
+        self._passages = passages
+        if passages:
             self._known = {before: self._hidden_states(before) for before in (text, "")}
             self._text = self._known[text]
             self._effect = mean_kl(model, self._text, self._known[""])
@@ -102,6 +105,20 @@ class FidelityEvaluator:
 
     def _hidden_states(self, conditioning: ContextLike) -> list[Tensor]:
         return score.comparable_hidden_states(self.model, conditioning, self._passages)
+
+
+def fidelity_evaluators(
+    model: FrozenModel, texts: Sequence[tuple[Entry, str]], seed: int
+) -> dict[str, FidelityEvaluator]:
+    """A `FidelityEvaluator` of each entry and its text, by the entry's name.
+
+    The passages of all are written in one batch.
+    """
+    written = lore_passages(model, texts, seed)
+    return {
+        entry.name: FidelityEvaluator(model, text, passages)
+        for (entry, text), passages in zip(texts, written, strict=True)
+    }
 
 
 def conditioning_trees(model: FrozenModel, conditioning: Conditioning) -> WeightedTrees:

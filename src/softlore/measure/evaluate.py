@@ -10,7 +10,11 @@ from dataclasses import replace
 from softlore.context.compose import ContextLike
 from softlore.errors import ConfigError, UnknownPromptError
 from softlore.lore import Entry, Lorebook
-from softlore.measure.conditioning import ConditioningEvaluator, FidelityEvaluator
+from softlore.measure.conditioning import (
+    ConditioningEvaluator,
+    FidelityEvaluator,
+    fidelity_evaluators,
+)
 from softlore.measure.material import gather
 from softlore.measure.results import CONDITIONINGS, EntryResult, Evaluation, Measures
 from softlore.measure.stories import StoryEvaluator
@@ -21,7 +25,7 @@ COMPANY = 4  # most prompts that are measured together
 STORY_CONDITIONINGS = ("none", "text", "soft")
 TEXT_SHARE = 0.6  # of the progress shown: what is measured without prompts
 OnProgress = Callable[[float, str], None]  # share done, and what is being done
-Conditionings = dict[str, ContextLike]  # by name, see CONDITIONINGS
+Job = tuple[str, ContextLike, Sequence[str]]  # which of CONDITIONINGS, what it is, of which entries
 
 
 def evaluate(
@@ -109,8 +113,8 @@ class LorebookEvaluator:
         }
         entries = list(self.book)
         material = gather(model, max(distances), seed, story)
-        texts = {entry.name: plain_text(entry) for entry in entries if entry.text}
-        self._model, self._texts, self._seed = model, texts, seed
+        self._model, self._seed = model, seed
+        self._texts = {entry.name: plain_text(entry) for entry in entries if entry.text}
         self._evaluator = ConditioningEvaluator(model, material, distances)
         self._fidelities: dict[str, FidelityEvaluator] = {}
         self._stories = StoryEvaluator(model, material, entries, stories, story_tokens, seed)
@@ -122,14 +126,12 @@ class LorebookEvaluator:
 
     def measure_text(self, on_progress: OnProgress | None = None) -> None:
         """Measures all without lore, and with their plain text, alone and in company."""
-        conditionings: dict[str, Conditionings] = {}
-        for name, company in self._companies.items():
-            conditionings[name] = {"none": ""}
-            if name in self._texts:
-                conditionings[name]["text"] = self._texts[name]
-            if company and all(other in self._texts for other in company):
-                conditionings[name]["texts"] = "".join(self._texts[other] for other in company)
-        self._measure(conditionings, on_progress)
+        jobs: list[Job] = [("none", "", [entry.name for entry in self.book])]
+        jobs += [("text", text, [name]) for name, text in self._texts.items()]
+        for company in self._companies:
+            if all(name in self._texts for name in company):
+                jobs.append(("texts", "".join(self._texts[name] for name in company), company))
+        self._measure(jobs, on_progress)
 
     def measure_prompts(
         self,
@@ -146,18 +148,17 @@ class LorebookEvaluator:
         Raises:
             PromptMismatchError: a prompt of another model.
         """
-        conditionings: dict[str, Conditionings] = {}
-        for name, company in self._companies.items():
-            conditionings[name] = {"soft": prompts[name]}
-            if company:
-                conditionings[name]["company"] = Context(prompts[other] for other in company)
-        self._measure(conditionings, on_progress)
+        jobs: list[Job] = [("soft", prompts[entry.name], [entry.name]) for entry in self.book]
+        for company in self._companies:
+            jobs.append(("company", Context(prompts[name] for name in company), company))
+        self._measure(jobs, on_progress)
+        companies = {name: company for company in self._companies for name in company}
         keywords = self._stories.keywords if self.settings["stories"] else {}
         results = [
             EntryResult(
                 name,
                 prompts[name].kind,
-                self._companies[name],
+                companies.get(name, []),
                 keywords.get(name, []),
                 measured,
             )
@@ -166,45 +167,40 @@ class LorebookEvaluator:
         book, model = self.book.name, self._model.name
         return Evaluation(book, model, self.settings, results, list(missing), self._seconds)
 
-    def _measure(
-        self, conditionings: Mapping[str, Conditionings], on_progress: OnProgress | None
-    ) -> None:
-        """Measures each entry with its conditionings; None for one that does not fit."""
+    def _measure(self, jobs: Sequence[Job], on_progress: OnProgress | None) -> None:
+        """Measures the entries of each job with its conditioning; None where it does not fit."""
         start = time.monotonic()
         report = on_progress or (lambda done, doing: None)
-        for number, entry in enumerate(self.book):
-            report((number + 0.5) / (len(self.book) + 1.5), entry.name)
-            for kind, conditioning in conditionings[entry.name].items():
-                measures = self._evaluator.measure(entry, conditioning)
+        steps = len(jobs) + 2
+        if not self._fidelities:
+            report(0.5 / steps, "passages about the lore")
+            texts = [(entry, self._texts.get(entry.name, "")) for entry in self.book]
+            self._fidelities = fidelity_evaluators(self._model, texts, self._seed)
+        for number, (kind, conditioning, names) in enumerate(jobs):
+            report((number + 1) / steps, names[0] if len(names) == 1 else f"{len(names)} entries")
+            measured = self._evaluator.measure([self.book[name] for name in names], conditioning)
+            for name, measures in zip(names, measured, strict=True):
                 if measures is not None:
-                    fidelity = self._fidelity(entry).measure(conditioning)
+                    fidelity = self._fidelities[name].measure(conditioning)
                     measures = replace(measures, fidelity=fidelity)
-                self._measured[entry.name][kind] = measures
+                self._measured[name][kind] = measures
         if self.settings["stories"]:
-            report(1 - 1 / (len(self.book) + 1.5), "stories")
-            for kind in STORY_CONDITIONINGS:
-                self._add_stories(kind, conditionings)
+            report(1 - 1 / steps, "stories")
+            self._add_stories(jobs)
         report(1.0, "done")
         self._seconds += time.monotonic() - start
 
-    def _fidelity(self, entry: Entry) -> FidelityEvaluator:
-        """Of an entry, made when it is first measured, as writing its passages takes a while."""
-        if entry.name not in self._fidelities:
-            text = self._texts.get(entry.name, "")
-            evaluator = FidelityEvaluator(self._model, entry, text, self._seed)
-            self._fidelities[entry.name] = evaluator
-        return self._fidelities[entry.name]
-
-    def _add_stories(self, kind: str, conditionings: Mapping[str, Conditionings]) -> None:
-        """Measures stories of all entries with a kind of conditioning, in one batch."""
-        fitting = {
-            name: conditionings[name][kind]
-            for name, measured in self._measured.items()
-            if kind in conditionings[name] and measured[kind] is not None
-        }
-        if not fitting:
-            return
-        for name, stories in self._stories.measure(fitting).items():
+    def _add_stories(self, jobs: Sequence[Job]) -> None:
+        """Measures stories of all entries with all conditionings that fit, in one batch."""
+        fitting = [
+            (kind, name, conditioning)
+            for kind, conditioning, names in jobs
+            if kind in STORY_CONDITIONINGS
+            for name in names
+            if self._measured[name][kind] is not None
+        ]
+        written = self._stories.measure([(name, before) for _, name, before in fitting])
+        for (kind, name, _), stories in zip(fitting, written, strict=True):
             measures = self._measured[name][kind]
             self._measured[name][kind] = measures and replace(measures, stories=stories)
 
@@ -244,14 +240,13 @@ def plain_text(entry: Entry) -> str:
     return entry.text + ("" if entry.text[-1:].isspace() else "\n")
 
 
-def _companies(names: Sequence[str]) -> dict[str, list[str]]:
-    """Groups of equal size, at most `COMPANY`, in the lorebook's order; none for a prompt alone."""
+def _companies(names: Sequence[str]) -> list[list[str]]:
+    """Groups of equal size, at most `COMPANY`, in the lorebook's order; none of one alone."""
     groups = math.ceil(len(names) / COMPANY)
     sizes = [len(names) // groups + (i < len(names) % groups) for i in range(groups)]
-    companies: dict[str, list[str]] = {}
+    companies: list[list[str]] = []
     start = 0
     for size in sizes:
-        group = list(names[start : start + size])
-        companies |= {name: group if size > 1 else [] for name in group}
+        companies += [list(names[start : start + size])] if size > 1 else []
         start += size
     return companies

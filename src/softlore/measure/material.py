@@ -5,16 +5,16 @@ None is trained on: they are sampled with other seeds than training's, or given 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, cycle, islice
 
-from softlore.context.compose import ContextLike
-from softlore.decode import sample_passages
+from softlore.decode import draw_seed, sample_openings, sample_passages
 from softlore.errors import ConfigError
 from softlore.lore import Entry
 from softlore.lore.keywords import words
 from softlore.lore.study import OPENERS, openers
-from softlore.measure.score import trunk
+from softlore.measure.score import fits_after, trunk
 from softlore.model import FrozenModel
 
 HELD_OUT = 7_000_000  # added to seeds, so that no draw is one of training's
@@ -76,9 +76,29 @@ def _cut(ids: Ids, count: int, length: int) -> list[Ids]:
     return [ids[start : start + length] for start in starts]
 
 
-def lore_passages(model: FrozenModel, entry: Entry, text: ContextLike, seed: int) -> list[Ids]:
-    """Passages that the model samples after an entry's text, for fidelity."""
-    before = trunk(model, text)
+def lore_passages(
+    model: FrozenModel, texts: Sequence[tuple[Entry, str]], seed: int
+) -> list[list[Ids]]:
+    """Passages that the model samples after each entry's text, for fidelity.
+
+    None where an entry has no text, or one that does not fit the context. The draws of an entry do
+    not depend on the others.
+    """
     length = passage_tokens(model)
-    written = sample_passages(model, before, openers(entry), FIDELITY, length, HELD_OUT + seed)
-    return [ids for ids in written if len(ids) > 1]
+    fitting = [
+        (number, trunk(model, text), list(islice(cycle(openers(entry)), FIDELITY)))
+        for number, (entry, text) in enumerate(texts)
+        if text and fits_after(model, text, length)
+    ]
+    written = iter(
+        sample_openings(
+            model,
+            [(before, opener) for _, before, of_entry in fitting for opener in of_entry],
+            length,
+            [draw_seed(HELD_OUT + seed, i) for _ in fitting for i in range(FIDELITY)],
+        )
+    )
+    passages: list[list[Ids]] = [[] for _ in texts]
+    for number, _, _ in fitting:
+        passages[number] = [ids for ids in islice(written, FIDELITY) if len(ids) > 1]
+    return passages

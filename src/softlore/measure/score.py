@@ -8,11 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from softlore.context import Branch, Tree, TreeBatch, free_places, hidden_states
+from softlore.context import (
+    Branch,
+    Tree,
+    TreeBatch,
+    free_places,
+    hidden_states,
+    read_trunks,
+)
 from softlore.context.compose import ContextLike, compose
 from softlore.decode import WeightedTrees
 from softlore.errors import ContextError
@@ -31,6 +39,11 @@ def trunk(model: LanguageModel, conditioning: ContextLike, filler: Ids = ()) -> 
 
     Late prefixes are seen by the branches alone, not by the filler.
     """
+    return _trunk(model, conditioning, [filler] if filler else [])
+
+
+def _trunk(model: LanguageModel, conditioning: ContextLike, filler: Sequence[Ids]) -> Tree:
+    """`trunk`, with a node for each part of the filler."""
     conditioning = Context(conditioning)
     if conditioning.body.pieces or model.bos:
         tree = compose(model, conditioning)
@@ -43,14 +56,18 @@ def trunk(model: LanguageModel, conditioning: ContextLike, filler: Ids = ()) -> 
         places = free_places(tree.start, model.context_length)
         nodes = [replace(node, sees=()) for node in tree.nodes]
         tree = replace(tree, nodes=nodes, at=places)
-    return tree.then(list(filler), sees=() if late else None) if filler else tree
+    for part in filler:
+        tree = tree.then(list(part), sees=() if late else None)
+    return tree
 
 
 @torch.no_grad()
 def branch_hidden_states(
     model: FrozenModel, tree: Tree, branches: Sequence[Branch]
 ) -> list[Tensor]:
-    """Hidden states `[n_rows, hidden]` of each branch."""
+    """Hidden states `[n_rows, hidden]` of each branch. The tree is run once."""
+    if len(branches) > BRANCHES_AT_ONCE:
+        (tree,) = read_trunks(model, [tree])
     states: list[Tensor] = []
     for start in range(0, len(branches), BRANCHES_AT_ONCE):
         part = branches[start : start + BRANCHES_AT_ONCE]
@@ -87,15 +104,70 @@ def response_losses(
     story: Sequence[Ids] = (),
 ) -> list[float]:
     """NLL of each response, block by block, nats a token; see `recall`."""
-    if distance and not any(map(len, story)):
-        raise ContextError(f"no story text for a distance of {distance}; expected some; pass story")
-    fillers = [_repeated(text, distance) for text in story if text] if distance else [[]]
-    pairs = _pairs(model, blocks)
-    runs = [token_losses(model, trunk(model, conditioning, filler), pairs) for filler in fillers]
-    return [
-        mean([float(losses.mean()) for losses in of_response])
-        for of_response in zip(*runs, strict=True)
+    return _losses_at(model, conditioning, [(blocks, distance)], story)[0]
+
+
+def recall_at(
+    model: FrozenModel,
+    conditioning: ContextLike,
+    cases: Sequence[tuple[Sequence[Block], int]],
+    story: Sequence[Ids] = (),
+) -> list[float | None]:
+    """`recall` of blocks at a distance each; what they have in common is read once.
+
+    None for a case without blocks, and for one that does not fit the model's context.
+    """
+    fitting = [
+        i
+        for i, (blocks, distance) in enumerate(cases)
+        if blocks and fits(model, conditioning, blocks, distance)
     ]
+    measured: list[float | None] = [None] * len(cases)
+    losses = _losses_at(model, conditioning, [cases[i] for i in fitting], story)
+    for i, of_case in zip(fitting, losses, strict=True):
+        measured[i] = mean(of_case)
+    return measured
+
+
+@torch.no_grad()
+def _losses_at(
+    model: FrozenModel,
+    conditioning: ContextLike,
+    cases: Sequence[tuple[Sequence[Block], int]],
+    story: Sequence[Ids],
+) -> list[list[float]]:
+    """NLL of each response of each case, its mean over the texts of the story.
+
+    Each text is read once, to the greatest distance; the calls hang on it at theirs. Those at no
+    distance are the same for every text:
+
+        [conditioning]─┬─[64 tokens]─┬─[192 tokens]─┬─ calls at 256
+                       └─ calls at 0 └─ calls at 64 └─ …
+    """
+    if not cases:
+        return []
+    distances = sorted({distance for _, distance in cases if distance})
+    texts = [text for text in story if text]
+    if distances and not texts:
+        raise ContextError(
+            f"no story text for a distance of {distances[0]}; expected some; pass story"
+        )
+    pairs = [_pairs(model, blocks) for blocks, _ in cases]
+    sums = [[0.0] * len(of_case) for of_case in pairs]
+    for number, text in enumerate(texts if distances else [()]):
+        ends = [0, *distances]
+        filler = [_repeated(text, b)[a:] for a, b in pairwise(ends)]
+        tree = _trunk(model, conditioning, filler)
+        first = tree.end - len(filler)  # the node before the filler, or ROOT
+        if tree.n_rows:
+            (tree,) = read_trunks(model, [tree])
+        for case, (_, distance) in enumerate(cases):
+            if distance or not number:
+                parent = first + ends.index(distance)
+                weight = 1 / len(texts) if distance else 1.0
+                for i, losses in enumerate(token_losses(model, tree, pairs[case], parent)):
+                    sums[case][i] += weight * float(losses.mean())
+    return sums
 
 
 def fits(
@@ -113,18 +185,29 @@ def fits_after(model: FrozenModel, conditioning: ContextLike, length: int) -> bo
     return limit is None or tree.start + tree.length + length <= limit
 
 
-def token_losses(model: FrozenModel, tree: Tree, pairs: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:
-    """NLL `[len(ids)]` of the ids of each pair (text before, ids), each pair alone after a tree."""
-    end = tree.end
+def token_losses(
+    model: FrozenModel, tree: Tree, pairs: Sequence[tuple[Ids, Ids]], parent: int | None = None
+) -> list[Tensor]:
+    """NLL `[len(ids)]` of the ids of each pair (text before, ids), each pair alone after a tree.
+
+    Args:
+        parent: the node of the tree after which they come; by default its end.
+    """
+    if not pairs:
+        return []
     branches = [
-        Branch([*before, *ids], end, len(before) - 1, len(before) + len(ids) - 1)
+        Branch(
+            [*before, *ids],
+            tree.end if parent is None else parent,
+            len(before) - 1,
+            len(before) + len(ids) - 1,
+        )
         for before, ids in pairs
     ]
-    hidden = branch_hidden_states(model, tree, branches)
-    return [
-        response_nll(model, rows, torch.tensor(list(ids), device=rows.device))
-        for rows, (_, ids) in zip(hidden, pairs, strict=True)
-    ]
+    hidden = torch.cat(branch_hidden_states(model, tree, branches))
+    targets = torch.tensor([i for _, ids in pairs for i in ids], device=hidden.device)
+    losses = response_nll(model, hidden, targets)
+    return list(losses.split([len(ids) for _, ids in pairs]))
 
 
 def mean(values: Sequence[float]) -> float:

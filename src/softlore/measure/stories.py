@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 
 from softlore.context import Tree
 from softlore.context.compose import ContextLike
-from softlore.decode import SamplingParams, sample_ids
+from softlore.decode import SamplingParams, draw_seed, sample_ids
 from softlore.lore import Entry
 from softlore.lore.keywords import count_keywords, lore_keywords, words
 from softlore.measure.material import HELD_OUT, Ids, Material
@@ -38,21 +38,30 @@ def write_stories(
     jobs: Sequence[tuple[ContextLike, Sequence[Ids]]],
     tokens: int,
     seed: int,
+    draws: Sequence[int] | None = None,
 ) -> list[list[Ids] | None]:
     """Samples a story after each opening of each (conditioning, openings), in token ids.
 
-    None for a conditioning after which openings and stories do not fit the context. Draws depend on
-    the seed and the position among the jobs, so conditionings can be compared story by story.
+    None for a conditioning after which openings and stories do not fit the context.
+
+    Args:
+        draws: with the seed, they decide the draws of each job's first story, and the numbers after
+            it those of the next ones, so that conditionings can be compared story by story. By
+            default the stories are numbered through.
     """
-    rows: list[tuple[int, tuple[Tree, Ids]]] = []
+    rows: list[tuple[int, tuple[Tree, Ids], int]] = []
+    number = 0
     for job, (conditioning, openings) in enumerate(jobs):
+        number = draws[job] if draws is not None else number
         if fits_after(model, conditioning, max(map(len, openings), default=0) + tokens):
             before = trunk(model, conditioning)
-            rows += [(job, (before, ids)) for ids in openings]
+            rows += [(job, (before, ids), number + i) for i, ids in enumerate(openings)]
+        number += len(openings)
     written: list[list[Ids]] = [[] for _ in jobs]
     params = SamplingParams(temperature=0.8, top_k=40)
-    new = sample_ids(model, [context for _, context in rows], params, tokens, HELD_OUT + seed)
-    for (job, _), ids in zip(rows, new, strict=True):
+    seeds = [draw_seed(HELD_OUT + seed, number) for _, _, number in rows]
+    new = sample_ids(model, [context for _, context, _ in rows], params, tokens, seeds)
+    for (job, _, _), ids in zip(rows, new, strict=True):
         written[job].append(_until_end(model, ids))
     return [stories or None for stories in written]
 
@@ -86,17 +95,26 @@ class StoryEvaluator:
             for name, entry in self.entries.items()
         }
 
-    def measure(self, conditionings: Mapping[str, ContextLike]) -> dict[str, StoryMeasures | None]:
-        """By entry: the measures of the stories after its conditioning; None if they don't fit."""
-        jobs = [
-            (conditioning, [self.model.encode(opening) for opening in self.openings[name]])
-            for name, conditioning in conditionings.items()
+    def measure(self, jobs: Sequence[tuple[str, ContextLike]]) -> list[StoryMeasures | None]:
+        """The measures of the stories of each (entry, conditioning); None if they don't fit.
+
+        All are written in one batch.
+        """
+        places = {name: place for place, name in enumerate(self.entries)}
+        written = write_stories(
+            self.model,
+            [
+                (conditioning, [self.model.encode(opening) for opening in self.openings[name]])
+                for name, conditioning in jobs
+            ],
+            self.tokens,
+            self.seed,
+            [places[name] * len(self.openings[name]) for name, _ in jobs],
+        )
+        return [
+            self._judge(name, texts) if texts else None
+            for (name, _), texts in zip(jobs, written, strict=True)
         ]
-        written = write_stories(self.model, jobs, self.tokens, self.seed)
-        return {
-            name: self._judge(name, texts) if texts else None
-            for name, texts in zip(conditionings, written, strict=True)
-        }
 
     def _judge(self, name: str, written: Sequence[Ids]) -> StoryMeasures:
         """Measures what follows each of an entry's openings."""
