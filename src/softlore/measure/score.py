@@ -29,7 +29,9 @@ from softlore.measure.losses import mean_kl, response_nll
 from softlore.model import FrozenModel, LanguageModel
 from softlore.prompts import Context
 
-BRANCHES_AT_ONCE = 32
+# Tokens of branches in one pass: enough for matrix products to be fast, and few enough for the
+# masked attention between branches to cost little.
+TOKENS_AT_ONCE = 1024
 SINK_TOKENS = 2  # tokens at the start of a bare text without BOS that predict unlike all others
 Ids = Sequence[int]
 
@@ -66,14 +68,27 @@ def branch_hidden_states(
     model: FrozenModel, tree: Tree, branches: Sequence[Branch]
 ) -> list[Tensor]:
     """Hidden states `[n_rows, hidden]` of each branch. The tree is run once."""
-    if len(branches) > BRANCHES_AT_ONCE:
+    parts = _parts(branches)
+    if len(parts) > 1 and tree.n_rows:
         (tree,) = read_trunks(model, [tree])
     states: list[Tensor] = []
-    for start in range(0, len(branches), BRANCHES_AT_ONCE):
-        part = branches[start : start + BRANCHES_AT_ONCE]
-        rows = hidden_states(model, [TreeBatch(tree, part)], "expanded")
+    for part in parts:
+        rows = hidden_states(model, [TreeBatch(tree, part)])
         states.extend(rows.split([branch.n_rows for branch in part]))
     return states
+
+
+def _parts(branches: Sequence[Branch]) -> list[list[Branch]]:
+    """The branches in order, `TOKENS_AT_ONCE` in a part; one that is longer has its own."""
+    parts: list[list[Branch]] = []
+    tokens = 0
+    for branch in branches:
+        tokens += len(branch.ids)
+        if not parts or tokens > TOKENS_AT_ONCE:
+            parts.append([])
+            tokens = len(branch.ids)
+        parts[-1].append(branch)
+    return parts
 
 
 # recall ----------------------------------------------------------------------------------------
