@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # Public name -> the module that holds it.
 _WHERE = {
     "FrozenModel": "softlore.model",
+    "ControlVector": "softlore.prompts",
     "SoftPrompt": "softlore.prompts",
     "Context": "softlore.prompts",
     "PromptLibrary": "softlore.prompts",

@@ -32,6 +32,7 @@ COMMANDS = {
     "models": "List models by name, get one, and choose the default.",
     "codes": "List the control codes of a model.",
     "attribute": "Find the control code under which a text is the likeliest.",
+    "vector": "Train, show and convert control vectors.",
     "hard": "Distil, search and test plain-text prompts.",
     "lore": "Import, show and export lorebooks; suggest entries from a story.",
     "compare": "Compare text, control codes and soft prompts on the same lore.",

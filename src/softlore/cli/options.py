@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,6 +14,9 @@ from softlore.cli.common import ModelSource, clean
 from softlore.errors import ConfigError
 from softlore.settings import Names, SamplingParams, Setting, Settings, table
 from softlore.settings.sampler_values import MAX_GRAMMAR
+
+if TYPE_CHECKING:
+    from softlore.prompts import ControlVector
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -95,6 +98,15 @@ code_option = click.option(
     "--code", "codes", multiple=True, metavar="NAME[=STRENGTH]",
     help="Control code to write under: one of the model's, or a soft prompt. May be given often; "
     "1 is the code as it is, 0 nothing, below 0 away from it.",
+)  # fmt: skip
+vector_option = click.option(
+    "--vector", "vectors", multiple=True, metavar="NAME[=STRENGTH]",
+    help="Control vector to steer by, or its file. May be given often; 1 is the vector as it was "
+    "trained, below 0 away from it.",
+)  # fmt: skip
+vectors_option = click.option(
+    "--vectors", "folder", type=PATH,
+    help="Folder of control vectors.  [default: softlore's own, or $SOFTLORE_VECTORS]",
 )  # fmt: skip
 
 
@@ -246,17 +258,32 @@ def sampler_settings(given: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def parse_code(code: str) -> tuple[str, float]:
+def find_vectors(vectors: Sequence[str], layers: int) -> list[tuple[ControlVector, float]]:
+    """The control vectors of `--vector` options with their strengths; `layers`: of the model.
+
+    Raises:
+        ConfigError: a strength that is not a number.
+        UnknownPromptError: a vector that there is not.
+    """
+    if not vectors:
+        return []
+    from softlore.prompts.vector_folder import find_vector
+
+    pairs = [parse_code(vector, "--vector") for vector in vectors]
+    return [(find_vector(name, layers=layers), strength) for name, strength in pairs]
+
+
+def parse_code(code: str, option: str = "--code") -> tuple[str, float]:
     """`NAME=STRENGTH`, or a name alone, which has strength 1.
 
     Raises:
         ConfigError: the strength is not a number.
     """
-    name, _, strength = clean(code, "--code").rpartition("=")
+    name, _, strength = clean(code, option).rpartition("=")
     try:
         return (name, float(strength)) if name else (code, 1.0)
     except ValueError:
         raise ConfigError(
-            f"--code {code!r} has strength {strength!r}; expected a number, such as {name}=1.5; "
+            f"{option} {code!r} has strength {strength!r}; expected a number, such as {name}=1.5; "
             "fix it"
         ) from None

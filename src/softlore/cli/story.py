@@ -10,7 +10,14 @@ import click
 
 from softlore.cli.common import ModelSource, interactive, library
 from softlore.cli.gguf import cache_options, gguf_option, runner_of
-from softlore.cli.options import names_options, prompts_option, sampling_options, with_model
+from softlore.cli.options import (
+    find_vectors,
+    names_options,
+    prompts_option,
+    sampling_options,
+    vector_option,
+    with_model,
+)
 
 if TYPE_CHECKING:
     from softlore.lore import Lorebook
@@ -44,6 +51,7 @@ if TYPE_CHECKING:
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @names_options
 @sampling_options
+@vector_option
 @with_model
 @gguf_option
 @cache_options
@@ -67,6 +75,7 @@ def command(
     folder: Path | None,
     names: Names,
     sampling: dict[str, Any],
+    vectors: tuple[str, ...],
 ) -> None:
     """Write the story NAME turn by turn; without NAME, list the stories.
 
@@ -82,6 +91,7 @@ def command(
       softlore story harbour
       softlore story evening --card emma.png --user Ada
       softlore story harbour --gguf storyteller-Q4_K.gguf
+      softlore story harbour --vector dark=0.8
     """
     from softlore.errors import ConfigError
     from softlore.lore import Lorebook
@@ -134,6 +144,8 @@ def command(
         runner = runner_of(shown, gguf, cache)
     from softlore.story.condensing import ChapterWriter
 
+    if vectors:
+        sampling = {**sampling, "vectors": find_vectors(vectors, runner.model.layers)}
     with origin.open() as story, closing(ChapterWriter()) as chapters:
         story.set(**given)
         lore = book if lorebook else origin.book or book

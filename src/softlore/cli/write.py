@@ -11,9 +11,11 @@ from softlore.cli.common import ModelSource, clean, given_text, library
 from softlore.cli.gguf import cache_options, gguf_option, runner_of
 from softlore.cli.options import (
     code_option,
+    find_vectors,
     parse_code,
     prompts_option,
     sampling_options,
+    vector_option,
     with_model,
 )
 from softlore.cli.wrapping import WordWrapper, terminal_width
@@ -26,6 +28,7 @@ from softlore.cli.wrapping import WordWrapper, terminal_width
 @click.option("--tokens", default=80, show_default=True, help="Maximum tokens to generate.")
 @sampling_options
 @code_option
+@vector_option
 @click.option("--stop", multiple=True, help="End before this string; may be repeated.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Makes the draws repeatable.")
 @gguf_option
@@ -37,6 +40,7 @@ def command(
     folder: Path | None,
     tokens: int,
     codes: tuple[str, ...],
+    vectors: tuple[str, ...],
     stop: tuple[str, ...],
     seed: int | None,
     any_model: bool,
@@ -53,6 +57,7 @@ def command(
       softlore write "The old house" --code Horror
       softlore write "The old house" --gguf storyteller-Q4_K.gguf
       softlore write "The old house" --code Horror=2 --code Humor=-1
+      softlore write "The old house" --vector dark=1.5
       softlore write "The old house" --sampler dry_multiplier=0.8 --sampler banned_strings=suddenly
     """
     text = given_text(text)
@@ -69,7 +74,15 @@ def command(
     conditioning = [(by_name[name].conditioning, weight) for name, weight in strengths.items()]
     stops = [clean(string, "--stop") for string in stop]
     request = GenerationRequest(
-        context, tokens, stops, seed, None, conditioning, not any_model, {"heal": True} | sampling
+        context,
+        tokens,
+        stops,
+        seed,
+        None,
+        conditioning,
+        not any_model,
+        {"heal": True} | sampling,
+        vectors=find_vectors(vectors, runner.model.layers),
     )
     pieces = (token.text for token in write_request(runner, request) if token.text)
     first = next(pieces, "")  # errors come before anything is shown

@@ -149,5 +149,7 @@ def embed(model: FrozenModel, context: ContextLike) -> Tensor:
 def logits(model: FrozenModel, context: ContextLike) -> Tensor:
     """Logits `[tokens, vocab]`, float32: a row for each token and embedding row of the context."""
     spliced = splice(model, [compose(model, context)])
-    hidden, _ = model.hidden(spliced.embeds, spliced.positions, spliced.visible, spliced.past)
+    hidden, _ = model.hidden(
+        spliced.embeds, spliced.positions, spliced.visible, spliced.past, False, spliced.steering
+    )
     return model.logits(hidden[0])

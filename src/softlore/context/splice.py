@@ -37,6 +37,7 @@ from torch import Tensor
 from softlore.context.tree import Tree
 from softlore.errors import ContextOverflowError
 from softlore.model import FrozenModel, KeysValues, KVCache, LanguageModel
+from softlore.model.steering import stack_steering
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Spliced:
         past: keys and values of prefixes and of text that was read already, `P` long, or None.
         nodes: `[B, P + T]` the node that each key is of; -1: of a prefix, or padding.
         spans: for each tree and node, the range `(start, stop)` of its rows in `T`.
+        steering: the trees' control vectors `[B, layers, width]`; None if none has any.
     """
 
     embeds: Tensor
@@ -58,6 +60,7 @@ class Spliced:
     past: KVCache | None
     nodes: Tensor
     spans: list[list[tuple[int, int]]]
+    steering: Tensor | None = None
 
     def after(self, keys_values: KeysValues) -> KVCache:
         """The cache of the text after these rows, in which prefixes are invisible.
@@ -98,7 +101,10 @@ def splice(model: FrozenModel, trees: Sequence[Tree]) -> Spliced:
     nodes = torch.cat([text, nodes], dim=1)
     device = model.device
     embeds = _embed(model, trees, width)
-    return Spliced(embeds, positions.to(device), visible.to(device), past, nodes.to(device), spans)
+    steering = stack_steering([tree.steering for tree in trees], device)
+    return Spliced(
+        embeds, positions.to(device), visible.to(device), past, nodes.to(device), spans, steering
+    )
 
 
 def _lay_out(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -53,11 +53,13 @@ class Tree:
         prefixes: keys and values `[layers, 2, kv_heads, n, head_dim]` each.
         at: first position of the text, if it is not the one after the longest prefix: of a part
             of a context, or where places are kept free for prefixes that may come.
+        steering: the sum of its control vectors `[layers, width]`, float32; None if it has none.
     """
 
     nodes: list[Node] = field(default_factory=list)
     prefixes: list[Tensor] = field(default_factory=list)
     at: int | None = None
+    steering: Tensor | None = None
 
     @property
     def start(self) -> int:
@@ -85,7 +87,7 @@ class Tree:
         self, content: Sequence[int] | Tensor | KVCache, sees: Sequence[int] | None = None
     ) -> Tree:
         """A copy with one more node after everything."""
-        return Tree([*self.nodes, Node(content, self.end, sees)], self.prefixes, self.at)
+        return replace(self, nodes=[*self.nodes, Node(content, self.end, sees)])
 
     def part(self, start: int, stop: int | None = None, read: KVCache | None = None) -> Tree:
         """Tokens `start` to `stop` of a tree of one branch, at their positions in this tree.
@@ -105,7 +107,7 @@ class Tree:
             if len(content):
                 nodes.append(Node(content, len(nodes) - 1, node.sees))
             at += len(node)
-        return Tree(nodes, self.prefixes, self.start + (start if read is None else 0))
+        return replace(self, nodes=nodes, at=self.start + (start if read is None else 0))
 
     def prefixes_of(self, node: Node) -> list[Tensor]:
         """The prefixes that a node sees."""

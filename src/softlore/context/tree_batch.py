@@ -211,7 +211,7 @@ def read_trunks(
         return list(trunks)
     spliced = splice(model, trunks)
     _, keys_values = model.hidden(
-        spliced.embeds, spliced.positions, spliced.visible, spliced.past, keep=True
+        spliced.embeds, spliced.positions, spliced.visible, spliced.past, True, spliced.steering
     )
     kept = keys_values or []
     after = spliced.after(detached.detach(kept) if detached is not None else kept)
@@ -235,7 +235,7 @@ def _path_to(trunk: Tree, branch: Branch) -> tuple[Tree, list[Branch]]:
         replace(trunk.nodes[number], parent=i - 1)
         for i, number in enumerate(trunk.path(branch.parent))
     ]
-    tree = Tree(nodes, trunk.prefixes, trunk.start)
+    tree = replace(trunk, nodes=nodes, at=trunk.start)
     return tree, [replace(branch, parent=tree.end)]
 
 
@@ -259,7 +259,9 @@ def _run(
 
     `places`: of each branch, its tree and its first and last node.
     """
-    hidden = model.hidden(spliced.embeds, spliced.positions, spliced.visible, spliced.past)[0]
+    hidden, _ = model.hidden(
+        spliced.embeds, spliced.positions, spliced.visible, spliced.past, False, spliced.steering
+    )
     width = hidden.shape[1]
     index: list[int] = []
     for (row, (first, last)), branch in zip(places, branches, strict=True):

@@ -15,7 +15,12 @@ from softlore.decode.model_runner import (
     RunningSequence,
 )
 from softlore.decode.prefix_cache import CacheUsage, TextKeys, same_prefixes
-from softlore.errors import BusyError, ConfigError, ContextOverflowError
+from softlore.errors import (
+    BusyError,
+    ConfigError,
+    ContextOverflowError,
+    UnsupportedModelError,
+)
 from softlore.model import KVCache
 from softlore.model.gguf import CacheTypes, GGUFModel, LlamaCppContext
 from softlore.model.gguf.runner import PADDED, STEP, Tokens
@@ -58,6 +63,12 @@ class LlamaCppModelRunner(ModelRunner):
 
     def check(self, trees: Sequence[Tree]) -> None:
         super().check(trees)
+        if any(tree.steering is not None for tree in trees):
+            raise UnsupportedModelError(
+                "llama.cpp has one set of control vectors for all texts of a context; expected "
+                "none; load the model with --model in place of --gguf, or give llama.cpp's own "
+                "server the vector as GGUF (softlore vector convert)"
+            )
         if len(trees) > self.n_sequences:
             raise ConfigError(
                 f"a text with {len(trees)} conditionings takes as many sequences, and llama.cpp "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -197,7 +197,7 @@ class TorchModelRunner(ModelRunner):
         parts = [s.tree.part(s.n_read, s.n_read + length, read=s.past) for s in batch]
         spliced = splice(self.model, parts)
         hidden, keys_values = self.model.hidden(
-            spliced.embeds, spliced.positions, spliced.visible, spliced.past, keep=True
+            spliced.embeds, spliced.positions, spliced.visible, spliced.past, True, spliced.steering
         )
         after = spliced.after(keys_values or [])
         for row, (sequence, part) in enumerate(zip(batch, parts, strict=True)):
@@ -261,7 +261,8 @@ class TorchModelRunner(ModelRunner):
         if new:
             pasts = [stack_past(self.model, [s.as_read()])[0] for s in new]
             kept = [past for past in pasts if past is not None]
-            rows = self._slots.insert(kept, [s.position for s in new])
+            steering = [s.tree.steering for s in new]
+            rows = self._slots.insert(kept, [s.position for s in new], steering)
             for row, sequence in zip(rows, new, strict=True):
                 sequence.row, sequence.past = row, None
                 self._by_row.append(sequence)
@@ -296,7 +297,7 @@ class TorchSequence(RunningSequence):
         """Its context, all of it read, as new tokens see it."""
         assert self.past is not None
         read = Node(self.past, sees=self.tree.nodes[-1].sees)
-        return Tree([read], self.tree.prefixes, self.tree.start)
+        return replace(self.tree, nodes=[read], at=self.tree.start)
 
 
 def _check_content(model: LanguageModel, content: Sequence[int] | Tensor | KVCache) -> None:

@@ -32,19 +32,22 @@ class CacheUsage:
 class TextKeys:
     """Identifies the keys of a text: its tokens, and what each of them has seen.
 
-    Keys and values of a token are the same in two texts that begin alike at the same position and
-    see the same prefixes. A prefix that is seen late leaves the text before it as it was.
+    Keys and values of a token are the same in two texts that begin alike at the same position, see
+    the same prefixes and are steered by the same control vectors. A prefix that is seen late leaves
+    the text before it as it was.
 
     Attributes:
         tokens: a token id, or soft rows and the index of one, for each key.
         start: the first one's position.
         seen: the text in runs that see the same prefixes: where each ends, and these prefixes.
             The last one has no end.
+        steering: the control vectors that all tokens are read with, or None.
     """
 
     def __init__(self, tree: Tree) -> None:
         self.tokens: list[CacheKey] = []
         self.start = tree.start
+        self.steering = tree.steering
         self.seen: list[tuple[int, list[Tensor]]] = []
         for node in tree.nodes:
             content = node.content
@@ -75,13 +78,19 @@ class TextKeys:
 
     def common(self, other: TextKeys) -> int:
         """How many keys at the beginning are the same."""
-        if self.start != other.start:
+        if self.start != other.start or not self.steered_alike(other):
             return 0
         return min(common_length(self.tokens, other.tokens), _common_sight(self.seen, other.seen))
 
     def begin_alike(self, other: TextKeys) -> bool:
         """Whether the first tokens, whatever they are, have the same place and see the same."""
-        return self.start == other.start and _common_sight(self.seen, other.seen) > 0
+        alike = self.start == other.start and self.steered_alike(other)
+        return alike and _common_sight(self.seen, other.seen) > 0
+
+    def steered_alike(self, other: TextKeys) -> bool:
+        """Whether both are read with the same control vectors, or none."""
+        a, b = self.steering, other.steering
+        return a is b or (a is not None and b is not None and same_tensor(a, b))
 
 
 def _common_sight(a: list[tuple[int, list[Tensor]]], b: list[tuple[int, list[Tensor]]]) -> int:
@@ -191,6 +200,8 @@ class PrefixCache:
     def _why_none(self, keys: TextKeys) -> str:
         if not self._sequences:
             return "nothing was read before"
+        if not any(keys.steered_alike(sequence.keys) for sequence in self._sequences):
+            return "it was not read with these control vectors"
         if not any(keys.begin_alike(sequence.keys) for sequence in self._sequences):
             return "other soft prompts stand before the text"
         return "its beginning has changed"

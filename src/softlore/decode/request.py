@@ -21,7 +21,7 @@ from softlore.decode.samplers.steps import Step
 from softlore.errors import ConfigError
 from softlore.lore.styles import BRACKETED
 from softlore.model import LanguageModel
-from softlore.prompts import Context, SoftPrompt
+from softlore.prompts import Context, ControlVector, SoftPrompt
 
 Stop = str | Sequence[str]
 MAX_LOGPROBS = 1000
@@ -45,9 +45,10 @@ class GenerationRequest:
         conditioning: what stays before the context, such as a control code; or several with a
             strength each, `[(horror, 1.5), (humor, -0.5)]` (see
             `decode.conditioning`). With one the text may be longer than the model's context.
-        check: refuse prompts of another model.
+        check: refuse prompts and control vectors of another model.
         sampling: fields of `SamplingParams`.
         tree: the context as `compose` encodes it, where that has been done.
+        vectors: control vectors with a strength each, `[(dark, 0.8)]`.
     """
 
     context: ContextLike
@@ -60,6 +61,7 @@ class GenerationRequest:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     tree: Tree | None = None
     prompt_logprobs: int | None = None
+    vectors: Sequence[tuple[ControlVector, float]] = ()
 
     def compose(self, model: LanguageModel, conditioning: ContextLike = "") -> Tree:
         """The context after a conditioning, encoded. Raises as `softlore.context.compose` does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from softlore.decode.prefix_cache import CacheUsage
 from softlore.decode.request import GenerationRequest, heals, make_sampler, stop_strings
 from softlore.decode.samplers import Sampler
 from softlore.errors import ConfigError
+from softlore.prompts.control_vector import sum_vectors
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +104,9 @@ class SequenceGroup:
         else:
             windows = [Window(request.compose(model))]
         weights = [weight for _, weight in conditionings] or [1.0]
+        steering = sum_vectors(model, request.vectors, any_model=not request.check)
+        if steering is not None:
+            windows = [replace(w, tree=replace(w.tree, steering=steering)) for w in windows]
         slides = bool(conditionings)
         healing = None
         if heals(request):

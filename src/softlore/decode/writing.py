@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Literal, Self, overload
 
 from softlore.context.compose import ContextLike
@@ -15,6 +15,7 @@ from softlore.decode.request import GenerationRequest, Stop
 from softlore.decode.sequence_group import SequenceGroup
 from softlore.errors import ConfigError, UnsupportedModelError
 from softlore.model import FrozenModel, LanguageModel
+from softlore.prompts import ControlVector
 from softlore.settings.arguments import COUNT, FLAG, expecting
 
 Runnable = LanguageModel | ModelRunner
@@ -104,6 +105,7 @@ def write(
     check: bool = True,
     conditioning: Conditioning = "",
     logprobs: int | None = None,
+    vectors: Sequence[tuple[ControlVector, float]] = (),
     **sampling: Any,
 ) -> TextStream:
     """Generates text after a context, a token at a time.
@@ -123,7 +125,15 @@ def write(
     return write_request(
         model,
         GenerationRequest(
-            context, max_new_tokens, stop, seed, logprobs, conditioning, check, sampling
+            context,
+            max_new_tokens,
+            stop,
+            seed,
+            logprobs,
+            conditioning,
+            check,
+            sampling,
+            vectors=vectors,
         ),
     )
 
@@ -139,13 +149,14 @@ def write_request(model: Runnable, request: GenerationRequest) -> TextStream:
 def generate(
     model: Runnable, context: ContextLike, max_new_tokens: int = ..., *, stream: Literal[True],
     stop: Stop = ..., seed: int | None = ..., check: bool = ..., conditioning: Conditioning = ...,
-    **sampling: Any,
+    vectors: Sequence[tuple[ControlVector, float]] = ..., **sampling: Any,
 ) -> Iterator[str]: ...  # fmt: skip
 @overload
 def generate(
     model: Runnable, context: ContextLike, max_new_tokens: int = ..., *,
     stream: Literal[False] = ..., stop: Stop = ..., seed: int | None = ..., check: bool = ...,
-    conditioning: Conditioning = ..., **sampling: Any,
+    conditioning: Conditioning = ..., vectors: Sequence[tuple[ControlVector, float]] = ...,
+    **sampling: Any,
 ) -> str: ...  # fmt: skip
 def generate(
     model: Runnable,

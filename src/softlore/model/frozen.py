@@ -20,6 +20,7 @@ from softlore.model.language import LanguageModel
 from softlore.model.loading import leading_id, load
 from softlore.model.placement import is_split, main_device
 from softlore.model.rotary import SHIFT, Rotary, candidate_frequencies, find_rotary
+from softlore.model.steering import steered
 from softlore.model.verify import rejecting_unsupported, verify_forward
 from softlore.settings.arguments import DEVICE, PATHLIKE, expecting
 
@@ -118,6 +119,7 @@ class FrozenModel(LanguageModel):
         visible: Tensor,
         past: KVCache | None = None,
         keep: bool = False,
+        steering: Tensor | None = None,
     ) -> tuple[Tensor, KeysValues | None]:
         """Last hidden states of rows at explicit positions, under an explicit mask.
 
@@ -128,6 +130,7 @@ class FrozenModel(LanguageModel):
             past: keys and values that come before, `P` long; the rows' own come after them (with
                 `KVSlots`, among them).
             keep: also return keys and values of past and rows together.
+            steering: `[B, layers, width]`, added to what the layers put out (see `steered`).
 
         Returns:
             `[B, T, hidden]`, and one (key, value) a layer when `keep`.
@@ -141,7 +144,7 @@ class FrozenModel(LanguageModel):
         if past is not None or keep or self.family.mask_in_cache:
             cache = fill_cache(past, mask, self.device if self.split else None)
             arguments[self.family.cache_argument] = cache
-        with kernels(self.device):
+        with kernels(self.device), steered(self, steering):
             out = self._body(
                 inputs_embeds=embeds.clone(),  # CTRL scales its input in place
                 use_cache=cache is not None,

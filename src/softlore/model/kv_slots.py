@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from softlore.model.kv_cache import KeysValues, KVCache
+from softlore.model.steering import stack_steering
 
 if TYPE_CHECKING:
     from softlore.model.frozen import FrozenModel
@@ -40,6 +41,7 @@ class KVSlots:
     def __init__(self) -> None:
         self.lengths: list[int] = []
         self._next: list[int] = []  # the position of each row's next token
+        self._steering: list[Tensor | None] = []  # each row's control vectors
         self._layers: KeysValues = []
         self._positions = torch.zeros(0, 0, dtype=torch.long)  # [capacity, room]
         self._visible = torch.zeros(0, 0, dtype=torch.bool)  # [capacity, room]
@@ -53,11 +55,17 @@ class KVSlots:
         """Memory of all rows, free room included."""
         return sum(k.nbytes + v.nbytes for k, v in self._layers)
 
-    def insert(self, caches: Sequence[KVCache], positions: Sequence[int]) -> range:
+    def insert(
+        self,
+        caches: Sequence[KVCache],
+        positions: Sequence[int],
+        steering: Sequence[Tensor | None] | None = None,
+    ) -> range:
         """Copies caches of one row each into new rows.
 
         Args:
             positions: of each row's next token.
+            steering: each row's control vectors `[layers, width]`, or None.
 
         Returns:
             The new rows.
@@ -74,6 +82,7 @@ class KVSlots:
             self._visible[row, :length] = cache.visible[0]
             self.lengths.append(length)
         self._next.extend(positions)
+        self._steering.extend(steering or [None] * len(caches))
         self._last_view = None
         return rows
 
@@ -85,7 +94,8 @@ class KVSlots:
                 for tensor in tensors:
                     tensor[row] = tensor[last]
             self.lengths[row], self._next[row] = self.lengths[last], self._next[last]
-        del self.lengths[last], self._next[last]
+            self._steering[row] = self._steering[last]
+        del self.lengths[last], self._next[last], self._steering[last]
         self._last_view = None
         if not self.lengths:
             self._layers = []
@@ -109,7 +119,9 @@ class KVSlots:
         positions = torch.tensor(self._next, device=model.device)
         past.move_to(self.lengths, positions)
         embeds = model.embed_ids([i or 0 for i in ids])
-        hidden, _ = model.hidden(embeds[:, None], positions[:, None], past.visible[:, None], past)
+        hidden, _ = model.hidden(
+            embeds[:, None], positions[:, None], past.visible[:, None], past, False, past.steering
+        )
         for row, i in enumerate(ids):
             if i is None:
                 self._visible[row, self.lengths[row]] = False
@@ -124,7 +136,9 @@ class KVSlots:
         if view is None or len(view) < keys:
             self._grow(len(self), keys)
             length = min(-(-keys // VIEW_STEP) * VIEW_STEP, self._visible.shape[1])
-            view = _SlotsView(self._layers, self._positions, self._visible, len(self), length)
+            view = _SlotsView(
+                self._layers, self._positions, self._visible, self._steering, len(self), length
+            )
             self._last_view = view
         return view
 
@@ -167,13 +181,20 @@ class _SlotsView(KVCache):
     """
 
     def __init__(
-        self, layers: KeysValues, positions: Tensor, visible: Tensor, rows: int, length: int
+        self,
+        layers: KeysValues,
+        positions: Tensor,
+        visible: Tensor,
+        steering: Sequence[Tensor | None],
+        rows: int,
+        length: int,
     ) -> None:
         super().__init__(
             [(k[:rows, :, :length], v[:rows, :, :length]) for k, v in layers],
             positions[:rows, :length],
             visible[:rows, :length],
         )
+        self.steering = stack_steering(steering, positions.device)
         self._all_positions, self._all_visible = positions.view(-1), visible.view(-1)
         # By the number of heads: where the next keys go. The layers have it rather than the view:
         # in a circle the tensors would outlive their text until Python's collector runs, which

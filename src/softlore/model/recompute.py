@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache, DynamicLayer
 
-from softlore.errors import UnsupportedModelError
+from softlore.model.steering import decoder_layers
 
 if TYPE_CHECKING:
     from softlore.model.frozen import FrozenModel
@@ -42,7 +42,7 @@ def gradient_checkpointing(model: FrozenModel, on: bool = True) -> Iterator[None
     if not on:
         yield
         return
-    layers = decoder_layers(model)
+    layers = decoder_layers(model, "gradient checkpointing")
     plain = [layer.forward for layer in layers]
     own = ["forward" in vars(layer) for layer in layers]  # such as accelerate's, on the instance
     for index, layer in enumerate(layers):
@@ -55,17 +55,6 @@ def gradient_checkpointing(model: FrozenModel, on: bool = True) -> Iterator[None
                 layer.forward = forward
             else:
                 del layer.forward
-
-
-def decoder_layers(model: FrozenModel) -> list[nn.Module]:
-    """The model's layers, in order. Raises UnsupportedModelError if they can't be told apart."""
-    for module in model.hf.get_decoder().modules():
-        if isinstance(module, nn.ModuleList) and len(module) == model.layers:
-            return list(module)
-    raise UnsupportedModelError(
-        f"model type {model.model_type!r} has no list of its {model.layers} layers; expected one, "
-        "for gradient checkpointing; train without it (--no-gradient-checkpointing)"
-    )
 
 
 def _recomputing(forward: Callable[..., Any], index: int) -> Callable[..., Any]:

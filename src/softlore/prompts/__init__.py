@@ -1,5 +1,6 @@
 """Soft prompts, contexts of text and soft prompts, and prompt files."""
 
+from softlore.prompts.control_vector import ControlVector
 from softlore.prompts.fields import Kind, is_name
 from softlore.prompts.formats.registry import (
     FORMATS,
@@ -20,6 +21,7 @@ __all__ = [
     "WRITABLE",
     "BadFile",
     "Context",
+    "ControlVector",
     "Kind",
     "Listing",
     "PromptFile",

@@ -295,24 +295,26 @@ def _check_json(field: str, value: object, depth: int) -> None:
 
 def clean_tensor(name: str, kind: Kind, tensor: object) -> Tensor:
     """A float32 copy of the tensor on the CPU, or PromptError: wrong type, shape or values."""
+    if isinstance(tensor, Tensor):
+        check_shape(kind, tensor.shape)
+    return check_tensor(f"prompt {name!r}", tensor)
+
+
+def check_tensor(what: str, tensor: object) -> Tensor:
+    """A float32 copy on the CPU of the tensor of a file, or PromptError: wrong type or values."""
     if not isinstance(tensor, Tensor):
-        raise PromptError(
-            f"prompt {name!r} was given {type(tensor).__name__}; expected a torch.Tensor"
-        )
+        raise PromptError(f"{what} was given {type(tensor).__name__}; expected a torch.Tensor")
     if not tensor.is_floating_point():
-        raise PromptError(
-            f"prompt {name!r} was given a tensor of {tensor.dtype}; expected floating point"
-        )
-    check_shape(kind, tensor.shape)
+        raise PromptError(f"{what} was given a tensor of {tensor.dtype}; expected floating point")
     copied = tensor.detach().to(device="cpu", dtype=torch.float32, copy=True).contiguous()
     invalid = copied.numel() - int(
         np.isfinite(copied.numpy()).sum()
     )  # torch.isfinite makes more copies
     if invalid:
         raise PromptError(
-            f"prompt {name!r} holds {invalid} values of {copied.numel()} that are NaN or infinite "
-            "in float32; expected finite numbers; train it again, with a lower learning rate if "
-            "the training diverged"
+            f"{what} holds {invalid} values of {copied.numel()} that are NaN or infinite in "
+            "float32; expected finite numbers; train it again, with a lower learning rate if the "
+            "training diverged"
         )
     return copied
 

@@ -19,7 +19,7 @@ from softlore.lore import Lorebook
 from softlore.lore.macros import MacroNames, Named
 from softlore.model import FrozenModel
 from softlore.model.default import choose_model
-from softlore.prompts import PromptLibrary, SoftPrompt
+from softlore.prompts import ControlVector, PromptLibrary, SoftPrompt
 from softlore.story.changes import lore_after
 from softlore.story.chapters import Chapters
 from softlore.story.composing import ContextComposer, ContextPlan
@@ -152,6 +152,7 @@ class StorySession:
         conditioning: Conditioning = "",
         retry: bool = False,
         turns: Sequence[Turn] | None = None,
+        vectors: Sequence[tuple[ControlVector, float]] = (),
         **sampling: Any,
     ) -> TurnDraft:
         """The model's next turn, to be generated here or by an engine; see `continue_story`.
@@ -186,6 +187,7 @@ class StorySession:
             check=False,  # the composer has
             sampling=sampling,
             tree=plan.tree,
+            vectors=vectors,
         )
         trimmer = SentenceTrimmer(tokens, settings.trim)
         return TurnDraft(self.story, plan, request, after, trimmer)
@@ -214,8 +216,8 @@ class StorySession:
         an exception such as Ctrl-C, with the text so far.
 
         Args:
-            settings: `conditioning`, as `write` takes it, and sampling settings, `no_copy`
-                included; they override the story's own `sampling`.
+            settings: `conditioning` and `vectors`, as `write` takes them, and sampling settings,
+                `no_copy` included; they override the story's own `sampling`.
 
         Raises:
             ContextError: an empty story.

@@ -130,6 +130,11 @@ class VLLMEngine(Engine):
                 "several codes, or one with a strength other than 1, are mixed token by token, "
                 "which vLLM does not do; expected one code of strength 1; use --engine local"
             )
+        if request.vectors:
+            raise ConfigError(
+                "control vectors change what the model's layers put out, which a vLLM server does "
+                "not offer; expected none; use --engine local"
+            )
         if request.prompt_logprobs is not None:
             raise ConfigError(
                 "log-probabilities of the prompt (echo with logprobs, or max_tokens 0) are not "

@@ -1,0 +1,86 @@
+"""The folder of control vectors, and vectors by name or file."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from softlore.disk import storage_error, user_folder
+from softlore.errors import PromptFileError, StorageError, UnknownPromptError
+from softlore.model.gguf.header import is_gguf
+from softlore.prompts.control_vector import ControlVector
+from softlore.prompts.library import slug_of
+from softlore.prompts.native import SUFFIX
+from softlore.prompts.vector_gguf import load_vector_gguf
+
+FOLDER_VARIABLE = "SOFTLORE_VECTORS"
+
+
+def default_vector_folder() -> Path:
+    """`$SOFTLORE_VECTORS` if set, else `vectors` in the user's data folder. It may not exist."""
+    return user_folder("vectors", FOLDER_VARIABLE)
+
+
+def load_vector(path: str | os.PathLike[str], layers: int | None = None) -> ControlVector:
+    """Reads a control vector: softlore's own file, or a GGUF of llama.cpp or repeng.
+
+    Args:
+        layers: of the model, which a GGUF file does not say.
+
+    Raises:
+        PromptFileError: it is neither. StorageError: it can't be read.
+    """
+    return load_vector_gguf(path, layers) if is_gguf(path) else ControlVector.load(path)
+
+
+def find_vector(
+    name: str, folder: str | os.PathLike[str] | None = None, layers: int | None = None
+) -> ControlVector:
+    """The control vector of a file, or of a name in a folder.
+
+    Raises:
+        UnknownPromptError: there is none. PromptFileError, StorageError: see `load_vector`.
+    """
+    if Path(name).suffix in (SUFFIX, ".gguf"):
+        return load_vector(name, layers)
+    where = default_vector_folder() if folder is None else Path(folder)
+    path = where / (slug_of(name) + SUFFIX)
+    if path.is_file():
+        return load_vector(path)
+    known = sorted(vectors_in(where))
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "train it (softlore vector train)"
+    raise UnknownPromptError(
+        f"there is no control vector {name!r:.60} in {str(where)!r}; expected one of its "
+        f"{len(known)} vectors, or a file; {hint}"
+    )
+
+
+def vectors_in(folder: str | os.PathLike[str] | None = None) -> dict[str, ControlVector]:
+    """The control vectors of a folder by name; files that are none are left out."""
+    where = default_vector_folder() if folder is None else Path(folder)
+    found = {}
+    for path in sorted(where.glob("*" + SUFFIX)) if where.is_dir() else []:
+        try:
+            vector = ControlVector.load(path)
+        except (PromptFileError, StorageError):
+            continue
+        found[vector.name] = vector
+    return found
+
+
+def save_vector(vector: ControlVector, folder: str | os.PathLike[str] | None = None) -> Path:
+    """Writes a vector under its name, in place of another of that name; returns the path.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    where = default_vector_folder() if folder is None else Path(folder)
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error("make the folder", where, error) from error
+    path = where / (slug_of(vector.name) + SUFFIX)
+    vector.save(path)
+    return path
