@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from softlore import SoftPrompt
+from softlore import ControlVector, SoftPrompt
 from softlore.context import Node, Tree, compose
 from softlore.decode import (
     GenerationRequest,
@@ -45,6 +45,7 @@ MODEL = tiny_model("llama")
 ROW = SoftPrompt.from_text("a red coat", MODEL, name="coat", kind="embedding")
 CAT = SoftPrompt.from_text("Cat is not", MODEL, name="cat", kind="prefix")
 PREFIX = SoftPrompt.from_text("Dog is a good boy", MODEL, name="dog", kind="prefix")
+VECTOR = ControlVector("dark", torch.ones(MODEL.layers, MODEL.width))
 WISH = GenerationRequest("Down the " + ROW + " lane", 12, sampling={"temperature": 0})
 
 
@@ -271,6 +272,8 @@ def test_it_says_what_it_cannot_do(server):
             )
         with pytest.raises(ConfigError, match="one code of strength 1"):
             await engine.start(GenerationRequest("The dog", conditioning=[("Horror ", 2.0)]))
+        with pytest.raises(ConfigError, match="control vectors"):
+            await engine.start(GenerationRequest("The dog", vectors=[(VECTOR, 1.0)]))
         with pytest.raises(ConfigError, match="no_copy"):
             await engine.start(GenerationRequest("The dog", sampling={"no_copy": 8}))
         conditioning = await drained(

@@ -18,6 +18,7 @@ LOCAL, VLLM, LLAMA = "tests/test_batch.py", "tools/check_vllm.py", "tests/engine
 ENGINE, REMOTE = "tests/test_engine.py", "tests/test_engine_vllm.py"
 LATE = "tests/engines/test_llamacpp_late.py"
 STATE = "tests/test_gguf_state.py"
+VECTORS = "tests/test_control_vectors.py"
 ENGINES = ("local", "vllm", "llamacpp", "slot file for llama-server")
 # Feature -> a cell an engine: (file, function that shows it[, what to say]), or why it is missing.
 Cell = tuple[str, ...] | str
@@ -87,6 +88,12 @@ MATRIX: dict[str, tuple[Cell, Cell, Cell, Cell]] = {
         (LOCAL, "test_joining_and_leaving_changes_no_text", "all"),
         (REMOTE, "test_samplers_go_under_its_names", "those that vLLM has"),
         (LLAMA, "test_codes_are_known_and_mixed", "all: softlore's own choose"),
+        "its own",
+    ),
+    "control vectors": (
+        (VECTORS, "test_each_text_of_a_batch_has_its_own"),
+        (REMOTE, "test_it_says_what_it_cannot_do", "no"),
+        (LLAMA, "test_control_vectors_are_refused_with_words", "no: llama-server's own option"),
         "its own",
     ),
     "control codes with a strength": (

@@ -4,13 +4,23 @@ import sys
 
 import httpx
 import pytest
+import torch
 
 pytest.importorskip("llama_cpp", reason="make engines installs it")
 
 import to_gguf
 from batches import write_batch
 from engines.gguf_files import gguf_file, gguf_model, transformers_model
-from softlore import Context, Entry, Lorebook, SoftPrompt, generate, logits, runner_for
+from softlore import (
+    Context,
+    ControlVector,
+    Entry,
+    Lorebook,
+    SoftPrompt,
+    generate,
+    logits,
+    runner_for,
+)
 from softlore.context import compose
 from softlore.decode import GenerationRequest, write, write_request
 from softlore.decode.llamacpp import LlamaCppModelRunner
@@ -162,6 +172,15 @@ def test_codes_are_known_and_mixed():
     with pytest.raises(ConfigError, match="has room for 1"):
         write_batch(small, [request])
     small.close()
+
+
+def test_control_vectors_are_refused_with_words():
+    gguf = GGUFModel(gguf_file("storyteller"), context_length=64)
+    vector = ControlVector("dark", torch.ones(gguf.layers, gguf.width))
+    runner = LlamaCppModelRunner(gguf, 1)
+    with pytest.raises(UnsupportedModelError, match="one set of control vectors"):
+        write_batch(runner, [GenerationRequest("The dog", vectors=[(vector, 1.0)])])
+    runner.close()
 
 
 def test_what_is_too_long_or_no_model_is_refused(tmp_path):
