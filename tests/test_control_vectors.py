@@ -3,10 +3,13 @@
 import json
 import math
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from running import save_tiny_model, softlore
 from softlore import ControlVector, SoftPrompt, generate, runner_for, write
@@ -27,9 +30,13 @@ from softlore.errors import (
     UnknownPromptError,
 )
 from softlore.model.tiny import tiny_model
+from softlore.prompts import PromptLibrary
 from softlore.prompts.control_vector import MAX_VECTORS
+from softlore.prompts.tags import split_vector_tags
 from softlore.prompts.vector_folder import find_vector, load_vector, save_vector, vectors_in
 from softlore.prompts.vector_gguf import load_vector_gguf, vector_to_gguf
+from softlore.serve.compose import RequestComposer
+from softlore.serve.prompt_store import PromptStore
 
 MODEL = tiny_model("llama")
 DOG = SoftPrompt.from_text("Dog is a good boy", MODEL, name="dog", kind="prefix")
@@ -464,3 +471,58 @@ def test_a_story_is_written_with_a_vector(tmp_path):
             session = StorySession(story, MODEL)
             texts.append("".join(session.continue_story(8, vectors=vectors, temperature=0)))
     assert texts[0] != texts[1]
+
+
+# tags --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "plain", "strengths"),
+    [
+        ("a [[vector:dark=0.8]]b", "a b", {"dark": 0.8}),
+        ("[[vector:dark]][[vector:Emma's tone=-2.5]]", "", {"dark": 1.0, "Emma's tone": -2.5}),
+        ("[[vector:dark=1]] x [[vector:dark=2]]", " x ", {"dark": 2.0}),
+        (r"[[vector:\dark=1]]", "[[vector:dark=1]]", {}),
+        (r"[[vector:\\dark]]", r"[[vector:\dark]]", {}),
+        ("[[vector:dark=loud]]", "[[vector:dark=loud]]", {}),
+        ("[[vector:../../x=1]]", "[[vector:../../x=1]]", {}),
+        ("[[vector:=1]] [[vector:dark=1]", "[[vector:=1]] [[vector:dark=1]", {}),
+    ],
+)
+def test_tags_of_vectors_are_taken_out(text, plain, strengths):
+    assert split_vector_tags(text) == (plain, strengths)
+
+
+@given(st.text(alphabet="[]vector:dark=1.\\ -\n", max_size=60))
+def test_text_without_a_tag_stays(text):
+    plain, strengths = split_vector_tags(text)
+    assert strengths or len(plain) >= len(text) - text.count("\\")
+    assert plain == text or "[[vector:" in text
+
+
+def test_a_clients_text_may_name_vectors(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOFTLORE_VECTORS", str(tmp_path / "vectors"))
+    save_vector(DARK)
+    save_vector(ControlVector("dark.gguf", WARM.directions))
+    store = PromptStore(PromptLibrary(tmp_path / "prompts"), MODEL)
+    engine = SimpleNamespace(model=MODEL)
+    composer = RequestComposer(SimpleNamespace(engine=engine, prompt_store=store, book=None))
+    plain = composer.compose("The dog ran.")
+    for text, memory in (
+        ("The [[vector:dark=2]]dog ran.", ""),
+        ("The dog ran.", "[[vector:dark=2]]"),
+    ):
+        request = composer.compose(text, memory=memory)
+        assert request.context == plain.context
+        assert [(vector.name, strength) for vector, strength in request.vectors] == [("dark", 2.0)]
+    messages = composer.compose(["[[vector:dark]]Hi.", "The dog ran."])
+    assert [strength for _, strength in messages.vectors] == [1.0]
+    assert composer.count("[[vector:dark=2]]dog") == composer.count("dog")
+    with pytest.raises(UnknownPromptError, match="'drak'"):
+        composer.compose("[[vector:drak]]")
+    named = composer.compose("[[vector:dark.gguf]]x").vectors[0][0]  # a name, not a path
+    assert named.directions.equal(WARM.directions)
+    foreign = ControlVector("other", DARK.directions, tiny_model("gpt2").fingerprint("embedding"))
+    save_vector(foreign)
+    with pytest.raises(PromptMismatchError):
+        composer.compose("[[vector:other]]x")

@@ -48,7 +48,9 @@ def command(
     cache: tuple[str, bool],
     sampling: dict[str, Any],
 ) -> None:
-    """Generate text after TEXT, which may hold [[soft:NAME]]; "-" reads it from standard input.
+    """Generate text after TEXT, which may hold [[soft:NAME]] and [[vector:NAME=STRENGTH]].
+
+    "-" reads it from standard input.
 
     \b
     Example:
@@ -65,10 +67,17 @@ def command(
         from softlore.control import find_codes
         from softlore.decode import GenerationRequest, write_request
         from softlore.prompts import Context
+        from softlore.prompts.tags import split_vector_tags
+        from softlore.prompts.vector_folder import named_vector
 
         prompts = library(folder)
+        text, tagged = split_vector_tags(text)
         context = Context.parse(text, prompts)
         runner = runner_of(shown, gguf, cache, len(codes) + 1)
+    steering = [
+        *find_vectors(vectors, runner.model.layers),
+        *((named_vector(name), strength) for name, strength in tagged.items()),
+    ]
     strengths = dict(map(parse_code, codes))
     by_name = find_codes(runner.model, strengths, prompts) if strengths else {}
     conditioning = [(by_name[name].conditioning, weight) for name, weight in strengths.items()]
@@ -82,7 +91,7 @@ def command(
         conditioning,
         not any_model,
         {"heal": True} | sampling,
-        vectors=find_vectors(vectors, runner.model.layers),
+        vectors=steering,
     )
     pieces = (token.text for token in write_request(runner, request) if token.text)
     first = next(pieces, "")  # errors come before anything is shown

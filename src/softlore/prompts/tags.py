@@ -1,7 +1,8 @@
-"""Tags, by which plain text names soft prompts: `[[soft:NAME]]`.
+"""Tags, by which plain text names soft prompts and control vectors.
 
-A tag that is meant literally is written with a backslash, `[[soft:\\NAME]]`; of several
-backslashes one is removed.
+`[[soft:NAME]]` stands where its prompt is read; `[[vector:NAME=0.8]]` steers all of the text,
+wherever it stands, and takes no place in it. A tag that is meant literally is written with a
+backslash, `[[soft:\\NAME]]`; of several backslashes one is removed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from softlore.errors import UnknownPromptError
 from softlore.prompts.fields import is_name
 
 MAX_TAG = 400  # characters, more than any has
+_VECTOR = re.compile(
+    r"\[\[vector:(?P<slashes>\\*)(?P<name>[^\[\]\\\r\n=]{1,300})"
+    r"(?:=(?P<strength>[-+]?\d{1,9}(?:\.\d{0,9})?))?\]\]"
+)
 _TAG = re.compile(r"\[\[soft:(?P<slashes>\\*)(?P<name>[^\[\]\\\r\n]{1,300})\]\]")
 
 T = TypeVar("T")
@@ -38,6 +43,26 @@ def split_tags(text: str, named: Mapping[str, T]) -> list[str | T]:
         pieces.append(_with_slashes(match, slashes - 1) if slashes else _find(name, named))
         end = match.end()
     return [*pieces, text[end:]]
+
+
+def split_vector_tags(text: str) -> tuple[str, dict[str, float]]:
+    """The text without its tags of control vectors, and the vectors' strengths by name.
+
+    Without a strength it is 1; of several tags of one name the last counts. Escaped tags become
+    text; what only resembles one stays.
+    """
+    strengths: dict[str, float] = {}
+
+    def found(match: re.Match[str]) -> str:
+        name, slashes = match["name"].strip(" "), match["slashes"]
+        if not is_name(name):
+            return match[0]
+        if slashes:
+            return match[0].replace(slashes, slashes[1:], 1)
+        strengths[unicodedata.normalize("NFC", name)] = float(match["strength"] or 1)
+        return ""
+
+    return _VECTOR.sub(found, text), strengths
 
 
 def escape_tags(text: str) -> str:

@@ -37,17 +37,22 @@ def load_vector(path: str | os.PathLike[str], layers: int | None = None) -> Cont
 def find_vector(
     name: str, folder: str | os.PathLike[str] | None = None, layers: int | None = None
 ) -> ControlVector:
-    """The control vector of a file, or of a name in a folder.
+    """The control vector of a file, or of a name in a folder: what a command line may name.
 
     Raises:
         UnknownPromptError: there is none. PromptFileError, StorageError: see `load_vector`.
     """
     if Path(name).suffix in (SUFFIX, ".gguf"):
         return load_vector(name, layers)
+    return named_vector(name, folder)
+
+
+def named_vector(name: str, folder: str | os.PathLike[str] | None = None) -> ControlVector:
+    """The control vector of a name in a folder: what a text may name. Raises as `find_vector`."""
     where = default_vector_folder() if folder is None else Path(folder)
     path = where / (slug_of(name) + SUFFIX)
     if path.is_file():
-        return load_vector(path)
+        return ControlVector.load(path)
     known = sorted(vectors_in(where))
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "train it (softlore vector train)"

@@ -13,8 +13,9 @@ from softlore.decode import GenerationRequest
 from softlore.errors import ContextOverflowError, InputError, UnknownPromptError
 from softlore.lore import Lorebook
 from softlore.model import LanguageModel
-from softlore.prompts import Context, SoftPrompt
-from softlore.prompts.tags import past_tag
+from softlore.prompts import Context, ControlVector, SoftPrompt
+from softlore.prompts.tags import past_tag, split_vector_tags
+from softlore.prompts.vector_folder import named_vector
 from softlore.story.composing import DEFAULT_LENGTH, ContextComposer, ContextPlan
 from softlore.story.layout import cut, parse_context, plain
 from softlore.story.settings import StorySettings
@@ -60,6 +61,7 @@ class RequestComposer:
         A tag that names no prompt counts as text: clients count while their users still type.
         """
         _check_length([text])
+        text, _ = split_vector_tags(text)
         context = parse_context(text, self.store.refresh().usable())
         ids: list[int] = []
         soft = sum(map(len, context.prefixes))
@@ -94,11 +96,12 @@ class RequestComposer:
             settings: `stop`, `seed`, `logprobs`, `prompt_logprobs`, `sampling` of the request.
 
         Raises:
-            UnknownPromptError, PromptMismatchError, PromptFileError, StorageError: for a tag, or
-                a name in `always`.
+            UnknownPromptError, PromptMismatchError, PromptFileError, StorageError: for a tag (of
+                a soft prompt or a control vector), or a name in `always`.
             ContextOverflowError: soft prompts and lore alone leave no room.
         """
         _check_length([memory, *([text] if isinstance(text, str) else text)])
+        text, memory, vectors = self._steered(text, memory)
         limit = self.context_length
         if context_tokens > 0:
             limit = min(limit, max(context_tokens, MIN_CONTEXT))
@@ -120,7 +123,8 @@ class RequestComposer:
             tree = compose(self.model, context, check=False, reserved=plan.places)
         room = max(1, limit - tree.start - tree.length)
         tokens = room if max_new_tokens is None else min(max_new_tokens, room)
-        # The store has checked the prompts.
+        # The store has checked the prompts, and `_steered` the vectors.
+        settings["vectors"] = vectors
         return GenerationRequest(context, tokens, check=False, tree=tree, **settings)
 
     def compose_ids(
@@ -142,6 +146,7 @@ class RequestComposer:
             UnknownPromptError, PromptMismatchError, PromptFileError, StorageError: as `compose`.
         """
         self.check_ids(ids)
+        _, memory, settings["vectors"] = self._steered("", memory)
         with self._lock:
             self.store.refresh()
             context = Context([self.store[name] for name in dict.fromkeys(always)])
@@ -165,6 +170,20 @@ class RequestComposer:
                 f"the prompt holds the id {invalid[0]}; expected ids of {self.model.name!r}, below "
                 f"{self.model.vocab_size}; send text"
             )
+
+    def _steered(
+        self, text: str | Sequence[str], memory: str
+    ) -> tuple[str | list[str], str, list[tuple[ControlVector, float]]]:
+        """Text and memory without their tags of control vectors, and the vectors."""
+        strengths: dict[str, float] = {}
+        parts = [memory, *([text] if isinstance(text, str) else text)]
+        for i, part in enumerate(parts):
+            parts[i], found = split_vector_tags(part)
+            strengths |= found
+        vectors = [(named_vector(name), strength) for name, strength in strengths.items()]
+        for vector, _ in vectors:
+            vector.check(self.model)
+        return parts[1] if isinstance(text, str) else parts[1:], parts[0], vectors
 
     # with the lock held ------------------------------------------------------------------------
 
