@@ -17,7 +17,6 @@ import argparse
 import collections
 import json
 import math
-import re
 import sys
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from naive_bayes import NaiveBayes
 from softlore import FrozenModel, generate
 from softlore.control import attribute, codes_of
 from windows import CODES, END, SHARES
@@ -35,7 +35,6 @@ from windows import CODES, END, SHARES
 PASSAGE = 700  # characters: within 256 tokens of every model compared
 LONG = 3200  # characters: within 1024 tokens of storyteller
 ATTRIBUTED = 128  # tokens of a passage that is attributed
-WORD = re.compile(r"[a-z]+")
 
 
 class Scorer:
@@ -104,34 +103,20 @@ def means(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {k: sum(row[k] for row in rows) / len(rows) for k in rows[0] if k != "code"}
 
 
-class NaiveBayes:
-    """Multinomial naive Bayes over words, add-one smoothed, counted in the training books."""
-
-    def __init__(self, data: Path, tokenizer: Any):
-        self.counts = {}
-        for code in SHARES:
-            ids = np.fromfile(data / f"train-{code}.bin", np.uint16).tolist()
-            text = tokenizer.decode(ids, skip_special_tokens=True).lower()
-            self.counts[code] = collections.Counter(WORD.findall(text))
-        self.words = set().union(*self.counts.values())
-        self.sums = {code: count.total() for code, count in self.counts.items()}
-
-    def name(self, text: str) -> str:
-        """The code that makes a text's words the likeliest."""
-        words = [word for word in WORD.findall(text.lower()) if word in self.words]
-
-        def score(code: str) -> float:
-            counts, total = self.counts[code], self.sums[code] + len(self.words)
-            return sum(math.log((counts[word] + 1) / total) for word in words)
-
-        return max(self.counts, key=score)
+def bayes_of_corpus(data: Path, tokenizer: Any) -> NaiveBayes:
+    """Naive Bayes that has counted the words of the training books."""
+    texts = {}
+    for code in SHARES:
+        ids = np.fromfile(data / f"train-{code}.bin", np.uint16).tolist()
+        texts[code] = tokenizer.decode(ids, skip_special_tokens=True)
+    return NaiveBayes(texts)
 
 
 def attribution(folder: str, data: Path, count: int) -> list[dict[str, Any]]:
     """Share of passages attributed right by the model and by naive Bayes, a row for each genre."""
     model = FrozenModel.from_pretrained(folder, dtype="float32")
     codes = codes_of(model)
-    bayes = NaiveBayes(data, model.tokenizer)
+    bayes = bayes_of_corpus(data, model.tokenizer)
     rows = []
     for code, texts in read_passages(data, count, 8 * ATTRIBUTED).items():
         cut = [model.decode(model.encode(text)[:ATTRIBUTED]) for text in texts]

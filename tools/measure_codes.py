@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 from transformers import AutoTokenizer
 
-from evaluate_storyteller import ATTRIBUTED, NaiveBayes, read_passages
+from evaluate_storyteller import ATTRIBUTED, bayes_of_corpus, read_passages
 from measuring import Corpus, Keep, Kinds, Seed, main, measure
 from softlore import FrozenModel, generate
 from softlore.cli.train import CODE_SETTINGS
@@ -87,7 +87,7 @@ def strength(
 ) -> list[Row]:
     """Texts generated at several strengths: which genre their words are of, and their fluency."""
     frozen = FrozenModel.from_pretrained(model)
-    bayes = NaiveBayes(data, frozen.tokenizer)
+    bayes = bayes_of_corpus(data, frozen.tokenizer)
     codes = {name: code for name, code in codes_of(frozen).items() if name in genres}
 
     def case(strength: float) -> Row:

@@ -122,6 +122,11 @@ def response_losses(
     return _losses_at(model, conditioning, [(blocks, distance)], story)[0]
 
 
+def response_losses_after(model: FrozenModel, tree: Tree, blocks: Sequence[Block]) -> list[float]:
+    """NLL of each response, block by block, nats a token, after a tree."""
+    return [float(losses.mean()) for losses in token_losses(model, tree, _pairs(model, blocks))]
+
+
 def recall_at(
     model: FrozenModel,
     conditioning: ContextLike,
