@@ -302,6 +302,10 @@ def test_files_give_back_what_was_saved(tmp_path):
     assert (loaded.name, loaded.base_model, loaded.created) == ("dark", MODEL.name, DARK.created)
     loaded.save(tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+    assert save_vector(DARK, tmp_path) == path
+    other = save_vector(ControlVector("Dark", WARM.directions), tmp_path)  # of the same file name
+    assert other != path
+    assert set(vectors_in(tmp_path)) == {"dark", "Dark"}
 
 
 def test_gguf_files_are_llamacpps(tmp_path):

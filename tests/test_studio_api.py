@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import pytest
+import torch
 
 from lore_samples import SILLYTAVERN
-from softlore import Entry, Lorebook, SoftPrompt
+from softlore import ControlVector, Entry, Lorebook, SoftPrompt
 from softlore.lore.formats.registry import EXPORTERS
 from softlore.model.tiny import tiny_model
 from softlore.prompts import load_prompt
+from softlore.prompts.vector_folder import save_vector
 from softlore.serve.studio.book_folder import BookFolder
 from softlore.story import StoryLibrary, condensing
 from softlore.story.session import StorySession
@@ -487,6 +489,28 @@ def test_a_code_steers_by_its_strength(shared):
     plain, _ = shared.write("coded", tokens=10)
     assert texts[0] == plain
     assert len(set(texts.values())) > 1
+
+
+def test_a_control_vector_steers_by_its_strength(shared, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOFTLORE_VECTORS", str(tmp_path))
+    directions = torch.zeros(MODEL.layers, MODEL.width)
+    directions[1] = 3 * torch.randn(MODEL.width, generator=torch.Generator().manual_seed(0))
+    save_vector(ControlVector("dark", directions, training={"positive": ["Dark."]}))
+    save_vector(ControlVector("wide", torch.ones(MODEL.layers, MODEL.width + 1)))
+    assert shared.get("info")["vectors"] == [{"name": "dark", "description": "Dark."}]
+    begun(shared, "steered")
+    shared.put("stories", "steered", "settings", sampling={"temperature": 0})
+    texts = {}
+    for strength in (0, 1, -1):
+        vector = {"name": "dark", "strength": strength}
+        texts[strength], _ = shared.write("steered", vectors=[vector], tokens=10)
+        shared.post("stories", "steered", "undo")
+    plain, _ = shared.write("steered", tokens=10)
+    assert texts[0] == plain
+    assert len(set(texts.values())) == 3
+    for name, status in (("nobody", 404), ("../dark", 404), ("wide", 400)):
+        told = {"text": "Then", "vectors": [{"name": name}]}
+        shared.refused(status, "POST", "stories", "steered", "write", json=told)
 
 
 # the writer's tools ------------------------------------------------------------------------------

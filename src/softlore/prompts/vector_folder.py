@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from softlore.disk import storage_error, user_folder
@@ -50,10 +52,9 @@ def find_vector(
 def named_vector(name: str, folder: str | os.PathLike[str] | None = None) -> ControlVector:
     """The control vector of a name in a folder: what a text may name. Raises as `find_vector`."""
     where = default_vector_folder() if folder is None else Path(folder)
-    path = where / (slug_of(name) + SUFFIX)
-    if path.is_file():
-        return ControlVector.load(path)
-    known = sorted(vectors_in(where))
+    known = vectors_in(where)
+    if name in known:
+        return known[name]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "train it (softlore vector train)"
     raise UnknownPromptError(
@@ -65,14 +66,7 @@ def named_vector(name: str, folder: str | os.PathLike[str] | None = None) -> Con
 def vectors_in(folder: str | os.PathLike[str] | None = None) -> dict[str, ControlVector]:
     """The control vectors of a folder by name; files that are none are left out."""
     where = default_vector_folder() if folder is None else Path(folder)
-    found = {}
-    for path in sorted(where.glob("*" + SUFFIX)) if where.is_dir() else []:
-        try:
-            vector = ControlVector.load(path)
-        except (PromptFileError, StorageError):
-            continue
-        found[vector.name] = vector
-    return found
+    return {vector.name: vector for _, vector in _files(where)}
 
 
 def save_vector(vector: ControlVector, folder: str | os.PathLike[str] | None = None) -> Path:
@@ -86,6 +80,18 @@ def save_vector(vector: ControlVector, folder: str | os.PathLike[str] | None = N
         where.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error("make the folder", where, error) from error
-    path = where / (slug_of(vector.name) + SUFFIX)
+    names = {path: other.name for path, other in _files(where)}
+    slug, number = slug_of(vector.name), 1
+    path = where / (slug + SUFFIX)
+    while os.path.lexists(path) and names.get(path) != vector.name:  # of another vector
+        number += 1
+        path = where / f"{slug}-{number}{SUFFIX}"
     vector.save(path)
     return path
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, ControlVector]]:
+    """The control vectors in a folder's files; other files are left out."""
+    for path in sorted(folder.glob("*" + SUFFIX)) if folder.is_dir() else []:
+        with contextlib.suppress(PromptFileError, StorageError):
+            yield path, ControlVector.load(path)

@@ -49,12 +49,12 @@ class NewStory(StudioForm):
 
 
 class CodeStrength(StudioForm):
-    """A control code and its strength."""
+    """A control code or control vector, and its strength."""
 
     name: str
-    """A code of the model, or a soft prompt."""
+    """A code of the model, or a soft prompt; or a control vector."""
     strength: Annotated[float, Field(ge=-100, le=100)] = 1.0
-    """1 applies the code, 0 does nothing, negative values steer away from it."""
+    """1 applies it, 0 does nothing, negative values steer away from it."""
 
 
 class WriteForm(StudioForm):
@@ -72,6 +72,8 @@ class WriteForm(StudioForm):
     """Settings of the samplers; they override the story's."""
     codes: Annotated[list[CodeStrength], Field(max_length=16)] = []
     """Control codes to apply."""
+    vectors: Annotated[list[CodeStrength], Field(max_length=16)] = []
+    """Control vectors to steer by."""
     no_copy: Annotated[int, Field(ge=0, le=MAX_RANGE)] = 0
     """Avoids repeating so many tokens of the lore word for word; 0 is off."""
     samples: Annotated[int, Field(ge=1, le=8)] = 1

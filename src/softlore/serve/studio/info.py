@@ -8,11 +8,12 @@ from typing import Any
 from fastapi import APIRouter
 
 from softlore.control import codes_of
-from softlore.errors import ModelError
+from softlore.errors import ModelError, PromptMismatchError
 from softlore.lore.formats.registry import EXPORTERS as BOOK_WRITERS
-from softlore.model import LanguageModel
+from softlore.model import FrozenModel, LanguageModel
 from softlore.model.finding import known_models, own_models
 from softlore.prompts import WRITABLE, PromptLibrary
+from softlore.prompts.vector_folder import vectors_in
 from softlore.serve.compose import model_name
 from softlore.serve.studio.book_folder import NATIVE_FORMATS
 from softlore.serve.studio.context import StudioContext
@@ -52,6 +53,7 @@ def make_router(context: StudioContext) -> APIRouter:
             "default_tokens": DEFAULT_TOKENS,
             "book": context.books.opened,
             "codes": [*_model_codes(context.model), *_learned_codes(context.state.prompts)],
+            "vectors": _vectors(context.model),
             "load": dataclasses.asdict(context.state.engine.load()),
             "formats": {
                 "prompts": list(WRITABLE),
@@ -116,6 +118,22 @@ def _model_codes(model: LanguageModel) -> list[dict[str, Any]]:
     except ModelError:  # the model's config names codes that it does not have
         return []
     return [{"name": name, "description": "a code of the model"} for name in codes]
+
+
+def _vectors(model: LanguageModel) -> list[dict[str, Any]]:
+    """The control vectors that were made for this model; llama.cpp's takes none."""
+    fitting: list[dict[str, Any]] = []
+    if not isinstance(model, FrozenModel):
+        return fitting
+    for vector in vectors_in().values():
+        try:
+            vector.check(model)
+        except PromptMismatchError:
+            continue
+        positive = vector.training.get("positive")
+        about = positive[0] if isinstance(positive, list) and positive else "a control vector"
+        fitting.append({"name": vector.name, "description": str(about)[:200]})
+    return fitting
 
 
 def _learned_codes(library: PromptLibrary) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ from starlette.responses import StreamingResponse
 from softlore.control import find_codes
 from softlore.decode import Token
 from softlore.errors import SoftloreError
+from softlore.prompts import ControlVector
+from softlore.prompts.vector_folder import named_vector
 from softlore.serve.engines import OutputQueue
 from softlore.serve.responses import event, event_stream
 from softlore.serve.studio.chances import ALTERNATIVES, CHANCES, token_chances
@@ -194,12 +196,15 @@ def _prepare(
     """Adds the writer's turn and plans the model's; adds nothing if that fails."""
     sampling = form.sampling | ({"no_copy": form.no_copy} if form.no_copy else {})
     conditioning = _conditioning(context, form.codes)
+    vectors = _vectors(context, form.vectors)
     typed = join_turns(story.story.text, form.text) if form.text else ""
     added = story.story.add(typed) if typed else None
     try:
         with story.lock:
             retry = form.retry and not form.text
-            draft = story.session().draft(form.tokens, form.stop, conditioning, retry, **sampling)
+            draft = story.session().draft(
+                form.tokens, form.stop, conditioning, retry, vectors=vectors, **sampling
+            )
         check_sampling(dict(draft.request.sampling))  # the story's may be of an imported file
     except BaseException:
         _withdraw(story, added)
@@ -236,3 +241,13 @@ def _conditioning(context: StudioContext, codes: list[CodeStrength]) -> Any:
         return ""
     found = find_codes(context.model, strengths, context.prompt_store.refresh())
     return [(found[name].conditioning, strength) for name, strength in strengths.items()]
+
+
+def _vectors(
+    context: StudioContext, strengths: list[CodeStrength]
+) -> list[tuple[ControlVector, float]]:
+    """Control vectors with their strengths; raises for one that is unknown or of another model."""
+    vectors = [(named_vector(one.name), one.strength) for one in strengths if one.strength]
+    for vector, _ in vectors:
+        vector.check(context.model)
+    return vectors

@@ -56,20 +56,21 @@ function onNew(look, field, draw) {
   });
 }
 
-function codes() {
+/** A slider for each of the model's "codes" or "vectors". */
+function strengths(kind, none) {
   const rows = h("div", { class: "group" });
   const draw = () => {
-    const known = state.info?.codes ?? [];
-    rows.replaceChildren(...(known.length ? known.map((code) => slider(code.name, {
-      value: habits().codes[code.name] ?? 0, min: -MOST, max: MOST, step: 0.1, default: 0,
-      help: code.description ?? "",
+    const known = state.info?.[kind] ?? [];
+    rows.replaceChildren(...(known.length ? known.map(({ name, description }) => slider(name, {
+      value: habits()[kind][name] ?? 0, min: -MOST, max: MOST, step: 0.1, default: 0,
+      help: description ?? "",
     }, (value) => {
-      const { [code.name]: _, ...rest } = habits().codes;
-      setHabits({ codes: value ? { ...rest, [code.name]: value } : rest });
-    })) : [h("p", { class: "quiet" }, "This model knows no control codes.")]));
+      const { [name]: _, ...rest } = habits()[kind];
+      setHabits({ [kind]: value ? { ...rest, [name]: value } : rest });
+    })) : [h("p", { class: "quiet" }, none)]));
     if (known.length) {
       rows.append(h("div", {}, button("All off", () => {
-        setHabits({ codes: {} });
+        setHabits({ [kind]: {} });
         draw();
       }, { kind: "bare" })));
     }
@@ -150,7 +151,11 @@ export function makeSettings() {
         labelled("Stop strings", stops, "Writing ends before any of these. \\n is a line’s end.")),
       h("div", { class: "group" }, h("h3", {}, "Control codes"),
         h("p", { class: "quiet" }, "Genre and tone. Right of the middle: towards it, left: away from "
-          + "it. A double click sets one back."), codes()),
+          + "it. A double click sets one back."),
+        strengths("codes", "This model knows no control codes.")),
+      h("div", { class: "group" }, h("h3", {}, "Control vectors"),
+        h("p", { class: "quiet" }, "Tones as directions in the model; they take no room."),
+        strengths("vectors", "None yet. In a terminal: softlore vector train --help")),
       h("div", { class: "group" }, h("h3", {}, "How words are chosen, in this story"), samplers(),
         h("div", { class: "two" },
           number("seed", "Seed", "Empty: new each time.", { empty: null }),

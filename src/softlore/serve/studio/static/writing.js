@@ -223,16 +223,23 @@ function sentenceAt(text, at) {
   return [start + part.length - part.trimStart().length, end - part.length + part.trimEnd().length];
 }
 
+/** The sliders that are not off of "codes" or "vectors", as the request has them. */
+function strengths(kind) {
+  const known = new Set((state.info?.[kind] ?? []).map(({ name }) => name));
+  const set = Object.entries(habits()[kind])
+    .filter(([name, strength]) => strength && known.has(name))
+    .map(([name, strength]) => ({ name, strength }));
+  return set.length ? set : undefined;
+}
+
 /** The settings of the request, from the settings panel. */
 function chosen() {
-  const { tokens, stop: strings, codes, no_copy } = habits();
-  const known = new Set((state.info?.codes ?? []).map((code) => code.name));
-  const strengths = Object.entries(codes).filter(([name, strength]) => strength && known.has(name))
-    .map(([name, strength]) => ({ name, strength }));
+  const { tokens, stop: strings, no_copy } = habits();
   return {
     tokens,
     stop: strings.length ? strings : undefined,
-    codes: strengths.length ? strengths : undefined,
+    codes: strengths("codes"),
+    vectors: strengths("vectors"),
     no_copy: no_copy || undefined,
   };
 }
