@@ -2,13 +2,13 @@
 
     python tools/measure_vectors.py smollm2 --out runs/vectors.jsonl
 
-For each of six tones a control vector is trained on a text that describes it, against one that
-describes none. Then texts are written after the same openings: after nothing, after the tone's
-text, and with the vector at several strengths. Each is named, one of six, by naive Bayes over the
-words of other texts that the model wrote after the tones' texts, and by attribution: the tone whose
-text, put before it, gains most. Perplexity is the bare model's, of the texts; drift is the KL on
-unrelated text. Recall is that of prefixes which have the effect of the demo's lore texts, alone and
-beside the vector.
+For each of six tones a control vector is trained on a text that describes it, against those that
+describe the other five. Then texts are written after the same openings: after nothing, after the
+tone's text, and with the vector at several strengths. Each is named, one of six, by naive Bayes
+over the words of other texts that the model wrote after the tones' texts, and by attribution: the
+tone whose text, put before it, makes it the likeliest. Perplexity is the bare model's, of the
+texts; drift is the KL on unrelated text. Recall is that of prefixes which have the effect of the
+demo's lore texts, alone and beside the vector.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ from softlore.measure.score import (
 )
 from softlore.prompts.control_vector import sum_vectors
 
-NEUTRAL = "This is a plain story."
 TONES = {
     "dark": "This is a dark, cruel and frightening story, full of dread, blood and death.",
     "funny": "This is a silly and funny story, full of jokes, laughter and absurd accidents.",
@@ -108,7 +107,9 @@ class _Bench:
         """The vector of each tone, `[layers, width]`, and the seconds that one took."""
         start, trained = time.monotonic(), {}
         for tone, text in TONES.items():
-            contrast = contrast_of_contexts(self.model, [text], [NEUTRAL], seed=self.seed)
+            others = [other for other in TONES.values() if other != text]
+            pairs = [text] * len(others), others
+            contrast = contrast_of_contexts(self.model, *pairs, seed=self.seed)
             vector = train_vector(self.model, tone, contrast, method=method)
             trained[tone] = sum_vectors(self.model, [(vector, 1.0)])
         return trained, (time.monotonic() - start) / len(TONES)
