@@ -57,10 +57,8 @@ def named_vector(name: str, folder: str | os.PathLike[str] | None = None) -> Con
         return known[name]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "train it (softlore vector train)"
-    raise UnknownPromptError(
-        f"there is no control vector {name!r:.60} in {str(where)!r}; expected one of its "
-        f"{len(known)} vectors, or a file; {hint}"
-    )
+    listed = ", ".join(map(repr, sorted(known)[:9])) or "a name in the folder, which has none"
+    raise UnknownPromptError(f"there is no control vector {name!r:.60}; expected {listed}; {hint}")
 
 
 def vectors_in(folder: str | os.PathLike[str] | None = None) -> dict[str, ControlVector]:
