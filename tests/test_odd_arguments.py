@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import softlore
 from softlore import (
     Context,
+    ControlVector,
     Entry,
     FrozenModel,
     Lorebook,
@@ -44,6 +45,7 @@ from softlore.tune.execution import Execution
 from softlore.tune.training_data import Company
 
 MODEL = tiny_model("llama")
+VECTOR = ControlVector("dark", torch.ones(MODEL.layers, MODEL.width))
 PROMPT = SoftPrompt.from_text("a dog", MODEL, name="dog")
 FOLDER = tempfile.mkdtemp()
 PROMPT.save(f"{FOLDER}/dog.safetensors")
@@ -95,6 +97,14 @@ CALLS = {
     "encode: inside": lambda value: MODEL.encode("a b", inside=value),
     "decode": MODEL.decode,
     "decode: inside": lambda v: MODEL.decode(v, inside=True),
+    "ControlVector: name": lambda v: ControlVector(v, VECTOR.directions),
+    "ControlVector: directions": lambda v: ControlVector("a", v),
+    "ControlVector: training": lambda v: ControlVector("a", VECTOR.directions, training=v),
+    "ControlVector: base_model": lambda v: ControlVector("a", VECTOR.directions, base_model=v),
+    "ControlVector.load": ControlVector.load,
+    "ControlVector.check": VECTOR.check,
+    "write: vectors": lambda v: generate(MODEL, "a", 1, vectors=v),
+    "write: vectors[]": lambda v: generate(MODEL, "a", 1, vectors=[v]),
     "from_text: text": lambda v: SoftPrompt.from_text(v, MODEL),
     "from_text: model": lambda v: SoftPrompt.from_text("a", v),
     "SoftPrompt: tensor": lambda v: SoftPrompt("a", "embedding", v),

@@ -252,7 +252,7 @@ def test_attribution_and_naive_bayes_on_the_same_passages(tools, data, unbroken,
 
 def test_naive_bayes_knows_a_genre_by_its_words(tools, data, unbroken):
     tokenizer = AutoTokenizer.from_pretrained(unbroken / "model")
-    bayes = tools["evaluate"].NaiveBayes(data, tokenizer)
+    bayes = tools["evaluate"].bayes_of_corpus(data, tokenizer)
     assert (
         bayes.name("You are standing in the tavern. > take lamp Taken. You see a lamp.") == "Quest"
     )

@@ -104,7 +104,7 @@ class SequenceGroup:
         else:
             windows = [Window(request.compose(model))]
         weights = [weight for _, weight in conditionings] or [1.0]
-        steering = sum_vectors(model, request.vectors, any_model=not request.check)
+        steering = sum_vectors(model, request.vectors, request.check)
         if steering is not None:
             windows = [replace(w, tree=replace(w.tree, steering=steering)) for w in windows]
         slides = bool(conditionings)

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from softlore.errors import ConfigError, PromptError, PromptMismatchError
 from softlore.model import fingerprint as sketches
-from softlore.prompts.fields import MAX_DEPTH, check_tensor, clean_json, clean_name, now
+from softlore.prompts.fields import (
+    MAX_DEPTH,
+    check_tensor,
+    clean_created,
+    clean_json,
+    clean_name,
+    clean_text,
+    now,
+)
 from softlore.prompts.opening import PromptFile, open_prompt, parse_json
 from softlore.prompts.reasons import Reason, as_file_error, refuse
 from softlore.prompts.safetensors_file import (
@@ -22,6 +30,7 @@ from softlore.prompts.safetensors_file import (
     read_tensors,
     write_tensor,
 )
+from softlore.settings import arguments as args
 
 if TYPE_CHECKING:
     from softlore.model import LanguageModel
@@ -70,6 +79,8 @@ class ControlVector:
         check_shape(self.directions.shape)
         put("fingerprint", clean_json("fingerprint", self.fingerprint))
         put("training", clean_json("training", self.training))
+        clean_text("base_model", self.base_model)
+        clean_created(self.created)
 
     def __repr__(self) -> str:
         layers, width = self.directions.shape
@@ -83,6 +94,7 @@ class ControlVector:
         return changed
 
     @classmethod
+    @args.expecting(path=args.PATHLIKE)
     def load(cls, path: str | os.PathLike[str]) -> ControlVector:
         """Reads a file; no code in it is run. Raises PromptFileError or StorageError."""
         with open_prompt(path) as file:
@@ -115,6 +127,7 @@ class ControlVector:
                 **objects,
             )
 
+    @args.expecting(PromptError, path=args.PATH)
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a file atomically; equal vectors give equal bytes. Raises StorageError."""
         metadata = {
@@ -128,6 +141,7 @@ class ControlVector:
         }
         write_tensor(path, self.directions, metadata, DIRECTIONS)
 
+    @args.expecting(model=args.MODEL, any_model=args.FLAG)
     def check(self, model: LanguageModel, any_model: bool = False) -> None:
         """Raises PromptMismatchError for a vector of another model.
 
@@ -150,8 +164,11 @@ class ControlVector:
 Strengths = Iterable[tuple[ControlVector, float]]
 
 
-def sum_vectors(model: LanguageModel, vectors: Strengths, any_model: bool = False) -> Tensor | None:
+def sum_vectors(model: LanguageModel, vectors: Strengths, check: bool = True) -> Tensor | None:
     """The sum of vectors by their strengths, `[layers, width]`; None if there are none.
+
+    Args:
+        check: refuse those of another model, and not only those of another shape.
 
     Raises:
         ConfigError: too many, or a strength out of range.
@@ -159,7 +176,7 @@ def sum_vectors(model: LanguageModel, vectors: Strengths, any_model: bool = Fals
     """
     pairs = _checked(vectors)
     for vector, _ in pairs:
-        vector.check(model, any_model)
+        vector.check(model, any_model=not check)
     parts = [strength * vector.directions for vector, strength in pairs if strength]
     return torch.stack(parts).sum(dim=0) if parts else None
 
