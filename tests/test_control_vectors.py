@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import struct
 from types import SimpleNamespace
 
@@ -289,6 +290,17 @@ def test_training_refuses_what_cannot_be():
         train_vector(MODEL, "dark", contrast_of_texts(MODEL, ["dark"], ["dark"]))
     with pytest.raises(ConfigError, match="positive has no text"):
         contrast_of_contexts(MODEL, [" "])
+    with pytest.raises(ConfigError, match="passages is 0"):
+        contrast_of_contexts(MODEL, ["Dark."], passages=0)
+
+
+def test_one_text_is_a_list_of_one():
+    one = contrast_of_contexts(MODEL, "Dark.", "Merry.", passages=2)
+    several = contrast_of_contexts(MODEL, ["Dark."], ["Merry."], passages=2)
+    assert [ids for _, ids in one.negative] == [ids for _, ids in several.negative]
+    assert [tree.length for tree, _ in one.negative] == [
+        tree.length for tree, _ in several.negative
+    ]
 
 
 # files -------------------------------------------------------------------------------------------
@@ -424,6 +436,9 @@ def test_a_user_trains_shows_converts_and_writes(tmp_path, monkeypatch):
     assert "dark" in softlore("vector", "inspect").out
     shown = softlore("vector", "inspect", "dark", "--json", "-")
     assert json.loads(shown.out)["training"]["positive"] == ["Dark and cold."]
+    elsewhere = softlore("vector", "train", "far", "--vectors", "far", "--model", model, *told)
+    line = shlex.split(elsewhere.err.splitlines()[-1].removeprefix("try it: softlore "))
+    assert softlore(*line, "--model", model, "--tokens", "2").code == 0
     same = softlore("vector", "train", "again", "--model", model, *told)
     assert same.code == 0
     one, other = (find_vector(name).directions for name in ("dark", "again"))
@@ -450,6 +465,7 @@ def test_the_command_refuses_with_words(tmp_path, monkeypatch):
         (["train", "x", "--positive-texts", tmp_path / "a.txt"], "one side of the contrast"),
         (["train", "x", "--positive", "a", "--layers", "x"], "--layers is 'x'"),
         (["train", "x", "--positive", "a", "--layers", "9", "--model", model], "from 0 to"),
+        (["train", "x", "--positive", "a", "--layers", f"0-{10**12}", "--model", model], "from 0"),
         (["train", "../x", "--positive", "a", "--negative", "b", "--model", model], "name"),
         (["inspect", "nothing"], "there is no control vector 'nothing'"),
     ):

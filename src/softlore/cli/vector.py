@@ -106,20 +106,13 @@ def train(
         "negative": [str(negative_texts)] if by_texts else list(negative),
         "seed": seed,
     }
-    vector = train_vector(
-        model,
-        name,
-        contrast,
-        method=method,
-        layers=chosen,
-        training=record,
-    )
+    vector = train_vector(model, name, contrast, method=method, layers=chosen, training=record)
     path = save_vector(vector, folder)
     common.write_json(_report(vector, path), json_path)
     if json_path != "-":
-        where = f" --vectors {folder}" if folder else ""
+        named = str(path) if folder else vector.name  # which `write` finds in the default folder
         click.echo(f"control vector {vector.name!r}, layers {_ranges(vector.layers)}: {path}")
-        common.say(f'try it: softlore write "The old house" --vector "{vector.name}=1.5"{where}')
+        common.say(f'try it: softlore write "The old house" --vector "{named}=1.5"')
 
 
 @command.command()
@@ -227,11 +220,13 @@ def _paragraphs(path: Path) -> list[str]:
 
 def _layers(given: str) -> list[int]:
     """`8-22`, `8` or `8,10,12-14`."""
+    from softlore.prompts.control_vector import MAX_LAYERS
+
     chosen: list[int] = []
     try:
         for part in given.split(","):
             first, _, last = part.partition("-")
-            chosen += range(int(first), int(last or first) + 1)
+            chosen += range(int(first), min(int(last or first), MAX_LAYERS) + 1)
     except ValueError:
         raise ConfigError(
             f"--layers is {given!r:.40}; expected numbers and ranges of them, such as 8-22; fix it"

@@ -68,7 +68,7 @@ def command(
         from softlore.decode import GenerationRequest, write_request
         from softlore.prompts import Context
         from softlore.prompts.tags import split_vector_tags
-        from softlore.prompts.vector_folder import named_vector
+        from softlore.prompts.vector_folder import fitting_vectors
 
         prompts = library(folder)
         text, tagged = split_vector_tags(text)
@@ -76,7 +76,7 @@ def command(
         runner = runner_of(shown, gguf, cache, len(codes) + 1)
     steering = [
         *find_vectors(vectors, runner.model.layers),
-        *((named_vector(name), strength) for name, strength in tagged.items()),
+        *fitting_vectors(runner.model, tagged, any_model),
     ]
     strengths = dict(map(parse_code, codes))
     by_name = find_codes(runner.model, strengths, prompts) if strengths else {}

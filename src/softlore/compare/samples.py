@@ -72,7 +72,7 @@ class SampleWriter:
 
     def _write(self, conditionings: Sequence[ContextLike]) -> list[str]:
         """Continues the openings, once or more often, after a conditioning each."""
-        places = list(range(len(self.cases))) * (len(conditionings) // max(1, len(self.cases)))
+        places = [i % len(self.cases) for i in range(len(conditionings))]
         openings = [[self.model.encode(self.cases[place][2])] for place in places]
         jobs = list(zip(conditionings, openings, strict=True))
         written = write_stories(self.model, jobs, self.tokens, self.seed, places)

@@ -149,7 +149,5 @@ def embed(model: FrozenModel, context: ContextLike) -> Tensor:
 def logits(model: FrozenModel, context: ContextLike) -> Tensor:
     """Logits `[tokens, vocab]`, float32: a row for each token and embedding row of the context."""
     spliced = splice(model, [compose(model, context)])
-    hidden, _ = model.hidden(
-        spliced.embeds, spliced.positions, spliced.visible, spliced.past, False, spliced.steering
-    )
+    hidden, _ = spliced.run(model)
     return model.logits(hidden[0])

@@ -62,6 +62,12 @@ class Spliced:
     spans: list[list[tuple[int, int]]]
     steering: Tensor | None = None
 
+    def run(self, model: FrozenModel, keep: bool = False) -> tuple[Tensor, KeysValues | None]:
+        """`FrozenModel.hidden` of the batch."""
+        return model.hidden(
+            self.embeds, self.positions, self.visible, self.past, keep, self.steering
+        )
+
     def after(self, keys_values: KeysValues) -> KVCache:
         """The cache of the text after these rows, in which prefixes are invisible.
 

@@ -210,9 +210,7 @@ def read_trunks(
     if not any(tree.n_rows for tree in trunks):
         return list(trunks)
     spliced = splice(model, trunks)
-    _, keys_values = model.hidden(
-        spliced.embeds, spliced.positions, spliced.visible, spliced.past, True, spliced.steering
-    )
+    _, keys_values = spliced.run(model, keep=True)
     kept = keys_values or []
     after = spliced.after(detached.detach(kept) if detached is not None else kept)
     n_past = after.positions.shape[1] - spliced.positions.shape[1]
@@ -259,9 +257,7 @@ def _run(
 
     `places`: of each branch, its tree and its first and last node.
     """
-    hidden, _ = model.hidden(
-        spliced.embeds, spliced.positions, spliced.visible, spliced.past, False, spliced.steering
-    )
+    hidden, _ = spliced.run(model)
     width = hidden.shape[1]
     index: list[int] = []
     for (row, (first, last)), branch in zip(places, branches, strict=True):

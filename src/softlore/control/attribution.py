@@ -97,9 +97,7 @@ def _losses(model: FrozenModel, trees: list[Tree], ids: list[int], start: int) -
     for at in range(0, len(trees), most):
         part = trees[at : at + most]
         spliced = splice(model, [tree.then(ids) for tree in part])
-        hidden, _ = model.hidden(
-            spliced.embeds, spliced.positions, spliced.visible, spliced.past
-        )  # [B, T, hidden]; row t predicts token t + 1
+        hidden, _ = spliced.run(model)  # [B, T, hidden]; row t predicts token t + 1
         firsts = [tree.length + start - 1 for tree in part]
         rows = [hidden[i, first : first + len(ids) - start] for i, first in enumerate(firsts)]
         targets = torch.tensor(ids[start:] * len(part), device=hidden.device)

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ from torch import Tensor
 from softlore.context import Branch, Tree, TreeBatch, hidden_states
 from softlore.decode import sample_passages
 from softlore.errors import ConfigError
-from softlore.lore.study import OPENERS
-from softlore.measure.score import SINK_TOKENS, TOKENS_AT_ONCE, trunk
+from softlore.lore.study import OPENERS, as_line
+from softlore.measure.score import SINK_TOKENS, in_parts, trunk
 from softlore.model import FrozenModel
 from softlore.model.steering import changed
 from softlore.prompts import ControlVector
@@ -72,14 +73,17 @@ def contrast_of_contexts(
     Raises:
         ConfigError: no text.
     """
-    positive, negative = _texts(positive, "positive"), list(negative) or [""]
+    if passages < 1:
+        raise ConfigError(f"passages is {passages}; expected at least 1; raise it")
+    positive = _texts(positive, "positive")
+    negative = [negative] if isinstance(negative, str) else list(negative) or [""]
     count = -(-passages // len(positive))
     bare = trunk(model, "")
     written = [
         ids for ids in sample_passages(model, bare, OPENERS, count, LENGTH, seed) if len(ids) > 1
     ]
     pairs = [(text, negative[i % len(negative)]) for i, text in enumerate(positive)]
-    trees = {text: trunk(model, _as_line(text)) for pair in pairs for text in pair}
+    trees = {text: trunk(model, as_line(text) if text else "") for pair in pairs for text in pair}
     return Contrast(
         [(trees[text], ids) for text, _ in pairs for ids in written],
         [(trees[text], ids) for _, text in pairs for ids in written],
@@ -177,14 +181,10 @@ def _checked_layers(model: FrozenModel, layers: Sequence[int] | None) -> list[in
 
 
 def _texts(texts: Sequence[str], name: str) -> list[str]:
-    kept = [text for text in texts if text.strip()] if not isinstance(texts, str) else [texts]
-    if not any(kept):
+    kept = [text for text in ([texts] if isinstance(texts, str) else texts) if text.strip()]
+    if not kept:
         raise ConfigError(f"{name} has no text; expected at least one; give some")
     return kept
-
-
-def _as_line(text: str) -> str:
-    return text if not text or text[-1:].isspace() else text + "\n"
 
 
 def _layer_states(
@@ -203,12 +203,11 @@ def _layer_states(
     """
     first = 0 if model.bos else SINK_TOKENS
     means: list[Tensor] = []
-    for tree, part in _parts(texts):
+    for tree, branches in _branches(texts):
         outputs: list[Tensor] = []
-        branches = [Branch(ids, tree.end) for ids in part]
         with changed(model, partial(_record, outputs)):
             hidden_states(model, [TreeBatch(replace(tree, steering=steering), branches)])
-        lengths = [len(ids) for ids in part]
+        lengths = [len(branch.ids) for branch in branches]
         rows = torch.stack(outputs)[:, -sum(lengths) :].float()  # [layers, tokens, width]
         for of_text in rows.split(lengths, dim=1):
             skipped = min(first, of_text.shape[1] - 1)
@@ -220,19 +219,13 @@ def _record(outputs: list[Tensor], layer: int, hidden: Tensor) -> None:
     outputs.append(hidden[0])
 
 
-def _parts(texts: Sequence[tuple[Tree, Ids]]) -> Iterator[tuple[Tree, list[Ids]]]:
-    """Texts in order, as many of one tree at once as are fast to run."""
-    part: list[Ids] = []
-    for i, (tree, ids) in enumerate(texts):
-        part.append(ids)
-        following = texts[i + 1] if i + 1 < len(texts) else None
-        if (
-            following is None
-            or following[0] is not tree
-            or sum(map(len, part)) + len(following[1]) > TOKENS_AT_ONCE
-        ):
+def _branches(texts: Sequence[tuple[Tree, Ids]]) -> Iterator[tuple[Tree, list[Branch]]]:
+    """Texts in order, those of one tree that follow each other in parts that are fast to run."""
+    for _, group in groupby(texts, key=lambda text: id(text[0])):
+        of_tree = list(group)
+        tree = of_tree[0][0]
+        for part in in_parts([Branch(ids, tree.end) for _, ids in of_tree]):
             yield tree, part
-            part = []
 
 
 def _components(positive: Tensor, negative: Tensor, centred: bool) -> Tensor:

@@ -23,11 +23,11 @@ from softlore.context import Node, Tree, compose
 from softlore.context.compose import ContextLike, count_conditioning_nodes
 from softlore.errors import ConfigError, ContextOverflowError
 from softlore.model import KVCache, LanguageModel
+from softlore.settings.arguments import STRENGTH
 
 Conditioning = ContextLike | Sequence[tuple[ContextLike, float]]
 Weighted = list[tuple[ContextLike, float]]
 MAX_CONDITIONINGS = 16  # each is a sequence that is run at every step
-MAX_STRENGTH = 100
 PLAUSIBLE = 0.02  # least share of the likeliest token's probability, under positive strengths
 RETAINED = 0.5  # share of the room after the conditioning that a new window starts with
 
@@ -50,12 +50,10 @@ def weighted(conditioning: Conditioning) -> Weighted:
         empty = isinstance(conditioning, str) and not conditioning
         pairs = [] if empty else [(conditioning, 1.0)]
     for _, strength in pairs:
-        number = isinstance(strength, int | float) and not isinstance(strength, bool)
-        if not number or not math.isfinite(strength) or abs(strength) > MAX_STRENGTH:
+        if not STRENGTH.fits(strength):
             raise ConfigError(
-                f"a conditioning has strength {strength!r}; expected a number from "
-                f"-{MAX_STRENGTH} to {MAX_STRENGTH}, with 1 for the conditioning as it is; "
-                "change it"
+                f"a conditioning has strength {strength!r}; expected {STRENGTH.words}, with 1 for "
+                "the conditioning as it is; change it"
             )
     if len(pairs) > MAX_CONDITIONINGS:
         raise ConfigError(

@@ -196,9 +196,7 @@ class TorchModelRunner(ModelRunner):
         """Runs the next `length` tokens of contexts in one forward."""
         parts = [s.tree.part(s.n_read, s.n_read + length, read=s.past) for s in batch]
         spliced = splice(self.model, parts)
-        hidden, keys_values = self.model.hidden(
-            spliced.embeds, spliced.positions, spliced.visible, spliced.past, True, spliced.steering
-        )
+        hidden, keys_values = spliced.run(self.model, keep=True)
         after = spliced.after(keys_values or [])
         for row, (sequence, part) in enumerate(zip(batch, parts, strict=True)):
             sequence.past = after.row(row).compact()

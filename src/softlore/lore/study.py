@@ -56,6 +56,11 @@ _PAST = {
 }  # fmt: skip
 
 
+def as_line(text: str) -> str:
+    """A text as a line of its own, as lore stands before what the model reads."""
+    return text + ("" if text[-1:].isspace() else "\n")
+
+
 def openers(entry: Entry) -> list[str]:
     """Openings of passages about an entry: some with its name or a key, some without either."""
     return [*_filled(_NAMED, _names(entry)), *_ASIDE]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from softlore.context.compose import ContextLike
 from softlore.errors import ConfigError, UnknownPromptError
 from softlore.lore import Entry, Lorebook
+from softlore.lore.study import as_line
 from softlore.measure.conditioning import (
     ConditioningEvaluator,
     FidelityEvaluator,
@@ -237,7 +238,7 @@ def check_settings(stories: int, story_tokens: int, distances: Sequence[int]) ->
 
 def plain_text(entry: Entry) -> str:
     """An entry's text as a hard prompt: a line of its own, as in distillation."""
-    return entry.text + ("" if entry.text[-1:].isspace() else "\n")
+    return as_line(entry.text)
 
 
 def _companies(names: Sequence[str]) -> list[list[str]]:

@@ -68,7 +68,7 @@ def branch_hidden_states(
     model: FrozenModel, tree: Tree, branches: Sequence[Branch]
 ) -> list[Tensor]:
     """Hidden states `[n_rows, hidden]` of each branch. The tree is run once."""
-    parts = _parts(branches)
+    parts = in_parts(branches)
     if len(parts) > 1 and tree.n_rows:
         (tree,) = read_trunks(model, [tree])
     states: list[Tensor] = []
@@ -78,7 +78,7 @@ def branch_hidden_states(
     return states
 
 
-def _parts(branches: Sequence[Branch]) -> list[list[Branch]]:
+def in_parts(branches: Sequence[Branch]) -> list[list[Branch]]:
     """The branches in order, `TOKENS_AT_ONCE` in a part; one that is longer has its own."""
     parts: list[list[Branch]] = []
     tokens = 0

@@ -120,7 +120,11 @@ class KVSlots:
         past.move_to(self.lengths, positions)
         embeds = model.embed_ids([i or 0 for i in ids])
         hidden, _ = model.hidden(
-            embeds[:, None], positions[:, None], past.visible[:, None], past, False, past.steering
+            embeds[:, None],
+            positions[:, None],
+            past.visible[:, None],
+            past,
+            steering=past.steering,
         )
         for row, i in enumerate(ids):
             if i is None:

@@ -42,7 +42,9 @@ def gradient_checkpointing(model: FrozenModel, on: bool = True) -> Iterator[None
     if not on:
         yield
         return
-    layers = decoder_layers(model, "gradient checkpointing")
+    layers = decoder_layers(
+        model, "gradient checkpointing; train without it (--no-gradient-checkpointing)"
+    )
     plain = [layer.forward for layer in layers]
     own = ["forward" in vars(layer) for layer in layers]  # such as accelerate's, on the instance
     for index, layer in enumerate(layers):

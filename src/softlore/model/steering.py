@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,12 +31,15 @@ Change = Callable[[int, Tensor], Tensor | None]
 # Of the forwards that a thread runs, the innermost first: another thread's are not changed.
 _changes: ContextVar[tuple[Change, ...]] = ContextVar("changes", default=())
 
+_hooking = Lock()
+
 
 def decoder_layers(model: LanguageModel, purpose: str) -> list[nn.Module]:
     """The model's layers, in order.
 
     Raises:
-        UnsupportedModelError: they can't be told apart; `purpose` says what they are needed for.
+        UnsupportedModelError: they can't be told apart; `purpose` says what they are needed for,
+            and what to do without.
     """
     hf: Any = getattr(model, "hf")  # noqa: B009 - only models of transformers have it
     for module in hf.get_decoder().modules():
@@ -43,7 +47,7 @@ def decoder_layers(model: LanguageModel, purpose: str) -> list[nn.Module]:
             return list(module)
     raise UnsupportedModelError(
         f"model type {model.model_type!r} has no list of its {model.layers} layers; expected one, "
-        f"for {purpose}; do without, or use another model"
+        f"for {purpose}"
     )
 
 
@@ -80,7 +84,8 @@ def changed(model: LanguageModel, change: Change) -> Iterator[None]:
     Raises:
         UnsupportedModelError: the layers can't be told apart.
     """
-    model.once(_hook_layers)
+    with _hooking:  # two threads would hook the layers twice
+        model.once(_hook_layers)
     token = _changes.set((change, *_changes.get()))
     try:
         yield
@@ -90,7 +95,7 @@ def changed(model: LanguageModel, change: Change) -> Iterator[None]:
 
 def _hook_layers(model: LanguageModel) -> bool:
     """Hooks every layer, once for a model: the hook does nothing outside of `changed`."""
-    layers = decoder_layers(model, "control vectors")
+    layers = decoder_layers(model, "control vectors; use another model")
     for number, layer in enumerate(layers):
         layer.register_forward_hook(partial(_hook, number))
     return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from torch import Tensor
 from softlore.errors import ConfigError, PromptError, PromptMismatchError
 from softlore.model import fingerprint as sketches
 from softlore.prompts.fields import (
-    MAX_DEPTH,
     check_tensor,
     clean_created,
     clean_json,
@@ -23,7 +21,8 @@ from softlore.prompts.fields import (
     clean_text,
     now,
 )
-from softlore.prompts.opening import PromptFile, open_prompt, parse_json
+from softlore.prompts.native import parse_object
+from softlore.prompts.opening import PromptFile, open_prompt
 from softlore.prompts.reasons import Reason, as_file_error, refuse
 from softlore.prompts.safetensors_file import (
     read_safetensors_header,
@@ -39,7 +38,6 @@ FORMAT = "softlore-vector"
 FORMAT_VERSION = "1"
 DIRECTIONS = "directions"
 MAX_LAYERS, MAX_WIDTH = 1024, 262_144
-MAX_STRENGTH = 100.0
 MAX_VECTORS = 16  # of one text
 
 
@@ -115,7 +113,7 @@ class ControlVector:
         with as_file_error(Reason.SHAPE):
             check_shape(header.tensors[DIRECTIONS].shape)
         objects = {
-            key: _object(metadata.get(key, "{}"), key) for key in ("fingerprint", "training")
+            key: parse_object(metadata.get(key, "{}"), key) for key in ("fingerprint", "training")
         }
         tensor = read_tensors(file.stream, header)[DIRECTIONS]
         with as_file_error(Reason.METADATA_VALUE):
@@ -198,12 +196,10 @@ def _checked(vectors: Any) -> Sequence[tuple[ControlVector, float]]:
             "out"
         )
     for vector, strength in pairs:
-        number = isinstance(strength, int | float) and not isinstance(strength, bool)
-        if not number or not math.isfinite(strength) or abs(strength) > MAX_STRENGTH:
+        if not args.STRENGTH.fits(strength):
             raise ConfigError(
-                f"control vector {vector.name!r} has strength {strength!r:.40}; expected a number "
-                f"from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, with 1 for the vector as it was "
-                "trained; change it"
+                f"control vector {vector.name!r} has strength {strength!r:.40}; expected "
+                f"{args.STRENGTH.words}, with 1 for the vector as it was trained; change it"
             )
     return pairs
 
@@ -216,14 +212,3 @@ def check_shape(shape: Sequence[int]) -> None:
             f"the directions of a control vector have shape {sizes}; expected [layers, width], up "
             f"to {MAX_LAYERS} and {MAX_WIDTH}; give a row for each layer"
         )
-
-
-def _object(text: str, key: str) -> dict[str, Any]:
-    value = parse_json(text, f"metadata {key!r}", MAX_DEPTH, Reason.METADATA_VALUE)
-    if not isinstance(value, dict):
-        refuse(
-            Reason.METADATA_VALUE,
-            f"metadata {key!r} holds {type(value).__name__} as JSON; expected an object; the file "
-            "was edited or made by a faulty program: get it again",
-        )
-    return value

@@ -71,15 +71,7 @@ class PromptHeader:
         fields: dict[str, Any] = {"name": self.name, "created": self.metadata.get("created", "")}
         fields |= {key: self.metadata.get(key, "") for key in TEXT_FIELDS}
         for key in JSON_FIELDS:
-            text = self.metadata.get(key, "{}")
-            value = parse_json(text, f"metadata {key!r}", MAX_DEPTH, Reason.METADATA_VALUE)
-            if not isinstance(value, dict):
-                refuse(
-                    Reason.METADATA_VALUE,
-                    f"metadata {key!r} holds {type(value).__name__} as JSON; expected an object; "
-                    "the file was edited or made by a faulty program: get it again",
-                )
-            fields[key] = value
+            fields[key] = parse_object(self.metadata.get(key, "{}"), key)
         fields["extra"] = {k: v for k, v in self.metadata.items() if k not in METADATA_KEYS}
         return fields
 
@@ -158,6 +150,18 @@ def check_header(path: str | os.PathLike[str], stored: SafetensorsHeader) -> Pro
     return PromptHeader(
         Path(path), name, kind, entry.dtype, entry.shape, stored.data_bytes, metadata
     )
+
+
+def parse_object(text: str, key: str) -> dict[str, Any]:
+    """A JSON object in a file's metadata. Raises PromptFileError."""
+    value = parse_json(text, f"metadata {key!r}", MAX_DEPTH, Reason.METADATA_VALUE)
+    if not isinstance(value, dict):
+        refuse(
+            Reason.METADATA_VALUE,
+            f"metadata {key!r} holds {type(value).__name__} as JSON; expected an object; "
+            "the file was edited or made by a faulty program: get it again",
+        )
+    return value
 
 
 def _check_version(version: str | None) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from softlore.disk import storage_error, user_folder
 from softlore.errors import PromptFileError, StorageError, UnknownPromptError
+from softlore.model import LanguageModel
 from softlore.model.gguf.header import is_gguf
 from softlore.prompts.control_vector import ControlVector
 from softlore.prompts.library import slug_of
@@ -46,19 +47,36 @@ def find_vector(
     """
     if Path(name).suffix in (SUFFIX, ".gguf"):
         return load_vector(name, layers)
-    return named_vector(name, folder)
+    return _named(name, vectors_in(folder))
 
 
-def named_vector(name: str, folder: str | os.PathLike[str] | None = None) -> ControlVector:
-    """The control vector of a name in a folder: what a text may name. Raises as `find_vector`."""
-    where = default_vector_folder() if folder is None else Path(folder)
-    known = vectors_in(where)
+def _named(name: str, known: Mapping[str, ControlVector]) -> ControlVector:
     if name in known:
         return known[name]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "train it (softlore vector train)"
     listed = ", ".join(map(repr, sorted(known)[:9])) or "a name in the folder, which has none"
     raise UnknownPromptError(f"there is no control vector {name!r:.60}; expected {listed}; {hint}")
+
+
+def fitting_vectors(
+    model: LanguageModel, strengths: Mapping[str, float], any_model: bool = False
+) -> list[tuple[ControlVector, float]]:
+    """Vectors of the default folder by name, with their strengths: what a text may name.
+
+    Args:
+        any_model: check the shape only.
+
+    Raises:
+        UnknownPromptError: there is none of a name. PromptMismatchError: one of another model.
+    """
+    if not strengths:
+        return []
+    vectors = vectors_in()
+    pairs = [(_named(name, vectors), strength) for name, strength in strengths.items()]
+    for vector, _ in pairs:
+        vector.check(model, any_model)
+    return pairs
 
 
 def vectors_in(folder: str | os.PathLike[str] | None = None) -> dict[str, ControlVector]:

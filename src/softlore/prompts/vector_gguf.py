@@ -30,15 +30,12 @@ FLOAT32 = 0  # ggml's number of the type
 _DIRECTION = re.compile(r"direction\.(\d{1,4})")
 
 
-def load_vector_gguf(
-    path: str | os.PathLike[str], layers: int | None = None, name: str = ""
-) -> ControlVector:
+def load_vector_gguf(path: str | os.PathLike[str], layers: int | None = None) -> ControlVector:
     """Reads a control vector of llama.cpp or repeng.
 
     Args:
         layers: of the model; by default one more than the highest that the file has. (The file does
             not say how many layers follow.)
-        name: by default the file's.
 
     Raises:
         PromptFileError: it is no such file, or is damaged.
@@ -66,7 +63,7 @@ def load_vector_gguf(
         for layer, tensor in directions.items():
             rows[layer] = _read(header, tensor)
         return ControlVector(
-            name or _name_of(header.path),
+            _name_of(header.path),
             rows,
             training={"format": "gguf", "model_hint": header.text(HINT)},
             created="",

@@ -15,7 +15,7 @@ from softlore.lore import Lorebook
 from softlore.model import LanguageModel
 from softlore.prompts import Context, ControlVector, SoftPrompt
 from softlore.prompts.tags import past_tag, split_vector_tags
-from softlore.prompts.vector_folder import named_vector
+from softlore.prompts.vector_folder import fitting_vectors
 from softlore.story.composing import DEFAULT_LENGTH, ContextComposer, ContextPlan
 from softlore.story.layout import cut, parse_context, plain
 from softlore.story.settings import StorySettings
@@ -124,8 +124,9 @@ class RequestComposer:
         room = max(1, limit - tree.start - tree.length)
         tokens = room if max_new_tokens is None else min(max_new_tokens, room)
         # The store has checked the prompts, and `_steered` the vectors.
-        settings["vectors"] = vectors
-        return GenerationRequest(context, tokens, check=False, tree=tree, **settings)
+        return GenerationRequest(
+            context, tokens, check=False, tree=tree, vectors=vectors, **settings
+        )
 
     def compose_ids(
         self,
@@ -146,7 +147,7 @@ class RequestComposer:
             UnknownPromptError, PromptMismatchError, PromptFileError, StorageError: as `compose`.
         """
         self.check_ids(ids)
-        _, memory, settings["vectors"] = self._steered("", memory)
+        _, memory, vectors = self._steered("", memory)
         with self._lock:
             self.store.refresh()
             context = Context([self.store[name] for name in dict.fromkeys(always)])
@@ -161,7 +162,9 @@ class RequestComposer:
             )
         # The last token is never run, so it may stand one past the end.
         tokens = min(room + 1 if max_new_tokens is None else max_new_tokens, room + 1)
-        return GenerationRequest(context, tokens, check=False, tree=tree, **settings)
+        return GenerationRequest(
+            context, tokens, check=False, tree=tree, vectors=vectors, **settings
+        )
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raises InputError for an id that the model does not have."""
@@ -180,9 +183,7 @@ class RequestComposer:
         for i, part in enumerate(parts):
             parts[i], found = split_vector_tags(part)
             strengths |= found
-        vectors = [(named_vector(name), strength) for name, strength in strengths.items()]
-        for vector, _ in vectors:
-            vector.check(self.model)
+        vectors = fitting_vectors(self.model, strengths)
         return parts[1] if isinstance(text, str) else parts[1:], parts[0], vectors
 
     # with the lock held ------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from softlore.errors import ConfigError, SoftloreError
 
+MAX_STRENGTH = 100  # of a control code or control vector
 MAX_PATH = 4096  # bytes of a path
 MAX_PART = 255  # bytes of one of its names
 P = ParamSpec("P")
@@ -53,6 +55,15 @@ COUNT = Kind("a whole number", lambda value: isinstance(value, int) and not isin
 NUMBER = Kind(
     "a number of 0 or more",
     lambda value: isinstance(value, int | float) and not isinstance(value, bool) and value >= 0,
+)
+STRENGTH = Kind(
+    "a number from -100 to 100",
+    lambda value: (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and abs(value) <= MAX_STRENGTH
+    ),
 )
 LIST = Kind(
     "a list",

@@ -160,9 +160,7 @@ class FillerStore:
         tree = bare_tree(model)
         tree = Tree([*tree.nodes, Node(ids, tree.end)], at=self.at)
         spliced = splice(model, [tree])
-        hidden, keys_values = model.hidden(
-            spliced.embeds, spliced.positions, spliced.visible, keep=True
-        )
+        hidden, keys_values = spliced.run(model, keep=True)
         past = spliced.after(keys_values or [])
         text = ReadText(ids, past, hidden[0, len(model.bos) :])
         self.texts = [*self.texts, text][-self.limit :]

@@ -10,7 +10,7 @@ from softlore.context import Node, Tree
 from softlore.decode import WeightedTrees
 from softlore.lore import Entry
 from softlore.lore.chunks import chunks, pieces
-from softlore.lore.study import study_openings
+from softlore.lore.study import as_line, study_openings
 from softlore.model import FrozenModel
 
 MAX_CHUNK = 768  # tokens of a text that a teacher reads at once, at most
@@ -78,7 +78,7 @@ def bare_tree(model: FrozenModel) -> Tree:
 
 def lore_ids(model: FrozenModel, text: str) -> list[int]:
     """Token ids of a lore's text on a line of its own."""
-    return model.encode(text + ("" if text[-1:].isspace() else "\n"))
+    return model.encode(as_line(text))
 
 
 def lore_tree(model: FrozenModel, text: str) -> Tree:

@@ -8,6 +8,7 @@ from fastapi import Body
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from softlore.settings import SamplingParams
+from softlore.settings.arguments import MAX_STRENGTH
 from softlore.settings.sampling import MAX_RANGE
 
 MAX_TOKENS = 100_000
@@ -53,7 +54,7 @@ class CodeStrength(StudioForm):
 
     name: str
     """A code of the model, or a soft prompt; or a control vector."""
-    strength: Annotated[float, Field(ge=-100, le=100)] = 1.0
+    strength: Annotated[float, Field(ge=-MAX_STRENGTH, le=MAX_STRENGTH)] = 1.0
     """1 applies it, 0 does nothing, negative values steer away from it."""
 
 

@@ -15,8 +15,7 @@ from starlette.responses import StreamingResponse
 from softlore.control import find_codes
 from softlore.decode import Token
 from softlore.errors import SoftloreError
-from softlore.prompts import ControlVector
-from softlore.prompts.vector_folder import named_vector
+from softlore.prompts.vector_folder import fitting_vectors
 from softlore.serve.engines import OutputQueue
 from softlore.serve.responses import event, event_stream
 from softlore.serve.studio.chances import ALTERNATIVES, CHANCES, token_chances
@@ -196,7 +195,8 @@ def _prepare(
     """Adds the writer's turn and plans the model's; adds nothing if that fails."""
     sampling = form.sampling | ({"no_copy": form.no_copy} if form.no_copy else {})
     conditioning = _conditioning(context, form.codes)
-    vectors = _vectors(context, form.vectors)
+    strengths = {vector.name: vector.strength for vector in form.vectors if vector.strength}
+    vectors = fitting_vectors(context.model, strengths)
     typed = join_turns(story.story.text, form.text) if form.text else ""
     added = story.story.add(typed) if typed else None
     try:
@@ -241,13 +241,3 @@ def _conditioning(context: StudioContext, codes: list[CodeStrength]) -> Any:
         return ""
     found = find_codes(context.model, strengths, context.prompt_store.refresh())
     return [(found[name].conditioning, strength) for name, strength in strengths.items()]
-
-
-def _vectors(
-    context: StudioContext, strengths: list[CodeStrength]
-) -> list[tuple[ControlVector, float]]:
-    """Control vectors with their strengths; raises for one that is unknown or of another model."""
-    vectors = [(named_vector(one.name), one.strength) for one in strengths if one.strength]
-    for vector, _ in vectors:
-        vector.check(context.model)
-    return vectors
