@@ -41,8 +41,11 @@ names = st.text("abcXYZ éж09 -_.'", min_size=1, max_size=20).filter(
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 
 
+FOLDER = tempfile.TemporaryDirectory(prefix="softlore-formats-")
+
+
 def put(name: str, content: bytes) -> Path:
-    path = Path(tempfile.mkdtemp()) / name
+    path = Path(tempfile.mkdtemp(dir=FOLDER.name)) / name
     path.write_bytes(content)
     return path
 
@@ -106,7 +109,7 @@ def test_kobold_and_mkultra_round_trips(values: Any, name: str, about: str, auth
         base_model="gpt2",
         created="2026-11-24T10:00:00Z",
     )
-    path = Path(tempfile.mkdtemp()) / "x"
+    path = Path(tempfile.mkdtemp(dir=FOLDER.name)) / "x"
     kobold.write(made, path)
     back = load_prompt(path)
     assert same_bits(back, made.tensor)

@@ -47,7 +47,8 @@ from softlore.tune.training_data import Company
 MODEL = tiny_model("llama")
 VECTOR = ControlVector("dark", torch.ones(MODEL.layers, MODEL.width))
 PROMPT = SoftPrompt.from_text("a dog", MODEL, name="dog")
-FOLDER = tempfile.mkdtemp()
+_SCRATCH = tempfile.TemporaryDirectory(prefix="softlore-odd-")
+FOLDER = _SCRATCH.name
 PROMPT.save(f"{FOLDER}/dog.safetensors")
 BOOK = Lorebook(name="b", entries=[Entry(name="Emma", text="x")])
 BOOK.save(f"{FOLDER}/b.yaml")

@@ -58,7 +58,7 @@ def turns(
     """
     frozen = FrozenModel.from_pretrained(model)
     rows, anew = [], []
-    with StoryLibrary(tempfile.mkdtemp()).create("long") as story:
+    with tempfile.TemporaryDirectory() as home, StoryLibrary(home).create("long") as story:
         story.set(seed=seed, memory="A tale of a house by the sea.", note="Keep it quiet.")
         session = StorySession(story, frozen)
         seconds: list[float] = []

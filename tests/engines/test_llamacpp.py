@@ -8,12 +8,10 @@ import torch
 
 pytest.importorskip("llama_cpp", reason="make engines installs it")
 
-import to_gguf
 from batches import write_batch
 from engines.gguf_files import gguf_file, gguf_model, transformers_model
 from softlore import (
     Context,
-    ControlVector,
     Entry,
     Lorebook,
     SoftPrompt,
@@ -29,7 +27,6 @@ from softlore.errors import (
     ContextOverflowError,
     ModelError,
     PromptMismatchError,
-    UnsupportedModelError,
 )
 from softlore.measure.gain import EntryGain, measure_gain
 from softlore.model import require_frozen_model
@@ -174,15 +171,6 @@ def test_codes_are_known_and_mixed():
     small.close()
 
 
-def test_control_vectors_are_refused_with_words():
-    gguf = GGUFModel(gguf_file("storyteller"), context_length=64)
-    vector = ControlVector("dark", torch.ones(gguf.layers, gguf.width))
-    runner = LlamaCppModelRunner(gguf, 1)
-    with pytest.raises(UnsupportedModelError, match="one set of control vectors"):
-        write_batch(runner, [GenerationRequest("The dog", vectors=[(vector, 1.0)])])
-    runner.close()
-
-
 def test_what_is_too_long_or_no_model_is_refused(tmp_path):
     gguf = GGUFModel(gguf_file("storyteller"), context_length=64)
     runner = LlamaCppModelRunner(gguf, 1)
@@ -207,30 +195,11 @@ def test_another_models_tokenizer_is_refused(tmp_path):
 # a real llama-server ---------------------------------------------------------------------------
 
 
-def _answers():
-    try:
-        return httpx.get("http://127.0.0.1:8093/health").status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slots")
-    command = [str(to_gguf.server()), "-m", str(gguf_file("storyteller")), "--port", "8093"]
-    more = ["--slot-save-path", f"{folder}/", "--ctx-size", "1024", "-ctk", "f32", "-ctv", "f32"]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen([*command, *more, "--no-webui"], stdout=log, stderr=log)
-        try:
-            wait_until(
-                _answers,
-                lambda: (folder / "log").read_text()[-2000:],
-                alive=lambda: process.poll() is None,
-            )
-            yield httpx.Client(base_url="http://127.0.0.1:8093", timeout=WAIT_SECONDS), folder
-        finally:
-            process.terminate()
-            process.wait(WAIT_SECONDS)
+    with llama_server(folder, "--slot-save-path", f"{folder}/") as client:
+        yield client, folder
 
 
 @pytest.mark.parametrize("by", ["ids", "text"])

@@ -63,11 +63,11 @@ class LlamaCppModelRunner(ModelRunner):
 
     def check(self, trees: Sequence[Tree]) -> None:
         super().check(trees)
-        if any(tree.steering is not None for tree in trees):
+        if any(tree.steering is not None and bool(tree.steering[0].any()) for tree in trees):
             raise UnsupportedModelError(
-                "llama.cpp has one set of control vectors for all texts of a context; expected "
-                "none; load the model with --model in place of --gguf, or give llama.cpp's own "
-                "server the vector as GGUF (softlore vector convert)"
+                "a control vector changes layer 0, to which llama.cpp adds nothing; expected "
+                "layers from 1 on; train it with --layers, or load the model with --model in place "
+                "of --gguf"
             )
         if len(trees) > self.n_sequences:
             raise ConfigError(
@@ -120,7 +120,8 @@ class LlamaCppModelRunner(ModelRunner):
             assert not isinstance(node.content, KVCache)
             content = node.content if isinstance(node.content, Tensor) else list(node.content)
             n_logits = len(node) if each else int(last)
-            logits = self._context.decode([Tokens(sequence.number, at, content, n_logits)])
+            run = Tokens(sequence.number, at, content, n_logits, sequence.tree.steering)
+            logits = self._context.decode([run])
             at += len(node)
             sequence.advance(len(node), logits.__getitem__)
             if last:
@@ -146,7 +147,8 @@ class LlamaCppModelRunner(ModelRunner):
         for sequence, i in zip(sequences, ids, strict=True):
             assert isinstance(sequence, LlamaCppSequence)
             self._show(sequence, sequence.tree.prefixes_of(sequence.tree.nodes[-1]))
-            runs.append(Tokens(sequence.number, sequence.position, [i], 1))
+            steering = sequence.tree.steering
+            runs.append(Tokens(sequence.number, sequence.position, [i], 1, steering))
         logits = self._context.decode(runs)
         for sequence, i in zip(sequences, ids, strict=True):
             sequence.keys.tokens.append(i)

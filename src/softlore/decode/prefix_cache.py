@@ -12,6 +12,7 @@ from torch import Tensor
 from softlore.context import Tree
 from softlore.context.tree import CacheKey, common_length, same_tensor
 from softlore.model import KVCache
+from softlore.model.steering import same_steering
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,7 @@ class TextKeys:
 
     def steered_alike(self, other: TextKeys) -> bool:
         """Whether both are read with the same control vectors, or none."""
-        a, b = self.steering, other.steering
-        return a is b or (a is not None and b is not None and same_tensor(a, b))
+        return same_steering(self.steering, other.steering)
 
 
 def _common_sight(a: list[tuple[int, list[Tensor]]], b: list[tuple[int, list[Tensor]]]) -> int:

@@ -77,6 +77,11 @@ def stack_steering(rows: Sequence[Tensor | None], device: torch.device) -> Tenso
     return torch.stack([none if row is None else row for row in rows]).to(device)
 
 
+def same_steering(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two sums of control vectors are equal, or neither is any."""
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
 @contextmanager
 def changed(model: LanguageModel, change: Change) -> Iterator[None]:
     """Changes, or only records, the outputs of layers in the forwards of this thread.

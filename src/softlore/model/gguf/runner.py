@@ -15,6 +15,7 @@ from torch import Tensor
 from softlore.errors import ConfigError, EngineError
 from softlore.model.gguf.library import llama
 from softlore.model.gguf.state import joined, parse
+from softlore.model.steering import same_steering
 
 STEP = 512  # tokens that are decoded at once
 MAX_STATES = 32  # prefixes whose states are cached
@@ -68,12 +69,14 @@ class Tokens:
 
     Attributes:
         n_logits: after how many tokens, the last ones, to compute logits.
+        steering: the sum of its control vectors `[layers, width]`, or None.
     """
 
     sequence: int
     start: int
     content: Sequence[int] | Tensor
     n_logits: int = 0
+    steering: Tensor | None = None
 
 
 class LlamaCppContext:
@@ -118,6 +121,7 @@ class LlamaCppContext:
         self.window = int(lib.llama_model_n_swa(model.handle))
         self._states: list[tuple[Tensor, bytes]] = []
         self._fillers: dict[int, bytes] = {}  # states of so many ordinary tokens
+        self._steering: Tensor | None = None  # what llama.cpp adds now
 
     def close(self) -> None:
         """Frees its memory."""
@@ -134,9 +138,27 @@ class LlamaCppContext:
     def decode(self, runs: Sequence[Tokens]) -> Tensor:
         """Runs tokens, all ids or all rows, `STEP` at most.
 
+        llama.cpp adds the same control vectors to all tokens of a call, so runs that are steered
+        otherwise take a call each.
+
         Returns:
-            Logits `[n, vocab]` after the tokens that ask for them.
+            Logits `[n, vocab]` after the tokens that ask for them, in order.
         """
+        logits: list[Sequence[Tensor]] = [()] * len(runs)
+        waiting = list(range(len(runs)))
+        while waiting:
+            steering = runs[waiting[0]].steering
+            alike = [i for i in waiting if same_steering(runs[i].steering, steering)]
+            self._steer(steering)
+            rows = self._decode([runs[i] for i in alike])
+            for i in alike:
+                logits[i], rows = rows[: runs[i].n_logits], rows[runs[i].n_logits :]
+            waiting = [i for i in waiting if i not in alike]
+        asked = [row for rows in logits for row in rows]
+        return torch.stack(asked) if asked else torch.empty(0)
+
+    def _decode(self, runs: Sequence[Tokens]) -> list[Tensor]:
+        """Runs tokens in one call; returns the logits that they ask for."""
         lib = self._llama
         rows = [run.content for run in runs if isinstance(run.content, Tensor)]
         count = sum(len(run.content) for run in runs)
@@ -156,7 +178,25 @@ class LlamaCppContext:
                 f"llama.cpp could not run {count} tokens (code {failed}); expected room for them; "
                 "ask for fewer or shorter texts"
             )
-        return torch.stack([self._logits(at) for at in asked]) if asked else torch.empty(0)
+        return [self._logits(at) for at in asked]
+
+    def _steer(self, steering: Tensor | None) -> None:
+        """Makes llama.cpp add these control vectors to the tokens that are run from now on."""
+        if same_steering(steering, self._steering):
+            return
+        self._steering = None  # should it fail
+        layers, width = self.model.layers, self.model.width
+        data, size = None, 0
+        if steering is not None:
+            # llama.cpp's row for layer 1 is the first; layer 0 has none.
+            packed = np.ascontiguousarray(steering[1:].float().cpu().numpy())
+            data, size = packed.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), packed.size
+        if self._llama.llama_set_adapter_cvec(self._context, data, size, width, 1, layers - 1):
+            raise EngineError(
+                f"llama.cpp did not take control vectors of {layers} layers × {width}; expected it "
+                "to; install llama-cpp-python 0.3.36"
+            )
+        self._steering = steering
 
     def _in_own_thread(self, function: Callable[..., int], *arguments: Any) -> int:
         """Calls a function that computes, in the thread that all of them are called in.

@@ -10,8 +10,9 @@ from fastapi import APIRouter
 from softlore.control import codes_of
 from softlore.errors import ModelError, PromptMismatchError
 from softlore.lore.formats.registry import EXPORTERS as BOOK_WRITERS
-from softlore.model import FrozenModel, LanguageModel
+from softlore.model import LanguageModel
 from softlore.model.finding import known_models, own_models
+from softlore.model.gguf import GGUFModel
 from softlore.prompts import WRITABLE, PromptLibrary
 from softlore.prompts.vector_folder import vectors_in
 from softlore.serve.compose import model_name
@@ -121,11 +122,11 @@ def _model_codes(model: LanguageModel) -> list[dict[str, Any]]:
 
 
 def _vectors(model: LanguageModel) -> list[dict[str, Any]]:
-    """The control vectors that were made for this model; llama.cpp's takes none."""
+    """The control vectors that were made for this model, and that its engine can add."""
     fitting: list[dict[str, Any]] = []
-    if not isinstance(model, FrozenModel):
-        return fitting
     for vector in vectors_in().values():
+        if isinstance(model, GGUFModel) and 0 in vector.layers:
+            continue
         try:
             vector.check(model)
         except PromptMismatchError:
