@@ -74,6 +74,7 @@ llamacpp: $(VENV)/.ready-dev  ## Check softlore on llama.cpp, and on a real llam
 	CXXFLAGS="$$CXXFLAGS $(LLAMA_CXXFLAGS)" $(INSTALL) -e '.[dev,llamacpp]'
 	CXXFLAGS="$$CXXFLAGS $(LLAMA_CXXFLAGS)" $(BIN)/python -m pytest -m engines \
 	  tests/engines/test_llamacpp.py tests/engines/test_llamacpp_late.py \
+	  tests/engines/test_llamacpp_vectors.py \
 	  tests/engines/test_real_gguf.py
 
 ray: $(VENV)/.ready-dev  ## Check training on Ray, sweeps and torchrun

@@ -2,14 +2,13 @@ import json
 import subprocess
 import sys
 
-import httpx
 import pytest
-import torch
 
 pytest.importorskip("llama_cpp", reason="make engines installs it")
 
 from batches import write_batch
 from engines.gguf_files import gguf_file, gguf_model, transformers_model
+from engines.llama_servers import llama_server
 from softlore import (
     Context,
     Entry,
@@ -27,6 +26,7 @@ from softlore.errors import (
     ContextOverflowError,
     ModelError,
     PromptMismatchError,
+    UnsupportedModelError,
 )
 from softlore.measure.gain import EntryGain, measure_gain
 from softlore.model import require_frozen_model
@@ -35,7 +35,7 @@ from softlore.model.tiny import byte_tokenizer
 from softlore.prompts.formats import llamacpp
 from softlore.serve.engines.local import LocalEngine
 from studio_calls import studio
-from waiting import WAIT_SECONDS, wait_until
+from waiting import wait_until
 
 pytestmark = [pytest.mark.engines, pytest.mark.filterwarnings("default")]
 FAMILIES = ("storyteller", "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2")

@@ -85,7 +85,8 @@ def test_each_text_of_a_batch_has_its_own():
         for context, vectors in given
     ]
     alone = [write_request(model, request).drained().ids for request in requests]
-    assert alone[0] != alone[1] and alone[3] != alone[5]
+    assert alone[0] != alone[1]
+    assert alone[3] != alone[5]
     gguf = GGUFModel(gguf_file("storyteller"))
     runner = LlamaCppModelRunner(gguf, len(requests), CacheTypes("f32", "f32"))
     for _ in range(2):  # the second time most of it is known

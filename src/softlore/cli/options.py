@@ -99,6 +99,7 @@ code_option = click.option(
     help="Control code to write under: one of the model's, or a soft prompt. May be given often; "
     "1 is the code as it is, 0 nothing, below 0 away from it.",
 )  # fmt: skip
+VECTOR_SUFFIXES = (".safetensors", ".gguf")
 vector_option = click.option(
     "--vector", "vectors", multiple=True, metavar="NAME[=STRENGTH]",
     help="Control vector to steer by, or its file. May be given often; 1 is the vector as it was "
@@ -271,6 +272,22 @@ def find_vectors(vectors: Sequence[str], layers: int) -> list[tuple[ControlVecto
 
     pairs = [parse_code(vector, "--vector") for vector in vectors]
     return [(find_vector(name, layers=layers), strength) for name, strength in pairs]
+
+
+def split_vectors(vectors: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    """Of `--vector` options the names, with their strengths; and the options that name a file.
+
+    Raises:
+        ConfigError: a strength that is not a number.
+    """
+    names, files = dict[str, float](), list[str]()
+    for vector in vectors:
+        name, strength = parse_code(vector, "--vector")
+        if Path(name).suffix in VECTOR_SUFFIXES:
+            files.append(vector)
+        else:
+            names[name] = strength
+    return names, files
 
 
 def parse_code(code: str, option: str = "--code") -> tuple[str, float]:

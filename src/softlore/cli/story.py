@@ -15,6 +15,7 @@ from softlore.cli.options import (
     names_options,
     prompts_option,
     sampling_options,
+    split_vectors,
     vector_option,
     with_model,
 )
@@ -83,7 +84,7 @@ def command(
     by itself. Lore is activated when it is mentioned. Ctrl-C stops the model, and what it has
     written stays. Everything is saved at once. Commands begin with /: /help lists them. Lore,
     model, prompts, budget and seed are saved with the story, so that its name is enough the next
-    time; --gguf is not.
+    time, and so are control vectors by their names (--vector dark=0 turns one off); --gguf is not.
 
     \b
     Example:
@@ -126,6 +127,10 @@ def command(
         )
     if card is not None:
         origin.begin(card, lorebook, greeting or 1, names)
+    strengths, vector_files = split_vectors(vectors)
+    if strengths:
+        all_strengths = origin.settings().vectors | strengths
+        given["vectors"] = {name: one for name, one in all_strengths.items() if one}
     if export_file is not None:
         library(folder)
         if lorebook is not None:
@@ -137,15 +142,21 @@ def command(
     settings = origin.settings().changed(**given)
     own = settings.model or (Lorebook.load(settings.lorebook).model if settings.lorebook else None)
     with source.loading(own, gguf=gguf, brief=True) as shown:
+        from softlore.prompts.vector_folder import fitting_vectors
         from softlore.story.session import StorySession, sources
+        from softlore.story.steering import active_vectors
 
         library(folder)  # checked before a story is created
         book, prompts = sources(settings)
         runner = runner_of(shown, gguf, cache)
+        fitting_vectors(runner.model, {name: one for name, one in strengths.items() if one})
+        for told, why in active_vectors(runner.model, settings.vectors)[1].items():
+            click.echo(f"{told} is not used: {why}", err=True)
+        if vector_files:
+            files = find_vectors(vector_files, runner.model.layers)
+            sampling = {**sampling, "vectors": files}
     from softlore.story.condensing import ChapterWriter
 
-    if vectors:
-        sampling = {**sampling, "vectors": find_vectors(vectors, runner.model.layers)}
     with origin.open() as story, closing(ChapterWriter()) as chapters:
         story.set(**given)
         lore = book if lorebook else origin.book or book

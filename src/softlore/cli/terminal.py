@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from softlore.cli.plan_view import lore_table, show_parts
 from softlore.cli.reading import LineReader, turns
 from softlore.cli.wrapping import WordWrapper, terminal_width
 from softlore.errors import ConfigError, SoftloreError, StoryError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from softlore.story.session import StorySession
 
 SHOWN = 2000  # characters of a story's end that are shown when it is opened
@@ -238,6 +237,20 @@ class Terminal:
         shown = {"tokens": self._tokens, **self._sampling}
         click.echo(" ".join(f"{name}={value}" for name, value in shown.items()))
 
+    def vector(self, text: str) -> None:
+        """Show or set the control vectors: /vector dark=0.8 terse; dark=0 turns one off."""
+        from softlore.cli.options import parse_code
+        from softlore.prompts.vector_folder import fitting_vectors
+
+        strengths = dict(self.story.settings.vectors)
+        strengths |= dict(parse_code(word, "/vector") for word in shlex.split(text))
+        strengths = {name: strength for name, strength in strengths.items() if strength}
+        if text:
+            fitting_vectors(self.session.model, strengths)
+            self.story.set(vectors=strengths)
+        told = " ".join(f"{name}={strength:g}" for name, strength in strengths.items())
+        click.echo(told or "(none; softlore vector inspect lists them)")
+
     def change(self, text: str) -> None:
         """Change an entry from here on: /change NAME = TEXT; nothing after = ends it."""
         name, equals, told = (part.strip() for part in text.partition("="))
@@ -262,19 +275,11 @@ class Terminal:
         """Show which entries are active, in which form, and which are not and why."""
         from rich.console import Console
 
-        Console().print(lore_table(self.session))
+        Console().print(lore_table(self.session.plan_turn()))
 
     def tokens(self, _: str = "") -> None:
         """Show what fills the context."""
-        plan = self.session.plan_turn(self._tokens)
-        for part in plan.parts:
-            bar = "█" * max(1, round(40 * part.tokens / plan.limit))
-            late = " (only the newest text sees it)" if part.late else ""
-            click.echo(f"{part.kind:7} {part.name[:24]:24} {part.tokens:6} {bar}{late}")
-        click.echo(f"{'write':7} {'':24} {plan.reserved:6}")
-        free = plan.limit - plan.reserved - plan.positions
-        omitted = f"; {plan.omitted:,} characters of the beginning are left out"
-        click.echo(f"{free} of {plan.limit} tokens are free{omitted if plan.omitted else ''}")
+        show_parts(self.session.plan_turn(self._tokens))
 
     def show(self, _: str = "") -> None:
         """Show the whole story."""
@@ -311,28 +316,8 @@ OPERATIONS = {
 }
 COMMANDS = (
     "retry", "undo", "redo", "edit", "keep", "memory", "chapters", "note", "lore", "change",
-    "tokens", "set", "branches", "go", "show", "save", "help", "quit",
+    "vector", "tokens", "set", "branches", "go", "show", "save", "help", "quit",
 )  # fmt: skip
-
-
-def lore_table(session: StorySession) -> Table:
-    """The entries that are active for the next turn, and how each is used."""
-    from rich import box
-    from rich.table import Table
-
-    plan = session.plan_turn()
-    table = Table("entry", "as", "tokens", "active by", "in this form as", box=box.SIMPLE_HEAD)
-    reasons = {active.entry.name: active.reason for active in plan.activation.active}
-    for offer in plan.choice.chosen:
-        table.add_row(offer.entry, offer.form, str(offer.tokens), reasons[offer.entry],
-                      plan.why[offer.entry])  # fmt: skip
-    for name, why in plan.not_used.items():
-        table.add_row(name, "–", "", "", f"not used: {why}", style="dim")
-    for bad in plan.activation.bad_keys:
-        table.add_row(bad.entry.name, "–", "", "", f"key {bad.key!r}: {bad.why}", style="dim")
-    spent, budget = sum(o.tokens for o in plan.choice.chosen), plan.choice.budget
-    table.caption = f"{spent} of {budget} tokens for lore"
-    return table
 
 
 def _number(name: str, value: str) -> int | float:

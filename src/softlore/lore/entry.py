@@ -16,6 +16,7 @@ from pydantic import (
 from softlore.lore.names import NAME_RULE, name_problem, normalize_name
 from softlore.lore.plain import plain
 from softlore.lore.validation import LoreModel, describe
+from softlore.settings.arguments import MAX_STRENGTH
 
 SelectiveLogic = Literal["and_any", "not_all", "not_any", "and_all"]
 Position = Literal[
@@ -78,6 +79,7 @@ Texts = Annotated[list[Text], BeforeValidator(_listed), WithJsonSchema(_TEXTS_SC
 PlainFields = Annotated[dict[str, Any], AfterValidator(plain)]
 Origin = Annotated[PlainFields, AfterValidator(_valid_origin)]
 Natural = Annotated[int, Field(ge=0)]
+Strength = Annotated[float, Field(ge=-MAX_STRENGTH, le=MAX_STRENGTH, allow_inf_nan=False)]
 
 
 class Block(LoreModel):
@@ -139,6 +141,10 @@ class Entry(LoreModel):
 
     held_out: list[Block] = Field(default_factory=list)
     """Paraphrased calls with the right responses, for evaluation only; never trained on."""
+
+    vectors: dict[Name, Strength] = Field(default_factory=dict)
+    """Control vectors that steer the story while the entry is active, by name, with a strength
+    each: 1 is the vector as it was trained."""
 
     use: Use = "both"
     """In which form it may enter a story's context: as its `text`, as its `soft` prompt, or

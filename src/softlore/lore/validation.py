@@ -106,6 +106,8 @@ def validation_message(
     errors = error.errors(include_url=False)
     # A misspelt field explains a missing one, so it comes first.
     first = min(errors, key=lambda fault: fault["type"] != "extra_forbidden")
+    if first["loc"][-1:] == ("[key]",):  # of a mapping: the reason quotes it
+        first["loc"] = first["loc"][:-2]
     place = _place(model, first["loc"], data)
     line = f"{place}: " if place else ""
     line += _reason(model, first, fields)
@@ -154,9 +156,10 @@ def _place(model: str, loc: Sequence[int | str], data: Any) -> str:
     """
     parts = [f"entry {shorten(_name(data))!r}"] if model == "Entry" and _name(data) else []
     value, field = data, ""
-    for step in loc:
+    for step, inner in zip(loc, [*loc, 0][1:], strict=True):
         if isinstance(step, str):
             value, field = _get(value, step), step
+            parts += [f"`{step}`"] if isinstance(inner, str) else []
         else:
             is_list = isinstance(value, list | tuple) and step < len(value)
             value = value[step] if is_list else None

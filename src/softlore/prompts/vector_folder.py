@@ -47,10 +47,11 @@ def find_vector(
     """
     if Path(name).suffix in (SUFFIX, ".gguf"):
         return load_vector(name, layers)
-    return _named(name, vectors_in(folder))
+    return vector_named(name, vectors_in(folder))
 
 
-def _named(name: str, known: Mapping[str, ControlVector]) -> ControlVector:
+def vector_named(name: str, known: Mapping[str, ControlVector]) -> ControlVector:
+    """The control vector of a name. Raises UnknownPromptError."""
     if name in known:
         return known[name]
     close = difflib.get_close_matches(name, known, n=1)
@@ -73,7 +74,7 @@ def fitting_vectors(
     if not strengths:
         return []
     vectors = vectors_in()
-    pairs = [(_named(name, vectors), strength) for name, strength in strengths.items()]
+    pairs = [(vector_named(name, vectors), strength) for name, strength in strengths.items()]
     for vector, _ in pairs:
         vector.check(model, any_model)
     return pairs

@@ -123,7 +123,8 @@ class RequestComposer:
             tree = compose(self.model, context, check=False, reserved=plan.places)
         room = max(1, limit - tree.start - tree.length)
         tokens = room if max_new_tokens is None else min(max_new_tokens, room)
-        # The store has checked the prompts, and `_steered` the vectors.
+        # The store has checked the prompts, `_steered` and the composer the vectors.
+        vectors = [*plan.vectors, *vectors]
         return GenerationRequest(
             context, tokens, check=False, tree=tree, vectors=vectors, **settings
         )

@@ -30,7 +30,7 @@ from softlore.lore.macros import MacroNames
 from softlore.measure.evaluate import plain_text
 from softlore.measure.gain import MeasuredGains
 from softlore.model import LanguageModel
-from softlore.prompts import Context, SoftPrompt
+from softlore.prompts import Context, ControlVector, SoftPrompt
 from softlore.story.changes import EntryReader, StoryLore
 from softlore.story.layout import (
     ContextLayout,
@@ -42,6 +42,7 @@ from softlore.story.layout import (
     parse_context,
 )
 from softlore.story.settings import StorySettings
+from softlore.story.steering import active_vectors
 
 DEFAULT_LENGTH = 8192  # tokens of context for models without a limit
 LORE_SHARE = 4  # a quarter of the context is for lore by default
@@ -70,8 +71,10 @@ class ContextPlan:
         places: positions before the text, for prefixes.
         parts: the parts of the context, in order.
         omitted: characters of the story's beginning that are left out.
-        not_used: by entry that was triggered and is not in the context, the reason.
+        not_used: by entry that was triggered and is not in the context, the reason; and by control
+            vector (`vector dark, of Emma`) that is not added.
         why: by entry in the context, why it enters as a soft prompt or as text.
+        vectors: control vectors of the story and of active entries, with a strength each.
     """
 
     context: Context
@@ -85,6 +88,7 @@ class ContextPlan:
     choice: BudgetChoice
     not_used: dict[str, str] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
+    vectors: Sequence[tuple[ControlVector, float]] = ()
 
     @property
     def lore(self) -> dict[str, str]:
@@ -174,6 +178,8 @@ class ContextComposer:
         budget = settings.budget or limit // LORE_SHARE
         options, not_used = self._options(active, budget, lore)
         choice = choose_within_budget(options, budget)
+        woken = (match.entry for match in active.active)
+        vectors, unsteered = active_vectors(self.model, settings.vectors, woken)
         why = {option.entry: self._why(option, options, lore) for option in choice.chosen}
         layout = ContextLayout(self.model, self._count, self._keeps_places)
         for prompt in always:
@@ -183,7 +189,7 @@ class ContextComposer:
             memory = parse_context(names.fill(settings.memory), self.prompts)
         self._arrange(layout, settings, memory, names.fill(settings.note), active, choice, lore)
         not_used = choice.cut | not_used
-        not_used |= {skipped.entry.name: skipped.why for skipped in active.skipped}
+        not_used |= {skipped.entry.name: skipped.why for skipped in active.skipped} | unsteered
         room = limit - reserve - layout.positions() - SLACK
         while room >= MIN_STORY:
             start = self._start(story, room, limit, whole_turns)
@@ -192,8 +198,9 @@ class ContextComposer:
             tree = self._encode(context, places)
             parts = [*layout.parts, layout.story_part(story, start)]
             plan = ContextPlan(
-                context, tree, limit, reserve, places, parts, start, active, choice, not_used, why
-            )
+                context, tree, limit, reserve, places, parts, start, active, choice, not_used, why,
+                vectors,
+            )  # fmt: skip
             excess = plan.positions + reserve - limit
             if excess <= 0:
                 return plan

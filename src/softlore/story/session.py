@@ -187,7 +187,7 @@ class StorySession:
             check=False,  # the composer has
             sampling=sampling,
             tree=plan.tree,
-            vectors=vectors,
+            vectors=[*plan.vectors, *vectors],
         )
         trimmer = SentenceTrimmer(tokens, settings.trim)
         return TurnDraft(self.story, plan, request, after, trimmer)
@@ -216,8 +216,9 @@ class StorySession:
         an exception such as Ctrl-C, with the text so far.
 
         Args:
-            settings: `conditioning` and `vectors`, as `write` takes them, and sampling settings,
-                `no_copy` included; they override the story's own `sampling`.
+            settings: `conditioning` and `vectors`, as `write` takes them (the story's own vectors
+                are added), and sampling settings, `no_copy` included; they override the story's
+                own `sampling`.
 
         Raises:
             ContextError: an empty story.

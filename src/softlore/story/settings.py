@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from pydantic import field_validator, model_validator
 
 from softlore.errors import ConfigError, LoreError
+from softlore.lore.entry import Name, Strength
 from softlore.lore.plain import plain
 from softlore.settings import Names, setting
 from softlore.story.changes import LoreChange
@@ -42,6 +43,11 @@ class StorySettings(Names):
     )
     sampling: dict[str, Any] = setting(
         {}, "Settings of the samplers that differ from a story's.", expected=_JSON
+    )
+    vectors: dict[Name, Strength] = setting(
+        {},
+        "Control vectors that steer the story, by name, with a strength each.",
+        expected="a mapping of names to numbers from -100 to 100",
     )
     trim: bool = setting(
         True, "End the model's turns with a sentence where their length cuts them off."

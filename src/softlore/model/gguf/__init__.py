@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from softlore.model.gguf.cache_types import CacheTypes
+
 if TYPE_CHECKING:
     from softlore.model.gguf.model import GGUFModel
-    from softlore.model.gguf.runner import CacheTypes, LlamaCppContext
+    from softlore.model.gguf.runner import LlamaCppContext
 
 __all__ = ["CacheTypes", "GGUFModel", "LlamaCppContext"]
 

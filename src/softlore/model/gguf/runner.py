@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softlore.errors import ConfigError, EngineError
+from softlore.errors import EngineError
+from softlore.model.gguf.cache_types import CACHE_TYPES, CacheTypes, quantized
 from softlore.model.gguf.library import llama
 from softlore.model.gguf.state import joined, parse
 from softlore.model.steering import same_steering
@@ -20,47 +21,6 @@ from softlore.model.steering import same_steering
 STEP = 512  # tokens that are decoded at once
 MAX_STATES = 32  # prefixes whose states are cached
 PADDED = 256  # llama.cpp gives every sequence a multiple of so many cells
-# ggml's number of a type, and the bytes a number takes.
-CACHE_TYPES = {"f16": (1, 2.0), "f32": (0, 4.0), "bf16": (30, 2.0), "q8_0": (8, 34 / 32),
-               "q5_1": (7, 24 / 32), "q5_0": (6, 22 / 32), "q4_1": (3, 20 / 32),
-               "q4_0": (2, 18 / 32)}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class CacheTypes:
-    """The types of keys and values.
-
-    Attributes:
-        keys, values: of `CACHE_TYPES`.
-        flash: whether to use flash attention, which quantized values need.
-    """
-
-    keys: str = "f16"
-    values: str = "f16"
-    flash: bool = True
-
-    def __post_init__(self) -> None:
-        for name in (self.keys, self.values):
-            if name not in CACHE_TYPES:
-                raise ConfigError(
-                    f"the cache type is {name!r}; expected one of {', '.join(CACHE_TYPES)}; choose "
-                    "one"
-                )
-        if quantized(self.values) and not self.flash:
-            raise ConfigError(
-                f"values of type {self.values} need flash attention, which is off; expected f16, "
-                "f32 or bf16; choose one, or turn it on"
-            )
-
-    @property
-    def bytes(self) -> float:
-        """Bytes of one element of a key and one of a value together."""
-        return CACHE_TYPES[self.keys][1] + CACHE_TYPES[self.values][1]
-
-
-def quantized(kind: str) -> bool:
-    """Whether a cache type is quantized in blocks that share a scale."""
-    return kind.startswith("q")
 
 
 @dataclass(frozen=True)

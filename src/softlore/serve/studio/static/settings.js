@@ -56,26 +56,29 @@ function onNew(look, field, draw) {
   });
 }
 
-/** A slider for each of the model's "codes" or "vectors". */
-function strengths(kind, none) {
+const saveVectors = later((vectors) => setStory({ vectors }), PAUSE);
+
+/** A slider for each of the model's "codes" or "vectors"; `change` gets those that are not off. */
+function strengths(kind, look, change, none) {
   const rows = h("div", { class: "group" });
-  const draw = () => {
+  const draw = (chosen = { ...look() }) => {
     const known = state.info?.[kind] ?? [];
     rows.replaceChildren(...(known.length ? known.map(({ name, description }) => slider(name, {
-      value: habits()[kind][name] ?? 0, min: -MOST, max: MOST, step: 0.1, default: 0,
+      value: chosen[name] ?? 0, min: -MOST, max: MOST, step: 0.1, default: 0,
       help: description ?? "",
     }, (value) => {
-      const { [name]: _, ...rest } = habits()[kind];
-      setHabits({ [kind]: value ? { ...rest, [name]: value } : rest });
+      chosen[name] = value;
+      change(Object.fromEntries(Object.entries(chosen).filter(([_, strength]) => strength)));
     })) : [h("p", { class: "quiet" }, none)]));
     if (known.length) {
       rows.append(h("div", {}, button("All off", () => {
-        setHabits({ [kind]: {} });
-        draw();
+        change({});
+        draw({});
       }, { kind: "bare" })));
     }
   };
-  on("info", draw);
+  on("info", () => draw());
+  onNew(look, rows, () => draw());
   draw();
   return rows;
 }
@@ -152,10 +155,12 @@ export function makeSettings() {
       h("div", { class: "group" }, h("h3", {}, "Control codes"),
         h("p", { class: "quiet" }, "Genre and tone. Right of the middle: towards it, left: away from "
           + "it. A double click sets one back."),
-        strengths("codes", "This model knows no control codes.")),
-      h("div", { class: "group" }, h("h3", {}, "Control vectors"),
+        strengths("codes", () => habits().codes, (codes) => setHabits({ codes }),
+          "This model knows no control codes.")),
+      h("div", { class: "group" }, h("h3", {}, "Control vectors, in this story"),
         h("p", { class: "quiet" }, "Tones as directions in the model; they take no room."),
-        strengths("vectors", "None yet. In a terminal: softlore vector train --help")),
+        strengths("vectors", () => state.story?.settings.vectors ?? {}, saveVectors,
+          "None yet. In a terminal: softlore vector train --help")),
       h("div", { class: "group" }, h("h3", {}, "How words are chosen, in this story"), samplers(),
         h("div", { class: "two" },
           number("seed", "Seed", "Empty: new each time.", { empty: null }),

@@ -57,7 +57,7 @@ export function keep(name, value) {
 }
 
 // Preferences for all stories, stored in this browser.
-const USUAL = { tokens: 80, stop: [], codes: {}, vectors: {}, no_copy: 0, enter: false };
+const USUAL = { tokens: 80, stop: [], codes: {}, no_copy: 0, enter: false };
 
 export const habits = () => ({ ...USUAL, ...recall("habits", {}) });
 

@@ -223,10 +223,10 @@ function sentenceAt(text, at) {
   return [start + part.length - part.trimStart().length, end - part.length + part.trimEnd().length];
 }
 
-/** The sliders that are not off of "codes" or "vectors", as the request has them. */
-function strengths(kind) {
-  const known = new Set((state.info?.[kind] ?? []).map(({ name }) => name));
-  const set = Object.entries(habits()[kind])
+/** The control codes whose sliders are not off, as the request has them. */
+function codes() {
+  const known = new Set((state.info?.codes ?? []).map(({ name }) => name));
+  const set = Object.entries(habits().codes)
     .filter(([name, strength]) => strength && known.has(name))
     .map(([name, strength]) => ({ name, strength }));
   return set.length ? set : undefined;
@@ -238,8 +238,7 @@ function chosen() {
   return {
     tokens,
     stop: strings.length ? strings : undefined,
-    codes: strengths("codes"),
-    vectors: strengths("vectors"),
+    codes: codes(),
     no_copy: no_copy || undefined,
   };
 }
