@@ -2,6 +2,7 @@
 
     python tools/measure_hard.py search --shared DIR     # Emma: each method, and its baselines
     python tools/measure_hard.py fidelity --shared DIR   # ten texts into 4 to 32 soft tokens
+    python tools/measure_hard.py lore smollm2            # the demo's entries: text, each method
     python tools/measure_hard.py codes --data runs/corpus    # codes of the storyteller distilled
 
 DIR has `models/tinytalk-3m` and `data/`; `--data` is what ``tools/corpus.py`` wrote.
@@ -9,20 +10,25 @@ DIR has `models/tinytalk-3m` and `data/`; `--data` is what ``tools/corpus.py`` w
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
 from evaluate_storyteller import ATTRIBUTED, read_passages
 from measure import HELD_OUT, TinytalkData, light_entries, merge_blocks
 from measure_codes import named_right
-from measuring import Corpus, Keep, Kinds, Seed, Shared, main, measure
-from softlore import FrozenModel
+from measuring import Corpus, Keep, Kinds, LatestModel, Seed, Shared, main, measure
+from real_tables import print_means
+from softlore import Entry, FrozenModel, Lorebook, demo
 from softlore.compare.harness import Row, grid, interval
 from softlore.compare.methods import TrainedMethod, train_method
 from softlore.control import Code, codes_of
 from softlore.control.search import METHODS, Scorer, Searcher
-from softlore.measure import recall
+from softlore.lore.styles import sentences
+from softlore.measure import drift, perplexity, recall
 from softlore.measure.conditioning import conditioning_fidelity
+from softlore.measure.material import gather
 
 HAND_WRITTEN = " Emma is a cold, classy British cyborg assassin in a black pantsuit.\n"
 Lengths = Annotated[list[int], "tokens of the soft prompts"]
@@ -61,6 +67,71 @@ def search(
         }
 
     return measure(grid(method=methods), case, keep)
+
+
+def lore(
+    models: Annotated[list[str], "short names, folders, hub ids or GGUF files"],
+    /,
+    *,
+    methods: list[str] = ["gcg", "beam", "reflect"],  # noqa: B006 - read only
+    tokens: Annotated[int, "of a prompt; 0: as many as the entry's text has"] = 32,
+    passes: Annotated[int, "of each search"] = 200,
+    entries: Annotated[int, "of the lorebook, from its beginning"] = 4,
+    seeds: int = 3,
+    lorebook: Annotated[Path, "in place of the demo's"] = demo.lorebook_path(),  # noqa: B008
+    dtype: Annotated[str | None, "such as bfloat16"] = None,
+    out: Keep = None,
+) -> None:
+    """The entries of a lorebook by each method, beside nothing and the writer's own text.
+
+    Held-out calls are measured, not chosen by.
+    """
+    load = LatestModel(dtype)
+    unrelated = lru_cache(maxsize=1)(lambda frozen: gather(frozen, 0, 0).unrelated)
+    book = list(Lorebook.load(lorebook).resolved())[:entries]
+
+    def case(model: str, seed: int, entry: str, label: str) -> Row:
+        frozen = load(model)
+        chosen = next(one for one in book if one.name == entry)
+        most = tokens or len(frozen.encode(chosen.text))
+        told: dict[str, Any] = {}
+        if label in methods:
+            start = chosen.text if label == "reflect" else None
+            scorer = Scorer(frozen, chosen.blocks)
+            found = Searcher(scorer, label, most, initial=start, passes=passes, seed=seed).search()
+            text = found.text
+            told = {"passes": found.passes, "seconds": found.seconds, "text": text}
+        else:
+            text = {"nothing": "", "text": chosen.text}.get(label, fitting(frozen, chosen, most))
+        line = text + "\n" if text else ""
+        ids = frozen.encode(text)
+        own = [(ids[:1], ids[1:])] if len(ids) > 1 else []
+        return {
+            "tokens": len(ids),
+            "recall": recall(frozen, line, chosen.blocks),
+            "held_out": recall(frozen, line, chosen.held_out),
+            "drift": drift(frozen, line, unrelated(frozen)) if line else 0.0,
+            "perplexity": perplexity(frozen, own) if own else None,
+            "passes": None,
+            "seconds": None,
+            **told,
+        }
+
+    labels = ["nothing", "text", f"text, {tokens} tokens" if tokens else "text", *methods]
+    names = [entry.name for entry in book]
+    cases = grid(model=models, seed=range(seeds), entry=names, label=dict.fromkeys(labels))
+    rows = measure(cases, case, out)
+    print_means(rows, ["tokens", "recall", "held_out", "drift", "perplexity", "seconds"])
+
+
+def fitting(model: FrozenModel, entry: Entry, tokens: int) -> str:
+    """The first sentences of an entry's text that fit so many tokens; at least one."""
+    kept: list[str] = []
+    for part in sentences(entry.text):
+        if kept and len(model.encode(" ".join([*kept, part]))) > tokens:
+            break
+        kept.append(part)
+    return " ".join(kept)
 
 
 def distilled(
@@ -144,4 +215,4 @@ def codes(
 
 
 if __name__ == "__main__":
-    main(__doc__, search, fidelity, codes)
+    main(__doc__, search, lore, fidelity, codes)

@@ -35,7 +35,8 @@ def llama_server(folder, *more):
                 lambda: (folder / "log").read_text()[-2000:],
                 alive=lambda: process.poll() is None,
             )
-            yield httpx.Client(base_url=url, timeout=WAIT_SECONDS)
+            with httpx.Client(base_url=url, timeout=WAIT_SECONDS) as client:
+                yield client
         finally:
             process.terminate()
             process.wait(WAIT_SECONDS)

@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any
 
 from softlore.decode import write
+from softlore.decode.asking import as_question
 from softlore.errors import SoftloreError
 from softlore.lore import Entry
 from softlore.lore.names import as_name
@@ -224,13 +225,8 @@ def _start(text: str, length: int) -> str:
 
 def _asked(model: FrozenModel, question: str, length: int, pause: Pause) -> str:
     """What a model with a chat template answers, to the end of a sentence."""
-    turns = [{"role": "user", "content": question}]
-    tokenizer = model.tokenizer
-    asked = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-    if model.bos and tokenizer.bos_token:
-        asked = asked.removeprefix(tokenizer.bos_token)
     trimmer = SentenceTrimmer(length)
-    stream = write(model, asked, length, temperature=0, **STEADY)
+    stream = write(model, as_question(model, question), length, temperature=0, **STEADY)
     try:
         for token in stream:
             trimmer.add(token.text)

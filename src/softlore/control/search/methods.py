@@ -5,7 +5,9 @@
   gradient with respect to the one-hot tokens;
 - AutoPrompt (Shin et al. 2020): at one random position, the best of the top-k of −E·g, for
   embedding matrix E and gradient g at that position's embedding;
-- PEZ (Wen et al. 2023): continuous rows move by the gradient taken at the tokens nearest to them.
+- PEZ (Wen et al. 2023): continuous rows move by the gradient taken at the tokens nearest to them;
+- reflect: texts are rewritten by what they fail to say, see `search.reflect`;
+- beam: readable texts are written token by token, see `search.beam`.
 
 Every draw is a function of the seed and the step, so a resumed search gives the same result.
 """
@@ -14,15 +16,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from softlore.control.search.beam import beam_step
+from softlore.control.search.reflect import reflect_step
 from softlore.control.search.scoring import Ids, Scorer
+from softlore.control.search.state import Scored, SearchState
 from softlore.errors import ConfigError
 
 GCG_WIDTH, GCG_TOP_K = 64, 256
@@ -33,23 +36,6 @@ APPEND_TRIES = 200  # most draws for each token of a random prompt
 TRIES = 6  # draws for each candidate of a step, on average; then the step has fewer candidates
 
 
-@dataclass
-class SearchState:
-    """The state of a search.
-
-    Attributes:
-        ids: the current candidate.
-        step: number of steps done.
-        rows: PEZ's continuous prompt `[n, width]`, and its optimizer.
-    """
-
-    ids: list[int]
-    step: int = 0
-    rows: Tensor | None = None
-    optimizer: Any = field(default=None, repr=False)
-
-
-Scored = list[tuple[list[int], float]]  # candidates, and the objective of each
 Step = Callable[[Scorer, SearchState, random.Random], Scored]
 
 
@@ -59,17 +45,27 @@ def random_step(scorer: Scorer, state: SearchState, draw: random.Random) -> Scor
 
 
 def gcg_step(scorer: Scorer, state: SearchState, draw: random.Random) -> Scored:
-    """Scores single swaps; the best of them is the next candidate, even if it is worse."""
+    """Scores swaps; the best candidate of them is the next one, even if it is worse.
+
+    With a buffer, a step starts from the best candidate there (nanoGCG, Gray Swan AI 2024).
+    """
+    options = state.options
+    if state.pool:
+        state.ids = state.pool[0][0]
     top = top_swaps(scorer.one_hot_gradient(state.ids), GCG_TOP_K)
 
     def swapped() -> list[int]:
         ids = list(state.ids)
-        index = draw.randrange(len(ids))
-        ids[index] = draw.choice(top[index])
+        for index in draw.sample(range(len(ids)), min(options.swaps, len(ids))):
+            ids[index] = draw.choice(top[index])
         return ids
 
     scored = _scored(scorer, _legal(scorer, swapped, GCG_WIDTH))
-    if scored:
+    if scored and options.buffer:
+        known = [ids for ids, _ in state.pool]
+        new = [(ids, [value]) for ids, value in scored if ids not in known]
+        state.pool = sorted([*state.pool, *new], key=itemgetter(1))[: options.buffer]
+    elif scored:
         state.ids = min(scored, key=itemgetter(1))[0]
     return scored
 
@@ -108,6 +104,8 @@ METHODS: dict[str, Step] = {
     "pez": pez_step,
     "autoprompt": autoprompt_step,
     "random": random_step,
+    "reflect": reflect_step,
+    "beam": beam_step,
 }
 
 

@@ -8,7 +8,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlore.control.search.methods import (
-    METHODS,
-    SearchState,
-    nearest_ids,
-    pez_optimizer,
-    random_ids,
-)
+from softlore.control.search.methods import METHODS, nearest_ids, pez_optimizer, random_ids
+from softlore.control.search.reflect import fitted, shorten
 from softlore.control.search.scoring import Ids, Scorer
+from softlore.control.search.state import SearchOptions, SearchState
 from softlore.errors import ConfigError
+from softlore.lore.styles import sentences
 from softlore.measure import recall
 from softlore.prompts import SoftPrompt
 from softlore.tune.checkpoint import load_checkpoint, nested, save_checkpoint, uninterrupted
@@ -32,6 +29,7 @@ from softlore.tune.checkpoint import load_checkpoint, nested, save_checkpoint, u
 SAVE_SECONDS = 10.0  # between checkpoints
 DEFAULT_SECONDS = 120.0
 DEFAULT_TOKENS = 16
+OWN_LENGTH = ("reflect", "beam")  # methods whose prompts may be shorter than they must be
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,12 @@ class Searcher:
     Args:
         scorer: computes the losses of candidates.
         method: one of `METHODS`.
-        n_tokens: default: as many as `initial` has, or 16.
+        n_tokens: default: as many as `initial` has, or 16. `reflect` and `beam` may find shorter
+            ones.
         initial: where to start: a text, the tokens nearest to a soft prompt of the embedding kind,
-            or random tokens.
+            or random tokens; `reflect` starts from the calls and responses themselves.
         seconds, passes: the budget; the search ends when either is spent. Default: 120 seconds.
+        options: `swaps`, `buffer`, `perplexity` and `writer` of `SearchOptions`.
         checkpoint: a file for progress; if it exists, the search resumes from it.
         on_step: called with the searcher after each step; True stops the search.
 
@@ -89,6 +89,7 @@ class Searcher:
         seed: int = 0,
         checkpoint: Path | None = None,
         on_step: Callable[[Searcher], bool | None] | None = None,
+        **options: Any,
     ) -> None:
         if method not in METHODS:
             raise ConfigError(
@@ -101,7 +102,8 @@ class Searcher:
         self.seconds = DEFAULT_SECONDS if seconds is None and passes is None else seconds
         self.passes = passes
         self.checkpoint, self.on_step = checkpoint, on_step
-        self.state = SearchState(_initial(scorer, initial, n_tokens, seed))
+        ids = _initial(scorer, initial, n_tokens, seed, filled=method not in OWN_LENGTH)
+        self.state = SearchState(ids, SearchOptions(n_tokens or len(ids), **options))
         self.spent = 0.0
         self.best: tuple[list[int], float] | None = None
         self._objective = float("inf")  # the best objective so far, of any candidate
@@ -146,6 +148,14 @@ class Searcher:
         scored = METHODS[self.method](self.scorer, self.state, draw)
         self.state.step += 1
         self._consider(scored)
+
+    def shorten(self, loss: float) -> None:
+        """Leaves out words of the best prompt while its loss rises by no more than `loss`."""
+        assert self.best is not None
+        start = time.monotonic()
+        ids = shorten(self.scorer, self.best[0], loss)
+        self.best = ids, self.scorer.choosing_loss(ids)
+        self.spent += time.monotonic() - start
 
     def result(self) -> SearchResult:
         """The best prompt so far, with the loss of its text, which may encode to other tokens."""
@@ -192,6 +202,7 @@ class Searcher:
             "signature": self._signature(),
             "ids": self.state.ids,
             "step": self.state.step,
+            "pool": self.state.pool,
             "best": self.best,
             "objective": self._objective,
             "passes": self.scorer.passes,
@@ -206,7 +217,8 @@ class Searcher:
                 f"the checkpoint {str(path)!r} is of another search; expected the same model, "
                 "blocks, method and settings; delete it, or name another file"
             )
-        self.state = SearchState(facts["ids"], facts["step"])
+        pool = [(ids, losses) for ids, losses in facts["pool"]]
+        self.state = SearchState(facts["ids"], self.state.options, facts["step"], pool)
         if "rows" in tensors:
             self.state.rows = tensors["rows"].to(self.scorer.model.device)
             optimizer = pez_optimizer(self.state.rows)
@@ -218,7 +230,7 @@ class Searcher:
         self.scorer.passes = facts["passes"]
 
     def _signature(self) -> str:
-        scorer = self.scorer
+        scorer, options = self.scorer, self.state.options
         settings = {
             "model": scorer.model.name,
             "vocabulary": scorer.model.tokenizer_fingerprint,
@@ -227,17 +239,27 @@ class Searcher:
             ],
             "fluency": scorer.fluency,
             "method": self.method,
-            "length": len(self.state.ids),
+            "options": asdict(replace(options, writer=None)),
+            "writer": options.writer and options.writer.name,
             "seed": self.seed,
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _initial(
-    scorer: Scorer, source: str | SoftPrompt | None, n_tokens: int | None, seed: int
+    scorer: Scorer,
+    source: str | SoftPrompt | None,
+    n_tokens: int | None,
+    seed: int,
+    filled: bool,
 ) -> list[int]:
-    """The ids to start from, filled up with random ones to `n_tokens`; see `Searcher`."""
+    """The ids to start from; see `Searcher`.
+
+    Args:
+        filled: up with random ones to `n_tokens`. Else as many sentences as fit.
+    """
     ids: Ids = []
+    draw = random.Random(f"{seed}/initial")
     if isinstance(source, SoftPrompt):
         if source.kind != "embedding":
             raise ConfigError(
@@ -246,8 +268,12 @@ def _initial(
             )
         scorer.model.check_prompt(source)
         ids = nearest_ids(scorer, source.embeddings.to(scorer.model.device))
-    elif source:
-        ids = scorer.model.encode(" ".join(source.split()))
+    elif filled:
+        ids = scorer.model.encode(" ".join(source.split())) if source else []
+    else:
+        parts = sentences(source) if source else scorer.facts
+        most = n_tokens or (len(scorer.model.encode(source)) if source else DEFAULT_TOKENS)
+        ids = fitted(scorer, parts, most, draw)
     if n_tokens is None:
         n_tokens = len(ids) or DEFAULT_TOKENS
-    return random_ids(scorer, n_tokens, random.Random(f"{seed}/initial"), ids)
+    return random_ids(scorer, n_tokens if filled or not ids else len(ids), draw, ids)

@@ -39,6 +39,7 @@ class Scorer:
 
     Attributes:
         passes: forward passes so far; one is a candidate with all pairs.
+        facts: each call with a response, as text.
 
     Raises:
         LoreError: no blocks.
@@ -60,6 +61,8 @@ class Scorer:
         if not self.pairs:
             raise LoreError("the search has no blocks; expected calls with responses; add some")
         self.line = model.encode("\n", inside=True)
+        self.facts = [f"{b.call}{response}".strip() for b in blocks for response in b.responses]
+        self._counted = 0.0  # tokens, of less than a pass
 
     @cached_property
     def table(self) -> Tensor:
@@ -87,24 +90,41 @@ class Scorer:
 
     def losses(self, candidates: Sequence[Ids]) -> list[float]:
         """The objective of each candidate: response loss + fluency · own loss."""
-        losses = self._response_losses(candidates, self.pairs)
-        if self.fluency:
-            pairs = zip(losses, map(self.own_loss, candidates), strict=True)
-            losses = [loss + self.fluency * own_loss for loss, own_loss in pairs]
-        return losses
+        all_losses = self.task_losses(candidates)
+        return [self.objective(*one) for one in zip(candidates, all_losses, strict=True)]
+
+    def objective(self, ids: Ids, task_losses: Sequence[float]) -> float:
+        """The objective of a candidate, by the losses of its responses."""
+        own_loss = self.fluency * self.own_loss(ids) if self.fluency else 0.0
+        return mean(task_losses) + own_loss
+
+    def task_losses(self, candidates: Sequence[Ids]) -> list[list[float]]:
+        """The NLL of each candidate's responses, one by one, nats a token."""
+        return self._response_losses(candidates, self.pairs)
+
+    def count_tokens(self, tokens: int) -> None:
+        """Counts tokens that were run otherwise, as parts of a pass."""
+        pairs = sum(len(pair.ids) for pair in self.pairs)
+        self._counted += tokens / (len(self.model.bos) + len(self.line) + pairs)
+        self.passes += int(self._counted)
+        self._counted %= 1
 
     def choosing_loss(self, ids: Ids) -> float:
         """The loss for choosing the best candidate: of the held-out blocks, if any."""
         if not self.held_out:
             return self.losses([ids])[0]
-        return self._response_losses([ids], self.held_out)[0]
+        return mean(self._response_losses([ids], self.held_out)[0])
 
     def own_loss(self, ids: Ids) -> float:
         """NLL of a candidate's own tokens but the first under the bare model, nats a token."""
-        if len(ids) < 2:
-            return 0.0
+        return self.own_losses([ids])[0]
+
+    def own_losses(self, candidates: Sequence[Ids]) -> list[float]:
+        """`own_loss` of each candidate."""
         tree = trunk(self.model, "")
-        return float(token_losses(self.model, tree, [(ids[:1], ids[1:])])[0].mean())
+        long = [(ids[:1], ids[1:]) for ids in candidates if len(ids) > 1]
+        losses = iter(token_losses(self.model, tree, long))
+        return [float(next(losses).mean()) if len(ids) > 1 else 0.0 for ids in candidates]
 
     def gradient(self, ids: Ids) -> tuple[float, Tensor]:
         """Response loss of a candidate, and its gradient `[n, width]` at its embeddings."""
@@ -137,11 +157,11 @@ class Scorer:
     @torch.no_grad()
     def _response_losses(
         self, candidates: Sequence[Ids], pairs: Sequence[CallResponse]
-    ) -> list[float]:
+    ) -> list[list[float]]:
         longest = max(len(pair.ids) for pair in pairs)
         self._check_length(max(map(len, candidates), default=0) + longest)
         most = max(1, TOKENS_AT_ONCE // (longest * len(pairs)))
-        means: list[float] = []
+        found: list[list[float]] = []
         targets = [token for pair in pairs for token in pair.target]
         sizes = [len(pair.target) for pair in pairs]
         for at in range(0, len(candidates), most):
@@ -151,9 +171,9 @@ class Scorer:
             hidden = hidden_states(self.model, batch, "expanded")
             target = torch.tensor(targets * len(part), device=hidden.device)
             for losses in response_nll(self.model, hidden, target).split(len(targets)):
-                means.append(mean([float(of_pair.mean()) for of_pair in losses.split(sizes)]))
+                found.append([float(of_pair.mean()) for of_pair in losses.split(sizes)])
         self.passes += len(candidates)
-        return means
+        return found
 
     def _check_length(self, length: int) -> None:
         limit, length = self.model.context_length, length + len(self.model.bos) + len(self.line)

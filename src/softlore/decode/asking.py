@@ -1,0 +1,49 @@
+"""Asking a model something in words: by its chat template, where it has one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from softlore.decode.batch import RunningBatch
+from softlore.decode.model_runner import TorchModelRunner
+from softlore.decode.prefix_cache import PrefixCache
+from softlore.decode.request import GenerationRequest
+from softlore.model import FrozenModel, LanguageModel
+
+
+def as_question(model: LanguageModel, question: str) -> str:
+    """A question as the model reads it, up to where its answer begins.
+
+    Models without a chat template read it as a text with "Answer:" after it.
+    """
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "chat_template", None):
+        return f"{question}\n\nAnswer:"
+    turns = [{"role": "user", "content": question}]
+    asked = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    begun = model.bos and tokenizer.bos_token  # which is put before every text
+    return asked.removeprefix(tokenizer.bos_token) if begun else asked
+
+
+def ask(
+    model: FrozenModel, question: str, count: int, max_tokens: int, seed: int, **sampling: Any
+) -> tuple[list[str], int]:
+    """Several answers, written side by side, and how many tokens were run for them.
+
+    Raises:
+        ContextOverflowError: the question does not fit the model's context.
+    """
+    asked = as_question(model, question)
+    batch = RunningBatch(TorchModelRunner(model, PrefixCache()))
+    groups = [
+        batch.add(GenerationRequest(asked, max_tokens, seed=seed + i, sampling=sampling))
+        for i in range(count)
+    ]
+    while len(batch):
+        batch.step()
+    for group in groups:
+        if group.error is not None:
+            raise group.error
+    answers = [group.output for group in groups]
+    tokens = sum(len(answer.ids) for answer in answers) + len(model.encode(asked))
+    return [answer.text for answer in answers], tokens
