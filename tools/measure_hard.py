@@ -25,7 +25,6 @@ from softlore.compare.harness import Row, grid, interval
 from softlore.compare.methods import TrainedMethod, train_method
 from softlore.control import Code, codes_of
 from softlore.control.search import METHODS, Scorer, Searcher
-from softlore.lore.styles import sentences
 from softlore.measure import drift, perplexity, recall
 from softlore.measure.conditioning import conditioning_fidelity
 from softlore.measure.material import gather
@@ -125,13 +124,11 @@ def lore(
 
 
 def fitting(model: FrozenModel, entry: Entry, tokens: int) -> str:
-    """The first sentences of an entry's text that fit so many tokens; at least one."""
-    kept: list[str] = []
-    for part in sentences(entry.text):
-        if kept and len(model.encode(" ".join([*kept, part]))) > tokens:
-            break
-        kept.append(part)
-    return " ".join(kept)
+    """The first words of an entry's text, `tokens` tokens at most."""
+    words = entry.text.split()
+    while len(words) > 1 and len(model.encode(" ".join(words))) > tokens:
+        words.pop()
+    return " ".join(words)
 
 
 def distilled(
