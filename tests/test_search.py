@@ -1,25 +1,36 @@
 """Hard-prompt search: the updates are those of the papers, and what is reported is true of text."""
 
 import json
+import math
 import random
+from statistics import fmean
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
+from api_server import make_state, served
 from running import save_tiny_model, softlore
 from softlore import SoftPrompt, logits
-from softlore.control.search import METHODS, Scorer, Searcher, nearest_ids
+from softlore.control.search import METHODS, Scorer, Searcher, find_writer, nearest_ids
 from softlore.control.search.methods import (
-    SearchState,
     autoprompt_step,
     gcg_step,
     pez_optimizer,
     pez_step,
     top_swaps,
 )
-from softlore.errors import ConfigError, ContextOverflowError, LoreError, StorageError
+from softlore.control.search.reflect import fitted, front, shorten, tasks_won
+from softlore.control.search.state import SearchOptions, SearchState
+from softlore.errors import (
+    ConfigError,
+    ContextOverflowError,
+    EngineError,
+    LoreError,
+    StorageError,
+)
 from softlore.lore import Block
+from softlore.lore.styles import sentences
 from softlore.measure import recall
 from softlore.model.tiny import tiny_model
 
@@ -44,6 +55,10 @@ def ids_of(scorer, text):
     ids = scorer.model.encode(text)
     assert scorer.legal(ids)
     return ids
+
+
+def state_of(ids, **options):
+    return SearchState(list(ids), SearchOptions(len(ids), **options))
 
 
 # the scoring core --------------------------------------------------------------------------------
@@ -125,7 +140,7 @@ def test_gcg_takes_the_best_of_single_swaps_from_the_top_k(scorer):
     for place, tokens in enumerate(top):
         order = expected[place].masked_fill(~scorer.allowed, torch.inf).argsort().tolist()
         assert tokens == order[: len(tokens)]
-    state = SearchState(list(ids))
+    state = state_of(ids)
     scored = gcg_step(scorer, state, random.Random(0))
     for candidate, loss in scored:
         changed = [i for i, (a, b) in enumerate(zip(ids, candidate, strict=True)) if a != b]
@@ -137,7 +152,7 @@ def test_gcg_takes_the_best_of_single_swaps_from_the_top_k(scorer):
 
 
 def test_autoprompt_swaps_one_place_and_never_gets_worse(scorer):
-    state = SearchState(ids_of(scorer, "abc def"))
+    state = state_of(ids_of(scorer, "abc def"))
     last = scorer.losses([state.ids])[0]
     for seed in range(4):
         before = list(state.ids)
@@ -155,7 +170,7 @@ def test_autoprompt_swaps_one_place_and_never_gets_worse(scorer):
 
 def test_pez_moves_rows_by_the_gradient_at_their_nearest_tokens(scorer):
     ids = ids_of(scorer, "abc def")
-    state = SearchState(list(ids))
+    state = state_of(ids)
     rows = scorer.table[ids].clone()
     optimizer = pez_optimizer(rows)
     for _ in range(5):
@@ -166,6 +181,112 @@ def test_pez_moves_rows_by_the_gradient_at_their_nearest_tokens(scorer):
         pez_step(scorer, state, random.Random(0))
         assert torch.equal(state.rows.detach(), rows.detach())
     assert state.ids == nearest_ids(scorer, rows.detach())
+
+
+def test_gcg_swaps_several_and_goes_on_from_the_best_of_its_buffer(scorer):
+    state = state_of(ids_of(scorer, "abc def"), swaps=3, buffer=2)
+    seen = {}
+    for seed in range(3):
+        before = state.pool[0][0] if state.pool else list(state.ids)
+        for candidate, loss in gcg_step(scorer, state, random.Random(seed)):
+            assert sum(a != b for a, b in zip(before, candidate, strict=True)) <= 3
+            seen[tuple(candidate)] = loss
+        best = sorted(seen.items(), key=lambda one: one[1])[:2]
+        assert [(tuple(ids), losses[0]) for ids, losses in state.pool] == best
+
+
+# reflection and the beam -------------------------------------------------------------------------
+
+
+class Scribe:
+    """A writer that answers from a list, and keeps what it was asked."""
+
+    name = "scribe"
+
+    def __init__(self, *answers):
+        self.answers, self.asked = answers, []
+
+    def write(self, instruction, count, max_tokens, seed):
+        self.asked.append(instruction)
+        return [self.answers[i % len(self.answers)] for i in range(count)], 0
+
+
+def test_a_front_holds_what_does_best_on_some_task():
+    pool = [([1], [1.0, 9.0]), ([2], [5.0, 2.0]), ([3], [2.0, 2.5]), ([4], [2.0, 9.0])]
+    assert tasks_won(pool) == [1, 1, 0, 0]
+    assert [ids for ids, _ in front(pool)] == [[3], [2], [1]]  # the third is best in all
+
+
+def test_reflection_asks_for_what_is_not_said_and_takes_what_does_better(scorer):
+    told = "Ada wears a hat, red boots"
+    scribe = Scribe(f'"{told}"\n\nThat is all.', "nothing")
+    state = state_of(ids_of(scorer, "She ran"), writer=scribe)
+    state = SearchState(state.ids, SearchOptions(40, writer=scribe))
+    scored = METHODS["reflect"](scorer, state, random.Random(0))
+    assert "She ran" in scribe.asked[0]
+    assert "- Ada wears red boots" in scribe.asked[0]
+    assert scorer.model.encode(told) in [ids for ids, _ in scored]
+    assert all(len(ids) <= 40 for ids, _ in scored)
+    for ids, loss in scored:
+        told = recall(scorer.model, scorer.text(ids) + "\n", BLOCKS)
+        assert loss == pytest.approx(told, rel=1e-4)
+    best = min(loss for _, loss in scored)
+    assert fmean(state.pool[0][1]) <= best + 1e-6
+
+
+def test_a_text_is_fitted_by_leaving_out_sentences(scorer):
+    draw = random.Random(0)
+    parts = ["Ada wears a hat.", "She ran.", "It rained."]
+    ids = fitted(scorer, parts, 27, draw)
+    assert 0 < len(ids) <= 27
+    assert set(sentences(scorer.text(ids))) <= set(parts)
+    assert scorer.text(fitted(scorer, ["Ada wears a hat"], 10, draw)) == "Ada wears"
+    assert fitted(scorer, ["Abcdefghijklmnop"], 10, draw) == []
+    assert fitted(scorer, [" "], 10, draw) == []
+
+
+def test_a_beam_is_readable(model):
+    scorer = Scorer(model, BLOCKS)
+    found = []
+    searcher = Searcher(
+        scorer, "beam", 6, passes=400, perplexity=200,
+        on_step=lambda one: found.extend(one.state.pool),
+    )  # fmt: skip
+    searcher.search()
+    assert {len(ids) for ids, _ in found} >= {1, 2, 3}
+    assert all(scorer.own_loss(ids) <= math.log(200) + 1e-4 for ids, _ in found)
+    assert all(len(ids) <= 6 for ids, _ in found)
+
+
+def test_words_that_do_nothing_are_left_out(model):
+    scorer = Scorer(model, BLOCKS)
+    ids = ids_of(scorer, "a hat and then some of the other red boots")
+    before = scorer.choosing_loss(ids)
+    short = shorten(scorer, ids, 0.05)
+    assert len(short) < len(ids)
+    assert scorer.choosing_loss(short) <= before + 0.05
+    assert set(scorer.text(short).split()) <= set(scorer.text(ids).split())
+    assert shorten(scorer, ids_of(scorer, "hat"), 9.0) == ids_of(scorer, "hat")
+
+
+def test_a_server_rewrites(scorer, tmp_path):
+    """A real server of our own, by its OpenAI API."""
+    with served(make_state(tmp_path)) as url:
+        writer = find_writer(f"{url}/v1")
+        answers, tokens = writer.write("Say something.", 2, 5, seed=3)
+        assert len(answers) == 2
+        assert all(answers)
+        assert tokens == 0  # of no model here
+        again, _ = writer.write("Say something.", 2, 5, seed=3)
+        assert again == answers
+        state = SearchState(ids_of(scorer, "She ran"), SearchOptions(20, writer=writer))
+        assert METHODS["reflect"](scorer, state, random.Random(0))
+        with pytest.raises(EngineError, match="did not answer /models"):
+            find_writer(f"{url}/nowhere")
+    with pytest.raises(EngineError, match="did not answer /chat/completions"):
+        writer.write("Say something.", 1, 5, seed=3)
+    with pytest.raises(EngineError, match="did not answer"):
+        find_writer("http://[bad/v1")
 
 
 # searches ----------------------------------------------------------------------------------------

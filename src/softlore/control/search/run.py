@@ -29,7 +29,7 @@ from softlore.tune.checkpoint import load_checkpoint, nested, save_checkpoint, u
 SAVE_SECONDS = 10.0  # between checkpoints
 DEFAULT_SECONDS = 120.0
 DEFAULT_TOKENS = 16
-OWN_LENGTH = ("reflect", "beam")  # methods whose prompts may be shorter than they must be
+FROM_SENTENCES = ("reflect",)  # methods that start from sentences, not from random tokens
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Searcher:
         self.seconds = DEFAULT_SECONDS if seconds is None and passes is None else seconds
         self.passes = passes
         self.checkpoint, self.on_step = checkpoint, on_step
-        ids = _initial(scorer, initial, n_tokens, seed, filled=method not in OWN_LENGTH)
+        ids = _initial(scorer, initial, n_tokens, seed, filled=method not in FROM_SENTENCES)
         self.state = SearchState(ids, SearchOptions(n_tokens or len(ids), **options))
         self.spent = 0.0
         self.best: tuple[list[int], float] | None = None
@@ -205,7 +205,7 @@ class Searcher:
             "pool": self.state.pool,
             "best": self.best,
             "objective": self._objective,
-            "passes": self.scorer.passes,
+            "passes": [self.scorer.passes, self.scorer.part],
             "spent": self.spent,
         }
         save_checkpoint(self.checkpoint, tensors or {"none": torch.zeros(1)}, facts)
@@ -227,7 +227,7 @@ class Searcher:
             self.state.optimizer = optimizer
         self.best = (facts["best"][0], facts["best"][1])
         self._objective, self.spent = facts["objective"], facts["spent"]
-        self.scorer.passes = facts["passes"]
+        self.scorer.passes, self.scorer.part = facts["passes"]
 
     def _signature(self) -> str:
         scorer, options = self.scorer, self.state.options

@@ -39,6 +39,7 @@ class Scorer:
 
     Attributes:
         passes: forward passes so far; one is a candidate with all pairs.
+        part: of the next pass, that was run otherwise.
         facts: each call with a response, as text.
 
     Raises:
@@ -62,7 +63,7 @@ class Scorer:
             raise LoreError("the search has no blocks; expected calls with responses; add some")
         self.line = model.encode("\n", inside=True)
         self.facts = [f"{b.call}{response}".strip() for b in blocks for response in b.responses]
-        self._counted = 0.0  # tokens, of less than a pass
+        self.part = 0.0
 
     @cached_property
     def table(self) -> Tensor:
@@ -105,9 +106,9 @@ class Scorer:
     def count_tokens(self, tokens: int) -> None:
         """Counts tokens that were run otherwise, as parts of a pass."""
         pairs = sum(len(pair.ids) for pair in self.pairs)
-        self._counted += tokens / (len(self.model.bos) + len(self.line) + pairs)
-        self.passes += int(self._counted)
-        self._counted %= 1
+        self.part += tokens / (len(self.model.bos) + len(self.line) + pairs)
+        self.passes += int(self.part)
+        self.part %= 1
 
     def choosing_loss(self, ids: Ids) -> float:
         """The loss for choosing the best candidate: of the held-out blocks, if any."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from softlore.control.search.writers import Writer
+from softlore.errors import ConfigError
 
 Scored = list[tuple[list[int], float]]  # candidates, and the objective of each
 
@@ -31,6 +33,15 @@ class SearchOptions:
     perplexity: float = 60.0
     writer: Writer | None = None
 
+    def __post_init__(self) -> None:
+        least = {"swaps": 1, "buffer": 0, "perplexity": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if not bound <= value < math.inf:
+                raise ConfigError(
+                    f"{name} is {value}; expected a number of at least {bound}; change it"
+                )
+
 
 @dataclass
 class SearchState:
@@ -38,6 +49,7 @@ class SearchState:
 
     Attributes:
         ids: the current candidate.
+        options: of the method.
         step: number of steps done.
         pool: candidates that are kept: the front of `reflect`, with the loss of each task; the
             beams of `beam` and the buffer of GCG, with the objective.

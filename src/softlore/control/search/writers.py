@@ -59,18 +59,15 @@ class UrlWriter:
                 "install it with: pip install 'softlore[serve]'"
             ) from None
         key = os.environ.get(KEY_VARIABLE) if key is None else key
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx
-        self._client = httpx.Client(
-            base_url=url.rstrip("/") + "/", headers=headers, timeout=SECONDS
-        )
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http, self._url = httpx, url.rstrip("/")
         self.name = model or self._first_model()
 
     def _first_model(self) -> str:
         models = self._json("GET", "models").get("data")
         if not isinstance(models, list) or not models or not isinstance(models[0], dict):
             raise EngineError(
-                f"the server {self._client.base_url} lists no model; expected one in /models; "
+                f"the server {self._url} lists no model; expected one in /models; "
                 "name it with --writer-model"
             )
         return str(models[0].get("id", ""))
@@ -93,18 +90,20 @@ class UrlWriter:
             return str(answer["choices"][0]["message"]["content"] or "")
         except (KeyError, IndexError, TypeError):
             raise EngineError(
-                f"the server {self._client.base_url} answered without choices; expected a chat "
+                f"the server {self._url} answered without choices; expected a chat "
                 "completion; check the URL"
             ) from None
 
     def _json(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         try:
-            response = self._client.request(method, path, json=body)
+            response = self._http.request(
+                method, f"{self._url}/{path}", json=body, headers=self._headers, timeout=SECONDS
+            )
             response.raise_for_status()
             found = response.json()
         except (self._http.HTTPError, self._http.InvalidURL, ValueError) as error:
             raise EngineError(
-                f"the server {self._client.base_url} did not answer /{path}: {error!s:.200}; "
+                f"the server {self._url} did not answer /{path}: {error!s:.200}; "
                 "expected an OpenAI-compatible API; check the URL and the key"
             ) from None
         return found if isinstance(found, dict) else {}
