@@ -3,16 +3,26 @@
 import csv
 import io
 import json
+import math
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api_server import make_state, served
 from running import save_tiny_model, softlore
 from softlore.compare.hard import OutputCache, experiment_csv, run_experiment
-from softlore.control.hard import Assertion, AssertionInput, Experiment, Template, templates
+from softlore.control.hard import (
+    Assertion,
+    AssertionInput,
+    Experiment,
+    Template,
+    find_judge,
+    templates,
+)
 from softlore.control.hard.assertions import KINDS
+from softlore.control.hard.judges import ModelJudge, ServerJudge
 from softlore.errors import ConfigError
 from softlore.lore import Block
 from softlore.measure import recall
@@ -426,3 +436,120 @@ def test_cache_without_a_folder_always_asks():
     for _ in range(2):
         cache.get({"a": 1}, lambda: asked.append(1))
     assert len(asked) == 2
+
+
+# judges ------------------------------------------------------------------------------------------
+
+
+def judged(chances, **assertion):
+    asked = []
+
+    def judge(question, choices):
+        asked.append((question, tuple(choices)))
+        return chances
+
+    found = Assertion.parse({"judge": "Is it {{ what }}?\n{{ output }}", **assertion}, 1)
+    case = AssertionInput("It rained.", {"what": "wet"}, lambda name: None, judge)
+    return found.check(case), asked
+
+
+def test_a_judge_is_asked_about_the_output():
+    verdict, asked = judged([0.7, 0.3])
+    assert verdict.passed
+    assert verdict.value == 0.7
+    assert verdict.reason == "yes 0.70, no 0.30; expected yes at least 0.5"
+    assert asked == [("Is it wet?\nIt rained.", ("yes", "no"))]
+    assert not judged([0.7, 0.3], threshold=0.8)[0].passed
+    assert judged([0.2, 0.5, 0.3], choices=[True, "perhaps", False])[1][0][1] == (
+        "yes", "perhaps", "no",
+    )  # fmt: skip
+    without = Assertion.parse({"not-judge": "?"}, 1).check(
+        AssertionInput("", {}, lambda name: None)
+    )
+    assert not without.passed
+    assert without.reason.startswith("not checked: there is no judge")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"judge": "?", "choices": ["one"]}, "expected a list of 2 to 9 answers"),
+        ({"judge": "?", "choices": "yes"}, "expected a list of 2 to 9 answers"),
+        ({"judge": "?", "choices": ["a", " "]}, "expected a list of 2 to 9 answers"),
+        ({"judge": "?", "choices": ["a", "a"]}, "has a choice twice"),
+        ({"contains": "?", "choices": ["a", "b"]}, "answers to a `judge`'s question"),
+        ({"judge": "?", "threshold": 2}, "expected one from 0 to 1"),
+    ],
+)
+def test_odd_judges_are_refused(data, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        Assertion.parse(data, 1)
+
+
+def test_a_models_chances_are_those_of_its_answers_in_every_order():
+    model = tiny_model("llama")
+    choices = ["red", "blue", "a cat"]
+    found = ModelJudge(model).chances("What is it?", choices)
+    assert sum(found) == pytest.approx(1)
+    expected = dict.fromkeys(choices, 0.0)
+    for at in range(3):
+        order = [*choices[at:], *choices[:at]]
+        asked = (
+            "What is it?\n\nAnswer with one of these, and nothing else: "
+            f"{', '.join(order)}.\n\nAnswer:"
+        )
+        likely = {
+            one: math.exp(-len(model.encode(f" {one}", inside=True))
+                          * recall(model, "", [Block(call=asked, responses=[f" {one}"])]))
+            for one in order
+        }  # fmt: skip
+        for one in order:
+            expected[one] += likely[one] / sum(likely.values()) / 3
+    assert found == pytest.approx([expected[one] for one in choices], rel=1e-3)
+
+
+def test_a_server_judges_by_its_likely_tokens_or_by_its_answer(tmp_path):
+    """Of our own server, which has logprobs; and of one that only answers."""
+    with served(make_state(tmp_path)) as url:
+        chances = find_judge(f"{url}/v1").chances("Who ran?", ["a dog", "The cat", "a horse"])
+    assert sum(chances) == pytest.approx(1)
+
+    class Plain:
+        url = name = "plain"
+
+        def __init__(self, answer):
+            self.answer = answer
+
+        def ask(self, question, **body):
+            return {"message": {"content": self.answer}}
+
+    for answer, expected in ((" Bo.", [0, 1]), ("I can't say", [0.5, 0.5]), ("", [0.5, 0.5])):
+        assert ServerJudge(Plain(answer)).chances("Who?", ["Ada", "Bo"]) == expected
+
+
+def test_run_takes_a_judge_and_caches_what_it_says(folder):
+    text = EXPERIMENT + '  - judge: "Is it good?\\n{{ output }}"\n    threshold: 0\n'
+    (folder / "experiment.yaml").write_text(text)
+    save_tiny_model(folder / "judge", seed=5)
+    command = [
+        "hard",
+        "run",
+        folder / "experiment.yaml",
+        "--model",
+        folder / "model",
+        "--json",
+        "-",
+    ]
+    own, other = softlore(*command), softlore(*command, "--judge", folder / "judge")
+    assert own.code == other.code == 0, own.err + other.err
+    values = [
+        [v["value"] for case in json.loads(done.out)["cases"] for v in case["assertions"]
+         if v["assertion"] == "judge"]
+        for done in (own, other)
+    ]  # fmt: skip
+    assert len(values[0]) == 12
+    assert values[0] != values[1]
+    assert json.loads(softlore(*command).out) == json.loads(own.out)
+    refused = softlore(*command, "--judge", "http://127.0.0.1:9/v1")
+    assert refused.code == 1
+    assert "did not answer /models" in refused.err

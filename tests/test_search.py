@@ -430,6 +430,32 @@ def test_search_command(tmp_path):
         assert len(refused.lines_after_loading) == 1
 
 
+def test_search_command_by_reflection(tmp_path):
+    (tmp_path / "lore.yaml").write_text(
+        LORE.replace(
+            "Bo keeps a shop.}",
+            """Bo keeps a shop.
+    blocks: [{call: Bo keeps, responses: [" a shop"]}]}""".replace("\n   ", ","),
+        )
+    )
+    (tmp_path / "start.txt").write_text("Bo has a shop.")
+    model = save_tiny_model(tmp_path / "model")
+    common = ["hard", "search", tmp_path / "lore.yaml", "--model", model, "--json", "-"]
+    reflect = [*common, "--method", "reflect", "--passes", "60", "--tokens", "24"]
+    ended = softlore(*reflect)
+    assert ended.code == 0, ended.err
+    report = json.loads(ended.out)
+    assert set(report) == {"Ada", "Bo"}
+    assert all(0 < len(found["ids"]) <= 24 for found in report.values())
+    ended = softlore(*reflect, "--together", "--initial", tmp_path / "start.txt", "--shorten", "1")
+    assert ended.code == 0, ended.err
+    (found,) = json.loads(ended.out).values()
+    assert 0 < len(found["ids"]) <= 24
+    ended = softlore(*common, "--method", "gcg", "--writer", "smollm2")
+    assert ended.code == 2
+    assert "--writer is of the method reflect" in ended.err
+
+
 def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch):
     (tmp_path / "lore.yaml").write_text(LORE)
     model = save_tiny_model(tmp_path / "model")

@@ -260,6 +260,11 @@ def _initial(file: Path) -> str | SoftPrompt:
 @click.option("--cache/--no-cache", "cached", default=True, help="Reuse outputs of earlier runs.")
 @click.option("--allow-python", is_flag=True, help="Run the file's `python` assertions. They may "
               "do anything: only for files that you trust.")  # fmt: skip
+@click.option("--judge", "judge_source", metavar="MODEL|URL",
+              help="Who answers the questions of `judge` assertions: a model, or an "
+              "OpenAI-compatible server, http://…/v1 (its key in $SOFTLORE_API_KEY).  "
+              "[default: the model that is tried]")  # fmt: skip
+@click.option("--judge-model", default="", help="The judge's name on that server.")
 @options.json_option
 def run(
     file: Path,
@@ -268,6 +273,8 @@ def run(
     table: Path | None,
     cached: bool,
     allow_python: bool,
+    judge_source: str | None,
+    judge_model: str,
     json_path: str | None,
 ) -> None:
     """Try the prompts of an experiment FILE (YAML, JSON or TOML), and check what they write.
@@ -278,11 +285,12 @@ def run(
     \b
     Example:
       softlore hard run experiment.yaml
+      softlore hard run experiment.yaml --judge smollm2
     """
     from softlore.compare.hard import experiment_csv, experiment_report, run_experiment
     from softlore.compare.report import write_experiment_page
     from softlore.compare.tables import experiment_table
-    from softlore.control.hard import Experiment
+    from softlore.control.hard import Experiment, find_judge
     from softlore.disk import write_atomically
 
     piped = str(table) == "-"
@@ -292,9 +300,15 @@ def run(
     if source.name is not None or "models" not in experiment.model_fields_set:
         experiment = experiment.model_copy(update={"models": [source.choose().name]})
     cache = _cache(cached)
+    judge = find_judge(judge_source, judge_model) if judge_source else None
     with progress_bar("trying ") as bar:
         rows = run_experiment(
-            experiment, lambda name: source._replace(name=name).load(), cache, allow_python, bar
+            experiment,
+            lambda name: source._replace(name=name).load(),
+            cache,
+            allow_python,
+            bar,
+            judge,
         )
     if html is not None:
         write_experiment_page(experiment, rows, html)

@@ -15,7 +15,8 @@ from statistics import fmean
 from typing import Any
 
 from softlore.compare.harness import OnProgress, Row, csv_text, run_cases
-from softlore.control.hard import Assertion, AssertionInput, Experiment, Template
+from softlore.control.hard import Assertion, AssertionInput, Experiment, Judge, Template
+from softlore.control.hard.judges import ModelJudge
 from softlore.decode import SamplingParams, generate, sample_passages
 from softlore.disk import write_atomically
 from softlore.errors import ConfigError, ContextError, StorageError
@@ -88,6 +89,7 @@ def run_experiment(
     cache: OutputCache | None = None,
     allow_python: bool = False,
     on_progress: OnProgress | None = None,
+    judge: Judge | None = None,
 ) -> list[Row]:
     """Runs all cases, model by model, and returns a row for each.
 
@@ -99,6 +101,7 @@ def run_experiment(
         load: loads a model by name.
         allow_python: evaluate `python` assertions, which can run any code.
         on_progress: called with the share that is done and the next case.
+        judge: answers the questions of `judge` assertions; default: the model of each case.
 
     Raises:
         ConfigError: the experiment is invalid; raised before any case runs.
@@ -117,7 +120,7 @@ def run_experiment(
 
     @lru_cache(maxsize=1)  # cases come model by model: one model is in memory at a time
     def runner(model: str) -> _CaseRunner:
-        return _CaseRunner(experiment, load(model), cache or OutputCache(None))
+        return _CaseRunner(experiment, load(model), cache or OutputCache(None), judge)
 
     def measure(case: int, prompt: str) -> Row:
         return runner(cases[case].model).run(cases[case], assertions)
@@ -140,16 +143,20 @@ def _cases(experiment: Experiment) -> Iterator[PromptCase]:
 class _CaseRunner:
     """Runs the cases of one model; all generation goes through the cache."""
 
-    def __init__(self, experiment: Experiment, model: FrozenModel, cache: OutputCache) -> None:
+    def __init__(
+        self, experiment: Experiment, model: FrozenModel, cache: OutputCache, judge: Judge | None
+    ) -> None:
         self.experiment, self.model, self.cache = experiment, model, cache
-        sketch = json.dumps(model.fingerprint("embedding"), sort_keys=True, default=str)
-        identity = f"{sketch}/{model.tokenizer_fingerprint}/{model.dtype}"
-        self.identity = hashlib.sha256(identity.encode()).hexdigest()
+        own = ModelJudge(model)
+        self.judge, self.identity = judge or own, own.identity
 
     def run(self, case: PromptCase, assertions: Sequence[Assertion]) -> Row:
         output = self._output(case)
         checked = AssertionInput(
-            output, plain_variables(case.variables), lambda name: self._measure(name, case, output)
+            output,
+            plain_variables(case.variables),
+            lambda name: self._measure(name, case, output),
+            self._judge,
         )
         verdicts = [(assertion, assertion.check(checked)) for assertion in assertions]
         total = sum(assertion.weight for assertion, _ in verdicts)
@@ -215,6 +222,17 @@ class _CaseRunner:
         }
         answer = self.cache.get(key, measures[name])
         return float(answer) if isinstance(answer, int | float) else None
+
+    def _judge(self, question: str, choices: Sequence[str]) -> list[float]:
+        """The chances of a question's choices."""
+        key = {
+            "answer": "judge",
+            "model": self.judge.identity,
+            "question": question,
+            "choices": list(choices),
+        }
+        answer = self.cache.get(key, lambda: self.judge.chances(question, choices))
+        return [float(chance) for chance in answer]
 
     def _recall(self, text: str, entry: Entry | None) -> float | None:
         blocks = entry.blocks if entry else []

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from softlore.control.hard.templates import Template
-from softlore.errors import ConfigError
+from softlore.errors import ConfigError, ContextError, EngineError
 from softlore.lore.patterns import compile_python_pattern
 from softlore.lore.validation import describe, nearest
 
 PATTERN_SECONDS = 2.0  # limit of one search for a pattern
 SIMILAR = 0.6
+LIKELY = 0.5  # that a judge finds the right answer
+MAX_CHOICES = 9  # of a question for a judge
+
+
+def _no_judge(question: str, choices: Sequence[str]) -> Sequence[float]:
+    raise EngineError("there is no judge; expected a model that answers; give one")
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,13 @@ class AssertionInput:
         variables: of the case.
         measure: computes a measure by name: perplexity of the output, recall and drift of the
             prompt, lore keywords in the output; None where it can't be measured.
+        judge: the probabilities of a question's choices, by a model.
     """
 
     output: str
     variables: dict[str, Any]
     measure: Callable[[str], float | None]
+    judge: Callable[[str, Sequence[str]], Sequence[float]] = _no_judge
 
 
 @dataclass(frozen=True)
@@ -49,14 +57,15 @@ class _NotCheckedError(Exception):
     """An assertion cannot be checked; the message says why."""
 
 
-Check = Callable[[AssertionInput, str, float | None], Verdict]  # case, expected value, threshold
+Check = Callable[[AssertionInput, str, "Assertion"], Verdict]  # case, and the value, rendered
+JUDGED = "judge"  # by a model: has choices
 
 
-def _contains(case: AssertionInput, expected: str, _: float | None) -> Verdict:
+def _contains(case: AssertionInput, expected: str, _: Assertion) -> Verdict:
     return _found(expected, case.output)
 
 
-def _icontains(case: AssertionInput, expected: str, _: float | None) -> Verdict:
+def _icontains(case: AssertionInput, expected: str, _: Assertion) -> Verdict:
     return _found(expected.casefold(), case.output.casefold())
 
 
@@ -67,12 +76,12 @@ def _found(expected: str, output: str) -> Verdict:
     return Verdict(inside, "found" if inside else "not found")
 
 
-def _equals(case: AssertionInput, expected: str, _: float | None) -> Verdict:
+def _equals(case: AssertionInput, expected: str, _: Assertion) -> Verdict:
     same = case.output.strip() == expected.strip()
     return Verdict(same, "equal" if same else "another text")
 
 
-def _regex(case: AssertionInput, expected: str, _: float | None) -> Verdict:
+def _regex(case: AssertionInput, expected: str, _: Assertion) -> Verdict:
     pattern, problem = compile_python_pattern(expected)
     if problem:
         raise _NotCheckedError(f"the pattern is invalid: {problem}")
@@ -85,14 +94,14 @@ def _regex(case: AssertionInput, expected: str, _: float | None) -> Verdict:
     return Verdict(match is not None, f"matches {match[0]!r:.60}" if match else "no match")
 
 
-def _similarity(case: AssertionInput, expected: str, threshold: float | None) -> Verdict:
-    least = SIMILAR if threshold is None else threshold
+def _similarity(case: AssertionInput, expected: str, of: Assertion) -> Verdict:
+    least = SIMILAR if of.threshold is None else of.threshold
     ratio = difflib.SequenceMatcher(None, expected.split(), case.output.split()).ratio()
     return Verdict(ratio >= least, f"similarity {ratio:.2f}, expected at least {least:g}", ratio)
 
 
 def _at_most(name: str) -> Check:
-    def check(case: AssertionInput, expected: str, _: float | None) -> Verdict:
+    def check(case: AssertionInput, expected: str, _: Assertion) -> Verdict:
         value = _measured(case, name)
         reason = f"{name} {value:.3g}, expected at most {expected}"
         return Verdict(value <= float(expected), reason, value)
@@ -100,7 +109,7 @@ def _at_most(name: str) -> Check:
     return check
 
 
-def _keywords(case: AssertionInput, expected: str, _: float | None) -> Verdict:
+def _keywords(case: AssertionInput, expected: str, _: Assertion) -> Verdict:
     value = _measured(case, "keywords")
     reason = f"{value:g} lore keywords, expected at least {expected}"
     return Verdict(value >= float(expected), reason, value)
@@ -113,13 +122,26 @@ def _measured(case: AssertionInput, name: str) -> float:
     return value
 
 
-def _python(case: AssertionInput, expected: str, _: float | None) -> Verdict:
+def _python(case: AssertionInput, expected: str, _: Assertion) -> Verdict:
     names = {**case.variables, "output": case.output}
     try:
         result = bool(eval(compile(expected, "<assertion>", "eval"), {}, names))  # noqa: S307
     except (Exception, SystemExit) as error:
         raise _NotCheckedError(f"{type(error).__name__}: {error}") from error
     return Verdict(result, f"{expected} is {result}")
+
+
+def _judged(case: AssertionInput, question: str, of: Assertion) -> Verdict:
+    """Whether the first of the choices is likely enough."""
+    least = LIKELY if of.threshold is None else of.threshold
+    try:
+        chances = case.judge(question, of.choices)
+    except (ContextError, EngineError) as error:
+        raise _NotCheckedError(str(error)) from error
+    told = ", ".join(f"{c} {p:.2f}" for c, p in zip(of.choices, chances, strict=True))
+    return Verdict(
+        chances[0] >= least, f"{told}; expected {of.choices[0]} at least {least:g}", chances[0]
+    )
 
 
 # By name: the check, and whether its value is a number.
@@ -134,8 +156,10 @@ KINDS: dict[str, tuple[Check, bool]] = {
     "drift": (_at_most("drift"), True),
     "keywords": (_keywords, True),
     "python": (_python, False),
+    JUDGED: (_judged, False),
 }
 _OPTIONS = ("weight", "threshold")
+_CHOICES = "choices"
 
 
 @dataclass(frozen=True)
@@ -145,6 +169,7 @@ class Assertion:
     Attributes:
         template: of the value; None for patterns and Python, whose braces are their own.
         source: the value as it was given.
+        choices: of a question for a judge; the first is expected.
     """
 
     kind: str
@@ -153,6 +178,7 @@ class Assertion:
     negated: bool = False
     weight: float = 1.0
     threshold: float | None = None
+    choices: tuple[str, ...] = ("yes", "no")
 
     @property
     def label(self) -> str:
@@ -172,8 +198,12 @@ class Assertion:
         if not isinstance(data, dict):
             raise ConfigError(f"{what} is {describe(data)}; expected a mapping, as {{contains: x}}")
         key = _parse_kind(data, what)
-        options = {name: _parse_option(data[name], name, what) for name in _OPTIONS if name in data}
+        options: dict[str, Any] = {
+            name: _parse_option(data[name], name, what) for name in _OPTIONS if name in data
+        }
         kind, value = key.removeprefix("not-"), data[key]
+        if _CHOICES in data:
+            options[_CHOICES] = _parse_choices(data[_CHOICES], kind, what)
         _check_threshold(options.get("threshold"), kind, what)
         if KINDS[kind][1] and not _is_number(value):
             raise ConfigError(f"{what} ({key}) is {describe(value)}; expected a number; change it")
@@ -186,9 +216,10 @@ class Assertion:
 
     def check(self, case: AssertionInput) -> Verdict:
         """Checks the assertion. One that cannot be checked does not hold, negated or not."""
-        expected = self.template.render(case.variables) if self.template else self.source
+        variables = {**case.variables, "output": case.output}
+        expected = self.template.render(variables) if self.template else self.source
         try:
-            verdict = KINDS[self.kind][0](case, expected, self.threshold)
+            verdict = KINDS[self.kind][0](case, expected, self)
         except _NotCheckedError as error:
             return Verdict(False, f"not checked: {error}")
         return replace(verdict, passed=verdict.passed != self.negated)
@@ -196,7 +227,7 @@ class Assertion:
 
 def _parse_kind(data: dict[Any, Any], what: str) -> str:
     """The key of an assertion that names its kind, with or without "not-"."""
-    kinds = [key for key in data if key not in _OPTIONS]
+    kinds = [key for key in data if key not in (*_OPTIONS, _CHOICES)]
     known = [*KINDS, *(f"not-{kind}" for kind in KINDS)]
     if len(kinds) != 1 or kinds[0] not in known:
         name = next((key for key in kinds if key not in known), None)
@@ -216,11 +247,26 @@ def _parse_option(value: Any, name: str, what: str) -> float:
     return float(value)
 
 
+def _parse_choices(value: Any, kind: str, what: str) -> tuple[str, ...]:
+    """The choices of a question; YAML reads `yes` and `no` as true and false."""
+    words = {True: "yes", False: "no"}
+    given = value if isinstance(value, list) else []
+    choices = [words[one] if isinstance(one, bool) else str(one).strip() for one in given]
+    if kind != JUDGED or not 2 <= len(choices) <= MAX_CHOICES or not all(choices):
+        raise ConfigError(
+            f"{what} ({kind}) has the choices {value!r:.80}; expected a list of 2 to {MAX_CHOICES} "
+            "answers to a `judge`'s question, the right one first; remove or change it"
+        )
+    if len(set(choices)) < len(choices):
+        raise ConfigError(f"{what} ({kind}) has a choice twice; expected different ones; change it")
+    return tuple(choices)
+
+
 def _check_threshold(threshold: float | None, kind: str, what: str) -> None:
-    if threshold is not None and (kind != "similarity" or threshold > 1):
+    if threshold is not None and (kind not in ("similarity", JUDGED) or threshold > 1):
         raise ConfigError(
             f"{what} ({kind}) has the threshold {threshold:g}; expected one from 0 to 1, of a "
-            "similarity; remove or change it"
+            "similarity or a judge; remove or change it"
         )
 
 

@@ -3,7 +3,7 @@
 from softlore.control.search.methods import METHODS, nearest_ids
 from softlore.control.search.run import Searcher, SearchResult
 from softlore.control.search.scoring import Scorer
-from softlore.control.search.writers import ModelWriter, UrlWriter, Writer, find_writer
+from softlore.control.search.writers import ModelWriter, ServerWriter, Writer, find_writer
 
 __all__ = [
     "METHODS",
@@ -11,7 +11,7 @@ __all__ = [
     "Scorer",
     "SearchResult",
     "Searcher",
-    "UrlWriter",
+    "ServerWriter",
     "Writer",
     "find_writer",
     "nearest_ids",
