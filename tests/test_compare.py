@@ -33,7 +33,7 @@ entries:
     text: Bo keeps a shop.
     blocks: [{call: Bo keeps, responses: [" a shop"]}]
 """
-METHODS = ["nothing", "text", "best template", "searched, 16"]
+METHODS = ["nothing", "text", "best template", "searched, 16", "control vector"]
 METHODS += ["prefix, 4", "prefix, 16", "embedding, 16"]
 SMALL = {"time_budget": 1.0, "distances": (0, 8), "stories": 2, "story_tokens": 6}
 

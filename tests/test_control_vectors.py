@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from running import save_tiny_model, softlore
-from softlore import ControlVector, SoftPrompt, generate, runner_for, write
+from softlore import Context, ControlVector, SoftPrompt, generate, runner_for, write
 from softlore.context.compose import compose, logits
 from softlore.control.vectors import (
     contrast_of_contexts,
@@ -30,6 +30,9 @@ from softlore.errors import (
     PromptMismatchError,
     UnknownPromptError,
 )
+from softlore.lore import Block
+from softlore.measure import drift, recall
+from softlore.model.steering import steered
 from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
 from softlore.prompts.control_vector import MAX_VECTORS
@@ -546,3 +549,48 @@ def test_a_clients_text_may_name_vectors(tmp_path, monkeypatch):
     save_vector(foreign)
     with pytest.raises(PromptMismatchError):
         composer.compose("[[vector:other]]x")
+
+
+# contexts that carry vectors ----------------------------------------------------------------------
+
+
+def test_a_context_is_steered_by_its_vectors():
+    runner = runner_for(MODEL)
+    context = Context("The old house", [(DARK, 1.0)])
+    assert greedy(runner, context) == greedy(MODEL, "The old house", [(DARK, 1.0)])
+    both = greedy(MODEL, Context("The old ", [(DARK, 0.5)]) + Context("house", [(WARM, 1.0)]))
+    assert both == greedy(MODEL, "The old house", [(DARK, 0.5), (WARM, 1.0)])
+    assert greedy(MODEL, context, [(DARK, -1.0)]) == greedy(MODEL, "The old house")
+    assert context != Context("The old house")
+    assert Context(context) == context
+    assert context.body == context
+    assert repr(context) == "Context('The old house', dark=1)"
+    with pytest.raises(ConfigError, match="expected control vectors with a strength each"):
+        Context("a", [DARK])
+
+
+def test_measures_of_a_context_are_of_its_vectors():
+    blocks = [Block(call="The house", responses=[" was old", " was dark"])]
+    context = Context("", [(DARK, 1.0)])
+    with steered(MODEL, DARK.directions[None]):
+        expected = recall(MODEL, "", blocks)
+    assert recall(MODEL, context, blocks) == pytest.approx(expected, rel=1e-4)
+    assert recall(MODEL, "", blocks) != pytest.approx(expected, rel=1e-2)
+    passages = [MODEL.encode("It was a dark and stormy night, and the rain fell.")]
+    assert drift(MODEL, context, passages) > 0
+    assert drift(MODEL, Context("", [(DARK, 0.0)]), passages) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_vector_is_distilled_into_a_soft_prompt(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOFTLORE_VECTORS", str(tmp_path / "vectors"))
+    save_vector(DARK)
+    model = save_tiny_model(tmp_path / "model")
+    command = ["hard", "distil", "--name", "dark", "--model", model, "--prompts", tmp_path / "p"]
+    few = ["--vector", "dark=2", "--max-steps", "2", "--n-tokens", "2", "--json", "-"]
+    done = softlore(*command, *few)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["n_tokens"] == 2
+    refused = softlore(*command, "--vector", "darc")
+    assert refused.code == 2
+    assert "did you mean 'dark'" in refused.err
+    assert "give one of the three" in softlore(*command, "--vector", "dark", "--code", "a").err

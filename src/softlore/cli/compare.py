@@ -51,8 +51,9 @@ def command(
     """Compare methods of giving LOREBOOK to a model: effect and cost of each.
 
     Nothing, the plain text, the best wording of it, a searched hard prompt, a control code (where
-    the model has some) and soft prompts of both kinds: recall, drift, lore words in stories, copy,
-    fluency, tokens of the context, seconds to make. Without LOREBOOK, the demo's.
+    the model has some), a control vector of the text and soft prompts of both kinds: recall, drift,
+    lore words in stories, copy, fluency, tokens of the context, seconds to make. Without LOREBOOK,
+    the demo's.
 
     \b
     Example:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from softlore.compare.hard import OutputCache
     from softlore.compare.harness import Row
     from softlore.decode.conditioning import Conditioning
-    from softlore.lore import Entry
     from softlore.model import FrozenModel
     from softlore.prompts import PromptLibrary, SoftPrompt
 
@@ -41,6 +39,7 @@ def command() -> None:
 @click.argument("file", required=False, type=options.PATH)
 @click.option("--name", required=True, help="Name of the soft prompt.")
 @options.code_option
+@options.vector_option
 @options.with_model
 @options.prompts_option
 @click.option("--kind", type=click.Choice(["prefix", "embedding"]), default="prefix",
@@ -55,37 +54,47 @@ def distil(
     file: Path | None,
     name: str,
     codes: tuple[str, ...],
+    vectors: tuple[str, ...],
     source: common.ModelSource,
     folder: Path | None,
     json_path: str | None,
     **settings: Any,
 ) -> None:
-    """Make a soft prompt that does what the text in FILE does, or a control code.
+    """Make a soft prompt that does what the text in FILE does, a control code or control vector.
 
-    The model writes with the text (or under the codes, by their strengths) before it, and the soft
-    prompt learns to make it write so without the text: context distillation. Reports the share of
-    the text's effect that the prompt has, on passages that it was not trained on.
+    The model writes with the text (or under the codes or vectors, by their strengths) before it,
+    and the soft prompt learns to make it write so without the text: context distillation. Reports
+    the share of the text's effect that the prompt has, on passages that it was not trained on.
 
     \b
     Example:
       softlore hard distil style.txt --name style --n-tokens 8
       softlore hard distil --name gothic --code Horror=1.5 --code Humor=-0.5
+      softlore hard distil --name dark --vector dark=2
     """
     from softlore.cli.progress import watch
 
     started = time.monotonic()
-    if (file is None) == (not codes):
-        raise ConfigError("expected the FILE of a text, or one --code or more; give one of the two")
+    if sum(map(bool, (file, codes, vectors))) != 1:
+        raise ConfigError(
+            "expected the FILE of a text, or one --code or more, or one --vector or more; give one "
+            "of the three"
+        )
     text = None if file is None else _conditioning_text(file)
     with source.loading() as shown:
         from softlore.measure.conditioning import conditioning_fidelity
+        from softlore.prompts import Context
         from softlore.prompts.fields import clean_name
         from softlore.tune import Execution, WorldInfoTrainer
 
         name = clean_name(name)
         prompts = common.library(folder, new=True)
         model = shown.load()
-    conditioning = _conditioning(model, codes, prompts) if text is None else text
+    conditioning: Conditioning = text or ""
+    if codes:
+        conditioning = _conditioning(model, codes, prompts)
+    elif vectors:
+        conditioning = Context("", options.find_vectors(vectors, model.layers))
     execution = Execution(settings.pop("time_budget"), started=started)
     trainer = WorldInfoTrainer(
         model, conditionings={name: conditioning}, execution=execution, **settings
@@ -208,7 +217,8 @@ def search(
         writer = find_writer(writer_source, writer_model, model) if writer_source else None
     report = {}
     unsaved = "stopped; nothing is saved without --checkpoints FOLDER"
-    for name, about in [(book.name, entries)] if together else _each(entries):
+    each = [(book.name, entries)] if together else [(entry.name, [entry]) for entry in entries]
+    for name, about in each:
         blocks = [block for entry in about for block in entry.blocks]
         held_out = [block for entry in about for block in entry.held_out]
         text = " ".join(entry.text for entry in about) if method == "reflect" else None
@@ -236,10 +246,6 @@ def search(
                 f"{best.seconds:.0f} s"
             )
     common.write_json(report, json_path)
-
-
-def _each(entries: list[Entry]) -> Iterator[tuple[str, list[Entry]]]:
-    return ((entry.name, [entry]) for entry in entries)
 
 
 def _initial(file: Path) -> str | SoftPrompt:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from softlore.context.compose import ContextLike
-from softlore.control import codes_of
+from softlore.control import codes_of, contrast_of_contexts, train_vector
 from softlore.control.hard import Template
 from softlore.control.search import Scorer, Searcher
 from softlore.lore import Entry, Lorebook
@@ -18,7 +18,7 @@ from softlore.measure import recall
 from softlore.measure.evaluate import plain_text
 from softlore.measure.score import fits
 from softlore.model import FrozenModel
-from softlore.prompts import SoftPrompt
+from softlore.prompts import Context, SoftPrompt
 from softlore.tune import Execution, TrainingProgress, WorldInfoTrainer
 
 # Wordings in use among writers; each entry gets the one with the best recall of its training calls.
@@ -30,6 +30,7 @@ TEMPLATES = {
     "reported": "Everybody knew this of {{ entry.name }}. {{ entry.text }}\n",
 }
 SEARCHED_TOKENS = 16
+VECTOR_PASSAGES = 16  # that a control vector is trained on
 SOFT = (("prefix", 4), ("prefix", 16), ("embedding", 16))
 SEARCH_SHARE = 0.25  # of the time budget; the rest is for soft prompts
 LEAST_SECONDS = 1.0  # of a training
@@ -50,7 +51,8 @@ class MethodResult:
     """What a method made for the entries of a lorebook.
 
     Attributes:
-        kind: none, hard, code, prefix or embedding; plots show each by a color and a marker.
+        kind: none, hard, code, vector, prefix or embedding; plots show each by a color and a
+            marker.
         conditionings: by entry.
         seconds: spent on all of them.
     """
@@ -135,6 +137,7 @@ def make_all(
             lambda entry: search_text(model, entry, seed, search_seconds),
         ),
         ("control code", "code", lambda entry: best_code(model, entry)),
+        ("control vector", "vector", lambda entry: vector_of_text(model, entry, seed)),
     ]
     made: dict[str, dict[str, ContextLike]] = {name: {} for name, _, _ in makers}
     seconds = dict.fromkeys(made, 0.0)
@@ -220,6 +223,15 @@ def best_code(model: FrozenModel, entry: Entry) -> ContextLike | None:
     if not conditionings or not entry.blocks:
         return None
     return min(conditionings, key=lambda conditioning: recall(model, conditioning, entry.blocks))
+
+
+def vector_of_text(model: FrozenModel, entry: Entry, seed: int) -> Context | None:
+    """A control vector of what an entry's text does, at strength 1."""
+    if not entry.text:
+        return None
+    text = plain_text(entry)
+    contrast = contrast_of_contexts(model, [text], passages=VECTOR_PASSAGES, seed=seed)
+    return Context("", [(train_vector(model, entry.name, contrast), 1.0)])
 
 
 def search_text(model: FrozenModel, entry: Entry, seed: int, seconds: float) -> str | None:

@@ -39,7 +39,7 @@ _PAGE_COLORS = {INK: "currentColor"} | {c: f"var(--{name})" for name, c in COLOR
 MARKERS = {"none": "o", "text": "s", "soft": "D", "texts": "v", "company": "^"}
 # Kinds of methods: a color and a marker each.
 KINDS = {"none": ("none", "o"), "hard": ("text", "s"), "code": ("company", "^"),
-         "embedding": ("soft", "v"), "prefix": ("soft", "D")}  # fmt: skip
+         "vector": ("texts", "P"), "embedding": ("soft", "v"), "prefix": ("soft", "D")}  # fmt: skip
 SMOOTHING = 0.7  # weight of a loss curve's last value in the exponential moving average
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",

@@ -12,6 +12,7 @@ from softlore.context.tree import Node, Tree, common_length, free_places
 from softlore.errors import ContextError
 from softlore.model import FrozenModel, LanguageModel
 from softlore.prompts import Context, SoftPrompt
+from softlore.prompts.control_vector import sum_vectors
 from softlore.settings.arguments import FROZEN, expecting
 
 Piece = str | SoftPrompt
@@ -41,7 +42,7 @@ def compose(
             and where they have none there is none.
 
     Raises:
-        PromptMismatchError: a prompt of another model.
+        PromptMismatchError: a prompt or control vector of another model.
         ContextError: the context has no token.
     """
     parts = [Context(conditioning), Context(context)]
@@ -70,7 +71,8 @@ def compose(
     if any(prefix.late for prefix in prefixes):  # as in training
         longest = free_places(longest, model.context_length)
     cast = [prefix.cast(model.device, model.dtype) for prefix in prefixes]
-    return Tree(nodes, cast, max(reserved, longest))
+    steering = sum_vectors(model, [pair for part in parts for pair in part.vectors], check)
+    return Tree(nodes, cast, max(reserved, longest), steering)
 
 
 def count_conditioning_nodes(model: LanguageModel, conditioning: ContextLike) -> int:

@@ -83,6 +83,14 @@ class Tree:
         """The parent of a node that comes after everything: the last node, or `ROOT`."""
         return len(self.nodes) - 1 if self.nodes else ROOT
 
+    def steered(self, steering: Tensor | None) -> Tree:
+        """A copy that is steered by control vectors `[layers, width]`, too; itself for None."""
+        if steering is None:
+            return self
+        return replace(
+            self, steering=steering if self.steering is None else self.steering + steering
+        )
+
     def then(
         self, content: Sequence[int] | Tensor | KVCache, sees: Sequence[int] | None = None
     ) -> Tree:

@@ -105,8 +105,7 @@ class SequenceGroup:
             windows = [Window(request.compose(model))]
         weights = [weight for _, weight in conditionings] or [1.0]
         steering = sum_vectors(model, request.vectors, request.check)
-        if steering is not None:
-            windows = [replace(w, tree=replace(w.tree, steering=steering)) for w in windows]
+        windows = [replace(w, tree=w.tree.steered(steering)) for w in windows]
         slides = bool(conditionings)
         healing = None
         if heals(request):

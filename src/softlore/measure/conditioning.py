@@ -37,7 +37,7 @@ class ConditioningEvaluator:
         self.material = material
         self.distances = distances
         self._bare = score.comparable_hidden_states(model, "", material.unrelated)
-        self._drifts: dict[tuple[str, ...], float | None] = {(): 0.0}
+        self._drifts: dict[tuple[object, ...], float | None] = {(): 0.0}
 
     def measure(self, entries: Sequence[Entry], conditioning: ContextLike) -> list[Measures | None]:
         """Measures all but fidelity and stories, of each entry; None where it does not fit."""
@@ -63,8 +63,11 @@ class ConditioningEvaluator:
 
     def _drift(self, conditioning: ContextLike) -> float | None:
         # Entries of one company share it. Prompts of one name may differ, so the key has the uuid.
-        pieces = Context(conditioning).pieces
-        key = tuple(p if isinstance(p, str) else f"{p.uuid}/{p.kind}" for p in pieces)
+        context = Context(conditioning)
+        key = (
+            *(p if isinstance(p, str) else f"{p.uuid}/{p.kind}" for p in context),
+            *context.vectors,
+        )
         if key not in self._drifts:
             unrelated = self.material.unrelated
             rows = score.comparable_hidden_states(self.model, conditioning, unrelated)

@@ -28,6 +28,7 @@ from softlore.lore import Block
 from softlore.measure.losses import mean_kl, response_nll
 from softlore.model import FrozenModel, LanguageModel
 from softlore.prompts import Context
+from softlore.prompts.control_vector import sum_vectors
 
 # Tokens of branches in one pass: enough for matrix products to be fast, and few enough for the
 # masked attention between branches to cost little.
@@ -52,7 +53,9 @@ def _trunk(model: LanguageModel, conditioning: ContextLike, filler: Sequence[Ids
     else:  # prefixes alone, or nothing: no text yet
         for prompt in conditioning.prompts:
             model.check_prompt(prompt)
-        tree = Tree([], [prompt.key_values for prompt in conditioning.prefixes])
+        steering = sum_vectors(model, conditioning.vectors)
+        prefixes = [prompt.key_values for prompt in conditioning.prefixes]
+        tree = Tree([], prefixes, steering=steering)
     late = all(prompt.late for prompt in conditioning.prefixes)
     if late and conditioning.prefixes:
         places = free_places(tree.start, model.context_length)

@@ -14,7 +14,8 @@ from softlore.prompts.library import BadFile, Listing, PromptLibrary, default_fo
 from softlore.prompts.native import PromptHeader, read_header
 from softlore.prompts.opening import PromptFile
 from softlore.prompts.reasons import Reason
-from softlore.prompts.soft_prompt import Context, PromptSource, SoftPrompt, TokenCount
+from softlore.prompts.soft_prompt import Context, PromptSource, SoftPrompt
+from softlore.prompts.token_count import TokenCount
 
 __all__ = [
     "FORMATS",

@@ -172,14 +172,15 @@ def sum_vectors(model: LanguageModel, vectors: Strengths, check: bool = True) ->
         ConfigError: too many, or a strength out of range.
         PromptMismatchError: a vector of another model.
     """
-    pairs = _checked(vectors)
+    pairs = checked_strengths(vectors)
     for vector, _ in pairs:
         vector.check(model, any_model=not check)
     parts = [strength * vector.directions for vector, strength in pairs if strength]
     return torch.stack(parts).sum(dim=0) if parts else None
 
 
-def _checked(vectors: Any) -> Sequence[tuple[ControlVector, float]]:
+def checked_strengths(vectors: Any) -> Sequence[tuple[ControlVector, float]]:
+    """Vectors with their strengths. Raises ConfigError for anything else, and for too many."""
     try:
         pairs = [(vector, strength) for vector, strength in vectors]
         fit = all(isinstance(vector, ControlVector) for vector, _ in pairs)

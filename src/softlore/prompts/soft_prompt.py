@@ -14,11 +14,13 @@ from torch import Tensor
 
 from softlore.errors import ContextError, PromptError
 from softlore.prompts import native
+from softlore.prompts.control_vector import ControlVector, checked_strengths
 from softlore.prompts.fields import Kind, PromptFields, check_fields, clean_kind, spaced_places
 from softlore.prompts.opening import PromptFile, open_prompt
 from softlore.prompts.reasons import Reason, as_file_error
 from softlore.prompts.safetensors_file import write_tensor
 from softlore.prompts.tags import drop_cut_tag, escape_tags, split_tags, tag_of
+from softlore.prompts.token_count import TokenCount
 from softlore.settings import arguments as args
 
 if TYPE_CHECKING:
@@ -187,46 +189,32 @@ Piece = str | SoftPrompt
 PromptSource = Mapping[str, SoftPrompt] | Iterable[SoftPrompt]
 
 
-@dataclass(frozen=True)
-class TokenCount:
-    """The number of tokens of a context.
-
-    Attributes:
-        text: tokens of the text, without any that the model adds (such as a BOS).
-        embedding: rows of the embedding prompts; a prompt that occurs twice counts twice.
-        prefix: tokens of the prefix prompts, each counted once.
-    """
-
-    text: int
-    embedding: int
-    prefix: int
-
-    @property
-    def context(self) -> int:
-        """Tokens for which `logits` has a row: text and embedding prompts."""
-        return self.text + self.embedding
-
-    @property
-    def total(self) -> int:
-        """All tokens in the cache: text, embedding rows and prefixes."""
-        return self.text + self.embedding + self.prefix
-
-
 @dataclass(frozen=True, init=False, repr=False, slots=True)
 class Context:
-    """An immutable list of pieces: strings and soft prompts.
+    """An immutable list of pieces, strings and soft prompts; and the vectors that steer it.
 
     `+` joins contexts, prompts and strings, from either side. Adjacent strings become one piece
     and empty ones are dropped, so contexts with the same content are equal. Tags in strings stay
     text; `Context.parse` resolves them. Raises ContextError for two different prompts of one name,
     which the text could not distinguish.
+
+    Attributes:
+        vectors: control vectors with a strength each, `[(dark, 0.8)]`. They steer all tokens that
+            the model reads and writes with the context, and take no place in it.
     """
 
     pieces: tuple[Piece, ...]
+    vectors: tuple[tuple[ControlVector, float], ...]
 
-    def __init__(self, pieces: Piece | Context | Iterable[Piece] = ()) -> None:
+    def __init__(
+        self,
+        pieces: Piece | Context | Iterable[Piece] = (),
+        vectors: Iterable[tuple[ControlVector, float]] = (),
+    ) -> None:
+        given = pieces.vectors if isinstance(pieces, Context) else ()
         own = pieces.pieces if isinstance(pieces, Context) else _merge(pieces)
         object.__setattr__(self, "pieces", own)
+        object.__setattr__(self, "vectors", (*given, *checked_strengths(vectors)))
 
     @classmethod
     @args.expecting(text=args.TEXT, prompts=args.PROMPTS, repair=args.FLAG)
@@ -266,12 +254,13 @@ class Context:
     def body(self) -> Context:
         """This context without its prefix prompts."""
         return Context(
-            piece for piece in self.pieces if isinstance(piece, str) or piece.kind != "prefix"
+            (piece for piece in self.pieces if isinstance(piece, str) or piece.kind != "prefix"),
+            self.vectors,
         )
 
     @property
     def text(self) -> str:
-        """Plain text with prompts as tags; `parse` gives the same context back."""
+        """Plain text with prompts as tags; `parse` gives the same context back, without vectors."""
         return "".join(
             escape_tags(piece) if isinstance(piece, str) else piece.tag for piece in self.pieces
         )
@@ -289,12 +278,17 @@ class Context:
     def __add__(self, other: object) -> Context:
         if not Context.takes(other):
             return NotImplemented
-        return Context((*self.pieces, *Context(other).pieces))
+        return self._joined(self, Context(other))
 
     def __radd__(self, other: object) -> Context:
         if not Context.takes(other):
             return NotImplemented
-        return Context((*Context(other).pieces, *self.pieces))
+        return self._joined(Context(other), self)
+
+    @staticmethod
+    def _joined(first: Context, second: Context) -> Context:
+        vectors = (*first.vectors, *second.vectors)
+        return Context((*first.pieces, *second.pieces), vectors)
 
     def __iter__(self) -> Iterator[Piece]:
         return iter(self.pieces)
@@ -304,7 +298,8 @@ class Context:
 
     def __repr__(self) -> str:
         shown = (p if isinstance(p, str) else f"<{p.name}>" for p in self.pieces)
-        return f"Context({', '.join(map(repr, shown))})"
+        steered = (f"{vector.name}={strength:g}" for vector, strength in self.vectors)
+        return f"Context({', '.join([*map(repr, shown), *steered])})"
 
 
 def _merge(pieces: Any) -> tuple[Piece, ...]:

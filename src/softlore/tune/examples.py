@@ -289,8 +289,9 @@ def source_of(
 
 def _strongest(name: str, conditioning: Conditioning) -> str:
     """The text of the strongest part of a conditioning: its prompt starts from that."""
-    texts = [(weight, Context(before).text) for before, weight in weighted(conditioning) if weight]
-    text = max(texts, key=lambda item: item[0])[1] if texts else ""
+    parts = [(weight, Context(before)) for before, weight in weighted(conditioning) if weight]
+    strongest = max(parts, key=lambda item: item[0])[1] if parts else Context()
+    text = strongest.text or " ".join(vector.name for vector, _ in strongest.vectors)
     if not text.strip():
         raise ConfigError(f"conditioning {name!r} is empty; expected text or a prompt; pass one")
     return text
