@@ -19,6 +19,7 @@ ENGINE, REMOTE = "tests/test_engine.py", "tests/test_engine_vllm.py"
 LATE = "tests/engines/test_llamacpp_late.py"
 STATE = "tests/test_gguf_state.py"
 VECTORS = "tests/test_control_vectors.py"
+LLAMA_VECTORS = "tests/engines/test_llamacpp_vectors.py"
 ENGINES = ("local", "vllm", "llamacpp", "slot file for llama-server")
 # Feature -> a cell an engine: (file, function that shows it[, what to say]), or why it is missing.
 Cell = tuple[str, ...] | str
@@ -93,8 +94,8 @@ MATRIX: dict[str, tuple[Cell, Cell, Cell, Cell]] = {
     "control vectors": (
         (VECTORS, "test_each_text_of_a_batch_has_its_own"),
         (REMOTE, "test_it_says_what_it_cannot_do", "no"),
-        (LLAMA, "test_control_vectors_are_refused_with_words", "no: llama-server's own option"),
-        "its own",
+        (LLAMA_VECTORS, "test_each_text_of_a_batch_has_its_own", "yes, but for layer 0"),
+        (LLAMA_VECTORS, "test_write_and_llama_server_take_the_same_vector", "its own"),
     ),
     "control codes with a strength": (
         (LOCAL, "test_a_window_slides_under_its_head_beside_others"),
