@@ -23,7 +23,7 @@ from softlore.control.hard import (
 )
 from softlore.control.hard.assertions import KINDS
 from softlore.control.hard.judges import ModelJudge, ServerJudge
-from softlore.errors import ConfigError
+from softlore.errors import ConfigError, EngineError
 from softlore.lore import Block
 from softlore.measure import recall
 from softlore.model.tiny import tiny_model
@@ -457,7 +457,7 @@ def test_a_judge_is_asked_about_the_output():
     verdict, asked = judged([0.7, 0.3])
     assert verdict.passed
     assert verdict.value == 0.7
-    assert verdict.reason == "yes 0.70, no 0.30; expected yes at least 0.5"
+    assert verdict.reason == "'Is it wet? It rained.': yes 0.70, no 0.30; expected yes at least 0.5"
     assert asked == [("Is it wet?\nIt rained.", ("yes", "no"))]
     assert not judged([0.7, 0.3], threshold=0.8)[0].passed
     assert judged([0.2, 0.5, 0.3], choices=[True, "perhaps", False])[1][0][1] == (
@@ -476,7 +476,11 @@ def test_a_judge_is_asked_about_the_output():
         ({"judge": "?", "choices": ["one"]}, "expected a list of 2 to 9 answers"),
         ({"judge": "?", "choices": "yes"}, "expected a list of 2 to 9 answers"),
         ({"judge": "?", "choices": ["a", " "]}, "expected a list of 2 to 9 answers"),
-        ({"judge": "?", "choices": ["a", "a"]}, "has a choice twice"),
+        ({"judge": "?", "choices": ["yes", "Yes"]}, "none that begins another"),
+        ({"judge": "?", "choices": ["Ada", "Ada Lovelace"]}, "none that begins another"),
+        ({"judge": "?", "choices": [None, "a"]}, "expected a list of 2 to 9 answers"),
+        ({"judge": "?", "choices": ["{{ output }}", "a"]}, "expected plain words"),
+        ({"judge": "?", "choices": ["a\nb", "c"]}, "expected plain words"),
         ({"contains": "?", "choices": ["a", "b"]}, "answers to a `judge`'s question"),
         ({"judge": "?", "threshold": 2}, "expected one from 0 to 1"),
     ],
@@ -517,14 +521,29 @@ def test_a_server_judges_by_its_likely_tokens_or_by_its_answer(tmp_path):
     class Plain:
         url = name = "plain"
 
-        def __init__(self, answer):
-            self.answer = answer
+        def __init__(self, answer, tokens=None):
+            top = [{"token": token, "logprob": log} for token, log in (tokens or {}).items()]
+            self.answer = {"message": {"content": answer}}
+            self.answer |= {"logprobs": {"content": [{"top_logprobs": top}]}} if tokens else {}
 
         def ask(self, question, **body):
-            return {"message": {"content": self.answer}}
+            return self.answer
 
-    for answer, expected in ((" Bo.", [0, 1]), ("I can't say", [0.5, 0.5]), ("", [0.5, 0.5])):
-        assert ServerJudge(Plain(answer)).chances("Who?", ["Ada", "Bo"]) == expected
+    judge = ServerJudge(Plain(" Bo."))
+    assert judge.chances("Who?", ["Ada", "Bo"]) == [0, 1]
+    likely = {"yes": 0.0, "no": -9999.0, "Yes": -1.0, "!": 5.0, "nothing": math.nan}
+    chances = ServerJudge(Plain("yes", likely)).chances("Is it?", ["yes", "no"])
+    assert chances == pytest.approx([1, 0])
+    low = {"yes": -9998.0, "no": -9999.0}
+    chances = ServerJudge(Plain("", low)).chances("Is it?", ["yes", "no"])
+    assert chances == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))])
+    for answer in ("I can't say", "", None, "Not sure.", "Nobody knows"):
+        with pytest.raises(EngineError, match="expected one of yes, no"):
+            ServerJudge(Plain(answer)).chances("Is it?", ["yes", "no"])
+    silent = Assertion.parse({"judge": "Is it?"}, 1)
+    case = AssertionInput("", {}, lambda name: None, ServerJudge(Plain("I can't say")).chances)
+    assert not silent.check(case).passed
+    assert silent.check(case).reason.startswith("not checked: the judge 'plain' answered")
 
 
 def test_run_takes_a_judge_and_caches_what_it_says(folder):
@@ -553,3 +572,10 @@ def test_run_takes_a_judge_and_caches_what_it_says(folder):
     refused = softlore(*command, "--judge", "http://127.0.0.1:9/v1")
     assert refused.code == 1
     assert "did not answer /models" in refused.err
+    refused = softlore(*command, "--judge-model", "a")
+    assert refused.code == 2
+    assert "--judge-model 'a' is a name on a server" in refused.err
+    (folder / "experiment.yaml").write_text(EXPERIMENT)
+    refused = softlore(*command, "--judge", folder / "judge")
+    assert refused.code == 2
+    assert "the experiment has no `judge` assertion" in refused.err

@@ -1,8 +1,11 @@
 """Hard-prompt search: the updates are those of the papers, and what is reported is true of text."""
 
+import contextlib
 import json
 import math
 import random
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from statistics import fmean
 
 import pytest
@@ -22,6 +25,7 @@ from softlore.control.search.methods import (
 )
 from softlore.control.search.reflect import fitted, front, shorten, tasks_won
 from softlore.control.search.state import SearchOptions, SearchState
+from softlore.decode.chat_server import ChatServer
 from softlore.errors import (
     ConfigError,
     ContextOverflowError,
@@ -269,6 +273,26 @@ def test_words_that_do_nothing_are_left_out(model):
     assert shorten(scorer, ids_of(scorer, "hat"), 9.0) == ids_of(scorer, "hat")
 
 
+def test_a_step_with_nothing_new_ends_a_search_too(scorer):
+    found = Searcher(scorer, "reflect", 3, passes=30, initial="She", writer=Scribe("She")).search()
+    assert found.passes == 30
+
+
+def test_a_beam_begins_with_nothing_and_keeps_to_its_bound(model):
+    scorer = Scorer(model, BLOCKS)
+    with pytest.raises(ConfigError, match="begins with nothing"):
+        Searcher(scorer, "beam", 4, initial="a hat", passes=9)
+    found = Searcher(scorer, "beam", 4, perplexity=1.01, passes=200).search()
+    assert len(found.ids) == 1  # which has no perplexity yet
+
+
+def test_reflection_starts_within_its_length(scorer):
+    long = SoftPrompt.from_text("a hat " * 9, scorer.model, name="long", kind="embedding")
+    assert len(Searcher(scorer, "reflect", 8, initial=long, passes=1).state.ids) == 8
+    blank = SoftPrompt.from_text("    ", scorer.model, name="blank", kind="embedding")
+    assert Searcher(scorer, "reflect", 24, initial=blank, passes=40).search().text.strip()
+
+
 def test_a_server_rewrites(scorer, tmp_path):
     """A real server of our own, by its OpenAI API."""
     with served(make_state(tmp_path)) as url:
@@ -287,6 +311,55 @@ def test_a_server_rewrites(scorer, tmp_path):
         writer.write("Say something.", 1, 5, seed=3)
     with pytest.raises(EngineError, match="did not answer"):
         find_writer("http://[bad/v1")
+
+
+def test_what_a_server_is_told_and_tells_is_not_trusted(monkeypatch):
+    monkeypatch.setenv("SOFTLORE_API_KEY", "sk-secret\n")
+    with pytest.raises(EngineError) as refused:
+        ChatServer("http://ada:hunter2@127.0.0.1:9/v1")
+    assert "secret" not in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+    monkeypatch.setenv("SOFTLORE_API_KEY", "sk-sécret\n1")
+    with pytest.raises(ConfigError, match="holds characters that no header can") as refused:
+        ChatServer("http://127.0.0.1:9/v1")
+    assert "cret" not in str(refused.value).replace("SOFTLORE", "")
+    monkeypatch.delenv("SOFTLORE_API_KEY")
+    for content, why in ((b"[" * 200_000, "recursion"), (b" " * 2**23, "more than"), (b"x", "")):
+        with (
+            answering(content) as url,
+            pytest.raises(EngineError, match="did not answer") as refused,
+        ):
+            ChatServer(f"{url}/v1")
+        assert why in str(refused.value)
+    with answering(b'{"data": []}') as url, pytest.raises(EngineError, match="lists no model"):
+        ChatServer(f"{url}/v1")
+    with answering(b"{}") as url, pytest.raises(EngineError, match="answered without choices"):
+        ChatServer(f"{url}/v1", "a").ask("Who?")
+
+
+@contextlib.contextmanager
+def answering(content):
+    """A server that answers everything alike."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(content)
+
+        do_POST = do_GET
+
+        def log_message(self, *told):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
 
 
 # searches ----------------------------------------------------------------------------------------
@@ -332,6 +405,8 @@ def test_the_checkpoint_of_another_search_is_refused(model, tmp_path):
     Searcher(Scorer(model, BLOCKS), "gcg", 5, passes=100, checkpoint=path).search()
     with pytest.raises(ConfigError, match="of another search"):
         Searcher(Scorer(model, BLOCKS), "pez", 5, passes=100, checkpoint=path)
+    with pytest.raises(ConfigError, match="of another search"):
+        Searcher(Scorer(model, BLOCKS), "gcg", 5, passes=100, initial="hats.", checkpoint=path)
     path.write_bytes(b"broken")
     with pytest.raises(StorageError, match=r"can't be read.*to start over, delete it"):
         Searcher(Scorer(model, BLOCKS), "gcg", 5, passes=100, checkpoint=path)

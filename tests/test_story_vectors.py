@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from softlore import ControlVector, Entry, FrozenModel, Lorebook
 from softlore.cli.story import command
-from softlore.errors import ConfigError, LoreError, UnknownPromptError
+from softlore.errors import ConfigError, LoreError, UnknownPromptError, UnsupportedModelError
 from softlore.model.tiny import tiny_model
 from softlore.prompts.vector_folder import save_vector
 from softlore.story import StoryLibrary, StorySettings
@@ -81,16 +81,39 @@ def test_more_than_can_be_added_are_told(folder):
         for i in range(20)
     ]
     _, plan = written(folder, "The old house", entries)
-    assert len(plan.vectors) == 16
-    assert sum("16 vectors are active" in why for why in plan.not_used.values()) == 4
+    assert len(plan.vectors) == 12
+    assert sum("12 vectors are active" in why for why in plan.not_used.values()) == 8
 
 
-@pytest.mark.parametrize("vectors", [{"dark": 101}, {"dark": float("nan")}, {"": 1}, {"a/b": 1}, 3])
+@pytest.mark.parametrize(
+    "vectors",
+    [{"dark": 101}, {"dark": float("nan")}, {"dark": True}, {"dark": "2"}, {"": 1}, {"a/b": 1}, 3],
+)
 def test_odd_ones_are_refused(vectors):
     with pytest.raises(LoreError, match="vectors"):
         Entry(name="House", text="x", vectors=vectors)
     with pytest.raises(ConfigError, match=r"vectors|nan"):
         StorySettings(vectors=vectors)
+
+
+def test_what_the_engine_cannot_add_is_told_and_stops_nothing(folder, monkeypatch):
+    def refuse(layers):
+        raise UnsupportedModelError("not these layers; expected others; leave them out")
+
+    entry = Entry(name="House", text="x", use="soft", vectors={"dark": 2})
+    plain, _ = written(folder, "The old house")
+    monkeypatch.setattr(MODEL, "check_steered", refuse)
+    text, plan = written(folder, "The old house", [entry])
+    assert text == plain
+    assert "not these layers" in plan.not_used["vector dark, of House"]
+
+
+def test_a_file_that_changed_is_read_again(folder):
+    _, before = written(folder, "The old house", vectors={"dark": 2})
+    save_vector(vector("dark", seed=9))
+    _, after = written(folder, "The old house", vectors={"dark": 2})
+    assert before.vectors[0][0].digest == vector("dark", seed=0).digest
+    assert after.vectors[0][0].digest == vector("dark", seed=9).digest
 
 
 def test_they_are_saved_with_the_book_in_any_format(tmp_path):
@@ -121,7 +144,12 @@ def test_the_command_line_keeps_them_with_the_story(folder):
     assert left == {"terse": 0.5}
     assert "terse=0.5" in told
     assert "there is no control vector 'darc'" in story(lines="/vector darc\n")[0]
+    assert "has no vector of that name" in story(lines="/vector darc=0\n")[0]
+    assert "a quotation mark too few" in story(lines='/vector "dark\n')[0]
+    assert 'no control vector "Ada\'s"' in story(lines="/vector Ada's=1\n")[0]
     with pytest.raises(UnknownPromptError, match="did you mean 'dark'"):
         story("--vector", "darc")
     (folder / "vectors" / "terse.safetensors").unlink()
     assert "vector terse is not used" in story()[0]
+    assert story(lines="/vector dark=1\n")[1] == {"terse": 0.5, "dark": 1}
+    assert story(lines="/vector terse=0\n")[1] == {"dark": 1}

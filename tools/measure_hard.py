@@ -30,6 +30,7 @@ from softlore.measure.conditioning import conditioning_fidelity
 from softlore.measure.material import gather
 
 HAND_WRITTEN = " Emma is a cold, classy British cyborg assassin in a black pantsuit.\n"
+EDITS = "reflect, edits only"
 Lengths = Annotated[list[int], "tokens of the soft prompts"]
 Passages = Annotated[int, "that the teacher writes"]
 
@@ -72,7 +73,7 @@ def lore(
     models: Annotated[list[str], "short names, folders, hub ids or GGUF files"],
     /,
     *,
-    methods: list[str] = ["gcg", "beam", "reflect"],  # noqa: B006 - read only
+    methods: Annotated[list[str], f"also {EDITS!r}"] = ["gcg", "beam", "reflect"],  # noqa: B006
     tokens: Annotated[int, "of a prompt; 0: as many as the entry's text has"] = 32,
     passes: Annotated[int, "of each search"] = 200,
     entries: Annotated[int, "of the lorebook, from its beginning"] = 4,
@@ -95,9 +96,12 @@ def lore(
         most = tokens or len(frozen.encode(chosen.text))
         told: dict[str, Any] = {}
         if label in methods:
-            start = chosen.text if label == "reflect" else None
+            edits = label == EDITS
+            method = "reflect" if edits else label
+            start = chosen.text if method == "reflect" else None
+            budget = {"passes": passes, "seed": seed, "writer": NobodyWrites() if edits else None}
             scorer = Scorer(frozen, chosen.blocks)
-            found = Searcher(scorer, label, most, initial=start, passes=passes, seed=seed).search()
+            found = Searcher(scorer, method, most, initial=start, **budget).search()
             text = found.text
             told = {"passes": found.passes, "seconds": found.seconds, "text": text}
         else:
@@ -121,6 +125,17 @@ def lore(
     cases = grid(model=models, seed=range(seeds), entry=names, label=dict.fromkeys(labels))
     rows = measure(cases, case, out)
     print_means(rows, ["tokens", "recall", "held_out", "drift", "perplexity", "seconds"])
+
+
+class NobodyWrites:
+    """A writer that writes nothing: only edits are tried."""
+
+    name = "nobody"
+
+    def write(
+        self, instruction: str, count: int, max_tokens: int, seed: int
+    ) -> tuple[list[str], int]:
+        return [], 0
 
 
 def fitting(model: FrozenModel, entry: Entry, tokens: int) -> str:

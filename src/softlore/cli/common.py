@@ -91,6 +91,10 @@ class ModelSource(NamedTuple):
                     f"expected one of the two; leave {option} out, or name the file with --model"
                 )
 
+    def load_named(self, name: str) -> FrozenModel:
+        """Another model, by the same options. Raises as `load` does."""
+        return self._replace(name=name).load()
+
     def load(self, own: str | None = None, brief: bool = False) -> FrozenModel:
         """The model named, or `own` of a lorebook or story, or the default one.
 

@@ -212,7 +212,7 @@ class Terminal:
 
         sampling, tokens = dict(self._sampling), self._tokens
         of_story: dict[str, Any] = {}
-        for word in shlex.split(text):
+        for word in _words(text, "/set"):
             name, _, value = word.partition("=")
             if name in Names.model_fields:
                 of_story[name] = value
@@ -242,13 +242,18 @@ class Terminal:
         from softlore.cli.options import parse_code
         from softlore.prompts.vector_folder import fitting_vectors
 
-        strengths = dict(self.story.settings.vectors)
-        strengths |= dict(parse_code(word, "/vector") for word in shlex.split(text))
-        strengths = {name: strength for name, strength in strengths.items() if strength}
+        known = self.story.settings.vectors
+        given = dict(parse_code(word, "/vector") for word in _words(text, "/vector"))
+        for name in (name for name in given if not given[name] and name not in known):
+            raise ConfigError(
+                f"/vector {name}=0: the story has no vector of that name; expected one of "
+                f"{', '.join(known) or 'none'}; check the name"
+            )
+        fitting_vectors(self.session.model, {n: one for n, one in given.items() if one})
         if text:
-            fitting_vectors(self.session.model, strengths)
-            self.story.set(vectors=strengths)
-        told = " ".join(f"{name}={strength:g}" for name, strength in strengths.items())
+            self.story.set(vectors={name: one for name, one in (known | given).items() if one})
+        now = self.story.settings.vectors.items()
+        told = " ".join(f"{name}={strength:g}" for name, strength in now)
         click.echo(told or "(none; softlore vector inspect lists them)")
 
     def change(self, text: str) -> None:
@@ -318,6 +323,18 @@ COMMANDS = (
     "retry", "undo", "redo", "edit", "keep", "memory", "chapters", "note", "lore", "change",
     "vector", "tokens", "set", "branches", "go", "show", "save", "help", "quit",
 )  # fmt: skip
+
+
+def _words(text: str, command: str) -> list[str]:
+    """The words of a line; double quotes hold several together."""
+    words = shlex.shlex(text, posix=True)
+    words.whitespace_split, words.quotes, words.escape, words.commenters = True, '"', "", ""
+    try:
+        return list(words)
+    except ValueError:
+        raise ConfigError(
+            f"{command} {text!r:.60} has a quotation mark too few; expected two, or none; fix it"
+        ) from None
 
 
 def _number(name: str, value: str) -> int | float:

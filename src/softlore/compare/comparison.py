@@ -146,6 +146,12 @@ def run_comparison(
 
     rows = run_cases(grid(seed=seeds), measure, path)
     report(1.0, "done")
+    if not rows:
+        raise LoreError(
+            f"no entry of {book.name!r} could be measured in {model.name!r}, which reads "
+            f"{model.context_length} tokens; expected entries that leave room for a passage; "
+            "shorten them"
+        )
     measured = [seed for seed in seeds if any(row["seed"] == seed for row in rows)]
     left_out = _left_out(rows, seeds, measured, book, time_budget)
     return Comparison(
@@ -223,7 +229,8 @@ def _left_out(
     budget: float,
 ) -> str:
     """What a comparison leaves out for want of time."""
-    entries = min(len({r["entry"] for r in rows if r["seed"] == seed}) for seed in measured)
+    counts = (len({r["entry"] for r in rows if r["seed"] == seed}) for seed in measured)
+    entries = min(counts, default=0)
     parts = [f"{entries} of {len(book)} entries"] if entries < len(book) else []
     if len(measured) < len(seeds):
         parts.append(f"{len(measured)} of {len(seeds)} seeds")

@@ -12,6 +12,7 @@ from softlore.context.compose import ContextLike
 from softlore.control import codes_of, contrast_of_contexts, train_vector
 from softlore.control.hard import Template
 from softlore.control.search import Scorer, Searcher
+from softlore.errors import ContextError
 from softlore.lore import Entry, Lorebook
 from softlore.lore.styles import STYLES
 from softlore.measure import recall
@@ -230,7 +231,10 @@ def vector_of_text(model: FrozenModel, entry: Entry, seed: int) -> Context | Non
     if not entry.text:
         return None
     text = plain_text(entry)
-    contrast = contrast_of_contexts(model, [text], passages=VECTOR_PASSAGES, seed=seed)
+    try:
+        contrast = contrast_of_contexts(model, [text], passages=VECTOR_PASSAGES, seed=seed)
+    except ContextError:  # text and passage do not fit
+        return None
     return Context("", [(train_vector(model, entry.name, contrast), 1.0)])
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from typing import Any
 
 from softlore.errors import ConfigError, EngineError
 
 KEY_VARIABLE = "SOFTLORE_API_KEY"
-SECONDS = 120.0  # that a server may take for an answer
-URLS = ("http://", "https://")
+SECONDS = 120.0  # that a server may be silent
+MAX_ANSWER = 2**22  # bytes
+_USER = re.compile(r"//[^/@\s]*@")  # a user and password in an address
 
 
 class ChatServer:
@@ -32,9 +35,15 @@ class ChatServer:
                 "a model on a server needs the package httpx; expected it to be installed; "
                 "install it with: pip install 'softlore[serve]'"
             ) from None
-        key = os.environ.get(KEY_VARIABLE) if key is None else key
+        key = (os.environ.get(KEY_VARIABLE, "") if key is None else key).strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                f"the key in ${KEY_VARIABLE} holds characters that no header can; expected plain "
+                "ones; set it again"
+            )
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http, self.url = httpx, url.rstrip("/")
+        self._http, self._address = httpx, url.rstrip("/")
+        self.url = _USER.sub("//", self._address)  # without a password, for messages
         self.name = model or self._first_model()
 
     def ask(self, question: str, **body: Any) -> dict[str, Any]:
@@ -66,14 +75,32 @@ class ChatServer:
 
     def _json(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         try:
-            response = self._http.request(
-                method, f"{self.url}/{path}", json=body, headers=self._headers, timeout=SECONDS
-            )
-            response.raise_for_status()
-            found = response.json()
-        except (self._http.HTTPError, self._http.InvalidURL, ValueError) as error:
+            with self._http.stream(
+                method, f"{self._address}/{path}", json=body, headers=self._headers,
+                timeout=SECONDS,
+            ) as response:  # fmt: skip
+                response.raise_for_status()
+                content = bytearray()
+                for part in response.iter_bytes():
+                    content += part
+                    if len(content) > MAX_ANSWER:
+                        raise ValueError(f"more than {MAX_ANSWER:,} bytes")
+            found = json.loads(content)
+        except (self._http.HTTPError, self._http.InvalidURL, ValueError, RecursionError) as error:
+            why = _USER.sub("//", str(error))
             raise EngineError(
-                f"the server {self.url} did not answer /{path}: {error!s:.200}; expected an "
+                f"the server {self.url} did not answer /{path}: {why:.200}; expected an "
                 "OpenAI-compatible API; check the URL and the key"
             ) from None
         return found if isinstance(found, dict) else {}
+
+
+def is_url(source: str) -> bool:
+    """Whether a name is a server's address."""
+    return source.casefold().startswith(("http://", "https://"))
+
+
+def answer_text(choice: dict[str, Any]) -> str:
+    """The text of an answer."""
+    message = choice.get("message")
+    return str(message.get("content") or "") if isinstance(message, dict) else ""

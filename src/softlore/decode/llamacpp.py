@@ -19,7 +19,6 @@ from softlore.errors import (
     BusyError,
     ConfigError,
     ContextOverflowError,
-    UnsupportedModelError,
 )
 from softlore.model import KVCache
 from softlore.model.gguf import CacheTypes, GGUFModel, LlamaCppContext
@@ -63,12 +62,6 @@ class LlamaCppModelRunner(ModelRunner):
 
     def check(self, trees: Sequence[Tree]) -> None:
         super().check(trees)
-        if any(tree.steering is not None and bool(tree.steering[0].any()) for tree in trees):
-            raise UnsupportedModelError(
-                "a control vector changes layer 0, to which llama.cpp adds nothing; expected "
-                "layers from 1 on; train it with --layers, or load the model with --model in place "
-                "of --gguf"
-            )
         if len(trees) > self.n_sequences:
             raise ConfigError(
                 f"a text with {len(trees)} conditionings takes as many sequences, and llama.cpp "

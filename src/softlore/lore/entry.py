@@ -79,7 +79,9 @@ Texts = Annotated[list[Text], BeforeValidator(_listed), WithJsonSchema(_TEXTS_SC
 PlainFields = Annotated[dict[str, Any], AfterValidator(plain)]
 Origin = Annotated[PlainFields, AfterValidator(_valid_origin)]
 Natural = Annotated[int, Field(ge=0)]
-Strength = Annotated[float, Field(ge=-MAX_STRENGTH, le=MAX_STRENGTH, allow_inf_nan=False)]
+Strength = Annotated[
+    float, Field(strict=True, ge=-MAX_STRENGTH, le=MAX_STRENGTH, allow_inf_nan=False)
+]
 
 
 class Block(LoreModel):
@@ -142,7 +144,7 @@ class Entry(LoreModel):
     held_out: list[Block] = Field(default_factory=list)
     """Paraphrased calls with the right responses, for evaluation only; never trained on."""
 
-    vectors: dict[Name, Strength] = Field(default_factory=dict)
+    vectors: Annotated[dict[Name, Strength], Field(max_length=16)] = Field(default_factory=dict)
     """Control vectors that steer the story while the entry is active, by name, with a strength
     each: 1 is the vector as it was trained."""
 

@@ -107,7 +107,8 @@ def validation_message(
     # A misspelt field explains a missing one, so it comes first.
     first = min(errors, key=lambda fault: fault["type"] != "extra_forbidden")
     if first["loc"][-1:] == ("[key]",):  # of a mapping: the reason quotes it
-        first["loc"] = first["loc"][:-2]
+        *before, field, _, _ = first["loc"]
+        first["loc"] = (*before, f"a name in {field}")
     place = _place(model, first["loc"], data)
     line = f"{place}: " if place else ""
     line += _reason(model, first, fields)

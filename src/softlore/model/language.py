@@ -272,6 +272,9 @@ class LanguageModel(ABC):
     def _fingerprints(self) -> dict[str, dict[str, Any]]:
         return {}
 
+    def check_steered(self, layers: Sequence[int]) -> None:  # noqa: B027 - most can add to all
+        """Raises UnsupportedModelError where control vectors can't be added to these layers."""
+
     def check_takes_prefix(self) -> None:
         """Raises UnsupportedModelError where `takes_prefix` is False."""
         if not self.takes_prefix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -91,6 +92,11 @@ class ControlVector:
         changed: list[int] = self.directions.any(dim=1).nonzero()[:, 0].tolist()
         return changed
 
+    @property
+    def digest(self) -> str:
+        """A hash of its directions, which tells it from another vector of its name."""
+        return hashlib.sha256(self.directions.numpy().tobytes()).hexdigest()
+
     @classmethod
     @args.expecting(path=args.PATHLIKE)
     def load(cls, path: str | os.PathLike[str]) -> ControlVector:
@@ -145,6 +151,9 @@ class ControlVector:
 
         Args:
             any_model: check the shape only.
+
+        Raises:
+            UnsupportedModelError: what runs the model can't add it.
         """
         expected = (model.layers, model.width)
         if tuple(self.directions.shape) != expected:
@@ -154,6 +163,7 @@ class ControlVector:
                 f"expected {expected}, layers and width of {model.name!r}; load the model that it "
                 "was made for, or train one for this model"
             )
+        model.check_steered(self.layers)
         if self.fingerprint and not any_model:
             own = model.fingerprint("embedding")
             sketches.check(own, self.fingerprint, self.name, model.name, self.base_model)

@@ -214,7 +214,7 @@ class Context:
         given = pieces.vectors if isinstance(pieces, Context) else ()
         own = pieces.pieces if isinstance(pieces, Context) else _merge(pieces)
         object.__setattr__(self, "pieces", own)
-        object.__setattr__(self, "vectors", (*given, *checked_strengths(vectors)))
+        object.__setattr__(self, "vectors", tuple(checked_strengths([*given, *vectors])))
 
     @classmethod
     @args.expecting(text=args.TEXT, prompts=args.PROMPTS, repair=args.FLAG)

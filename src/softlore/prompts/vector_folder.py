@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import os
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from softlore.disk import storage_error, user_folder
@@ -110,5 +111,12 @@ def save_vector(vector: ControlVector, folder: str | os.PathLike[str] | None = N
 def _files(folder: Path) -> Iterator[tuple[Path, ControlVector]]:
     """The control vectors in a folder's files; other files are left out."""
     for path in sorted(folder.glob("*" + SUFFIX)) if folder.is_dir() else []:
-        with contextlib.suppress(PromptFileError, StorageError):
-            yield path, ControlVector.load(path)
+        with contextlib.suppress(PromptFileError, StorageError, OSError):
+            facts = path.stat()
+            yield path, _load(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=64)
+def _load(path: Path, changed: int, size: int) -> ControlVector:
+    """A vector's file, read again where it has changed: stories look for theirs at each turn."""
+    return ControlVector.load(path)

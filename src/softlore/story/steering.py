@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from softlore.errors import ConfigError, PromptMismatchError, UnknownPromptError
+from softlore.errors import ConfigError, ModelError, PromptMismatchError, UnknownPromptError
 from softlore.lore import Entry
 from softlore.model import LanguageModel
 from softlore.prompts import ControlVector
 from softlore.prompts.control_vector import MAX_VECTORS
 from softlore.prompts.vector_folder import vector_named, vectors_in
+
+MOST = MAX_VECTORS - 4  # of a story and its lore; the rest is for those that a turn is given
 
 
 def active_vectors(
@@ -27,15 +29,16 @@ def active_vectors(
     wanted = [(name, strength, name) for name, strength in own.items()]
     for entry in entries:
         wanted += [(name, s, f"{name}, of {entry.name}") for name, s in entry.vectors.items()]
+    wanted = [one for one in wanted if one[1]]
     known = vectors_in() if wanted else {}
     pairs, left_out = list[tuple[ControlVector, float]](), dict[str, str]()
     for name, strength, told in wanted:
         try:
             vector = vector_named(name, known)
             vector.check(model)
-            if len(pairs) == MAX_VECTORS:
-                raise ConfigError(f"{MAX_VECTORS} vectors are active; expected no more")
+            if len(pairs) == MOST:
+                raise ConfigError(f"{MOST} vectors are active; expected no more")
             pairs.append((vector, strength))
-        except (ConfigError, UnknownPromptError, PromptMismatchError) as error:
+        except (ConfigError, UnknownPromptError, ModelError, PromptMismatchError) as error:
             left_out[f"vector {told}"] = str(error)
     return pairs, left_out

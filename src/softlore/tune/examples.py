@@ -298,4 +298,13 @@ def _strongest(name: str, conditioning: Conditioning) -> str:
 
 
 def _render(conditioning: Conditioning) -> str:
-    return " ".join(f"{Context(c).text}={weight:g}" for c, weight in weighted(conditioning))
+    parts = [(Context(part), weight) for part, weight in weighted(conditioning)]
+    return " ".join(f"{part.text}{_render_vectors(part)}={weight:g}" for part, weight in parts)
+
+
+def _render_vectors(context: Context) -> str:
+    """The control vectors of a context by name, content and strength."""
+    return "".join(
+        f"[[vector:{vector.name}/{vector.digest}={strength:g}]]"
+        for vector, strength in context.vectors
+    )

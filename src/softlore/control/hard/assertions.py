@@ -6,6 +6,7 @@ An assertion that cannot be checked does not hold, and neither does its negation
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -134,14 +135,18 @@ def _python(case: AssertionInput, expected: str, _: Assertion) -> Verdict:
 def _judged(case: AssertionInput, question: str, of: Assertion) -> Verdict:
     """Whether the first of the choices is likely enough."""
     least = LIKELY if of.threshold is None else of.threshold
+    if not question.strip():
+        raise _NotCheckedError("the question is empty")
     try:
         chances = case.judge(question, of.choices)
     except (ContextError, EngineError) as error:
         raise _NotCheckedError(str(error)) from error
+    if math.isnan(chances[0]):
+        raise _NotCheckedError("the judge gives no probabilities")
     told = ", ".join(f"{c} {p:.2f}" for c, p in zip(of.choices, chances, strict=True))
-    return Verdict(
-        chances[0] >= least, f"{told}; expected {of.choices[0]} at least {least:g}", chances[0]
-    )
+    asked = " ".join(question.split())
+    reason = f"{asked[:60]!r}: {told}; expected {of.choices[0]} at least {least:g}"
+    return Verdict(chances[0] >= least, reason, chances[0])
 
 
 # By name: the check, and whether its value is a number.
@@ -252,13 +257,23 @@ def _parse_choices(value: Any, kind: str, what: str) -> tuple[str, ...]:
     words = {True: "yes", False: "no"}
     given = value if isinstance(value, list) else []
     choices = [words[one] if isinstance(one, bool) else str(one).strip() for one in given]
-    if kind != JUDGED or not 2 <= len(choices) <= MAX_CHOICES or not all(choices):
+    plain = all(isinstance(one, str | int | float) for one in given)
+    if kind != JUDGED or not 2 <= len(choices) <= MAX_CHOICES or not plain or not all(choices):
         raise ConfigError(
             f"{what} ({kind}) has the choices {value!r:.80}; expected a list of 2 to {MAX_CHOICES} "
             "answers to a `judge`'s question, the right one first; remove or change it"
         )
-    if len(set(choices)) < len(choices):
-        raise ConfigError(f"{what} ({kind}) has a choice twice; expected different ones; change it")
+    for first, second in itertools.permutations(choices, 2):
+        if second.casefold().startswith(first.casefold()):
+            raise ConfigError(
+                f"{what} ({kind}) has the choices {first!r:.40} and {second!r:.40}; expected none "
+                "that begins another, as a model's answer would be taken for both; change one"
+            )
+    if strange := [one for one in choices if "{{" in one or not one.isprintable()]:
+        raise ConfigError(
+            f"{what} ({kind}) has the choice {strange[0]!r:.60}; expected plain words in a line, "
+            "as choices are no templates; change it"
+        )
     return tuple(choices)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Protocol
 
 from softlore.decode.asking import as_question
-from softlore.decode.chat_server import URLS, ChatServer
+from softlore.decode.chat_server import ChatServer, answer_text, is_url
+from softlore.errors import EngineError
 from softlore.measure.score import token_losses, trunk
 from softlore.model import FrozenModel
 
@@ -68,6 +70,7 @@ class ServerJudge:
         self.identity = f"{server.url} {server.name}"
 
     def chances(self, question: str, choices: Sequence[str]) -> list[float]:
+        """See `Judge`. Raises EngineError where the answer is none of the choices."""
         return mean_chances(self._of_order(question, order) for order in orders(choices))
 
     def _of_order(self, question: str, choices: Sequence[str]) -> dict[str, float]:
@@ -75,30 +78,34 @@ class ServerJudge:
             listed(question, choices),
             max_tokens=8, temperature=0, seed=0, logprobs=True, top_logprobs=ALTERNATIVES,
         )  # fmt: skip
-        told = first_tokens(answer)
-        if not told:
-            message = answer.get("message")
-            text = str(message.get("content") or "") if isinstance(message, dict) else ""
-            told = {text: 0.0}
-        masses = {choice: [log for text, log in told.items() if begins(text, choice)]
-                  for choice in choices}  # fmt: skip
-        if not any(masses.values()):
-            return dict.fromkeys(choices, 1 / len(choices))
-        return normalized(
-            {c: math.log(sum(map(math.exp, logs))) if logs else -math.inf
-             for c, logs in masses.items()}
-        )  # fmt: skip
+        text = answer_text(answer)
+        told = first_tokens(answer) or {text: 0.0}
+        logs: dict[str, list[float]] = {}
+        for token, log in told.items():
+            if (choice := choice_of(token, choices)) is not None:
+                logs.setdefault(choice, []).append(log)
+        if not logs:
+            raise EngineError(
+                f"the judge {self.server.name!r} answered {text!r:.60}; expected one of "
+                f"{', '.join(choices)}; ask otherwise, or choose another judge"
+            )
+        most = max(log for of_choice in logs.values() for log in of_choice)
+        masses = {c: sum(math.exp(log - most) for log in logs.get(c, ())) for c in choices}
+        return {c: mass / sum(masses.values()) for c, mass in masses.items()}
 
 
-def find_judge(source: str, model: str = "") -> Judge:
+def find_judge(
+    source: str,
+    model: str = "",
+    load: Callable[[str], FrozenModel] = FrozenModel.from_pretrained,
+) -> Judge:
     """The judge of a URL, or of a model's short name, folder, hub id or GGUF file.
 
     Args:
         model: its name on the server.
+        load: loads a model by name.
     """
-    if source.startswith(URLS):
-        return ServerJudge(ChatServer(source, model))
-    return ModelJudge(FrozenModel.from_pretrained(source))
+    return ServerJudge(ChatServer(source, model)) if is_url(source) else ModelJudge(load(source))
 
 
 def listed(question: str, choices: Sequence[str]) -> str:
@@ -126,16 +133,23 @@ def mean_chances(found: Any) -> list[float]:
     return [fmean(one[choice] for one in all_found) for choice in all_found[0]]
 
 
-def begins(text: str, choice: str) -> bool:
-    """Whether an answer, or its first token, begins a choice, or the choice begins it."""
-    text, choice = text.strip().casefold(), choice.casefold()
-    return bool(text) and (choice.startswith(text) or text.startswith(choice))
+def choice_of(text: str, choices: Sequence[str]) -> str | None:
+    """The choice that an answer, or its first token, says or begins; None for no single one."""
+    text = text.strip().casefold()
+    if not text:
+        return None
+    for choice in choices:
+        if re.match(rf"{re.escape(choice.casefold())}(?!\w)", text):
+            return choice
+    begun = [choice for choice in choices if choice.casefold().startswith(text)]
+    return begun[0] if len(begun) == 1 else None
 
 
 def first_tokens(answer: Mapping[str, Any]) -> dict[str, float]:
     """The likely first tokens of a chat completion, with their log-probabilities; or none."""
     try:
         first = answer["logprobs"]["content"][0]
-        return {str(one["token"]): float(one["logprob"]) for one in first["top_logprobs"]}
+        told = {str(one["token"]): float(one["logprob"]) for one in first["top_logprobs"]}
+        return {token: min(log, 0.0) for token, log in told.items() if math.isfinite(log)}
     except (KeyError, IndexError, TypeError, ValueError):
         return {}

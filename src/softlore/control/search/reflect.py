@@ -120,6 +120,8 @@ def _edited(
         failed: responses that are not expected yet, each with its call.
         others: the other texts of the front.
     """
+    if not parts:
+        return [draw.choice(failed)]
     at = draw.randrange(len(parts))
     match draw.choice(["tell", "replace", "leave out", "join", "order"]):
         case "tell":
@@ -127,7 +129,7 @@ def _edited(
         case "replace":
             parts[at] = draw.choice(failed)
         case "leave out":
-            words = parts[at].split()
+            words = parts[at].split() or [""]
             start = draw.randrange(len(words))
             del words[start : start + draw.randint(1, MOST_WORDS)]
             parts[at] = " ".join(words)

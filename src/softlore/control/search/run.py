@@ -30,6 +30,7 @@ SAVE_SECONDS = 10.0  # between checkpoints
 DEFAULT_SECONDS = 120.0
 DEFAULT_TOKENS = 16
 FROM_SENTENCES = ("reflect",)  # methods that start from sentences, not from random tokens
+FROM_NOTHING = ("beam",)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Searcher:
         n_tokens: default: as many as `initial` has, or 16. `reflect` and `beam` may find shorter
             ones.
         initial: where to start: a text, the tokens nearest to a soft prompt of the embedding kind,
-            or random tokens; `reflect` starts from the calls and responses themselves.
+            or random tokens; `reflect` starts from the calls and responses themselves, `beam` from
+            nothing.
         seconds, passes: the budget; the search ends when either is spent. Default: 120 seconds.
         options: `swaps`, `buffer`, `perplexity` and `writer` of `SearchOptions`.
         checkpoint: a file for progress; if it exists, the search resumes from it.
@@ -102,14 +104,20 @@ class Searcher:
         self.seconds = DEFAULT_SECONDS if seconds is None and passes is None else seconds
         self.passes = passes
         self.checkpoint, self.on_step = checkpoint, on_step
+        if method in FROM_NOTHING and initial is not None:
+            raise ConfigError(
+                f"a start was given, and the method {method} begins with nothing; expected none; "
+                "leave it out, or choose another method"
+            )
         ids = _initial(scorer, initial, n_tokens, seed, filled=method not in FROM_SENTENCES)
+        self._start = list(ids)
         self.state = SearchState(ids, SearchOptions(n_tokens or len(ids), **options))
         self.spent = 0.0
         self.best: tuple[list[int], float] | None = None
         self._objective = float("inf")  # the best objective so far, of any candidate
         if checkpoint is not None and checkpoint.exists():
             self._resume(checkpoint)
-        else:
+        elif method not in FROM_NOTHING:
             self._consider([(self.state.ids, scorer.losses([self.state.ids])[0])])
 
     @property
@@ -136,31 +144,34 @@ class Searcher:
                     saved = time.monotonic()
                 if self.on_step and self.on_step(self):
                     break
-        except KeyboardInterrupt:
+        finally:
             self.save()
-            raise
-        self.save()
         return self.result()
 
     def step(self) -> None:
         """One step of the method."""
         draw = random.Random(f"{self.seed}/{self.method}/{self.state.step}")
+        before = self.scorer.passes
         scored = METHODS[self.method](self.scorer, self.state, draw)
+        # A step that finds nothing new counts, too, or a budget of passes might never be spent.
+        self.scorer.passes = max(self.scorer.passes, before + 1)
         self.state.step += 1
         self._consider(scored)
 
     def shorten(self, loss: float) -> None:
         """Leaves out words of the best prompt while its loss rises by no more than `loss`."""
-        assert self.best is not None
         start = time.monotonic()
-        ids = shorten(self.scorer, self.best[0], loss)
+        ids = shorten(self.scorer, self._found()[0], loss)
         self.best = ids, self.scorer.choosing_loss(ids)
         self.spent += time.monotonic() - start
 
     def result(self) -> SearchResult:
-        """The best prompt so far, with the loss of its text, which may encode to other tokens."""
-        assert self.best is not None
-        ids, value = self.best
+        """The best prompt so far, with the loss of its text, which may encode to other tokens.
+
+        Raises:
+            ConfigError: none was found.
+        """
+        ids, value = self._found()
         text = self.scorer.text(ids)
         loss = recall(self.scorer.model, text + "\n", self.scorer.blocks)
         return SearchResult(
@@ -174,6 +185,14 @@ class Searcher:
             self.scorer.passes,
             self.spent,
         )
+
+    def _found(self) -> tuple[list[int], float]:
+        if self.best is None:
+            raise ConfigError(
+                f"no text of a perplexity below {self.state.options.perplexity:g} was found; "
+                "expected one; raise that (--perplexity), or the budget"
+            )
+        return self.best
 
     def _consider(self, scored: Sequence[tuple[list[int], float]]) -> None:
         """Updates the best prompt: best by the objective, then by the held-out blocks, if any."""
@@ -225,7 +244,7 @@ class Searcher:
             moments = {0: nested(tensors, "optimizer")}
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
             self.state.optimizer = optimizer
-        self.best = (facts["best"][0], facts["best"][1])
+        self.best = facts["best"] and (facts["best"][0], facts["best"][1])
         self._objective, self.spent = facts["objective"], facts["spent"]
         self.scorer.passes, self.scorer.part = facts["passes"]
 
@@ -241,6 +260,7 @@ class Searcher:
             "method": self.method,
             "options": asdict(replace(options, writer=None)),
             "writer": options.writer and options.writer.name,
+            "start": self._start,
             "seed": self.seed,
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -267,7 +287,7 @@ def _initial(
                 "rows have nearest tokens; train a prompt of that kind"
             )
         scorer.model.check_prompt(source)
-        ids = nearest_ids(scorer, source.embeddings.to(scorer.model.device))
+        ids = nearest_ids(scorer, source.embeddings.to(scorer.model.device))[:n_tokens]
     elif filled:
         ids = scorer.model.encode(" ".join(source.split())) if source else []
     else:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from softlore.decode.asking import ask
-from softlore.decode.chat_server import URLS, ChatServer
+from softlore.decode.chat_server import ChatServer, answer_text, is_url
 from softlore.model import FrozenModel
 
 TEMPERATURE = 0.9
@@ -48,23 +49,18 @@ class ServerWriter:
         answers = [
             self.server.ask(instruction, seed=(seed + i) % 2**31, **settings) for i in range(count)
         ]
-        return [_text(answer) for answer in answers], 0
+        return [answer_text(answer) for answer in answers], 0
 
 
-def _text(answer: dict[str, object]) -> str:
-    message = answer.get("message")
-    return str(message.get("content") or "") if isinstance(message, dict) else ""
-
-
-def find_writer(source: str, model: str = "", here: FrozenModel | None = None) -> Writer:
+def find_writer(
+    source: str,
+    model: str = "",
+    load: Callable[[str], FrozenModel] = FrozenModel.from_pretrained,
+) -> Writer:
     """The writer of a URL, or of a model's short name, folder, hub id or GGUF file.
 
     Args:
         model: its name on the server.
-        here: a model that is loaded already, which may be the one.
+        load: loads a model by name.
     """
-    if source.startswith(URLS):
-        return ServerWriter(ChatServer(source, model))
-    if here is not None and here.name == source:
-        return ModelWriter(here)
-    return ModelWriter(FrozenModel.from_pretrained(source))
+    return ServerWriter(ChatServer(source, model)) if is_url(source) else ModelWriter(load(source))

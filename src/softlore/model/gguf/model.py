@@ -158,6 +158,15 @@ class GGUFModel(LanguageModel):
     def filler(self) -> int:
         return self.ordinary_ids[0]
 
+    def check_steered(self, layers: Sequence[int]) -> None:
+        """`LanguageModel.check_steered`: llama.cpp adds nothing to layer 0."""
+        if 0 in layers:
+            raise UnsupportedModelError(
+                "a control vector changes layer 0, to which llama.cpp adds nothing; expected "
+                "layers from 1 on; train it with --layers, or load the model with --model in place "
+                "of --gguf"
+            )
+
     def check_prompt(self, prompt: Any, any_model: bool = False) -> None:
         """`LanguageModel.check_prompt`; a prefix also determines the layout of rotary pairs."""
         if prompt.kind == "embedding" or any_model:

@@ -130,11 +130,6 @@ class VLLMEngine(Engine):
                 "several codes, or one with a strength other than 1, are mixed token by token, "
                 "which vLLM does not do; expected one code of strength 1; use --engine local"
             )
-        if request.vectors:
-            raise ConfigError(
-                "control vectors change what the model's layers put out, which a vLLM server does "
-                "not offer; expected none; use --engine local"
-            )
         if request.prompt_logprobs is not None:
             raise ConfigError(
                 "log-probabilities of the prompt (echo with logprobs, or max_tokens 0) are not "
@@ -149,6 +144,12 @@ class VLLMEngine(Engine):
             )
         conditioning = conditionings[0][0] if conditionings else ""
         tree = request.compose(self.model, conditioning)
+        if request.vectors or tree.steering is not None:
+            raise ConfigError(
+                "control vectors change what the model's layers put out, which a vLLM server does "
+                "not offer; expected none, in the text, the story and the entries of the lorebook "
+                "that are active; take them out, or use --engine local"
+            )
         self._tell_classic(tree)
         context, positions = _context(self.model, request, conditioning, tree)
         most = request.max_new_tokens

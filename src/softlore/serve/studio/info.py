@@ -12,7 +12,6 @@ from softlore.errors import ModelError, PromptMismatchError
 from softlore.lore.formats.registry import EXPORTERS as BOOK_WRITERS
 from softlore.model import LanguageModel
 from softlore.model.finding import known_models, own_models
-from softlore.model.gguf import GGUFModel
 from softlore.prompts import WRITABLE, PromptLibrary
 from softlore.prompts.vector_folder import vectors_in
 from softlore.serve.compose import model_name
@@ -125,11 +124,9 @@ def _vectors(model: LanguageModel) -> list[dict[str, Any]]:
     """The control vectors that were made for this model, and that its engine can add."""
     fitting: list[dict[str, Any]] = []
     for vector in vectors_in().values():
-        if isinstance(model, GGUFModel) and 0 in vector.layers:
-            continue
         try:
             vector.check(model)
-        except PromptMismatchError:
+        except (PromptMismatchError, ModelError):
             continue
         positive = vector.training.get("positive")
         about = positive[0] if isinstance(positive, list) and positive else "a control vector"

@@ -6,7 +6,7 @@ import { checkbox, labelled, select, slider, tags } from "./fields.js";
 import { setStory } from "./memory.js";
 import { trying } from "./messages.js";
 import { addPanel } from "./panels.js";
-import { habits, on, setHabits, state } from "./store.js";
+import { beforeWriting, habits, on, setHabits, state } from "./store.js";
 
 const MOST = 3; // strength of a code, either way
 const PAUSE = 500;
@@ -56,12 +56,16 @@ function onNew(look, field, draw) {
   });
 }
 
-const saveVectors = later((vectors) => setStory({ vectors }), PAUSE);
+const saveVectors = later((story, vectors) =>
+  story === state.story?.name && setStory({ vectors }), PAUSE);
+beforeWriting.add(() => saveVectors.now());
 
 /** A slider for each of the model's "codes" or "vectors"; `change` gets those that are not off. */
 function strengths(kind, look, change, none) {
   const rows = h("div", { class: "group" });
+  let of = null; // the story that is drawn
   const draw = (chosen = { ...look() }) => {
+    of = state.story?.name;
     const known = state.info?.[kind] ?? [];
     rows.replaceChildren(...(known.length ? known.map(({ name, description }) => slider(name, {
       value: chosen[name] ?? 0, min: -MOST, max: MOST, step: 0.1, default: 0,
@@ -78,6 +82,7 @@ function strengths(kind, look, change, none) {
     }
   };
   on("info", () => draw());
+  on("story", () => state.story?.name !== of && draw());
   onNew(look, rows, () => draw());
   draw();
   return rows;
@@ -159,7 +164,8 @@ export function makeSettings() {
           "This model knows no control codes.")),
       h("div", { class: "group" }, h("h3", {}, "Control vectors, in this story"),
         h("p", { class: "quiet" }, "Tones as directions in the model; they take no room."),
-        strengths("vectors", () => state.story?.settings.vectors ?? {}, saveVectors,
+        strengths("vectors", () => state.story?.settings.vectors ?? {},
+          (vectors) => saveVectors(state.story?.name, vectors),
           "None yet. In a terminal: softlore vector train --help")),
       h("div", { class: "group" }, h("h3", {}, "How words are chosen, in this story"), samplers(),
         h("div", { class: "two" },

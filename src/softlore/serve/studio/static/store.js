@@ -56,6 +56,11 @@ export function keep(name, value) {
   }
 }
 
+/** Functions that save what waits to be saved; called before the model writes. */
+export const beforeWriting = new Set();
+
+export const saveWaiting = () => Promise.all([...beforeWriting].map((save) => save()));
+
 // Preferences for all stories, stored in this browser.
 const USUAL = { tokens: 80, stop: [], codes: {}, no_copy: 0, enter: false };
 

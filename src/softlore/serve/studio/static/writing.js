@@ -5,7 +5,7 @@ import { $, say } from "./dom.js";
 import { caretOffset, read, show } from "./chips.js";
 import { choices } from "./choices.js";
 import { beginLive, editing, flush, follow, itemOf, turnInHand } from "./editor.js";
-import { habits, keep, on, recall, set, state } from "./store.js";
+import { habits, keep, on, recall, saveWaiting, set, state } from "./store.js";
 import { tell, trying, wrong } from "./messages.js";
 
 const JOINS = /^[\s.,;:!?)\]…’]/;
@@ -69,6 +69,7 @@ export const write = trying(async ({ retry = false } = {}) => {
   const aborting = new AbortController();
   set({ writing: { aborting, stop: () => stop(aborting) } });
   try {
+    await saveWaiting();
     if (editing()) await saved();
     if (!state.story?.turns.length) {
       keep("draft.", null);
@@ -155,6 +156,7 @@ export const writeSeveral = trying(async () => {
   let list = null;
   let done = null;
   try {
+    await saveWaiting();
     if (!state.story?.turns.length) await makeStory(typed);
     const { name } = state.story;
     list = choices("Several ways to go on", SEVERAL);
