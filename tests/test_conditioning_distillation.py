@@ -118,8 +118,8 @@ def test_distil_command(tmp_path):
     assert ended.code == 0, ended.err
     assert len(PromptLibrary(tmp_path / "out")["more"]) == 4
     for arguments, said in (
-        (["--name", "x"], "give one of the two"),
-        (["--name", "x", tmp_path / "style.txt", "--code", "wind"], "give one of the two"),
+        (["--name", "x"], "give one of the three"),
+        (["--name", "x", tmp_path / "style.txt", "--code", "wind"], "give one of the three"),
         (["--name", "x", "--code", "none"], "neither a code"),
         (["--name", "a/b", tmp_path / "style.txt"], "a/b"),
         (["--name", "x", tmp_path / "none.txt"], "can't be read"),
