@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 import struct
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from running import save_tiny_model, softlore
-from softlore import Context, ControlVector, SoftPrompt, generate, runner_for, write
+from softlore import (
+    Context,
+    ControlVector,
+    Entry,
+    SoftPrompt,
+    WorldInfoTrainer,
+    generate,
+    runner_for,
+    write,
+)
+from softlore.compare.methods import vector_of_text
 from softlore.context.compose import compose, logits
 from softlore.control.vectors import (
     contrast_of_contexts,
@@ -41,6 +52,7 @@ from softlore.prompts.vector_folder import find_vector, load_vector, save_vector
 from softlore.prompts.vector_gguf import load_vector_gguf, vector_to_gguf
 from softlore.serve.compose import RequestComposer
 from softlore.serve.prompt_store import PromptStore
+from softlore.tune.checkpoint import Checkpointing
 
 MODEL = tiny_model("llama")
 DOG = SoftPrompt.from_text("Dog is a good boy", MODEL, name="dog", kind="prefix")
@@ -594,3 +606,27 @@ def test_a_vector_is_distilled_into_a_soft_prompt(tmp_path, monkeypatch):
     assert refused.code == 2
     assert "did you mean 'dark'" in refused.err
     assert "give one of the three" in softlore(*command, "--vector", "dark", "--code", "a").err
+
+
+def test_a_training_is_resumed_with_the_same_vector_only(tmp_path):
+    def train(vector, strength):
+        conditioning = Context("", [(vector, strength)])
+        few = {"n_tokens": 2, "max_steps": 2, "distil_passages": 4}
+        kept = Checkpointing(tmp_path / "kept")
+        trainer = WorldInfoTrainer(
+            MODEL, conditionings={"dark": conditioning}, checkpointing=kept, **few
+        )
+        return trainer.train()["dark"]
+
+    first = train(DARK, 1.0)
+    assert torch.equal(train(DARK, 1.0).key_values, first.key_values)
+    for vector, strength in ((replace(WARM, name="dark"), 1.0), (DARK, 2.0)):
+        with pytest.raises(ConfigError, match="is of another run"):
+            train(vector, strength)
+
+
+def test_an_entry_too_long_for_a_vector_is_compared_without(tmp_path):
+    entry = Entry(name="Ada", text="Ada wears a red hat. " * 11, blocks=[("Ada", [" ran"])])
+    assert vector_of_text(MODEL, entry, seed=0) is None
+    short = entry.model_copy(update={"text": "Ada wears a red hat."})
+    assert vector_of_text(MODEL, short, seed=0).vectors[0][0].name == "Ada"

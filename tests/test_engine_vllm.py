@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from softlore import ControlVector, SoftPrompt
+from softlore import Context, ControlVector, SoftPrompt
 from softlore.context import Node, Tree, compose
 from softlore.decode import (
     GenerationRequest,
@@ -274,6 +274,8 @@ def test_it_says_what_it_cannot_do(server):
             await engine.start(GenerationRequest("The dog", conditioning=[("Horror ", 2.0)]))
         with pytest.raises(ConfigError, match="control vectors"):
             await engine.start(GenerationRequest("The dog", vectors=[(VECTOR, 1.0)]))
+        with pytest.raises(ConfigError, match="control vectors"):
+            await engine.start(GenerationRequest(Context("The dog", [(VECTOR, 1.0)])))
         with pytest.raises(ConfigError, match="no_copy"):
             await engine.start(GenerationRequest("The dog", sampling={"no_copy": 8}))
         conditioning = await drained(

@@ -233,9 +233,9 @@ def vector_of_text(model: FrozenModel, entry: Entry, seed: int) -> Context | Non
     text = plain_text(entry)
     try:
         contrast = contrast_of_contexts(model, [text], passages=VECTOR_PASSAGES, seed=seed)
+        return Context("", [(train_vector(model, entry.name, contrast), 1.0)])
     except ContextError:  # text and passage do not fit
         return None
-    return Context("", [(train_vector(model, entry.name, contrast), 1.0)])
 
 
 def search_text(model: FrozenModel, entry: Entry, seed: int, seconds: float) -> str | None:

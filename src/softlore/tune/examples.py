@@ -305,6 +305,6 @@ def _render(conditioning: Conditioning) -> str:
 def _render_vectors(context: Context) -> str:
     """The control vectors of a context by name, content and strength."""
     return "".join(
-        f"[[vector:{vector.name}/{vector.digest}={strength:g}]]"
+        f"[[vector:{vector.name}/{vector.digest[:16]}={strength:g}]]"
         for vector, strength in context.vectors
     )
