@@ -163,7 +163,11 @@ def _check_method(method: str, settings: dict[str, Any]) -> None:
 
 def check_server_name(source: str | None, model: str, option: str) -> None:
     """Refuses the name of a model on no server."""
-    if model and not (source or "").startswith("http"):
+    if not model:
+        return
+    from softlore.decode.chat_server import is_url
+
+    if not is_url(source or ""):
         raise ConfigError(
             f"--{option}-model {model!r:.60} is a name on a server; expected --{option} with its "
             "address, http://…/v1; add it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from softlore.cli.options import (
 
 if TYPE_CHECKING:
     from softlore.lore import Lorebook
+    from softlore.model import LanguageModel
     from softlore.settings import Names
     from softlore.story import Story, StoryDraft, StoryLibrary, StorySettings
     from softlore.story.session import StorySession
@@ -129,8 +131,7 @@ def command(
         origin.begin(card, lorebook, greeting or 1, names)
     strengths, vector_files = split_vectors(vectors)
     if strengths:
-        all_strengths = origin.settings().vectors | strengths
-        given["vectors"] = {name: one for name, one in all_strengths.items() if one}
+        given["vectors"] = origin.settings().vectors | strengths
     if export_file is not None:
         library(folder)
         if lorebook is not None:
@@ -142,16 +143,12 @@ def command(
     settings = origin.settings().changed(**given)
     own = settings.model or (Lorebook.load(settings.lorebook).model if settings.lorebook else None)
     with source.loading(own, gguf=gguf, brief=True) as shown:
-        from softlore.prompts.vector_folder import fitting_vectors
         from softlore.story.session import StorySession, sources
-        from softlore.story.steering import active_vectors
 
         library(folder)  # checked before a story is created
         book, prompts = sources(settings)
         runner = runner_of(shown, gguf, cache)
-        fitting_vectors(runner.model, {name: one for name, one in strengths.items() if one})
-        for told, why in active_vectors(runner.model, settings.vectors)[1].items():
-            click.echo(f"{told} is not used: {why}", err=True)
+        _check_vectors(runner.model, settings, strengths)
         if vector_files:
             files = find_vectors(vector_files, runner.model.layers)
             sampling = {**sampling, "vectors": files}
@@ -162,6 +159,18 @@ def command(
         lore = book if lorebook else origin.book or book
         session = StorySession(story, runner, lore, prompts, chapter_writer=chapters)
         _write(session, stories, tokens, sampling)
+
+
+def _check_vectors(
+    model: LanguageModel, settings: StorySettings, given: Mapping[str, float]
+) -> None:
+    """Refuses vectors that were given now and don't fit; tells which of the story's don't."""
+    from softlore.prompts.vector_folder import fitting_vectors
+    from softlore.story.steering import active_vectors
+
+    fitting_vectors(model, {name: strength for name, strength in given.items() if strength})
+    for vector, why in active_vectors(model, settings.vectors)[1].items():
+        click.echo(f"{vector} is not used: {why}", err=True)
 
 
 def _lasting(model_name: str | None) -> str | None:

@@ -251,7 +251,7 @@ class Terminal:
             )
         fitting_vectors(self.session.model, {n: one for n, one in given.items() if one})
         if text:
-            self.story.set(vectors={name: one for name, one in (known | given).items() if one})
+            self.story.set(vectors=known | given)
         now = self.story.settings.vectors.items()
         told = " ".join(f"{name}={strength:g}" for name, strength in now)
         click.echo(told or "(none; softlore vector inspect lists them)")

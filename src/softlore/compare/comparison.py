@@ -229,8 +229,7 @@ def _left_out(
     budget: float,
 ) -> str:
     """What a comparison leaves out for want of time."""
-    counts = (len({r["entry"] for r in rows if r["seed"] == seed}) for seed in measured)
-    entries = min(counts, default=0)
+    entries = min(len({r["entry"] for r in rows if r["seed"] == seed}) for seed in measured)
     parts = [f"{entries} of {len(book)} entries"] if entries < len(book) else []
     if len(measured) < len(seeds):
         parts.append(f"{len(measured)} of {len(seeds)} seeds")

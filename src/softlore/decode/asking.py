@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from softlore.decode.batch import RunningBatch
+from softlore.decode.chat_server import ChatServer, is_url
 from softlore.decode.model_runner import TorchModelRunner
 from softlore.decode.prefix_cache import PrefixCache
 from softlore.decode.request import GenerationRequest
 from softlore.model import FrozenModel, LanguageModel
+
+
+def find_model(
+    source: str,
+    model: str = "",
+    load: Callable[[str], FrozenModel] = FrozenModel.from_pretrained,
+) -> ChatServer | FrozenModel:
+    """A model that answers: on a server, or here.
+
+    Args:
+        source: a server's URL; or a model's short name, folder, hub id or GGUF file.
+        model: its name on the server.
+        load: loads a model by name.
+    """
+    return ChatServer(source, model) if is_url(source) else load(source)
+
+
+def has_template(model: LanguageModel) -> bool:
+    """Whether a model is asked by a chat template."""
+    return bool(getattr(model.tokenizer, "chat_template", None))
 
 
 def as_question(model: LanguageModel, question: str) -> str:
@@ -16,9 +38,9 @@ def as_question(model: LanguageModel, question: str) -> str:
 
     Models without a chat template read it as a text with "Answer:" after it.
     """
-    tokenizer = model.tokenizer
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_template(model):
         return f"{question}\n\nAnswer:"
+    tokenizer = model.tokenizer
     turns = [{"role": "user", "content": question}]
     asked = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
     begun = model.bos and tokenizer.bos_token  # which is put before every text

@@ -214,7 +214,9 @@ class Context:
         given = pieces.vectors if isinstance(pieces, Context) else ()
         own = pieces.pieces if isinstance(pieces, Context) else _merge(pieces)
         object.__setattr__(self, "pieces", own)
-        object.__setattr__(self, "vectors", tuple(checked_strengths([*given, *vectors])))
+        steering = checked_strengths(vectors)
+        steering = checked_strengths([*given, *steering]) if given else steering
+        object.__setattr__(self, "vectors", tuple(steering))
 
     @classmethod
     @args.expecting(text=args.TEXT, prompts=args.PROMPTS, repair=args.FLAG)

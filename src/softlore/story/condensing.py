@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any
 
 from softlore.decode import write
-from softlore.decode.asking import as_question
+from softlore.decode.asking import as_question, has_template
 from softlore.errors import SoftloreError
 from softlore.lore import Entry
 from softlore.lore.names import as_name
@@ -185,7 +185,7 @@ def summarize(model: FrozenModel, text: str, pause: Pause = lambda: None) -> str
     """
     tokens = len(model.encode(text))
     length = max(LEAST_TOKENS, min(SUMMARY_TOKENS, tokens // SUMMARY_SHARE))
-    if getattr(model.tokenizer, "chat_template", None):
+    if has_template(model):
         with suppress(SoftloreError):
             asked = _asked(model, ASKED.format(text.strip()), length, pause)
             if len(asked.split()) >= LEAST_WORDS:

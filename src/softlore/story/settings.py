@@ -80,6 +80,11 @@ class StorySettings(Names):
                 f"a story's settings cannot be saved: {error}; expected {_JSON}; change them"
             ) from None
 
+    @field_validator("vectors")
+    @classmethod
+    def _drop_those_that_are_off(cls, vectors: dict[str, float]) -> dict[str, float]:
+        return {name: strength for name, strength in vectors.items() if strength}
+
     @field_validator("changes")
     @classmethod
     def _check_changes(cls, changes: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,16 +7,18 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any, Protocol
 
-from softlore.decode.asking import as_question
-from softlore.decode.chat_server import ChatServer, answer_text, is_url
+from softlore.decode.asking import as_question, find_model, has_template
+from softlore.decode.chat_server import ChatServer, answer_text
 from softlore.errors import EngineError
 from softlore.measure.score import token_losses, trunk
 from softlore.model import FrozenModel
 
 ALTERNATIVES = 20  # likely tokens that a server is asked for
+Logs = dict[str, list[float]]  # log-probabilities by choice
 
 
 class Judge(Protocol):
@@ -47,19 +49,15 @@ class ModelJudge:
         self.identity = hashlib.sha256(identity.encode()).hexdigest()
 
     def chances(self, question: str, choices: Sequence[str]) -> list[float]:
-        return mean_chances(self._of_order(question, order) for order in orders(choices))
+        return in_every_order(partial(self._logs, question), choices)
 
-    def _of_order(self, question: str, choices: Sequence[str]) -> dict[str, float]:
-        model, asked = self.model, as_question(self.model, listed(question, choices))
-        templated = not asked.endswith("Answer:")
-        before = model.encode(asked)
-        answers = [
-            (before, model.encode(choice if templated else f" {choice}", inside=True))
-            for choice in choices
-        ]
+    def _logs(self, question: str, choices: Sequence[str]) -> Logs:
+        model = self.model
+        before = model.encode(as_question(model, listed(question, choices)))
+        space = "" if has_template(model) else " "
+        answers = [(before, model.encode(space + choice, inside=True)) for choice in choices]
         losses = token_losses(model, trunk(model, ""), answers)
-        logs = [-float(of_choice.sum()) for of_choice in losses]
-        return normalized(dict(zip(choices, logs, strict=True)))
+        return {c: [-float(loss.sum())] for c, loss in zip(choices, losses, strict=True)}
 
 
 class ServerJudge:
@@ -71,16 +69,16 @@ class ServerJudge:
 
     def chances(self, question: str, choices: Sequence[str]) -> list[float]:
         """See `Judge`. Raises EngineError where the answer is none of the choices."""
-        return mean_chances(self._of_order(question, order) for order in orders(choices))
+        return in_every_order(partial(self._logs, question), choices)
 
-    def _of_order(self, question: str, choices: Sequence[str]) -> dict[str, float]:
+    def _logs(self, question: str, choices: Sequence[str]) -> Logs:
         answer = self.server.ask(
             listed(question, choices),
             max_tokens=8, temperature=0, seed=0, logprobs=True, top_logprobs=ALTERNATIVES,
         )  # fmt: skip
         text = answer_text(answer)
         told = first_tokens(answer) or {text: 0.0}
-        logs: dict[str, list[float]] = {}
+        logs: Logs = {}
         for token, log in told.items():
             if (choice := choice_of(token, choices)) is not None:
                 logs.setdefault(choice, []).append(log)
@@ -89,23 +87,13 @@ class ServerJudge:
                 f"the judge {self.server.name!r} answered {text!r:.60}; expected one of "
                 f"{', '.join(choices)}; ask otherwise, or choose another judge"
             )
-        most = max(log for of_choice in logs.values() for log in of_choice)
-        masses = {c: sum(math.exp(log - most) for log in logs.get(c, ())) for c in choices}
-        return {c: mass / sum(masses.values()) for c, mass in masses.items()}
+        return logs
 
 
-def find_judge(
-    source: str,
-    model: str = "",
-    load: Callable[[str], FrozenModel] = FrozenModel.from_pretrained,
-) -> Judge:
-    """The judge of a URL, or of a model's short name, folder, hub id or GGUF file.
-
-    Args:
-        model: its name on the server.
-        load: loads a model by name.
-    """
-    return ServerJudge(ChatServer(source, model)) if is_url(source) else ModelJudge(load(source))
+def find_judge(source: str, *more: Any) -> Judge:
+    """The judge of a URL, or of a model here; see `decode.asking.find_model`."""
+    found = find_model(source, *more)
+    return ServerJudge(found) if isinstance(found, ChatServer) else ModelJudge(found)
 
 
 def listed(question: str, choices: Sequence[str]) -> str:
@@ -115,22 +103,18 @@ def listed(question: str, choices: Sequence[str]) -> str:
     )
 
 
-def orders(choices: Sequence[str]) -> list[list[str]]:
-    """The orders in which each of the choices comes first once."""
-    return [[*choices[i:], *choices[:i]] for i in range(len(choices))]
+def in_every_order(logs: Callable[[Sequence[str]], Logs], choices: Sequence[str]) -> list[float]:
+    """The mean probability of each choice, with each of the choices listed first once."""
+    orders = [[*choices[i:], *choices[:i]] for i in range(len(choices))]
+    found = [shares(logs(order), choices) for order in orders]
+    return [fmean(of_choice) for of_choice in zip(*found, strict=True)]
 
 
-def normalized(logs: Mapping[str, float]) -> dict[str, float]:
-    """Probabilities of log-probabilities."""
-    most = max(logs.values())
-    masses = {choice: math.exp(log - most) for choice, log in logs.items()}
-    return {choice: mass / sum(masses.values()) for choice, mass in masses.items()}
-
-
-def mean_chances(found: Any) -> list[float]:
-    """The mean of probabilities by choice, in the order of the first."""
-    all_found: list[dict[str, float]] = list(found)
-    return [fmean(one[choice] for one in all_found) for choice in all_found[0]]
+def shares(logs: Logs, choices: Sequence[str]) -> list[float]:
+    """The probability of each choice among them; several log-probabilities of one add up."""
+    most = max(log for of_choice in logs.values() for log in of_choice)
+    masses = [sum(math.exp(log - most) for log in logs.get(choice, ())) for choice in choices]
+    return [mass / sum(masses) for mass in masses]
 
 
 def choice_of(text: str, choices: Sequence[str]) -> str | None:

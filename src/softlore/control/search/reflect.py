@@ -15,7 +15,7 @@ import random
 from collections.abc import Sequence
 
 from softlore.control.search.scoring import Scorer
-from softlore.control.search.state import Scored, SearchState
+from softlore.control.search.state import Candidate, Scored, SearchState
 from softlore.control.search.writers import ModelWriter, Writer
 from softlore.errors import ContextOverflowError
 from softlore.lore.styles import sentences
@@ -30,7 +30,6 @@ ASKED = (
     "write:\n{failures}\n\nRewrite the notes so that these are said, too. Keep the rest. Use plain "
     "sentences, in one paragraph of at most {words} words."
 )
-Candidate = tuple[list[int], list[float]]  # ids, and the loss of each task
 
 
 def reflect_step(scorer: Scorer, state: SearchState, draw: random.Random) -> Scored:
@@ -107,7 +106,7 @@ def _rewrites(
     except ContextOverflowError:  # the writer reads too little: edits only
         return []
     scorer.count_tokens(tokens)
-    paragraphs = (next(iter(answer.strip().split("\n\n")), "") for answer in answers)
+    paragraphs = (answer.strip().split("\n\n")[0] for answer in answers)
     return [sentences(" ".join(paragraph.split()).strip("\"'“”-* ")) for paragraph in paragraphs]
 
 

@@ -109,9 +109,12 @@ class Searcher:
                 f"a start was given, and the method {method} begins with nothing; expected none; "
                 "leave it out, or choose another method"
             )
-        ids = _initial(scorer, initial, n_tokens, seed, filled=method not in FROM_SENTENCES)
+        ids: list[int] = []
+        if method not in FROM_NOTHING:
+            ids = _initial(scorer, initial, n_tokens, seed, filled=method not in FROM_SENTENCES)
         self._start = list(ids)
-        self.state = SearchState(ids, SearchOptions(n_tokens or len(ids), **options))
+        length = n_tokens or len(ids) or DEFAULT_TOKENS
+        self.state = SearchState(ids, SearchOptions(length, **options))
         self.spent = 0.0
         self.best: tuple[list[int], float] | None = None
         self._objective = float("inf")  # the best objective so far, of any candidate

@@ -11,6 +11,7 @@ from torch import Tensor
 from softlore.control.search.writers import Writer
 from softlore.errors import ConfigError
 
+Candidate = tuple[list[int], list[float]]  # ids, and losses: of each task, or the objective
 Scored = list[tuple[list[int], float]]  # candidates, and the objective of each
 
 
@@ -59,6 +60,6 @@ class SearchState:
     ids: list[int]
     options: SearchOptions
     step: int = 0
-    pool: list[tuple[list[int], list[float]]] = field(default_factory=list)
+    pool: list[Candidate] = field(default_factory=list)
     rows: Tensor | None = None
     optimizer: Any = field(default=None, repr=False)

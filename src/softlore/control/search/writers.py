@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
-from softlore.decode.asking import ask
-from softlore.decode.chat_server import ChatServer, answer_text, is_url
+from softlore.decode.asking import ask, find_model
+from softlore.decode.chat_server import ChatServer, answer_text
 from softlore.model import FrozenModel
 
 TEMPERATURE = 0.9
@@ -52,15 +51,7 @@ class ServerWriter:
         return [answer_text(answer) for answer in answers], 0
 
 
-def find_writer(
-    source: str,
-    model: str = "",
-    load: Callable[[str], FrozenModel] = FrozenModel.from_pretrained,
-) -> Writer:
-    """The writer of a URL, or of a model's short name, folder, hub id or GGUF file.
-
-    Args:
-        model: its name on the server.
-        load: loads a model by name.
-    """
-    return ServerWriter(ChatServer(source, model)) if is_url(source) else ModelWriter(load(source))
+def find_writer(source: str, *more: Any) -> Writer:
+    """The writer of a URL, or of a model here; see `decode.asking.find_model`."""
+    found = find_model(source, *more)
+    return ServerWriter(found) if isinstance(found, ChatServer) else ModelWriter(found)
