@@ -29,6 +29,7 @@ from softlore.context.compose import compose, logits
 from softlore.control.vectors import (
     contrast_of_contexts,
     contrast_of_texts,
+    inner_layers,
     middle_layers,
     train_vector,
 )
@@ -43,10 +44,12 @@ from softlore.errors import (
 )
 from softlore.lore import Block
 from softlore.measure import drift, recall
+from softlore.measure.losses import mean_kl
+from softlore.measure.score import hidden_states_after, trunk
 from softlore.model.steering import steered
 from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
-from softlore.prompts.control_vector import MAX_VECTORS
+from softlore.prompts.control_vector import MAX_VECTORS, sum_vectors
 from softlore.prompts.tags import split_vector_tags
 from softlore.prompts.vector_folder import find_vector, load_vector, save_vector, vectors_in
 from softlore.prompts.vector_gguf import load_vector_gguf, vector_to_gguf
@@ -291,6 +294,56 @@ def test_strength_1_moves_the_last_layer_as_far_as_the_text_does():
     assert float((steered - negative) @ goal) == pytest.approx(float(goal @ goal), rel=0.1)
 
 
+def test_distillation_has_more_of_the_texts_effect_than_the_mean():
+    """On passages of another seed, which neither was trained on."""
+    text, seen = "The night was dark and cold. ", {"passages": 24, "after_positive": True}
+    contrast = contrast_of_contexts(MODEL, [text], **seen)
+    others = [ids for _, ids in contrast_of_contexts(MODEL, [text], seed=1, **seen).positive]
+    before = contrast.positive[0][0]
+    expected = hidden_states_after(MODEL, before, others)
+    bare = trunk(MODEL, "")
+
+    def missing(vectors):
+        steering = sum_vectors(MODEL, vectors) if vectors else None
+        states = hidden_states_after(MODEL, replace(bare, steering=steering), others)
+        return mean_kl(MODEL, expected, states)
+
+    settings = {"layers": [1, 2, 3], "seed": 3}
+    mean = train_vector(MODEL, "dark", contrast, **settings)
+    shares = []
+    distilled = train_vector(
+        MODEL,
+        "dark",
+        contrast,
+        method="distil",
+        max_steps=30,
+        on_progress=shares.append,
+        **settings,
+    )
+    again = train_vector(MODEL, "dark", contrast, method="distil", max_steps=30, **settings)
+    assert distilled.directions.equal(again.directions)
+    assert distilled.layers == [1, 2, 3]
+    assert shares == pytest.approx([(i + 1) / 30 for i in range(30)])
+    losses = distilled.training["held_out_loss"]
+    assert losses["end"] < losses["start"]
+    assert missing([(distilled, 1.0)]) < missing([(mean, 1.0)])
+    assert missing([(distilled, 1.0)]) < 0.8 * missing([])
+
+
+def test_distillation_of_texts_makes_texts_of_their_kind_likelier():
+    """Long texts are learned from in several passages."""
+    dark, merry = "the night was cold and dark " * 40, "the sun is warm "
+    contrast = contrast_of_texts(MODEL, [dark, dark[4:]], [merry, merry * 2])
+    trained = train_vector(MODEL, "dark", contrast, method="distil", max_steps=30)
+    assert trained.layers == inner_layers(MODEL.layers) == [1, 2, 3]
+
+    def likely(text, vectors):
+        return recall(MODEL, Context("", vectors), [Block(call="The", responses=[" " + text])])
+
+    other = dark[: len(dark) // 8]
+    assert likely(other, [(trained, 1.0)]) < likely(other, []) - 0.2
+
+
 def test_training_refuses_what_cannot_be():
     contrast = contrast_of_texts(MODEL, ["dark"], ["light", "bright"])
     for settings, told in (
@@ -458,6 +511,11 @@ def test_a_user_trains_shows_converts_and_writes(tmp_path, monkeypatch):
     assert same.code == 0
     one, other = (find_vector(name).directions for name in ("dark", "again"))
     assert one.equal(other)
+    distilled = ("--method", "distil", "--max-steps", "20", "--json", "-", "--layers", "1-3")
+    ended = softlore("vector", "train", "cold", "--model", model, *told[:2], *distilled)
+    record = json.loads(ended.out)
+    assert record["layers"] == [1, 2, 3]
+    assert record["training"]["held_out_loss"].keys() == {"bare", "start", "end"}
     pytest.importorskip("gguf")
     converted = softlore("vector", "convert", "dark", "--to", "gguf")
     assert converted.code == 0, converted.err

@@ -1,33 +1,47 @@
-"""Measures control vectors: whether the tone shows, and what else they change.
+"""Measures control vectors: whether the tone or genre shows, and what else they change.
 
-    python tools/measure_vectors.py smollm2 --out runs/vectors.jsonl
+    python tools/measure_vectors.py tones smollm2 --out runs/vectors.jsonl
+    python tools/measure_vectors.py genres storyteller --data runs/corpus
 
-For each of six tones a control vector is trained on a text that describes it, against those that
-describe the other five. Then texts are written after the same openings: after nothing, after the
-tone's text, and with the vector at several strengths. Each is named, one of six, by naive Bayes
-over the words of other texts that the model wrote after the tones' texts, and by attribution: the
-tone whose text, put before it, makes it the likeliest. Perplexity is the bare model's, of the
-texts; drift is the KL on unrelated text. Recall is that of prefixes which have the effect of the
-demo's lore texts, alone and beside the vector.
+`tones`: for each of six a control vector is trained on a text that describes it, against those that
+describe the other five. `genres`: for each of seven, on passages of its books against those of the
+others (`--data` is what ``tools/corpus.py`` wrote). Then texts are written after the same openings:
+after nothing, after the text, after the model's own control code where it has one, and with the
+vector at several strengths. Each is named by naive Bayes, over the words of the genres' books or of
+other texts that the model wrote after the tones' texts, and by attribution: the text (or the
+model's code) that makes it the likeliest when it is put before it. Perplexity is the bare model's,
+of the texts; drift is the KL on unrelated text. Recall is that of prefixes which have the effect of
+the demo's lore texts, alone and beside the vector.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
+import numpy as np
 import torch
+from transformers import AutoTokenizer
 
-from measuring import Keep, LatestModel, main, measure
+from evaluate_storyteller import bayes_of_corpus
+from measure_codes import OPENINGS
+from measuring import Corpus, Keep, LatestModel, main, measure
 from naive_bayes import NaiveBayes
 from real_tables import print_means
 from softlore import FrozenModel, Lorebook, SoftPrompt, demo
 from softlore.compare.harness import Row, grid
 from softlore.context import Tree
-from softlore.control.vectors import contrast_of_contexts, train_vector
+from softlore.control import (
+    Contrast,
+    codes_of,
+    contrast_of_contexts,
+    contrast_of_texts,
+    train_vector,
+)
 from softlore.decode import SamplingParams, sample_ids
 from softlore.lore.study import OPENERS
 from softlore.measure import distinct, perplexity
@@ -51,49 +65,138 @@ TONES = {
     "fairy tale": "This is a fairy tale, with a princess, magic spells and talking animals.",
     "science": "This is a science fiction story, with starships, robots and distant planets.",
 }
+GENRES = {
+    "Adventure": "This is a story of adventure, with ships, treasure, danger and far countries.",
+    "Detective": "This is a detective story, with a crime, clues, suspects and an inspector.",
+    "Fairytale": TONES["fairy tale"],
+    "Horror": "This is a tale of horror, with ghosts, graves, terror and the dead.",
+    "Humor": TONES["funny"],
+    "Romance": TONES["romantic"],
+    "SciFi": TONES["science"],
+}
 TOKENS = 48
+EXCERPTS, EXCERPT = 48, 128  # of a genre's books that its vector is trained on, and their tokens
+PASSAGES, DISTILLED = 48, 192  # that vectors are trained on
 READ_BY_BAYES = 48  # texts of each tone that naive Bayes learns from
+Models = Annotated[list[str], "short names, folders, hub ids or GGUF files"]
+Strengths = Annotated[list[float], "of the vectors"]
+Texts = Annotated[int, "of each tone and way"]
+Methods = Annotated[list[str], "of training: distil, mean, pca, pca_diff"]
+Dtype = Annotated[str | None, "such as bfloat16"]
 FIGURES = ["bayes", "attribution", "perplexity", "distinct", "drift", "recall", "seconds"]
 
 
-def vectors(
-    models: Annotated[list[str], "short names, folders, hub ids or GGUF files"],
+def tones(
+    models: Models,
     /,
     *,
     seeds: int = 3,
-    strengths: list[float] = [0.5, 1.0, 2.0],  # noqa: B006 - read only
-    texts: Annotated[int, "of each tone and way"] = 16,
-    method: str = "mean",
-    dtype: Annotated[str | None, "such as bfloat16"] = None,
+    strengths: Strengths = [0.5, 1.0, 2.0],  # noqa: B006 - read only
+    texts: Texts = 16,
+    methods: Methods = ["distil", "mean"],  # noqa: B006
+    dtype: Dtype = None,
     out: Keep = None,
 ) -> None:
     """A table for each model: nothing, the tone's text, and its vector by strength."""
     load = LatestModel(dtype)
 
     def case(model: str, seed: int, method: str) -> Iterator[Row]:
-        bench = _Bench(load(model), seed, texts)
-        yield from bench.rows("nothing", {})
-        yield from bench.rows("text", {tone: {"text": text} for tone, text in TONES.items()})
-        steering, seconds = bench.train(method)
-        for strength in strengths:
-            ways = {tone: {"steering": strength * steering[tone]} for tone in TONES}
-            for row in bench.rows(f"vector, {strength:g}", ways):
-                yield row | {"seconds": seconds}
+        frozen = load(model)
+        bench = _Bench(frozen, seed, TONES, OPENERS, texts)
+        bench.learn_words()
 
-    rows = measure(grid(model=models, seed=range(seeds), method=[method]), case, out)
+        def contrast(tone: str) -> Contrast:
+            others = [text for other, text in TONES.items() if other != tone]
+            distil = method == "distil"
+            return contrast_of_contexts(
+                frozen,
+                [TONES[tone]] * len(others),
+                others,
+                passages=DISTILLED if distil else PASSAGES,
+                after_positive=distil,
+                seed=seed,
+            )
+
+        yield from bench.table(method, contrast, strengths)
+
+    _show(measure(grid(model=models, seed=range(seeds), method=methods), case, out))
+
+
+def genres(
+    models: Models,
+    /,
+    *,
+    data: Corpus,
+    seeds: int = 3,
+    strengths: Strengths = [0.5, 1.0, 2.0],  # noqa: B006
+    texts: Texts = 16,
+    methods: Methods = ["distil", "mean"],  # noqa: B006
+    dtype: Dtype = None,
+    out: Keep = None,
+) -> None:
+    """The same for seven genres, whose vectors are trained on passages of their books."""
+    load = LatestModel(dtype)
+    tokenizer = AutoTokenizer.from_pretrained("src/softlore/storyteller")
+    bayes = bayes_of_corpus(data, tokenizer)
+
+    def case(model: str, seed: int, method: str) -> Iterator[Row]:
+        frozen = load(model)
+        bench = _Bench(frozen, seed, GENRES, OPENINGS, texts)
+        bench.bayes = bayes
+        excerpts = {genre: _excerpts(data, genre, tokenizer, seed) for genre in GENRES}
+
+        def contrast(genre: str) -> Contrast:
+            others = [excerpts[other] for other in GENRES if other != genre]
+            mixed = [text for row in zip(*others, strict=True) for text in row]
+            return contrast_of_texts(frozen, excerpts[genre], mixed[:EXCERPTS])
+
+        yield from bench.table(method, contrast, strengths)
+
+    _show(measure(grid(model=models, seed=range(seeds), method=methods), case, out))
+
+
+def _excerpts(data: Path, genre: str, tokenizer: Any, seed: int) -> list[str]:
+    """Passages of a genre's training books, spread over all of them."""
+    ids = np.memmap(data / f"train-{genre}.bin", np.uint16, "r")
+    step = len(ids) // EXCERPTS
+    first = int(np.random.default_rng(seed).integers(step - EXCERPT))
+    return [
+        tokenizer.decode(ids[at : at + EXCERPT].tolist(), skip_special_tokens=True)
+        for at in range(first, first + EXCERPTS * step, step)
+    ]
+
+
+def _show(rows: list[Row]) -> None:
     print_means(rows, FIGURES)
 
 
 class _Bench:
-    """Writes and names texts of one model with one seed."""
+    """Writes and names texts of one model with one seed.
 
-    def __init__(self, model: FrozenModel, seed: int, texts: int) -> None:
-        self.model, self.seed, self.texts = model, seed, texts
-        self.openings = [OPENERS[i % len(OPENERS)] for i in range(texts)]
-        learned = {tone: self.write(_tree(model, text), 1) for tone, text in TONES.items()}
-        self.bayes = NaiveBayes(
-            {tone: "\n".join(map(model.decode, ids)) for tone, ids in learned.items()}
-        )
+    Attributes:
+        bayes: names a text by its words.
+    """
+
+    bayes: NaiveBayes
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        seed: int,
+        described: dict[str, str],
+        openings: Sequence[str],
+        texts: int,
+    ) -> None:
+        self.model, self.seed, self.described = model, seed, described
+        self.all_openings = openings
+        self.openings = [openings[i % len(openings)] for i in range(texts)]
+        codes = codes_of(model)
+        self.codes = {
+            name: trunk(model, codes[name].conditioning) for name in described if name in codes
+        }
+        self.references = self.codes or {
+            name: _tree(model, text) for name, text in described.items()
+        }
         self.material = gather(model, 0, seed)
         self.first = first_comparable(model)
         self.bare = self.states(_tree(model))
@@ -103,36 +206,56 @@ class _Bench:
             for e in list(book)[:3]
         ]
 
-    def train(self, method: str) -> tuple[dict[str, torch.Tensor], float]:
-        """The vector of each tone, `[layers, width]`, and the seconds that one took."""
-        start, trained = time.monotonic(), {}
-        for tone, text in TONES.items():
-            others = [other for other in TONES.values() if other != text]
-            pairs = [text] * len(others), others
-            contrast = contrast_of_contexts(self.model, *pairs, seed=self.seed)
-            vector = train_vector(self.model, tone, contrast, method=method)
-            trained[tone] = sum_vectors(self.model, [(vector, 1.0)])
-        return trained, (time.monotonic() - start) / len(TONES)
+    def learn_words(self) -> None:
+        """Naive Bayes learns from texts that the model writes after the descriptions."""
+        learned = {
+            name: self.write(_tree(self.model, text), 1) for name, text in self.described.items()
+        }
+        self.bayes = NaiveBayes(
+            {name: "\n".join(map(self.model.decode, ids)) for name, ids in learned.items()}
+        )
 
-    def rows(self, label: str, ways: dict[str, dict[str, Any]]) -> Iterator[Row]:
-        """The figures of the texts that are written in each tone's way."""
-        for tone in TONES:
-            way = ways.get(tone, {})
-            tree = _tree(self.model, **way)
+    def table(
+        self, method: str, contrast: Callable[[str], Contrast], strengths: Sequence[float]
+    ) -> Iterator[Row]:
+        """The figures of every way; those without a vector beside one method only."""
+        if method != "mean":
+            yield from self.rows("nothing", {})
+            texts = {name: _tree(self.model, text) for name, text in self.described.items()}
+            yield from self.rows("its text", texts)
+            if self.codes:
+                yield from self.rows("its control code", self.codes)
+        start = time.monotonic()
+        trained = {
+            name: train_vector(self.model, name, contrast(name), method=method, seed=self.seed)
+            for name in self.described
+        }
+        seconds = (time.monotonic() - start) / len(trained)
+        for strength in strengths:
+            trees = {
+                name: _tree(self.model, steering=sum_vectors(self.model, [(vector, strength)]))
+                for name, vector in trained.items()
+            }
+            for row in self.rows(f"vector, {method}, {strength:g}", trees):
+                yield row | {"seconds": seconds}
+
+    def rows(self, label: str, trees: dict[str, Tree]) -> Iterator[Row]:
+        """The figures of the texts that are written after each tree, or after nothing."""
+        for name in self.described:
+            tree = trees.get(name) or _tree(self.model)
             written = self.write(tree, 0)
             decoded = [self.model.decode(ids) for ids in written]
             openings = [self.model.encode(opening) for opening in self.openings]
-            named = self.attributed(written)
             new = [(o, ids[len(o) :]) for o, ids in zip(openings, written, strict=True)]
             yield {
                 "label": label,
-                "tone": tone,
-                "bayes": fmean(self.bayes.name(text) == tone for text in decoded),
-                "attribution": fmean(name == tone for name in named),
+                "tone": name,
+                "bayes": fmean(self.bayes.name(text) == name for text in decoded),
+                "attribution": fmean(each == name for each in self.attributed(written)),
                 "perplexity": perplexity(self.model, new),
                 "distinct": distinct(written),
                 "drift": mean_kl(self.model, self.bare, self.states(tree)),
-                "recall": self.recall(way.get("steering")),
+                "recall": self.recall(tree.steering),
                 "seconds": None,
                 "first": decoded[0],
             }
@@ -141,7 +264,8 @@ class _Bench:
         """Texts after a tree, openings included; `part` 1: those that naive Bayes learns from."""
         openings = self.openings
         if part:
-            openings = [OPENERS[i % len(OPENERS)] for i in range(READ_BY_BAYES)]
+            count = len(self.all_openings)
+            openings = [self.all_openings[i % count] for i in range(READ_BY_BAYES)]
         starts = [self.model.encode(opening) for opening in openings]
         params = SamplingParams(temperature=0.8, top_k=40)
         seed = 1000 * self.seed + part
@@ -149,16 +273,13 @@ class _Bench:
         return [[*a, *b] for a, b in zip(starts, new, strict=True)]
 
     def attributed(self, written: Sequence[Sequence[int]]) -> list[str]:
-        """The tone whose text, put before it, makes each text likelier than the others do."""
+        """Whose reference, put before it, makes each text likelier than the others do."""
         pairs = [(ids[:1], ids[1:]) for ids in written]
         losses = {
-            tone: [
-                float(loss.mean())
-                for loss in token_losses(self.model, _tree(self.model, text), pairs)
-            ]
-            for tone, text in TONES.items()
+            name: [float(loss.mean()) for loss in token_losses(self.model, tree, pairs)]
+            for name, tree in self.references.items()
         }
-        return [min(TONES, key=lambda tone: losses[tone][i]) for i in range(len(written))]
+        return [min(losses, key=lambda name: losses[name][i]) for i in range(len(written))]
 
     def states(self, tree: Tree) -> list[torch.Tensor]:
         return hidden_states_after(self.model, tree, self.material.unrelated, self.first)
@@ -178,4 +299,4 @@ def _tree(model: FrozenModel, text: str = "", steering: torch.Tensor | None = No
 
 
 if __name__ == "__main__":
-    main(__doc__, vectors)
+    main(__doc__, tones, genres)

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlore.cli import common, options
+from softlore.cli.progress import progress_bar
 from softlore.errors import ConfigError
 
 if TYPE_CHECKING:
     from softlore.control.vectors import Contrast
     from softlore.model import FrozenModel
     from softlore.prompts import ControlVector
+
+PASSAGES, DISTILLED = 48, 192  # that a vector is trained on
 
 
 @click.group()
@@ -41,15 +44,18 @@ def command() -> None:
 @click.option("--negative-texts", type=options.PATH, metavar="FILE",
               help="Texts without it: paragraphs.")  # fmt: skip
 @options.with_model
-@click.option("--method", type=click.Choice(["mean", "pca", "pca_diff"]), default="mean",
-              show_default=True, help="The mean of the differences, or their first principal "
-              "component: about zero, or about their mean, as repeng has it.")  # fmt: skip
+@click.option("--method", type=click.Choice(["mean", "pca", "pca_diff", "distil"]), default="mean",
+              show_default=True, help="The mean of the differences; their first principal "
+              "component, about zero or about their mean, as repeng has it; or trained, by "
+              "gradient, to have the effect of the positive texts.")  # fmt: skip
 @click.option("--layers", metavar="FIRST-LAST",
-              help="Layers that it changes, counted from 0.  [default: the middle half]",
-              )  # fmt: skip
-@click.option("--passages", type=click.IntRange(min=2), default=48, show_default=True,
-              help="That the model writes, for --positive and --negative to be compared on.",
-              )  # fmt: skip
+              help="Layers that it changes, counted from 0.  [default: the middle half; of distil: "
+              "all but the outermost]")  # fmt: skip
+@click.option("--passages", type=click.IntRange(min=2),
+              help="That the model writes, for --positive and --negative to be compared on.  "
+              "[default: 48; of distil: 192]")  # fmt: skip
+@click.option("--max-steps", type=click.IntRange(min=1), default=80, show_default=True,
+              help="Updates of distil.")  # fmt: skip
 @options.seed_option
 @options.vectors_option
 @options.json_option
@@ -62,7 +68,8 @@ def train(
     source: common.ModelSource,
     method: str,
     layers: str | None,
-    passages: int,
+    passages: int | None,
+    max_steps: int,
     seed: int,
     folder: Path | None,
     json_path: str | None,
@@ -72,11 +79,13 @@ def train(
     What --positive and --negative say is put before the same passages, and what that changes in
     the model's hidden states becomes the vector. With --positive-texts and --negative-texts, the
     texts themselves are compared, such as ghost stories and jokes. With strength 1 the vector
-    changes the model's last layer about as much as the texts do.
+    changes the model's last layer about as much as the texts do. --method distil takes some
+    minutes in place of seconds, and tells more of the tone at less harm to the prose.
 
     \b
     Example:
       softlore vector train dark --positive "A dark and cruel story." --negative "A merry story."
+      softlore vector train dark --positive "A dark and cruel story." --method distil
       softlore vector train gothic --positive-texts ghosts.txt --negative-texts jokes.txt
     """
     by_texts = positive_texts is not None or negative_texts is not None
@@ -99,19 +108,35 @@ def train(
         common.say(f"reading {len(texts[0])} and {len(texts[1])} texts")
         contrast = contrast_of_texts(model, *texts)
     else:
-        contrast = _of_contexts(model, positive, negative, passages, seed)
+        contrast = _of_contexts(model, positive, negative, method == "distil", passages, seed)
     common.say("comparing what the layers put out")
     record = {
         "positive": [str(positive_texts)] if by_texts else list(positive),
         "negative": [str(negative_texts)] if by_texts else list(negative),
         "seed": seed,
     }
-    vector = train_vector(model, name, contrast, method=method, layers=chosen, training=record)
+    with progress_bar("training") as bar:
+        vector = train_vector(
+            model,
+            name,
+            contrast,
+            method=method,
+            layers=chosen,
+            max_steps=max_steps,
+            seed=seed,
+            on_progress=lambda share: bar(share, ""),
+            training=record,
+        )
     path = save_vector(vector, folder)
     common.write_json(_report(vector, path), json_path)
     if json_path != "-":
         named = str(path) if folder else vector.name  # which `write` finds in the default folder
         click.echo(f"control vector {vector.name!r}, layers {_ranges(vector.layers)}: {path}")
+        if losses := vector.training.get("held_out_loss"):
+            common.say(
+                "on held-out texts: loss {bare:.2f} without it, {start:.2f} with the mean of the "
+                "differences, {end:.2f} with it".format(**losses)
+            )
         common.say(f'try it: softlore write "The old house" --vector "{named}=1.5"')
 
 
@@ -203,13 +228,24 @@ def _of_contexts(
     model: FrozenModel,
     positive: tuple[str, ...],
     negative: tuple[str, ...],
-    passages: int,
+    distilled: bool,
+    passages: int | None,
     seed: int,
 ) -> Contrast:
     from softlore.control.vectors import contrast_of_contexts
 
+    passages = passages or (DISTILLED if distilled else PASSAGES)
     common.say(f"writing {passages} passages to compare the texts on")
-    return contrast_of_contexts(model, positive, negative or ("",), passages=passages, seed=seed)
+    with progress_bar("writing") as bar:
+        return contrast_of_contexts(
+            model,
+            positive,
+            negative or ("",),
+            passages=passages,
+            after_positive=distilled,
+            seed=seed,
+            on_progress=lambda share: bar(share, ""),
+        )
 
 
 def _paragraphs(path: Path) -> list[str]:

@@ -8,15 +8,17 @@ hidden states for each layer:
     pca       the first principal component of the differences, about zero (Zou et al. 2023, arXiv
               2310.01405; `pca_center` of repeng)
     pca_diff  the same about their mean, as repeng's default has it: how the differences vary
+    distil    directions that are trained, by gradient, to have the effect of the positive texts
 
 Each layer's difference has that of the layers before it in it, so adding all would be too much. The
 vector is scaled, all layers alike, so that with strength 1 it moves the last layer's output as far
-along the difference there as it is from the second text to the first.
+along the difference there as it is from the second text to the first. Distillation starts from
+this, and needs no further scaling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -26,7 +28,8 @@ import torch
 from torch import Tensor
 
 from softlore.context import Branch, Tree, TreeBatch, hidden_states
-from softlore.decode import sample_passages
+from softlore.control.vector_distillation import distil
+from softlore.decode.passages import sample_openings
 from softlore.errors import ConfigError
 from softlore.lore.study import OPENERS, as_line
 from softlore.measure.score import SINK_TOKENS, in_parts, trunk
@@ -35,8 +38,9 @@ from softlore.model.steering import changed
 from softlore.prompts import ControlVector
 from softlore.settings.arguments import COUNT, FROZEN, TEXT, expecting
 
-METHODS = ("mean", "pca", "pca_diff")
+METHODS = ("mean", "pca", "pca_diff", "distil")
 PASSAGES, LENGTH = 48, 40  # passages that contexts are compared on, and their tokens
+MAX_STEPS = 80  # updates of distillation, at most
 SCALES = 8  # halvings of the interval in which the scale is searched
 LARGEST_SCALE = 4.0
 Ids = Sequence[int]
@@ -61,14 +65,19 @@ def contrast_of_contexts(
     negative: Sequence[str] = ("",),
     *,
     passages: int = PASSAGES,
+    after_positive: bool = False,
     seed: int = 0,
+    on_progress: Callable[[float], None] | None = None,
 ) -> Contrast:
-    """What contexts do to passages that the model writes without either.
+    """What contexts do to passages that the model writes.
 
     Args:
         positive: texts that have the effect; each is put before every passage, as a line of its
             own.
         negative: texts that have the opposite effect, or none; as many, or one.
+        passages: to write; distillation wants some four times as many as the other methods.
+        after_positive: write them after the positive texts, as distillation learns from, in place
+            of after nothing.
 
     Raises:
         ConfigError: no text.
@@ -77,17 +86,23 @@ def contrast_of_contexts(
         raise ConfigError(f"passages is {passages}; expected at least 1; raise it")
     positive = _texts(positive, "positive")
     negative = [negative] if isinstance(negative, str) else list(negative) or [""]
-    count = -(-passages // len(positive))
-    bare = trunk(model, "")
-    written = [
-        ids for ids in sample_passages(model, bare, OPENERS, count, LENGTH, seed) if len(ids) > 1
+    texts = [(text, negative[i % len(negative)]) for i, text in enumerate(positive)]
+    trees = {text: trunk(model, as_line(text) if text else "") for pair in texts for text in pair}
+    pairs = [(trees[a], trees[b]) for a, b in texts]
+    count = -(-passages // len(pairs))
+    before = [tree for tree, _ in pairs] if after_positive else [trunk(model, "")]
+    contexts = [(tree, OPENERS[i % len(OPENERS)]) for tree in before for i in range(count)]
+    written = sample_openings(model, contexts, LENGTH, seed, on_progress=on_progress)
+    of_each = [written[i * count : (i + 1) * count] for i in range(len(before))]
+    if not after_positive:
+        of_each *= len(pairs)
+    kept = [
+        (pair, ids)
+        for pair, of_pair in zip(pairs, of_each, strict=True)
+        for ids in of_pair
+        if len(ids) > 1
     ]
-    pairs = [(text, negative[i % len(negative)]) for i, text in enumerate(positive)]
-    trees = {text: trunk(model, as_line(text) if text else "") for pair in pairs for text in pair}
-    return Contrast(
-        [(trees[text], ids) for text, _ in pairs for ids in written],
-        [(trees[text], ids) for _, text in pairs for ids in written],
-    )
+    return Contrast([(a, ids) for (a, _), ids in kept], [(b, ids) for (_, b), ids in kept])
 
 
 @expecting(model=FROZEN)
@@ -118,13 +133,20 @@ def train_vector(
     method: str = "mean",
     layers: Sequence[int] | None = None,
     last_token: bool = False,
+    max_steps: int = MAX_STEPS,
+    seed: int = 0,
+    on_progress: Callable[[float], None] | None = None,
     training: dict[str, Any] | None = None,
 ) -> ControlVector:
     """Trains a control vector on a contrast.
 
     Args:
-        layers: that the vector changes, counted from 0; by default the middle half.
+        layers: that the vector changes, counted from 0; by default the middle half, and for
+            distillation all but the outermost.
         last_token: compare the last token of each text, in place of the mean over its tokens.
+        max_steps, seed: of distillation, which starts from the mean; it ends where held-out texts
+            gain no more.
+        on_progress: called with the share of distillation's updates that are done.
         training: what the contrast was made of, for the record.
 
     Raises:
@@ -132,12 +154,14 @@ def train_vector(
             same.
         UnsupportedModelError: a model whose layers can't be told apart.
     """
-    chosen = _checked_layers(model, layers)
     if method not in METHODS:
         raise ConfigError(f"method is {method!r:.40}; expected {' or '.join(METHODS)}; choose one")
+    if layers is None:
+        layers = (inner_layers if method == "distil" else middle_layers)(model.layers)
+    chosen = _checked_layers(model, layers)
     states = partial(_layer_states, model, last_token=last_token)
     positive, negative = states(contrast.positive), states(contrast.negative)
-    if method != "mean":
+    if method.startswith("pca"):
         directions = _components(positive, negative, centred=method == "pca_diff")
     else:
         directions = positive.mean(0) - negative.mean(0)
@@ -150,9 +174,15 @@ def train_vector(
     kept = torch.zeros_like(directions)
     kept[chosen] = directions[chosen]
     scale = _scale(model, contrast.negative, kept, goal, last_token)
+    kept, distilled = scale * kept, {}
+    if method == "distil":
+        result = distil(
+            model, kept, contrast.positive, max_steps=max_steps, seed=seed, on_progress=on_progress
+        )
+        kept, distilled = result.directions, {"steps": result.steps, "held_out_loss": result.losses}
     return ControlVector(
         name,
-        scale * kept,
+        kept,
         fingerprint=model.fingerprint("embedding"),
         base_model=model.name,
         training={
@@ -160,6 +190,7 @@ def train_vector(
             "layers": chosen,
             "texts": [len(contrast.positive), len(contrast.negative)],
             "scale": round(scale, 4),
+            **distilled,
             **(training or {}),
         },
     )
@@ -170,8 +201,13 @@ def middle_layers(n_layers: int) -> list[int]:
     return list(range(n_layers // 4, max(n_layers // 4 + 1, n_layers - n_layers // 4)))
 
 
-def _checked_layers(model: FrozenModel, layers: Sequence[int] | None) -> list[int]:
-    chosen = middle_layers(model.layers) if layers is None else sorted(set(layers))
+def inner_layers(n_layers: int) -> list[int]:
+    """All layers but some at both ends: the first one, and a sixteenth."""
+    return list(range(max(1, n_layers // 16), max(2, n_layers - n_layers // 16)))
+
+
+def _checked_layers(model: FrozenModel, layers: Sequence[int]) -> list[int]:
+    chosen = sorted(set(layers))
     if not chosen or not 0 <= chosen[0] <= chosen[-1] < model.layers:
         raise ConfigError(
             f"layers are {list(chosen)}; expected one or more from 0 to {model.layers - 1}, those "
