@@ -117,6 +117,8 @@ def tones(
                 seed=seed,
             )
 
+        if method == methods[0]:
+            yield from bench.without_vectors()
         yield from bench.table(method, contrast, strengths)
 
     _show(measure(grid(model=models, seed=range(seeds), method=methods), case, out))
@@ -150,6 +152,8 @@ def genres(
             mixed = [text for row in zip(*others, strict=True) for text in row]
             return contrast_of_texts(frozen, excerpts[genre], mixed[:EXCERPTS])
 
+        if method == methods[0]:
+            yield from bench.without_vectors()
         yield from bench.table(method, contrast, strengths)
 
     _show(measure(grid(model=models, seed=range(seeds), method=methods), case, out))
@@ -215,16 +219,18 @@ class _Bench:
             {name: "\n".join(map(self.model.decode, ids)) for name, ids in learned.items()}
         )
 
+    def without_vectors(self) -> Iterator[Row]:
+        """The figures of nothing, of the texts, and of the model's own control codes."""
+        yield from self.rows("nothing", {})
+        texts = {name: _tree(self.model, text) for name, text in self.described.items()}
+        yield from self.rows("its text", texts)
+        if self.codes:
+            yield from self.rows("its control code", self.codes)
+
     def table(
         self, method: str, contrast: Callable[[str], Contrast], strengths: Sequence[float]
     ) -> Iterator[Row]:
-        """The figures of every way; those without a vector beside one method only."""
-        if method != "mean":
-            yield from self.rows("nothing", {})
-            texts = {name: _tree(self.model, text) for name, text in self.described.items()}
-            yield from self.rows("its text", texts)
-            if self.codes:
-                yield from self.rows("its control code", self.codes)
+        """The figures of vectors that a method trains, by strength."""
         start = time.monotonic()
         trained = {
             name: train_vector(self.model, name, contrast(name), method=method, seed=self.seed)
