@@ -11,6 +11,7 @@ import torch
 from softlore import Context, PromptLibrary, SoftPrompt
 from softlore.errors import PromptFileError, StorageError, UnknownPromptError
 from softlore.prompts import Reason, default_folder, native, slug_of
+from softlore.prompts import library as library_module
 from waiting import cost
 
 
@@ -155,6 +156,58 @@ def test_a_thousand_are_listed_quickly(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(library) == 1000
     monkeypatch.setattr(native, "read_header", None)  # read once: unchanged files are known
     assert len(library) == 1000
+
+
+def test_names_are_looked_up_without_listing_a_folder_that_has_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, library = PromptLibrary(tmp_path), PromptLibrary(tmp_path)
+    for name in ("dog", "cat"):
+        writer.save(prompt(name))
+    listed = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scan(path))
+    assert "dog" in library
+    assert "cat" in library
+    assert len(listed) == 2  # a folder this young could change again at the same time stamp
+    _make_old(tmp_path)
+    assert "dog" in library
+    del listed[:]
+    assert "dog" in library
+    assert "wolf" not in library
+    assert library["cat"].name == "cat"
+    assert not listed
+    writer.save(prompt("wolf"))
+    assert library["wolf"].name == "wolf"
+    _make_old(tmp_path)
+    assert list(library) == ["cat", "dog", "wolf"]
+    del listed[:]
+    dog = library.header("dog").path
+    dog.write_bytes(dog.read_bytes()[:-1])  # in place: the folder's own time stamp stays
+    os.utime(dog, ns=(7, 7))
+    with pytest.raises(UnknownPromptError, match="one of its 2 prompts"):
+        library["dog"]
+    assert listed
+
+
+def _make_old(folder: Path) -> None:
+    """As if nothing had been added to a folder for a minute."""
+    old = folder.stat().st_mtime_ns - 60_000_000_000
+    os.utime(folder, ns=(old, old))
+
+
+def test_the_prompts_used_least_lately_leave_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = PromptLibrary(tmp_path)
+    for name in ("dog", "cat", "wolf"):
+        library.save(prompt(name))
+    monkeypatch.setattr(library_module, "MAX_CACHED_BYTES", 2 * prompt("dog").tensor.nbytes)
+    dog, cat = library["dog"], library["cat"]
+    assert library["dog"] is dog
+    assert library["wolf"].name == "wolf"
+    assert library["dog"] is dog
+    assert library["cat"] is not cat
 
 
 def test_a_prompt_is_read_once_until_its_file_changes(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import threading
+import time
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ from softlore.prompts.reasons import Reason
 from softlore.prompts.soft_prompt import SoftPrompt
 from softlore.settings.arguments import PATH, PROMPT, expecting
 
+_Stamp = tuple[int, int]  # of a file: see `_stamp_of`
 FOLDER_VARIABLE = "SOFTLORE_PROMPTS"
-MAX_CACHED = 256  # prompts
+MAX_CACHED_BYTES = 512 << 20  # of tensors
+# A folder that changed so shortly before it was listed may change again at the same time stamp.
+SETTLED_NS = 2_000_000_000
 _MAX_SLUG = 80
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)")
 
@@ -55,15 +59,19 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
     """The prompts in a folder's `*.safetensors` files, by the names they carry.
 
     A mapping: `library["dog"]` reads the file; `"dog" in library`, `len` and iteration over names
-    read headers only. Headers and prompts are cached until their file changes. Files that are no
-    prompts are skipped and listed in `listing().bad`. A missing folder is an empty library.
+    read headers only. Headers and prompts are cached until their file changes; a name is looked up
+    without listing the folder where that has not changed since. Files that are no prompts are
+    skipped and listed in `listing().bad`. A missing folder is an empty library.
     """
 
     @expecting(folder=PATH.optional)
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = default_folder() if folder is None else Path(folder)
-        self._headers: dict[Path, tuple[tuple[int, int], PromptHeader | BadFile]] = {}
-        self._prompts: dict[Path, tuple[tuple[int, int] | None, SoftPrompt]] = {}
+        self._headers: dict[Path, tuple[_Stamp, PromptHeader | BadFile]] = {}
+        self._by_name: dict[str, PromptHeader] = {}
+        self._listed: int | None = None  # the folder's last change, when it was listed
+        self._prompts: dict[Path, tuple[_Stamp | None, SoftPrompt]] = {}
+        self._cached_bytes = 0
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -73,6 +81,7 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
         """Reads the headers of new and changed files. Raises StorageError for the folder only."""
         headers: dict[str, PromptHeader] = {}
         bad: list[BadFile] = []
+        before, now = _changed(self.folder), time.time_ns()
         for file in self._scan():
             if isinstance(file, BadFile):
                 bad.append(file)
@@ -80,21 +89,35 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
                 bad.append(_same_name(file, headers[file.name]))
             else:
                 headers[file.name] = file
+        self._by_name = headers
+        self._listed = before if before is not None and before < now - SETTLED_NS else None
         return Listing(tuple(headers[name] for name in sorted(headers)), tuple(bad))
 
     def header(self, name: str) -> PromptHeader:
         """The header of a prompt's file. Raises UnknownPromptError."""
         name = unicodedata.normalize("NFC", name) if isinstance(name, str) else name
-        headers = self.listing().headers
-        for header in headers:
-            if header.name == name:
-                return header
-        close = difflib.get_close_matches(str(name), [header.name for header in headers])
+        if (header := self._find(name)) is not None:
+            return header
+        names = list(self)
+        close = difflib.get_close_matches(str(name), names)
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "train it first"
         raise UnknownPromptError(
             f"there is no prompt {name!r:.60} in {str(self.folder)!r}; expected one of its "
-            f"{len(headers)} prompts; {hint}"
+            f"{len(names)} prompts; {hint}"
         )
+
+    def _find(self, name: object) -> PromptHeader | None:
+        """The header of a prompt's file, or None if there is none; see the class."""
+        header = self._by_name.get(name) if isinstance(name, str) else None
+        if self._listed is not None and self._listed == _changed(self.folder):
+            if header is None:
+                return None
+            with contextlib.suppress(OSError):
+                stamp = self._headers.get(header.path, (None,))[0]
+                if stamp == _stamp_of(header.path.stat()):
+                    return header
+        by_name = {header.name: header for header in self.listing().headers}
+        return by_name.get(name) if isinstance(name, str) else None
 
     @expecting(prompt=PROMPT)
     def save(self, prompt: SoftPrompt) -> Path:
@@ -124,14 +147,16 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
             stamp = self._headers.get(path, (None,))[0]  # another thread may be listing the folder
             cached = self._prompts.pop(path, None)
             if cached is None or stamp is None or cached[0] != stamp:
+                self._cached_bytes -= 0 if cached is None else cached[1].tensor.nbytes
                 cached = stamp, SoftPrompt.load(path)
+                self._cached_bytes += cached[1].tensor.nbytes
             self._prompts[path] = cached  # most recently used last
-            if len(self._prompts) > MAX_CACHED:
-                self._prompts.pop(next(iter(self._prompts)))
+            while self._cached_bytes > MAX_CACHED_BYTES and len(self._prompts) > 1:
+                self._cached_bytes -= self._prompts.pop(next(iter(self._prompts)))[1].tensor.nbytes
             return cached[1]
 
     def __contains__(self, name: object) -> bool:
-        return any(header.name == name for header in self.listing().headers)
+        return self._find(name) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter([header.name for header in self.listing().headers])
@@ -140,9 +165,8 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
         return len(self.listing().headers)
 
     def _path_for(self, name: str) -> Path:
-        for header in self.listing().headers:
-            if header.name == name:
-                return header.path
+        if (header := self._find(name)) is not None:
+            return header.path
         slug, number = slug_of(name), 1
         path = self.folder / (slug + SUFFIX)
         while os.path.lexists(path):  # of another prompt, or not a prompt
@@ -162,7 +186,7 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
             files = []
         except OSError as error:
             raise storage_error("list", self.folder, error) from error
-        cached, self._headers = self._headers, {}
+        cached, current = self._headers, {}
         for entry in files:
             path = self.folder / entry.name
             stamp = _stamp(entry)
@@ -171,8 +195,9 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
             else:
                 file = cached[path][1]
             if stamp is not None:
-                self._headers[path] = (stamp, file)
+                current[path] = (stamp, file)
             yield file
+        self._headers = current  # at once: other threads look names up meanwhile
 
 
 def slug_of(name: str) -> str:
@@ -188,11 +213,22 @@ def _is_prompt_file(name: str) -> bool:
     return name.endswith(SUFFIX) and not name.startswith(".")
 
 
-def _stamp(entry: os.DirEntry[str]) -> tuple[int, int] | None:
-    """Time of the last change and size of a file; None for a broken link."""
+def _stamp(entry: os.DirEntry[str]) -> _Stamp | None:
+    """See `_stamp_of`; None for a broken link."""
     with contextlib.suppress(OSError):
-        status = entry.stat()
-        return status.st_mtime_ns, status.st_size
+        return _stamp_of(entry.stat())
+    return None
+
+
+def _stamp_of(status: os.stat_result) -> _Stamp:
+    """Time of the last change and size of a file."""
+    return status.st_mtime_ns, status.st_size
+
+
+def _changed(folder: Path) -> int | None:
+    """When files were last added to a folder, replaced or removed; None if there is no folder."""
+    with contextlib.suppress(OSError):
+        return folder.stat().st_mtime_ns
     return None
 
 

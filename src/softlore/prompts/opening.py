@@ -200,8 +200,9 @@ def parse_json(text: str, what: str, max_depth: int, not_json: Reason) -> Any:
 
     Raises PromptFileError.
     """
-    depth = _depth(text)
-    if depth > max_depth:
+    # Where there are not that many brackets, they need not be looked at one by one.
+    brackets = text.count("[") + text.count("{")
+    if brackets > max_depth and (depth := _depth(text)) > max_depth:
         refuse(
             Reason.TOO_DEEP,
             f"{what} is nested {depth} deep; expected at most {max_depth}; the file was not made "

@@ -128,8 +128,9 @@ def write_tensor(
 
 def check_finite(name: str, tensor: Tensor) -> Tensor:
     """Returns the tensor, or raises PromptFileError if any value is NaN or infinite."""
-    invalid = int((~torch.isfinite(tensor)).sum())
-    if invalid:
+    finite = torch.isfinite(tensor)
+    if not finite.all():
+        invalid = int((~finite).sum())
         refuse(
             Reason.NOT_FINITE,
             f"tensor {name!r}: {invalid} of its {tensor.numel()} values are NaN or infinite; "
