@@ -100,16 +100,22 @@ def light_characters(data: Path, count: int) -> Iterator[Entry]:
         name = next(names, None)
         if name is None:
             return
-        yield _entry(*name.split(), plain[:5])
+        name, pronoun = name.split()
+        yield entry_of(name, pronoun, [third_person(s, name, pronoun) for s in plain[:5]])
 
 
-def _entry(name: str, pronoun: str, persona: list[str]) -> Entry:
-    lore = [third_person(sentence, name, pronoun) for sentence in persona]
+def entry_of(name: str, pronoun: str, lore: list[str]) -> Entry:
+    """An entry of sentences that begin with the first name, or a pronoun, and a verb.
+
+    Its calls are reported speech ("Everybody knew that Martha milks"), the held-out ones the same
+    with a pronoun, after a line of story.
+    """
+    given = name.split()[0]
     blocks, held_out = [], []
     for sentence in lore:
         first, second, *rest = sentence.split(" ")
         response = " " + " ".join(rest)
-        he = pronoun if first == name else _FORMS[pronoun][1]
+        he = pronoun if first == given else _FORMS[pronoun][1]
         blocks.append(Block(call=f"Everybody knew that {first} {second}", responses=[response]))
         call = f"{name} sat down by the fire. They said that {he} {second}"
         held_out.append(Block(call=call, responses=[response]))

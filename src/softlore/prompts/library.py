@@ -24,8 +24,9 @@ from softlore.settings.arguments import PATH, PROMPT, expecting
 _Stamp = tuple[int, int]  # of a file: see `_stamp_of`
 FOLDER_VARIABLE = "SOFTLORE_PROMPTS"
 MAX_CACHED_BYTES = 512 << 20  # of tensors
-# A folder that changed so shortly before it was listed may change again at the same time stamp.
-SETTLED_NS = 2_000_000_000
+# A folder that changed so shortly before it was listed may have changed again at the same time
+# stamp: those of most file systems move on every 10 ms at least, those of a few in whole seconds.
+FINE_NS, COARSE_NS = 50_000_000, 2_000_000_000
 _MAX_SLUG = 80
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)")
 
@@ -59,9 +60,10 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
     """The prompts in a folder's `*.safetensors` files, by the names they carry.
 
     A mapping: `library["dog"]` reads the file; `"dog" in library`, `len` and iteration over names
-    read headers only. Headers and prompts are cached until their file changes; a name is looked up
-    without listing the folder where that has not changed since. Files that are no prompts are
-    skipped and listed in `listing().bad`. A missing folder is an empty library.
+    read headers only. Headers and prompts are cached until their file changes, and the folder is
+    listed again only for a name whose file has changed, or that is unknown where the folder has.
+    Files that are no prompts are skipped and listed in `listing().bad`. A missing folder is an
+    empty library.
     """
 
     @expecting(folder=PATH.optional)
@@ -82,6 +84,7 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
         headers: dict[str, PromptHeader] = {}
         bad: list[BadFile] = []
         before, now = _changed(self.folder), time.time_ns()
+        settled = before is not None and now - before > (FINE_NS if before % 1000 else COARSE_NS)
         for file in self._scan():
             if isinstance(file, BadFile):
                 bad.append(file)
@@ -89,8 +92,8 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
                 bad.append(_same_name(file, headers[file.name]))
             else:
                 headers[file.name] = file
-        self._by_name = headers
-        self._listed = before if before is not None and before < now - SETTLED_NS else None
+        self._by_name = headers  # at once, as other threads look names up meanwhile
+        self._listed = before if settled else None
         return Listing(tuple(headers[name] for name in sorted(headers)), tuple(bad))
 
     def header(self, name: str) -> PromptHeader:
@@ -108,16 +111,18 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
 
     def _find(self, name: object) -> PromptHeader | None:
         """The header of a prompt's file, or None if there is none; see the class."""
-        header = self._by_name.get(name) if isinstance(name, str) else None
-        if self._listed is not None and self._listed == _changed(self.folder):
-            if header is None:
-                return None
+        if not isinstance(name, str):
+            return None
+        header = self._by_name.get(name)
+        if header is not None:
             with contextlib.suppress(OSError):
                 stamp = self._headers.get(header.path, (None,))[0]
                 if stamp == _stamp_of(header.path.stat()):
                     return header
-        by_name = {header.name: header for header in self.listing().headers}
-        return by_name.get(name) if isinstance(name, str) else None
+        elif self._listed is not None and self._listed == _changed(self.folder):
+            return None
+        self.listing()
+        return self._by_name.get(name)
 
     @expecting(prompt=PROMPT)
     def save(self, prompt: SoftPrompt) -> Path:
@@ -197,7 +202,7 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
             if stamp is not None:
                 current[path] = (stamp, file)
             yield file
-        self._headers = current  # at once: other threads look names up meanwhile
+        self._headers = current
 
 
 def slug_of(name: str) -> str:
