@@ -746,3 +746,20 @@ def test_options_without_effect_on_what_llama_cpp_runs(command, option, tmp_path
     ended = softlore(*command, "--gguf", tmp_path / "a.gguf", option)
     name = option.partition("=")[0]
     assert_refused(ended, name, "--gguf", f"leave {name} out")
+
+
+def test_a_large_book_is_trained_in_turns_and_told_in_short(tmp_path, model):
+    entries = [
+        f"  - name: E{i}\n    blocks:\n      - [E{i} is, [' tall']]\n      - [E{i} is, [' old']]\n"
+        for i in range(20)
+    ]
+    (tmp_path / "lore.yaml").write_text("entries:\n" + "".join(entries), encoding="utf-8")
+    ended = train(tmp_path, model, "--max-active", 4, "--max-steps", 2)
+    assert ended.code == 0, ended.err
+    assert ended.err.count("\ncheck: entry") + ended.err.startswith("check: entry") == 12
+    assert "check: and 8 more; softlore lore show lists them all" in ended.err
+    assert re.search(r"update 1  loss: [\d.]+ on average \(4 of 20 entries\), at most", ended.err)
+    assert re.search(r"100%  update 10  loss: .* \(20 of 20 entries\)", ended.err)
+    assert len(PromptLibrary(tmp_path / "out")) == 20
+    shown = softlore("lore", "show", tmp_path / "lore.yaml")
+    assert shown.err.count("check: entry") == 20

@@ -192,6 +192,20 @@ def test_names_are_looked_up_without_listing_a_folder_that_has_not_changed(
     assert listed
 
 
+def test_saving_many_does_not_list_the_folder_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, listed, scan = PromptLibrary(tmp_path), [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scan(path))
+    for number in range(50):
+        library.save(prompt(f"dog {number}"))
+    assert len(listed) == 1
+    PromptLibrary(tmp_path).save(prompt("cat"))
+    library.save(prompt("dog 7", 2.0))
+    assert len(library) == 51
+    assert float(library["dog 7"].tensor[0, 0]) == 2.0
+
+
 def _make_old(folder: Path) -> None:
     """As if nothing had been added to a folder for a minute."""
     old = folder.stat().st_mtime_ns - 60_000_000_000

@@ -26,6 +26,7 @@ NOTHING_KEPT = (
     "was; the same command starts again"
 )
 SAME_COMMAND = "stopped; progress is saved: the same command continues from here"
+SHOWN = 12  # lines of many that are alike
 
 
 def use_threads(threads: int | None) -> None:
@@ -166,13 +167,22 @@ def count(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
-def say_warnings(book: Lorebook, include: Sequence[str] = ()) -> None:
+def say_some(lines: Sequence[str], more: str, at_most: int = SHOWN) -> None:
+    """Prints the first of many lines, and how many there are `more`, as in "and {} more"."""
+    for line in lines[:at_most]:
+        say(line)
+    if len(lines) > at_most:
+        say(more.format(len(lines) - at_most))
+
+
+def say_warnings(book: Lorebook, include: Sequence[str] = (), at_most: int = SHOWN) -> None:
     """Prints what is probably a mistake in a lorebook; `include`: of these entries only."""
     from softlore.lore import check
 
     left = [entry for entry in book if not include or entry.name in include]
-    for warning in check(book.model_copy(update={"entries": left})) if left else ():
-        say(f"check: {warning}")
+    warnings = check(book.model_copy(update={"entries": left})) if left else []
+    more = "check: and {} more; softlore lore show lists them all"
+    say_some([f"check: {warning}" for warning in warnings], more, at_most)
 
 
 def load_book(path: Path, names: Names) -> Lorebook:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,7 +181,7 @@ def show(file: Path, json_path: str | None) -> None:
         _print_entries(rows)
     if number := _without_lore(book):
         click.echo(f"and {_entries(number)} without text")
-    common.say_warnings(book)
+    common.say_warnings(book, at_most=sys.maxsize)
 
 
 def _row(entry: Entry) -> dict[str, Any]:

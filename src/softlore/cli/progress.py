@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from softlore.cli import common
@@ -78,8 +79,8 @@ class TrainingView:
         """Shows the state after an update."""
         self._enter("training")
         if self._timer.is_due(anyway=progress.done == 1):
-            losses = "  ".join(f"{n} {_shown_loss(p)}" for n, p in _first_entries(progress))
             left = "" if progress.done == 1 else f"  at most {duration(progress.seconds_left)} left"
+            losses = _losses_in_a_line(progress)
             common.say(f"{progress.done:4.0%}  update {progress.step}  loss: {losses}{left}")
 
     def _enter(self, phase: str, first: float = 0.0) -> None:
@@ -168,9 +169,22 @@ def _first_entries(progress: TrainingProgress) -> list[tuple[str, TrainablePromp
     return ordered[:SHOWN]
 
 
-def _shown_loss(prompt: TrainablePrompt) -> str:
+def _losses_in_a_line(progress: TrainingProgress) -> str:
+    """Each entry's loss; of more than the table shows, their mean, and the worst."""
+    losses = {name: _shown_loss(prompt) for name, prompt in progress.trainables.items()}
+    if len(losses) + progress.waiting <= SHOWN:
+        return "  ".join(f"{name} {_number(losses[name])}" for name, _ in _first_entries(progress))
+    known = {name: loss for name, loss in losses.items() if loss is not None}
+    if not known:
+        return "–"
+    worst = max(known, key=lambda name: known[name])
+    count = f"{len(known)} of {len(losses) + progress.waiting} entries"
+    return f"{fmean(known.values()):.2f} on average ({count}), at most {known[worst]:.2f} ({worst})"
+
+
+def _shown_loss(prompt: TrainablePrompt) -> float | None:
     loss = prompt.history.shown()
-    return _number(None if loss is None else prompt.history.recent(loss))
+    return None if loss is None else prompt.history.recent(loss)
 
 
 def _number(value: float | None) -> str:

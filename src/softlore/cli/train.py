@@ -177,6 +177,7 @@ def _train_together(
     own = book.model if book is not None else None
     with common.resumable(common.NOTHING_KEPT), source.loading(own) as shown:
         from softlore.tune import Execution
+        from softlore.tune.checkpoint import list_some
         from softlore.tune.lorebook_training import plan_book
 
         run["execution"] = Execution(**limits)
@@ -188,7 +189,8 @@ def _train_together(
         asked = {**book.training, **run}
         plan = plan_book(model, book, prompts, include=include, **run)
         if plan.retained:
-            common.say(f"already trained, in company with the new ones: {', '.join(plan.retained)}")
+            some = list_some(list(plan.retained), common.SHOWN, ", ")
+            common.say(f"already trained, in company with the new ones: {some}")
         tell_settings(plan.retained, asked)
         if plan.trainer is None:
             common.say(NOTHING_NEW)
@@ -283,7 +285,7 @@ def _train(
 
     If training fails, existing prompts are unchanged.
     """
-    from softlore.cli.progress import watch
+    from softlore.cli.progress import progress_bar, watch
     from softlore.errors import DivergedError
     from softlore.tune.lorebook_training import save_prompts
 
@@ -306,8 +308,9 @@ def _train(
         raise
     made = list(trainer.prompts().values())
     if trainer.ranks.first:
-        for path in save_prompts(prompts, made, trainer):
-            common.say(f"wrote {path}")
+        with progress_bar("measuring what the prompts gain") as bar:
+            paths = save_prompts(prompts, made, trainer, lambda share: bar(share, ""))
+        common.say_some([f"wrote {path}" for path in paths], "and {} more")
     return made
 
 

@@ -136,7 +136,17 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
             raise storage_error("make the folder", self.folder, error) from error
         path = self._path_for(prompt.name)
         prompt.save(path)
+        self._add(path)
         return path
+
+    def _add(self, path: Path) -> None:
+        """Adds a file just written to what is known of the folder: the next needs no listing."""
+        file = _read_header(path)
+        if isinstance(file, PromptHeader):
+            with contextlib.suppress(OSError):
+                self._headers[path] = _stamp_of(path.stat()), file
+                self._by_name[file.name] = file
+                self._listed = _changed(self.folder)
 
     def remove(self, name: str) -> None:
         """Deletes the prompt's file. Raises UnknownPromptError, StorageError."""

@@ -58,7 +58,7 @@ class TrainingConfig(Settings):
         "SoftPrompt.", expected="text or a SoftPrompt")
     company_size: int = setting(4, "Maximum prompts in one trunk; 1 trains each alone.",
         ge=1, le=64)
-    max_active: int = setting(64, "Maximum entries in training at once; others wait.",
+    max_active: int = setting(64, "Maximum entries in one update; more take turns.",
         ge=1, le=10**5)
     pairs_per_step: int = setting(12, "Maximum calls with a response of an entry in one update.",
         ge=1, le=10**5)

@@ -13,7 +13,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from softlore.prompts import SoftPrompt
 from softlore.settings import TrainingConfig
 from softlore.tune.finished_prompt import entry_hash
 
-VERSION = 5
+VERSION = 6
+SAVING_SHARE = 1 / 20  # of a training's time
 STALE_SECONDS = 3600  # older temporary files are of killed runs: a write takes less
 
 
@@ -54,6 +55,29 @@ class Checkpointing:
     @property
     def file(self) -> Path | None:
         return None if self.path is None else Path(self.path)
+
+
+class CheckpointTimer:
+    """Says when it is time for the next checkpoint.
+
+    Args:
+        seconds: between two, or longer, so that no more than `SAVING_SHARE` of the time goes into
+            them; 0: at each update.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = self._pause = seconds
+        self._saved = time.monotonic()
+
+    def run_when_due(self, save: Callable[[], None]) -> None:
+        """Calls `save` if it is time."""
+        started = time.monotonic()
+        if started - self._saved < self._pause:
+            return
+        save()
+        self._saved = time.monotonic()
+        if self._seconds:
+            self._pause = max(self._seconds, (self._saved - started) / SAVING_SHARE)
 
 
 # the file --------------------------------------------------------------------------------------
@@ -124,6 +148,11 @@ def remove_checkpoint(path: Path) -> None:
         path.unlink()
     with contextlib.suppress(OSError):
         path.parent.rmdir()  # fails if something else is in it
+
+
+def flat(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors by names that begin with `name/`."""
+    return {f"{name}/{key}": tensor for key, tensor in tensors.items()}
 
 
 def nested(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -286,7 +315,7 @@ def find_checkpoint(
     )
 
 
-def list_some(items: Sequence[str], limit: int = 3) -> str:
+def list_some(items: Sequence[str], limit: int = 3, between: str = "; ") -> str:
     """The first of many items, and how many more there are."""
     more = f", and {len(items) - limit} more" if len(items) > limit else ""
-    return "; ".join(items[:limit]) + more
+    return between.join(items[:limit]) + more

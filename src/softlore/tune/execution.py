@@ -14,6 +14,8 @@ from softlore.tune.distributed import Ranks
 from softlore.tune.objective import MemoryPlan, TrainingBatch, measure_memory_plan
 
 SAVING_SECONDS = 1.5  # for writing the prompts, and ending the program
+SAVING_EACH = 0.01  # more for every prompt
+MEASURING = 1 / 5  # of a time budget: measuring the prompts at the end, at most
 RECENT = 16  # updates by which the time of the next ones is estimated
 PREPARING = 0.4  # of a time budget; entries whose turn to start comes later start plainly
 
@@ -92,15 +94,22 @@ class Execution:
             return True
         return self.clock() - self.started < PREPARING * self.time_budget
 
-    def affordable_updates(self, pace: float, saving: float) -> int:
+    def affordable_updates(self, pace: float, measuring: float, prompts: int) -> int:
         """How many updates of `pace` seconds end in time, with the prompts saved.
 
         Args:
-            saving: how many updates take as long as measuring the prompts at the end.
+            measuring: how many updates take as long as measuring the prompts at the end.
+            prompts: how many are written.
         """
-        assert self.deadline is not None
-        left = self.deadline - self.clock() - SAVING_SECONDS
-        return max(0, int(left / pace - saving))
+        assert self.time_budget is not None
+        measuring = min(measuring * pace, MEASURING * self.time_budget)
+        return max(0, int((self.seconds_left(prompts) - measuring) / pace))
+
+    def seconds_left(self, prompts: int) -> float:
+        """Seconds until the prompts must be written; without a time budget infinity."""
+        if self.deadline is None:
+            return math.inf
+        return self.deadline - self.clock() - SAVING_SECONDS - SAVING_EACH * prompts
 
     def plan(self, model: FrozenModel, batch: TrainingBatch) -> MemoryPlan:
         """Measures how updates like this one are to be run; see `measure_memory_plan`."""

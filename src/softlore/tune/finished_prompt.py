@@ -16,6 +16,7 @@ from softlore.prompts.responses import KEY, HashedResponses
 from softlore.tune.losses import LOSSES
 from softlore.tune.trainable_prompt import TrainablePrompt
 
+MAX_COMPANY = 64  # names of others that a file lists
 MAX_CHARACTERS = 20_000  # of a text whose repetition counts as a copy; longer ones are corpora
 
 
@@ -42,7 +43,7 @@ def finished_prompt(
         "steps": trainable.steps,
         "best_step": trainable.best_step,
         "stopped": trainable.stopped,
-        "in_company": others,
+        "in_company": others[:MAX_COMPANY],
         "alone": not others,
     }
     identity = f"{data_hash}/{json.dumps(training, sort_keys=True)}/{value.sum().item()!r}"

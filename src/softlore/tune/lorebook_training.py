@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,25 +94,41 @@ def check_names(book: Lorebook, include: Sequence[str]) -> None:
 
 
 def save_prompts(
-    library: PromptLibrary, prompts: Sequence[SoftPrompt], trainer: WorldInfoTrainer[Any]
+    library: PromptLibrary,
+    prompts: Sequence[SoftPrompt],
+    trainer: WorldInfoTrainer[Any],
+    on_progress: Callable[[float], None] | None = None,
 ) -> list[Path]:
-    """Writes prompts to their folder, each with its gain, and removes the checkpoint."""
-    paths = [library.save(prompt) for prompt in with_gain(trainer, prompts)]
+    """Writes prompts to their folder, each with its gain, and removes the checkpoint.
+
+    `on_progress`: called with the share that is measured, 0 to 1.
+    """
+    paths = [library.save(prompt) for prompt in with_gain(trainer, prompts, on_progress)]
     if trainer.checkpointing.file is not None:
         remove_checkpoint(trainer.checkpointing.file)
     return paths
 
 
-def with_gain(trainer: WorldInfoTrainer[Any], prompts: Sequence[SoftPrompt]) -> list[SoftPrompt]:
-    """The prompts with their measured gain and that of the entry's text in their metrics."""
+def with_gain(
+    trainer: WorldInfoTrainer[Any],
+    prompts: Sequence[SoftPrompt],
+    on_progress: Callable[[float], None] | None = None,
+) -> list[SoftPrompt]:
+    """The prompts with their measured gain and that of the entry's text in their metrics.
+
+    Those for which a time budget leaves no time stay as they are: stories measure them when they
+    need it.
+    """
     entries = {entry.name: entry for entry in trainer.entries}
-    return [
-        prompt.replace(
-            metrics=prompt.metrics
-            | {METRIC: measure_gain(trainer.model, entries[prompt.name], prompt).to_dict()}
-        )
-        for prompt in prompts
-    ]
+    execution, measured = trainer.execution, []
+    for number, prompt in enumerate(prompts, start=1):
+        if execution.seconds_left(len(prompts)) > 0:
+            gain = measure_gain(trainer.model, entries[prompt.name], prompt)
+            prompt = prompt.replace(metrics=prompt.metrics | {METRIC: gain.to_dict()})
+        measured.append(prompt)
+        if on_progress is not None:
+            on_progress(number / len(prompts))
+    return measured
 
 
 def checkpoint_path(folder: Path, book: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +135,7 @@ class TrainablePrompt:
 
     def limit(self, updates: int) -> None:
         """Makes at most so many more updates, in which the learning rate falls to 0."""
-        self.end = min(self._planned_end, self.steps + updates)
+        self.end = min(self._planned_end, self.steps + max(0, updates))
         if self.schedule is not None:
             self.schedule.end = self.end
             rate = self.schedule(self.steps)
@@ -228,29 +228,6 @@ class TrainablePrompt:
         self.best = math.inf if best is None else best
 
 
-def updates_left(trainables: Iterable[TrainablePrompt]) -> int:
-    """Updates until the last of the prompts ends, if none stops early."""
-    return max((trainable.end - trainable.steps for trainable in trainables), default=0)
-
-
-def share_time(trainables: Iterable[TrainablePrompt], affordable: int, waiting: int) -> float:
-    """Moves the prompts' last updates so that all end in time.
-
-    Args:
-        affordable: for how many updates there is time after the one that is being made.
-        waiting: updates to be made once these prompts are finished.
-
-    Returns:
-        The share of the planned updates that will be made.
-    """
-    trainables = list(trainables)
-    planned = max(trainable.planned - 1 for trainable in trainables) + waiting
-    share = min(1.0, affordable / max(1, planned))
-    for trainable in trainables:
-        trainable.limit(1 + int(share * (trainable.planned - 1)))
-    return share
-
-
 @dataclass(frozen=True)
 class TrainingProgress:
     """The state of a training after an update.
@@ -269,7 +246,7 @@ class TrainingProgress:
     def done(self) -> float:
         """Share of all updates that have been made, 0 to 1."""
         shares = [
-            1.0 if trainable.stopped else trainable.steps / trainable.end
+            1.0 if trainable.stopped else trainable.steps / max(1, trainable.end)
             for trainable in self.trainables.values()
         ]
         return sum(shares) / (len(shares) + self.waiting)

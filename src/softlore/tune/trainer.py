@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar, cast, overload
@@ -18,8 +17,10 @@ from softlore.prompts import SoftPrompt
 from softlore.settings import TrainingConfig, arguments
 from softlore.tune.checkpoint import (
     Checkpointing,
+    CheckpointTimer,
     exclusive_run,
     find_checkpoint,
+    flat,
     make_signature,
     nested,
     save_checkpoint,
@@ -36,17 +37,12 @@ from softlore.tune.objective import MemoryPlan, TrainingBatch, losses_of
 from softlore.tune.optimizer import resolved
 from softlore.tune.passages import is_writing_due
 from softlore.tune.time_budget import fit_to_time, saving_updates
-from softlore.tune.trainable_prompt import (
-    TrainablePrompt,
-    TrainingEstimate,
-    TrainingProgress,
-    share_time,
-    updates_left,
-)
+from softlore.tune.trainable_prompt import TrainablePrompt, TrainingEstimate, TrainingProgress
 from softlore.tune.training_data import Company, draw_batch, make_training_data, write_ahead
 from softlore.tune.trunk import TrainingData
+from softlore.tune.turns import TensorsOnDemand, Turns
 
-FITTED = ("max_steps", "distil_weight")  # settings that a time budget decides
+FITTED = ("distil_weight",)  # settings that a time budget decides
 PromptSet = dict[str, SoftPrompt]
 Trained = TypeVar("Trained", SoftPrompt, PromptSet)
 
@@ -107,6 +103,7 @@ class WorldInfoTrainer(Generic[Trained]):
         self.config = self.given = TrainingConfig.of(settings)
         self._source = source_of(blocks, entries, corpus, conditionings, name)
         self.entries: list[Entry] = self._source.entries
+        self._by_name = {entry.name: entry for entry in self.entries}
         company = company or Company()
         self.company = dict(company.prompts)
         self.company_entries = [e for e in company.entries if e.name in self.company]
@@ -120,6 +117,7 @@ class WorldInfoTrainer(Generic[Trained]):
         self.data = TrainingData({}, [], [])  # until `prepare`
         self.plan: MemoryPlan | None = None
         self.pace = Pace()
+        self._turns = Turns(list(self._by_name), self.config)
         self._prepared = False
         company.check(self.model, self.config.kind, self.entries)
         check_room(self.model, self.config)
@@ -149,16 +147,14 @@ class WorldInfoTrainer(Generic[Trained]):
         return cast(Trained, result)
 
     def _run(self) -> None:
-        saved = time.monotonic()
+        timer = CheckpointTimer(self.checkpointing.seconds)
         while self.unfinished():
             self.update()
             if self.ranks.stopping:  # all processes are at the same update
                 if self.ranks.interrupted:
                     raise KeyboardInterrupt
                 return
-            if time.monotonic() - saved >= self.checkpointing.seconds:
-                self.save()
-                saved = time.monotonic()
+            timer.run_when_due(self.save)
             if self.on_step and self.on_step(self.progress()) and self.ranks.request_stop():
                 return
 
@@ -185,7 +181,7 @@ class WorldInfoTrainer(Generic[Trained]):
         self._prepared = True
 
     def update(self) -> None:
-        """One update of every trainable: draw a tree batch, run it, step each optimizer.
+        """One update of those whose turn it is: draw a tree batch, run it, step each optimizer.
 
         Raises DivergedError for NaN or infinity; then no entry has made this update.
         """
@@ -194,9 +190,9 @@ class WorldInfoTrainer(Generic[Trained]):
         batch, learning = self.draw(), self._learning()
         losses = self.ranks.run(self.model, batch, self.plan, learning.values())
         by_name = {name: losses_of(losses, name) for name in learning}
-        seconds = self.execution.clock() - started
+        seconds, in_time = self.execution.clock() - started, True
         if self.execution.deadline is not None:
-            self._keep_to_budget(self.pace.seconds or seconds)
+            in_time = self._keep_to_budget(self.pace.seconds or seconds)
         with uninterrupted():
             faults = [
                 trainable.step_back()
@@ -209,9 +205,11 @@ class WorldInfoTrainer(Generic[Trained]):
                 trainable.update(by_name[name])
             self.step += 1
             measure_held_out(self.model, self.config, self.data, learning, self.plan, self.ranks)
-            still = self._learning().items()
-            self._write_passages({n: t.steps for n, t in still if is_writing_due(t.steps, t.end)})
-            self._admit()
+            still = {name: t for name, t in learning.items() if not t.stopped}
+            self._write_passages(
+                {n: t.steps for n, t in still.items() if is_writing_due(t.steps, t.end)}
+            )
+            self._admit(in_time)
         self.pace.add(seconds, self.execution.clock() - started - seconds)
 
     def save(self) -> None:
@@ -224,35 +222,35 @@ class WorldInfoTrainer(Generic[Trained]):
             "signature": self._signature(),
             "step": self.step,
             "config": {name: getattr(self.config, name) for name in FITTED},
+            "share": self._turns.share,
             "plan": self.plan.to_dict(),
             "trainables": {name: facts for name, (_, facts) in states.items()},
             "passages": {source.name: source.batches for source in self.data.sources},
             "filler": self.data.read and self.data.read.state(),
         }
-        tensors = {
-            f"trainables/{name}/{key}": tensor
-            for name, (state, _) in states.items()
-            for key, tensor in state.items()
-        }
+        tensors: dict[str, Tensor] = {}
+        for name, (state, _) in states.items():
+            tensors |= flat(state, f"trainables/{name}")
         for source in self.data.sources:
-            tensors |= {f"passages/{source.name}/{key}": t for key, t in source.state().items()}
+            tensors |= flat(source.state(), f"passages/{source.name}")
         save_checkpoint(path, tensors, facts)
 
     def prompts(self) -> PromptSet:
         """The prompts as trained so far."""
-        entries: dict[str, Entry] = {entry.name: entry for entry in self.entries}
-        together = [*entries, *self.company]
+        together = [*self._by_name, *self.company]
         return {
-            name: finished_prompt(self.model, entries[name], trainable, together)
-            for name, trainable in self.trainables.items()
+            name: finished_prompt(self.model, entry, self.trainables[name], together)
+            for name, entry in self._by_name.items()
+            if name in self.trainables
         }
 
     def unfinished(self) -> bool:
-        return self._waiting() > 0 or bool(self._learning())
+        return bool(self._learning())
 
     def progress(self) -> TrainingProgress:
-        left = self.pace.seconds and self.pace.seconds * self._updates_left()
-        return TrainingProgress(self.step, self.trainables, self._waiting(), left)
+        left = self.pace.seconds and self.pace.seconds * self._turns.updates_left(self.trainables)
+        waiting = len(self.entries) - len(self.trainables)
+        return TrainingProgress(self.step, self.trainables, waiting, left)
 
     def estimate(self) -> TrainingEstimate:
         """What remains to do; call `prepare` first."""
@@ -260,16 +258,22 @@ class WorldInfoTrainer(Generic[Trained]):
         slides = self.config.kind == "prefix" and self.model.family.all_layers_slide
         sight = self.model.family.sliding_window if slides else None
         return TrainingEstimate(
-            self._updates_left(), self.progress().seconds_left, 4 * math.prod(shape), sight
+            self._turns.updates_left(self.trainables),
+            self.progress().seconds_left,
+            4 * math.prod(shape),
+            sight,
         )
 
     def draw(self) -> TrainingBatch:
         """The tree batch of the next update; call `prepare` first."""
-        prompts: dict[str, Tensor] = {name: p.tensor for name, p in self.company.items()}
-        for name, trainable in self.trainables.items():
-            prompts[name] = trainable.value() if trainable.stopped else trainable.live()
-        learning = list(self._learning())
-        return draw_batch(self.model, self.config, self.data, prompts, learning, self.step)
+        learning = self._learning()
+        of_company = {name: partial(getattr, p, "tensor") for name, p in self.company.items()}
+        of_trainables: dict[str, Callable[[], Tensor]] = {
+            name: trainable.live if name in learning else trainable.value
+            for name, trainable in self.trainables.items()
+        }
+        prompts = TensorsOnDemand(of_company | of_trainables)
+        return draw_batch(self.model, self.config, self.data, prompts, list(learning), self.step)
 
     # internals ---------------------------------------------------------------------------------
 
@@ -278,18 +282,23 @@ class WorldInfoTrainer(Generic[Trained]):
         return make_training_data(self.model, self.config, self._source, entries, self.company)
 
     def _learning(self) -> dict[str, TrainablePrompt]:
-        return {name: t for name, t in self.trainables.items() if not t.stopped}
+        """Those of the next update."""
+        return {n: t for n, t in self.trainables.items() if n in self._turns.current}
 
-    def _waiting(self) -> int:
-        return len(self.entries) - len(self.trainables)
+    def _admit(self, in_time: bool = True) -> None:
+        """Chooses the entries of the next update, and starts those that are new.
 
-    def _admit(self) -> None:
-        """Starts waiting entries in the places of finished ones."""
-        free = max(0, self.config.max_active - len(self._learning()))
-        waiting = self.entries[len(self.trainables) :][:free]
-        self._write_passages({entry.name: 0 for entry in waiting})
-        for entry in waiting:
-            self._admit_one(entry, self.step > 0 or self.execution.preparing)
+        If there is no time for another update, the rest start, and make none.
+        """
+        new = self._turns.choose(self.trainables, in_time)
+        current = self._turns.current
+        self._write_passages({name: 0 for name in new if name in current})
+        compacted = self.step > 0 or self.execution.preparing
+        for name in new:
+            self._admit_one(self._by_name[name], compacted and name in current)
+        if not current:
+            for trainable in self.trainables.values():
+                trainable.stopped = trainable.stopped or "time_budget"
 
     def _admit_one(self, entry: Entry, compacted: bool) -> None:
         examples = self.data.examples[entry.name]
@@ -300,6 +309,7 @@ class WorldInfoTrainer(Generic[Trained]):
         config = resolved(self.config, self.model.layers, bool(examples.pairs))
         kept = kept_part(self.model, config)
         self.trainables[entry.name] = TrainablePrompt(entry.name, value, scale, config, kept)
+        self._turns.start(self.trainables[entry.name])
 
     def _write_passages(self, updates: Mapping[str, int]) -> None:
         """`updates`: of each entry that passages are written for, how many it has made."""
@@ -308,37 +318,28 @@ class WorldInfoTrainer(Generic[Trained]):
             write_ahead(self.model, self.config, self.data, updates, self.step, show)
             self.ranks.check_same_data(self.data)
 
-    def _updates_left(self) -> int:
-        """Updates until all entries are trained, if none stops early."""
-        return updates_left(self._learning().values()) + self._waves * self.config.max_steps
-
-    @property
-    def _waves(self) -> int:
-        """How often entries that wait will start, as many as may be in training at once."""
-        return -(-self._waiting() // self.config.max_active)
-
-    def _keep_to_budget(self, pace: float) -> None:
-        """Moves the entries' last updates so that all end in time; `pace`: seconds an update."""
+    def _keep_to_budget(self, pace: float) -> bool:
+        """Shares the time among the entries; says whether there is any for another update."""
         saving = saving_updates(self.model, self.config, self.data)
-        affordable = self.execution.affordable_updates(pace, saving)
+        affordable = self.execution.affordable_updates(pace, saving, len(self.entries))
         (affordable,) = self.ranks.broadcast_numbers(affordable)
-        waiting = self._waves * self.given.max_steps
-        share = share_time(self._learning().values(), affordable, waiting)
-        self.config = self.config.changed(max_steps=max(1, int(share * self.given.max_steps)))
+        self._turns.share_time(self.trainables, affordable)
+        return affordable > 0
 
     def _resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         self.config = self.config.changed(**facts["config"])
         self.data = self._make_data()
         self.plan = MemoryPlan(**facts["plan"])
-        self.step = facts["step"]
+        self.step, self._turns.share = facts["step"], facts["share"]
         for name, state in facts["trainables"].items():
-            self._admit_one(next(e for e in self.entries if e.name == name), compacted=False)
+            self._admit_one(self._by_name[name], compacted=False)
             self.trainables[name].restore(nested(tensors, f"trainables/{name}"), state)
         for source in self.data.sources:
             written = nested(tensors, f"passages/{source.name}")
             source.restore(self.model, written, facts["passages"][source.name])
         if self.data.read is not None:
             self.data.read.restore(self.model, facts["filler"])
+        self._admit()
 
     def _signature(self) -> dict[str, Any]:
         return make_signature(
