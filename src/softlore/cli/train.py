@@ -281,10 +281,7 @@ def _corpus_trainer(
 def _train(
     trainer: WorldInfoTrainer[Any], prompts: PromptLibrary, curves: Curves
 ) -> list[SoftPrompt]:
-    """Runs the trainer with a live view, and saves its prompts.
-
-    If training fails, existing prompts are unchanged.
-    """
+    """Runs the trainer with a live view, and saves its prompts; if it fails, old ones stay."""
     from softlore.cli.progress import progress_bar, watch
     from softlore.errors import DivergedError
     from softlore.tune.lorebook_training import save_prompts
