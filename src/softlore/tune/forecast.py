@@ -147,7 +147,7 @@ def forecast(
         with gradient_checkpointing(model):
             recomputed = count_saved_bytes(model, lambda: _loss(model, part))
     tokens = max(1, part.tokens)
-    waves = -(-len(entries) // config.max_active)
+    turns = -(-len(entries) // config.max_active)
     passages = _passages(entries, config)
     written = passages * passage_length(model, config)
     rows = sum(branch.n_rows for tree in batch.trees for branch in tree.branches)
@@ -165,12 +165,12 @@ def forecast(
         prompt=prompt,
         entries=len(entries),
         passages=passages,
-        updates=config.max_steps * waves,
+        updates=config.max_steps * turns,
         update_tokens=batch.tokens,
         smallest_tokens=smallest_pass(batch),
         per_token=max(1, plain // tokens),
         per_token_checkpointed=recomputed_bytes(model, plain // tokens, recomputed // tokens),
-        workspace=logits + expanded + STATES * prompt * len(active),
+        workspace=logits + expanded + STATES * prompt * len(entries),
         update_flops=counter.get_total_flops() * batch.tokens // tokens,
         prepare_flops=4 * size * written,  # a forward to write each token, and one to read it
     )

@@ -60,8 +60,8 @@ def fit_to_time(
     seconds = _seconds_a_token(model, config, entries[0], data.examples[entries[0].name], execution)
     first = sum(source.wanted(0) * source.length for source in sources)
     left = execution.deadline - execution.clock() - WRITING * seconds * first
-    waves = -(-len(examples) // config.max_active)
-    updates = left / (BESIDE * seconds * waves * _tokens(model, config, examples))
+    turns = -(-len(examples) // config.max_active)
+    updates = left / (BESIDE * seconds * turns * _tokens(model, config, examples))
     fits = int(updates >= min(ENOUGH, config.max_steps))
     (fits,) = (execution.ranks or SingleProcess()).broadcast_numbers(fits)
     return config if fits else config.changed(distil_weight=0)
