@@ -356,6 +356,11 @@ def test_training_refuses_what_cannot_be():
             train_vector(MODEL, "dark", contrast, **settings)
     with pytest.raises(ConfigError, match="same effect"):
         train_vector(MODEL, "dark", contrast_of_texts(MODEL, ["dark"], ["dark"]))
+    short = contrast_of_texts(MODEL, ["a"], ["b"])
+    with pytest.raises(ConfigError, match="no text has more than 3 tokens"):
+        train_vector(MODEL, "dark", short, method="distil")
+    with pytest.raises(ConfigError, match="max_steps"):
+        train_vector(MODEL, "dark", contrast, method="distil", max_steps="many")
     with pytest.raises(ConfigError, match="positive has no text"):
         contrast_of_contexts(MODEL, [" "])
     with pytest.raises(ConfigError, match="passages is 0"):

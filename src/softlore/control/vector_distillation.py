@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from softlore.context import Branch, Tree, TreeBatch, hidden_states
+from softlore.errors import ConfigError
 from softlore.measure.losses import response_nll, teacher_kl
 from softlore.measure.score import first_comparable, hidden_states_after, trunk
 from softlore.model import FrozenModel
@@ -78,9 +79,17 @@ def distil(
         start: directions `[layers, width]` to start from; rows that are 0 stay so.
         texts: for each, the context before it and its token ids.
         on_progress: called with the share of the updates that are done.
+
+    Raises:
+        ConfigError: no text is long enough to learn from.
     """
     bare = trunk(model, "")
     passages = _passages(model, bare, texts)
+    if not passages:
+        raise ConfigError(
+            f"no text has more than {first_comparable(model) + 1} tokens; expected longer ones for "
+            "the method distil; give others, or use the method mean"
+        )
     random.Random(f"vector/{seed}").shuffle(passages)
     count = max(1, round(HELD_OUT * len(passages)))
     held_out, trained = passages[:count], passages[count:] or passages

@@ -123,7 +123,7 @@ def contrast_of_texts(
     return Contrast(*sides)
 
 
-@expecting(model=FROZEN, name=TEXT)
+@expecting(model=FROZEN, name=TEXT, max_steps=COUNT, seed=COUNT)
 @torch.no_grad()
 def train_vector(
     model: FrozenModel,
