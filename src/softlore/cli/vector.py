@@ -301,6 +301,13 @@ def _show(vector: ControlVector) -> None:
         ("layers", f"{_ranges(vector.layers)} of {layers}, width {width}"),
         ("model", vector.base_model or "not recorded"),
         ("created", vector.created or "not recorded"),
-        *((key, str(value)) for key, value in vector.training.items() if key != "layers"),
+        *((key, _shown(value)) for key, value in vector.training.items() if key != "layers"),
     ]
     common.print_table(("", ""), rows)
+
+
+def _shown(value: Any) -> str:
+    """A recorded value: of a mapping, `bare 0.33, end 0.22`."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {one}" for key, one in value.items())
+    return str(value)
