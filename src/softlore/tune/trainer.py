@@ -291,12 +291,11 @@ class WorldInfoTrainer(Generic[Trained]):
         If there is no time for another update, the rest start, and make none.
         """
         new = self._turns.choose(self.trainables, in_time)
-        current = self._turns.current
-        self._write_passages({name: 0 for name in new if name in current})
-        compacted = self.step > 0 or self.execution.preparing
+        self._write_passages(dict.fromkeys(new, 0) if in_time else {})
+        compacted = in_time and (self.step > 0 or self.execution.preparing)
         for name in new:
-            self._admit_one(self._by_name[name], compacted and name in current)
-        if not current:
+            self._admit_one(self._by_name[name], compacted)
+        if not self._turns.current:
             for trainable in self.trainables.values():
                 trainable.stopped = trainable.stopped or "time_budget"
 
