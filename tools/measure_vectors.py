@@ -42,6 +42,7 @@ from softlore.control import (
     contrast_of_texts,
     train_vector,
 )
+from softlore.control.vectors import DISTILLED, PASSAGES
 from softlore.decode import SamplingParams, sample_ids
 from softlore.lore.study import OPENERS
 from softlore.measure import distinct, perplexity
@@ -76,13 +77,13 @@ GENRES = {
 }
 TOKENS = 48
 EXCERPTS, EXCERPT = 48, 128  # of a genre's books that its vector is trained on, and their tokens
-PASSAGES, DISTILLED = 48, 192  # that vectors are trained on
 READ_BY_BAYES = 48  # texts of each tone that naive Bayes learns from
 Models = Annotated[list[str], "short names, folders, hub ids or GGUF files"]
 Strengths = Annotated[list[float], "of the vectors"]
 Texts = Annotated[int, "of each tone and way"]
 Methods = Annotated[list[str], "of training: distil, mean, pca, pca_diff"]
 Dtype = Annotated[str | None, "such as bfloat16"]
+MakeContrast = Callable[[str, str], Contrast]  # of a tone or genre, for a method
 FIGURES = ["bayes", "attribution", "perplexity", "distinct", "drift", "recall", "seconds"]
 
 
@@ -98,18 +99,16 @@ def tones(
     out: Keep = None,
 ) -> None:
     """A table for each model: nothing, the tone's text, and its vector by strength."""
-    load = LatestModel(dtype)
 
-    def case(model: str, seed: int, method: str) -> Iterator[Row]:
-        frozen = load(model)
-        bench = _Bench(frozen, seed, TONES, OPENERS, texts)
+    def prepare(model: FrozenModel, seed: int) -> tuple[_Bench, MakeContrast]:
+        bench = _Bench(model, seed, TONES, OPENERS, texts)
         bench.learn_words()
 
-        def contrast(tone: str) -> Contrast:
+        def contrast(tone: str, method: str) -> Contrast:
             others = [text for other, text in TONES.items() if other != tone]
             distil = method == "distil"
             return contrast_of_contexts(
-                frozen,
+                model,
                 [TONES[tone]] * len(others),
                 others,
                 passages=DISTILLED if distil else PASSAGES,
@@ -117,11 +116,9 @@ def tones(
                 seed=seed,
             )
 
-        if method == methods[0]:
-            yield from bench.without_vectors()
-        yield from bench.table(method, contrast, strengths)
+        return bench, contrast
 
-    _show(measure(grid(model=models, seed=range(seeds), method=methods), case, out))
+    _measure(grid(model=models, seed=range(seeds), method=methods), prepare, strengths, dtype, out)
 
 
 def genres(
@@ -137,26 +134,22 @@ def genres(
     out: Keep = None,
 ) -> None:
     """The same for seven genres, whose vectors are trained on passages of their books."""
-    load = LatestModel(dtype)
     tokenizer = AutoTokenizer.from_pretrained("src/softlore/storyteller")
     bayes = bayes_of_corpus(data, tokenizer)
 
-    def case(model: str, seed: int, method: str) -> Iterator[Row]:
-        frozen = load(model)
-        bench = _Bench(frozen, seed, GENRES, OPENINGS, texts)
+    def prepare(model: FrozenModel, seed: int) -> tuple[_Bench, MakeContrast]:
+        bench = _Bench(model, seed, GENRES, OPENINGS, texts)
         bench.bayes = bayes
         excerpts = {genre: _excerpts(data, genre, tokenizer, seed) for genre in GENRES}
 
-        def contrast(genre: str) -> Contrast:
+        def contrast(genre: str, method: str) -> Contrast:
             others = [excerpts[other] for other in GENRES if other != genre]
             mixed = [text for row in zip(*others, strict=True) for text in row]
-            return contrast_of_texts(frozen, excerpts[genre], mixed[:EXCERPTS])
+            return contrast_of_texts(model, excerpts[genre], mixed[:EXCERPTS])
 
-        if method == methods[0]:
-            yield from bench.without_vectors()
-        yield from bench.table(method, contrast, strengths)
+        return bench, contrast
 
-    _show(measure(grid(model=models, seed=range(seeds), method=methods), case, out))
+    _measure(grid(model=models, seed=range(seeds), method=methods), prepare, strengths, dtype, out)
 
 
 def _excerpts(data: Path, genre: str, tokenizer: Any, seed: int) -> list[str]:
@@ -170,8 +163,23 @@ def _excerpts(data: Path, genre: str, tokenizer: Any, seed: int) -> list[str]:
     ]
 
 
-def _show(rows: list[Row]) -> None:
-    print_means(rows, FIGURES)
+def _measure(
+    cases: Sequence[Row],
+    prepare: Callable[[FrozenModel, int], tuple[_Bench, MakeContrast]],
+    strengths: Sequence[float],
+    dtype: str | None,
+    out: Path | None,
+) -> None:
+    """Measures and shows each model, seed and method; `prepare`: from a model and a seed."""
+    load, first = LatestModel(dtype), cases[0]["method"]
+
+    def case(model: str, seed: int, method: str) -> Iterator[Row]:
+        bench, contrast = prepare(load(model), seed)
+        if method == first:
+            yield from bench.without_vectors()
+        yield from bench.table(method, contrast, strengths)
+
+    print_means(measure(cases, case, out), FIGURES)
 
 
 class _Bench:
@@ -228,12 +236,14 @@ class _Bench:
             yield from self.rows("its control code", self.codes)
 
     def table(
-        self, method: str, contrast: Callable[[str], Contrast], strengths: Sequence[float]
+        self, method: str, contrast: MakeContrast, strengths: Sequence[float]
     ) -> Iterator[Row]:
         """The figures of vectors that a method trains, by strength."""
         start = time.monotonic()
         trained = {
-            name: train_vector(self.model, name, contrast(name), method=method, seed=self.seed)
+            name: train_vector(
+                self.model, name, contrast(name, method), method=method, seed=self.seed
+            )
             for name in self.described
         }
         seconds = (time.monotonic() - start) / len(trained)

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from softlore.model import FrozenModel
     from softlore.prompts import ControlVector
 
-PASSAGES, DISTILLED = 48, 192  # that a vector is trained on
-
 
 @click.group()
 def command() -> None:
@@ -232,7 +230,7 @@ def _of_contexts(
     passages: int | None,
     seed: int,
 ) -> Contrast:
-    from softlore.control.vectors import contrast_of_contexts
+    from softlore.control.vectors import DISTILLED, PASSAGES, contrast_of_contexts
 
     passages = passages or (DISTILLED if distilled else PASSAGES)
     common.say(f"writing {passages} passages to compare the texts on")

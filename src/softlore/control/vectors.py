@@ -40,7 +40,7 @@ from softlore.settings.arguments import COUNT, FROZEN, TEXT, expecting
 
 METHODS = ("mean", "pca", "pca_diff", "distil")
 PASSAGES, LENGTH = 48, 40  # passages that contexts are compared on, and their tokens
-MAX_STEPS = 80  # updates of distillation, at most
+DISTILLED, MAX_STEPS = 192, 80  # passages that distillation does well with, and its updates
 SCALES = 8  # halvings of the interval in which the scale is searched
 LARGEST_SCALE = 4.0
 Ids = Sequence[int]
