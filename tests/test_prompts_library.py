@@ -206,6 +206,17 @@ def test_saving_many_does_not_list_the_folder_each_time(
     assert float(library["dog 7"].tensor[0, 0]) == 2.0
 
 
+def test_missing_names_cost_no_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = PromptLibrary(tmp_path)
+    library.save(prompt("dog"))
+    listed, scan = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scan(path))
+    assert [library.get(f"nobody {number}") for number in range(9)] == [None] * 9
+    assert library.get("nobody", 3) == 3
+    assert library.get("dog").name == "dog"
+    assert not listed
+
+
 def _make_old(folder: Path) -> None:
     """As if nothing had been added to a folder for a minute."""
     old = folder.stat().st_mtime_ns - 60_000_000_000

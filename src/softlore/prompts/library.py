@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from softlore.disk import storage_error, user_folder
 from softlore.errors import PromptFileError, SoftloreError, StorageError, UnknownPromptError
@@ -98,7 +99,6 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
 
     def header(self, name: str) -> PromptHeader:
         """The header of a prompt's file. Raises UnknownPromptError."""
-        name = unicodedata.normalize("NFC", name) if isinstance(name, str) else name
         if (header := self._find(name)) is not None:
             return header
         names = list(self)
@@ -113,6 +113,7 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
         """The header of a prompt's file, or None if there is none; see the class."""
         if not isinstance(name, str):
             return None
+        name = unicodedata.normalize("NFC", name)
         header = self._by_name.get(name)
         if header is not None:
             with contextlib.suppress(OSError):
@@ -169,6 +170,10 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
             while self._cached_bytes > MAX_CACHED_BYTES and len(self._prompts) > 1:
                 self._cached_bytes -= self._prompts.pop(next(iter(self._prompts)))[1].tensor.nbytes
             return cached[1]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of any mapping, without the close matches that the error for a missing name has."""
+        return default if self._find(name) is None else super().get(name, default)
 
     def __contains__(self, name: object) -> bool:
         return self._find(name) is not None
