@@ -108,16 +108,22 @@ def entry_of(name: str, pronoun: str, lore: list[str]) -> Entry:
     """An entry of sentences that begin with the first name, or a pronoun, and a verb.
 
     Its calls are reported speech ("Everybody knew that Martha milks"), the held-out ones the same
-    with a pronoun, after a line of story.
+    with a pronoun, after a line of story. They go on until no other sentence goes on alike.
     """
     given = name.split()[0]
     blocks, held_out = [], []
     for sentence in lore:
-        first, second, *rest = sentence.split(" ")
-        response = " " + " ".join(rest)
+        words = sentence.split(" ")
+        count = 2
+        while count < len(words) - 1 and any(
+            other.split(" ")[:count] == words[:count] for other in lore if other != sentence
+        ):
+            count += 1
+        first, called = words[0], " ".join(words[1:count])
+        response = " " + " ".join(words[count:])
         he = pronoun if first == given else _FORMS[pronoun][1]
-        blocks.append(Block(call=f"Everybody knew that {first} {second}", responses=[response]))
-        call = f"{name} sat down by the fire. They said that {he} {second}"
+        blocks.append(Block(call=f"Everybody knew that {first} {called}", responses=[response]))
+        call = f"{name} sat down by the fire. They said that {he} {called}"
         held_out.append(Block(call=call, responses=[response]))
     return Entry(name=name, text=" ".join(lore), blocks=blocks, held_out=held_out)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from softlore.tune.losses import LossTerm, row_losses
 SHARE = 0.5  # of the memory, for the activations of one pass
 # Tokens. Fewer run faster in one packed pass than in two, however much of it is masked, and are
 # enough to keep a processor busy; a longer pass does not fit its cache.
-EFFICIENT_PASS = 1024
+EFFICIENT_PASS = 768
 
 Losses = dict[tuple[tuple[str, ...], str], float]  # by owners and loss, nats a token
 
@@ -42,6 +43,16 @@ class TrainingBatch:
     def tokens(self) -> int:
         """Tokens to run, trunks counted once."""
         return sum(tree.tokens for tree in self.trees)
+
+    def by_length(self) -> TrainingBatch:
+        """The same trees, shortest first: those that run together are padded to their longest."""
+        counts = [len(tree.branches) for tree in self.trees]
+        ends = list(accumulate(counts))
+        batch = TrainingBatch()
+        for i in sorted(range(len(counts)), key=lambda i: self.trees[i].tokens):
+            batch.trees.append(self.trees[i])
+            batch.terms.extend(self.terms[ends[i] - counts[i] : ends[i]])
+        return batch
 
     def part(self, start: int, stop: int) -> TrainingBatch:
         """The trees from `start` to `stop` with their terms."""
@@ -84,6 +95,7 @@ def _run(
 def measure(model: FrozenModel, batch: TrainingBatch, plan: MemoryPlan) -> Losses:
     """The losses that `run` returns, without a gradient."""
     means: list[Tensor] = []
+    batch = batch.by_length()
     for part in _parts(batch, plan.tokens_at_once):
         hidden = hidden_states(model, part.trees, choose_layout(part.trees, plan.tokens_at_once)[0])
         means += _branch_losses(model, part, hidden, range(len(part.terms)))
@@ -225,7 +237,7 @@ def run_in_parts(model: FrozenModel, batch: TrainingBatch, plan: MemoryPlan) -> 
     run in micro-batches.
     """
     means: list[Tensor] = []
-    max_tokens = plan.tokens_at_once
+    batch, max_tokens = batch.by_length(), plan.tokens_at_once
     if model.device.type == "cpu":
         max_tokens = min(max_tokens, EFFICIENT_PASS)
     with gradient_checkpointing(model, bool(plan.gradient_checkpointing)):
