@@ -171,9 +171,35 @@ def test_families_without_that_interface_keep_their_own(family, caplog):
     assert not caplog.records
 
 
-def test_a_model_in_float32_keeps_its_own():
-    hf = FrozenModel(tiny_hf("llama"), byte_tokenizer(), "float32").hf
-    assert hf.config._attn_implementation == "sdpa"
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float32, NAME), (torch.float16, "sdpa")])
+def test_models_in_float32_use_it_and_others_keep_their_own(dtype, name):
+    hf = FrozenModel(tiny_hf("llama").to(dtype), byte_tokenizer(), "a model").hf
+    assert hf.config._attn_implementation == name
+
+
+def test_in_float32_gradients_and_hidden_states_are_those_of_torch():
+    model = FrozenModel(tiny_hf("llama"), byte_tokenizer(), "float32")
+    prompt = model.keys_values([3, 4, 5, 6]).requires_grad_()
+    trunk = Tree([Node(list(range(3, 40)))], [prompt])
+    texts = [[3 + (7 * i + j) % 200 for j in range(24)] for i in range(12)]  # 288 rows: 3 blocks
+    batch = [TreeBatch(trunk, [Branch(text, 0, 4, -1) for text in texts])]
+
+    def run(name):
+        model.hf.set_attn_implementation(name)
+        prompt.grad = None
+        states = []
+        backward(
+            model,
+            batch,
+            lambda hidden, _: (
+                states.append(hidden.detach()),
+                model.logits(hidden).log_softmax(-1)[:, 5].sum(),
+            )[1],
+        )
+        return states[0], prompt.grad.clone()
+
+    for ours, theirs in zip(run(NAME), run("sdpa"), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_on_a_gpu_no_kernel_is_used_that_plans_each_new_shape():

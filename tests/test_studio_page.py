@@ -412,6 +412,57 @@ def test_a_lorebook_is_dropped_on_the_page(page):
     assert page.locator(".drop").count() == 0
 
 
+def many(count):
+    entries = "".join(f"\n  - name: Person {i}\n    text: Person {i} sings." for i in range(count))
+    return f"name: a crowd\nentries:{entries}\n"
+
+
+def test_a_long_lorebook_is_made_as_it_is_scrolled_and_can_be_searched(page):
+    panel(page, "lore")
+    page.set_input_files(
+        "[data-name=lore] input[type=file]",
+        {"name": "crowd.yaml", "mimeType": "text/yaml", "buffer": many(400).encode()},
+    )
+    page.wait_for_selector("[data-entry='Person 0']")
+    rows = page.locator("[data-entry]")
+    assert 0 < rows.count() < 200
+    while rows.count() < 400:  # each time the last one is in sight, more are made
+        before = rows.count()
+        rows.last.scroll_into_view_if_needed()
+        wait_until(lambda before=before: rows.count() > before)
+    assert rows.count() == 400
+    assert page.locator("[data-name=lore] .more").count() == 0
+    page.click("[data-entry='Person 399']")
+    page.click(".entry button:has-text('All entries')")
+    page.wait_for_selector("[data-entry='Person 399']:focus")  # the list is as long as before
+    page.fill("#lore-search", "person 39")
+    wait_until(lambda: rows.count() == 11)
+    page.fill("#lore-search", "")
+    wait_until(lambda: 0 < rows.count() < 200)
+
+
+def test_curves_of_many_entries_are_few_and_any_can_be_in_front(page):
+    import_lore(page)
+    page.evaluate(
+        """async () => {
+          const curve = (n) => ({step: [1, 2], loss: [3, n / 100], recall: [], drift: []});
+          const curves = Object.fromEntries(
+            Array.from({length: 300}, (_, n) => [`Person ${n}`, curve(n)]));
+          const training = {id: 1, state: "running", entries: Object.keys(curves), curves,
+            book: "a crowd", step: 2, done: 0.5};
+          (await import("/studio/static/store.js")).set({training});
+        }"""
+    )
+    page.wait_for_selector("svg.plot[aria-label^='Loss'] polyline.picked")
+    loss = page.locator("svg.plot[aria-label^='Loss']")
+    assert loss.locator("polyline").count() <= 25
+    page.select_option("[aria-label='Entry in front']", "Person 299")
+    page.wait_for_selector(
+        "svg.plot[aria-label^='Loss of Person 299'], svg.plot[aria-label*='of Person 299']"
+    )
+    assert "to 3.0 at step 2" in loss.get_attribute("aria-label")
+
+
 def test_the_key_is_asked_for_once(browser, model, tmp_path):
     with serving(model, tmp_path, api_key="open-sesame") as (address, _):
         page = browser.new_page()

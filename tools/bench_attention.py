@@ -1,7 +1,7 @@
-"""Times a training update with softlore's attention beside torch's, on a processor in bfloat16.
+"""Times a training update with softlore's attention beside torch's, on a processor.
 
     python tools/bench_attention.py                       # SmolLM2-135M's shape, three lengths
-    python tools/bench_attention.py --branches 12 --filler 0 512
+    python tools/bench_attention.py --branches 12 --filler 0 512 --dtype float32
 
 An update is forward and backward of a packed tree: a soft prefix and filler that was read before,
 and branches that see both and not each other. Weights are random, so nothing is downloaded. The
@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from softlore import FrozenModel
 from softlore.context import Branch, Node, Tree, TreeBatch, backward, read_trunks
-from softlore.model.attention import NAME
+from softlore.model.attention import NAME, can_record
 from softlore.model.tiny import byte_tokenizer
 
 SMOLLM2 = {
@@ -42,12 +42,14 @@ def main() -> None:
     parser.add_argument("--filler", type=int, nargs="*", default=[0, 700, 2000], help="tokens")
     parser.add_argument("--branches", type=int, default=47)
     parser.add_argument("--repeats", type=int, default=3, help="updates timed, after a first one")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    hf = LlamaForCausalLM(LlamaConfig(**SMOLLM2)).to(torch.bfloat16)
+    hf = LlamaForCausalLM(LlamaConfig(**SMOLLM2)).to(getattr(torch, options.dtype))
     model = FrozenModel(hf, byte_tokenizer(), "random")
+    assert can_record(hf)
     print(f"{'filler':>6}{'torch, s':>10}{'softlore, s':>13}{'ratio':>8}{'gradients apart':>17}")
     for length in options.filler:
         compare(model, length, options.branches, options.repeats)

@@ -1,12 +1,12 @@
-"""Attention in bfloat16 on a processor, kernels on a GPU, and a record of what attention is given.
+"""Attention on a processor, kernels on a GPU, and a record of what attention is given.
 
-In bfloat16 on a processor the backward pass of torch's `scaled_dot_product_attention` takes about
-five times its forward pass, and both work on all pairs of tokens, however many a mask hides. A
-packed tree of branches (see `softlore.context.tree_batch`) hides most of them. Here
+On a processor torch's `scaled_dot_product_attention` works on all pairs of tokens, however many a
+mask hides, and in bfloat16 its backward pass takes about five times its forward pass. A packed tree
+of branches (see `softlore.context.tree_batch`) hides most pairs. Here
 
 - queries are taken some rows at a time, with the keys that any of these rows sees;
-- the backward pass computes the probabilities again, by plain matrix products, which processors
-  with AMX or AVX-512 BF16 do fast, a few heads at a time, so that they stay in the cache;
+- the backward pass computes the probabilities again, by plain matrix products, a few heads at a
+  time, so that they stay in the cache;
 - keys and values are in their groups there, where torch repeats them for each head;
 - keys of text that was read before training get no gradient.
 
@@ -43,9 +43,9 @@ ROWS = 128  # of queries at once: some branches; fewer see fewer keys, more are 
 
 
 def use_for_training(hf: Any) -> None:
-    """Makes a model use this attention where it gains: in bfloat16, on a processor, with SDPA."""
+    """Makes a model use this attention where it gains: on a processor, with SDPA."""
     weight = hf.get_input_embeddings().weight
-    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
+    if weight.dtype not in (torch.bfloat16, torch.float32) or weight.device.type != "cpu":
         return
     if can_record(hf):
         hf.set_attn_implementation(NAME)

@@ -6,6 +6,7 @@ import { refreshPrompts } from "./books.js";
 import { confirmed, shown } from "./dialogs.js";
 import { insert, tagOf } from "./chips.js";
 import { filePicker, formatPicker } from "./fields.js";
+import { longList } from "./longlist.js";
 import { tell, trying } from "./messages.js";
 import { addPanel, openPanel } from "./panels.js";
 import { on, state } from "./store.js";
@@ -92,11 +93,22 @@ function item(prompt) {
 }
 
 export function makeLibrary() {
-  const list = h("ul", { class: "list", "aria-label": "Soft prompts" });
+  const list = longList("Soft prompts");
   const bad = h("div", { class: "group" });
+  const search = h("input", { type: "search", placeholder: "Search the soft prompts",
+    "aria-label": "Search the soft prompts", oninput: () => draw() });
+  function draw() {
+    const sought = search.value.toLowerCase();
+    const found = state.prompts.filter(({ name }) => name.toLowerCase().includes(sought));
+    search.hidden = state.prompts.length <= 5;
+    list.show(found, item, sought);
+    if (!found.length) {
+      list.element.append(h("li", { class: "item quiet" }, sought ? "None has that name."
+        : "None yet. Train an entry of a lorebook, or import one."));
+    }
+  }
   on("prompts info", () => {
-    list.replaceChildren(...(state.prompts.length ? state.prompts.map(item)
-      : [h("li", { class: "item quiet" }, "None yet. Train an entry of a lorebook, or import one.")]));
+    draw();
     bad.replaceChildren(...(state.bad ?? []).map(({ file, message }) =>
       h("p", { class: "wrong" }, `${file}: ${message}`)));
   });
@@ -104,7 +116,7 @@ export function makeLibrary() {
     if (!body.firstChild) {
       body.append(h("p", { class: "quiet" }, "A soft prompt is lore that the model has learned. "
         + "Put one into a text, and the model writes as though it knew."),
-      h("div", {}, filePicker("Import", importPrompt)), list, bad);
+      h("div", {}, filePicker("Import", importPrompt)), search, list.element, bad);
     }
     refreshPrompts();
   });

@@ -7,6 +7,7 @@ import { deleteBook, importBook, newBook, openBook, refreshBooks, refreshPrompts
   from "./books.js";
 import { editEntry } from "./entry.js";
 import { checkbox, filePicker, formatPicker, labelled, select } from "./fields.js";
+import { longList } from "./longlist.js";
 import { setStory } from "./memory.js";
 import { trying } from "./messages.js";
 import { addPanel } from "./panels.js";
@@ -81,7 +82,6 @@ function row(entry) {
 }
 
 function entries() {
-  const list = h("ul", { class: "list", "aria-label": "Entries" });
   const search = h("input", { type: "search", value: sought, placeholder: "Search the entries",
     "aria-label": "Search the entries", id: "lore-search", oninput: () => {
       sought = search.value;
@@ -91,16 +91,16 @@ function entries() {
     .toLowerCase().includes(sought.toLowerCase());
   function draw() {
     const found = state.book.entries.filter(holds);
-    list.replaceChildren(...found.map(row));
+    list.show(found, row, `${state.book.name}\n${sought}`);
     if (!found.length) {
-      list.append(h("li", { class: "item quiet" }, sought ? "No entry holds that."
+      list.element.append(h("li", { class: "item quiet" }, sought ? "No entry holds that."
         : "No entry yet. An entry is one subject: a character, a place, a tone."));
     }
   }
   draw();
   const all = state.book.entries.length;
   return h("div", { class: "group" },
-    all > 5 && search, list,
+    all > 5 && search, list.element,
     h("div", { class: "row apart" },
       button("Train the whole book", () =>
         train(undefined, state.book.entries.every((entry) => state.book.prompts?.[entry.name])), { kind: "main", draw: "play", disabled: !all }),
@@ -134,6 +134,7 @@ function suggest() {
   inside.querySelector("button")?.focus();
 }
 
+const list = longList("Entries");
 const training = makeTraining();
 const options = trainOptions();
 
@@ -158,8 +159,12 @@ export function makeLore() {
   });
   let name = null;
   let drawn = "";
+  let latest = [];
   on("book books story", () => {
     const { book, books, story } = state;
+    const these = [book, books, story, inside];
+    if (these.every((one, place) => one === latest[place])) return;
+    latest = these;
     if (book?.name !== name && (name || !inside)) inside = null; // a first one, made for a card
     name = book?.name;
     const now = JSON.stringify([book, books, story?.name, story?.settings.book]);

@@ -23,6 +23,7 @@ const KINDS = {
   embedding: "Embedding: anywhere in the text, for other programs too",
 };
 const RETRY = 1500; // milliseconds
+const DRAWN = 24; // curves in a plot, at most; of more entries, the first and the picked one
 let watched = null; // the id whose events are read
 let picked = "";
 
@@ -223,18 +224,30 @@ function drawCurves(training, plots, legend, draw) {
   legend.hidden = all.length < 2;
   if (!all.length) return;
   if (!all.includes(picked)) [picked] = all;
-  const of = (what) => all.map((name) => ({ name, x: training.curves[name].step,
+  const front = all.slice(0, DRAWN);
+  if (!front.includes(picked)) front.push(picked);
+  const of = (what) => front.map((name) => ({ name, x: training.curves[name].step,
     y: training.curves[name][what] ?? [] }));
   const end = Math.max(1, ...all.map((name) => training.curves[name].step.at(-1) ?? 1));
   plots.replaceChildren(
     plot("Loss, nats a token", of("loss"), picked, { end }),
     plot("Recall, nats a token", of("recall"), picked, { end }),
     plot("Drift, nats a token", of("drift"), picked, { end }));
+  const pick = (name) => {
+    picked = name;
+    draw();
+  };
+  if (all.length > DRAWN) {
+    if (legend.firstChild?.options?.length !== all.length) {
+      const choice = select(all.map((name) => [name, name]), picked, pick);
+      choice.setAttribute("aria-label", "Entry in front");
+      legend.replaceChildren(choice);
+    }
+    return;
+  }
   if (legend.children.length !== all.length) {
-    legend.replaceChildren(...all.map((name) => h("button", { type: "button", onclick: () => {
-      picked = name;
-      draw();
-    } }, name)));
+    legend.replaceChildren(...all.map((name) => h("button", { type: "button",
+      onclick: () => pick(name) }, name)));
   }
   for (const one of legend.children) {
     one.setAttribute("aria-pressed", String(one.textContent === picked));
