@@ -96,7 +96,7 @@ def measure(model: FrozenModel, batch: TrainingBatch, plan: MemoryPlan) -> Losse
     """The losses that `run` returns, without a gradient."""
     means: list[Tensor] = []
     batch = batch.by_length()
-    for part in _parts(batch, plan.tokens_at_once):
+    for part in _parts(batch, _tokens_at_once(model, plan)):
         hidden = hidden_states(model, part.trees, choose_layout(part.trees, plan.tokens_at_once)[0])
         means += _branch_losses(model, part, hidden, range(len(part.terms)))
     return _mean_losses(batch, means)
@@ -237,13 +237,17 @@ def run_in_parts(model: FrozenModel, batch: TrainingBatch, plan: MemoryPlan) -> 
     run in micro-batches.
     """
     means: list[Tensor] = []
-    batch, max_tokens = batch.by_length(), plan.tokens_at_once
-    if model.device.type == "cpu":
-        max_tokens = min(max_tokens, EFFICIENT_PASS)
+    batch, max_tokens = batch.by_length(), _tokens_at_once(model, plan)
     with gradient_checkpointing(model, bool(plan.gradient_checkpointing)):
         for part in _parts(batch, max_tokens):
             means += _run(model, part, *choose_layout(part.trees, plan.tokens_at_once))
     return _mean_losses(batch, means)
+
+
+def _tokens_at_once(model: FrozenModel, plan: MemoryPlan) -> int:
+    """Tokens that are run at once: as many as fit into memory, on a processor also its cache."""
+    most = EFFICIENT_PASS if model.device.type == "cpu" else plan.tokens_at_once
+    return min(most, plan.tokens_at_once)
 
 
 def choose_layout(trees: list[TreeBatch], max_tokens: int) -> tuple[TreeLayout, int | None]:
