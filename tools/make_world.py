@@ -1,7 +1,7 @@
 """Makes a lorebook of a thousand entries: a world to measure at the size that people share.
 
     python tools/make_world.py --shared DIR --out runs/world.yaml
-    python tools/make_world.py --shared DIR --entries 200 --out runs/small.yaml
+    python tools/make_world.py --shared DIR --every 16 --out runs/sample.yaml
 
 DIR has `data/light_characters.json`. The first entries are its 300 characters: their sentences in
 the third person, under names that are made here, since theirs ("a guard") are not distinct. All
@@ -63,6 +63,7 @@ def world(
     *,
     shared: Shared,
     entries: int = 1000,
+    every: Annotated[int, "keep one of so many: a sample of the same world"] = 1,
     out: Path = Path("runs/world.yaml"),
     seed: Annotated[int, "of names and facts"] = 0,
 ) -> dict[str, int]:
@@ -71,6 +72,7 @@ def world(
     names = _names(draw)
     of_light = list(_of_light(shared / "data", names))[:entries]
     made = list(_made(draw, names, entries - len(of_light), [e.name for e in of_light]))
+    of_light, made = of_light[::every], made[::every]
     book = Lorebook(name="World", entries=[*of_light, *made])
     out.parent.mkdir(parents=True, exist_ok=True)
     book.save(out)

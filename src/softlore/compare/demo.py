@@ -27,7 +27,12 @@ SAMPLE_TOKENS = 40
 LARGE = 50_000_000  # parameters; larger models learn fewer entries, by one method
 SHOWN = ("Marta", "Tobias", "Captain Rook")  # entries of a large model
 MEASURES: dict[str, Any] = {"stories": 6}
-LARGE_MEASURES: dict[str, Any] = {"stories": 2, "story_tokens": 40, "distances": (0, 64, 256)}
+LARGE_MEASURES: dict[str, Any] = {
+    "stories": 2,
+    "story_tokens": 40,
+    "distances": (0, 64, 256),
+    "passages": 8,
+}
 QUICK_MEASURES: dict[str, Any] = {"stories": 1, "story_tokens": 8, "distances": (0, 8)}
 
 

@@ -111,16 +111,16 @@ class FidelityEvaluator:
 
 
 def fidelity_evaluators(
-    model: FrozenModel, texts: Sequence[tuple[Entry, str]], seed: int
+    model: FrozenModel, texts: Sequence[tuple[Entry, str]], seed: int, passages: int = FIDELITY
 ) -> dict[str, FidelityEvaluator]:
     """A `FidelityEvaluator` of each entry and its text, by the entry's name.
 
-    The passages of all are written in one batch.
+    The passages of all, so many for each, are written in one batch.
     """
-    written = lore_passages(model, texts, seed)
+    written = lore_passages(model, texts, seed, passages)
     return {
-        entry.name: FidelityEvaluator(model, text, passages)
-        for (entry, text), passages in zip(texts, written, strict=True)
+        entry.name: FidelityEvaluator(model, text, of_entry)
+        for (entry, text), of_entry in zip(texts, written, strict=True)
     }
 
 

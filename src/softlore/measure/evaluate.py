@@ -16,7 +16,7 @@ from softlore.measure.conditioning import (
     FidelityEvaluator,
     fidelity_evaluators,
 )
-from softlore.measure.material import gather
+from softlore.measure.material import FIDELITY, gather
 from softlore.measure.results import CONDITIONINGS, EntryResult, Evaluation, Measures
 from softlore.measure.stories import StoryEvaluator
 from softlore.model import FrozenModel
@@ -86,6 +86,7 @@ class LorebookEvaluator:
     Args:
         book: all of its entries are measured.
         seed, stories, story_tokens, distances, story: see `evaluate`.
+        passages: about each entry for fidelity, and unrelated ones for drift.
 
     Raises:
         ConfigError: a setting out of range.
@@ -101,6 +102,7 @@ class LorebookEvaluator:
         story_tokens: int = 60,
         distances: Sequence[int] = (0, 64, 256),
         story: str | None = None,
+        passages: int = FIDELITY,
     ) -> None:
         start = time.monotonic()
         distances = check_settings(stories, story_tokens, distances)
@@ -113,8 +115,8 @@ class LorebookEvaluator:
             "story": "given" if story is not None else "sampled",
         }
         entries = list(self.book)
-        material = gather(model, max(distances), seed, story)
-        self._model, self._seed = model, seed
+        material = gather(model, max(distances), seed, story, passages)
+        self._model, self._seed, self._passages = model, seed, passages
         self._texts = {entry.name: plain_text(entry) for entry in entries if entry.text}
         self._evaluator = ConditioningEvaluator(model, material, distances)
         self._fidelities: dict[str, FidelityEvaluator] = {}
@@ -176,7 +178,7 @@ class LorebookEvaluator:
         if not self._fidelities:
             report(0.5 / steps, "passages about the lore")
             texts = [(entry, self._texts.get(entry.name, "")) for entry in self.book]
-            self._fidelities = fidelity_evaluators(self._model, texts, self._seed)
+            self._fidelities = fidelity_evaluators(self._model, texts, self._seed, self._passages)
         for number, (kind, conditioning, names) in enumerate(jobs):
             report((number + 1) / steps, names[0] if len(names) == 1 else f"{len(names)} entries")
             measured = self._evaluator.measure([self.book[name] for name in names], conditioning)

@@ -45,24 +45,33 @@ def passage_tokens(model: FrozenModel) -> int:
     return PASSAGE if model.context_length is None else min(PASSAGE, model.context_length // 4)
 
 
-def gather(model: FrozenModel, farthest: int, seed: int, story: str | None = None) -> Material:
+def gather(
+    model: FrozenModel,
+    farthest: int,
+    seed: int,
+    story: str | None = None,
+    unrelated: int = UNRELATED,
+) -> Material:
     """Fillers and unrelated passages, sampled from the bare model or cut from a `story`.
+
+    Args:
+        unrelated: how many passages.
 
     Raises:
         ConfigError: the story is too short to cut passages from.
     """
     length = passage_tokens(model)
     farthest = min(farthest, model.context_length or farthest)  # more is never read
-    count = UNRELATED + FILLERS * -(-farthest // length)
+    count = unrelated + FILLERS * -(-farthest // length)
     if story is None:
         passages = sample_passages(model, trunk(model, ""), OPENERS, count, length, HELD_OUT + seed)
         passages = [ids for ids in passages if len(ids) > 1]
     else:
         passages = _cut(model.encode(story), count, length)
-    rest = passages[UNRELATED:] or passages
+    rest = passages[unrelated:] or passages
     fillers = [list(chain.from_iterable(rest[i::FILLERS])) for i in range(FILLERS)]
     known = frozenset(word for ids in passages for word in words(model.decode(ids)))
-    return Material([ids for ids in fillers if ids], passages[:UNRELATED], known)
+    return Material([ids for ids in fillers if ids], passages[:unrelated], known)
 
 
 def _cut(ids: Ids, count: int, length: int) -> list[Ids]:
@@ -77,16 +86,16 @@ def _cut(ids: Ids, count: int, length: int) -> list[Ids]:
 
 
 def lore_passages(
-    model: FrozenModel, texts: Sequence[tuple[Entry, str]], seed: int
+    model: FrozenModel, texts: Sequence[tuple[Entry, str]], seed: int, count: int = FIDELITY
 ) -> list[list[Ids]]:
-    """Passages that the model samples after each entry's text, for fidelity.
+    """`count` passages that the model samples after each entry's text, for fidelity.
 
     None where an entry has no text, or one that does not fit the context. The draws of an entry do
     not depend on the others.
     """
     length = passage_tokens(model)
     fitting = [
-        (number, trunk(model, text), list(islice(cycle(openers(entry)), FIDELITY)))
+        (number, trunk(model, text), list(islice(cycle(openers(entry)), count)))
         for number, (entry, text) in enumerate(texts)
         if text and fits_after(model, text, length)
     ]
@@ -95,10 +104,10 @@ def lore_passages(
             model,
             [(before, opener) for _, before, of_entry in fitting for opener in of_entry],
             length,
-            [draw_seed(HELD_OUT + seed, i) for _ in fitting for i in range(FIDELITY)],
+            [draw_seed(HELD_OUT + seed, i) for _ in fitting for i in range(count)],
         )
     )
     passages: list[list[Ids]] = [[] for _ in texts]
     for number, _, _ in fitting:
-        passages[number] = [ids for ids in islice(written, FIDELITY) if len(ids) > 1]
+        passages[number] = [ids for ids in islice(written, count) if len(ids) > 1]
     return passages
