@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from softlore.context import Branch, Node, Tree, TreeBatch, backward, splice
+from softlore.context import Branch, Node, Tree, TreeBatch, backward, hidden_states, splice
 from softlore.model import FrozenModel
 from softlore.model.attention import NAME, attention, kernels
 from softlore.model.kv_cache import MarkedLayer
@@ -187,16 +187,10 @@ def test_in_float32_gradients_and_hidden_states_are_those_of_torch():
     def run(name):
         model.hf.set_attn_implementation(name)
         prompt.grad = None
-        states = []
-        backward(
-            model,
-            batch,
-            lambda hidden, _: (
-                states.append(hidden.detach()),
-                model.logits(hidden).log_softmax(-1)[:, 5].sum(),
-            )[1],
-        )
-        return states[0], prompt.grad.clone()
+        with torch.no_grad():
+            states = hidden_states(model, batch)
+        backward(model, batch, lambda hidden, _: model.logits(hidden).log_softmax(-1)[:, 5].sum())
+        return states, prompt.grad.clone()
 
     for ours, theirs in zip(run(NAME), run("sdpa"), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -25,10 +25,12 @@ from softlore import FrozenModel, Lorebook, PromptLibrary, SoftPrompt
 from softlore.compare.harness import Row, interval
 from softlore.compare.plots import need_extra
 from softlore.context.compose import ContextLike
+from softlore.errors import ConfigError
 from softlore.lore import Entry
 from softlore.measure.conditioning import ConditioningEvaluator
 from softlore.measure.evaluate import plain_text
-from softlore.measure.material import gather
+from softlore.measure.material import gather, passage_tokens
+from softlore.measure.score import fits_after, recall_at
 from softlore.prompts import Context
 from softlore.settings import TrainingConfig
 
@@ -63,10 +65,11 @@ def company(
         need_extra()  # before the work, not after it
     frozen = FrozenModel.from_pretrained(model, dtype=dtype)
     book = Lorebook.load(lorebook)
-    bench = CompanyBench(frozen, book, PromptLibrary(prompts), distance, peft or 0.0, seed)
+    bench = CompanyBench(frozen, book, PromptLibrary(prompts), active, distance, peft or 0.0, seed)
     methods = ("none", "text", "soft", *(("peft",) if peft else ()))
+    of = f"{lorebook}, {model}, {prompts}, {distance} tokens, {peft or 0:g} s of PEFT"
     cases = [
-        {"lore": book.name, "model": model, "set": number, "active": count, "method": method}
+        {"of": of, "seed": seed, "set": number, "active": count, "method": method}
         for number in range(sets)
         for count in active
         for method in methods
@@ -85,6 +88,7 @@ class CompanyBench:
         model: FrozenModel,
         book: Lorebook,
         prompts: Mapping[str, SoftPrompt],
+        active: Sequence[int],
         distance: int,
         peft: float,
         seed: int,
@@ -92,26 +96,31 @@ class CompanyBench:
         self._model, self._prompts, self._peft_seconds = model, prompts, peft
         self._entries = [e for e in book if e.name in prompts and e.text and e.blocks]
         self._distance, self._seed = distance, seed
+        if len(self._entries) < 2 * max(active):
+            raise ConfigError(
+                f"{len(self._entries)} entries have a prompt, a text and calls; expected "
+                f"{2 * max(active)}, as many again as are active; lower --active, or train more"
+            )
         self._evaluator = ConditioningEvaluator(model, gather(model, distance, seed), [distance])
         self._peft = cache(self._train_peft)
 
-    def measure(
-        self, lore: str, model: str, set: int, active: int, method: Method
-    ) -> Iterator[Row]:
+    def measure(self, of: str, seed: int, set: int, active: int, method: Method) -> Iterator[Row]:
         """One row; none where a set does not fit the model's context."""
-        draw = random.Random(f"{self._seed}/{set}")
+        draw = random.Random(f"{seed}/{set}")
         order = draw.sample(self._entries, len(self._entries))
         chosen, others = order[:active], order[-active:]
         right = self._evaluator.measure(chosen, self._joined(chosen, method))
-        wrong = self._evaluator.measure(chosen, self._joined(others, method))
+        before = self._joined(others, method)
         row: Row = dict.fromkeys(FIGURES)
-        if all(right) and all(wrong):
+        if all(right) and fits_after(self._model, before, passage_tokens(self._model)):
+            cases = [(entry.blocks, self._distance) for entry in chosen]
+            wrong = recall_at(self._model, before, cases, self._evaluator.material.fillers)
             recalls = [m.recall[self._distance] for m in right if m]
             row = {
                 "recall": fmean(recalls),
                 "worst": max(recalls),
                 "held_out": fmean(m.held_out for m in right if m),
-                "wrong": fmean(m.recall[self._distance] for m in wrong if m),
+                "wrong": fmean(wrong),
                 "drift": right[0] and right[0].drift,
                 "tokens": right[0] and right[0].tokens,
             }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -46,12 +45,11 @@ class TrainingBatch:
 
     def by_length(self) -> TrainingBatch:
         """The same trees, shortest first: those that run together are padded to their longest."""
-        counts = [len(tree.branches) for tree in self.trees]
-        ends = list(accumulate(counts))
         batch = TrainingBatch()
-        for i in sorted(range(len(counts)), key=lambda i: self.trees[i].tokens):
-            batch.trees.append(self.trees[i])
-            batch.terms.extend(self.terms[ends[i] - counts[i] : ends[i]])
+        for i in sorted(range(len(self.trees)), key=lambda i: self.trees[i].tokens):
+            one = self.part(i, i + 1)
+            batch.trees += one.trees
+            batch.terms += one.terms
         return batch
 
     def part(self, start: int, stop: int) -> TrainingBatch:

@@ -101,11 +101,8 @@ export function makeLibrary() {
     const sought = search.value.toLowerCase();
     const found = state.prompts.filter(({ name }) => name.toLowerCase().includes(sought));
     search.hidden = state.prompts.length <= 5;
-    list.show(found, item, sought);
-    if (!found.length) {
-      list.element.append(h("li", { class: "item quiet" }, sought ? "None has that name."
-        : "None yet. Train an entry of a lorebook, or import one."));
-    }
+    list.show(found, item, sought, sought ? "None has that name."
+      : "None yet. Train an entry of a lorebook, or import one.");
   }
   on("prompts info", () => {
     draw();

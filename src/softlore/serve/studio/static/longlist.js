@@ -5,8 +5,9 @@ import { button, h } from "./dom.js";
 const PART = 60; // rows made at once
 
 /**
- * A list whose `show(items, row, what)` makes rows of the items, a part at a time. It goes on from
- * where it was scrolled to, unless `what`, a string, says that others are shown.
+ * A list whose `show(items, row, what, none)` makes rows of the items, a part at a time, or shows
+ * the words `none`. It goes on from where it was scrolled to, unless `what`, a string, says that
+ * others are shown.
  */
 export function longList(label) {
   const element = h("ul", { class: "list", "aria-label": label });
@@ -18,7 +19,6 @@ export function longList(label) {
   const seen = new IntersectionObserver((changes) => {
     if (changes.some((change) => change.isIntersecting)) goOn();
   }, { rootMargin: "400px" });
-  seen.observe(more);
 
   function goOn() {
     const focused = more.contains(document.activeElement);
@@ -36,11 +36,12 @@ export function longList(label) {
     if (focused) next[0]?.querySelector("button")?.focus();
   }
 
-  function show(all, makeRow, what) {
+  function show(all, makeRow, what, none) {
     const least = what === shown ? made : 0;
     [items, row, made, shown] = [all, makeRow, 0, what];
     element.replaceChildren();
     do goOn(); while (made < Math.min(least, items.length));
+    if (!items.length) element.append(h("li", { class: "item quiet" }, none));
   }
 
   return { element, show };

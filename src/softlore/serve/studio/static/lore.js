@@ -91,11 +91,8 @@ function entries() {
     .toLowerCase().includes(sought.toLowerCase());
   function draw() {
     const found = state.book.entries.filter(holds);
-    list.show(found, row, `${state.book.name}\n${sought}`);
-    if (!found.length) {
-      list.element.append(h("li", { class: "item quiet" }, sought ? "No entry holds that."
-        : "No entry yet. An entry is one subject: a character, a place, a tone."));
-    }
+    list.show(found, row, `${state.book.name}\n${sought}`, sought ? "No entry holds that."
+      : "No entry yet. An entry is one subject: a character, a place, a tone.");
   }
   draw();
   const all = state.book.entries.length;
