@@ -1,6 +1,7 @@
 """A server as a user starts it: a process of its own, which can be called, and told to stop."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -15,13 +16,15 @@ READY = "Ctrl-C stops it"
 class Served(Running):
     """`softlore serve` in a process of its own, once it can be called.
 
-    Its folders of prompts, stories and lorebooks are in `folder`; `url` is where it is.
+    Its folders of prompts, stories and lorebooks are in `folder`; `url` is where it is. `models`
+    is the models folder.
     """
 
-    def __init__(self, folder, *options):
+    def __init__(self, folder, *options, models=None):
         kept = {f"--{name}": folder / name for name in ("prompts", "stories", "lorebooks")}
         told = [part for pair in kept.items() for part in pair]
-        super().__init__(folder, "serve", "--port", 0, *told, *options)
+        at_start = models and functools.partial(_use_models, str(models))
+        super().__init__(folder, "serve", "--port", 0, *told, *options, at_start=at_start)
         self.told = self._until_ready()
         self.url = re.search(r"studio +(http://\S+)", self.told)[1]
 
@@ -44,9 +47,9 @@ class Served(Running):
 
 
 @contextlib.contextmanager
-def serving(folder, *options):
+def serving(folder, *options, models=None):
     """A server that is stopped in the end, and must have come to its end by itself."""
-    server = Served(folder, *options)
+    server = Served(folder, *options, models=models)
     try:
         yield server
     finally:
@@ -54,3 +57,7 @@ def serving(folder, *options):
             server.stop()
         ended = server.end()
     assert ended.code == 0, ended.err
+
+
+def _use_models(folder):
+    os.environ["SOFTLORE_MODELS"] = folder

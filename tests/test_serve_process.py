@@ -1,5 +1,6 @@
 """`softlore serve` as a user runs it: how it begins, what it says, how it ends."""
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -85,6 +86,41 @@ def test_it_tells_where_it_is_and_what_it_has(tmp_path):
         assert httpx.get(f"{studio}/info").json()["book"] == "lore"
         (entry,) = httpx.get(f"{studio}/books/lore").json()["entries"]
         assert entry["name"] == "Emma"
+
+
+def test_the_studio_changes_the_model(tmp_path):
+    models = tmp_path / "models"
+    save_tiny_model(models / "tiny")
+    (models / "broken.gguf").write_bytes(b"GGUF" + bytes(60))
+    with (
+        serving(tmp_path, models=models) as server,
+        httpx.Client(base_url=f"{server.url}/studio/api", timeout=WAIT_SECONDS) as studio,
+    ):
+
+        def info():
+            with contextlib.suppress(httpx.TransportError):  # a connection that it has closed
+                return studio.get("info").json()
+
+        def change(name):
+            run = info()["run"]
+            assert studio.post("model", json={"name": name}).json() == {"name": name}
+            wait_until(lambda: (info() or {"run": run})["run"] != run, server.said)
+            return info()
+
+        assert info()["model"] == "storyteller"
+        here = {model["name"] for model in studio.get("models").json() if model["changes"]}
+        assert {"storyteller", "tiny", "broken"} <= here
+        after = change("tiny")
+        assert (after["model"], after["notice"]) == ("tiny", "")
+        written = httpx.post(f"{server.url}/api/v1/generate", json=LONG | {"max_length": 4})
+        assert written.json()["results"][0]["text"]
+        after = change("broken")
+        assert after["model"] == "tiny"
+        assert "broken could not be loaded: " in after["notice"]
+        refused = studio.post("model", json={"name": "/etc/passwd"})
+        assert refused.status_code == 400
+        assert "expected one of" in refused.json()["error"]["message"]
+        assert change("storyteller")["model"] == "storyteller"
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded():

@@ -11,6 +11,8 @@ import pytest
 
 import api_server
 from browsing import launched, needs_browser
+from running import save_tiny_model
+from serving import serving as serving_process
 from softlore.decode import PrefixCache, TorchModelRunner
 from softlore.lore import Lorebook
 from softlore.model import FrozenModel
@@ -501,6 +503,30 @@ def test_the_lorebook_of_the_command_is_open_active_and_trainable(browser, model
         page.click("dialog button:has-text('Delete')")
         page.wait_for_selector(".message.error:has-text('started with')")
         assert file.exists()
+
+
+def test_the_model_is_changed_in_the_page(browser, tmp_path):
+    """The page waits while the server loads it, and is loaded again with what was typed."""
+    models = tmp_path / "models"
+    save_tiny_model(models / "tiny")
+    with (
+        serving_process(tmp_path, models=models) as server,
+        browser.new_context() as context,
+    ):
+        page = context.new_page()
+        page.goto(server.url)
+        ready(page)
+        page.fill("#line", "The harbour was empty.")
+        panel(page, "settings")
+        page.click("summary:text('Another model')")
+        page.wait_for_selector("li:has-text('storyteller'):has-text('in use')")
+        page.get_by_role("button", name="Use tiny").click()
+        with page.expect_navigation():
+            page.get_by_role("dialog").get_by_role("button", name="Use tiny").click()
+        ready(page)
+        assert "The harbour was empty." in page.inner_text("#line")
+        page.click("summary:text('Another model')")
+        page.wait_for_selector("li:has-text('tiny'):has-text('in use')")
 
 
 def test_a_writer_begins_with_an_example(page, served):

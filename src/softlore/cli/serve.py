@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.util
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +14,7 @@ import click
 
 from softlore.cli import common, options
 from softlore.cli.gguf import LLAMACPP, cache_options, check_gguf, gguf_option, gguf_runner
-from softlore.errors import ConfigError
+from softlore.errors import ConfigError, SoftloreError
 from softlore.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -90,32 +93,82 @@ def command(
     from softlore.serve.listening import listen, url_of
 
     listening = listen(settings)
-    from softlore.lore import Lorebook
 
-    book = None if lorebook is None else Lorebook.load(lorebook)
-    with source.loading(book.model if book else None, gguf=gguf) as shown:
-        from softlore.serve import logs
-        from softlore.serve.server import Server
+    def start(model: str | None) -> ServerState:
+        from softlore.lore import Lorebook
 
-        logs.set_up(log_level)
-        common.use_threads(threads)
-        if gguf is not None:
-            engine = _gguf_engine(gguf, source.name, context, cache, cache_mb, settings)
-        else:
-            engine = _engine(shown, settings, engine_url, engine_key)
-    state = _state(engine, settings, book, lorebook, folder, stories_folder, books_folder)
+        book = None if lorebook is None else Lorebook.load(lorebook)
+        chosen = source if model is None else source._replace(name=model)
+        with chosen.loading(book.model if book else None, gguf=gguf) as shown:
+            import softlore.serve.server  # noqa: F401 - takes part of the time
+            from softlore.serve import logs
+
+            logs.set_up(log_level)
+            common.use_threads(threads)
+            if gguf is not None:
+                engine = _gguf_engine(gguf, source.name, context, cache, cache_mb, settings)
+            else:
+                engine = _engine(shown, settings, engine_url, engine_key)
+        return _state(engine, settings, book, lorebook, folder, stories_folder, books_folder)
+
     url = url_of(listening)
+    pages = [url] if opens else []  # to open once
 
-    def ready() -> None:
+    def ready(state: ServerState) -> None:
         _announce(url, state, engine_url)
-        if opens:
-            click.launch(url)
+        while pages:
+            click.launch(pages.pop())
 
-    # The objects of the model and the libraries stay: a collection that looked at them all would
-    # hold up every running text by a fifth of a second.
-    gc.collect()
-    gc.freeze()
-    Server(state, ready).serve_on(listening)
+    _serve(start, listening, ready, changes=engine_name == "local")
+
+
+def _serve(
+    start: Callable[[str | None], ServerState],
+    listening: socket.socket,
+    ready: Callable[[ServerState], None],
+    changes: bool,
+) -> None:
+    """Serves until a signal stops it, with another model whenever the studio asks for one.
+
+    Meanwhile connections wait: the socket goes on listening.
+
+    Args:
+        start: makes a state with the model of a name; None: the one to begin with.
+        ready: called with the state when its requests are accepted.
+        changes: whether the studio may ask for another model.
+    """
+    name, state = None, start(None)
+    from softlore.serve.server import Server
+
+    while True:
+        # The objects of the model and the libraries stay: a collection that looked at them all
+        # would hold up every running text by a fifth of a second.
+        gc.collect()
+        gc.freeze()
+        server = Server(state, functools.partial(ready, state))
+        state.change_model = server.change_model if changes else None
+        server.serve_on(listening.dup())
+        wanted = server.next_model
+        if wanted is None:
+            return
+        del server, state  # frees the memory that the next model needs
+        gc.unfreeze()
+        gc.collect()
+        name, state = _start_anew(start, wanted, name)
+
+
+def _start_anew(
+    start: Callable[[str | None], ServerState], wanted: str, previous: str | None
+) -> tuple[str | None, ServerState]:
+    """A state with the model that is wanted, or again the previous one where that fails."""
+    try:
+        return wanted, start(wanted)
+    except (SoftloreError, MemoryError) as error:
+        reason = str(error) or "the memory is too small"
+    state = start(previous)
+    state.notice = f"{wanted} could not be loaded: {reason}"
+    common.say(state.notice)
+    return previous, state
 
 
 def _settings(given: dict[str, Any]) -> ServeSettings:

@@ -33,10 +33,14 @@ class Server(uvicorn.Server):
 
     Args:
         ready: called when requests are accepted.
+
+    Attributes:
+        next_model: the name of the model that the studio has asked for, if that stopped it.
     """
 
     def __init__(self, state: ServerState, ready: Callable[[], None] | None = None) -> None:
         self.state = state
+        self.next_model: str | None = None
         self._ready = ready
         config = uvicorn.Config(
             make_app(state),
@@ -48,6 +52,11 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=round(state.settings.close_seconds + FLUSH_SECONDS),
         )
         super().__init__(config)
+
+    def change_model(self, name: str) -> None:
+        """Stops as a signal does, with `next_model` set; a signal goes before it."""
+        if not self.should_exit:
+            self.next_model, self.should_exit = name, True
 
     def serve_on(self, listening: socket.socket) -> None:
         """Serves at a listening socket; returns when stopped."""
@@ -65,10 +74,10 @@ class Server(uvicorn.Server):
         await closing
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit and sig == signal.SIGINT:
+        if self.should_exit and self.next_model is None and sig == signal.SIGINT:
             os.write(sys.stderr.fileno(), b"softlore: stopped at once\n")
             os._exit(INTERRUPTED)
-        self.should_exit = True
+        self.next_model, self.should_exit = None, True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

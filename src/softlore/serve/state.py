@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from uuid import uuid4
 
 from softlore.disk import user_folder
 from softlore.lore import Lorebook
@@ -38,6 +39,10 @@ class ServerState:
         chosen: the soft prompt that a KoboldAI client chose to put before every text; "" for
             none.
         at_close: called once, in the event loop, while the engine is closed.
+        change_model: ends the server, which then starts anew with the model of this name; None
+            where it runs one model only.
+        notice: what the studio tells its users, such as why a model could not be loaded.
+        run: another one for each state, so that a page sees that the server has started anew.
         closing: whether `close` has been called.
     """
 
@@ -50,6 +55,9 @@ class ServerState:
     book_file: Path | None = None
     chosen: str = ""
     at_close: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    change_model: Callable[[str], None] | None = None
+    notice: str = ""
+    run: str = field(default_factory=lambda: uuid4().hex)
     closing: bool = False
 
     @cached_property

@@ -49,6 +49,13 @@ class NewStory(StudioForm):
     its alternates. 0: with the opening."""
 
 
+class ModelChange(StudioForm):
+    """The model to go on with."""
+
+    name: str
+    """As /models lists it."""
+
+
 class CodeStrength(StudioForm):
     """A control code or control vector, and its strength."""
 

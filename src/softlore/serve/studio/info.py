@@ -17,7 +17,7 @@ from softlore.prompts.vector_folder import vectors_in
 from softlore.serve.compose import model_name
 from softlore.serve.studio.book_folder import NATIVE_FORMATS
 from softlore.serve.studio.context import StudioContext
-from softlore.serve.studio.forms import TRAINING
+from softlore.serve.studio.forms import TRAINING, ModelChange
 from softlore.serve.studio.prompts import header_fields
 from softlore.serve.studio.stories import FORMATS as STORY_FORMATS
 from softlore.settings import SamplingParams, TrainingConfig, table
@@ -40,7 +40,7 @@ PRESETS: list[dict[str, Any]] = [
 
 
 def make_router(context: StudioContext) -> APIRouter:
-    """GET /info and /models."""
+    """GET /info and /models, POST /model."""
     router = APIRouter()
 
     @router.get("/info")
@@ -48,6 +48,8 @@ def make_router(context: StudioContext) -> APIRouter:
         """The model, its control codes, and what else the page needs to render itself."""
         return {
             "model": model_name(context.model),
+            "run": context.state.run,
+            "notice": context.state.notice,
             "context_length": context.model.context_length,
             "takes_prefix": context.model.takes_prefix,
             "default_tokens": DEFAULT_TOKENS,
@@ -69,16 +71,42 @@ def make_router(context: StudioContext) -> APIRouter:
     def models() -> list[dict[str, Any]]:
         """The models that `softlore serve --model` takes by name, with what each is for.
 
-        A server runs one model: another is another command's.
+        Those that are `here` can be changed to without a download, where `changes` says so.
         """
+        changes = context.state.change_model is not None
         return [
             {
                 "name": found.name,
                 "here": found.path is not None,
+                "changes": changes and found.path is not None,
                 "use": found.known.use if found.known else "your own",
             }
             for found in (*known_models(), *own_models())
         ]
+
+    @router.post("/model", status_code=202)
+    def change(body: ModelChange) -> dict[str, str]:
+        """Starts the server anew with another model, for all clients.
+
+        Texts that are being written get `close_seconds` to end; then requests wait until the
+        model is loaded. /info has another `run` then, and a `notice` if it could not be loaded.
+
+        Raises:
+            ModelError: no model on this machine has that name, or the engine has one model only.
+        """
+        if context.state.change_model is None:
+            raise ModelError(
+                "this server's engine runs one model; expected the engine `local`; start the "
+                "server with another one in a terminal"
+            )
+        at_hand = [m.name for m in (*known_models(), *own_models()) if m.path is not None]
+        if body.name not in at_hand:
+            raise ModelError(
+                f"model {body.name!r} is not on this machine; expected one of "
+                f"{', '.join(at_hand)}; get it in a terminal (`softlore models --help`)"
+            )
+        context.state.change_model(body.name)
+        return {"name": body.name}
 
     return router
 

@@ -25,8 +25,23 @@ function ask(title, content, { ok = "OK", kind = "main", read = () => true, canc
   });
 }
 
-export const confirmed = (title, words, ok) =>
-  ask(title, h("p", {}, words), { ok, kind: "danger" });
+export const confirmed = (title, words, ok, kind = "danger") =>
+  ask(title, h("p", {}, words), { ok, kind });
+
+/** A dialog that stays until the page is loaded again; the function returned sets its words. */
+export function waiting(title) {
+  const id = newId("dialog");
+  const seconds = h("span", { class: "quiet" });
+  const words = h("p", { role: "status" });
+  const dialog = h("dialog", { "aria-labelledby": id, "aria-busy": true },
+    h("form", {}, h("h2", { id, tabindex: -1, autofocus: true }, `${title}… `, seconds), words));
+  dialog.addEventListener("cancel", (event) => event.preventDefault());
+  const start = Date.now();
+  setInterval(() => (seconds.textContent = `${Math.round((Date.now() - start) / 1000)} s`), 1000);
+  document.body.append(dialog);
+  dialog.showModal();
+  return (text) => void (words.textContent = text);
+}
 
 export const shown = (title, content) => ask(title, content, { ok: "Close", cancel: "" });
 

@@ -45,6 +45,10 @@ function makePage() {
 async function findEverything() {
   const info = await api.get(["info"]);
   set({ info, habits: habits() });
+  if (info.notice && recall("notice", "") !== info.run) {
+    keep("notice", info.run);
+    tell(info.notice, { error: true });
+  }
   await Promise.all([refreshStories(), refreshPrompts()]);
   const names = state.stories.map((story) => story.name);
   const last = [recall("story", ""), names[0]].find((name) => names.includes(name));

@@ -1,15 +1,17 @@
 // Settings: how much and how the model writes, control codes, and this page's own habits.
 
 import * as api from "./api.js";
+import { confirmed, waiting } from "./dialogs.js";
 import { button, h, later, newId } from "./dom.js";
 import { checkbox, labelled, select, slider, tags } from "./fields.js";
 import { setStory } from "./memory.js";
 import { trying } from "./messages.js";
 import { addPanel } from "./panels.js";
-import { beforeWriting, habits, on, setHabits, state } from "./store.js";
+import { beforeWriting, habits, on, saveWaiting, setHabits, state } from "./store.js";
 
 const MOST = 3; // strength of a code, either way
 const PAUSE = 500;
+const POLL = 500; // until the server runs again
 
 const saveSampling = later((sampling) => setStory({ sampling }), PAUSE);
 
@@ -130,21 +132,49 @@ function own(setting, label, help, more) {
 const shownBreaks = (text) => text.replaceAll("\\", "\\\\").replaceAll("\n", "\\n");
 const realBreaks = (text) => text.replace(/\\(n|\\)/g, (_, one) => (one === "n" ? "\n" : "\\"));
 
-/** Which command starts the server with another model: a server runs one. */
+/** Another model for the server, or the command that starts it with one. */
 function otherModels() {
-  const list = h("ul", { class: "list" });
+  const words = h("p", {});
+  const list = h("ul", { class: "list", "aria-label": "Models" });
   const details = h("details", {}, h("summary", {}, "Another model"),
-    h("div", { class: "inside" }, h("p", {}, "This server runs one model. To write with another, "
-      + "stop it (Ctrl-C in its terminal) and start it with one of these commands. Stories and "
-      + "lorebooks stay; each model has soft prompts of its own."), list));
+    h("div", { class: "inside" }, words, list));
   details.addEventListener("toggle", trying(async () => {
     if (!details.open) return;
     const models = await api.get(["models"]);
-    list.replaceChildren(...models.map(({ name, here, use }) => h("li", { class: "item" },
-      h("span", { class: "open" }, h("code", { class: "name" }, `softlore serve --model ${name}`),
-        h("span", { class: "quiet" }, here ? use : `${use}; it is downloaded first`)))));
+    const changes = models.some((model) => model.changes);
+    words.textContent = (changes ? "The server runs one model at a time, for all of its users. "
+      : "This server runs one model. Stop it (Ctrl-C in its terminal) and start it with another. ")
+      + "Stories and lorebooks stay; each model has soft prompts of its own.";
+    list.replaceChildren(...models.map((model) => h("li", { class: "item" }, ...modelItem(model))));
   }));
   return details;
+}
+
+function modelItem({ name, here, changes, use }) {
+  const named = (text, about) => h("span", { class: "open" }, h("code", { class: "name" }, text),
+    h("span", { class: "quiet" }, about));
+  if (name === state.info.model) return [named(name, `${use} · in use`)];
+  if (changes) {
+    return [named(name, use), button(`Use ${name}`, trying(() => changeModel(name)))];
+  }
+  const command = here ? `softlore serve --model ${name}` : `softlore models get ${name}`;
+  return [named(command, here ? use : `${use}; a download`)];
+}
+
+/** Has the server start anew with another model, and loads the page again when it has. */
+async function changeModel(name) {
+  const sure = await confirmed(`Use ${name}?`, "Texts that are being written end first, and a "
+    + "training pauses. A small model takes seconds, a large one a minute.", `Use ${name}`, "main");
+  if (!sure) return;
+  await saveWaiting();
+  await api.post(["model"], { name });
+  const status = waiting(`Loading ${name}`);
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, POLL));
+    const info = await api.get(["info"]).catch((error) => status(error.message));
+    if (info && info.run !== state.info.run) break;
+  }
+  location.reload();
 }
 
 export function makeSettings() {
