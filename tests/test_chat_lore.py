@@ -3,9 +3,10 @@
 import pytest
 
 from softlore import SoftPrompt
+from softlore.context.chat import render_chat
 from softlore.model.tiny import tiny_model
 from softlore.prompts import Context
-from softlore.serve.chat import ChatMessage, render_chat
+from softlore.serve.chat import ChatMessage
 from softlore.story import StorySettings
 from softlore.story.composing import ContextComposer
 

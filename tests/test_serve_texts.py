@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from softlore import Entry, Lorebook, SoftPrompt
 from softlore.context import free_places
+from softlore.context.chat import render_chat
 from softlore.decode.samplers import SamplingParams
 from softlore.errors import InputError, PromptMismatchError, UnknownPromptError
 from softlore.model.tiny import tiny_model
 from softlore.prompts import PromptLibrary
-from softlore.serve.chat import ChatMessage, render_chat
+from softlore.serve.chat import ChatMessage
 from softlore.serve.compose import RequestComposer
 from softlore.serve.lenient import sampling_of
 from softlore.serve.prompt_store import PromptStore

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api_server import storyteller
+from softlore.context.chat import render_chat
 from softlore.errors import ConfigError
 from softlore.model.tiny import tiny_model
-from softlore.serve.chat import ChatMessage, render_chat
+from softlore.serve.chat import ChatMessage
 from softlore.serve.tools import MAX_DEPTH, CallReader, ToolBox
 
 HERMES = (

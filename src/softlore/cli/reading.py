@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softlore.errors import SoftloreError
+from softlore.errors import ConfigError, SoftloreError
 
 if TYPE_CHECKING:
     from softlore.story.session import StorySession
@@ -91,3 +92,25 @@ class Bar:
 def turns(count: int) -> str:
     """A number of turns: "1 turn", "2 turns"."""
     return f"{count} turn" if count == 1 else f"{count} turns"
+
+
+def words_of(text: str, command: str) -> list[str]:
+    """The words of a line; double quotes hold several together."""
+    words = shlex.shlex(text, posix=True)
+    words.whitespace_split, words.quotes, words.escape, words.commenters = True, '"', "", ""
+    try:
+        return list(words)
+    except ValueError:
+        raise ConfigError(
+            f"{command} {text!r:.60} has a quotation mark too few; expected two, or none; fix it"
+        ) from None
+
+
+def number_of(name: str, value: str) -> int | float:
+    """The number of a setting that is written as `name=value`. Raises ConfigError."""
+    try:
+        return int(value) if value.lstrip("-").isdigit() else float(value)
+    except ValueError:
+        raise ConfigError(
+            f"/set {name}={value!r}; expected name=number, such as temperature=0.7; fix it"
+        ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlore.cli.plan_view import lore_table, show_parts
-from softlore.cli.reading import LineReader, turns
+from softlore.cli.reading import LineReader, number_of, turns, words_of
 from softlore.cli.wrapping import WordWrapper, terminal_width
 from softlore.errors import ConfigError, SoftloreError, StoryError
 
@@ -95,6 +94,11 @@ class Terminal:
         if text.strip():
             self.session.add(text)
         self._stream(self.session.continue_story(self._tokens, **self._sampling))
+
+    def next(self, speaker: str) -> None:
+        """In a chat, let a speaker speak: /next Marta; without a name whose turn it is."""
+        pieces = self.session.continue_story(self._tokens, speaker=speaker, **self._sampling)
+        self._stream(pieces)
 
     def retry(self, _: str = "") -> None:
         """Generate the model's last turn again; /undo restores the old one."""
@@ -212,12 +216,12 @@ class Terminal:
 
         sampling, tokens = dict(self._sampling), self._tokens
         of_story: dict[str, Any] = {}
-        for word in _words(text, "/set"):
+        for word in words_of(text, "/set"):
             name, _, value = word.partition("=")
-            if name in Names.model_fields:
+            if name in (*Names.model_fields, "form"):
                 of_story[name] = value
                 continue
-            number = _number(name, value)
+            number = number_of(name, value)
             if name == "tokens":
                 if not isinstance(number, int) or number < 1:
                     raise ConfigError(
@@ -237,13 +241,29 @@ class Terminal:
         shown = {"tokens": self._tokens, **self._sampling}
         click.echo(" ".join(f"{name}={value}" for name, value in shown.items()))
 
+    def cast(self, text: str) -> None:
+        """Make a chat of the story: /cast Marta "Old Tom=tom,sea"; - makes it prose again.
+
+        After = are the entries or soft prompts that are active when the speaker speaks, besides
+        those of its own name.
+        """
+        if text == "-":
+            self.story.set(form="prose")
+        elif text:
+            named = (word.partition("=") for word in words_of(text, "/cast"))
+            cast = {name: [one for one in own.split(",") if one] for name, _, own in named}
+            self.story.set(form="chat", cast=cast)
+        settings = self.story.settings
+        told = [f"{name}={','.join(own)}" if own else name for name, own in settings.cast.items()]
+        click.echo(f"{settings.form}: {' '.join(told) or '(no speakers)'}")
+
     def vector(self, text: str) -> None:
         """Show or set the control vectors: /vector dark=0.8 terse; dark=0 turns one off."""
         from softlore.cli.options import parse_code
         from softlore.prompts.vector_folder import fitting_vectors
 
         known = self.story.settings.vectors
-        given = dict(parse_code(word, "/vector") for word in _words(text, "/vector"))
+        given = dict(parse_code(word, "/vector") for word in words_of(text, "/vector"))
         for name in (name for name in given if not given[name] and name not in known):
             raise ConfigError(
                 f"/vector {name}=0: the story has no vector of that name; expected one of "
@@ -320,30 +340,9 @@ OPERATIONS = {
     "set": "a change of the settings",
 }
 COMMANDS = (
-    "retry", "undo", "redo", "edit", "keep", "memory", "chapters", "note", "lore", "change",
-    "vector", "tokens", "set", "branches", "go", "show", "save", "help", "quit",
+    "next", "retry", "undo", "redo", "edit", "keep", "cast", "memory", "chapters", "note", "lore",
+    "change", "vector", "tokens", "set", "branches", "go", "show", "save", "help", "quit",
 )  # fmt: skip
-
-
-def _words(text: str, command: str) -> list[str]:
-    """The words of a line; double quotes hold several together."""
-    words = shlex.shlex(text, posix=True)
-    words.whitespace_split, words.quotes, words.escape, words.commenters = True, '"', "", ""
-    try:
-        return list(words)
-    except ValueError:
-        raise ConfigError(
-            f"{command} {text!r:.60} has a quotation mark too few; expected two, or none; fix it"
-        ) from None
-
-
-def _number(name: str, value: str) -> int | float:
-    try:
-        return int(value) if value.lstrip("-").isdigit() else float(value)
-    except ValueError:
-        raise ConfigError(
-            f"/set {name}={value!r}; expected name=number, such as temperature=0.7; fix it"
-        ) from None
 
 
 def _is_terminal() -> bool:

@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
+from softlore.context.chat import chat_template
 from softlore.decode import Token
 from softlore.errors import InputError, SoftloreError
-from softlore.serve.chat import chat_template
 from softlore.serve.compose import model_name
 from softlore.serve.engines import AsyncOutputStream
 from softlore.serve.lenient import body_of, read_object

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
+from softlore.context.chat import chat_template, render_chat
 from softlore.decode import GenerationRequest
 from softlore.errors import (
     BusyError,
@@ -21,7 +22,6 @@ from softlore.errors import (
     UnknownModelError,
     UnknownPromptError,
 )
-from softlore.serve.chat import chat_template, render_chat
 from softlore.serve.compose import model_name
 from softlore.serve.fields import read_grammar, refuse
 from softlore.serve.lenient import body_of, read_object, sampling_of

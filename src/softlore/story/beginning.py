@@ -37,9 +37,10 @@ def draft_of_card(
             f"from 1 to {max(1, len(greetings))}; choose another"
         )
     settings = settings.changed(memory=settings.memory or opening.memory())
+    said = f"{book.names(settings, names).char}: " if settings.form == "chat" else ""
     first = greetings[greeting - 1 : greeting]
     return StoryDraft(
         settings,
-        tuple(("model", text + "\n") for text in first),
-        alternatives=tuple(text + "\n" for text in greetings if text not in first),
+        tuple(("model", f"{said}{text}\n") for text in first),
+        alternatives=tuple(f"{said}{text}\n" for text in greetings if text not in first),
     )

@@ -13,7 +13,7 @@ import math
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from softlore.lore import Block, Entry, Lorebook
 from softlore.lore.styles import sentences
 from softlore.model import LanguageModel
 from softlore.prompts import PromptLibrary, SoftPrompt
+from softlore.story.changes import StoryLore
 from softlore.story.library import chapters_folder
 from softlore.story.turns import Turn
 from softlore.story.view import StoryView
@@ -260,3 +261,11 @@ def _measured(text: str) -> list[Block]:
             cut.append(Block(call=" ".join(words[:at]), responses=[" " + " ".join(words[at:])]))
     step = max(1, len(cut) // MEASURED)
     return cut[::step][:MEASURED]
+
+
+def with_chapters(lore: StoryLore, chapters: Sequence[Chapter]) -> StoryLore:
+    """Lore with chapters among its entries, except those whose names it has."""
+    known = {entry.name for entry in lore.entries}
+    chapters = [chapter for chapter in chapters if chapter.entry.name not in known]
+    own = {one.entry.name: one.prompt for one in chapters if one.prompt is not None}
+    return replace(lore, entries=[*lore.entries, *(one.entry for one in chapters)], own=own)

@@ -23,18 +23,28 @@ class SentenceTrimmer:
     Args:
         tokens: the most tokens of the turn.
         enabled: False: all is passed on at once.
+        lead: passed on before the first text.
+        strip: the first text is passed on without spaces before it.
 
     Attributes:
         text: all that was passed on.
     """
 
-    def __init__(self, tokens: int, enabled: bool = True) -> None:
+    def __init__(
+        self, tokens: int, enabled: bool = True, lead: str = "", strip: bool = False
+    ) -> None:
         self.text = ""
+        self.lead, self.strip = lead, strip
+        self._tokens = tokens
         self._held = ""
         self._whole = False  # what was passed on ends with a sentence that was held
         self._enabled = enabled
         self._left = tokens
         self._hold_at = min(HELD, tokens // 2) if tokens >= SHORTEST else 0
+
+    def copy(self) -> SentenceTrimmer:
+        """One for another text of the same turn."""
+        return SentenceTrimmer(self._tokens, self._enabled, self.lead, self.strip)
 
     def add(self, text: str) -> str:
         """The text of one more token; returns what is passed on."""
@@ -60,6 +70,9 @@ class SentenceTrimmer:
         return self._pass_on(text)
 
     def _pass_on(self, text: str) -> str:
+        if not self.text:
+            text = text.lstrip() if self.strip else text
+            text = self.lead + text if text else ""
         self.text += text
         return text
 

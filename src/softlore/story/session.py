@@ -20,11 +20,12 @@ from softlore.lore.macros import MacroNames, Named
 from softlore.model import FrozenModel
 from softlore.model.default import choose_model
 from softlore.prompts import ControlVector, PromptLibrary, SoftPrompt
-from softlore.story.changes import lore_after
-from softlore.story.chapters import Chapters
+from softlore.story.changes import StoryLore, lore_after
+from softlore.story.chapters import Chapters, with_chapters
 from softlore.story.composing import ContextComposer, ContextPlan
 from softlore.story.condensing import ChapterWriter, condense_next
-from softlore.story.seams import SentenceTrimmer, join_turns
+from softlore.story.forms import Reading, read_turns, typed, with_own_lore
+from softlore.story.seams import SentenceTrimmer
 from softlore.story.settings import STORY_SAMPLING, StorySettings
 from softlore.story.story import Story
 from softlore.story.turns import ROOT, Turn
@@ -41,6 +42,7 @@ class TurnDraft:
         request: that context with length, stops, seed and sampling, for a batch or an engine.
         after: the turn that it follows.
         trimmer: that its text goes through as it is generated.
+        speaker: who speaks, in a chat.
     """
 
     story: Story
@@ -48,6 +50,7 @@ class TurnDraft:
     request: GenerationRequest
     after: int
     trimmer: SentenceTrimmer
+    speaker: str = ""
 
     def save(
         self, text: str, tokens: int, finish: str | None, more: Mapping[str, Any] | None = None
@@ -68,6 +71,7 @@ class TurnDraft:
             "timers": plan.activation.timers.to_dict(),
             "tokens": tokens,
             "finish": finish,
+            **({"speaker": self.speaker} if self.speaker else {}),
             **(more or {}),
         }
         return self.story.add(text, by="model", data=data, after=self.after)
@@ -102,8 +106,8 @@ class StorySession:
         self.model = model.model if isinstance(model, ModelRunner) else model
         self.book = book
         entries = book.entries if book else ()
-        known = book.names(names) if book else MacroNames.first(names)
-        self.composer = ContextComposer(self.model, entries, prompts, names=known)
+        self._names = book.names(names) if book else MacroNames.first(names)
+        self.composer = ContextComposer(self.model, entries, prompts, names=self._names)
         self.chapters = Chapters(story, self.model)
         self.chapter_writer = chapter_writer
         self.plan: ContextPlan | None = None
@@ -133,17 +137,23 @@ class StorySession:
         loaded = FrozenModel.from_pretrained(name, dtype, device, quantize)
         return cls(story, loaded, book, prompts)
 
-    def add(self, text: str) -> Turn:
-        """Adds a turn of the writer, after a space where one belongs."""
-        return self.story.add(join_turns(self.story.text, text), by="writer")
+    @property
+    def names(self) -> MacroNames:
+        """What macros stand for: the names of the story, else those of the lorebook."""
+        return MacroNames.first(self.story.settings, self._names)
 
-    def plan_turn(self, tokens: int = 80) -> ContextPlan:
+    def add(self, text: str) -> Turn:
+        """Adds a turn of the writer, as it is typed in the story's form: see `forms.typed`."""
+        return self.story.add(typed(self.story.text, text, self.story.settings, self.names))
+
+    def plan_turn(self, tokens: int = 80, speaker: str = "") -> ContextPlan:
         """The context that would be read for a turn of `tokens`, with its report.
 
         Raises:
             ContextOverflowError: no room for the story.
+            StoryError: the speaker is not of the cast.
         """
-        return self._plan(self.story.turns, tokens)
+        return self._plan(self.story.turns, tokens, speaker)[0]
 
     def draft(
         self,
@@ -153,24 +163,28 @@ class StorySession:
         retry: bool = False,
         turns: Sequence[Turn] | None = None,
         vectors: Sequence[tuple[ControlVector, float]] = (),
+        speaker: str = "",
+        within: bool = False,
         **sampling: Any,
     ) -> TurnDraft:
         """The model's next turn, to be generated here or by an engine; see `continue_story`.
 
         Args:
-            retry: in place of the model's last turn.
+            retry: in place of the model's last turn, by the same speaker if there is no other.
             turns: what it follows, where that is not the story as it is.
+            within: it goes on within the last turn.
 
         Raises:
             ContextError: an empty story.
             ContextOverflowError: no room for the story.
-            StoryError: a retry of a turn that is not the model's.
+            StoryError: a retry of a turn that is not the model's, or no speaker of the cast.
         """
         turns = self.story.turns if turns is None else list(turns)
         if retry:
-            self.story.retry_from()
+            again = str(self.story.retry_from().data.get("speaker", ""))
+            speaker = speaker or (again if again in self.story.settings.cast else "")
             turns = turns[:-1]
-        plan = self._plan(turns, tokens)
+        plan, reading = self._plan(turns, tokens, speaker, within)
         if plan.tree is None:
             raise ContextError(
                 "the story is empty; expected an opening for the model to continue; write one"
@@ -181,7 +195,7 @@ class StorySession:
         request = GenerationRequest(
             plan.context,
             tokens,
-            stop=tuple([stop] if isinstance(stop, str) else stop),
+            stop=(*([stop] if isinstance(stop, str) else stop), *reading.stop),
             seed=self._seed(after),
             conditioning=conditioning,
             check=False,  # the composer has
@@ -189,8 +203,8 @@ class StorySession:
             tree=plan.tree,
             vectors=[*plan.vectors, *vectors],
         )
-        trimmer = SentenceTrimmer(tokens, settings.trim)
-        return TurnDraft(self.story, plan, request, after, trimmer)
+        trimmer = SentenceTrimmer(tokens, settings.trim, reading.lead, reading.strip)
+        return TurnDraft(self.story, plan, request, after, trimmer, reading.speaker)
 
     def remember(self, plan: ContextPlan) -> None:
         """Has the chapter writer condense what is not in the context of a turn that was written."""
@@ -237,22 +251,30 @@ class StorySession:
         """
         return self._generate(self.draft(tokens, stop, retry=True, **settings))
 
-    def _plan(self, turns: Sequence[Turn], tokens: int) -> ContextPlan:
-        texts = [turn.text for turn in turns]
-        settings, timers = self.story.settings, _timers(turns)
-        lore = lore_after(self.composer.entries, self.story.changes(turns))
-        plan = self.composer.plan(settings, texts, tokens, timers, lore=lore)
-        if not settings.chapters or not plan.omitted:
-            return plan
-        chapters = self.chapters.on_path(turns, plan.omitted)
-        if not chapters:
-            return plan
-        known = {entry.name for entry in lore.entries}
-        chapters = [chapter for chapter in chapters if chapter.entry.name not in known]
-        own = {one.entry.name: one.prompt for one in chapters if one.prompt is not None}
-        entries = [*lore.entries, *(one.entry for one in chapters)]
-        lore = replace(lore, entries=entries, own=own)
-        return self.composer.plan(settings, texts, tokens, timers, lore=lore)
+    def _plan(
+        self, turns: Sequence[Turn], tokens: int, speaker: str = "", within: bool = False
+    ) -> tuple[ContextPlan, Reading]:
+        settings, names, composer = self.story.settings, self.names, self.composer
+        reading = read_turns(self.model, settings, turns, names, composer.prompts, speaker, within)
+        lore = lore_after(composer.entries, self.story.changes(turns))
+        lore, always, missing = with_own_lore(
+            self.model, lore, settings.cast, reading.speaker, composer.prompts
+        )
+
+        def plan(lore: StoryLore) -> ContextPlan:
+            found = composer.plan(
+                settings, reading.texts, tokens, _timers(turns), always, reading.memory,
+                settings.form == "instruct", lore,
+            )  # fmt: skip
+            found.not_used.update(missing)
+            return replace(found, omitted=reading.omitted(found.omitted))
+
+        planned = plan(lore)
+        if settings.chapters and planned.omitted:
+            chapters = self.chapters.on_path(turns, planned.omitted)
+            if chapters:
+                planned = plan(with_chapters(lore, chapters))
+        return planned, reading
 
     def _generate(self, draft: TurnDraft) -> Iterator[str]:
         self._runnable = runner_for(self._runnable)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
@@ -16,6 +16,7 @@ from softlore.story.changes import LoreChange
 
 # Samplers of every story, before its own: against lines that repeat, and for words at the seam.
 STORY_SAMPLING = {"dry_multiplier": 0.8, "dry_allowed_length": 4, "heal": True}
+MAX_CAST = 64
 MAX_SETTINGS = 2**25  # characters of JSON, including what other programs' saves hold
 _JSON = "a mapping of JSON values"
 _CHANGES = "a list of changes, each with `entry`, `turn` and `text` or `prompt`"
@@ -48,6 +49,17 @@ class StorySettings(Names):
         {},
         "Control vectors that steer the story, by name, with a strength each.",
         expected="a mapping of names to numbers from -100 to 100",
+    )
+    form: Literal["prose", "chat", "instruct"] = setting(
+        "prose",
+        "How turns follow each other: as prose, as lines of named speakers (chat), or as messages "
+        "in the model's chat template (instruct).",
+    )
+    cast: dict[Name, list[Name]] = setting(
+        {},
+        "The speakers of a chat that the model writes for, each with the entries or soft prompts "
+        "that are always active when it speaks, besides those of its own name.",
+        expected="a mapping of names to lists of names",
     )
     trim: bool = setting(
         True, "End the model's turns with a sentence where their length cuts them off."
@@ -84,6 +96,16 @@ class StorySettings(Names):
     @classmethod
     def _drop_those_that_are_off(cls, vectors: dict[str, float]) -> dict[str, float]:
         return {name: strength for name, strength in vectors.items() if strength}
+
+    @field_validator("cast")
+    @classmethod
+    def _check_cast(cls, cast: dict[str, list[str]]) -> dict[str, list[str]]:
+        if max(len(cast), *map(len, cast.values()), 0) > MAX_CAST:
+            raise ConfigError(
+                f"the cast has {len(cast)} speakers; expected {MAX_CAST} at most, and as many "
+                "names for each; take some out"
+            )
+        return cast
 
     @field_validator("changes")
     @classmethod

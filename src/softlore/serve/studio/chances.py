@@ -20,6 +20,7 @@ from softlore.serve.studio.context import StudioContext
 from softlore.serve.studio.forms import OtherToken, RewriteForm
 from softlore.serve.studio.open_stories import OpenStory
 from softlore.story import Story, Turn
+from softlore.story.seams import SentenceTrimmer
 from softlore.story.session import DRAW
 
 ALTERNATIVES = 6  # likeliest tokens that are saved with each
@@ -70,9 +71,14 @@ def make_router(context: StudioContext) -> APIRouter:
     return router
 
 
-def token_chances(model: LanguageModel, tokens: Sequence[Token]) -> list[list[Any]]:
-    """The text, chance and alternatives of each token that has a text, to save with a turn."""
-    rows: list[list[Any]] = []
+def token_chances(
+    model: LanguageModel, tokens: Sequence[Token], trimmer: SentenceTrimmer
+) -> list[list[Any]]:
+    """The text, chance and alternatives of each token that has a text, to save with a turn.
+
+    `trimmer`: that the turn went through; its lead is a token without alternatives.
+    """
+    rows: list[list[Any]] = [[trimmer.lead, 1.0, []]] if trimmer.lead else []
     whole = True  # the token's text is its own: none before it was held back
     for token in tokens[:MAX_TOKENS]:
         if not token.text:
@@ -85,6 +91,10 @@ def token_chances(model: LanguageModel, tokens: Sequence[Token]) -> list[list[An
         ]
         rows.append([token.text, _chance(token.logprob), others if whole else []])
         whole = True
+    begun = len(rows) > bool(trimmer.lead)
+    if trimmer.strip and begun:
+        first = rows[bool(trimmer.lead)]
+        first[0], first[2] = first[0].lstrip(), []
     return rows
 
 
@@ -145,7 +155,7 @@ def _sentence_requests(story: OpenStory, number: int, form: RewriteForm) -> list
     part = replace(turn, text=turn.text[: form.start])
     turns = [*before, part] if part.text else before
     with story.lock:
-        request = story.session().draft(SENTENCE, turns=turns).request
+        request = story.session().draft(SENTENCE, turns=turns, within=True).request
     seed = request.seed or 0
     return [replace(request, seed=(seed + n) % DRAW) for n in range(form.samples)]
 

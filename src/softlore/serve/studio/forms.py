@@ -86,6 +86,8 @@ class WriteForm(StudioForm):
     """Avoids repeating so many tokens of the lore word for word; 0 is off."""
     samples: Annotated[int, Field(ge=1, le=8)] = 1
     """How many continuations to write side by side; all of them are kept as alternatives."""
+    speaker: str = ""
+    """Who speaks, in a chat; empty: whom the last line names, or whose turn it is."""
 
 
 class OtherToken(StudioForm):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -24,6 +24,7 @@ from softlore.story import Story, StoryBranch, StoryLibrary, StorySettings, Turn
 from softlore.story.chapters import Chapter, Chapters
 from softlore.story.composing import ContextPlan
 from softlore.story.condensing import ChapterWriter
+from softlore.story.forms import cast_of, next_speaker
 from softlore.story.session import StorySession
 
 MAX_OPEN = 16  # stories that stay open while nobody uses them
@@ -107,6 +108,7 @@ class OpenStory:
                 change.model_dump() | {"turn": place} for place, change in story.changes(turns)
             ],
             "chapters": [_chapter_dict(one) for one in self.chapters.on_path(turns)],
+            "chat": self._chat(settings, turns),
             "undoable": story.undoable,
             "redoable": story.redoable,
             "branches": [
@@ -115,6 +117,19 @@ class OpenStory:
             ],
             "soft": sorted(self._state.prompt_store.compatible()),
             "notes": self._notes(),
+        }
+
+    def _chat(self, settings: StorySettings, turns: Sequence[Turn]) -> dict[str, Any] | None:
+        """The writer's name, the speakers and who is next; None where the story is no chat."""
+        if settings.form != "chat":
+            return None
+        with self.lock:
+            names = self.session().names
+        cast = list(cast_of(settings, names))
+        return {
+            "user": names.user,
+            "cast": cast,
+            "next": next_speaker(cast, [turn.text for turn in turns]),
         }
 
     def _notes(self) -> list[str]:

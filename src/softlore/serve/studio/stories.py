@@ -125,8 +125,11 @@ def _add_operations(router: APIRouter, context: StudioContext) -> None:
 
     @router.post("/{name}/turns")
     def add(name: str, text: TextField) -> dict[str, Any]:
-        """Adds a turn by the writer."""
-        return apply(name, lambda story: story.add(text))
+        """Adds a turn by the writer, as it is typed in the story's form."""
+        with context.stories.use(name) as story:
+            with story.lock:
+                story.session().add(text)
+            return story.to_dict()
 
     @router.put("/{name}/turns/{turn}")
     def edit(name: str, turn: int, text: TextField) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from softlore.serve.studio.context import EVENT_STREAM, StudioContext
 from softlore.serve.studio.forms import MAX_TOKENS, CodeStrength, WriteForm, check_sampling
 from softlore.serve.studio.open_stories import OpenStories, OpenStory
 from softlore.story import Turn
-from softlore.story.seams import SentenceTrimmer, join_turns
 from softlore.story.session import DRAW, TurnDraft
 
 
@@ -33,10 +32,14 @@ def make_router(context: StudioContext) -> APIRouter:
     stories = context.stories
 
     @router.get("/plan")
-    def plan(name: str, tokens: Annotated[int, Query(ge=1, le=MAX_TOKENS)] = 80) -> dict[str, Any]:
+    def plan(
+        name: str,
+        tokens: Annotated[int, Query(ge=1, le=MAX_TOKENS)] = 80,
+        speaker: str = "",
+    ) -> dict[str, Any]:
         """The context that the model would read for a turn of `tokens`, part by part."""
         with stories.use(name) as story, story.lock:
-            return story.session().plan_turn(tokens).to_dict()
+            return story.session().plan_turn(tokens, speaker).to_dict()
 
     @router.post("/write", response_class=StreamingResponse, responses=EVENT_STREAM)
     async def write(name: str, form: WriteForm) -> StreamingResponse:
@@ -178,7 +181,7 @@ class RunningTurn:
         ):
             finish = "failed" if failed else output.finish
             draft.trimmer.flush(finish)
-            more = {CHANCES: token_chances(model, tokens)}
+            more = {CHANCES: token_chances(model, tokens, draft.trimmer)}
             turn = draft.save(draft.trimmer.text, len(output.ids), finish, more)
             self.saved.append(turn.id if turn else None)
         self._story.remember(self._drafts[0].plan)
@@ -197,29 +200,36 @@ def _prepare(
     conditioning = _conditioning(context, form.codes)
     strengths = {vector.name: vector.strength for vector in form.vectors if vector.strength}
     vectors = fitting_vectors(context.model, strengths)
-    typed = join_turns(story.story.text, form.text) if form.text else ""
-    added = story.story.add(typed) if typed else None
+    with story.lock:
+        session = story.session()
+    added = session.add(form.text) if form.text else None
     try:
         with story.lock:
             retry = form.retry and not form.text
-            draft = story.session().draft(
-                form.tokens, form.stop, conditioning, retry, vectors=vectors, **sampling
+            draft = session.draft(
+                form.tokens,
+                form.stop,
+                conditioning,
+                retry,
+                vectors=vectors,
+                speaker=form.speaker,
+                **sampling,
             )
         check_sampling(dict(draft.request.sampling))  # the story's may be of an imported file
     except BaseException:
         _withdraw(story, added)
         raise
-    return [_sample(draft, story, number) for number in range(form.samples)], added
+    return [_sample(draft, number) for number in range(form.samples)], added
 
 
-def _sample(draft: TurnDraft, story: OpenStory, number: int) -> TurnDraft:
+def _sample(draft: TurnDraft, number: int) -> TurnDraft:
     """One of several drafts of a turn, with a seed of its own and the tokens' chances."""
     request = draft.request
     seed = None if request.seed is None else (request.seed + number) % DRAW
     return replace(
         draft,
         request=replace(request, seed=seed, logprobs=ALTERNATIVES),
-        trimmer=SentenceTrimmer(request.max_new_tokens, story.story.settings.trim),
+        trimmer=draft.trimmer.copy(),
     )
 
 

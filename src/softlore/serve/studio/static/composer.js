@@ -27,12 +27,29 @@ export function makeComposer() {
   });
   const write = h("button", { id: "write", type: "button", class: "button main",
     onclick: () => (state.writing ? state.writing.stop() : writing.write()) });
-  $("composer").append(makeContextBar(), h("div", { class: "line-row" }, line, write), toolRow());
+  $("composer").append(makeContextBar(), h("div", { class: "line-row" }, line, speakers(), write),
+    toolRow());
   on("writing story", drawWrite);
   on("story place writing habits", drawTools);
   tools.anew.addEventListener("pointerdown", (event) => event.preventDefault()); // the caret stays
   drawWrite();
   drawTools();
+}
+
+/** Who speaks next, in a chat with several speakers. */
+function speakers() {
+  const list = h("select", { id: "speaker", "aria-label": "Who speaks next",
+    title: "Who speaks next", onchange: () => set({ speaker: list.value }) });
+  const draw = () => {
+    const { chat } = state.story ?? {};
+    list.hidden = !chat || chat.cast.length < 2;
+    if (list.hidden) return;
+    list.replaceChildren(...[["", `${chat.next} next`], ...chat.cast.map((name) => [name, name])]
+      .map(([value, words]) => h("option", { value, selected: value === state.speaker }, words)));
+  };
+  on("story speaker", draw);
+  draw();
+  return list;
 }
 
 function drawWrite() {

@@ -112,6 +112,35 @@ function number(setting, label, help, { min = 0, max = 1e9, empty = 0 } = {}) {
   return labelled(label, input, help, setting);
 }
 
+const FORMS = [["prose", "Prose"], ["chat", "A chat, with names"],
+  ["instruct", "Messages, for models that follow instructions"]];
+
+/** How the turns follow each other. */
+function form() {
+  const list = select(FORMS, "prose", (name) => setStory({ form: name }));
+  const draw = () => (list.value = state.story?.settings.form ?? "prose");
+  on("story", draw);
+  draw();
+  return labelled("Form", list, "Turns join as prose, or are lines with the speaker’s name, or "
+    + "messages in the model’s own template.", "form");
+}
+
+/** The speakers of a chat; what else each has of its own stays. */
+function cast() {
+  const box = h("div", {});
+  const own = () => state.story?.settings.cast ?? {};
+  const draw = () => {
+    box.hidden = state.story?.settings.form !== "chat";
+    box.replaceChildren(labelled("Speakers", tags(Object.keys(own()), (names) => setStory({
+      cast: Object.fromEntries(names.map((name) => [name, own()[name] ?? []])) }),
+    { hint: "a name, then Enter" }), "The model speaks for them. The entry or soft prompt of a "
+      + "speaker’s name is active when it speaks.", "cast"));
+  };
+  onNew(() => [state.story?.settings.form, own()], box, draw);
+  draw();
+  return box;
+}
+
 function text(setting, label, help, placeholder) {
   const save = later(setStory, PAUSE);
   const input = h("input", { type: "text", maxlength: 160, autocomplete: "off", placeholder,
@@ -203,10 +232,11 @@ export function makeSettings() {
           own("no_copy", "No copying", "Steers off so many tokens repeated from lore; 0 is off.",
             { min: 0, max: 100, step: 1, required: true }))),
       h("div", { class: "group" }, trim()),
-      h("div", { class: "group" }, h("h3", {}, "Names, in this story"),
+      h("div", { class: "group" }, h("h3", {}, "Form and names, in this story"), form(), cast(),
         h("div", { class: "two" },
-          text("user", "Your name", "For {{user}} in lore and memory.", "You"),
-          text("char", "The character’s", "For {{char}}.", "the card’s name"))),
+          text("user", "Your name", "In a chat, and for {{user}} in lore and memory.", "You"),
+          text("char", "The character’s", "For {{char}}; speaks where no speakers are named.",
+            "the card’s name"))),
       h("div", { class: "group" }, h("h3", {}, "Room, in this story"),
         h("div", { class: "two" },
           number("context_tokens", "Context, tokens", "Empty: all that the model can read."),

@@ -6,6 +6,7 @@ export const state = {
   story: null, // the open one
   plan: null, // what fills its context
   place: -1, // the turn in hand; -1 is the last
+  speaker: "", // of a chat's next turn, where the writer has chosen
   writing: null, // while the model writes: {stop()}
   panel: "",
   books: [],

@@ -31,12 +31,22 @@ export function onFirstLine(fn) {
   makeStory = fn;
 }
 
+/** What the writer said as it will stand in the story, until the server has it. */
+function asSaid(text) {
+  const { chat, settings } = state.story;
+  if (!text || settings.form === "prose") return text;
+  if (!chat) return `\n\n${text}`;
+  const named = [chat.user, ...chat.cast].some((name) => text.startsWith(`${name}:`));
+  return `\n${named ? text : `${chat.user}: ${text}`}`;
+}
+
 const draftName = () => `draft.${state.story?.name ?? ""}`;
 export const keepDraft = () => keep(draftName(), read($("line")));
 export const recallDraft = () => show($("line"), recall(draftName(), ""));
 
-/** What was typed, as it joins the story: with a space where words would run together. */
+/** What was typed, as it joins a story in prose: with a space where words would run together. */
 function joined(typed) {
+  if (state.story && state.story.settings.form !== "prose") return typed; // the server joins it
   const end = state.story?.turns.map((turn) => turn.text).join("").at(-1);
   return typed && end && /\S/.test(end) && !JOINS.test(typed) ? ` ${typed}` : typed;
 }
@@ -95,7 +105,7 @@ async function saved() {
 
 async function stream(asked, signal) {
   const { name } = state.story;
-  const live = beginLive(asked.text ?? "", asked.retry);
+  const live = beginLive(asSaid(asked.text ?? ""), asked.retry);
   const sentences = speaker();
   let story = null;
   let begun = false;
@@ -114,6 +124,7 @@ async function stream(asked, signal) {
       if (event.name === "done") {
         story = event.data.story;
         set({ reading: event.data.reading ?? null });
+        set({ speaker: "" });
         if (WHY[event.data.finish]) tell(WHY[event.data.finish]);
         warnOnce(event.data.warnings);
       }
@@ -242,6 +253,7 @@ function chosen() {
     stop: strings.length ? strings : undefined,
     codes: codes(),
     no_copy: no_copy || undefined,
+    speaker: state.story?.chat?.cast.includes(state.speaker) ? state.speaker : undefined,
   };
 }
 
