@@ -529,6 +529,32 @@ def test_the_model_is_changed_in_the_page(browser, tmp_path):
         page.wait_for_selector("li:has-text('tiny'):has-text('in use')")
 
 
+def test_a_chat_has_names_and_speakers_to_choose(page, served):
+    """The writer's lines get a name; the speaker chosen speaks, and after that whose turn it is."""
+    set_tokens(page, 6)
+    panel(page, "settings")
+    page.select_option("[data-field=form] select", "chat")
+    speakers = page.locator("[data-field=cast] input")
+    for name in ("Marta", "Tobias"):
+        speakers.fill(name)
+        speakers.press("Enter")
+    page.fill("[data-field=user] input", "Ada")
+    page.wait_for_selector("#speaker:not([hidden])")
+    wait_until(lambda: settings_of(served[1]).user == "Ada", "the name is not saved")
+    page.select_option("#speaker", "Tobias")
+    write(page, "Good evening.", tokens=6)
+    story = "".join(shown(page))
+    assert story.startswith("Ada: Good evening.\nTobias:")
+    assert page.locator("#speaker").input_value() == ""
+    assert page.inner_text("#speaker option:first-child") == "Marta next"
+
+
+def settings_of(state):
+    (name,) = state.stories.names()
+    with state.stories.open(name) as story:
+        return story.settings
+
+
 def test_a_writer_begins_with_an_example(page, served):
     _, state = served
     page.click("text=Or begin with an example")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from softlore.settings import Names
     from softlore.story import Story, StoryDraft, StoryLibrary, StorySettings
     from softlore.story.session import StorySession
+    from softlore.story.settings import Form
 
 
 @click.command()
@@ -47,6 +48,10 @@ if TYPE_CHECKING:
               )  # fmt: skip
 @click.option("--greeting", type=click.IntRange(min=1), metavar="N",
               help="With --card: its Nth first message; 2 is the first alternate.  [default: 1]",
+              )  # fmt: skip
+@click.option("--form", type=click.Choice(["prose", "chat", "instruct"]),
+              help="How turns follow each other: as prose, as lines with names, or as messages in "
+                   "the model's chat template.  [default: the story's, at first prose]",
               )  # fmt: skip
 @click.option("--export", "export_file", type=click.Path(path_type=Path, dir_okay=False),
               help="Write the story to this file, and exit.")  # fmt: skip
@@ -69,6 +74,7 @@ def command(
     import_file: Path | None,
     card: Path | None,
     greeting: int | None,
+    form: Form | None,
     export_file: Path | None,
     delete: bool,
     yes: bool,
@@ -92,7 +98,7 @@ def command(
     Example:
       softlore story harbour --lorebook lore.yaml
       softlore story harbour
-      softlore story evening --card emma.png --user Ada
+      softlore story evening --card emma.png --user Ada --form chat
       softlore story harbour --gguf storyteller-Q4_K.gguf
       softlore story harbour --vector dark=0.8
     """
@@ -118,6 +124,7 @@ def command(
         "model": None if gguf else _lasting(source.name),  # with a file: whose tokenizer it has
         "budget": budget,
         "seed": seed,
+        "form": form,
         **names.given(),
     }
     given = {key: value for key, value in given.items() if value is not None}
@@ -128,7 +135,7 @@ def command(
             "--greeting out"
         )
     if card is not None:
-        origin.begin(card, lorebook, greeting or 1, names)
+        origin.begin(card, lorebook, greeting or 1, names, form or "prose")
     strengths, vector_files = split_vectors(vectors)
     if strengths:
         given["vectors"] = origin.settings().vectors | strengths
@@ -248,7 +255,9 @@ class _StorySource:
             book = Lorebook.from_data(self._draft.lorebook, name=name, source=source)
             self.book = book if book.entries else None
 
-    def begin(self, card: Path, lorebook: Path | None, greeting: int, names: Names) -> None:
+    def begin(
+        self, card: Path, lorebook: Path | None, greeting: int, names: Names, form: Form
+    ) -> None:
         """Begins the story with a card, whose lore it has unless there is another lorebook."""
         from softlore.errors import ConfigError
         from softlore.lore import Lorebook
@@ -262,7 +271,7 @@ class _StorySource:
         self._check_new()
         book = Lorebook.load(card)
         path = str((lorebook or card).resolve())
-        settings = StorySettings(lorebook=path, char=names.char, user=names.user)
+        settings = StorySettings(lorebook=path, char=names.char, user=names.user, form=form)
         self._draft = draft_of_card(book, settings, greeting)
 
     def _check_new(self) -> None:

@@ -18,6 +18,7 @@ from softlore.story.changes import LoreChange
 STORY_SAMPLING = {"dry_multiplier": 0.8, "dry_allowed_length": 4, "heal": True}
 MAX_CAST = 64
 MAX_SETTINGS = 2**25  # characters of JSON, including what other programs' saves hold
+Form = Literal["prose", "chat", "instruct"]
 _JSON = "a mapping of JSON values"
 _CHANGES = "a list of changes, each with `entry`, `turn` and `text` or `prompt`"
 
@@ -50,7 +51,7 @@ class StorySettings(Names):
         "Control vectors that steer the story, by name, with a strength each.",
         expected="a mapping of names to numbers from -100 to 100",
     )
-    form: Literal["prose", "chat", "instruct"] = setting(
+    form: Form = setting(
         "prose",
         "How turns follow each other: as prose, as lines of named speakers (chat), or as messages "
         "in the model's chat template (instruct).",

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from softlore.settings import SamplingParams
 from softlore.settings.arguments import MAX_STRENGTH
 from softlore.settings.sampling import MAX_RANGE
+from softlore.story.settings import Form
 
 MAX_TOKENS = 100_000
 TRAINING = ("kind", "n_tokens", "max_steps", "style", "seed")
@@ -47,6 +48,8 @@ class NewStory(StudioForm):
     greeting: Annotated[int, Field(ge=0, le=10**6)] = 0
     """Begins with the card that the lorebook came from: 1 is its first message, the next ones are
     its alternates. 0: with the opening."""
+    form: Form = "prose"
+    """How its turns follow each other; see `StorySettings`."""
 
 
 class ModelChange(StudioForm):

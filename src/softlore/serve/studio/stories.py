@@ -58,7 +58,7 @@ def _add_library(router: APIRouter, context: StudioContext) -> None:
         words = form.book if form.greeting else form.opening
         name = form.name or free_name(_first_words(words), _taken(context))
         _check_free(context, name)
-        settings = StorySettings(lorebook=_book_path(context, form.book))
+        settings = StorySettings(lorebook=_book_path(context, form.book), form=form.form)
         draft = StoryDraft(settings, (("writer", form.opening),) if form.opening else ())
         if form.greeting:
             book = context.books.get(form.book)

@@ -52,8 +52,9 @@ function greetings({ name, greetings: all }) {
   const pick = all.length > 1 && labelled("First message", select(
     all.map((text, place) => [String(place + 1), `${place + 1}. ${short(text)}`]), "1",
     (value) => (chosen = Number(value))));
-  return h("div", { class: "group" }, pick || "", h("div", {},
-    button("Begin a story with it", () => beginCard(name, chosen), { draw: "plus" })));
+  return h("div", { class: "group" }, pick || "", h("div", { class: "row" },
+    button("Begin a story with it", () => beginCard(name, chosen, "prose"), { draw: "plus" }),
+    button("Begin a chat", () => beginCard(name, chosen, "chat"), { draw: "plus" })));
 }
 
 function stateOf(entry) {

@@ -76,10 +76,10 @@ const newStory = trying(async () => {
 });
 
 /** A story that begins with a card's first message, or an alternate to it: 1, 2 … */
-export const beginCard = trying(async (book, greeting) => {
+export const beginCard = trying(async (book, greeting, form) => {
   if (state.writing) await state.writing.stop();
   if (editing()) await flush();
-  await begin(await api.post(["stories"], { book, greeting }));
+  await begin(await api.post(["stories"], { book, greeting, form }));
 });
 
 /** A story that begins with the demo's lorebook, which opens beside it. */
