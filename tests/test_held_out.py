@@ -132,7 +132,7 @@ class Memory:
         self.available = available
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "adam", "adamw"])
 @pytest.mark.parametrize("bos", [False, True])
 def test_what_decides_where_the_sink_is_is_trained_only_after_a_bos(bos, optimizer):
     training = trainer(DOG, model=tiny_model("llama", bos=bos), optimizer=optimizer, max_steps=5)

@@ -345,7 +345,7 @@ def test_without_a_checkpoint_nothing_is_written(tmp_path, monkeypatch):
         ({"max_steps": 9}, "max_steps was 6 and is 9"),
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"kind": "embedding"}, "kind was 'prefix' and is 'embedding'"),
-        ({"optimizer": momentum}, "optimizer was 'adam' and is 'momentum'"),
+        ({"optimizer": momentum}, "optimizer was 'muon' and is 'momentum'"),
         ({"story": "Far away a bell rang, and rang."}, "story was False and is '"),
         ({"entries": ENTRIES[:2]}, "entry 'Cid' is gone"),
         ({"entries": [*ENTRIES, Entry(name="Dee", text="Dee.")]}, "entry 'Dee' is new"),

@@ -34,6 +34,7 @@ from softlore.tune.finished_prompt import entry_hash
 from softlore.tune.initial import initial_value
 from softlore.tune.lorebook_training import plan_book
 from softlore.tune.losses import loss_term
+from softlore.tune.muon import Muon
 from softlore.tune.passages import run_teacher
 from softlore.tune.topics import bare_tree, lore_tree
 from softlore.tune.training_data import draw_filler, draw_groups
@@ -354,7 +355,9 @@ def test_initial_from_nothing():
 # optimizers, schedules, settings -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["adam", "Adafactor", "SGD", "adamw", "rmsprop", "adagrad"])
+@pytest.mark.parametrize(
+    "name", ["muon", "adam", "Adafactor", "SGD", "adamw", "rmsprop", "adagrad"]
+)
 def test_optimizers_by_name(name):
     training = small(
         DOG, optimizer=name, learning_rate=0.02, max_steps=15, drift_guard=0, max_spacing=0
@@ -365,6 +368,34 @@ def test_optimizers_by_name(name):
     optimizer = training.trainables["prompt"].optimizer
     assert type(optimizer).__name__.lower() == name.lower()
     assert prompt.training["optimizer"] == name
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 16), (16, 4), (1, 8)])
+def test_muon_is_that_of_torch_for_each_matrix(rows, columns):
+    """torch's takes single matrices only, and iterates in bfloat16."""
+    start = torch.randn(3, 2, rows, columns, generator=torch.Generator().manual_seed(0))
+    ours = torch.nn.Parameter(start.clone())
+    theirs = [torch.nn.Parameter(matrix.clone()) for matrix in start.flatten(0, 1)]
+    mine = Muon([ours], lr=0.1, momentum=0.8, size=0.2)
+    peer = torch.optim.Muon(
+        theirs, lr=0.1, weight_decay=0, momentum=0.8, ns_steps=6, adjust_lr_fn="match_rms_adamw"
+    )
+    for seed in range(3):
+        ours.grad = torch.randn(start.shape, generator=torch.Generator().manual_seed(1 + seed))
+        for matrix, gradient in zip(theirs, ours.grad.flatten(0, 1), strict=True):
+            matrix.grad = gradient.clone()
+        mine.step()
+        peer.step()
+    moved = ours.detach() - start
+    expected = torch.stack(list(theirs)).detach().view_as(start) - start
+    assert float((moved - expected).norm()) < 0.03 * float(expected.norm())
+
+
+def test_muon_stands_still_where_there_is_no_gradient():
+    parameter = torch.nn.Parameter(torch.ones(2, 3, 4))
+    parameter.grad = torch.zeros_like(parameter)
+    Muon([parameter]).step()
+    assert torch.equal(parameter.detach(), torch.ones(2, 3, 4))
 
 
 def test_optimizer_and_schedule_by_factory():

@@ -38,8 +38,8 @@ class TrainingConfig(Settings):
         le=10**7)
     patience: int | None = setting(40, "Stop an entry that has gained nothing for this many "
         "updates on what it is not trained on; none: train it to the end.", gt=0)
-    optimizer: str | Factory = setting("adam", "A class of torch.optim by name, or in Python a "
-        "factory `(parameters, lr=…)`.", expected="a name or a factory")
+    optimizer: str | Factory = setting("muon", "Muon, or a class of torch.optim by name, or in "
+        "Python a factory `(parameters, lr=…)`.", expected="a name or a factory")
     learning_rate: float | None = setting(None, "Relative to the scale of what is trained: the "
         "model's embedding rows (default 1, a third for texts alone), or the layer's keys and "
         "values (default 0.37 over the square root of the layers' number).", gt=0)

@@ -44,7 +44,7 @@ RESERVED = 1 << 30  # of a card, for CUDA itself, its libraries and gaps
 # Of the speed of products, what whole updates reach, roughly: estimated from SmolLM2-135M's
 # updates in both types on one core with AMX, which other programs shared.
 EFFICIENCY = {"float32": 0.7, "bfloat16": 0.25, "float16": 0.25}
-STATES = 6  # tensors of a prompt's size in training: value, scale, gradient, Adam's two, previous
+STATES = 6  # tensors of a prompt's size: value, best, two gradients, the optimizer's, previous
 EXAMPLE = 1  # the token id that stands for those that a teacher will write
 
 

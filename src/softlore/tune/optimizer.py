@@ -11,6 +11,7 @@ import torch
 from softlore.errors import ConfigError
 from softlore.settings import TrainingConfig
 from softlore.settings.training import LEARNING_RATES, Factory
+from softlore.tune.muon import Muon
 
 # Of the rate of embedding rows, where there are texts alone: distillation compares whole
 # distributions, a finer target than ids.
@@ -58,7 +59,7 @@ def make_optimizer(parameter: torch.nn.Parameter, config: TrainingConfig) -> tor
     make, options = optimizer_class(config.optimizer), OPTIONS.get(config.optimizer.lower(), {})
     try:
         optimizer: torch.optim.Optimizer = make([parameter], lr=rate, **options)
-    except (TypeError, ValueError) as error:  # such as Muon's, which takes matrices only
+    except (TypeError, ValueError) as error:
         raise ConfigError(
             f"optimizer {config.optimizer!r} can't train a {config.kind} prompt ({error}); "
             "expected one that takes it; choose another, such as adam"
@@ -67,12 +68,16 @@ def make_optimizer(parameter: torch.nn.Parameter, config: TrainingConfig) -> tor
 
 
 def optimizer_class(name: str) -> Factory:
-    """A class of `torch.optim` by its name, in any case. Raises ConfigError where there is none."""
+    """A class of `torch.optim` or `Muon` by its name, in any case.
+
+    Raises:
+        ConfigError: there is none.
+    """
     classes: dict[str, Factory] = {
         name.lower(): value
         for name, value in vars(torch.optim).items()
         if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
-    }
+    } | {"muon": Muon}
     for unfit in ("optimizer", "lbfgs", "sparseadam"):  # no steps from one dense gradient
         classes.pop(unfit, None)
     if name.lower() not in classes:

@@ -105,6 +105,8 @@ class TrainablePrompt:
             raise self.step_back()
         self._previous.copy_(self.parameter.detach())
         self.parameter.grad = self._live.grad * self.scale
+        if self.kept is not None:  # Muon's update of a matrix depends on all of its gradient
+            self.parameter.grad.masked_fill_(self.kept, 0.0)
         self.optimizer.step()
         if self.kept is not None:  # also against weight decay
             self.parameter.data.copy_(torch.where(self.kept, self._previous, self.parameter.data))
