@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterable
 
 from blocks import ROOT, keep_block
 from softlore.settings import SamplingParams, ServeSettings, Setting, TrainingConfig, table
-from softlore.settings.training import LEARNING_RATES
+from softlore.settings.training import LEARNING_RATES, MUON_RATE
 
 DOCS = ROOT / "docs"
 
 
 def training() -> str:
     """Every training setting, with its option."""
-    prefix, embedding = LEARNING_RATES["prefix"], LEARNING_RATES["embedding"]
-    rates = f"`{prefix}` / √layers (prefix), `{embedding}` (embedding)"
+    rates = f"`{MUON_RATE}` / ⁴√layers (prefix), `{LEARNING_RATES['embedding']}` (embedding)"
     return _rows(
         ("setting", "option", "default", ""),
         (

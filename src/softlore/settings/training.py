@@ -12,8 +12,10 @@ from softlore.settings.table import Settings, setting
 Factory = Callable[..., Any]
 Style = Literal["sentences", "noun", "pronoun", "mixed", "implicit", "cloud", "bracketed"]
 # Defaults, by kind. A prefix is in every layer, so that its effect adds up over these: its rate is
-# divided by the square root of their number (0.15 for 6 layers, 0.068 for 30).
+# divided by a root of their number. Muon's is the fourth root (a rate of 0.17 for 6 layers, 0.12
+# for 30), that of other optimizers the square root (0.15, 0.068).
 LEARNING_RATES = {"prefix": 0.37, "embedding": 1.0}
+MUON_RATE = 0.27  # of a prefix
 
 
 class TrainingConfig(Settings):
@@ -42,7 +44,8 @@ class TrainingConfig(Settings):
         "Python a factory `(parameters, lr=…)`.", expected="a name or a factory")
     learning_rate: float | None = setting(None, "Relative to the scale of what is trained: the "
         "model's embedding rows (default 1, a third for texts alone), or the layer's keys and "
-        "values (default 0.37 over the square root of the layers' number).", gt=0)
+        "values (default 0.27 over the fourth root of the layers' number, and 0.37 over the "
+        "square root for other optimizers than muon).", gt=0)
     schedule: Literal["cosine", "linear", "constant"] | Factory = setting("cosine",
         "How the learning rate falls, or in Python a factory `(optimizer) -> scheduler`.")
     drift_guard: float = setting(1.0, "Weight of the KL to the bare model on unrelated text; 0 for "

@@ -10,7 +10,7 @@ import torch
 
 from softlore.errors import ConfigError
 from softlore.settings import TrainingConfig
-from softlore.settings.training import LEARNING_RATES, Factory
+from softlore.settings.training import LEARNING_RATES, MUON_RATE, Factory
 from softlore.tune.muon import Muon
 
 # Of the rate of embedding rows, where there are texts alone: distillation compares whole
@@ -37,14 +37,18 @@ def resolved(config: TrainingConfig, layers: int, has_pairs: bool) -> TrainingCo
     """
     if config.learning_rate is not None:
         return config
-    rate = default_rate(config.kind, layers)
+    rate = default_rate(config, layers)
     gentle = config.kind == "embedding" and not has_pairs
     return config.changed(learning_rate=rate * (GENTLE if gentle else 1.0))
 
 
-def default_rate(kind: str, layers: int) -> float:
+def default_rate(config: TrainingConfig, layers: int) -> float:
     """The default learning rate of a prompt; `layers`: of the model."""
-    return LEARNING_RATES[kind] / (math.sqrt(layers) if kind == "prefix" else 1.0)
+    if config.kind != "prefix":
+        return LEARNING_RATES[config.kind]
+    if str(config.optimizer).lower() == "muon":
+        return MUON_RATE / layers**0.25
+    return LEARNING_RATES["prefix"] / math.sqrt(layers)
 
 
 def make_optimizer(parameter: torch.nn.Parameter, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -53,7 +57,7 @@ def make_optimizer(parameter: torch.nn.Parameter, config: TrainingConfig) -> tor
     Raises:
         ConfigError: no such class, or one that can't train this parameter.
     """
-    rate = config.learning_rate or default_rate(config.kind, len(parameter))
+    rate = config.learning_rate or default_rate(config, len(parameter))
     if callable(config.optimizer):
         return config.optimizer([parameter], lr=rate)
     make, options = optimizer_class(config.optimizer), OPTIONS.get(config.optimizer.lower(), {})
@@ -77,7 +81,8 @@ def optimizer_class(name: str) -> Factory:
         name.lower(): value
         for name, value in vars(torch.optim).items()
         if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
-    } | {"muon": Muon}
+    }
+    classes["muon"] = Muon
     for unfit in ("optimizer", "lbfgs", "sparseadam"):  # no steps from one dense gradient
         classes.pop(unfit, None)
     if name.lower() not in classes:
