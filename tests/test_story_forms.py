@@ -93,6 +93,13 @@ def test_who_is_named_speaks_next(chat):
         chat.draft(speaker="Ada")
 
 
+def test_a_word_of_a_name_is_enough_unless_two_have_it():
+    cast = ["Marta Bell", "Old Tom", "Old Jan"]
+    assert next_speaker(cast, ["Ada: Good evening, Tom."]) == "Old Tom"
+    assert next_speaker(cast, ["Ada: Tom, or rather Miss Bell?"]) == "Marta Bell"
+    assert next_speaker(cast, ["Old Tom: Aye.\nAda: How Old are you?"]) == "Old Jan"
+
+
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=40), max_size=5))
 def test_some_speaker_is_always_next(texts):
     assert next_speaker(["A", "B"], texts) in ("A", "B")

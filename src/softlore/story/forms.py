@@ -131,19 +131,29 @@ def read_turns(
 
 
 def next_speaker(cast: Sequence[str], texts: Sequence[str]) -> str:
-    """Who speaks next: whom the last line names, else the one after who spoke last."""
+    """Who speaks next: whom the last line names, else the one after who spoke last.
+
+    A word of a name is enough, if no other speaker has it.
+    """
     lines = "".join(texts[-RECENT:]).rstrip().split("\n")
     spoke = [name for line in lines for name in cast if line.startswith(f"{name}:")]
     others = [name for name in cast if not lines[-1].startswith(f"{name}:")]
-    named = {name: _last_named(name, lines[-1]) for name in others}
+    named = {name: _last_named(_names_of(name, cast), lines[-1]) for name in others}
     if max(named.values(), default=-1) >= 0:
         return max(named, key=named.__getitem__)
     return cast[(cast.index(spoke[-1]) + 1) % len(cast)] if spoke else cast[0]
 
 
-def _last_named(name: str, line: str) -> int:
-    places = [match.start() for match in re.finditer(rf"\b{re.escape(name)}\b", line)]
-    return max(places, default=-1)
+def _names_of(name: str, cast: Sequence[str]) -> list[str]:
+    """The name, and its words of three letters or more that are no other speaker's."""
+    foreign = {word for other in cast if other != name for word in other.split()}
+    return [name, *(word for word in name.split() if len(word) >= 3 and word not in foreign)]
+
+
+def _last_named(names: Sequence[str], line: str) -> int:
+    """Where the last of the names begins in a line; -1: there is none."""
+    pattern = "|".join(map(re.escape, names))
+    return max((m.start() for m in re.finditer(rf"\b(?:{pattern})\b", line)), default=-1)
 
 
 def with_own_lore(
