@@ -35,6 +35,7 @@ from softlore.tune.initial import initial_value
 from softlore.tune.lorebook_training import plan_book
 from softlore.tune.losses import loss_term
 from softlore.tune.muon import Muon
+from softlore.tune.optimizer import resolved
 from softlore.tune.passages import run_teacher
 from softlore.tune.topics import bare_tree, lore_tree
 from softlore.tune.training_data import draw_filler, draw_groups
@@ -389,6 +390,20 @@ def test_muon_is_that_of_torch_for_each_matrix(rows, columns):
     moved = ours.detach() - start
     expected = torch.stack(list(theirs)).detach().view_as(start) - start
     assert float((moved - expected).norm()) < 0.03 * float(expected.norm())
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        ({}, 0.27 / 30**0.25),
+        ({"optimizer": "adam"}, 0.37 / 30**0.5),
+        ({"optimizer": torch.optim.SGD}, 0.37 / 30**0.5),
+        ({"kind": "embedding"}, 1.0),
+        ({"learning_rate": 0.3}, 0.3),
+    ],
+)
+def test_the_rate_follows_the_depth_of_the_model(settings, rate):
+    assert resolved(TrainingConfig(**settings), 30, True).learning_rate == pytest.approx(rate)
 
 
 def test_muon_stands_still_where_there_is_no_gradient():
