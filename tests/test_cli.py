@@ -444,7 +444,6 @@ def test_bad_lore(name, model, tmp_path):
         (["--seed", -1], "seed is -1"),
         (["--company-size", 0], "company_size is 0"),
         (["--optimizer", "adamm"], "optimizer 'adamm' is not in torch.optim"),
-        (["--optimizer", "muon"], "optimizer 'muon' can't train a prefix prompt"),
         (["--initial", ""], "has no text to start from"),
         (["--style", "nuon"], "cloud, bracketed, or none at all; did you mean 'noun'?"),
         (["--chat"], "has no chat template"),

@@ -119,7 +119,8 @@ def command(
         while pages:
             click.launch(pages.pop())
 
-    _serve(start, listening, ready, changes=engine_name == "local")
+    with listening:
+        _serve(start, listening, ready, changes=engine_name == "local")
 
 
 def _serve(

@@ -52,22 +52,16 @@ def default_rate(config: TrainingConfig, layers: int) -> float:
 
 
 def make_optimizer(parameter: torch.nn.Parameter, config: TrainingConfig) -> torch.optim.Optimizer:
-    """A `torch.optim` class by name (any case), or what a factory returns.
+    """`Muon` or a `torch.optim` class by name (any case), or what a factory returns.
 
     Raises:
-        ConfigError: no such class, or one that can't train this parameter.
+        ConfigError: no such class.
     """
     rate = config.learning_rate or default_rate(config, len(parameter))
     if callable(config.optimizer):
         return config.optimizer([parameter], lr=rate)
     make, options = optimizer_class(config.optimizer), OPTIONS.get(config.optimizer.lower(), {})
-    try:
-        optimizer: torch.optim.Optimizer = make([parameter], lr=rate, **options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"optimizer {config.optimizer!r} can't train a {config.kind} prompt ({error}); "
-            "expected one that takes it; choose another, such as adam"
-        ) from error
+    optimizer: torch.optim.Optimizer = make([parameter], lr=rate, **options)
     return optimizer
 
 
