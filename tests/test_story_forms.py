@@ -11,6 +11,7 @@ from softlore.model.tiny import tiny_model
 from softlore.story import StoryLibrary, StorySettings
 from softlore.story.beginning import draft_of_card
 from softlore.story.forms import next_speaker
+from softlore.story.seams import SentenceTrimmer
 from softlore.story.session import StorySession
 
 MODEL = tiny_model("llama")
@@ -76,6 +77,25 @@ def test_it_ends_before_anothers_name(chat):
     chat.add("Hello.")
     assert set(chat.draft().request.stop) == {"\nAda:", "\nMarta:", "\nTom:"}
     assert chat.draft(stop="!").request.stop[0] == "!"
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (" Love you.\nEmma: I too.", " Love you."),
+        (" Aye.\n\nThe Old Captain: No.\nTom: Yes.", " Aye."),
+        (" Aye.\nÉmile: Non.", " Aye."),
+        (" One thing:\nthe sea.\nHe said: no.", " One thing:\nthe sea.\nHe said: no."),
+        (" It is late.\nGood Night", " It is late.\nGood Night"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_turn_ends_before_any_name_however_it_comes(said, kept, size):
+    trimmer = SentenceTrimmer(500, lead="\nMarta:", chat=True)
+    pieces = [trimmer.add(said[at : at + size]) for at in range(0, len(said), size)]
+    pieces.append(trimmer.flush("stop"))
+    assert "".join(pieces) == trimmer.text == f"\nMarta:{kept}"
+    assert trimmer.ended == (kept != said)
 
 
 def test_who_is_named_speaks_next(chat):

@@ -12,6 +12,10 @@ _END = _ABBREVIATED + r"[.!?…。！？]+[\"'”’»)\]*_]*"
 _SENTENCE = re.compile(rf"{_END}(?=\s)|(?<=\S)(?=\n)")
 _AT_END = re.compile(rf"{_END}\s*\Z")
 _OPENING = "“‘([{«—–"
+_CAPITAL = r"(?![a-zß-öø-ÿ])[^\W\d_]"
+_WORD = rf"{_CAPITAL}[\w'’.-]{{0,30}}"
+_NAMED = re.compile(rf"\n\s*{_WORD}(?: {_WORD}){{0,2}}:")  # a line that begins with a name
+_MAYBE_NAMED = re.compile(rf"\n\s*(?:{_WORD}(?: (?:{_WORD})?){{0,2}})?\Z")
 
 
 class SentenceTrimmer:
@@ -25,16 +29,25 @@ class SentenceTrimmer:
         enabled: False: all is passed on at once.
         lead: passed on before the first text.
         strip: the first text is passed on without spaces before it.
+        chat: it ends before a line that begins with a name, whoever's that is.
 
     Attributes:
         text: all that was passed on.
+        ended: whether it has ended before a name: the rest is left out.
     """
 
     def __init__(
-        self, tokens: int, enabled: bool = True, lead: str = "", strip: bool = False
+        self,
+        tokens: int,
+        enabled: bool = True,
+        lead: str = "",
+        strip: bool = False,
+        chat: bool = False,
     ) -> None:
         self.text = ""
-        self.lead, self.strip = lead, strip
+        self.ended = False
+        self.lead, self.strip, self._chat = lead, strip, chat
+        self._line = ""  # of a chat, the beginning of a line that may be a name
         self._tokens = tokens
         self._held = ""
         self._whole = False  # what was passed on ends with a sentence that was held
@@ -44,11 +57,12 @@ class SentenceTrimmer:
 
     def copy(self) -> SentenceTrimmer:
         """One for another text of the same turn."""
-        return SentenceTrimmer(self._tokens, self._enabled, self.lead, self.strip)
+        return SentenceTrimmer(self._tokens, self._enabled, self.lead, self.strip, self._chat)
 
     def add(self, text: str) -> str:
         """The text of one more token; returns what is passed on."""
         self._left -= 1
+        text = self._before_names(text) if self._chat else text
         if not self._enabled or self._left >= self._hold_at:
             return self._pass_on(text)
         self._held += text
@@ -58,12 +72,23 @@ class SentenceTrimmer:
 
     def flush(self, finish: str | None) -> str:
         """The rest of the turn. `finish`: why it ended; only its length and context cut it off."""
+        self._held, self._line = self._held + self._line, ""
         if finish not in ("length", "context") or _AT_END.search(self._held):
             return self._release(len(self._held))
         if self._whole or _AT_END.search(self.text):
             return ""
         # A sentence that is longer than what is held: it ends with a word.
         return self._release(len(self._held.rstrip().rpartition(" ")[0]))
+
+    def _before_names(self, text: str) -> str:
+        """Text of a chat up to a line that begins with a name, or may yet turn out to."""
+        text, self._line = "" if self.ended else self._line + text, ""
+        if match := _NAMED.search(text):
+            self.ended = True
+            return text[: match.start()]
+        if match := _MAYBE_NAMED.search(text):
+            text, self._line = text[: match.start()], match[0]
+        return text
 
     def _release(self, end: int) -> str:
         text, self._held = self._held[:end], self._held[end:]

@@ -203,7 +203,9 @@ class StorySession:
             tree=plan.tree,
             vectors=[*plan.vectors, *vectors],
         )
-        trimmer = SentenceTrimmer(tokens, settings.trim, reading.lead, reading.strip)
+        trimmer = SentenceTrimmer(
+            tokens, settings.trim, reading.lead, reading.strip, chat=settings.form == "chat"
+        )
         return TurnDraft(self.story, plan, request, after, trimmer, reading.speaker)
 
     def remember(self, plan: ContextPlan) -> None:
@@ -292,14 +294,16 @@ class StorySession:
             for token in stream:
                 if text := draft.trimmer.add(token.text):
                     yield text
+                if draft.trimmer.ended:
+                    break
             if text := draft.trimmer.flush(stream.finish):
                 yield text
         finally:
             stream.close()
-            self.finish = stream.finish
+            self.finish = "stop" if draft.trimmer.ended else stream.finish
             self.cache_usage = stream.cache_usage or CacheUsage(0, 0)
             draft.trimmer.flush(stream.finish)  # of a turn that was stopped
-            draft.save(draft.trimmer.text, len(stream.ids), stream.finish)
+            draft.save(draft.trimmer.text, len(stream.ids), self.finish)
             self.remember(draft.plan)
 
     def _seed(self, after: int) -> int:

@@ -163,6 +163,8 @@ class RunningTurn:
                 else:
                     self._tokens[sample].append(token)
                     self._queue.put_nowait((sample, trimmer.add(token.text)))
+                    if trimmer.ended:
+                        output.cancel()
         except SoftloreError as error:
             failed = error
             self._outputs.cancel()
@@ -180,6 +182,7 @@ class RunningTurn:
             self._drafts, self._outputs.streams, self._tokens, strict=True
         ):
             finish = "failed" if failed else output.finish
+            finish = "stop" if draft.trimmer.ended else finish
             draft.trimmer.flush(finish)
             more = {CHANCES: token_chances(model, tokens, draft.trimmer)}
             turn = draft.save(draft.trimmer.text, len(output.ids), finish, more)

@@ -125,7 +125,8 @@ async function stream(asked, signal) {
         story = event.data.story;
         set({ reading: event.data.reading ?? null });
         set({ speaker: "" });
-        if (WHY[event.data.finish]) tell(WHY[event.data.finish]);
+        const ends = story.chat && event.data.finish === "stop"; // as every turn of a chat
+        if (WHY[event.data.finish] && !ends) tell(WHY[event.data.finish]);
         warnOnce(event.data.warnings);
       }
       if (event.name === "error") throw new api.ApiError(500, event.data.error ?? event.data);
