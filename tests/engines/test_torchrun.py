@@ -139,7 +139,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(command, tmp_path):
     running.communicate(timeout=WAIT_SECONDS)
     done = run(command("out", *more, restarts=2))
     assert done.returncode == 0, done.stderr
-    assert "going on from update" in done.stderr
+    assert "continuing from update" in done.stderr
     assert prompts_in(tmp_path / "out") == prompts_in(tmp_path / "whole")
 
 
