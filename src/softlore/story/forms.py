@@ -167,8 +167,10 @@ def with_own_lore(
 
     Its own are those of the cast, and those with its name, which need not be there.
     """
-    named = list(cast.get(speaker, ()))
-    own = {*named, speaker} - {""}
+    if not speaker:
+        return lore, [], {}
+    named = cast.get(speaker, ())
+    own = {*named, speaker}
     entries = [
         entry.model_copy(update={"constant": True}) if entry.name in own else entry
         for entry in lore.entries

@@ -78,7 +78,7 @@ def token_chances(
 
     `trimmer`: that the turn went through; its lead is a token without alternatives.
     """
-    rows: list[list[Any]] = [[trimmer.lead, 1.0, []]] if trimmer.lead else []
+    rows: list[list[Any]] = []
     whole = True  # the token's text is its own: none before it was held back
     for token in tokens[:MAX_TOKENS]:
         if not token.text:
@@ -91,11 +91,10 @@ def token_chances(
         ]
         rows.append([token.text, _chance(token.logprob), others if whole else []])
         whole = True
-    begun = len(rows) > bool(trimmer.lead)
-    if trimmer.strip and begun:
-        first = rows[bool(trimmer.lead)]
-        first[0], first[2] = first[0].lstrip(), []
-    return rows
+    if trimmer.strip and rows:
+        text, chance, _ = rows[0]
+        rows[0] = [text.lstrip(), chance, []]
+    return [[trimmer.lead, 1.0, []], *rows] if trimmer.lead else rows
 
 
 def _chance(logprob: float | None) -> float:
