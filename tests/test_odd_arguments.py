@@ -181,7 +181,7 @@ for _of, _class in (("company", Company), ("checkpointing", Checkpointing)):
         CALLS[f"{_of}: {_name}"] = lambda v, of=_of, class_=_class, name=_name: WorldInfoTrainer(
             MODEL, BLOCKS, **{of: class_(**{name: v})}
         )
-for _name in ("time_budget", "clock", "started", "memory", "ranks", "checkpointed"):
+for _name in ("time_budget", "clock", "started", "memory", "ranks", "processes", "checkpointed"):
     CALLS[f"execution: {_name}"] = lambda v, name=_name: WorldInfoTrainer(
         MODEL, BLOCKS, execution=Execution(**{name: v})
     )

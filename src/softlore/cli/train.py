@@ -176,11 +176,13 @@ def _train_together(
         common.say_warnings(book, include)
     own = book.model if book is not None else None
     with common.resumable(common.NOTHING_KEPT), source.loading(own) as shown:
+        import torch
+
         from softlore.tune import Execution
         from softlore.tune.checkpoint import list_some
         from softlore.tune.lorebook_training import plan_book
 
-        run["execution"] = Execution(**limits)
+        run["execution"] = Execution(**limits, processes=torch.get_num_threads())
         prompts = common.library(folder, new=True)
         model = shown.load()
     if book is None:

@@ -101,7 +101,7 @@ def measure_speed(width: int, inner: int, seconds: float = SECONDS) -> Processor
     dtypes = [torch.float32, *([torch.bfloat16] if features() else [])]
     runs = {dtype: _product(width, inner, dtype) for dtype in dtypes}
     best = dict.fromkeys(dtypes, float("inf"))
-    with _one_thread():
+    with one_thread():
         for run in runs.values():
             run()  # the first one also plans the product
         end = time.perf_counter() + seconds
@@ -116,7 +116,8 @@ def measure_speed(width: int, inner: int, seconds: float = SECONDS) -> Processor
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Computes with one thread to the end of the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,8 +1,9 @@
-"""Data parallel training: the processes of torchrun, each with the model, share each update.
+"""Data parallel training: several processes, each with the model, share each update.
 
 Every process draws the same tree batch and runs its own share of it. Losses and gradients are
 gathered and added in the order of ranks, so that all processes have the same bits and make the
-same optimizer step; the master prompts need no broadcast after the first.
+same optimizer step; the master prompts need no broadcast after the first. The processes are
+torchrun's (`TorchrunRanks`, here), or copies of this one (`forked.ForkedRanks`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -27,6 +29,7 @@ from softlore.tune.objective import (
     Losses,
     MemoryPlan,
     TrainingBatch,
+    measure,
     run_in_parts,
 )
 from softlore.tune.trainable_prompt import TrainablePrompt
@@ -66,6 +69,10 @@ class SingleProcess:
         """
         return run_in_parts(model, batch, plan)
 
+    def measure(self, model: FrozenModel, batch: TrainingBatch, plan: MemoryPlan) -> Losses:
+        """The losses that `run` returns, without a gradient."""
+        return measure(model, batch, plan)
+
     def broadcast(self, tensor: Tensor) -> Tensor:
         """The first process's tensor."""
         return tensor
@@ -82,7 +89,7 @@ class SingleProcess:
         return contextlib.nullcontext()
 
 
-class Ranks(SingleProcess):
+class Ranks(SingleProcess, ABC):
     """The processes that train together, as seen from this one.
 
     Attributes:
@@ -90,18 +97,15 @@ class Ranks(SingleProcess):
         device: that this process computes on.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+    def __init__(self, rank: int, size: int, device: str) -> None:
+        self.rank, self.size, self.device = rank, size, device
         self.first = self.rank == 0
-        self.device = str(device)
         # Known to this process alone until the next update: a signal may arrive in mid-update.
         self._stop_requested = self._signalled = False
 
     def request_stop(self) -> bool:
         self._stop_requested = True  # the next update carries it to the others
         return False
-
-    # an update ---------------------------------------------------------------------------------
 
     def run(
         self,
@@ -117,20 +121,53 @@ class Ranks(SingleProcess):
         """
         share = share_of(batch, self.rank, self.size)
         losses = run_in_parts(model, share, plan) if share.trees else {}
+        requests = [float(self._stop_requested), float(self._signalled)]
+        means, (stopping, interrupted) = self._means(batch, share, losses, requests)
+        for trainable in trainables:
+            trainable.reduce_gradient(self.sum)
+        self.stopping, self.interrupted = stopping > 0, interrupted > 0
+        return means
+
+    def measure(self, model: FrozenModel, batch: TrainingBatch, plan: MemoryPlan) -> Losses:
+        share = share_of(batch, self.rank, self.size)
+        losses = measure(model, share, plan) if share.trees else {}
+        return self._means(batch, share, losses, [0.0, 0.0])[0]
+
+    def _means(
+        self, batch: TrainingBatch, share: TrainingBatch, losses: Losses, pair: list[float]
+    ) -> tuple[Losses, list[float]]:
+        """The mean losses of a batch from those of all shares, and the sum of all pairs."""
         counts = _count_terms(share)
         keys = sorted(_count_terms(batch))
         # Sums and counts, not means: branches of one entry may be in several processes.
         rows = [[losses.get(key, 0.0) * counts[key], counts[key]] for key in keys]
-        rows.append([float(self._stop_requested), float(self._signalled)])
-        summed = self._sum(torch.tensor(rows, dtype=torch.float64, device=self.device)).cpu()
-        for trainable in trainables:
-            trainable.reduce_gradient(self._sum)
-        *sums, (stopping, interrupted) = summed.tolist()
-        self.stopping, self.interrupted = stopping > 0, interrupted > 0
-        return {key: total / count for key, (total, count) in zip(keys, sums, strict=True)}
+        rows.append(pair)
+        summed = self.sum(torch.tensor(rows, dtype=torch.float64, device=self.device)).cpu()
+        *sums, pairs = summed.tolist()
+        return {key: total / count for key, (total, count) in zip(keys, sums, strict=True)}, pairs
 
-    def _sum(self, tensor: Tensor) -> Tensor:
+    @abstractmethod
+    def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, added in order of their ranks: the same bits in each."""
+
+    @abstractmethod
+    def broadcast(self, tensor: Tensor) -> Tensor: ...
+
+    def broadcast_numbers(self, *numbers: int) -> list[int]:
+        tensor = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        return [int(number) for number in self.broadcast(tensor).tolist()]
+
+
+# processes of torchrun -------------------------------------------------------------------------
+
+
+class TorchrunRanks(Ranks):
+    """The processes that torchrun has started, in torch's default process group."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(dist.get_rank(), dist.get_world_size(), str(device))
+
+    def sum(self, tensor: Tensor) -> Tensor:
         first, *others = self._all_gather(tensor)
         for other in others:
             first = first + other
@@ -142,17 +179,11 @@ class Ranks(SingleProcess):
             dist.all_gather(parts, tensor.contiguous())
         return parts
 
-    # what all must agree on --------------------------------------------------------------------
-
     def broadcast(self, tensor: Tensor) -> Tensor:
         received = tensor.contiguous().clone()
         with _unreachable_processes():
             dist.broadcast(received, src=0)
         return received
-
-    def broadcast_numbers(self, *numbers: int) -> list[int]:
-        tensor = torch.tensor(numbers, dtype=torch.int64, device=self.device)
-        return [int(number) for number in self.broadcast(tensor).tolist()]
 
     def check_same_data(self, data: TrainingData) -> None:
         digest = int(_digest(data)[:15], 16)
@@ -186,9 +217,6 @@ class Ranks(SingleProcess):
                 signal.signal(number, handler)
 
 
-# processes of torchrun -------------------------------------------------------------------------
-
-
 def under_torchrun() -> bool:
     """Whether this process is one of several that torchrun has started."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and all(v in os.environ for v in VARIABLES)
@@ -213,14 +241,14 @@ def device_of_rank(device: str | None) -> str:
 
 
 @contextlib.contextmanager
-def process_group(device: str) -> Iterator[Ranks]:
+def process_group(device: str) -> Iterator[TorchrunRanks]:
     """Joins the processes of torchrun to the end of the block; `device`: of this process."""
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(device)
     with _unreachable_processes():
         dist.init_process_group("nccl" if on_gpu else "gloo")
-    ranks = Ranks(torch.device(device))
+    ranks = TorchrunRanks(torch.device(device))
     completed = False
     try:
         yield ranks

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from softlore.errors import ConfigError
 from softlore.model import FrozenModel
+from softlore.tune import forked
 from softlore.tune.distributed import Ranks
 from softlore.tune.objective import MemoryPlan, TrainingBatch, measure_memory_plan
 
@@ -17,6 +18,7 @@ SAVING_SECONDS = 1.5  # for writing the prompts, and ending the program
 SAVING_EACH = 0.01  # more for every prompt
 MEASURING = 1 / 5  # of a time budget: measuring the prompts at the end, at most
 RECENT = 16  # updates by which the time of the next ones is estimated
+FEW = 2  # processes that may share an update of one entry, whose trunk each has to run
 PREPARING = 0.4  # of a time budget; entries whose turn to start comes later start plainly
 
 
@@ -54,6 +56,8 @@ class Execution:
         memory: bytes that an update may use; None: those of the device. It decides the batch sizes,
             and so the rounding: give it to get the same bits elsewhere.
         ranks: the processes that share each update; the first of them writes the checkpoint.
+        processes: how many of a thread each are to share the updates of a small model on the
+            processor where there are no `ranks`; see `softlore.tune.forked`.
         checkpointed: whether layers are run again for the backward pass (gradient checkpointing);
             None: where one branch with its trunk needs too much memory otherwise.
     """
@@ -61,6 +65,7 @@ class Execution:
     time_budget: float | None = None
     memory: int | None = None
     ranks: Ranks | None = None
+    processes: int = 1
     checkpointed: bool | None = None
     clock: Callable[[], float] = time.monotonic
     started: float | None = None
@@ -73,6 +78,11 @@ class Execution:
             )
         if self.started is None:
             object.__setattr__(self, "started", self.clock())
+        if not (isinstance(self.processes, int) and self.processes >= 1):
+            raise ConfigError(
+                f"processes is {self.processes!r:.60}; expected a whole number of at least 1, such "
+                "as that of cores; raise it"
+            )
         budget = self.time_budget
         if budget is not None and not (isinstance(budget, int | float) and 0 < budget < math.inf):
             raise ConfigError(f"time_budget is {budget!r:.60}; expected seconds above 0; raise it")
@@ -113,4 +123,11 @@ class Execution:
 
     def plan(self, model: FrozenModel, batch: TrainingBatch) -> MemoryPlan:
         """Measures how updates like this one are to be run; see `measure_memory_plan`."""
-        return measure_memory_plan(model, batch, self.memory, self.checkpointed)
+        sharing = self.processes_for(model, self.processes)
+        return measure_memory_plan(model, batch, self.memory, self.checkpointed, sharing)
+
+    def processes_for(self, model: FrozenModel, entries: int) -> int:
+        """How many processes are to share updates of so many entries."""
+        if self.ranks is not None or not forked.pays(model):
+            return 1
+        return min(self.processes, max(FEW, entries))

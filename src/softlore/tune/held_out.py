@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from softlore.model import FrozenModel
 from softlore.settings import TrainingConfig
 from softlore.tune.distributed import SingleProcess
 from softlore.tune.losses import LOSSES
-from softlore.tune.objective import MemoryPlan, losses_of, measure
+from softlore.tune.objective import MemoryPlan, losses_of
 from softlore.tune.trainable_prompt import TrainablePrompt
 from softlore.tune.training_data import draw_batch
 from softlore.tune.trunk import TrainingData
@@ -30,7 +29,8 @@ def measure_held_out(
 ) -> None:
     """Measures entries at intervals and at their end; see `TrainablePrompt.record_held_out`.
 
-    Processes that train together take the losses of the first: equal ones decide when to stop.
+    Processes that train together share the work, and all have its sum: equal losses decide when to
+    stop.
     """
     if config.patience is None:
         return
@@ -44,9 +44,8 @@ def measure_held_out(
     if not due:
         return
     values = {name: trainables[name].value() for name in due}
-    losses = held_out_losses(model, config, data.to_measure(), values, due, plan)
-    shared = ranks.broadcast(torch.tensor([losses[name] for name in due], device=model.device))
-    for name, loss in zip(due, shared.tolist(), strict=True):
+    losses = held_out_losses(model, config, data.to_measure(), values, due, plan, ranks)
+    for name, loss in losses.items():
         trainables[name].record_held_out(loss)
 
 
@@ -57,6 +56,7 @@ def held_out_losses(
     prompts: Mapping[str, Tensor],
     names: Sequence[str],
     plan: MemoryPlan,
+    ranks: SingleProcess | None = None,
 ) -> dict[str, float]:
     """The training objective of each entry alone, on examples that it is not trained on.
 
@@ -67,10 +67,13 @@ def held_out_losses(
         data: what is measured on; see `TrainingData.to_measure`.
         prompts: the tensors of the entries.
         names: the entries to measure.
+        ranks: processes that share the work; by default this one does it.
     """
+    ranks = ranks or SingleProcess()
     alone = config.changed(company_size=1)
     runs = [
-        measure(model, draw_batch(model, alone, data, prompts, names, draw), plan) for draw in DRAWS
+        ranks.measure(model, draw_batch(model, alone, data, prompts, names, draw), plan)
+        for draw in DRAWS
     ]
     return {
         name: sum(

@@ -150,6 +150,7 @@ def measure_memory_plan(
     batch: TrainingBatch,
     memory: int | None = None,
     checkpointing: bool | None = None,
+    sharing: int = 1,
 ) -> MemoryPlan:
     """Measures the activations of part of a batch, and how many tokens fit the memory.
 
@@ -159,11 +160,12 @@ def measure_memory_plan(
         memory: bytes to share, the model's weights included; None: all that its device has.
         checkpointing: whether to use gradient checkpointing; None: where one branch with its trunk
             does not fit without it.
+        sharing: how many processes, which have the weights in common, run such a pass at a time.
     """
     first = measured_part(batch)
     saved = count_saved_bytes(model, lambda: run(model, first))
     total = total_memory(model.device) if memory is None else memory
-    room = int(SHARE * max(0, total - weight_bytes(model.hf)))
+    room = int(SHARE * max(0, total - weight_bytes(model.hf)) / sharing)
     plain = max(1, saved // max(1, first.tokens))
     if checkpointing is None:
         checkpointing = room // plain < smallest_pass(batch)

@@ -14,9 +14,11 @@ cores, in nats a token right behind the prompt:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 from softlore.lore import Entry
 from softlore.model import FrozenModel
+from softlore.model.processor import one_thread
 from softlore.settings import TrainingConfig
 from softlore.tune.distributed import SingleProcess
 from softlore.tune.examples import EntryExamples
@@ -105,7 +107,9 @@ def _seconds_a_token(
     prompts = {entry.name: initial_value(model, entry, plain).requires_grad_()}
     data = TrainingData({entry.name: EntryExamples(entry.name, examples.pairs)}, [], [])
     batch = draw_batch(model, plain, data, prompts, [entry.name], 0)
-    plan = execution.plan(model, batch)  # runs it for the first time, which takes longer
-    started = execution.clock()
-    run_in_parts(model, batch, plan)
-    return max(execution.clock() - started, 1e-6) / batch.tokens
+    sharing = execution.processes_for(model, len(prompts))
+    with one_thread() if sharing > 1 else nullcontext():
+        plan = execution.plan(model, batch)  # runs it for the first time, which takes longer
+        started = execution.clock()
+        run_in_parts(model, batch, plan)
+        return max(execution.clock() - started, 1e-6) / batch.tokens / sharing

@@ -26,10 +26,11 @@ from softlore.tune.checkpoint import (
     save_checkpoint,
     uninterrupted,
 )
-from softlore.tune.distributed import SingleProcess
+from softlore.tune.distributed import Ranks, SingleProcess
 from softlore.tune.examples import Blocks, source_of
 from softlore.tune.execution import Execution, Pace
 from softlore.tune.finished_prompt import finished_prompt
+from softlore.tune.forked import forked
 from softlore.tune.held_out import measure_held_out
 from softlore.tune.initial import closed_form, initial_value, kept_part, scale_of
 from softlore.tune.lengths import check_room
@@ -122,8 +123,6 @@ class WorldInfoTrainer(Generic[Trained]):
         company.check(self.model, self.config.kind, self.entries)
         check_room(self.model, self.config)
 
-    # training ----------------------------------------------------------------------------------
-
     def train(self) -> Trained:
         """Trains to the end, resuming from the checkpoint if there is one.
 
@@ -136,7 +135,8 @@ class WorldInfoTrainer(Generic[Trained]):
         self.prepare()
         with exclusive_run(self.checkpointing.file if self.ranks.first else None):
             try:
-                with self.ranks.joint_stop():
+                processes = self.execution.processes_for(self.model, len(self.entries))
+                with forked(processes, self.ranks, self._run_copy) as self.ranks:
                     self._run()
             except (KeyboardInterrupt, DivergedError):
                 self.save()
@@ -146,17 +146,21 @@ class WorldInfoTrainer(Generic[Trained]):
         result = next(iter(prompts.values())) if self._source.single else prompts
         return cast(Trained, result)
 
+    def _run_copy(self, ranks: Ranks) -> None:
+        """In a copy of this process: makes the same updates, in silence."""
+        self.ranks, self.on_step, self.on_phase = ranks, None, lambda name, done: None
+        self._run()
+
     def _run(self) -> None:
         timer = CheckpointTimer(self.checkpointing.seconds)
-        while self.unfinished():
-            self.update()
-            if self.ranks.stopping:  # all processes are at the same update
-                if self.ranks.interrupted:
-                    raise KeyboardInterrupt
-                return
-            timer.run_when_due(self.save)
-            if self.on_step and self.on_step(self.progress()) and self.ranks.request_stop():
-                return
+        with self.ranks.joint_stop():
+            while self.unfinished() and not self.ranks.stopping:  # all are at the same update
+                self.update()
+                timer.run_when_due(self.save)
+                if self.on_step and self.on_step(self.progress()) and self.ranks.request_stop():
+                    return
+        if self.ranks.interrupted:
+            raise KeyboardInterrupt
 
     def prepare(self) -> None:
         """Makes examples and trainables, and resumes from the checkpoint if there is one."""
@@ -302,8 +306,7 @@ class WorldInfoTrainer(Generic[Trained]):
     def _admit_one(self, entry: Entry, compacted: bool) -> None:
         examples = self.data.examples[entry.name]
         start = closed_form(self.model, entry, self.config, examples) if compacted else ()
-        value = initial_value(self.model, entry, self.config, start)
-        value = self.ranks.broadcast(value)
+        value = self.ranks.broadcast(initial_value(self.model, entry, self.config, start))
         scale = scale_of(self.model, value, self.config.kind)
         config = resolved(self.config, self.model.layers, bool(examples.pairs))
         kept = kept_part(self.model, config)
