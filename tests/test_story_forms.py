@@ -179,7 +179,7 @@ def test_the_terminal_makes_a_chat(tmp_path):
         "/next Nobody", "/show", "/cast -", "/quit",
     ]  # fmt: skip
     ended = softlore(
-        "story", "talk", "--model", tmp_path / "tiny", "--stories", tmp_path,
+        "story", "talk", "--model", tmp_path / "tiny", "--stories", tmp_path, "--seed", 1,
         stdin="\n".join(lines) + "\n",
     )  # fmt: skip
     assert ended.code == 0
