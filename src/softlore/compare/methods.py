@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from softlore.context.compose import ContextLike
 from softlore.control import codes_of, contrast_of_contexts, train_vector
 from softlore.control.hard import Template
@@ -103,7 +105,9 @@ def train_method(
         settings: `WorldInfoTrainer`'s: entries, corpus or conditionings, and how they are trained.
     """
     start = clock()
-    execution = Execution(time_budget, clock=clock, started=start)
+    # A clock of this process's own time would not count that of its copies.
+    processes = torch.get_num_threads() if clock is time.monotonic else 1
+    execution = Execution(time_budget, clock=clock, started=start, processes=processes)
     trainer = WorldInfoTrainer(model, execution=execution, **settings)
     with observe() as observer:
         if observer is not None:
