@@ -296,7 +296,7 @@ def test_a_text_under_way_is_finished_and_nothing_new_begun(tmp_path, sig):
             told += "".join(chunks)
         assert told.endswith('data: {"token": "", "finish_reason": "length"}\n\n')
         assert told.count("event: message\n") > 20
-    ended = server.end()
+        ended = server.end()  # here: a second signal would end it at once
     assert ended.code == 0
     assert "Traceback" not in ended.err
 
