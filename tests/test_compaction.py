@@ -20,7 +20,7 @@ from softlore.tune import Execution, compaction
 from softlore.tune.checkpoint import Checkpointing
 from softlore.tune.compaction import can_compact, compact
 from softlore.tune.examples import make_examples
-from softlore.tune.initial import closed_form, initial_value
+from softlore.tune.initial import initial_value
 from softlore.tune.topics import lore_tree
 
 ADA = Entry(
@@ -63,7 +63,7 @@ def test_at_once_a_compacted_text_does_most_of_what_the_text_does():
     auto = plain.changed(initial="auto")
     values = [
         initial_value(model, ADA, plain),
-        initial_value(model, ADA, plain, closed_form(model, ADA, auto, examples)),
+        initial_value(model, ADA, auto, examples),
     ]
     bos = [Node(model.bos, sees=())] if model.bos else []
     text, bare, *soft = (
@@ -94,8 +94,7 @@ def test_models_whose_attention_cant_be_matched_start_as_before():
     config = TrainingConfig(n_tokens=4)
     examples = make_examples(model, ADA, config)
     expected = initial_value(model, ADA, config.changed(initial="text"))
-    start = closed_form(model, ADA, config, examples)
-    torch.testing.assert_close(initial_value(model, ADA, config, start), expected)
+    torch.testing.assert_close(initial_value(model, ADA, config, examples), expected)
 
 
 def test_calls_and_responses_are_recalled_at_once():

@@ -2,7 +2,7 @@
 
 Every process draws the same tree batch and runs its own share of it. Losses and gradients are
 gathered and added in the order of ranks, so that all processes have the same bits and make the
-same optimizer step; the master prompts need no broadcast after the first. The processes are
+same optimizer step; the master prompts need no broadcast. The processes are
 torchrun's (`TorchrunRanks`, here), or copies of this one (`forked.ForkedRanks`).
 """
 
@@ -15,7 +15,7 @@ import signal
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -73,9 +73,9 @@ class SingleProcess:
         """The losses that `run` returns, without a gradient."""
         return measure(model, batch, plan)
 
-    def broadcast(self, tensor: Tensor) -> Tensor:
-        """The first process's tensor."""
-        return tensor
+    def compute(self, makers: Sequence[Callable[[], Tensor]], shape: Sequence[int]) -> list[Tensor]:
+        """What each of `makers` gives, of one shape, float32: made by one of the processes."""
+        return [make() for make in makers]
 
     def broadcast_numbers(self, *numbers: int) -> list[int]:
         """The first process's numbers."""
@@ -150,12 +150,19 @@ class Ranks(SingleProcess, ABC):
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, added in order of their ranks: the same bits in each."""
 
-    @abstractmethod
-    def broadcast(self, tensor: Tensor) -> Tensor: ...
+    def compute(self, makers: Sequence[Callable[[], Tensor]], shape: Sequence[int]) -> list[Tensor]:
+        values: list[Tensor] = []
+        for start in range(0, len(makers), self.size):
+            together = makers[start : start + self.size]
+            made = torch.zeros(len(together), *shape, device=self.device)
+            if self.rank < len(together):
+                made[self.rank] = together[self.rank]()
+            values.extend(self.sum(made))
+        return values
 
     def broadcast_numbers(self, *numbers: int) -> list[int]:
         tensor = torch.tensor(numbers, dtype=torch.int64, device=self.device)
-        return [int(number) for number in self.broadcast(tensor).tolist()]
+        return self.sum(tensor if self.first else torch.zeros_like(tensor)).tolist()
 
 
 # processes of torchrun -------------------------------------------------------------------------
@@ -178,12 +185,6 @@ class TorchrunRanks(Ranks):
         with _unreachable_processes():
             dist.all_gather(parts, tensor.contiguous())
         return parts
-
-    def broadcast(self, tensor: Tensor) -> Tensor:
-        received = tensor.contiguous().clone()
-        with _unreachable_processes():
-            dist.broadcast(received, src=0)
-        return received
 
     def check_same_data(self, data: TrainingData) -> None:
         digest = int(_digest(data)[:15], 16)

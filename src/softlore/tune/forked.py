@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -30,6 +30,7 @@ from softlore.model import FrozenModel
 from softlore.model.processor import one_thread
 from softlore.tune.distributed import Ranks, SingleProcess
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
 SMALL = 512  # hidden size up to which processes are faster than threads
 
 
@@ -64,12 +65,6 @@ class ForkedRanks(Ranks):
             total = total + self._receive(tensor, connection)
         self._send(total)
         return total
-
-    def broadcast(self, tensor: Tensor) -> Tensor:
-        if not self.first:
-            return self._receive(tensor)
-        self._send(tensor)
-        return tensor
 
     def _send(self, tensor: Tensor) -> None:
         content = _bytes_of(tensor.detach().contiguous())
@@ -133,11 +128,11 @@ def forked(
             for rank in range(1, processes):
                 here, there = Pipe()
                 ranks.connections.append(here)
-                if (copy := _fork()) == 0:
-                    for connection in ranks.connections:
-                        connection.close()  # else no copy would see that the first process ended
-                    _run_copy(run, ForkedRanks(rank, processes, [there]))
-                copies.append(copy)
+                copy_ranks = ForkedRanks(rank, processes, [there])
+                with _signals_held():  # by whoever gets them, once it is ready for them
+                    copies.append(_fork())
+                    if copies[-1] == 0:
+                        _run_copy(run, copy_ranks, ranks.connections)
                 there.close()
             yield ranks
         finally:
@@ -147,6 +142,16 @@ def forked(
                 os.waitpid(copy, 0)
 
 
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Keeps Ctrl-C and SIGTERM waiting to the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _fork() -> int:
     with warnings.catch_warnings():
         # Other threads only show progress (`pays`), and are no danger.
@@ -154,11 +159,16 @@ def _fork() -> int:
         return os.fork()
 
 
-def _run_copy(run: Callable[[Ranks], None], ranks: Ranks) -> None:
+def _run_copy(
+    run: Callable[[Ranks], None], ranks: Ranks, of_first: Sequence[Connection[Any, Any]]
+) -> None:
     """Runs a copy in silence, and ends it without what a program does at its end."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        for connection in of_first:
+            connection.close()  # else no copy would see that the first process has ended
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,18 +27,19 @@ def initial_value(
     model: FrozenModel,
     entry: Entry,
     config: TrainingConfig,
-    start: Sequence[ClosedForm] = (),
+    examples: EntryExamples | None = None,
 ) -> Tensor:
     """The tensor an entry's prompt starts from, float32.
 
-    In closed form that are the start's texts, compacted (see `closed_form`). Else a text shorter
+    In closed form that is its text, compacted (see `_closed_form`). Else a text shorter
     than `n_tokens` is repeated. Of a longer one, a prefix gets the keys and values of `n_tokens`
     evenly spaced places after the model has read all of it. Embedding prompts, and prefixes that
     start from responses (many sentences, not one text), get `n_tokens` evenly spaced tokens
     instead.
 
     Args:
-        start: of a prefix in closed form; none: it starts otherwise.
+        examples: what the prompt is trained on, with its first passages written; None: it does not
+            start in closed form.
 
     Raises:
         ConfigError: the source is empty, or is a prompt of another size or kind.
@@ -47,7 +47,7 @@ def initial_value(
     if isinstance(config.initial, SoftPrompt):
         return _given_prompt(model, config.initial, config).to(model.device)
     n = config.n_tokens
-    if start:
+    if start := _closed_form(model, entry, config, examples):
         at, farthest = places_beside(model, config), spacing(config)
         return compact_texts(model, [(one.text, one.references) for one in start], n, at, farthest)
     choice = config.initial
@@ -66,28 +66,26 @@ def initial_value(
 
 
 @dataclass(frozen=True)
-class ClosedForm:
+class _ClosedForm:
     """What a prefix starts from in closed form: token ids of a text, and of texts behind it."""
 
     text: list[int]
     references: list[list[int]]
 
 
-def closed_form(
-    model: FrozenModel, entry: Entry, config: TrainingConfig, examples: EntryExamples
-) -> list[ClosedForm]:
+def _closed_form(
+    model: FrozenModel, entry: Entry, config: TrainingConfig, examples: EntryExamples | None
+) -> list[_ClosedForm]:
     """What an entry's prompt starts from in closed form: the default where that can be done.
 
     That is the entry's text, and its calls and responses a line each; or the chunks of a long text.
-
-    Args:
-        examples: what the prompt is trained on; its first passages are written.
     """
-    if config.kind != "prefix" or config.initial != "auto" or not can_compact(model):
+    possible = config.kind == "prefix" and config.initial == "auto" and can_compact(model)
+    if examples is None or not possible:
         return []
     source = examples.source
     if source is not None and len(source.topics) > 1:
-        starts = [ClosedForm(list(topic.lore), ids) for topic, ids in source.by_topic()]
+        starts = [_ClosedForm(list(topic.lore), ids) for topic, ids in source.by_topic()]
         length = sum(len(start.text) - 1 for start in starts)
         return starts if length > config.n_tokens else []
     has_pairs = examples.pairs and (entry.blocks or config.style)  # not those of a corpus
@@ -95,7 +93,7 @@ def closed_form(
     if len(text) <= config.n_tokens or not (has_pairs or (examples.lore and source)):
         return []
     references = _references(model, examples, len(text))
-    return [ClosedForm(text, references)] if references else []
+    return [_ClosedForm(text, references)] if references else []
 
 
 def _lines(model: FrozenModel, examples: EntryExamples) -> list[int]:

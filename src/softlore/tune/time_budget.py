@@ -59,7 +59,8 @@ def fit_to_time(
     has_pairs = all(one.pairs for one in examples.values())
     if execution.deadline is None or asked_for or not has_pairs or not sources:
         return config
-    seconds = _seconds_a_token(model, config, entries[0], data.examples[entries[0].name], execution)
+    sharing = execution.processes_for(model, len(entries))
+    seconds = _seconds_a_token(model, config, entries[0], examples, execution, sharing)
     first = sum(source.wanted(0) * source.length for source in sources)
     left = execution.deadline - execution.clock() - WRITING * seconds * first
     turns = -(-len(examples) // config.max_active)
@@ -99,15 +100,20 @@ def _seconds_a_token(
     model: FrozenModel,
     config: TrainingConfig,
     entry: Entry,
-    examples: EntryExamples,
+    examples: Mapping[str, EntryExamples],
     execution: Execution,
+    sharing: int,
 ) -> float:
-    """Seconds that an update takes for each token of its branches: of one entry's calls alone."""
+    """Seconds that an update takes for each token of its branches: of one entry's calls alone.
+
+    Args:
+        sharing: processes that are to share the updates.
+    """
     plain = config.changed(placement="classic", max_spacing=0, drift_guard=0, company_size=1)
     prompts = {entry.name: initial_value(model, entry, plain).requires_grad_()}
-    data = TrainingData({entry.name: EntryExamples(entry.name, examples.pairs)}, [], [])
+    pairs = examples[entry.name].pairs
+    data = TrainingData({entry.name: EntryExamples(entry.name, pairs)}, [], [])
     batch = draw_batch(model, plain, data, prompts, [entry.name], 0)
-    sharing = execution.processes_for(model, len(prompts))
     with one_thread() if sharing > 1 else nullcontext():
         plan = execution.plan(model, batch)  # runs it for the first time, which takes longer
         started = execution.clock()

@@ -32,7 +32,7 @@ from softlore.tune.execution import Execution, Pace
 from softlore.tune.finished_prompt import finished_prompt
 from softlore.tune.forked import forked
 from softlore.tune.held_out import measure_held_out
-from softlore.tune.initial import closed_form, initial_value, kept_part, scale_of
+from softlore.tune.initial import initial_value, kept_part, scale_of
 from softlore.tune.lengths import check_room
 from softlore.tune.objective import MemoryPlan, TrainingBatch, losses_of
 from softlore.tune.optimizer import resolved
@@ -143,8 +143,7 @@ class WorldInfoTrainer(Generic[Trained]):
                 raise
             self.save()
         prompts = self.prompts()
-        result = next(iter(prompts.values())) if self._source.single else prompts
-        return cast(Trained, result)
+        return cast(Trained, next(iter(prompts.values())) if self._source.single else prompts)
 
     def _run_copy(self, ranks: Ranks) -> None:
         """In a copy of this process: makes the same updates, in silence."""
@@ -194,9 +193,8 @@ class WorldInfoTrainer(Generic[Trained]):
         batch, learning = self.draw(), self._learning()
         losses = self.ranks.run(self.model, batch, self.plan, learning.values())
         by_name = {name: losses_of(losses, name) for name in learning}
-        seconds, in_time = self.execution.clock() - started, True
-        if self.execution.deadline is not None:
-            in_time = self._keep_to_budget(self.pace.seconds or seconds)
+        seconds, unlimited = self.execution.clock() - started, self.execution.deadline is None
+        in_time = unlimited or self._keep_to_budget(self.pace.seconds or seconds)
         with uninterrupted():
             faults = [
                 trainable.step_back()
@@ -297,21 +295,23 @@ class WorldInfoTrainer(Generic[Trained]):
         new = self._turns.choose(self.trainables, in_time)
         self._write_passages(dict.fromkeys(new, 0) if in_time else {})
         compacted = in_time and (self.step > 0 or self.execution.preparing)
-        for name in new:
-            self._admit_one(self._by_name[name], compacted)
+        examples = self.data.examples if compacted else {}
+        starts = [
+            partial(initial_value, self.model, self._by_name[name], self.config, examples.get(name))
+            for name in new
+        ]
+        shape = prompt_shape(self.model, self.config.kind, self.config.n_tokens)
+        for name, value in zip(new, self.ranks.compute(starts, shape), strict=True):
+            self._admit_one(name, value)
         if not self._turns.current:
             for trainable in self.trainables.values():
                 trainable.stopped = trainable.stopped or "time_budget"
 
-    def _admit_one(self, entry: Entry, compacted: bool) -> None:
-        examples = self.data.examples[entry.name]
-        start = closed_form(self.model, entry, self.config, examples) if compacted else ()
-        value = self.ranks.broadcast(initial_value(self.model, entry, self.config, start))
-        scale = scale_of(self.model, value, self.config.kind)
-        config = resolved(self.config, self.model.layers, bool(examples.pairs))
-        kept = kept_part(self.model, config)
-        self.trainables[entry.name] = TrainablePrompt(entry.name, value, scale, config, kept)
-        self._turns.start(self.trainables[entry.name])
+    def _admit_one(self, name: str, value: Tensor) -> None:
+        config = resolved(self.config, self.model.layers, bool(self.data.examples[name].pairs))
+        scale, kept = scale_of(self.model, value, config.kind), kept_part(self.model, config)
+        self.trainables[name] = TrainablePrompt(name, value, scale, config, kept)
+        self._turns.start(self.trainables[name])
 
     def _write_passages(self, updates: Mapping[str, int]) -> None:
         """`updates`: of each entry that passages are written for, how many it has made."""
@@ -334,7 +334,7 @@ class WorldInfoTrainer(Generic[Trained]):
         self.plan = MemoryPlan(**facts["plan"])
         self.step, self._turns.share = facts["step"], facts["share"]
         for name, state in facts["trainables"].items():
-            self._admit_one(self._by_name[name], compacted=False)
+            self._admit_one(name, initial_value(self.model, self._by_name[name], self.config))
             self.trainables[name].restore(nested(tensors, f"trainables/{name}"), state)
         for source in self.data.sources:
             written = nested(tensors, f"passages/{source.name}")
