@@ -14,6 +14,7 @@ from softlore.serve.engines.local import LocalEngine
 from softlore.serve.listening import listen, url_of
 from softlore.serve.server import Server
 from softlore.serve.state import ServerState
+from softlore.serve.studio.training_process import TrainingProcess
 from softlore.settings import ServeSettings
 from softlore.story import StoryLibrary
 from waiting import WAIT_SECONDS
@@ -110,9 +111,14 @@ def make_state(folder, close_seconds=5.0, engine=None, **more):
 
 
 @contextlib.contextmanager
-def studio(folder, **given):
-    """A server on folders of its own, stopped in the end as a signal stops it."""
+def studio(folder, apart=False, **given):
+    """A server on folders of its own, stopped in the end as a signal stops it.
+
+    `apart`: its trainings run in a process of their own, as those of `softlore serve`.
+    """
     state = make_state(folder, **given)
+    process = TrainingProcess.start(MODEL, state.prompts) if apart else None
+    state.run_training = process and process.run
     ready = threading.Event()
     server = Server(state, ready.set)
     listening = listen(state.settings)
@@ -130,6 +136,8 @@ def studio(folder, **given):
         stop()
         thread.join(WAIT_SECONDS)
         found.client.close()
+        if process is not None:
+            process.close()
         assert not thread.is_alive(), "the server does not stop"
 
 

@@ -55,7 +55,7 @@ def test_nothing_of_the_filler_is_run_but_what_sees_the_prompts(model):
 def test_what_was_read_is_the_bare_models(model):
     training = trainer(model, max_spacing=60)
     training.prepare()
-    store = training.data.read
+    store = training.data.filler_store
     text = store.texts[0]
     assert len(text.ids) > 60
     ids = [*model.bos, *text.ids]
@@ -76,7 +76,7 @@ def test_a_text_of_the_writers_own_is_read_as_it_is():
     story = " The rain came down on the harbour, and the lamps went out one by one." * 20
     training = trainer(max_spacing=80, story=story)
     training.prepare()
-    for text in training.data.read.texts:
+    for text in training.data.filler_store.texts:
         assert MODEL.decode(text.ids) in story
 
 
@@ -112,12 +112,14 @@ def test_a_training_resumed_has_the_same_texts_and_bits(tmp_path):
         on_step=lambda progress: progress.step >= 37,
     )
     broken.train()
-    made = list(broken.data.read.made_of)
+    made = list(broken.data.filler_store.made_of)
     assert len(made) > 2
     again = trainer(**options, checkpointing=Checkpointing(file))
     again.prepare()
-    assert again.data.read.made_of == made
-    for one, other in zip(broken.data.read.texts, again.data.read.texts, strict=True):
+    assert again.data.filler_store.made_of == made
+    for one, other in zip(
+        broken.data.filler_store.texts, again.data.filler_store.texts, strict=True
+    ):
         assert one.ids == other.ids
     resumed = again.train()
     for name, prompt in whole.items():

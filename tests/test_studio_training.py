@@ -3,8 +3,11 @@
 import contextlib
 import json
 import math
+import os
 import re
 import shutil
+import signal
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -33,6 +36,14 @@ LORE = {
 }
 SHORT = {"n_tokens": 3, "max_steps": 6}
 LONG = {"n_tokens": 3, "max_steps": 60}
+in_both = pytest.mark.parametrize(
+    "apart",
+    [
+        pytest.param(False, id="thread"),
+        pytest.param(True, id="process", marks=pytest.mark.skipif(
+            sys.platform != "linux", reason="processes fork on Linux only")),
+    ],
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +104,9 @@ def test_the_preparation_says_how_far_it_is(tmp_path, monkeypatch):
     assert [one for one in shares if re.match(r"writing passages: \d+%", one)], told
 
 
-def test_an_entry_is_trained_and_the_curve_watched(tmp_path, alone):
-    with with_lore(tmp_path) as found:
+@in_both
+def test_an_entry_is_trained_and_the_curve_watched(apart, tmp_path, alone):
+    with with_lore(tmp_path, apart=apart) as found:
         number = start(found, "Marta", **SHORT)
         with found.stream("GET", "trainings", number, "events") as events:
             seen = list(events)
@@ -152,8 +164,9 @@ def test_what_is_trained_is_trained_again_only_when_asked(tmp_path):
         assert len(found.get("trainings")) == 3
 
 
-def test_paused_and_resumed_it_is_the_same_to_the_bit(tmp_path, alone):
-    with with_lore(tmp_path) as found:
+@in_both
+def test_paused_and_resumed_it_is_the_same_to_the_bit(apart, tmp_path, alone):
+    with with_lore(tmp_path, apart=apart) as found:
         number = start(found, "Marta", **LONG)
         under_way(found, number)
         paused = found.post("trainings", number, "pause")
@@ -171,14 +184,15 @@ def test_paused_and_resumed_it_is_the_same_to_the_bit(tmp_path, alone):
             found.refused(409, "POST", "trainings", number, what)
 
 
+@in_both
 @pytest.mark.parametrize("pause", [True, False])
-def test_it_goes_on_after_the_server_was_started_anew(tmp_path, alone, pause):
-    with with_lore(tmp_path) as found:
+def test_it_goes_on_after_the_server_was_started_anew(apart, tmp_path, alone, pause):
+    with with_lore(tmp_path, apart=apart) as found:
         number = start(found, "Marta", **LONG)
         under_way(found, number)
         if pause:
             found.post("trainings", number, "pause")
-    with with_lore(tmp_path) as found:
+    with with_lore(tmp_path, apart=apart) as found:
         job = found.get("trainings", number)
         assert (job["state"], job["entries"], job["book"]) == ("paused", ["Marta"], "harbour")
         assert 2 <= job["step"] < 60
@@ -191,7 +205,7 @@ def test_it_goes_on_after_the_server_was_started_anew(tmp_path, alone, pause):
         assert known + rest == list(range(1, 61))
         assert ended(found, number)["seconds"] >= job["seconds"]
         assert found.state.prompts["Marta"].digest == alone[60]
-    with with_lore(tmp_path) as found:
+    with with_lore(tmp_path, apart=apart) as found:
         assert found.get("trainings") == []
 
 
@@ -217,8 +231,9 @@ def test_the_model_writes_and_learns_at_once(tmp_path, alone):
         assert found.state.prompts["Marta"].digest == alone[60]
 
 
-def test_one_is_trained_at_a_time_and_others_wait(tmp_path):
-    with with_lore(tmp_path) as found:
+@in_both
+def test_one_is_trained_at_a_time_and_others_wait(apart, tmp_path):
+    with with_lore(tmp_path, apart=apart) as found:
         first = start(found, "Marta", **LONG)
         second = start(found, "Oswin", **SHORT)
         assert state_of(found, second) == "waiting"
@@ -243,8 +258,9 @@ def test_one_is_trained_at_a_time_and_others_wait(tmp_path):
         assert not (tmp_path / "prompts" / FOLDER).exists()
 
 
-def test_what_cannot_be_trained_fails_with_its_reason_and_the_next_goes_on(tmp_path):
-    with with_lore(tmp_path) as found:
+@in_both
+def test_what_cannot_be_trained_fails_with_its_reason_and_the_next_goes_on(apart, tmp_path):
+    with with_lore(tmp_path, apart=apart) as found:
         found.post(
             "books", "harbour", "entries", name="Long", blocks=[["Long is", [" a word" * 400]]]
         )
@@ -259,6 +275,18 @@ def test_what_cannot_be_trained_fails_with_its_reason_and_the_next_goes_on(tmp_p
             assert [data["state"] for _, data in events] == ["failed"]
         found.refused(404, "GET", "trainings", "nothing")
         found.refused(404, "GET", "trainings", "..", "events")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes fork on Linux only")
+def test_a_process_that_is_killed_pauses_its_training_which_goes_on(tmp_path, alone):
+    with with_lore(tmp_path, apart=True) as found:
+        number = start(found, "Marta", **LONG)
+        under_way(found, number)
+        os.kill(found.state.run_training.__self__.pid, signal.SIGKILL)
+        assert "want of memory" in ended(found, number, "paused")["message"]
+        found.post("trainings", number, "resume")
+        ended(found, number)
+        assert found.state.prompts["Marta"].digest == alone[60]
 
 
 def test_what_a_training_left_may_be_damaged(tmp_path):

@@ -1,4 +1,4 @@
-"""The main walks through the code stay short: docs/contributing.md lists them file by file.
+"""The main walks through the code stay short, and docs/contributing.md lists their files.
 
 A walk is what a reader follows from a command or a request to the numbers: the files on the call
 stack at each station of it. The wider count, of all files in which anything runs on the way, is
@@ -7,7 +7,9 @@ printed (pytest -s).
 
 import contextlib
 import functools
+import inspect
 import json
+import re
 import sys
 import threading
 import urllib.request
@@ -21,7 +23,7 @@ from softlore.decode import model_runner
 from softlore.decode.batch import SequenceGroup
 from softlore.model import FrozenModel
 from softlore.prompts import Context
-from softlore.serve import openai
+from softlore.serve import openai_forms
 from softlore.serve.service import GenerationService
 from softlore.settings import SamplingParams
 from softlore.story import composing
@@ -29,6 +31,7 @@ from softlore.tune import WorldInfoTrainer, trainer
 
 SOURCE = Path(package.__file__).parent
 UPDATE = WorldInfoTrainer.update.__code__
+CONTRIBUTING = (Path(__file__).parent.parent / "docs" / "contributing.md").read_text("utf-8")
 TRAIN, KOBOLD, TEMPERATURE = 12, 16, 6  # files at most
 
 
@@ -41,7 +44,7 @@ class Walk:
 
     def add_stack(self, function):
         """Adds the files of the call stack from `first` on, and that of the function called."""
-        frame, files = sys._getframe(2), [function.__code__.co_filename]
+        frame, files = sys._getframe(2), [inspect.unwrap(function).__code__.co_filename]
         while frame is not None:
             files.append(frame.f_code.co_filename)
             frame = frame.f_back
@@ -102,7 +105,7 @@ def test_from_the_command_train_to_the_loss(tmp_path, monkeypatch):
             "train", book, "--model", model, "--out", tmp_path / "out", "--max-steps", 1
         )
     assert ended.code == 0, ended.err
-    check(walk, "softlore train", TRAIN, wide)
+    check(walk, "From `softlore train` to the loss", TRAIN, wide)
 
 
 def test_from_a_request_of_kobold_to_the_logits(tmp_path, monkeypatch):
@@ -122,13 +125,13 @@ def test_from_a_request_of_kobold_to_the_logits(tmp_path, monkeypatch):
         walk.station(monkeypatch, FrozenModel, "logits")
         with served(state) as url:
             request(f"{url}/api/v1/generate", body)
-    check(walk, "KoboldAI request", KOBOLD, wide)
+    check(walk, "From a KoboldAI request to the logits", KOBOLD, wide)
 
 
 def test_from_a_temperature_of_openai_to_the_sampler(tmp_path):
     """The files that read, convert or apply the number; those that only pass the request do not."""
     walk, sentinel = Walk(), 0.7309
-    walk.add(openai.__file__)  # which hands the body's other fields to the table of settings
+    walk.add(openai_forms.__file__)  # a field of its body
 
     def is_it(value):
         number = vars(value).get("temperature") if isinstance(value, SamplingParams) else value
@@ -137,7 +140,8 @@ def test_from_a_temperature_of_openai_to_the_sampler(tmp_path):
     def look(frame):
         if not Path(frame.f_code.co_filename).is_relative_to(SOURCE):
             return
-        arguments = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+        code = frame.f_code
+        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         if any(is_it(frame.f_locals.get(name)) for name in arguments):
             walk.add(frame.f_code.co_filename)
 
@@ -146,7 +150,7 @@ def test_from_a_temperature_of_openai_to_the_sampler(tmp_path):
         with served(state) as url:
             body = {"model": "storyteller", "prompt": "The", "max_tokens": 2}
             request(f"{url}/v1/completions", body | {"temperature": sentinel})
-    check(walk, "OpenAI temperature", TEMPERATURE)
+    check(walk, "From an OpenAI temperature to the sampler", TEMPERATURE)
 
 
 def updating():
@@ -161,8 +165,10 @@ def check(walk, name, most, wide=None):
     print(f"\n{name}: {len(walk.files)} files", *walk.files, sep="\n  ")
     if wide is not None:
         print(f"{name}: {len(wide.files)} files in which anything runs")
-    assert walk.files
-    assert len(walk.files) <= most, walk.files
+    _, _, listed = CONTRIBUTING.partition(f"**{name}**\n\n")
+    files = re.findall(r"^\d+\. `(.*?)`", listed.partition("\n\n")[0], re.MULTILINE)
+    assert sorted(files) == sorted(walk.files)
+    assert 1 < len(walk.files) <= most
 
 
 def request(url, body):

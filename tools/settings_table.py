@@ -80,9 +80,13 @@ def _default(one: Setting) -> str:
 
 
 def _values(one: Setting) -> str:
+    if one.type is bool:
+        return "`True` or `False`"
     if one.low is None or one.high is None:
         return "text" if one.type is str else "list"
-    return f"{one.low:g} to {one.high:g}"
+    return " to ".join(
+        f"{end:,.0f}" if end == int(end) else f"{end:g}" for end in (one.low, one.high)
+    )
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def tell_few_updates(prompts: Sequence[SoftPrompt], book: Lorebook | None) -> No
     with_calls = book is not None and all(book[p.name].blocks for p in hurried)
     or_smaller = f", or calls alone in small updates:{smaller}" if smaller and with_calls else ""
     common.say(
-        f"the time was enough for {common.count(steps, 'update')} of an entry, too few for most "
+        f"the time was enough for {common.counted(steps, 'update')} of an entry, too few for most "
         f"lore; expected {FEW_UPDATES} or more; give more time, train fewer entries at once "
         f"(--entry NAME){or_smaller}"
     )

@@ -11,7 +11,7 @@ import click
 
 from softlore.cli.common import (
     ModelSource,
-    clean,
+    check_utf8,
     given_text,
     interactive,
     library,
@@ -74,12 +74,12 @@ def command(
     links = chain(
         runner,
         listed,
-        clean(template, "--template").replace("\\n", "\n"),
+        check_utf8(template, "--template").replace("\\n", "\n"),
         tokens=tokens,
         prompts=prompts,
         done=done,
         seed=seed,
-        stop=[clean(string, "--stop") for string in stop],
+        stop=[check_utf8(string, "--stop") for string in stop],
         **sampling,
     )
     if out is None:
@@ -108,10 +108,10 @@ def read_items(given: tuple[str, ...]) -> list[str]:
     from softlore.errors import ConfigError
 
     if len(given) > 1:
-        return [clean(item, "an item") for item in given]
+        return [check_utf8(item, "an item") for item in given]
     source = given[0]
     if source != "-" and not Path(source).is_file() and (" " in source or "." not in source):
-        return [clean(source, "the item")]
+        return [check_utf8(source, "the item")]
     text = given_text("-") if source == "-" else read_text(Path(source), "the file of items")
     items = _parse_items(text)
     if not items:

@@ -162,7 +162,7 @@ def say(message: str) -> None:
     click.echo(message, err=True)
 
 
-def count(number: int, one: str, many: str = "") -> str:
+def counted(number: int, one: str, many: str = "") -> str:
     """A number with its noun: "1 entry", "2 entries"."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
@@ -211,7 +211,7 @@ def read_text(path: Path, what: str) -> str:
         ) from error
 
 
-def clean(text: str, what: str) -> str:
+def check_utf8(text: str, what: str) -> str:
     """The text, as it was typed.
 
     Raises:
@@ -233,7 +233,7 @@ def given_text(text: str) -> str:
         ConfigError: it is not UTF-8.
     """
     if text != "-":
-        return clean(text, "the text")
+        return check_utf8(text, "the text")
     try:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:

@@ -91,7 +91,7 @@ def command(
 
     prompt = load_prompt(file, task)
     if name is not None:
-        prompt = prompt.replace(name=common.clean(name, "--name"))
+        prompt = prompt.replace(name=common.check_utf8(name, "--name"))
     if gguf is not None:
         source.refuse_options()
         model = load_gguf(gguf, source.name)
@@ -155,7 +155,7 @@ def _write(
         common.check_free(path, force)
     if model is not None and text is not None:
         name = source.name or model.name  # as a vLLM server has it, a path included
-        _write_context(model, common.clean(text, "--text"), prompt, path, name)
+        _write_context(model, common.check_utf8(text, "--text"), prompt, path, name)
     elif model is not None and for_connector:
         from softlore.prompts.formats import vllm
 

@@ -34,7 +34,7 @@ def dry_run_report(
         SoftloreError: lore, settings or a model that can't be trained.
     """
     book = _read_book(path)
-    common.say(f"{book.name}: {common.count(len(book), 'entry', 'entries')}; nothing is loaded")
+    common.say(f"{book.name}: {common.counted(len(book), 'entry', 'entries')}; nothing is loaded")
     from softlore.model.finding import locate
     from softlore.model.placement import default_dtype, parse_dtype
     from softlore.model.unloaded import UnloadedModel

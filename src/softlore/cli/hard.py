@@ -126,7 +126,7 @@ def _conditioning(
 ) -> Conditioning:
     from softlore.control import find_codes
 
-    strengths = dict(map(options.parse_code, codes))
+    strengths = dict(map(options.parse_strength, codes))
     named = find_codes(model, strengths, prompts)
     return [(named[code].conditioning, strength) for code, strength in strengths.items()]
 

@@ -214,7 +214,7 @@ def _format(book: Lorebook) -> str:
 
 
 def _entries(number: int) -> str:
-    return common.count(number, "entry", "entries")
+    return common.counted(number, "entry", "entries")
 
 
 def _without_lore(book: Lorebook) -> int:

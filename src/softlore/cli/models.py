@@ -58,7 +58,7 @@ def use(name: str | None, clear: bool) -> None:
         )
     lasting = None
     if name is not None:
-        loading.fetch(find_model(common.clean(name, "the model")))
+        loading.fetch(find_model(common.check_utf8(name, "the model")))
         lasting = lasting_name(name)
     path = set_default_model(lasting)
     choice = choose_model()
@@ -83,7 +83,7 @@ def get(name: str) -> None:
     """
     from softlore.model.finding import find_model
 
-    found = loading.fetch(find_model(common.clean(name, "the model")))
+    found = loading.fetch(find_model(common.check_utf8(name, "the model")))
     common.say(f"{name}: {loading.shown_bytes(found.bytes)} in {found.path}")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from softlore.cli.common import ModelSource, clean
+from softlore.cli.common import ModelSource, check_utf8
 from softlore.errors import ConfigError
 from softlore.settings import Names, SamplingParams, Setting, Settings, table
 from softlore.settings.sampler_values import MAX_GRAMMAR
@@ -244,7 +244,7 @@ def sampler_settings(given: Sequence[str]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for text in given:
-        name, _, value = clean(text, "--sampler").partition("=")
+        name, _, value = check_utf8(text, "--sampler").partition("=")
         name = name.replace("-", "_")
         SamplingParams.check_name(name)
         setting = table(SamplingParams)[name]
@@ -270,7 +270,7 @@ def find_vectors(vectors: Sequence[str], layers: int) -> list[tuple[ControlVecto
         return []
     from softlore.prompts.vector_folder import find_vector
 
-    pairs = [parse_code(vector, "--vector") for vector in vectors]
+    pairs = [parse_strength(vector, "--vector") for vector in vectors]
     return [(find_vector(name, layers=layers), strength) for name, strength in pairs]
 
 
@@ -282,7 +282,7 @@ def split_vectors(vectors: Sequence[str]) -> tuple[dict[str, float], list[str]]:
     """
     names, files = dict[str, float](), list[str]()
     for vector in vectors:
-        name, strength = parse_code(vector, "--vector")
+        name, strength = parse_strength(vector, "--vector")
         if Path(name).suffix in VECTOR_SUFFIXES:
             files.append(vector)
         else:
@@ -290,13 +290,13 @@ def split_vectors(vectors: Sequence[str]) -> tuple[dict[str, float], list[str]]:
     return names, files
 
 
-def parse_code(code: str, option: str = "--code") -> tuple[str, float]:
+def parse_strength(code: str, option: str = "--code") -> tuple[str, float]:
     """`NAME=STRENGTH`, or a name alone, which has strength 1.
 
     Raises:
         ConfigError: the strength is not a number.
     """
-    name, _, strength = clean(code, option).rpartition("=")
+    name, _, strength = check_utf8(code, option).rpartition("=")
     try:
         return (name, float(strength)) if name else (code, 1.0)
     except ValueError:

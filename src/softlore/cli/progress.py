@@ -47,18 +47,6 @@ def _progress_lines(title: str, total: float) -> Callable[[float, str], None]:
     return show
 
 
-@contextmanager
-def working(on: str, interactive: bool) -> Iterator[None]:
-    """Shows a spinner and a title on a terminal during the block."""
-    if not interactive:
-        yield
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(f"{on} ..."):
-        yield
-
-
 class TrainingView:
     """Shows a training as it goes: lines, the first of each phase at once, then at intervals.
 

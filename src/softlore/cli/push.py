@@ -67,7 +67,7 @@ class PushSource(NamedTuple):
 
         prompt = load_prompt(self.path, self.task)
         if self.name is not None:
-            prompt = prompt.replace(name=common.clean(self.name, "--name"))
+            prompt = prompt.replace(name=common.check_utf8(self.name, "--name"))
         yield prompt
 
     def _read_library(self) -> Iterator[SoftPrompt]:
@@ -148,7 +148,7 @@ def push_prompts(source: PushSource, push: Push, force: bool, json_path: str | N
     if push.dry_run:
         _show(report)
     else:
-        click.echo(f"uploaded {common.count(len(upload.files), 'prompt')} to {report['url']}")
+        click.echo(f"uploaded {common.counted(len(upload.files), 'prompt')} to {report['url']}")
 
 
 def _upload(upload: HubUpload, private: bool, force: bool) -> str:
@@ -159,7 +159,7 @@ def _upload(upload: HubUpload, private: bool, force: bool) -> str:
     if not common.interactive():
         disable_progress_bars()
     size = sum(upload.sizes.values()) / 1024
-    common.say(f"uploading {common.count(len(upload.sizes), 'file')} ({size:.0f} KB) …")
+    common.say(f"uploading {common.counted(len(upload.sizes), 'file')} ({size:.0f} KB) …")
     return hub_push.push(upload, private, force)
 
 

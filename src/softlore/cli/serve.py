@@ -140,15 +140,23 @@ def _serve(
     """
     name, state = None, start(None)
     from softlore.serve.server import Server
+    from softlore.serve.studio.training_process import TrainingProcess
 
     while True:
         # The objects of the model and the libraries stay: a collection that looked at them all
         # would hold up every running text by a fifth of a second.
         gc.collect()
         gc.freeze()
+        # Before there are threads, and a server: the studio's trainings run in a copy.
+        training = TrainingProcess.start(state.engine.model, state.prompts, [listening])
+        state.run_training = None if training is None else training.run
         server = Server(state, functools.partial(ready, state))
         state.change_model = server.change_model if changes else None
-        server.serve_on(listening.dup())
+        try:
+            server.serve_on(listening.dup())
+        finally:
+            if training is not None:
+                training.close()
         wanted = server.next_model
         if wanted is None:
             return
@@ -271,7 +279,7 @@ def _announce(url: str, state: ServerState, engine_url: str | None) -> None:
         "stories": str(state.stories.folder),
         "lorebook": "none"
         if book is None
-        else f"{book.name}, {common.count(len(book), 'entry', 'entries')}",
+        else f"{book.name}, {common.counted(len(book), 'entry', 'entries')}",
         "pages that may call": ", ".join(settings.origins)
         or "none but its own (--origin lets others in)",
         "API key": "needed" if settings.api_key else "none: only this machine can call",

@@ -142,9 +142,9 @@ def _ask(found: list[Suggestion], story: Story, target: _Target) -> None:
         common.say("no name recurs that the lorebook does not have")
     for number, one in enumerate(found, start=1):
         entry: Entry | None = one.entry
-        times = common.count(one.mentions, "sentence")
+        times = common.counted(one.mentions, "sentence")
         click.secho(f"\n{number}/{len(found)}  {one.entry.name}", bold=True, nl=False)
-        click.secho(f"  in {times} of {common.count(one.turns, 'turn')}", dim=True)
+        click.secho(f"  in {times} of {common.counted(one.turns, 'turn')}", dim=True)
         _show(one.entry)
         answer = ""
         while answer not in ("a", "e", "d", "s", "q"):

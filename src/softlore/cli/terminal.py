@@ -259,11 +259,11 @@ class Terminal:
 
     def vector(self, text: str) -> None:
         """Show or set the control vectors: /vector dark=0.8 terse; dark=0 turns one off."""
-        from softlore.cli.options import parse_code
+        from softlore.cli.options import parse_strength
         from softlore.prompts.vector_folder import fitting_vectors
 
         known = self.story.settings.vectors
-        given = dict(parse_code(word, "/vector") for word in words_of(text, "/vector"))
+        given = dict(parse_strength(word, "/vector") for word in words_of(text, "/vector"))
         for name in (name for name in given if not given[name] and name not in known):
             raise ConfigError(
                 f"/vector {name}=0: the story has no vector of that name; expected one of "

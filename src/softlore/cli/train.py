@@ -53,7 +53,7 @@ def training_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Fields of `TrainingConfig` from what `training_options` were given."""
     settings = options.chosen(given)
     if "initial" in settings:
-        common.clean(settings["initial"], "--initial")
+        common.check_utf8(settings["initial"], "--initial")
     if (path := settings.pop("initial_prompt", None)) is not None:
         from softlore.prompts import load_prompt
 
@@ -322,9 +322,9 @@ def _what_is_kept(trainer: WorldInfoTrainer[Any]) -> str:
 def _announce(trainer: WorldInfoTrainer[Any], folder: Path) -> None:
     """Says what training will take."""
     ahead = trainer.estimate()
+    entries = common.counted(len(trainer.entries), "entry", "entries")
     common.say(
-        f"{common.count(len(trainer.entries), 'entry', 'entries')}, up to {ahead.updates} updates; "
-        f"prompts of {max(1, ahead.prompt_bytes // 1024)} KB each in {folder}"
+        f"{entries}, up to {ahead.updates} updates; prompts of {max(1, ahead.prompt_bytes // 1024)} KB each in {folder}"
     )
     tell_what_is_left_out(trainer.given, trainer.config)
     if ahead.sight is not None:

@@ -96,7 +96,7 @@ def train(
         raise ConfigError("one side of the contrast is missing; expected both; give the other")
     texts = [_paragraphs(path) for path in (positive_texts, negative_texts) if path is not None]
     chosen = None if layers is None else _layers(layers)
-    name = common.clean(name, "NAME")
+    name = common.check_utf8(name, "NAME")
     with source.loading(brief=json_path == "-") as shown:
         from softlore.control.vectors import contrast_of_texts, train_vector
         from softlore.prompts.vector_folder import save_vector

@@ -70,7 +70,9 @@ class Workers(NamedTuple):
             name = shown.name or ""
             spec = ModelSpec(name, source.dtype, source.device, source.quantize)
             pool = RayWorkerPool(spec, address, self.workers, self.threads, max_workers)
-        common.say(f"{common.count(pool.size, 'worker')} of {common.count(pool.threads, 'thread')}")
+        common.say(
+            f"{common.counted(pool.size, 'worker')} of {common.counted(pool.threads, 'thread')}"
+        )
         return pool
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from softlore.cli.common import ModelSource, clean, given_text, library
+from softlore.cli.common import ModelSource, check_utf8, given_text, library
 from softlore.cli.gguf import cache_options, gguf_option, runner_of
 from softlore.cli.options import (
     code_option,
     find_vectors,
-    parse_code,
+    parse_strength,
     prompts_option,
     sampling_options,
     vector_option,
@@ -78,10 +78,10 @@ def command(
         *find_vectors(vectors, runner.model.layers),
         *fitting_vectors(runner.model, tagged, any_model),
     ]
-    strengths = dict(map(parse_code, codes))
+    strengths = dict(map(parse_strength, codes))
     by_name = find_codes(runner.model, strengths, prompts) if strengths else {}
     conditioning = [(by_name[name].conditioning, weight) for name, weight in strengths.items()]
-    stops = [clean(string, "--stop") for string in stop]
+    stops = [check_utf8(string, "--stop") for string in stop]
     request = GenerationRequest(
         context,
         tokens,

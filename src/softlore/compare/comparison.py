@@ -191,7 +191,7 @@ class _Clock:
 
     @property
     def seconds(self) -> float:
-        """That have passed."""
+        """Seconds that have passed."""
         return time.monotonic() - self._started
 
     @property
@@ -201,7 +201,7 @@ class _Clock:
 
     @property
     def making_seconds(self) -> float:
-        """That a seed's conditionings may take: half of its share of the time."""
+        """Seconds that a seed's conditionings may take: half of its share of the time."""
         return max(1.0, (self._budget - self.seconds) / self._seeds / 2)
 
     def has_time(self) -> bool:

@@ -73,7 +73,7 @@ def choose_within_budget(options: Sequence[LoreOption], budget: int) -> BudgetCh
 
 
 def needs_gain(options: Mapping[str, Sequence[LoreOption]], budget: int) -> list[str]:
-    """The entries of which the choice depends on the gain; `options` are those of each entry.
+    """The entries whose gain the choice depends on; `options` are those of each entry.
 
     They are those with two forms that can enter, and, if not all entries fit the budget at their
     largest, all that can enter at all.

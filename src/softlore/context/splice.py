@@ -206,12 +206,12 @@ def stack_past(model: FrozenModel, trees: Sequence[Tree]) -> tuple[KVCache | Non
 def _kept(
     model: FrozenModel, tree: Tree, cast: dict[int, Sequence[tuple[Tensor, Tensor]]]
 ) -> list[_Kept]:
-    """What a tree need not run, but for prefixes that none of its nodes sees."""
-    everyone = not tree.nodes or any(node.sees is None for node in tree.nodes)
+    """Keys and values that exist: of prefixes that some node sees, and of nodes read before."""
+    all_seen = not tree.nodes or any(node.sees is None for node in tree.nodes)
     seen = {i for node in tree.nodes for i in node.sees or ()}
     kept = []
     for i, prefix in enumerate(tree.prefixes):
-        if not everyone and i not in seen:
+        if not all_seen and i not in seen:
             continue
         if id(prefix) not in cast:
             own = prefix.to(device=model.device, dtype=model.dtype)

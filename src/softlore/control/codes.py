@@ -7,7 +7,6 @@ as any model's may be.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from softlore.context.compose import ContextLike
 from softlore.errors import ConfigError, ModelError, UnknownPromptError
 from softlore.model import LanguageModel
 from softlore.prompts import SoftPrompt
+from softlore.settings import closest
 from softlore.settings.arguments import MODEL, NAMED, Kind, expecting
 
 
@@ -99,8 +99,7 @@ def _unknown(model: LanguageModel, name: str, known: list[str]) -> UnknownPrompt
             "prompts; expected the name of a code or of a soft prompt; use a model with codes, or "
             "another prompts folder"
         )
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else "see `softlore codes`"
+    hint = closest(name, known) or "see `softlore codes`"
     return UnknownPromptError(
         f"{name!r} is neither a code of {model.name!r} nor a soft prompt; expected one of "
         f"{', '.join(map(repr, known[:9]))}; {hint}"

@@ -43,12 +43,12 @@ class Healing:
         self._vocabulary, self._token_bytes = model.vocabulary, model.token_bytes
         self.ids = tuple(ids)
         self._ids = list(ids)  # that are left
-        self._letters = whole
+        self._is_whole = whole
         self.text = b"".join(self._token_bytes(self._ids)).decode("utf-8", "replace")
 
     def advance(self, token: int) -> None:
         """Goes on by a token that was sampled."""
-        self._letters = False
+        self._is_whole = False
         self._ids = self._ids[1:] if self._ids and token == self._ids[0] else []
 
     def apply(self, scores: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Healing:
             kept[:, allowed] = scores[:, allowed]
             kept[:, first] -= NATS * (len(self._ids) - 1)
             return kept
-        if self._letters:
+        if self._is_whole:
             scores = scores.clone()
             scores[:, self._vocabulary.letters] = -torch.inf
         return scores
@@ -84,7 +84,7 @@ def heal(
 
     Args:
         tree: the context, encoded.
-        keep: its tokens stay; only words that are whole are known.
+        keep: its tokens stay; only a word that is known to be whole gets no further letters.
     """
     pieces = Context(context).pieces
     text = pieces[-1] if pieces and isinstance(pieces[-1], str) else ""
@@ -122,7 +122,7 @@ def _known_words(context: ContextLike, word: str) -> set[str]:
 
 
 def _count_unsure(model: LanguageModel, ids: Sequence[int], text: str) -> int:
-    """How many tokens at the end other tokens may stand for; the first one always stays.
+    """How many tokens at the end a longer token could replace; the first one always stays.
 
     They are of the last word, or of the spaces at the end.
     """

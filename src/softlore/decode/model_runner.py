@@ -74,7 +74,7 @@ class RunningSequence:
 
     @property
     def position(self) -> int:
-        """Of the next token."""
+        """The position of the next token."""
         return self.tree.start + len(self.keys)
 
     def advance(self, n_rows: int, logits: Callable[[list[int]], Tensor]) -> None:

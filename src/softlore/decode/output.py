@@ -104,7 +104,7 @@ class OutputStream:
             self.finish = "length"
 
     def flush(self) -> Iterator[Token]:
-        """The text that was held back, once no more ids come."""
+        """The text that was held back, once no more ids come; sets `finish` if nothing has."""
         self.finish = self.finish or "context"
         if self._detokenizer is not None and (rest := self._detokenizer.flush()):
             self.text += rest

@@ -152,7 +152,10 @@ class SequenceGroup:
         return self.is_full and self._slides and not self.output.finish
 
     def start(self, runner: ModelRunner) -> None:
-        """Starts its sequences, once; after all of its tokens but the last, which a step runs."""
+        """Starts a sequence for each window.
+
+        After an error, the tokens generated so far are read again, but the last, which a step runs.
+        """
         for window in self.windows[len(self.sequences) :]:
             tree, read = window.tree, self._new[:-1]
             reported = None if self._new else self.prompt_logprobs

@@ -18,7 +18,7 @@ from softlore.lore.keywords import STOP_WORDS
 
 LEAST = 3  # mentions of a name
 SPEAKS = 2  # times that a noun must speak
-OWN_SHARE = 0.7  # of a word's mentions that must be in one longer name, of which it is short then
+OWN_SHARE = 0.7  # of a word's mentions in one longer name: from there on it is short for that
 LOWER_SHARE = 0.5  # of a word's mentions in lower case, from which on it is no name
 NOUN_CAPITALS = 0.18  # of words inside of sentences that are capitalised, where every noun is
 WRAPPED = 0.4  # of lines that end inside of a sentence, from which on line breaks are spaces

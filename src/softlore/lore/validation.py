@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from softlore.errors import LoreError
 from softlore.lore.plain import plain
+from softlore.settings import closest
 
 # What the items of a list are called in a message: "entry 3", "response 2".
 _ITEMS = {
@@ -146,8 +146,8 @@ def one_line(text: str) -> str:
 
 def nearest(word: str, words: Sequence[str]) -> str:
     """Returns `; did you mean ...?` for a misspelt word; empty if no word is near."""
-    near = difflib.get_close_matches(word, words, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    question = closest(word, words)
+    return f"; {question}" if question else ""
 
 
 def _place(model: str, loc: Sequence[int | str], data: Any) -> str:

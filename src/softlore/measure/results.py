@@ -23,7 +23,7 @@ class StoryMeasures:
         copy: what they repeat of the responses (or of the text, where there are none).
         lore_words: the lore keywords in them.
         perplexity: under the bare model.
-        distinct: share of distinct token pairs, see `fluency.distinct`.
+        distinct: share of distinct token pairs, see `measure.text.distinct`.
         first: the first of them, with its opening.
     """
 

@@ -208,15 +208,15 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
-        of_query = torch.empty_like(query)
+        grad_query = torch.empty_like(query)
         # Of the keys of several blocks, gradients are added up in float32.
         exact = torch.float32 if len(ctx.blocks) > 1 and key.dtype == torch.bfloat16 else key.dtype
-        of_key, of_value = (torch.zeros_like(t, dtype=exact) for t in (key, value))
+        grad_key, grad_value = (torch.zeros_like(t, dtype=exact) for t in (key, value))
         for block in ctx.blocks:
             n = ctx.n_constant
             if block.keys is not None:
                 n = int(torch.searchsorted(block.keys, n))
-            of_query[block.batch, :, block.rows], *of_keys = _backward(
+            grad_query[block.batch, :, block.rows], *grad_keys = _backward(
                 query[block.batch, :, block.rows],
                 block.of_keys(key),
                 block.of_keys(value),
@@ -225,12 +225,12 @@ class _Attention(torch.autograd.Function):
                 ctx.scale,
                 n,
             )
-            for whole, part in zip((of_key, of_value), of_keys, strict=True):
+            for whole, part in zip((grad_key, grad_value), grad_keys, strict=True):
                 if block.keys is None:
                     whole[block.batch, :, n:] += part
                 else:
                     whole[block.batch].index_add_(2, block.keys[n:], part.to(exact))
-        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None, None
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None
 
 
 def _backward(
@@ -253,25 +253,25 @@ def _backward(
     q = (query * scale).reshape(-1, groups * rows, width)
     k, v = key.flatten(0, 1), value.flatten(0, 1)
     gradient = gradient.reshape(*q.shape[:2], -1)
-    of_query = torch.empty_like(q)
-    of_key, of_value = torch.empty_like(k[:, n_constant:]), torch.empty_like(v[:, n_constant:])
+    grad_query = torch.empty_like(q)
+    grad_key, grad_value = torch.empty_like(k[:, n_constant:]), torch.empty_like(v[:, n_constant:])
     size = groups * rows * length * q.element_size()
     for part, masked in _parts(batch, kv_heads, size):
         scores, added = torch.bmm(q[part], k[part].transpose(1, 2)), bias[masked]
         scores.view(-1, added.shape[1], groups, rows, length).add_(added)
         weights = scores.softmax(dim=-1)
-        of_weights = torch.bmm(gradient[part], v[part].transpose(1, 2))
-        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        torch.bmm(of_scores, k[part], out=of_query[part])
+        grad_weights = torch.bmm(gradient[part], v[part].transpose(1, 2))
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+        torch.bmm(grad_scores, k[part], out=grad_query[part])
         # Made contiguous first: torch is slow to copy a part of a matrix that is transposed.
-        of_scores, weights = (t[..., n_constant:].contiguous() for t in (of_scores, weights))
-        of_key[part] = torch.bmm(of_scores.transpose(1, 2), q[part])
-        of_value[part] = torch.bmm(weights.transpose(1, 2), gradient[part])
-    of_query = of_query.view(query.shape).mul_(scale)
+        grad_scores, weights = (t[..., n_constant:].contiguous() for t in (grad_scores, weights))
+        grad_key[part] = torch.bmm(grad_scores.transpose(1, 2), q[part])
+        grad_value[part] = torch.bmm(weights.transpose(1, 2), gradient[part])
+    grad_query = grad_query.view(query.shape).mul_(scale)
     return (
-        of_query,
-        of_key.unflatten(0, (batch, kv_heads)),
-        of_value.unflatten(0, (batch, kv_heads)),
+        grad_query,
+        grad_key.unflatten(0, (batch, kv_heads)),
+        grad_value.unflatten(0, (batch, kv_heads)),
     )
 
 

@@ -36,7 +36,7 @@ def _holds_weights(folder: Path) -> bool:
 
 
 def _parts(index: Path) -> set[str]:
-    """The files that an index of weights names; itself and a missing one if it can't be read."""
+    """The files that an index of weights names; a name that no file has if it can't be read."""
     try:
         return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError):

@@ -22,7 +22,7 @@ VIEW_STEP = 32  # keys; what a step attends to is rounded up to a multiple of th
 class KVSlots:
     """Rows of keys and values, one a sequence, that grow by a key at each step.
 
-    `KVCache.extend` makes new tensors at every token, which for many long texts is most of the
+    A KVCache that grows makes new tensors at every token, which for many long texts is most of the
     work. Here a new token's keys and values are written into tensors with room to spare:
 
                  0                    length      room

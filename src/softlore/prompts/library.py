@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import os
 import re
 import threading
 import time
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from softlore.errors import PromptFileError, SoftloreError, StorageError, Unknow
 from softlore.prompts.native import SUFFIX, PromptHeader, read_header
 from softlore.prompts.reasons import Reason
 from softlore.prompts.soft_prompt import SoftPrompt
+from softlore.settings import closest
 from softlore.settings.arguments import PATH, PROMPT, expecting
 
 _Stamp = tuple[int, int]  # of a file: see `_stamp_of`
@@ -102,8 +102,7 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
         if (header := self._find(name)) is not None:
             return header
         names = list(self)
-        close = difflib.get_close_matches(str(name), names)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "train it first"
+        hint = closest(str(name), names) or "train it first"
         raise UnknownPromptError(
             f"there is no prompt {name!r:.60} in {str(self.folder)!r}; expected one of its "
             f"{len(names)} prompts; {hint}"
@@ -187,12 +186,7 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
     def _path_for(self, name: str) -> Path:
         if (header := self._find(name)) is not None:
             return header.path
-        slug, number = slug_of(name), 1
-        path = self.folder / (slug + SUFFIX)
-        while os.path.lexists(path):  # of another prompt, or not a prompt
-            number += 1
-            path = self.folder / f"{slug}-{number}{SUFFIX}"
-        return path
+        return free_path(self.folder, name)
 
     def _scan(self) -> Iterator[PromptHeader | BadFile]:
         """The header of each prompt file, or why it has none, in the order of file names."""
@@ -227,6 +221,16 @@ def slug_of(name: str) -> str:
     if not slug:  # a name in another script
         return "prompt-" + hashlib.sha256(name.encode()).hexdigest()[:12]
     return f"prompt-{slug}" if _WINDOWS_DEVICES.fullmatch(slug) else slug
+
+
+def free_path(folder: Path, name: str, own: Collection[Path] = ()) -> Path:
+    """The file of a name in a folder: numbered where there is one already, but for its `own`."""
+    slug, number = slug_of(name), 1
+    path = folder / (slug + SUFFIX)
+    while os.path.lexists(path) and path not in own:
+        number += 1
+        path = folder / f"{slug}-{number}{SUFFIX}"
+    return path
 
 
 def _is_prompt_file(name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -14,9 +13,10 @@ from softlore.errors import PromptFileError, StorageError, UnknownPromptError
 from softlore.model import LanguageModel
 from softlore.model.gguf.header import is_gguf
 from softlore.prompts.control_vector import ControlVector
-from softlore.prompts.library import slug_of
+from softlore.prompts.library import free_path
 from softlore.prompts.native import SUFFIX
 from softlore.prompts.vector_gguf import load_vector_gguf
+from softlore.settings import closest
 
 FOLDER_VARIABLE = "SOFTLORE_VECTORS"
 
@@ -55,8 +55,7 @@ def vector_named(name: str, known: Mapping[str, ControlVector]) -> ControlVector
     """The control vector of a name. Raises UnknownPromptError."""
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else "train it (softlore vector train)"
+    hint = closest(name, known) or "train it (softlore vector train)"
     listed = ", ".join(map(repr, sorted(known)[:9])) or "a name in the folder, which has none"
     raise UnknownPromptError(f"there is no control vector {name!r:.60}; expected {listed}; {hint}")
 
@@ -99,11 +98,7 @@ def save_vector(vector: ControlVector, folder: str | os.PathLike[str] | None = N
     except OSError as error:
         raise storage_error("make the folder", where, error) from error
     names = {path: other.name for path, other in _files(where)}
-    slug, number = slug_of(vector.name), 1
-    path = where / (slug + SUFFIX)
-    while os.path.lexists(path) and names.get(path) != vector.name:  # of another vector
-        number += 1
-        path = where / f"{slug}-{number}{SUFFIX}"
+    path = free_path(where, vector.name, [path for path in names if names[path] == vector.name])
     vector.save(path)
     return path
 

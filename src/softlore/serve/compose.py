@@ -202,7 +202,7 @@ class RequestComposer:
         try:
             return Context.parse(text, self.store, repair=True)
         except UnknownPromptError as error:
-            raise UnknownPromptError(f"{error}; there are: {self.store.names()}") from None
+            raise UnknownPromptError(f"{error}; there are: {self.store.listed_names()}") from None
 
     def _plan(
         self,

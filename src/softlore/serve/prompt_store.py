@@ -64,7 +64,7 @@ class PromptStore(Mapping[str, SoftPrompt]):
         """A view of the store in which a prompt that cannot be used is missing."""
         return _UsablePrompts(self)
 
-    def names(self) -> str:
+    def listed_names(self) -> str:
         """The prompts' names for an error message; only the first ones where there are many."""
         names = sorted(self._headers)
         listed = ", ".join(names[:NAMES_SHOWN]) + (" …" if len(names) > NAMES_SHOWN else "")
@@ -73,8 +73,8 @@ class PromptStore(Mapping[str, SoftPrompt]):
     def __getitem__(self, name: str) -> SoftPrompt:
         if name not in self._headers:
             raise UnknownPromptError(
-                f"there is no soft prompt {name!r:.200}; expected one of: {self.names()}; name "
-                "another"
+                f"there is no soft prompt {name!r:.200}; expected one of: {self.listed_names()}; "
+                "name another"
             )
         prompt = self.library[name]  # the library reads a file once, until it changes
         if prompt is not self._checked.get(name):

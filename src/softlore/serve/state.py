@@ -39,6 +39,7 @@ class ServerState:
         chosen: the soft prompt that a KoboldAI client chose to put before every text; "" for
             none.
         at_close: called once, in the event loop, while the engine is closed.
+        run_training: runs a training of the studio, as its `run_job` does; None: that one.
         change_model: ends the server, which then starts anew with the model of this name; None
             where it runs one model only.
         notice: what the studio tells its users, such as why a model could not be loaded.
@@ -55,6 +56,7 @@ class ServerState:
     book_file: Path | None = None
     chosen: str = ""
     at_close: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    run_training: Callable[..., None] | None = None
     change_model: Callable[[str], None] | None = None
     notice: str = ""
     run: str = field(default_factory=lambda: uuid4().hex)

@@ -58,7 +58,7 @@ class Chapter:
 
     @property
     def place(self) -> dict[str, Any]:
-        """Where it belongs, and how far it is: `updates` of its prompt, `pinned` by the writer."""
+        """Where it belongs, whether its prompt is `trained`, and whether it is `pinned`."""
         place: dict[str, Any] = self.entry.extra[PLACE]
         return place
 

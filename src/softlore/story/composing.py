@@ -50,8 +50,8 @@ MIN_STORY = 32  # tokens of the story that must fit
 STEP = 2560  # tokens of the story's beginning that are left out at once: twenty turns or more;
 STEP_SHARES = (2, 4)  # but no more than a half of the context, and no less than a quarter
 STEP_CHARACTERS = 4  # that a token has, roughly
-LEFT_SHARE = 4  # a quarter of the story's room is still filled then
-LEFT_STEPS = 4  # how often the step is halved for that
+FILLED_SHARE = 4  # a quarter of the story's room is still filled then
+HALVINGS = 4  # how often the step is halved for that
 SMALL_STEP = 25  # characters; with steps up to this, less than MIN_STORY suffices
 SCAN_DEPTH = 6  # turns that are searched for keys, so that lore stays active for a while
 MAX_CHARACTERS = 8  # most that a token has, nearly always
@@ -330,15 +330,15 @@ class ContextComposer:
         add(places.note_bottom, settings.note_depth)
 
     def _start(self, story: StoryText, room: int, limit: int, whole_turns: bool) -> int:
-        """The first character of the story that is read, a multiple of a step and a bit.
+        """The first character of the story that is read, a multiple of a step, moved on to a break.
 
         Steps follow from the context's length alone: they stay the same whatever lore is active.
         """
         most, least = (limit // share for share in STEP_SHARES)
         step = min(most, max(least, STEP)) * STEP_CHARACTERS
-        small = step >> LEFT_STEPS
+        small = step >> HALVINGS
         while step:
-            left = room // LEFT_SHARE if step >= small else MIN_STORY
+            left = room // FILLED_SHARE if step >= small else MIN_STORY
             first = max(0, -(-(story.length - room * MAX_CHARACTERS) // step)) * step
             for multiple in range(first, story.length, step):
                 start = story.break_after(multiple, step, whole_turns)

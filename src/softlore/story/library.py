@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from softlore.disk import flush_folder, storage_error, user_folder
 from softlore.errors import StoryError, StoryFileError, StoryNotFoundError
 from softlore.lore.names import NAME_RULE, file_name_problem, normalize_name
+from softlore.settings import closest
 from softlore.story.store import StoryFile
 from softlore.story.story import Story
 from softlore.story.turns import StoryDraft
@@ -73,8 +73,7 @@ class NamedFiles:
         paths = self.paths()
         path = paths.get(self.legal(name))
         if path is None:
-            close = difflib.get_close_matches(str(name), paths)
-            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "create it first"
+            hint = closest(str(name), paths) or "create it first"
             raise self._missing(
                 f"there is no {self._kind} {name!r} in {str(self.folder)!r}; expected one of "
                 f"the {len(paths)} there; {hint}"

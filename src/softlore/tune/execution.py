@@ -18,7 +18,7 @@ SAVING_SECONDS = 1.5  # for writing the prompts, and ending the program
 SAVING_EACH = 0.01  # more for every prompt
 MEASURING = 1 / 5  # of a time budget: measuring the prompts at the end, at most
 RECENT = 16  # updates by which the time of the next ones is estimated
-FEW = 2  # processes that may share an update of one entry, whose trunk each has to run
+FEW = 2  # processes for a single entry: more would all run its trunk again
 PREPARING = 0.4  # of a time budget; entries whose turn to start comes later start plainly
 
 
@@ -37,7 +37,7 @@ class Pace:
 
     @property
     def seconds(self) -> float | None:
-        """Of an update, with its share of what is done between updates; None before the first."""
+        """Seconds of an update and of what is done between two; None before the first."""
         if not self._recent:
             return None
         return sum(self._recent) / len(self._recent) + self._beside / max(1, self._updates)
@@ -95,10 +95,10 @@ class Execution:
         return self.started + self.time_budget
 
     @property
-    def preparing(self) -> bool:
-        """Whether less than `PREPARING`, a share of the time budget, is used, if there is one.
+    def has_time_for_closed_form(self) -> bool:
+        """Whether entries may still start in closed form, which takes longer and is better.
 
-        Meanwhile entries get the start in closed form, which takes longer and is better.
+        That is while less than `PREPARING` of the time budget is used, if there is one.
         """
         if self.time_budget is None or self.started is None:
             return True

@@ -30,11 +30,11 @@ from softlore.model.memory import total_memory
 from softlore.settings import TrainingConfig
 from softlore.tune.initial import known_ids
 from softlore.tune.lengths import spacing
-from softlore.tune.passages import Passage, PassageSource, writings
+from softlore.tune.passages import Passage, PassageSource, writing_rounds
 from softlore.tune.topics import bare_tree
 
 MAX_TEXTS = 4  # at once; then new ones take the places of the oldest
-RENEWED = 1.5  # of the passages that the oldest text was made of: there is enough for a new one
+RENEWED = 1.5  # times the passages that the oldest text was made of: a new one replaces it
 # Of all memory, for keys and values of the texts: what is free differs from run to run.
 MEMORY_SHARE = 0.05
 
@@ -129,7 +129,7 @@ class FillerStore:
         Once there are `limit`, a new one takes the place of the oldest, where there are `RENEWED`
         times as many passages as that was made of.
         """
-        wanted = 1 + writings(updates) if self.length else 1
+        wanted = 1 + writing_rounds(updates) if self.length else 1
         if len(self.made_of) < wanted:
             number = len(self.source.ids) if self.source is not None else 0
             full = len(self.texts) >= self.limit

@@ -208,13 +208,13 @@ def _sample_data(
     examples = {entry.name: _examples(model, entry, config, passage) for entry in entries}
     guard = [passage] * UNRELATED if config.drift_guard > 0 else []
     filler = [passage.ids] * UNRELATED if config.filler == "story" else []
-    read = None
+    store = None
     if config.late:
         at = places_beside(model, config)
         longest = max(length, *(example.longest for example in examples.values()))
-        read = replace(FillerStore.of(model, config, None, at, longest), story=())
-        read.write(model, 0)
-    return TrainingData(examples, guard, filler, read=read)
+        store = replace(FillerStore.of(model, config, None, at, longest), story=())
+        store.write(model, 0)
+    return TrainingData(examples, guard, filler, filler_store=store)
 
 
 def _examples(

@@ -18,9 +18,10 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import Pipe
+from functools import partial
+from multiprocessing import Pipe as make_pipe
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,6 +34,14 @@ from softlore.tune.distributed import Ranks, SingleProcess
 ENDING = (signal.SIGINT, signal.SIGTERM)
 SMALL = 512  # hidden size up to which processes are faster than threads
 
+Pipe: TypeAlias = "Connection[Any, Any]"  # an end of it
+
+
+class SupportsClose(Protocol):
+    """A pipe, a socket or a file."""
+
+    def close(self) -> None: ...
+
 
 class ForkedRanks(Ranks):
     """This process and its copies, on the processor. The first one alone decides when to stop.
@@ -42,7 +51,7 @@ class ForkedRanks(Ranks):
             one to the first.
     """
 
-    def __init__(self, rank: int, size: int, connections: list[Connection[Any, Any]]) -> None:
+    def __init__(self, rank: int, size: int, connections: list[Pipe]) -> None:
         super().__init__(rank, size, "cpu")
         self.connections = connections
 
@@ -72,7 +81,7 @@ class ForkedRanks(Ranks):
             for connection in self.connections:
                 connection.send_bytes(content)
 
-    def _receive(self, like: Tensor, connection: Connection[Any, Any] | None = None) -> Tensor:
+    def _receive(self, like: Tensor, connection: Pipe | None = None) -> Tensor:
         received = torch.empty_like(like, memory_format=torch.contiguous_format)
         with _ended_processes():
             (connection or self.connections[0]).recv_bytes_into(_bytes_of(received))
@@ -126,20 +135,40 @@ def forked(
     with one_thread():  # the pools of several threads do not outlive a fork
         try:
             for rank in range(1, processes):
-                here, there = Pipe()
-                ranks.connections.append(here)
-                copy_ranks = ForkedRanks(rank, processes, [there])
-                with _signals_held():  # by whoever gets them, once it is ready for them
-                    copies.append(_fork())
-                    if copies[-1] == 0:
-                        _run_copy(run, copy_ranks, ranks.connections)
-                there.close()
+                train = partial(_train_as, run, rank, processes)
+                copy, connection = start_copy(train, ranks.connections)
+                copies.append(copy)
+                ranks.connections.append(connection)
             yield ranks
         finally:
             ranks.close()
             for copy in copies:
                 os.kill(copy, signal.SIGKILL)
                 os.waitpid(copy, 0)
+
+
+def _train_as(run: Callable[[Ranks], None], rank: int, size: int, first: Pipe) -> None:
+    run(ForkedRanks(rank, size, [first]))
+
+
+def start_copy(run: Callable[[Pipe], None], inherited: Sequence[SupportsClose]) -> tuple[int, Pipe]:
+    """Makes a copy of this process that runs something in silence, and ends.
+
+    Args:
+        run: called with the copy's end of a pipe; its result and its errors are lost.
+        inherited: what the copy closes first, such as pipes to other copies: nobody would see that
+            this process has ended while a copy has them open.
+
+    Returns:
+        The id of the copy, and this process's end of the pipe.
+    """
+    here, there = make_pipe()
+    with _signals_held():  # by whoever gets them, once it is ready for them
+        copy = _fork()
+        if copy == 0:
+            _run_copy(partial(run, there), [*inherited, here])
+    there.close()
+    return copy, here
 
 
 @contextlib.contextmanager
@@ -159,20 +188,18 @@ def _fork() -> int:
         return os.fork()
 
 
-def _run_copy(
-    run: Callable[[Ranks], None], ranks: Ranks, of_first: Sequence[Connection[Any, Any]]
-) -> None:
-    """Runs a copy in silence, and ends it without what a program does at its end."""
+def _run_copy(run: Callable[[], None], inherited: Sequence[SupportsClose]) -> NoReturn:
+    """Runs a copy, and ends it without what a program does at its end."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-        for connection in of_first:
-            connection.close()  # else no copy would see that the first process has ended
+        for one in inherited:
+            one.close()
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
-        run(ranks)
+        run()
     finally:
         os._exit(0)

@@ -51,5 +51,5 @@ def spacing(config: TrainingConfig) -> int:
 
 
 def log_uniform(draw: random.Random, most: int) -> int:
-    """A number from 0 to `most`: small ones are as frequent as ten times as large ones."""
+    """A number from 0 to `most`, log-uniform: 1 to 9 is drawn as often as 10 to 99."""
     return min(most, int(math.exp(draw.uniform(0, math.log(most + 2)))) - 1)

@@ -181,9 +181,9 @@ def _draw_guard(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]:
     Behind filler that was read, one passage is what the filler goes on with.
     """
     limit = GUARDS[trunk.config.kind] if trunk.has_pairs else 0
-    if trunk.next is None or not limit or not trunk.config.drift_guard:
+    if trunk.continuation is None or not limit or not trunk.config.drift_guard:
         return trunk.sample(trunk.data.guard, limit, trunk.soft)
-    passage, parent = trunk.next
+    passage, parent = trunk.continuation
     others = trunk.sample(trunk.data.guard, limit - 1, trunk.soft)
     return [*others, Drawn(passage, passage.branch(parent))]
 

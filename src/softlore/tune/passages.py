@@ -43,14 +43,14 @@ MAX_ROWS = 256  # passages written side by side; more is not faster
 OnProgress = Callable[[float], None]
 
 
-def writings(updates: int) -> int:
+def writing_rounds(updates: int) -> int:
     """How often passages have been written in so many updates, the first ones not counted.
 
     That is after 16, 32, 64, 128, 192, ... updates.
     """
     if updates < LONGEST_INTERVAL:
         return (updates // FIRST_INTERVAL).bit_length()
-    return writings(LONGEST_INTERVAL - 1) + updates // LONGEST_INTERVAL
+    return writing_rounds(LONGEST_INTERVAL - 1) + updates // LONGEST_INTERVAL
 
 
 def is_writing_due(updates: int, end: int) -> bool:
@@ -59,7 +59,7 @@ def is_writing_due(updates: int, end: int) -> bool:
     Not where hardly any updates would use them.
     """
     used = end - updates >= min(updates, LONGEST_INTERVAL) / 2
-    return used and writings(updates) > writings(updates - 1)
+    return used and writing_rounds(updates) > writing_rounds(updates - 1)
 
 
 @dataclass(frozen=True)

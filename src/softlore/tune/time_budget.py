@@ -70,8 +70,8 @@ def fit_to_time(
     return config if fits else config.changed(distil_weight=0)
 
 
-def saving_updates(model: FrozenModel, config: TrainingConfig, data: TrainingData) -> float:
-    """How many updates take as long as measuring the prompts at the end.
+def final_updates(model: FrozenModel, config: TrainingConfig, data: TrainingData) -> float:
+    """How many updates take as long as the final measuring of the prompts.
 
     That is their held-out loss, and what they gain over nothing and the text on all calls.
     """

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar, cast, overload
 
+import torch
 from torch import Tensor
 
 from softlore.decode.conditioning import Conditioning
@@ -37,7 +38,7 @@ from softlore.tune.lengths import check_room
 from softlore.tune.objective import MemoryPlan, TrainingBatch, losses_of
 from softlore.tune.optimizer import resolved
 from softlore.tune.passages import is_writing_due
-from softlore.tune.time_budget import fit_to_time, saving_updates
+from softlore.tune.time_budget import final_updates, fit_to_time
 from softlore.tune.trainable_prompt import TrainablePrompt, TrainingEstimate, TrainingProgress
 from softlore.tune.training_data import Company, draw_batch, make_training_data, write_ahead
 from softlore.tune.trunk import TrainingData
@@ -122,6 +123,7 @@ class WorldInfoTrainer(Generic[Trained]):
         self._prepared = False
         company.check(self.model, self.config.kind, self.entries)
         check_room(self.model, self.config)
+        self._shape = prompt_shape(self.model, self.config.kind, self.config.n_tokens)
 
     def train(self) -> Trained:
         """Trains to the end, resuming from the checkpoint if there is one.
@@ -228,7 +230,7 @@ class WorldInfoTrainer(Generic[Trained]):
             "plan": self.plan.to_dict(),
             "trainables": {name: facts for name, (_, facts) in states.items()},
             "passages": {source.name: source.batches for source in self.data.sources},
-            "filler": self.data.read and self.data.read.state(),
+            "filler": self.data.filler_store and self.data.filler_store.state(),
         }
         tensors: dict[str, Tensor] = {}
         for name, (state, _) in states.items():
@@ -256,13 +258,12 @@ class WorldInfoTrainer(Generic[Trained]):
 
     def estimate(self) -> TrainingEstimate:
         """What remains to do; call `prepare` first."""
-        shape = prompt_shape(self.model, self.config.kind, self.config.n_tokens)
         slides = self.config.kind == "prefix" and self.model.family.all_layers_slide
         sight = self.model.family.sliding_window if slides else None
         return TrainingEstimate(
             self._turns.updates_left(self.trainables),
             self.progress().seconds_left,
-            4 * math.prod(shape),
+            4 * math.prod(self._shape),
             sight,
         )
 
@@ -294,14 +295,13 @@ class WorldInfoTrainer(Generic[Trained]):
         """
         new = self._turns.choose(self.trainables, in_time)
         self._write_passages(dict.fromkeys(new, 0) if in_time else {})
-        compacted = in_time and (self.step > 0 or self.execution.preparing)
+        compacted = in_time and (self.step > 0 or self.execution.has_time_for_closed_form)
         examples = self.data.examples if compacted else {}
         starts = [
             partial(initial_value, self.model, self._by_name[name], self.config, examples.get(name))
             for name in new
         ]
-        shape = prompt_shape(self.model, self.config.kind, self.config.n_tokens)
-        for name, value in zip(new, self.ranks.compute(starts, shape), strict=True):
+        for name, value in zip(new, self.ranks.compute(starts, self._shape), strict=True):
             self._admit_one(name, value)
         if not self._turns.current:
             for trainable in self.trainables.values():
@@ -322,8 +322,8 @@ class WorldInfoTrainer(Generic[Trained]):
 
     def _keep_to_budget(self, pace: float) -> bool:
         """Shares the time among the entries; says whether there is any for another update."""
-        saving = saving_updates(self.model, self.config, self.data)
-        affordable = self.execution.affordable_updates(pace, saving, len(self.entries))
+        final = final_updates(self.model, self.config, self.data)
+        affordable = self.execution.affordable_updates(pace, final, len(self.entries))
         (affordable,) = self.ranks.broadcast_numbers(affordable)
         self._turns.share_time(self.trainables, affordable)
         return affordable > 0
@@ -334,13 +334,13 @@ class WorldInfoTrainer(Generic[Trained]):
         self.plan = MemoryPlan(**facts["plan"])
         self.step, self._turns.share = facts["step"], facts["share"]
         for name, state in facts["trainables"].items():
-            self._admit_one(name, initial_value(self.model, self._by_name[name], self.config))
+            self._admit_one(name, torch.ones(self._shape, device=self.model.device))
             self.trainables[name].restore(nested(tensors, f"trainables/{name}"), state)
         for source in self.data.sources:
             written = nested(tensors, f"passages/{source.name}")
             source.restore(self.model, written, facts["passages"][source.name])
-        if self.data.read is not None:
-            self.data.read.restore(self.model, facts["filler"])
+        if self.data.filler_store is not None:
+            self.data.filler_store.restore(self.model, facts["filler"])
         self._admit()
 
     def _signature(self) -> dict[str, Any]:

@@ -100,15 +100,15 @@ def make_training_data(
         first = spacing(config) // (2 * passage_length(model, config)) if config.late else None
         first = first and min(first, UNRELATED // 2)
         unrelated = unrelated_source(model, config, max(UNRELATED, drawn), drawn, first)
-    read = None
+    store = None
     if config.late:
         n_tokens = max([config.n_tokens, *map(len, (company or {}).values())])
         at = free_places(n_tokens, model.context_length)
         longest = max(_longest_branch(examples.values(), unrelated), config.n_tokens)
-        read = FillerStore.of(model, config, unrelated, at, longest)
+        store = FillerStore.of(model, config, unrelated, at, longest)
     if unrelated is None:
-        return TrainingData(examples, [], [], read=read)
-    return TrainingData(examples, unrelated.passages, unrelated.ids, unrelated, read)
+        return TrainingData(examples, [], [], filler_store=store)
+    return TrainingData(examples, unrelated.passages, unrelated.ids, unrelated, store)
 
 
 def _longest_branch(
@@ -143,8 +143,8 @@ def write_ahead(
     if data.unrelated is not None:
         sources.append((data.unrelated, data.unrelated.wanted(step)))
     write_passages(model, config, sources, on_progress)
-    if data.read is not None:
-        data.read.write(model, step)
+    if data.filler_store is not None:
+        data.filler_store.write(model, step)
 
 
 def draw_batch(
@@ -223,9 +223,9 @@ class _Drawing:
         once.
         """
         examples = [self.data.examples[name] for name in group if name in self.data.examples]
-        if self.data.read is not None:
+        if self.data.filler_store is not None:
             filled = any(entry.pairs or entry.lore for entry in examples)
-            trunk, tree = self._late_trunk(self.data.read, group, filled)
+            trunk, tree = self._late_trunk(self.data.filler_store, group, filled)
             return tree, draw_terms(trunk)
         tree = self._soft_prompts(group)
         soft = tree.end
@@ -268,7 +268,7 @@ class _Drawing:
                 soft,
                 tree.end,
                 unseen=not seen,
-                next=follows,
+                continuation=follows,
                 run_teacher=teacher,
             ),
             tree,
@@ -285,7 +285,7 @@ class _Drawing:
         """The start of a trunk: prefixes and BOS, or BOS and embedding rows."""
         tree = bare_tree(self.model)
         if self.config.kind == "prefix":
-            at = None if self.data.read is None else self.data.read.at
+            at = None if self.data.filler_store is None else self.data.filler_store.at
             return Tree(tree.nodes, [self.prompts[name] for name in group], at)
         for name in group:
             tree = tree.then(self.prompts[name])

@@ -41,14 +41,14 @@ class TrainingData:
         guard: unrelated passages with the bare model's hidden states.
         filler: token ids of unrelated text.
         unrelated: the source that adds to both.
-        read: filler that the bare model has read, for late prefixes.
+        filler_store: filler that the bare model has read, for late prefixes.
     """
 
     examples: Mapping[str, EntryExamples]
     guard: Sequence[Passage]
     filler: Sequence[list[int]]
     unrelated: PassageSource | None = None
-    read: FillerStore | None = None
+    filler_store: FillerStore | None = None
 
     @property
     def sources(self) -> list[PassageSource]:
@@ -60,8 +60,8 @@ class TrainingData:
         """What prompts are measured on while they are trained."""
         examples = {name: entry.to_measure() for name, entry in self.examples.items()}
         guard = self.unrelated.held_out if self.unrelated else self.guard
-        read = self.read and self.read.to_measure()
-        return TrainingData(examples, guard, self.filler, read=read)
+        store = self.filler_store and self.filler_store.to_measure()
+        return TrainingData(examples, guard, self.filler, filler_store=store)
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Trunk:
         soft: the node before the filler: branches on it see the soft prompts alone.
         end: the last node: branches on it see the filler, too.
         unseen: whether the branches alone see the prompts, and not the trunk.
-        next: the text that the filler goes on with, and the node of the filler; None without
-            filler that was read.
+        continuation: the text that the filler goes on with, and the node of the filler; None
+            without filler that was read.
         run_teacher: passages with the hidden states of a model that has read the filler and the
             text of an entry (token ids); None without filler that was read.
     """
@@ -97,7 +97,7 @@ class Trunk:
     soft: int
     end: int
     unseen: bool = False
-    next: tuple[Passage, int] | None = None
+    continuation: tuple[Passage, int] | None = None
     run_teacher: Callable[[Sequence[int], Sequence[Passage]], list[Passage]] | None = None
 
     @property

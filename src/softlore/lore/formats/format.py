@@ -283,7 +283,7 @@ class BookLayout(NamedTuple):
     """Paths of a lorebook's parts in a file's data."""
 
     entries: str  # a list or a mapping; the empty path is the file itself
-    names: tuple[str, ...] = ()  # the first with a value is read; a new file has the name at all
+    names: tuple[str, ...] = ()  # the first with a value is read; a new file has it at all of them
     extras: str = ""  # as in `EntryFormat`; empty where the file has no place for it
 
 

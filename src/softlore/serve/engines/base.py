@@ -24,7 +24,7 @@ class EngineLoad:
     Attributes:
         running: texts that are being read or written.
         waiting: texts in the queue.
-        slots: texts that can run at once.
+        slots: sequences that can run at once; a text that is sampled several times takes several.
         queue: texts that can wait.
         tokens, bytes: size of the keys and values of the running texts.
         kept_tokens, kept_bytes: the same of texts that have ended, cached for those that
@@ -147,7 +147,7 @@ class Engine(ABC):
 
     Args:
         model: its tokenizer, embeddings and context length are those of the texts.
-        slots: texts that can run at once.
+        slots: sequences that can run at once; a text that is sampled several times takes several.
         queue: texts that can wait.
 
     Attributes:

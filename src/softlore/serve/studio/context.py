@@ -14,6 +14,7 @@ from softlore.serve.state import ServerState
 from softlore.serve.studio.book_folder import BookFolder
 from softlore.serve.studio.open_stories import OpenStories
 from softlore.serve.studio.training_queue import TrainingQueue
+from softlore.serve.studio.training_run import run_job
 
 # OpenAPI's description of a stream of server-sent events.
 EVENT_STREAM: dict[int | str, dict[str, Any]] = {
@@ -36,7 +37,9 @@ class StudioContext:
         self.books = _open_books(state)
         self.prompt_store = state.prompt_store
         self.stories = OpenStories(state, self.books)
-        self.trainings = TrainingQueue(state.engine.model, state.prompts)
+        self.trainings = TrainingQueue(
+            state.engine.model, state.prompts, state.run_training or run_job
+        )
 
     @property
     def model(self) -> LanguageModel:

@@ -47,6 +47,16 @@ class TrainingFiles:
                 _log.warning("cannot read the training in %s (%s)", folder, type(error).__name__)
         return jobs
 
+    def job(self, number: str) -> TrainingJob:
+        """A job as it was saved last. Raises StorageError if its files are gone or damaged."""
+        try:
+            return _load(self.folder / number)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise StorageError(
+                f"the training {number} can't be read from {str(self.folder)!r} "
+                f"({type(error).__name__}); expected its files; stop it and start another"
+            ) from error
+
     def create(self, job: TrainingJob, book: Lorebook, company: Iterable[SoftPrompt]) -> None:
         """Saves what a job starts from. Raises StorageError, and leaves nothing behind then."""
         folder = self.folder / job.id

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -29,10 +29,16 @@ _log = logging.getLogger(__name__)
 
 
 class TrainingQueue:
-    """The training jobs of one server. Its methods may be called from several threads."""
+    """The training jobs of one server. Its methods may be called from several threads.
 
-    def __init__(self, model: LanguageModel, library: PromptLibrary) -> None:
-        self.model, self.library = model, library
+    Args:
+        run: runs a job; see `run_job` and `TrainingProcess`.
+    """
+
+    def __init__(
+        self, model: LanguageModel, library: PromptLibrary, run: Callable[..., None] = run_job
+    ) -> None:
+        self.model, self.library, self._run = model, library, run
         self._closing = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -197,7 +203,7 @@ class TrainingQueue:
     def _work(self) -> None:
         while (job := self._next()) is not None:
             try:
-                run_job(job, self._files, self.model, self.library, lambda: self._closing)
+                self._run(job, self._files, self.model, self.library, lambda: self._closing)
             except StorageError as error:  # can be resumed once there is space again
                 job.become("paused", str(error))
             except SoftloreError as error:

@@ -15,6 +15,7 @@ from softlore.serve.studio.training_job import TrainingJob
 from softlore.tune import (
     Checkpointing,
     Company,
+    Execution,
     TrainablePrompt,
     TrainingProgress,
     WorldInfoTrainer,
@@ -33,17 +34,21 @@ def run_job(
     model: LanguageModel,
     library: PromptLibrary,
     closing: Callable[[], bool],
+    processes: int = 1,
 ) -> None:
     """Trains until the job is done, or is asked to pause or stop, or the server closes.
+
+    Args:
+        processes: that share the updates of a small model.
 
     Raises:
         SoftloreError: it cannot be trained.
     """
 
     def interrupted() -> bool:
-        return bool(job.request) or closing()
+        return closing() or bool(job.request)
 
-    trainer = _make_trainer(job, files, model)
+    trainer = _make_trainer(job, files, model, processes)
     trainer.on_phase = _Phase(job)
     trainer.prepare()
     if not interrupted():
@@ -67,7 +72,7 @@ def run_job(
 
 
 def _make_trainer(
-    job: TrainingJob, files: TrainingFiles, model: LanguageModel
+    job: TrainingJob, files: TrainingFiles, model: LanguageModel, processes: int
 ) -> WorldInfoTrainer[PromptSet]:
     """The trainer, with lore and company as they were when the job was created."""
     book, company = files.book(job), files.company(job)
@@ -76,6 +81,7 @@ def _make_trainer(
         entries=[book[name] for name in job.entries],
         company=Company(company, book.entries),
         checkpointing=Checkpointing(files.checkpoint(job)),
+        execution=Execution(processes=processes),
         **{**book.training, **job.settings},
     )
 
