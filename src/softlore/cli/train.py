@@ -323,9 +323,8 @@ def _announce(trainer: WorldInfoTrainer[Any], folder: Path) -> None:
     """Says what training will take."""
     ahead = trainer.estimate()
     entries = common.counted(len(trainer.entries), "entry", "entries")
-    common.say(
-        f"{entries}, up to {ahead.updates} updates; prompts of {max(1, ahead.prompt_bytes // 1024)} KB each in {folder}"
-    )
+    size = f"{max(1, ahead.prompt_bytes // 1024)} KB each"
+    common.say(f"{entries}, up to {ahead.updates} updates; prompts of {size} in {folder}")
     tell_what_is_left_out(trainer.given, trainer.config)
     if ahead.sight is not None:
         common.say(
