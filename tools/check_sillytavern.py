@@ -443,6 +443,18 @@ def run(session: Session, kinds: list[Kind]) -> None:
         session.step(kind, "group", session.group)
 
 
+def enter(session: Session, characters: int) -> None:
+    """Waits for the page with so many characters; it asks for a name until it has saved one."""
+    asked = session.page.locator(".popup:has(.onboarding) .popup-button-ok")
+
+    def ready() -> bool:
+        if asked.is_visible():
+            asked.click()
+        return bool(session.page.evaluate(f"() => {READY} >= {characters}"))
+
+    session.wait(ready, "the page does not load")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("sillytavern", type=Path, help="its folder, with node_modules")
@@ -460,11 +472,10 @@ def main() -> int:
         page.set_default_timeout(SECONDS * 1000)
         session = Session(page, proxy, server)
         page.goto(url)
-        page.click(".popup:has(.onboarding) .popup-button-ok")  # asks for the writer's name
-        page.wait_for_function(f"() => {READY} > 0")
+        enter(session, 1)
         page.evaluate(CHATS)
         page.reload()
-        page.wait_for_function(f"() => {READY} > 2")
+        enter(session, 3)
         page.evaluate(HEAR)
         session.command("/world Harbour")
         print("| API | step | requests to softlore | result |\n|---|---|---|---|")
