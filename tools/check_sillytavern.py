@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.server
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -161,7 +163,7 @@ class Session:
         except (AssertionError, TimeoutError, Error) as error:
             step.faults.append(str(error).split("Call log")[0].strip()[:300])
         step.requests = self.proxy.requests[before:]
-        step.faults += [f"{r}: {_told(r)}" for r in step.requests if r.status not in (0, 200)]
+        step.faults += faults_of(step.requests)
         step.faults += self._failed + self.page.evaluate("() => heard.toasts.splice(0)")
         self.steps.append(step)
         print(step.row(), flush=True)
@@ -375,6 +377,11 @@ def _texts(requests: list[Recorded]) -> list[Recorded]:
     return [r for r in requests if re.search(r"generate(/stream)?$|completions?$", r.path)]
 
 
+def faults_of(requests: list[Recorded]) -> list[str]:
+    """The requests that failed, with what the server said."""
+    return [f"{r}: {_told(r)}" for r in requests if r.status >= 300]
+
+
 def _told(request: Recorded) -> str:
     return request.reply.partition(b"\r\n\r\n")[2].decode(errors="replace")[:300]
 
@@ -401,17 +408,37 @@ def process(command: list[str], url: str | None = None, **options: Any) -> Itera
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """`softlore serve` on the storyteller, with two soft prompts."""
+def served(folder: Path, *options: str) -> Iterator[str]:
+    """`softlore serve` on the storyteller, with two soft prompts, and with more options."""
     model = FrozenModel.from_pretrained("storyteller")
     (folder / "prompts").mkdir()
     for name, text in PROMPTS.items():
         SoftPrompt.from_text(text, model, name=name).save(folder / f"prompts/{name}.safetensors")
-    command = [sys.executable, "-m", "softlore", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "softlore", "serve", "--port", "0", *options]
     for name in ("prompts", "stories", "lorebooks"):
         command += [f"--{name}", str(folder / name)]
     with process(command) as url:
         yield url
+
+
+@contextlib.contextmanager
+def another_origin(page: bytes) -> Iterator[str]:
+    """Serves a page at every path, from an origin of its own; its address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{site.server_port}"
+        site.shutdown()
 
 
 @contextlib.contextmanager
@@ -445,11 +472,10 @@ def run(session: Session, kinds: list[Kind]) -> None:
 
 def enter(session: Session, characters: int) -> None:
     """Waits for the page with so many characters; it asks for a name until it has saved one."""
-    asked = session.page.locator(".popup:has(.onboarding) .popup-button-ok")
+    asked = ".popup:has(.onboarding) .popup-button-ok"
 
     def ready() -> bool:
-        if asked.is_visible():
-            asked.click()
+        session.click(asked)
         return bool(session.page.evaluate(f"() => {READY} >= {characters}"))
 
     session.wait(ready, "the page does not load")
