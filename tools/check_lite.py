@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
+import http.server
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from playwright.sync_api import Error, Page, sync_playwright
+from playwright.sync_api import Error, Page
 
-from check_sillytavern import GRAMMAR, SECONDS, Step, another_origin, faults_of, served
+from check_sillytavern import GRAMMAR, HEADINGS, Step, conclude, faults_of, new_page, served
 from recording_proxy import Recorded, RecordingProxy, recording
 
 NAME = "KoboldAI Lite"
@@ -148,23 +149,39 @@ class Session:
         assert "Marta" in self.text(), "the other does not speak"
 
 
+@contextlib.contextmanager
+def another_origin(page: bytes) -> Iterator[str]:
+    """Serves a page at every path, from an origin of its own; its address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{site.server_port}"
+        site.shutdown()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("page", type=Path, help="Lite's file, such as klite.embd")
     options = parser.parse_args()
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         origin = stack.enter_context(another_origin(options.page.read_bytes()))
         server = stack.enter_context(served(folder, "--origin", origin))
         proxy = stack.enter_context(recording(int(server.rpartition(":")[2])))
-        browser = stack.enter_context(sync_playwright()).chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])  # fmt: skip
-        page = browser.new_page(viewport={"width": 1300, "height": 900})
-        page.set_default_timeout(SECONDS * 1000)
+        page = stack.enter_context(new_page(1300, 900))
         session = Session(page, proxy)
         page.goto(f"{origin}/?host=127.0.0.1&port={proxy.port}")
-        print("| API | step | requests to softlore | result |\n|---|---|---|---|")
+        print(HEADINGS)
         session.step("connect", session.connect)
         session.step("write as it streams", session.stream)
         session.step("write whole", session.whole)
@@ -173,10 +190,7 @@ def main() -> int:
         session.step("grammar", session.grammar)
         session.step("World Info", session.world_info)
         session.step("chat", session.chat)
-        browser.close()
-    failed = [step for step in session.steps if step.faults]
-    print(f"\n{len(session.steps)} steps, {len(proxy.requests)} requests; {len(failed)} failed")
-    return 1 if failed else 0
+    return conclude(session.steps, proxy)
 
 
 if __name__ == "__main__":

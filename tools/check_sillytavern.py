@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.server
 import os
 import re
 import shutil
@@ -23,7 +22,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -46,6 +44,7 @@ SCHEMA = (
     '{"type": "object", "properties": {"mood": {"enum": ["calm", "wild"]}}, "required": ["mood"], '
     '"additionalProperties": false}'
 )
+HEADINGS = "| API | step | requests to softlore | result |\n|---|---|---|---|"
 READY = "window.SillyTavern?.getContext().characters.length"
 CHATS = """
 async () => {
@@ -422,23 +421,16 @@ def served(folder: Path, *options: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def another_origin(page: bytes) -> Iterator[str]:
-    """Serves a page at every path, from an origin of its own; its address."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.end_headers()
-            self.wfile.write(page)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as site:
-        threading.Thread(target=site.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{site.server_port}"
-        site.shutdown()
+def new_page(width: int, height: int) -> Iterator[Page]:
+    """A page of Chromium, which shows nothing on the screen."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])  # fmt: skip
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(SECONDS * 1000)
+        yield page
+        browser.close()
 
 
 @contextlib.contextmanager
@@ -470,6 +462,13 @@ def run(session: Session, kinds: list[Kind]) -> None:
         session.step(kind, "group", session.group)
 
 
+def conclude(steps: list[Step], proxy: RecordingProxy) -> int:
+    """Prints how many steps failed; the exit code."""
+    failed = [step for step in steps if step.faults]
+    print(f"\n{len(steps)} steps, {len(proxy.requests)} requests; {len(failed)} failed")
+    return 1 if failed else 0
+
+
 def enter(session: Session, characters: int) -> None:
     """Waits for the page with so many characters; it asks for a name until it has saved one."""
     asked = ".popup:has(.onboarding) .popup-button-ok"
@@ -486,16 +485,12 @@ def main() -> int:
     parser.add_argument("sillytavern", type=Path, help="its folder, with node_modules")
     parser.add_argument("--api", nargs="*", help="only these: " + ", ".join(k.api for k in KINDS))
     options = parser.parse_args()
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = stack.enter_context(served(folder))
         proxy = stack.enter_context(recording(int(server.rpartition(":")[2])))
         url = stack.enter_context(tavern(options.sillytavern, folder))
-        browser = stack.enter_context(sync_playwright()).chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])  # fmt: skip
-        page = browser.new_page(viewport={"width": 1500, "height": 1000})
-        page.set_default_timeout(SECONDS * 1000)
+        page = stack.enter_context(new_page(1500, 1000))
         session = Session(page, proxy, server)
         page.goto(url)
         enter(session, 1)
@@ -504,12 +499,9 @@ def main() -> int:
         enter(session, 3)
         page.evaluate(HEAR)
         session.command("/world Harbour")
-        print("| API | step | requests to softlore | result |\n|---|---|---|---|")
+        print(HEADINGS)
         run(session, [kind for kind in KINDS if not options.api or kind.api in options.api])
-        browser.close()
-    failed = [step for step in session.steps if step.faults]
-    print(f"\n{len(session.steps)} steps, {len(proxy.requests)} requests; {len(failed)} failed")
-    return 1 if failed else 0
+    return conclude(session.steps, proxy)
 
 
 if __name__ == "__main__":

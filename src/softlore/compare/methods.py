@@ -37,9 +37,7 @@ VECTOR_PASSAGES = 16  # that a control vector is trained on
 SOFT = (("prefix", 4), ("prefix", 16), ("embedding", 16))
 SEARCH_SHARE = 0.25  # of the time budget; the rest is for soft prompts
 LEAST_SECONDS = 1.0  # of a training
-TEXT_SHARE = (
-    0.6  # of the time budget, for all that is made of text: entries that take longer are left out
-)
+TEXT_SHARE = 0.6  # of the time budget, for all made of text: entries beyond it are left out
 DRIFT_GUARDS = {"prefix": 1.0, "embedding": 1.25}
 
 
