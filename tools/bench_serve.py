@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -198,15 +199,18 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(slots: int, queue: int, more: Sequence[str] = ()) -> Iterator[Server]:
-    """`softlore serve` with the storyteller, until the block ends."""
+def serving(
+    slots: int, queue: int, more: Sequence[str] = (), prompts: Path | None = None
+) -> Iterator[Server]:
+    """`softlore serve` with the storyteller, and prompts of a folder, until the block ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
         code = "from softlore.cli import main; main()"
-        command = [sys.executable, "-c", code, "serve", "--port", str(port), "--prompts", folder]
+        command = [sys.executable, "-c", code, "serve", "--port", str(port)]
+        command += ["--prompts", str(prompts or folder)]
         command += ["--stories", f"{folder}/stories", "--lorebooks", f"{folder}/books"]
         command += ["--slots", str(slots), "--queue", str(queue), *more]
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import psutil
@@ -106,7 +106,20 @@ class Soak:
         self.tokens += reply.text.count("event: token")
 
 
-async def watch(soak: Soak, pid: int, samples: list[dict[str, float]], every: float) -> None:
+class Timed(Protocol):
+    """A run of requests that ends at a time, with what it has written."""
+
+    url: str
+    tokens: int
+
+    @property
+    def end(self) -> float: ...
+
+    @property
+    def over(self) -> bool: ...
+
+
+async def watch(soak: Timed, pid: int, samples: list[dict[str, float]], every: float) -> None:
     """Records the server's memory every so many seconds."""
     process, start = psutil.Process(pid), time.monotonic()
     while not soak.over:
@@ -121,19 +134,24 @@ async def watch(soak: Soak, pid: int, samples: list[dict[str, float]], every: fl
         print(json.dumps(now), file=sys.stderr, flush=True)
 
 
+def growth(samples: list[dict[str, float]]) -> float:
+    """By what share memory grew after the first quarter."""
+    later = samples[len(samples) // 4 :]
+    return later[-1]["memory_mb"] / later[0]["memory_mb"] - 1
+
+
 async def run(url: str, pid: int, minutes: float) -> dict[str, Any]:
     soak, samples = Soak(url, 60 * minutes), list[dict[str, float]]()
     await asyncio.gather(soak.run(), watch(soak, pid, samples, min(60, 60 * minutes / 20)))
-    later = samples[len(samples) // 4 :]
-    growth = later[-1]["memory_mb"] / later[0]["memory_mb"] - 1
+    grown = growth(samples)
     bad = {status: n for status, n in soak.statuses.items() if status >= 500 and status != 503}
     return {
         "minutes": minutes,
         "tokens": soak.tokens,
         "answers": dict(sorted(soak.statuses.items())),
         "memory_mb": [sample["memory_mb"] for sample in samples],
-        "growth": round(growth, 4),
-        "good": not bad and growth < 0.1,
+        "growth": round(grown, 4),
+        "good": not bad and grown < 0.1,
     }
 
 
