@@ -1,11 +1,15 @@
 """Compares greedy tokens of a real vLLM server with softlore's.
 
     python tools/check_vllm.py --vllm VENV           # VENV: an environment that holds vLLM
+    python tools/check_vllm.py --vllm VENV --prefixes 1000 --requests 400
 
 The server gets the storyteller and softlore's connector. Sent are contexts with soft prompts of
 both kinds, alone and in company, by the command `softlore convert --to vllm` and by the engine of
 `softlore serve --engine vllm`; then many at once, and plain text of the same length for comparison.
 It runs in float32 on the CPU, as softlore does here. Exit code 1 when any token differs.
+
+With `--prefixes` the server's folder holds so many more; requests, each with prefixes drawn anew,
+take turns with plain texts of the same length, of which each is like no other.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -32,10 +37,12 @@ import torch
 
 import softlore
 from softlore import Context, FrozenModel, SoftPrompt, storyteller
+from softlore.cli.convert import CONNECTOR_SUFFIX
 from softlore.context import compose
 from softlore.decode import GenerationRequest, SamplingParams, sample_ids
 from softlore.errors import EngineError
 from softlore.prompts import Kind
+from softlore.prompts.formats.vllm import write_prefix
 from softlore.serve.engines import AsyncOutputStream
 from softlore.serve.engines.vllm import VLLMEngine
 
@@ -69,19 +76,27 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=40, help="tokens of each text")
     parser.add_argument("--ranks", type=int, default=1, help="vLLM's --tensor-parallel-size")
     parser.add_argument("--turns", type=int, default=20, help="of the speed; 0 leaves it out")
+    parser.add_argument("--prefixes", type=int, default=0, help="as many more, of a large lorebook")
+    parser.add_argument("--requests", type=int, default=400, help="of each turn, with --prefixes")
+    parser.add_argument("--active", type=int, default=1, help="prefixes of each of them")
     options = parser.parse_args()
     model = FrozenModel.from_pretrained("storyteller", dtype="float32", device="cpu")
     prompts = {name: noisy_prompt(model, name) for name in LORE}
     many = [noisy_prompt(model, f"one {i}", PREFIX_TOKENS) for i in range(8)]
+    world = [noisy_prompt(model, f"number {i}", PREFIX_TOKENS) for i in range(options.prefixes)]
     with tempfile.TemporaryDirectory() as folder:
         for prompt in [*prompts.values(), *many]:
             if prompt.kind == "prefix":
                 convert(prompt, folder)
+        for prompt in world:  # by the library: a process for each would take long
+            write_prefix(prompt, model, Path(folder, f"{prompt.name}{CONNECTOR_SUFFIX}"))
         with serving(options.vllm, folder, options.ranks) as url:
             results = [check(url, model, prompts["Emma"], text, options.tokens) for text in ROWS]
             results += asyncio.run(
                 check_engine(url, model, prompts, many, options.tokens, options.turns)
             )
+            if world:
+                results += asyncio.run(check_world(url, model, world, options))
     print(f"{sum(results)} of {len(results)} contexts gave the same greedy tokens")
     return int(not all(results))
 
@@ -227,6 +242,63 @@ def prompt_tokens(engine: VLLMEngine, contexts: Sequence[Any]) -> tuple[int, ...
     return tuple(len(body["prompt"]) for body in bodies)
 
 
+async def check_world(
+    url: str, model: FrozenModel, world: Sequence[SoftPrompt], options: argparse.Namespace
+) -> list[bool]:
+    """Requests with different ones of many prefixes: their tokens, and their speed.
+
+    Plain texts begin with as many tokens drawn by chance, as many kinds of them as prefixes: what
+    the server's prefix cache can hold of either is the same.
+    """
+    engine, draws = VLLMEngine(model, url), random.Random(0)
+    vocabulary = [i for i in range(model.vocab_size) if i not in model.eos_ids]
+    kinds = [
+        f"{model.decode(draws.choices(vocabulary, k=PREFIX_TOKENS - 8))} {i}"
+        for i in range(len(world))
+    ]
+    speed: dict[str, list[float]] = {"prefixes": [], "plain": []}
+    equal = list[bool]()
+    for number in range(max(1, options.turns)):
+        chosen = [draws.sample(range(len(world)), options.active) for _ in range(options.requests)]
+        texts = [f"In the year {draws.randrange(10**6)} the house" for _ in chosen]
+        contexts = {
+            "prefixes": [
+                Context([*(world[i] for i in indices), text])
+                for indices, text in zip(chosen, texts, strict=True)
+            ],
+            "plain": [
+                as_long(model, "".join(kinds[i] for i in indices), options.active) + text
+                for indices, text in zip(chosen, texts, strict=True)
+            ],
+        }
+        lengths = {name: prompt_tokens(engine, of) for name, of in contexts.items()}
+        for name in sorted(contexts, reverse=bool(number % 2)):
+            start = time.perf_counter()
+            written = await all_of(engine, contexts[name], options.tokens)
+            speed[name].append(sum(map(len, written)) / (time.perf_counter() - start))
+            if name == "prefixes" and not number:
+                equal = [
+                    until_end(model, ids) == greedy(model, context, options.tokens)
+                    for ids, context in zip(written, contexts[name], strict=True)
+                ]
+        print(
+            f"turn {number}: {speed['prefixes'][-1]:.0f} tokens a second with prefixes, "
+            f"{speed['plain'][-1]:.0f} plain, contexts of "
+            f"{median(lengths['prefixes']):.0f} and {median(lengths['plain']):.0f} tokens"
+        )
+    ratios = [a / b for a, b in zip(speed["prefixes"], speed["plain"], strict=True)]
+    used = f"{options.requests} requests over {len(world)} prefixes, {options.active} each"
+    print(f"{used}: {sum(equal)} of {len(equal)} equal; {median(ratios):.2f}× plain text")
+    await engine.close()
+    return equal
+
+
+def as_long(model: FrozenModel, text: str, prefixes: int) -> str:
+    """Text of as many tokens as the prefixes have."""
+    ids = model.encode(text * 2)[: PREFIX_TOKENS * prefixes]
+    return model.decode(ids)
+
+
 async def check_failures(engine: VLLMEngine, model: FrozenModel, known: SoftPrompt) -> None:
     """A prompt that was not converted fails, and only its own request does."""
     other = known.replace(name="nobody", tensor=known.tensor * 1.5)
@@ -245,9 +317,15 @@ async def check_failures(engine: VLLMEngine, model: FrozenModel, known: SoftProm
     print(f"after it: {after.finish}; one that is cancelled: {cancelled.finish}, {engine.load()}")
 
 
-def greedy(model: FrozenModel, context: Any, tokens: int) -> list[int]:
-    """Token ids that softlore writes, up to the model's own end."""
-    contexts = [(compose(model, context), [])]
+def greedy(model: FrozenModel, context: Context, tokens: int) -> list[int]:
+    """Token ids that softlore writes, up to the model's own end.
+
+    Prefixes stand first here: on vLLM all of the text sees them, wherever they are named.
+    """
+    pieces = list(context)
+    prefixes = [p for p in pieces if isinstance(p, SoftPrompt) and p.kind == "prefix"]
+    classic = Context([*prefixes, *(piece for piece in pieces if piece not in prefixes)])
+    contexts = [(compose(model, classic), [])]
     return until_end(model, sample_ids(model, contexts, SamplingParams(temperature=0), tokens)[0])
 
 
@@ -339,7 +417,8 @@ def serving(environment: Path, prompts: str, ranks: int = 1) -> Iterator[str]:
             print(log.read()[-12000:], file=sys.stderr)
             raise
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+                os.killpg(server.pid, signal.SIGTERM)
             server.wait(60)
 
 
