@@ -34,7 +34,7 @@ from softlore.errors import (
     StorageError,
 )
 from softlore.lore import Block
-from softlore.lore.styles import sentences
+from softlore.lore.sentences import sentences
 from softlore.measure import recall
 from softlore.model.tiny import tiny_model
 

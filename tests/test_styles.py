@@ -10,7 +10,7 @@ from running import save_tiny_model, softlore
 from softlore import PromptLibrary, SoftPrompt, WorldInfoTrainer, generate
 from softlore.errors import ConfigError
 from softlore.lore import Entry, Lorebook
-from softlore.lore.styles import STYLES, sentences, style_blocks, with_blocks
+from softlore.lore.styles import STYLES, style_blocks, with_blocks
 from softlore.model.tiny import tiny_model
 
 ADA = Entry(
@@ -22,16 +22,6 @@ ADA = Entry(
 
 def pairs(style, entry=ADA):
     return [(b.call, r) for b in style_blocks(entry, style) for r in b.responses]
-
-
-def test_sentences():
-    assert sentences('He ran. "Stop!" she said. Why? Mr') == [
-        "He ran.",
-        '"Stop!',
-        "she said.",
-        "Why?",
-        "Mr",
-    ]
 
 
 def test_noun_names_the_subject_and_cuts_after_the_verb():

@@ -23,7 +23,7 @@ from typing import Annotated
 from measure_styles import entry_of, third_person
 from measuring import Shared, main
 from softlore.lore import Entry, Lorebook
-from softlore.lore.styles import sentences
+from softlore.lore.sentences import sentences
 
 BEGINNINGS = (
     "Al", "Bar", "Cor", "Dun", "El", "Far", "Gar", "Hal", "Is", "Jor", "Kel", "Lor", "Mar", "Nor",

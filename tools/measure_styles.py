@@ -27,7 +27,7 @@ from softlore.compare.comparison import run_comparison
 from softlore.compare.harness import summarize
 from softlore.compare.methods import make_styles
 from softlore.lore import Block, Entry, Lorebook
-from softlore.lore.styles import sentences
+from softlore.lore.sentences import sentences
 from softlore.model import FrozenModel
 
 NAMES = (

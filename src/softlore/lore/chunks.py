@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from softlore.lore.files import read_bytes
 from softlore.lore.keywords import STOP_WORDS, words
 from softlore.lore.lorebook import Lorebook
 from softlore.lore.names import MAX_NAME, as_name
+from softlore.lore.sentences import ends
 
 TEXT_SUFFIXES = (".txt", ".md")
 MAX_KEYS = 5  # of an entry that a long one was cut into
 NAMES = 3.0  # weight of a word with a capital letter, beside other words
 # Where a text is cut, from the best to the worst: paragraphs, sentences, words.
-_ENDS = tuple(
-    re.compile(pattern)
-    for pattern in (r"(?<=\n)(?=\S)", r"(?<=[.!?\"'”’)])(?=\s)|(?<=[。！？])", r"(?=\s)")
+_CUTS: tuple[Callable[[str], Iterable[int]], ...] = (
+    lambda text: (match.start() for match in re.finditer(r"(?<=\n)(?=\S)", text)),
+    lambda text: ends(text, lines=False),
+    lambda text: (match.start() for match in re.finditer(r"(?=\s)", text)),
 )
 
 
@@ -49,9 +52,9 @@ def pieces(text: str, most: int, count: Callable[[str], int], level: int = 0) ->
     """Paragraphs, cut into sentences, words and less where they have over `most` tokens."""
     if len(text) < 2 or count(text) <= most:
         return [text]
-    half = len(text) // 2
-    cut = _ENDS[level].split(text) if level < len(_ENDS) else [text[:half], text[half:]]
-    return [piece for part in cut if part for piece in pieces(part, most, count, level + 1)]
+    cuts = [0, *(_CUTS[level](text) if level < len(_CUTS) else [len(text) // 2]), len(text)]
+    parts = (text[start:end] for start, end in itertools.pairwise(cuts))
+    return [piece for part in parts if part for piece in pieces(part, most, count, level + 1)]
 
 
 # entries ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from softlore.lore.keywords import STOP_WORDS
+from softlore.lore.sentences import is_complete, starts
 
 LEAST = 3  # mentions of a name
 SPEAKS = 2  # times that a noun must speak
@@ -24,8 +25,6 @@ NOUN_CAPITALS = 0.18  # of words inside of sentences that are capitalised, where
 WRAPPED = 0.4  # of lines that end inside of a sentence, from which on line breaks are spaces
 CASELESS = 0.3  # of letters without case, from which on names are missed
 
-_ABBREVIATED = r"(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)"
-_SENTENCE = re.compile(rf"{_ABBREVIATED}(?<=[.!?…。！？])[\"'”’»)\]*_]*\s+|\n+")
 _WORD = re.compile(r"[^\W\d_]+(?:[’'\-‐][^\W\d_]+)*\.?")
 _WRAPPED = re.compile(r"[^\W\d_][,;]?\n[^\W\d_]")
 _TITLES = frozenset(
@@ -246,8 +245,7 @@ def _sentences(parts: Sequence[str]) -> Iterator[Sentence]:
     for part in parts:
         ends.append((ends[-1] if ends else 0) + len(part))
     start = number = 0
-    for match in [*_SENTENCE.finditer(text), None]:
-        end = len(text) if match is None else match.end()
+    for end in [*starts(text), len(text)]:
         sentence = " ".join(text[start:end].split())
         while number < len(ends) - 1 and ends[number] <= start:
             number += 1
@@ -268,7 +266,7 @@ def _begins(text: str, start: int) -> bool:
         return True
     if before[-1] in "\"'“‘«„([*_—–:":
         return True
-    return before[-1] in ".!?…" and not re.search(r"\b(?:Mr|Mrs|Ms|Dr|St)\.$", before)
+    return is_complete(before)
 
 
 def _goes_on(text: str, words: Sequence[re.Match[str]], place: int) -> bool:

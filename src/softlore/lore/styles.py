@@ -15,12 +15,12 @@ from softlore.errors import ConfigError
 from softlore.lore.entry import Block, Entry
 from softlore.lore.keywords import lore_keywords
 from softlore.lore.lorebook import Lorebook
+from softlore.lore.sentences import sentences
 from softlore.lore.validation import nearest
 
 BRACKETED = "bracketed"  # responses in brackets, tokens that are banned in generation
 CLOUDS, CLOUD_WORDS = 6, 8  # word clouds per entry, words per cloud
 EXAMPLES = 3  # leads per fact
-_SENTENCE = re.compile(r"(?<=[.!?])[\"'”’)]*\s+")
 _SUBJECTS = {"he": "his", "she": "her", "it": "its", "they": "their"}
 # Lines of a story that lead to a subject, before a fact about it.
 _LEADS = (
@@ -30,11 +30,6 @@ _LEADS = (
     "They had often heard of {name}.", "Everybody turned to look at {name}.",
     '"Look," said the boy, "it is {name}."', "In the evening they talked of {name}.",
 )  # fmt: skip
-
-
-def sentences(text: str) -> list[str]:
-    """Splits a text into sentences."""
-    return [part.strip() for part in _SENTENCE.split(str(text)) if part.strip()]
 
 
 def check_style(style: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from typing import Any
 from softlore.disk import storage_error
 from softlore.errors import SoftloreError, StoryError
 from softlore.lore import Block, Entry, Lorebook
-from softlore.lore.styles import sentences
+from softlore.lore.sentences import sentences, starts
 from softlore.model import LanguageModel
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.story.changes import StoryLore
@@ -36,7 +35,6 @@ CHARACTERS = 4  # that a token has, roughly
 MEASURED = 12  # sentences of a chapter that the gains of its forms are measured on
 LEAST_WORDS = 6  # of such a sentence
 PLACE = "chapter"  # the field of an entry that says where it belongs
-_BREAK = re.compile(r"\n+|(?<=[.!?…。！？])[\"'”’»)\]*_]*\s+")
 
 _log = logging.getLogger(__name__)
 
@@ -132,8 +130,8 @@ class Chapters:
         if (tokens := len(self.model.encode(text))) > longest:
             text = text[: len(text) * longest // tokens]
         if start + len(text) < omitted:  # within the story: after a sentence
-            ends = [match.end() for match in _BREAK.finditer(text)]
-            text = text[: ends[-1]] if ends and 2 * ends[-1] > len(text) else text
+            cut = max(starts(text), default=0)
+            text = text[:cut] if 2 * cut > len(text) else text
         return start, start + len(text)
 
     def add(self, turns: Sequence[Turn], start: int, end: int, summary: str) -> Entry:

@@ -21,7 +21,7 @@ from softlore.errors import SoftloreError
 from softlore.lore import Entry
 from softlore.lore.names import as_name
 from softlore.lore.recurring import NameFinder
-from softlore.lore.styles import sentences
+from softlore.lore.sentences import sentences
 from softlore.measure.score import token_losses, trunk
 from softlore.model import FrozenModel, require_frozen_model
 from softlore.prompts import SoftPrompt

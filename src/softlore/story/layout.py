@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +12,7 @@ from typing import Literal
 
 from softlore.context import free_places
 from softlore.errors import UnknownPromptError
+from softlore.lore.sentences import starts
 from softlore.model import LanguageModel
 from softlore.prompts import Context, SoftPrompt, TokenCount
 from softlore.prompts.tags import MAX_TAG, past_tag
@@ -25,7 +25,6 @@ CACHED_TEXTS = 1024
 MAX_CACHED = 4096  # characters
 NEWEST = 80  # characters that the newest text has at least
 MAX_NEWEST = 1000  # characters of the newest text, about: of one turn no more are read twice
-_BREAK = re.compile(r"(?<=[\n.!?])[\"'”’]*\s+|\n")
 
 
 @dataclass(frozen=True)
@@ -154,8 +153,7 @@ class StoryText:
         index = bisect.bisect_left(self._starts, start)
         if whole_turns and index < len(self._starts):
             return self._starts[index]
-        match = _BREAK.search(self._slice(start, start + within))
-        start += match.end() if match else 0
+        start += next(starts(self._slice(start, start + within)), 0)
         before = max(0, start - MAX_TAG)
         return before + past_tag(self._slice(before, before + 2 * MAX_TAG), start - before)
 

@@ -6,7 +6,6 @@ changes the story, the lorebook or the prompts: the caller saves the results.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from softlore.context.activation import activate
 from softlore.context.scan import ScanSettings
 from softlore.errors import ConfigError
 from softlore.lore import Block, Entry, Lorebook
+from softlore.lore.sentences import ends, starts
 from softlore.measure.gain import METRIC, measure_gain
 from softlore.measure.material import Material, gather
 from softlore.measure.score import drift, fits, recall
@@ -29,7 +29,6 @@ STEPS = 120  # updates of a prompt
 COMPANY = 3  # other prompts in the company of a prompt; each adds its own examples
 PASSAGES = 128  # that the teacher writes; fewer than usual, as the prompts know their lore already
 SCAN = ScanSettings(recursive=False)  # entries a line mentions, not those that these mention
-_BREAK = re.compile(r"(?<=[.!?\n])[\"'”’]*\s+|\n+")
 
 
 @dataclass(frozen=True)
@@ -239,13 +238,13 @@ def _call(text: str) -> str:
     if len(text) <= CALL:
         return text
     tail = text[-CALL:]
-    starts = [match.end() for match in _BREAK.finditer(tail) if match.end() < len(tail)]
-    return tail[starts[0] :] if starts else tail.partition(" ")[2]
+    start = next(starts(tail), len(tail))
+    return tail[start:] or tail.partition(" ")[2]
 
 
 def _line(text: str) -> str:
     """The first sentences of a turn."""
     if len(text) <= LINE:
         return text.rstrip()
-    ends = [match.start() for match in _BREAK.finditer(text[:LINE])]
-    return text[: ends[-1]].rstrip() if ends else text[:LINE].rpartition(" ")[0]
+    end = max(ends(text[:LINE]), default=0)
+    return text[:end].rstrip() or text[:LINE].rpartition(" ")[0]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 
+from softlore.lore.sentences import ends, is_complete
+
 HELD = 40  # tokens at the end of a turn that are passed on by the sentence, at most half of it
 SHORTEST = 24  # tokens of a turn that is trimmed
-# A sentence's end with closing quotes, but for titles before names; or the end of a line.
-_ABBREVIATED = r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)"
-_END = _ABBREVIATED + r"[.!?…。！？]+[\"'”’»)\]*_]*"
-_SENTENCE = re.compile(rf"{_END}(?=\s)|(?<=\S)(?=\n)")
-_AT_END = re.compile(rf"{_END}\s*\Z")
 _OPENING = "“‘([{«—–"
 _CAPITAL = r"(?![a-zß-öø-ÿ])[^\W\d_]"
 _WORD = rf"{_CAPITAL}[\w'’.-]{{0,30}}"
@@ -66,16 +63,16 @@ class SentenceTrimmer:
         if not self._enabled or self._left >= self._hold_at:
             return self._pass_on(text)
         self._held += text
-        ends = [match.end() for match in _SENTENCE.finditer(self._held)]
-        self._whole = self._whole or bool(ends)
-        return self._release(ends[-1] if ends else 0)
+        end = max(ends(self._held), default=0)
+        self._whole = self._whole or end > 0
+        return self._release(end)
 
     def flush(self, finish: str | None) -> str:
         """The rest of the turn. `finish`: why it ended; only its length and context cut it off."""
         self._held, self._line = self._held + self._line, ""
-        if finish not in ("length", "context") or _AT_END.search(self._held):
+        if finish not in ("length", "context") or is_complete(self._held):
             return self._release(len(self._held))
-        if self._whole or _AT_END.search(self.text):
+        if self._whole or is_complete(self.text):
             return ""
         # A sentence that is longer than what is held: it ends with a word.
         return self._release(len(self._held.rstrip().rpartition(" ")[0]))

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from softlore.errors import ConfigError
-from softlore.lore.styles import sentences
+from softlore.lore.sentences import sentences
 
 MAX_CHARACTERS = 1_000_000  # characters of a rendered template
 _FILTERS = (

@@ -18,7 +18,7 @@ from softlore.control.search.scoring import Scorer
 from softlore.control.search.state import Candidate, Scored, SearchState
 from softlore.control.search.writers import ModelWriter, Writer
 from softlore.errors import ContextOverflowError
-from softlore.lore.styles import sentences
+from softlore.lore.sentences import sentences
 
 REWRITES, EDITS = 4, 8  # of a step
 FAILURES = 3  # tasks that a step is about

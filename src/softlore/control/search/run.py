@@ -21,7 +21,7 @@ from softlore.control.search.reflect import fitted, shorten
 from softlore.control.search.scoring import Ids, Scorer
 from softlore.control.search.state import SearchOptions, SearchState
 from softlore.errors import ConfigError
-from softlore.lore.styles import sentences
+from softlore.lore.sentences import sentences
 from softlore.measure import recall
 from softlore.prompts import SoftPrompt
 from softlore.tune.checkpoint import load_checkpoint, nested, save_checkpoint, uninterrupted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from softlore.decode import GenerationRequest, Token
 from softlore.errors import StoryError
+from softlore.lore.sentences import ends
 from softlore.model import LanguageModel
 from softlore.prompts import SoftPrompt
 from softlore.serve.engines import OutputQueue
@@ -27,7 +27,6 @@ ALTERNATIVES = 6  # likeliest tokens that are saved with each
 CHANCES = "chances"  # of a turn's data
 MAX_TOKENS = 2000  # of a turn whose chances are saved
 SENTENCE = 60  # tokens of a sentence at most
-_ENDED = re.compile(r"[.!?…]+[\"'”’»)]*(?=\s)|(?<=\S)\n")
 
 
 def make_router(context: StudioContext) -> APIRouter:
@@ -165,13 +164,10 @@ async def _sentences(context: StudioContext, requests: Sequence[GenerationReques
         for request in requests:
             await context.state.engine.start(request, outputs)
         async for output, token in outputs:
-            if token is not None and _ENDED.search(output.text.lstrip()):
+            if token is not None and any(ends(output.text.lstrip())):
                 output.cancel()
     finally:
         outputs.cancel()
-    found = [_ENDED.search(output.text.lstrip()) for output in outputs.streams]
-    texts = [
-        output.text.lstrip()[: end.end() if end else None].strip()
-        for output, end in zip(outputs.streams, found, strict=True)
-    ]
+    written = [output.text.lstrip() for output in outputs.streams]
+    texts = [text[: next(ends(text), None)].strip() for text in written]
     return [text for text in dict.fromkeys(texts) if text]
