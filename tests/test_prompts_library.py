@@ -249,3 +249,41 @@ def test_a_prompt_is_read_once_until_its_file_changes(tmp_path: Path) -> None:
     library.remove("dog")
     with pytest.raises(UnknownPromptError):
         library["dog"]
+
+
+def test_a_recent_listing_is_kept_until_the_folder_changes(tmp_path: Path) -> None:
+    library, other = PromptLibrary(tmp_path), PromptLibrary(tmp_path)
+    library.save(prompt("dog"))
+    age(tmp_path)
+    first = library.listing()
+    assert library.listing(60) is first
+    assert library.listing() is not first
+    other.save(prompt("cat"))  # by another process
+    assert [header.name for header in library.listing(60).headers] == ["cat", "dog"]
+    age(tmp_path)
+    library.listing()
+    library.save(prompt("emu"))
+    assert [header.name for header in library.listing(60).headers] == ["cat", "dog", "emu"]
+    age(tmp_path)
+    library.listing()
+    other.remove("cat")
+    assert [header.name for header in library.listing(60).headers] == ["dog", "emu"]
+
+
+def test_a_file_that_is_written_over_in_place_is_noticed_once_the_listing_is_old(
+    tmp_path: Path,
+) -> None:
+    library = PromptLibrary(tmp_path)
+    path = library.save(prompt("dog"))
+    elsewhere = PromptLibrary(tmp_path / "elsewhere").save(prompt("hound", 2.0))
+    age(tmp_path)
+    library.listing()
+    folder_changed = tmp_path.stat().st_mtime_ns
+    path.write_bytes(elsewhere.read_bytes())
+    assert tmp_path.stat().st_mtime_ns == folder_changed
+    assert [header.name for header in library.listing(0).headers] == ["hound"]
+
+
+def age(folder: Path) -> None:
+    """Makes a folder one that has not changed for a while."""
+    os.utime(folder, ns=(10**18 + 1, 10**18 + 1))

@@ -73,6 +73,7 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
         self._headers: dict[Path, tuple[_Stamp, PromptHeader | BadFile]] = {}
         self._by_name: dict[str, PromptHeader] = {}
         self._listed: int | None = None  # the folder's last change, when it was listed
+        self._listing: tuple[float, Listing] | None = None  # the last, and when it was made
         self._prompts: dict[Path, tuple[_Stamp | None, SoftPrompt]] = {}
         self._cached_bytes = 0
         self._lock = threading.Lock()
@@ -80,10 +81,20 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
     def __repr__(self) -> str:
         return f"PromptLibrary({str(self.folder)!r})"
 
-    def listing(self) -> Listing:
-        """Reads the headers of new and changed files. Raises StorageError for the folder only."""
+    def listing(self, max_age: float = 0.0) -> Listing:
+        """Reads the headers of new and changed files. Raises StorageError for the folder only.
+
+        Args:
+            max_age: the last listing is returned as it is up to this age in seconds, while no file
+                was added, replaced or removed. One that was written over in place is not noticed.
+        """
+        if self._listing is not None and self._listed is not None:
+            made, latest = self._listing
+            if time.monotonic() - made < max_age and self._listed == _changed(self.folder):
+                return latest
         headers: dict[str, PromptHeader] = {}
         bad: list[BadFile] = []
+        start = time.monotonic()
         before, now = _changed(self.folder), time.time_ns()
         settled = before is not None and now - before > (FINE_NS if before % 1000 else COARSE_NS)
         for file in self._scan():
@@ -95,7 +106,9 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
                 headers[file.name] = file
         self._by_name = headers  # at once, as other threads look names up meanwhile
         self._listed = before if settled else None
-        return Listing(tuple(headers[name] for name in sorted(headers)), tuple(bad))
+        listing = Listing(tuple(headers[name] for name in sorted(headers)), tuple(bad))
+        self._listing = start, listing
+        return listing
 
     def header(self, name: str) -> PromptHeader:
         """The header of a prompt's file. Raises UnknownPromptError."""
@@ -146,7 +159,7 @@ class PromptLibrary(Mapping[str, SoftPrompt]):
             with contextlib.suppress(OSError):
                 self._headers[path] = _stamp_of(path.stat()), file
                 self._by_name[file.name] = file
-                self._listed = _changed(self.folder)
+                self._listed, self._listing = _changed(self.folder), None
 
     def remove(self, name: str) -> None:
         """Deletes the prompt's file. Raises UnknownPromptError, StorageError."""

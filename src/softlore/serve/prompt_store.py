@@ -10,9 +10,10 @@ from typing import Self
 from softlore.errors import InputError, UnknownPromptError
 from softlore.model import LanguageModel, prompt_shape
 from softlore.model.fingerprint import check
-from softlore.prompts import PromptHeader, PromptLibrary, SoftPrompt
+from softlore.prompts import Listing, PromptHeader, PromptLibrary, SoftPrompt
 
 NAMES_SHOWN = 20  # in an error message
+LIST_SECONDS = 1.0  # after which files that were written over in place are noticed
 
 
 class PromptStore(Mapping[str, SoftPrompt]):
@@ -28,6 +29,7 @@ class PromptStore(Mapping[str, SoftPrompt]):
         self.model = model
         self._lock = threading.Lock()
         self._headers: dict[str, PromptHeader] = {}
+        self._listing: Listing | None = None
         self._checked: dict[str, SoftPrompt] = {}
         self._compatible: dict[Path, tuple[PromptHeader, bool]] = {}
 
@@ -36,10 +38,16 @@ class PromptStore(Mapping[str, SoftPrompt]):
         return self.library.folder
 
     def refresh(self) -> Self:
-        """Lists the folder again; returns the store. Raises StorageError."""
-        listed = self.library.listing().headers
+        """Lists the folder again if it has changed; returns the store. Raises StorageError.
+
+        Requests call this; to list a thousand files for each would take a fifth of their time.
+        """
+        listing = self.library.listing(LIST_SECONDS)
+        if listing is self._listing:
+            return self
         with self._lock:
-            self._headers = {header.name: header for header in listed}
+            self._listing = listing
+            self._headers = {header.name: header for header in listing.headers}
             for name in self._checked.keys() - self._headers.keys():
                 del self._checked[name]
         return self
