@@ -1,0 +1,135 @@
+"""Whether lore shows when it wakes late in a story: what a writer sees, from a lorebook of texts.
+
+    python tools/measure_sticking.py src/softlore/demo/lorebook.yaml --model smollm2 --entries 3
+
+The entries' texts alone, without calls, are saved as a SillyTavern lorebook and trained by
+`softlore train` with its defaults, in the time given. Then each entry is named by a writer's turn
+after 400 tokens of other stories, and the model writes the next turn as `softlore story` does, lore
+chosen by its own rules: ten draws each, the same for all ways. A draw shows lore if a keyword of
+the entry is written that was not in the story before.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated
+
+from measuring import Keep, Seed, main, measure
+from softlore import Entry, FrozenModel, Lorebook, PromptLibrary
+from softlore.compare.harness import Row, grid
+from softlore.decode import runner_for
+from softlore.lore.keywords import lore_keywords, words
+from softlore.measure.material import gather
+from softlore.story import StoryLibrary
+from softlore.story.session import StorySession
+
+PASSAGE = 40  # tokens of a passage, at least
+WAYS = ("nothing", "text", "softlore")
+
+
+def sticking(
+    lorebook: Annotated[Path, "in any format that softlore reads"],
+    /,
+    *,
+    model: Annotated[str, "short name, folder, hub id or GGUF file"] = "smollm2",
+    entries: Annotated[int, "the first ones of the book"] = 3,
+    time_budget: Annotated[float, "seconds of training, loading and saving included"] = 600,
+    style: Annotated[str | None, "of `softlore train`: makes calls of the texts"] = None,
+    prompts: Annotated[Path, "where they are saved and taken from"] = Path("runs/sticking"),
+    draws: int = 10,
+    before: Annotated[int, "tokens of story before the entry is named"] = 400,
+    tokens: Annotated[int, "that the model writes"] = 60,
+    seed: Seed = 0,
+    keep: Keep = None,
+) -> list[Row]:
+    """The share of draws that show lore, for nothing, the texts and what softlore chooses."""
+    book = texts_of(Lorebook.load(lorebook), entries)
+    library = PromptLibrary(prompts)
+    if not all(entry.name in library for entry in book):
+        train(book, model, prompts, time_budget, style)
+    frozen = FrozenModel.from_pretrained(model)
+    runner = runner_for(frozen)
+    stories = list(beginnings(frozen, draws, before, seed))
+    as_text = [entry.model_copy(update={"use": "text"}) for entry in book]
+    books = {
+        "nothing": None,
+        "text": book.model_copy(update={"entries": as_text}),
+        "softlore": book,
+    }
+
+    def case(way: str, entry: str) -> Row:
+        keywords = set(lore_keywords(book[entry]))
+        counts, forms, example = [], Counter[str](), ""
+        with tempfile.TemporaryDirectory() as home:
+            for number, text in enumerate(stories):
+                with StoryLibrary(home).create(f"{number}") as story:
+                    story.set(seed=seed + number)
+                    session = StorySession(story, runner, books[way], library)
+                    story.add(f"{text}\n\n")
+                    session.add(f"The door opened, and there stood {entry}. {entry}")
+                    written = "".join(session.continue_story(tokens))
+                    assert session.plan is not None
+                    forms.update(session.plan.lore.values())
+                    counts.append(len(keywords.intersection(words(written)) - {*words(text)}))
+                    example = example or written
+        return {
+            "draws": draws,
+            "shown": sum(map(bool, counts)),
+            "lore words": round(fmean(counts), 2),
+            "as": ", ".join(f"{form} {n}" for form, n in sorted(forms.items())) or "nothing",
+            "example": example.strip(),
+        }
+
+    return measure(grid(way=WAYS, entry=[entry.name for entry in book]), case, keep)
+
+
+def texts_of(book: Lorebook, count: int) -> Lorebook:
+    """The first entries with their texts and keys alone, as of a character card."""
+    entries = [
+        Entry(name=entry.name, text=entry.text, keys=entry.keys)
+        for entry in book.entries[:count]
+        if entry.text
+    ]
+    return Lorebook(name=book.name, entries=entries)
+
+
+def train(
+    book: Lorebook, model: str, prompts: Path, seconds: float, style: str | None = None
+) -> None:
+    """`softlore train` of a lorebook in SillyTavern's format, with its defaults."""
+    world = {
+        "entries": {
+            str(number): {"uid": number, "comment": e.name, "key": e.keys, "content": e.text}
+            for number, e in enumerate(book)
+        }
+    }
+    with tempfile.TemporaryDirectory() as home:
+        path = Path(home, f"{book.name}.json")
+        path.write_text(json.dumps(world), encoding="utf-8")
+        command = [sys.executable, "-m", "softlore", "train", str(path), "--model", model]
+        command += ["--out", str(prompts), "--time-budget", str(seconds)]
+        command += ["--style", style] if style else []
+        subprocess.run(command, check=True)
+
+
+def beginnings(model: FrozenModel, count: int, tokens: int, seed: int) -> Iterator[str]:
+    """The beginnings of stories: unrelated passages, one after another."""
+    passages = gather(model, 0, seed, unrelated=count * (tokens // PASSAGE + 1)).unrelated
+    at = 0
+    for _ in range(count):
+        ids: list[int] = []
+        while len(ids) < tokens:
+            ids += [int(i) for i in passages[at % len(passages)]]
+            at += 1
+        yield model.decode(ids[:tokens])
+
+
+if __name__ == "__main__":
+    main(__doc__, sticking)
