@@ -31,6 +31,8 @@ from softlore.story import StoryLibrary
 from softlore.story.session import StorySession
 
 PASSAGE = 40  # tokens of a passage, at least
+# Like none of the lines with which texts are studied (softlore.lore.styles, softlore.lore.study).
+OPENER = "That afternoon {name} was at the market, and as always {name}"
 WAYS = ("nothing", "text", "softlore")
 
 
@@ -73,7 +75,7 @@ def sticking(
                     story.set(seed=seed + number)
                     session = StorySession(story, runner, books[way], library)
                     story.add(f"{text}\n\n")
-                    session.add(f"The door opened, and there stood {entry}. {entry}")
+                    session.add(OPENER.format(name=entry))
                     written = "".join(session.continue_story(tokens))
                     assert session.plan is not None
                     forms.update(session.plan.lore.values())
