@@ -445,7 +445,7 @@ def test_bad_lore(name, model, tmp_path):
         (["--company-size", 0], "company_size is 0"),
         (["--optimizer", "adamm"], "optimizer 'adamm' is not in torch.optim"),
         (["--initial", ""], "has no text to start from"),
-        (["--style", "nuon"], "cloud, bracketed, or none at all; did you mean 'noun'?"),
+        (["--style", "nuon"], "cloud, bracketed; did you mean 'noun' or 'none'?"),
         (["--chat"], "has no chat template"),
         (["--entry", "Eve"], "lorebook 'town' has no entry 'Eve'"),
         (["--story", "missing.txt"], "story 'missing.txt' can't be read (No such file"),

@@ -78,7 +78,7 @@ def run(folder, *more):
 def test_variables_loops_and_sentences():
     source = "{{ name }}: {% for s in text | sentences %}[{{ s }}]{% endfor %}"
     found = Template(source).render({"name": "Bo", "text": 'He ran. "Stop!" she said. Why?'})
-    assert found == 'Bo: [He ran.]["Stop!][she said.][Why?]'
+    assert found == 'Bo: [He ran.]["Stop!"][she said.][Why?]'
 
 
 @pytest.mark.parametrize(

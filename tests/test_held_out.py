@@ -24,7 +24,7 @@ CAT = Entry(name="Cat", text="Cat sleeps in the sun, all day long.")
 
 
 def trainer(*entries, model=None, **settings):
-    usual = {"n_tokens": 4, "max_steps": 30, "max_spacing": 8, "passage_tokens": 8}
+    usual = {"n_tokens": 4, "max_steps": 30, "max_spacing": 8, "passage_tokens": 8, "style": "none"}
     return WorldInfoTrainer(
         model or tiny_model("llama"), entries=list(entries), **(usual | settings)
     )

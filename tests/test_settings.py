@@ -140,7 +140,7 @@ def test_runs_of_responses_are_as_long_as_prompts_have_them():
 
 
 def test_styles_are_those_of_the_lore():
-    assert table(TrainingConfig)["style"].choices == tuple(STYLES)
+    assert table(TrainingConfig)["style"].choices == ("auto", "none", *STYLES)
 
 
 USE_OF_EPSILON = """

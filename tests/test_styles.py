@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from running import save_tiny_model, softlore
 from softlore import PromptLibrary, SoftPrompt, WorldInfoTrainer, generate
 from softlore.errors import ConfigError
-from softlore.lore import Entry, Lorebook
-from softlore.lore.styles import STYLES, style_blocks, with_blocks
+from softlore.lore import Block, Entry, Lorebook
+from softlore.lore.styles import STYLES, blocks_of, style_blocks, with_blocks
 from softlore.model.tiny import tiny_model
 
 ADA = Entry(
@@ -98,6 +98,35 @@ def test_any_text_gives_blocks_or_none(style, text):
     calls = [block.call for block in first]
     assert len(set(calls)) == len(calls)
     assert all(r.strip() for block in first for r in block.responses)
+
+
+def test_a_text_alone_makes_blocks_by_itself():
+    assert blocks_of(ADA, "auto") == style_blocks(ADA, "implicit")
+    assert blocks_of(ADA, "none") == []
+    own = ADA.model_copy(update={"blocks": [Block(call="Ada wore", responses=[" red."])]})
+    assert blocks_of(own, "auto") == blocks_of(own, "noun") == own.blocks
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Ada trägt einen langen roten Mantel. Sie spricht sehr schnell.",
+        "エイダは長い赤いコートを着ている。彼女はとても早口だ。",
+        " ".join(f"In the house of Ada there is a room with the number {n}." for n in range(99)),
+        "...",
+    ],
+    ids=["German", "Japanese", "long", "no words"],
+)
+def test_other_texts_are_distilled_alone(text):
+    assert blocks_of(Entry(name="Ada", text=text), "auto") == []
+
+
+def test_a_corpus_and_a_hard_prompt_make_no_blocks_of_their_text():
+    model = tiny_model()
+    for source in ({"corpus": {"Ada": ADA.text}}, {"conditionings": {"Ada": ADA.text}}):
+        trainer = WorldInfoTrainer(model, max_steps=1, **source)
+        assert trainer.config.style == "none"
+    assert WorldInfoTrainer(model, entries=[ADA]).config.style == "auto"
 
 
 def test_an_unknown_style():

@@ -58,9 +58,15 @@ def test_a_short_time_leaves_the_text_out():
 
 
 def test_an_entry_without_calls_is_distilled_in_any_case():
-    trainer = prepared(ADA, BO, seconds=10)
+    trainer = prepared(ADA, BO, seconds=10, style="none")
     assert trainer.config == trainer.given
     assert drawn(trainer) == {"response": 12, "distil": 4 + 12}
+
+
+def test_calls_that_are_made_of_a_text_are_trained_alone_in_a_short_time():
+    assert drawn(prepared(BO, seconds=1e5))["distil"] == 4
+    short = prepared(BO, seconds=10)
+    assert drawn(short) == {"response": min(12, len(short.data.examples["Bo"].pairs)), "distil": 0}
 
 
 def test_a_weight_that_was_asked_for_stays():

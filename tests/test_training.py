@@ -132,7 +132,7 @@ def test_a_text_is_distilled(kind):
     model = model_of()
     entry = Entry(name="dog", text="Dog is a good boy. Dog loves pets.")
     settings = {"kind": kind, "max_steps": 60, "distil_passages": 24, "drift_guard": 0.1}
-    training = small(entries=[entry], **settings)
+    training = small(entries=[entry], style="none", **settings)
     training.prepare()
     at_first = training.prompts()["dog"]
     prompt = training.train()["dog"]

@@ -184,8 +184,13 @@ async def all_of(engine: VLLMEngine, contexts: Sequence[Any], tokens: int) -> li
     requests = [
         GenerationRequest(context, tokens, sampling={"temperature": 0}) for context in contexts
     ]
-    streams = await asyncio.gather(*(drained(engine, request) for request in requests))
-    return [stream.ids for stream in streams]
+    free = asyncio.Semaphore(CONCURRENT)
+
+    async def ids_of(request: GenerationRequest) -> list[int]:
+        async with free:
+            return (await drained(engine, request)).ids
+
+    return await asyncio.gather(*map(ids_of, requests))
 
 
 async def check_speed(

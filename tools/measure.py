@@ -262,7 +262,9 @@ def distil(
         return {**figures, **data.lore_words(conditioning), "seconds": round(seconds, 1)}
 
     def case(n_tokens: int, seed: int) -> Row:
-        trained = train(model, [entry], n_tokens=n_tokens, seed=seed, max_steps=max_steps)
+        trained = train(
+            model, [entry], n_tokens=n_tokens, seed=seed, max_steps=max_steps, style="none"
+        )
         return fidelity(trained.conditionings["Bram"], trained.seconds)
 
     rows: list[Row] = [
@@ -271,7 +273,7 @@ def distil(
     ]
     rows += measure(grid(n_tokens=n_tokens, seed=range(seeds)), case, keep)
     if together:
-        trained = train(model, [entry, data.emma], n_tokens=16, seed=0)
+        trained = train(model, [entry, data.emma], n_tokens=16, seed=0, style="none")
         alone, emma = trained.conditionings["Bram"], trained.conditionings["Emma"]
         both = Context([alone, emma])
         rows.append({"method": "in company, alone", **fidelity(alone, trained.seconds)})

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated
+from typing import Annotated, Literal
 
 from measuring import Keep, Seed, main, measure
 from softlore import Entry, FrozenModel, Lorebook, PromptLibrary
@@ -33,7 +33,7 @@ from softlore.story.session import StorySession
 PASSAGE = 40  # tokens of a passage, at least
 # Like none of the lines with which texts are studied (softlore.lore.styles, softlore.lore.study).
 OPENER = "That afternoon {name} was at the market, and as always {name}"
-WAYS = ("nothing", "text", "softlore")
+Way = Literal["nothing", "text", "softlore"]
 
 
 def sticking(
@@ -45,6 +45,7 @@ def sticking(
     time_budget: Annotated[float, "seconds of training, loading and saving included"] = 600,
     style: Annotated[str | None, "of `softlore train`: makes calls of the texts"] = None,
     prompts: Annotated[Path, "where they are saved and taken from"] = Path("runs/sticking"),
+    ways: list[Way] = ["nothing", "text", "softlore"],  # noqa: B006 - read only
     draws: int = 10,
     before: Annotated[int, "tokens of story before the entry is named"] = 400,
     tokens: Annotated[int, "that the model writes"] = 60,
@@ -60,13 +61,13 @@ def sticking(
     runner = runner_for(frozen)
     stories = list(beginnings(frozen, draws, before, seed))
     as_text = [entry.model_copy(update={"use": "text"}) for entry in book]
-    books = {
+    books: dict[Way, Lorebook | None] = {
         "nothing": None,
         "text": book.model_copy(update={"entries": as_text}),
         "softlore": book,
     }
 
-    def case(way: str, entry: str) -> Row:
+    def case(way: Way, entry: str) -> Row:
         keywords = set(lore_keywords(book[entry]))
         counts, forms, example = [], Counter[str](), ""
         with tempfile.TemporaryDirectory() as home:
@@ -89,7 +90,7 @@ def sticking(
             "example": example.strip(),
         }
 
-    return measure(grid(way=WAYS, entry=[entry.name for entry in book]), case, keep)
+    return measure(grid(way=ways, entry=[entry.name for entry in book]), case, keep)
 
 
 def texts_of(book: Lorebook, count: int) -> Lorebook:

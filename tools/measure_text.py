@@ -31,6 +31,7 @@ def text(
     steps: Annotated[list[int], "updates of each entry; 0: the start in closed form"] = [0, 30],  # noqa: B006 - read only
     n_tokens: Annotated[int, "of each prompt"] = 16,
     seeds: int = 3,
+    style: Annotated[str, "makes blocks of the texts; none: they are distilled alone"] = "none",
     distances: Annotated[list[int], "tokens of story before the call"] = [0, 64, 256, 1000],  # noqa: B006 - read only
     stories: Annotated[int, "for each entry"] = 12,
     dtype: Annotated[str | None, "such as bfloat16"] = None,
@@ -46,7 +47,13 @@ def text(
         measured = book.model_copy(update={"entries": [e for e in book if e.name == entry]})
         texts = [e.model_copy(update={"blocks": [], "held_out": []}) for e in measured]
         trainer = WorldInfoTrainer(
-            frozen, entries=texts, seed=seed, max_steps=steps, n_tokens=n_tokens, patience=None
+            frozen,
+            entries=texts,
+            seed=seed,
+            max_steps=steps,
+            n_tokens=n_tokens,
+            patience=None,
+            style=style,
         )
         prompts = trainer.train()
         seconds = time.monotonic() - start

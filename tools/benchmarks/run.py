@@ -119,6 +119,7 @@ class Bench:
             n_tokens=n_tokens,
             max_steps=self.plan.steps,
             patience=None,
+            style="none",
             company_size=len(self.texts),
             on_step=_Updates(self.plan.steps),
         )

@@ -199,7 +199,7 @@ def make_styles(
     texts = [e.model_copy(update={"blocks": [], "held_out": []}) for e in book if e.text]
     methods: list[tuple[str, list[Entry], dict[str, Any]]] = [
         *((style, texts, {"style": style, "distil_weight": 0.0}) for style in STYLES),
-        ("distilled", texts, {}),
+        ("distilled", texts, {"style": "none"}),
         ("own calls", [e for e in book if e.blocks], {"distil_weight": 0.0}),
     ]
     results = [MethodResult("nothing", "none", {e.name: "" for e in book})]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from softlore.errors import ConfigError
 from softlore.lore.entry import Block, Entry
-from softlore.lore.keywords import lore_keywords
+from softlore.lore.keywords import lore_keywords, words
 from softlore.lore.lorebook import Lorebook
 from softlore.lore.sentences import sentences
 from softlore.lore.validation import nearest
@@ -21,6 +21,9 @@ from softlore.lore.validation import nearest
 BRACKETED = "bracketed"  # responses in brackets, tokens that are banned in generation
 CLOUDS, CLOUD_WORDS = 6, 8  # word clouds per entry, words per cloud
 EXAMPLES = 3  # leads per fact
+MOST_FACTS = 24  # of a text that `auto` makes blocks of; a longer one is distilled alone
+ENGLISH = 0.15  # the least share of `_ENGLISH` among the words of an English text
+_ENGLISH = frozenset("the a an of and in to is was with he she it her his its they their".split())
 _SUBJECTS = {"he": "his", "she": "her", "it": "its", "they": "their"}
 # Lines of a story that lead to a subject, before a fact about it.
 _LEADS = (
@@ -49,6 +52,24 @@ def style_blocks(entry: Entry, style: str) -> list[Block]:
         if call.strip() and response.strip(" []"):  # a sentence of one word has no response
             merged.setdefault(call, {})[response] = None
     return [Block(call=call, responses=list(distinct)) for call, distinct in merged.items()]
+
+
+def blocks_of(entry: Entry, style: str) -> list[Block]:
+    """An entry's own blocks, else those of its text.
+
+    Args:
+        style: of `STYLES`; none; or auto, which is implicit for English texts of some sentences,
+            and none for others.
+    """
+    if style == "auto":
+        style = "implicit" if _is_short_english(entry) else "none"
+    return entry.blocks or ([] if style == "none" else style_blocks(entry, style))
+
+
+def _is_short_english(entry: Entry) -> bool:
+    spoken = words(entry.text)
+    known = sum(word in _ENGLISH for word in spoken)
+    return known > 0 and known >= ENGLISH * len(spoken) and len(facts(entry)) <= MOST_FACTS
 
 
 def with_blocks(book: Lorebook, style: str) -> Lorebook:
@@ -125,8 +146,8 @@ def facts(entry: Entry) -> list[str]:
 
 def _pronoun_of(entry: Entry) -> str:
     """The pronoun that the text uses most for its subject; "they" where it uses none."""
-    words = re.findall(r"[a-z]+", entry.text.lower())
-    counts = {p: words.count(p) + words.count(owner) for p, owner in _SUBJECTS.items()}
+    spoken = re.findall(r"[a-z]+", entry.text.lower())
+    counts = {p: spoken.count(p) + spoken.count(owner) for p, owner in _SUBJECTS.items()}
     best = max(counts, key=lambda pronoun: counts[pronoun])
     return best if counts[best] else "they"
 

@@ -10,7 +10,9 @@ from pydantic import field_validator
 from softlore.settings.table import Settings, setting
 
 Factory = Callable[..., Any]
-Style = Literal["sentences", "noun", "pronoun", "mixed", "implicit", "cloud", "bracketed"]
+Style = Literal[
+    "auto", "none", "sentences", "noun", "pronoun", "mixed", "implicit", "cloud", "bracketed"
+]
 # Defaults, by kind. A prefix is in every layer, so that its effect adds up over these: its rate is
 # divided by a root of their number. Muon's is the fourth root (a rate of 0.17 for 6 layers, 0.12
 # for 30), that of other optimizers the square root (0.15, 0.068).
@@ -65,8 +67,9 @@ class TrainingConfig(Settings):
         ge=1, le=10**5)
     pairs_per_step: int = setting(12, "Maximum calls with a response of an entry in one update.",
         ge=1, le=10**5)
-    style: Style | None = setting(None,
-        "Authoring style that makes blocks of the text of entries that have none.")
+    style: Style = setting("auto",
+        "Authoring style that makes blocks of the text of entries that have none: none; or auto, "
+        "which is implicit for English texts of some sentences, and none for others.")
     chat: bool = setting(False, "Put call and response into the model's chat template.")
     seed: int = setting(0, "Seed of all random draws.", ge=0, le=2**32 - 1)
     # fmt: on

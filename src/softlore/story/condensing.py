@@ -264,6 +264,7 @@ def chapter_prompt(
         entries=[Entry(name=as_name(names[0].name if names else "The story"), text=text)],
         n_tokens=n_tokens,
         max_steps=updates,
+        style="none",
         distil_passages=PASSAGES if updates else FIRST_PASSAGES,
         seed=seed,
         on_phase=lambda _name, _done: pause(),

@@ -13,7 +13,7 @@ from softlore.errors import ConfigError, LoreError, UnsupportedModelError
 from softlore.lore import Block, Entry
 from softlore.lore.macros import MacroNames
 from softlore.lore.study import OPENERS
-from softlore.lore.styles import style_blocks
+from softlore.lore.styles import blocks_of
 from softlore.measure.conditioning import conditioning_trees
 from softlore.model import FrozenModel
 from softlore.prompts import Context
@@ -102,9 +102,7 @@ def make_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> E
     Raises:
         LoreError: neither blocks nor a text to distil, or a response too long for the context.
     """
-    blocks = entry.blocks
-    if not blocks and config.style is not None:
-        blocks = style_blocks(entry, config.style)
+    blocks = blocks_of(entry, config.style)
     pairs, held_out = (
         [
             pair
@@ -247,6 +245,11 @@ class Source:
     def __post_init__(self) -> None:
         if not self.entries:
             raise LoreError("no entries to train; expected at least one; add one to the lorebook")
+
+    def adapt(self, config: TrainingConfig) -> TrainingConfig:
+        """Settings without a style for corpora and conditionings, whose texts are no lore."""
+        lore = not self.corpus and self.conditionings is None
+        return config if lore else config.changed(style="none")
 
 
 def source_of(

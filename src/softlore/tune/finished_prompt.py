@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Sequence
 
 from softlore.lore import Entry
-from softlore.lore.styles import style_blocks
+from softlore.lore.styles import blocks_of
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.prompts.responses import KEY, HashedResponses
@@ -61,9 +61,10 @@ def finished_prompt(
     )
 
 
-def _hashed_responses(model: FrozenModel, entry: Entry, style: str | None) -> HashedResponses:
+def _hashed_responses(model: FrozenModel, entry: Entry, style: str) -> HashedResponses:
     """Hashes of what was trained on, responses or text, so that generation can avoid copies."""
-    blocks = entry.blocks or (style_blocks(entry, style) if style else [])
-    texts = [response for block in blocks for response in block.responses] or [entry.text]
+    texts = [response for block in blocks_of(entry, style) for response in block.responses] or [
+        entry.text
+    ]
     short = [text for text in texts if len(text) <= MAX_CHARACTERS]
     return HashedResponses.of(model.encode(text, inside=True) for text in short)

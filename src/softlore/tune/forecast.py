@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from softlore.context import hidden_states
 from softlore.lore import Entry
-from softlore.lore.styles import style_blocks
+from softlore.lore.styles import blocks_of
 from softlore.measure.losses import LOGITS_AT_ONCE, response_nll, teacher_kl
 from softlore.model import prompt_shape
 from softlore.model.recompute import gradient_checkpointing
@@ -220,8 +220,11 @@ def _sample_data(
 def _examples(
     model: UnloadedModel, entry: Entry, config: TrainingConfig, passage: Passage
 ) -> EntryExamples:
-    blocks = entry.blocks or (style_blocks(entry, config.style) if config.style else [])
-    pairs = [p for b in blocks for p in pairs_of(model, b.call, b.responses, config.chat)]
+    pairs = [
+        p
+        for b in blocks_of(entry, config.style)
+        for p in pairs_of(model, b.call, b.responses, config.chat)
+    ]
     distilled = bool(entry.text) and config.distil_weight > 0
     copies = min(config.distil_passages, max(DISTILLED.values())) if distilled else 0
     return EntryExamples(entry.name, pairs, [passage] * copies)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from softlore.errors import ConfigError
 from softlore.lore import Entry
+from softlore.lore.styles import blocks_of
 from softlore.model import FrozenModel
 from softlore.prompts import SoftPrompt
 from softlore.settings import TrainingConfig
 from softlore.tune.compaction import can_compact, compact_texts
-from softlore.tune.examples import EntryExamples
+from softlore.tune.examples import CallResponse, EntryExamples
 from softlore.tune.lengths import places_beside, spacing
 
 PAIRS, PASSAGES = 36, 12  # that a start in closed form is fitted to, at most
@@ -88,20 +90,21 @@ def _closed_form(
         starts = [_ClosedForm(list(topic.lore), ids) for topic, ids in source.by_topic()]
         length = sum(len(start.text) - 1 for start in starts)
         return starts if length > config.n_tokens else []
-    has_pairs = examples.pairs and (entry.blocks or config.style)  # not those of a corpus
-    text = _lines(model, examples)
+    has_pairs = examples.pairs and blocks_of(entry, config.style)  # not those of a corpus
+    # Calls that were made of the text say nothing that it does not say.
+    text = _lines(model, examples.lore, examples.pairs if entry.blocks else [])
     if len(text) <= config.n_tokens or not (has_pairs or (examples.lore and source)):
         return []
     references = _references(model, examples, len(text))
     return [_ClosedForm(text, references)] if references else []
 
 
-def _lines(model: FrozenModel, examples: EntryExamples) -> list[int]:
+def _lines(model: FrozenModel, lore: Sequence[int], calls: Sequence[CallResponse]) -> list[int]:
     """Token ids of the entry's text, and of each call with its response: half a context at most."""
     ending = model.encode("\n")
-    pairs = (token for pair in examples.pairs for token in (*pair.ids, *ending))
+    pairs = (token for pair in calls for token in (*pair.ids, *ending))
     half = MAX_READ if model.context_length is None else model.context_length // 2
-    return [*examples.lore, *pairs][: min(half, MAX_READ)]
+    return [*lore, *pairs][: min(half, MAX_READ)]
 
 
 def _references(model: FrozenModel, examples: EntryExamples, length: int) -> list[list[int]]:

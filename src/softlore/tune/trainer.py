@@ -102,8 +102,8 @@ class WorldInfoTrainer(Generic[Trained]):
         **settings: Any,
     ) -> None:
         self.model = model
-        self.config = self.given = TrainingConfig.of(settings)
         self._source = source_of(blocks, entries, corpus, conditionings, name)
+        self.config = self.given = self._source.adapt(TrainingConfig.of(settings))
         self.entries: list[Entry] = self._source.entries
         self._by_name = {entry.name: entry for entry in self.entries}
         company = company or Company()

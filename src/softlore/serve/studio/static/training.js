@@ -52,7 +52,8 @@ export function trainOptions() {
 }
 
 const STYLES = {
-  "": "What the model itself writes about the text",
+  auto: "Scenes with a fact each, and what the model writes about the text",
+  none: "What the model itself writes about the text, alone",
   sentences: "Its sentences, one after another",
   noun: "Its sentences, cut after name and verb",
   pronoun: "The same with “he”, “she” or “it”, after a lead",
@@ -64,8 +65,8 @@ const STYLES = {
 
 /** The choice of an authoring style, which makes pairs of an entry's text. */
 function styles(style, change) {
-  const all = ["", ...(state.info.training.style.choices ?? [])];
-  return select(all.map((name) => [name, STYLES[name] ?? name]), style ?? "", change);
+  const { choices, default: initial } = state.info.training.style;
+  return select(choices.map((name) => [name, STYLES[name] ?? name]), style || initial, change);
 }
 
 /** The choice of kinds; some models take one of them only. */
