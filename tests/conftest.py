@@ -1,6 +1,7 @@
 """Settings that every test shares."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,10 @@ settings.load_profile("softlore")
 # Tests that run beside others share the processor with them: one thread each, for torch, too.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What the user has set is neither read nor changed, also by processes that a test starts.
 NOWHERE = Path(tempfile.gettempdir()) / f"softlore-tests-{os.getpid()}"
