@@ -237,7 +237,7 @@ def conditionings(model: FrozenModel, by: int) -> list[str]:
     """Text as long as a prefix, for each of the texts, as many of them as there are prefixes."""
     lore = f" {LORE['Ada']} {LORE['Bo']}"
     kinds = [f"{(i + by) % 8}.{lore}" for i in range(8)]
-    cut = [model.decode(model.encode(kind)[:PREFIX_TOKENS]) for kind in kinds]
+    cut = [as_long(model, kind, 1) for kind in kinds]
     return [cut[i % len(cut)] for i in range(CONCURRENT)]
 
 

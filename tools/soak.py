@@ -155,6 +155,15 @@ async def run(url: str, pid: int, minutes: float) -> dict[str, Any]:
     }
 
 
+def finish(report: dict[str, Any], path: Path | None) -> int:
+    """Prints a report, and writes it to a file if one is given; returns the exit code."""
+    text = json.dumps(report, indent=1)
+    print(text)
+    if path:
+        path.write_text(text + "\n", encoding="utf-8")
+    return int(not report["good"])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--minutes", type=float, default=60)
@@ -162,11 +171,7 @@ def main() -> int:
     options = parser.parse_args()
     with serving(slots=16, queue=16, more=["--keep-mb", "64", "--log-level", "warning"]) as server:
         report = asyncio.run(run(server.url, server.pid, options.minutes))
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
-    return int(not report["good"])
+    return finish(report, options.json)
 
 
 if __name__ == "__main__":

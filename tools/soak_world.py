@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import sys
 import time
@@ -26,7 +25,7 @@ from statistics import median
 from typing import Any
 
 from bench_serve import OPENINGS, body, serving, stream
-from soak import growth, watch
+from soak import finish, growth, watch
 
 TURNS, ACTIVE, KEPT_TURNS = 12, 10, 3
 CYCLE = 6  # parts of which the last is without prompts
@@ -84,6 +83,7 @@ class WorldSoak:
             bare = await self.write(request | {"memory": ""})
             self.changed += bare != self.probes[-1].expected
         self.statuses.clear()
+        self.parts.clear()
         self.tokens, self.start = 0, time.monotonic()
 
     async def story(self, number: int) -> None:
@@ -193,11 +193,7 @@ def main() -> int:
     more = ["--keep-mb", "256", "--log-level", "warning"]
     with serving(options.stories, 16, more, prompts=options.prompts) as server:
         report = asyncio.run(run(server.url, server.pid, names, options))
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
-    return int(not report["good"])
+    return finish(report, options.json)
 
 
 if __name__ == "__main__":

@@ -61,9 +61,11 @@ def blocks_of(entry: Entry, style: str) -> list[Block]:
         style: of `STYLES`; none; or auto, which is implicit for English texts of some sentences,
             and none for others.
     """
+    if entry.blocks:
+        return entry.blocks
     if style == "auto":
         style = "implicit" if _is_short_english(entry) else "none"
-    return entry.blocks or ([] if style == "none" else style_blocks(entry, style))
+    return [] if style == "none" else style_blocks(entry, style)
 
 
 def _is_short_english(entry: Entry) -> bool:
@@ -79,10 +81,7 @@ def with_blocks(book: Lorebook, style: str) -> Lorebook:
         ConfigError: there is no such style, even if no entry needs it.
     """
     check_style(style)
-    entries = [
-        entry if entry.blocks else entry.model_copy(update={"blocks": style_blocks(entry, style)})
-        for entry in book
-    ]
+    entries = [entry.model_copy(update={"blocks": blocks_of(entry, style)}) for entry in book]
     return book.model_copy(update={"entries": entries})
 
 

@@ -63,8 +63,7 @@ def finished_prompt(
 
 def _hashed_responses(model: FrozenModel, entry: Entry, style: str) -> HashedResponses:
     """Hashes of what was trained on, responses or text, so that generation can avoid copies."""
-    texts = [response for block in blocks_of(entry, style) for response in block.responses] or [
-        entry.text
-    ]
+    blocks = blocks_of(entry, style)
+    texts = [response for block in blocks for response in block.responses] or [entry.text]
     short = [text for text in texts if len(text) <= MAX_CHARACTERS]
     return HashedResponses.of(model.encode(text, inside=True) for text in short)

@@ -220,11 +220,8 @@ def _sample_data(
 def _examples(
     model: UnloadedModel, entry: Entry, config: TrainingConfig, passage: Passage
 ) -> EntryExamples:
-    pairs = [
-        p
-        for b in blocks_of(entry, config.style)
-        for p in pairs_of(model, b.call, b.responses, config.chat)
-    ]
+    blocks = blocks_of(entry, config.style)
+    pairs = [p for b in blocks for p in pairs_of(model, b.call, b.responses, config.chat)]
     distilled = bool(entry.text) and config.distil_weight > 0
     copies = min(config.distil_passages, max(DISTILLED.values())) if distilled else 0
     return EntryExamples(entry.name, pairs, [passage] * copies)
