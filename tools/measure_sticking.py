@@ -21,11 +21,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Literal
 
-from measuring import Keep, Seed, main, measure
+from measuring import Keep, main, measure
+from real_tables import print_means
 from softlore import Entry, FrozenModel, Lorebook, PromptLibrary
 from softlore.compare.harness import Row, grid
 from softlore.decode import runner_for
 from softlore.lore.keywords import lore_keywords, words
+from softlore.measure import distinct, perplexity
 from softlore.measure.material import gather
 from softlore.story import StoryLibrary
 from softlore.story.session import StorySession
@@ -33,6 +35,7 @@ from softlore.story.session import StorySession
 PASSAGE = 40  # tokens of a passage, at least
 # Like none of the lines with which texts are studied (softlore.lore.styles, softlore.lore.study).
 OPENER = "That afternoon {name} was at the market, and as always {name}"
+FIGURES = ["shown", "lore words", "perplexity", "distinct"]
 Way = Literal["nothing", "text", "softlore"]
 
 
@@ -44,22 +47,25 @@ def sticking(
     entries: Annotated[int, "the first ones of the book"] = 3,
     time_budget: Annotated[float, "seconds of training, loading and saving included"] = 600,
     style: Annotated[str | None, "of `softlore train`: makes calls of the texts"] = None,
-    prompts: Annotated[Path, "where they are saved and taken from"] = Path("runs/sticking"),
+    min_loss: Annotated[str | None, "of `softlore train`: where an entry stops"] = None,
+    prompts: Annotated[Path, "saved in and taken from a folder each seed"] = Path("runs/sticking"),
     ways: list[Way] = ["nothing", "text", "softlore"],  # noqa: B006 - read only
     draws: int = 10,
     before: Annotated[int, "tokens of story before the entry is named"] = 400,
     tokens: Annotated[int, "that the model writes"] = 60,
-    seed: Seed = 0,
+    seed: Annotated[list[int], "of training and of draws"] = [0],  # noqa: B006
     keep: Keep = None,
-) -> list[Row]:
+) -> None:
     """The share of draws that show lore, for nothing, the texts and what softlore chooses."""
     book = texts_of(Lorebook.load(lorebook), entries)
-    library = PromptLibrary(prompts)
-    if not all(entry.name in library for entry in book):
-        train(book, model, prompts, time_budget, style)
+    libraries = {number: PromptLibrary(prompts / str(number)) for number in seed}
+    settings = {"style": style, "min-loss": min_loss, "time-budget": str(time_budget)}
+    for number, library in libraries.items():
+        if not all(entry.name in library for entry in book):
+            train(book, model, library.folder, settings | {"seed": str(number)})
     frozen = FrozenModel.from_pretrained(model)
     runner = runner_for(frozen)
-    stories = list(beginnings(frozen, draws, before, seed))
+    stories = {number: list(beginnings(frozen, draws, before, number)) for number in seed}
     as_text = [entry.model_copy(update={"use": "text"}) for entry in book]
     books: dict[Way, Lorebook | None] = {
         "nothing": None,
@@ -67,30 +73,34 @@ def sticking(
         "softlore": book,
     }
 
-    def case(way: Way, entry: str) -> Row:
+    def case(model: str, seed: int, label: Way, entry: str) -> Row:
         keywords = set(lore_keywords(book[entry]))
-        counts, forms, example = [], Counter[str](), ""
+        counts, forms, pairs = [], Counter[str](), []
+        opener = OPENER.format(name=entry)
         with tempfile.TemporaryDirectory() as home:
-            for number, text in enumerate(stories):
+            for number, text in enumerate(stories[seed]):
                 with StoryLibrary(home).create(f"{number}") as story:
-                    story.set(seed=seed + number)
-                    session = StorySession(story, runner, books[way], library)
+                    story.set(seed=draws * seed + number)
+                    session = StorySession(story, runner, books[label], libraries[seed])
                     story.add(f"{text}\n\n")
-                    session.add(OPENER.format(name=entry))
+                    session.add(opener)
                     written = "".join(session.continue_story(tokens))
                     assert session.plan is not None
                     forms.update(session.plan.lore.values())
                     counts.append(len(keywords.intersection(words(written)) - {*words(text)}))
-                    example = example or written
+                    pairs.append((frozen.encode(opener), frozen.encode(written)))
         return {
             "draws": draws,
             "shown": sum(map(bool, counts)),
-            "lore words": round(fmean(counts), 2),
+            "lore words": fmean(counts),
+            "perplexity": perplexity(frozen, pairs),
+            "distinct": distinct([ids for _, ids in pairs]),
             "as": ", ".join(f"{form} {n}" for form, n in sorted(forms.items())) or "nothing",
-            "example": example.strip(),
+            "written": [frozen.decode(ids).strip() for _, ids in pairs],
         }
 
-    return measure(grid(way=ways, entry=[entry.name for entry in book]), case, keep)
+    cases = grid(model=[model], seed=seed, label=ways, entry=[entry.name for entry in book])
+    print_means(measure(cases, case, keep), FIGURES)
 
 
 def texts_of(book: Lorebook, count: int) -> Lorebook:
@@ -103,10 +113,8 @@ def texts_of(book: Lorebook, count: int) -> Lorebook:
     return Lorebook(name=book.name, entries=entries)
 
 
-def train(
-    book: Lorebook, model: str, prompts: Path, seconds: float, style: str | None = None
-) -> None:
-    """`softlore train` of a lorebook in SillyTavern's format, with its defaults."""
+def train(book: Lorebook, model: str, prompts: Path, settings: dict[str, str | None]) -> None:
+    """`softlore train` of a lorebook in SillyTavern's format; defaults where a setting is None."""
     world = {
         "entries": {
             str(number): {"uid": number, "comment": e.name, "key": e.keys, "content": e.text}
@@ -117,8 +125,9 @@ def train(
         path = Path(home, f"{book.name}.json")
         path.write_text(json.dumps(world), encoding="utf-8")
         command = [sys.executable, "-m", "softlore", "train", str(path), "--model", model]
-        command += ["--out", str(prompts), "--time-budget", str(seconds)]
-        command += ["--style", style] if style else []
+        command += ["--out", str(prompts)]
+        for name, value in settings.items():
+            command += [f"--{name}", value] if value is not None else []
         subprocess.run(command, check=True)
 
 
