@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from softlore import Entry, FrozenModel, SoftPrompt, WorldInfoTrainer
 from softlore.context import ROOT, Node, Tree
 from softlore.decode import sample_passages
-from softlore.errors import ConfigError, DivergedError, LoreError, TrainingError
+from softlore.errors import ConfigError, DivergedError, InputError, LoreError, TrainingError
 from softlore.lore import Lorebook
 from softlore.lore.study import OPENERS
 from softlore.model.tiny import byte_tokenizer, tiny_hf, tiny_model
@@ -279,6 +279,12 @@ def test_chat_as_templates_differ():
 def test_chat_without_a_template_is_refused():
     with pytest.raises(ConfigError, match=r"'tiny-llama' has no chat template; .* leave chat"):
         small(DOG, chat=True).train()
+
+
+def test_a_template_that_refuses_a_chat_is_an_error_with_a_reason():
+    refuses = chat_model("{{ raise_exception('the system speaks first') }}")
+    with pytest.raises(InputError, match=r"chat template refuses .*the system speaks first"):
+        small(DOG, refuses, chat=True).train()
 
 
 # where it starts ---------------------------------------------------------------------------------

@@ -61,6 +61,32 @@ def chat_template(model: LanguageModel, tools: bool = False) -> str:
     return found if isinstance(found, str) else ""
 
 
+def render_template(
+    model: LanguageModel, messages: Sequence[dict[str, Any]], template: str = "", **options: Any
+) -> str:
+    """Messages as text by a chat template, without the BOS that stands before every text.
+
+    Args:
+        messages: as the template takes them, such as `{"role": "user", "content": "…"}`.
+        template: in place of the model's own.
+        options: of transformers' `apply_chat_template`, such as `add_generation_prompt`.
+
+    Raises:
+        InputError: the template refuses the messages.
+    """
+    try:
+        text = model.tokenizer.apply_chat_template(
+            messages, chat_template=template or None, tokenize=False, **options
+        )
+    except Exception as error:  # noqa: BLE001 - a template is a program of the model's makers
+        raise InputError(
+            f"the model's chat template refuses these messages ({error!s:.160}); expected the "
+            "roles and the order that it knows; change them"
+        ) from None
+    bos = "" if model.bos_id is None else str(model.tokenizer.bos_token or "")
+    return str(text).removeprefix(bos)
+
+
 def render_chat(
     model: LanguageModel,
     messages: Sequence[Message],
@@ -114,18 +140,16 @@ def _count_system(messages: Sequence[Message]) -> int:
 def _templated(model: LanguageModel, template: _Template, messages: Sequence[Message]) -> Chat:
     """Renders a chat by the model's template, split where messages begin, if that can be found."""
     continued = messages[-1].role == "assistant" and not messages[-1].calls
-    bos = "" if model.bos_id is None else str(model.tokenizer.bos_token or "")
     text = template.render(messages, not continued, continued)
     if template.tools and text == template.without_tools(messages, not continued, continued):
         raise _no_tools(model)
-    text = text.removeprefix(bos)
 
     def length_of(count: int) -> int | None:
         """Characters of the first `count` messages; None where it cannot be known."""
         if not count:
             return 0
         try:
-            start = template.render(messages[:count]).removeprefix(bos)
+            start = template.render(messages[:count])
         except InputError:  # a template may refuse a chat that ends there
             return None
         return len(start) if text.startswith(start) else None
@@ -161,20 +185,13 @@ class _Template:
         options: dict[str, Any] = {"continue_final_message": True} if continue_final else {}
         if self.tools:
             options["tools"] = list(self.tools)
-        try:
-            text = self.model.tokenizer.apply_chat_template(
-                [message.for_template(self.text) for message in messages],
-                chat_template=self.text,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **options,
-            )
-        except Exception as error:  # noqa: BLE001 - a template is a program of the model's makers
-            raise InputError(
-                f"the model's chat template refuses these messages ({error!s:.160}); expected the "
-                "roles and the order that it knows; change them"
-            ) from None
-        return str(text)
+        return render_template(
+            self.model,
+            [message.for_template(self.text) for message in messages],
+            self.text,
+            add_generation_prompt=add_generation_prompt,
+            **options,
+        )
 
     def without_tools(self, *messages: Any) -> str | None:
         """As `render`, without the tools; None where the template needs tools."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from softlore.context.chat import chat_template, render_template
 from softlore.decode.batch import RunningBatch
 from softlore.decode.chat_server import ChatServer, is_url
 from softlore.decode.model_runner import TorchModelRunner
@@ -28,23 +29,15 @@ def find_model(
     return ChatServer(source, model) if is_url(source) else load(source)
 
 
-def has_template(model: LanguageModel) -> bool:
-    """Whether a model is asked by a chat template."""
-    return bool(getattr(model.tokenizer, "chat_template", None))
-
-
 def as_question(model: LanguageModel, question: str) -> str:
     """A question as the model reads it, up to where its answer begins.
 
     Models without a chat template read it as a text with "Answer:" after it.
     """
-    if not has_template(model):
+    if not chat_template(model):
         return f"{question}\n\nAnswer:"
-    tokenizer = model.tokenizer
     turns = [{"role": "user", "content": question}]
-    asked = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-    begun = model.bos and tokenizer.bos_token  # which is put before every text
-    return asked.removeprefix(tokenizer.bos_token) if begun else asked
+    return render_template(model, turns, add_generation_prompt=True)
 
 
 def ask(

@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import Any
 
+from softlore.context.chat import chat_template
 from softlore.decode import write
-from softlore.decode.asking import as_question, has_template
+from softlore.decode.asking import as_question
 from softlore.errors import SoftloreError
 from softlore.lore import Entry
 from softlore.lore.names import as_name
@@ -185,7 +186,7 @@ def summarize(model: FrozenModel, text: str, pause: Pause = lambda: None) -> str
     """
     tokens = len(model.encode(text))
     length = max(LEAST_TOKENS, min(SUMMARY_TOKENS, tokens // SUMMARY_SHARE))
-    if has_template(model):
+    if chat_template(model):
         with suppress(SoftloreError):
             asked = _asked(model, ASKED.format(text.strip()), length, pause)
             if len(asked.split()) >= LEAST_WORDS:

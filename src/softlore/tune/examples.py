@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from softlore.context import Branch
+from softlore.context.chat import chat_template, render_template
 from softlore.decode.conditioning import Conditioning, weighted
 from softlore.errors import ConfigError, LoreError, UnsupportedModelError
 from softlore.lore import Block, Entry
@@ -138,28 +139,25 @@ def pairs_of(
     for response in responses:
         before, after = _turns(model, call, response) if chat else (call, response)
         ids = model.encode(before)
-        if chat and model.bos and ids[:1] == model.bos:
-            ids = ids[1:]  # the trunk begins with BOS already
         pairs.append(CallResponse(ids + model.encode(after, inside=True), len(ids)))
     return pairs
 
 
 def _turns(model: FrozenModel, call: str, response: str) -> tuple[str, str]:
     """The template's text up to the start of the response, and the response's turn to its end."""
-    tokenizer = model.tokenizer
-    if not getattr(tokenizer, "chat_template", None):
+    if not chat_template(model):
         raise ConfigError(
             f"{model.name!r} has no chat template; expected one to put call and response into; "
             "leave chat (--chat) out, or use a model made for chat"
         )
     turns = [{"role": "user", "content": call}]
-    before = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    before = render_template(model, turns, add_generation_prompt=True)
     turns.append({"role": "assistant", "content": response})
-    dialogue = str(tokenizer.apply_chat_template(turns, tokenize=False)).rstrip()
+    dialogue = render_template(model, turns).rstrip()
     if dialogue.startswith(before) and response.strip() in dialogue[len(before) :]:
         return before, dialogue[len(before) :]
     # Some templates render a past response unlike the start of a new one, such as with <think>.
-    return before, response + (tokenizer.eos_token or "")
+    return before, response + (model.tokenizer.eos_token or "")
 
 
 def _check_pairs(

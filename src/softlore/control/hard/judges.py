@@ -11,7 +11,8 @@ from functools import partial
 from statistics import fmean
 from typing import Any, Protocol
 
-from softlore.decode.asking import as_question, find_model, has_template
+from softlore.context.chat import chat_template
+from softlore.decode.asking import as_question, find_model
 from softlore.decode.chat_server import ChatServer, answer_text
 from softlore.errors import EngineError
 from softlore.measure.score import token_losses, trunk
@@ -54,7 +55,7 @@ class ModelJudge:
     def _logs(self, question: str, choices: Sequence[str]) -> Logs:
         model = self.model
         before = model.encode(as_question(model, listed(question, choices)))
-        space = "" if has_template(model) else " "
+        space = "" if chat_template(model) else " "
         answers = [(before, model.encode(space + choice, inside=True)) for choice in choices]
         losses = token_losses(model, trunk(model, ""), answers)
         return {c: [-float(loss.sum())] for c, loss in zip(choices, losses, strict=True)}
