@@ -214,6 +214,8 @@ def trained(page, state):
     page.wait_for_selector("svg.plot[aria-label^='Loss'] polyline.picked", state="attached")
     page.wait_for_selector("[data-entry=Marta]:has-text('trained, 4 tokens')")
     assert "Marta" in state.prompts
+    (training,) = page.evaluate("fetch('/studio/api/trainings').then((said) => said.json())")
+    assert training["minutes"] == 5  # of one entry, where nobody asks for others
     summary = page.get_attribute("svg.plot[aria-label^='Loss']", "aria-label")
     assert re.fullmatch(r"Loss.* of Marta: from [\d.]+ at step \d+ to [\d.]+ at step 4\.", summary)
 

@@ -159,9 +159,31 @@ def test_what_is_trained_is_trained_again_only_when_asked(tmp_path):
             ({"kind": "suffix"}, 400),
             ({"style": "loud"}, 400),
             ({"seed": -1}, 400),
+            ({"minutes": 0}, 400),
+            ({"minutes": 10**9}, 400),
         ]:
             found.refused(status, "POST", "trainings", json={**asked, "overwrite": True, **wrong})
         assert len(found.get("trainings")) == 3
+
+
+@in_both
+def test_it_ends_in_the_minutes_given(apart, tmp_path):
+    with with_lore(tmp_path, apart=apart) as found:
+        job = ended(found, start(found, "Marta", n_tokens=3, max_steps=100_000, minutes=0.05))
+        assert (job["state"], job["minutes"]) == ("done", 0.05)
+        assert job["step"] < 100_000
+        assert found.state.prompts["Marta"].training["stopped"] == "time_budget"
+
+
+def test_the_minutes_are_kept_after_a_restart(tmp_path):
+    with with_lore(tmp_path) as found:
+        number = start(found, "Marta", **LONG, minutes=600)
+        under_way(found, number)
+        found.post("trainings", number, "pause")
+    with with_lore(tmp_path) as found:
+        assert found.get("trainings", number)["minutes"] == 600
+        found.post("trainings", number, "resume")
+        assert ended(found, number)["step"] == 60
 
 
 @in_both

@@ -21,7 +21,6 @@ SETTINGS = (
     "max_spacing", "drift_guard", "distil_weight", "max_steps", "seed",
 )  # fmt: skip
 
-FEW_UPDATES = 12  # of an entry; with fewer it hardly ever knows its calls
 SMALL_UPDATES = {"distil_weight": 0, "pairs_per_step": 4}  # for calls and their responses alone
 
 
@@ -52,10 +51,11 @@ def tell_what_is_left_out(asked: TrainingConfig, used: TrainingConfig) -> None:
 
 def tell_few_updates(prompts: Sequence[SoftPrompt], book: Lorebook | None) -> None:
     """Says what helps where a time budget ended before the prompts knew their lore."""
-    hurried = [p for p in prompts if p.training.get("stopped") == "time_budget"]
-    steps = min((p.training["steps"] for p in hurried), default=FEW_UPDATES)
-    if steps >= FEW_UPDATES:
+    from softlore.tune.lorebook_training import FEW_UPDATES, too_few_updates
+
+    if (steps := too_few_updates(prompts)) is None:
         return
+    hurried = [p for p in prompts if p.training.get("stopped") == "time_budget"]
     smaller = "".join(
         f" --{name.replace('_', '-')} {value}"
         for name, value in SMALL_UPDATES.items()

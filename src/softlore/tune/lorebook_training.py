@@ -20,6 +20,8 @@ from softlore.tune.finished_prompt import entry_hash
 from softlore.tune.trainer import PromptSet, WorldInfoTrainer
 from softlore.tune.training_data import Company
 
+FEW_UPDATES = 12  # of an entry; with fewer it hardly ever knows its calls
+
 
 @dataclass(frozen=True)
 class BookPlan:
@@ -129,6 +131,13 @@ def with_gain(
         if on_progress is not None:
             on_progress(number / len(prompts))
     return measured
+
+
+def too_few_updates(prompts: Sequence[SoftPrompt]) -> int | None:
+    """How many updates of an entry a time budget had room for, if too few; else None."""
+    hurried = [p for p in prompts if p.training.get("stopped") == "time_budget"]
+    steps = min((int(p.training["steps"]) for p in hurried), default=FEW_UPDATES)
+    return steps if steps < FEW_UPDATES else None
 
 
 def checkpoint_path(folder: Path, book: str) -> Path:

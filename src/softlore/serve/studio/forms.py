@@ -13,6 +13,7 @@ from softlore.settings.sampling import MAX_RANGE
 from softlore.story.settings import Form
 
 MAX_TOKENS = 100_000
+MAX_MINUTES = 1_000_000
 TRAINING = ("kind", "n_tokens", "max_steps", "style", "seed")
 
 
@@ -136,6 +137,9 @@ class NewTraining(StudioForm):
     """Names of its entries; all of them if left out."""
     overwrite: bool = False
     """Whether to train entries that are trained already."""
+    minutes: Annotated[float, Field(gt=0, le=MAX_MINUTES)] | None = None
+    """Most minutes, the preparation included: fewer steps are made where they would take longer.
+    No limit if left out."""
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from softlore.prompts.vector_folder import vectors_in
 from softlore.serve.compose import model_name
 from softlore.serve.studio.book_folder import NATIVE_FORMATS
 from softlore.serve.studio.context import StudioContext
-from softlore.serve.studio.forms import TRAINING, ModelChange
+from softlore.serve.studio.forms import MAX_MINUTES, TRAINING, ModelChange, NewTraining
 from softlore.serve.studio.prompts import header_fields
 from softlore.serve.studio.stories import FORMATS as STORY_FORMATS
 from softlore.settings import SamplingParams, TrainingConfig, table
@@ -128,7 +128,9 @@ def _samplers() -> list[dict[str, Any]]:
 def _training() -> dict[str, dict[str, Any]]:
     """The training settings of the API, by name."""
     settings = table(TrainingConfig)
-    return {
+    about = NewTraining.model_fields["minutes"].description
+    limit = {"default": None, "help": about, "min": 1, "max": MAX_MINUTES, "choices": None}
+    return {"minutes": limit} | {
         name: {
             "default": settings[name].default,
             "help": settings[name].help,

@@ -34,7 +34,7 @@ def make_router(context: StudioContext) -> APIRouter:
     def start(form: NewTraining) -> dict[str, Any]:
         """Adds a training to the queue. Its soft prompts are saved to the library."""
         book = context.books.get(form.book).resolved(context.state.settings)
-        job = queue.start(book, form.entries or [], form.overwrite, form.settings)
+        job = queue.start(book, form.entries or [], form.overwrite, form.settings, form.minutes)
         return job.to_dict(curves=True)
 
     @router.get("/{id}")

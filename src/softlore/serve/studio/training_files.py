@@ -115,6 +115,7 @@ def _load(folder: Path) -> TrainingJob:
         book=str(data["book"]),
         entries=list(entries),
         settings=settings,
+        minutes=None if (minutes := data.get("minutes")) is None else float(minutes),
         state="paused",
         step=int(data["step"]),
         done=float(data["done"]),

@@ -103,6 +103,7 @@ class TrainingJob:
     Attributes:
         book, entries: names of the lorebook and of its entries that are trained.
         settings: training settings of the request.
+        minutes: that it may take, its preparation included; None for no limit.
         request: what the training thread does after the current update.
         queued: when it was put in the queue, seconds since the epoch.
         step: updates of the whole set of prompts so far.
@@ -116,6 +117,7 @@ class TrainingJob:
     book: str
     entries: list[str]
     settings: dict[str, Any]
+    minutes: float | None = None
     state: State = "waiting"
     message: str = ""
     step: int = 0
@@ -129,10 +131,15 @@ class TrainingJob:
 
     @classmethod
     def new(
-        cls, book: str, entries: list[str], settings: dict[str, Any], changed: threading.Condition
+        cls,
+        book: str,
+        entries: list[str],
+        settings: dict[str, Any],
+        minutes: float | None,
+        changed: threading.Condition,
     ) -> TrainingJob:
-        now = time.time()
-        return cls(secrets.token_hex(8), now, book, entries, settings, queued=now, changed=changed)
+        id, now = secrets.token_hex(8), time.time()
+        return cls(id, now, book, entries, settings, minutes, queued=now, changed=changed)
 
     @property
     def finished(self) -> bool:
@@ -191,6 +198,7 @@ class TrainingJob:
                 "seconds": round(self.seconds, 1),
                 "seconds_left": self.seconds_left and round(self.seconds_left, 1),
                 "settings": dict(self.settings),
+                "minutes": self.minutes,
             }
             if curves:
                 data["curves"] = {name: curve.to_dict() for name, curve in self.curves.items()}

@@ -62,7 +62,12 @@ class TrainingQueue:
             return self._jobs[id]
 
     def start(
-        self, book: Lorebook, entries: list[str], overwrite: bool, settings: Mapping[str, Any]
+        self,
+        book: Lorebook,
+        entries: list[str],
+        overwrite: bool,
+        settings: Mapping[str, Any],
+        minutes: float | None = None,
     ) -> TrainingJob:
         """Adds a job to the queue.
 
@@ -70,6 +75,7 @@ class TrainingQueue:
             entries: names; all entries of the book if empty.
             overwrite: whether to train entries that have been trained already.
             settings: fields of `TrainingConfig`.
+            minutes: that it may take; None for no limit.
 
         Raises:
             InputError: it cannot be trained with these settings.
@@ -91,7 +97,7 @@ class TrainingQueue:
                 "entry, or set `overwrite` to train it again"
             )
         names = [entry.name for entry in plan.new]
-        job = TrainingJob.new(book.name, names, dict(settings), self._changed)
+        job = TrainingJob.new(book.name, names, dict(settings), minutes, self._changed)
         self._files.create(job, book, plan.retained.values())
         try:
             self._add(job)

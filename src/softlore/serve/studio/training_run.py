@@ -20,11 +20,14 @@ from softlore.tune import (
     TrainingProgress,
     WorldInfoTrainer,
 )
-from softlore.tune.lorebook_training import save_prompts
+from softlore.tune.lorebook_training import save_prompts, too_few_updates
 from softlore.tune.losses import curve_names
 from softlore.tune.trainer import PromptSet
 
 ESTIMATED_FROM = 0.05  # share of a phase from which its rest is estimated
+CALLS_ALONE = "facts alone, for want of time"
+FEW = "the time was too short for most lore; train again with more minutes, or fewer at once"
+LEAST = 1.0  # seconds for a job that is resumed when its time is over
 RECALL_SAMPLES = 10  # measurements of recall during a training
 
 
@@ -52,7 +55,8 @@ def run_job(
     trainer.on_phase = _Phase(job)
     trainer.prepare()
     if not interrupted():
-        job.become("running")
+        hurried = trainer.config.distil_weight < trainer.given.distil_weight
+        job.become("running", CALLS_ALONE if hurried else "")
         recorder = _Recorder(job, trainer)
 
         def on_step(progress: TrainingProgress) -> bool:
@@ -62,8 +66,9 @@ def run_job(
         trainer.on_step = on_step
         trainer.train()
     if not trainer.unfinished() and job.request != "stop":
-        save_prompts(library, list(trainer.prompts().values()), trainer)
-        job.become("done")
+        prompts = list(trainer.prompts().values())
+        save_prompts(library, prompts, trainer)
+        job.become("done", FEW if too_few_updates(prompts) is not None else "")
     elif job.ending:
         job.become("stopped", _save_some(job, trainer, library))
     else:
@@ -76,12 +81,13 @@ def _make_trainer(
 ) -> WorldInfoTrainer[PromptSet]:
     """The trainer, with lore and company as they were when the job was created."""
     book, company = files.book(job), files.company(job)
+    left = None if job.minutes is None else max(LEAST, 60 * job.minutes - job.seconds)
     return WorldInfoTrainer(
         require_frozen_model(model, "training"),
         entries=[book[name] for name in job.entries],
         company=Company(company, book.entries),
         checkpointing=Checkpointing(files.checkpoint(job)),
-        execution=Execution(processes=processes),
+        execution=Execution(time_budget=left, processes=processes),
         **{**book.training, **job.settings},
     )
 

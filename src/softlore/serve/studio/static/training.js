@@ -23,13 +23,14 @@ const KINDS = {
   embedding: "Embedding: anywhere in the text, for other programs too",
 };
 const RETRY = 1500; // milliseconds
+const MINUTES = { entry: 3, least: 5 }; // that a training takes at most, unless others are chosen
 const DRAWN = 24; // curves in a plot, at most; of more entries, the first and the picked one
 let watched = null; // the id whose events are read
 let picked = "";
 
 function options() {
   const kind = state.info?.training.kind.default;
-  const chosen = { kind, n_tokens: "", max_steps: "", ...recall("training", {}) };
+  const chosen = { kind, n_tokens: "", max_steps: "", minutes: "", ...recall("training", {}) };
   return state.info?.takes_prefix === false ? { ...chosen, kind: "embedding" } : chosen;
 }
 
@@ -37,15 +38,16 @@ function options() {
 export function trainOptions() {
   const inside = h("div", { class: "inside" });
   const change = (name, value) => keep("training", { ...options(), [name]: value });
-  const number = (name, label) => {
+  const number = (name, label, shown) => {
     const { default: initial, min, max, help } = state.info.training[name];
-    return labelled(label, h("input", { type: "number", min, max, placeholder: initial,
+    return labelled(label, h("input", { type: "number", min, max, placeholder: shown ?? initial,
       value: options()[name],
       oninput: (event) => change(name, event.target.value && Number(event.target.value)) }), help);
   };
   on("info", () => inside.replaceChildren(
     labelled("Kind of soft prompt", kinds(options().kind, (kind) => change("kind", kind))),
-    h("div", { class: "two" }, number("n_tokens", "Tokens"), number("max_steps", "Steps at most")),
+    h("div", { class: "two" }, number("n_tokens", "Tokens"), number("max_steps", "Steps at most"),
+      number("minutes", "Minutes at most", `${MINUTES.entry} an entry`)),
     labelled("Entries without pairs are taught by", styles(options().style, (style) =>
       change("style", style)))));
   return h("details", {}, h("summary", {}, "How to train"), inside);
@@ -80,9 +82,12 @@ function kinds(kind, change) {
 
 /** Trains entries of the open book; all of them where none is named. */
 export const train = trying(async (entries, overwrite = false) => {
-  const { kind, n_tokens, max_steps, style } = options();
+  const { kind, n_tokens, max_steps, minutes, style } = options();
+  const count = (entries ?? state.book.entries).length;
   const training = await api.post(["trainings"], { book: state.book.name, entries, kind,
-    style: style || undefined, n_tokens: n_tokens || undefined, max_steps: max_steps || undefined, overwrite: overwrite || undefined });
+    style: style || undefined, n_tokens: n_tokens || undefined, max_steps: max_steps || undefined,
+    minutes: minutes || Math.max(MINUTES.least, MINUTES.entry * count),
+    overwrite: overwrite || undefined });
   take(training);
   say("Training has started.");
   watch(training.id);
