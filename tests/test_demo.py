@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -12,6 +14,7 @@ from softlore.cli.demo import command
 from softlore.compare import demo as running
 from softlore.compare import plots
 from softlore.compare.demo import run_demo
+from softlore.compare.report import render_demo
 from softlore.compare.samples import Sample, first_of_each
 from softlore.compare.tables import mark_lore_words
 from softlore.demo import lorebook_path, openings
@@ -121,6 +124,26 @@ def test_its_report_is_one_whole_page(demo):
     assert not re.search("#0[1-5]0[1-5]0[1-5]", html)  # colours are the page's own
     for sample in json.loads((demo[0] / "demo.json").read_text())["samples"]:
         assert sample["opening"] in page.text
+
+
+def test_the_command_in_its_report_names_the_folder_of_prompts(demo):
+    html = (demo[0] / "report.html").read_text(encoding="utf-8")
+    (folder,) = re.findall(r"--prompts (\S+) --model", html)
+    assert set(PromptLibrary(folder)) == NAMES
+
+
+def test_it_says_when_the_time_was_too_short_to_learn_anything(demo):
+    _, done, made = demo
+    assert made.note == ""  # all updates that were asked for
+    first = made.results[0]
+    hurried = {
+        name: prompt.replace(training=prompt.training | {"stopped": "time_budget", "steps": 1})
+        for name, prompt in first.prompts.items()
+    }
+    short = replace(made, results=[replace(first, prompts=hurried), *made.results[1:]])
+    assert re.search("enough for 1 update, too few .* give more", short.note)
+    assert short.note in unescape(render_demo(short))
+    assert "too few" not in done.stderr
 
 
 def test_its_picture_is_a_png(demo):

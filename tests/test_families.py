@@ -102,7 +102,7 @@ def test_the_window_would_show(family):
 def test_the_windows_are_those_of_eight_families():
     sliding = {f for f in CONFIGS if wrapped(f).family.has_sliding_layers}
     assert sliding == set("gpt_neo mistral qwen2 qwen3 gemma2 gemma3_text phi3 starcoder2".split())
-    assert {f for f in sliding if wrapped(f).family.all_layers_slide} == {
+    assert {f for f in sliding if wrapped(f).family.sight is not None} == {
         "mistral",
         "phi3",
         "starcoder2",

@@ -9,10 +9,11 @@ from softlore import Entry, WorldInfoTrainer
 from softlore.measure.score import SINK_TOKENS, drift
 from softlore.model.tiny import tiny_model
 from softlore.tune import Checkpointing, Execution
-from softlore.tune.held_out import held_out_losses
+from softlore.tune.held_out import INTERVAL, held_out_losses
 from softlore.tune.objective import measure, run_in_parts
 from softlore.tune.optimizer import SHAPES, Schedule
-from softlore.tune.passages import FIRST, FIRST_INTERVAL, HELD_OUT, is_writing_due, rows_at_once
+from softlore.tune.passage_sources import HELD_OUT
+from softlore.tune.passages import FIRST, FIRST_INTERVAL, is_writing_due, rows_at_once
 
 DOG = Entry(
     name="Dog",
@@ -91,13 +92,25 @@ def test_a_resumed_run_writes_the_passages_of_the_first_not_anew(tmp_path):
         assert torch.equal(found[name].tensor, prompt.tensor)
 
 
-def test_progress_is_shown_while_passages_are_written():
+def test_progress_is_shown_in_every_phase_before_the_first_update():
     phases = []
     trainer(CAT, on_phase=lambda name, done: phases.append((name, done))).prepare()
-    names, shares = zip(*phases, strict=True)
-    assert set(names) == {"writing passages"}
-    assert list(shares) == sorted(shares)
+    assert list(dict.fromkeys(name for name, _ in phases)) == [
+        "writing passages", "reading passages", "reading story text", "computing starts",
+        "timing an update",
+    ]  # fmt: skip
+    shares = [done for name, done in phases if name == "writing passages"]
+    assert shares == sorted(shares)
     assert shares[-1] == 1
+
+
+def test_measuring_between_updates_is_a_phase_too():
+    phases = []
+    training = trainer(DOG, max_steps=INTERVAL)
+    training.prepare()
+    training.on_phase = lambda name, done: phases.append(name)
+    training.train()
+    assert "measuring" in phases
 
 
 @pytest.mark.parametrize("bos", [False, True])

@@ -288,7 +288,7 @@ def test_a_registered_loss_is_trained_shown_and_resumed(toy_loss, tmp_path):
 
     table = progress._table(unbroken.progress())
     headings = [column.header for column in table.columns]
-    assert headings[2:-1] == ["recall", "drift", "distilled", "calls"]
+    assert headings[2:-1] == ["recall", "drift", "calls"]  # nothing is distilled
     response, toy = history.recent("response"), history.recent("toy")
     assert trainer(min_loss=response).train().training["stopped"] == "max_steps"
     assert trainer(min_loss=response + toy).train().training["stopped"] == "min_loss"

@@ -6,7 +6,8 @@ The entries' texts alone, without calls, are saved as a SillyTavern lorebook and
 `softlore train` with its defaults, in the time given. Then each entry is named by a writer's turn
 after 400 tokens of other stories, and the model writes the next turn as `softlore story` does, lore
 chosen by its own rules: ten draws each, the same for all ways. A draw shows lore if a keyword of
-the entry is written that was not in the story before.
+the entry is written that was not in the story before. Perplexity is the bare model's, of what it
+writes in three turns; `distinct` is the share of different runs of three tokens in it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Literal
@@ -35,6 +36,7 @@ from softlore.story.session import StorySession
 PASSAGE = 40  # tokens of a passage, at least
 # Like none of the lines with which texts are studied (softlore.lore.styles, softlore.lore.study).
 OPENER = "That afternoon {name} was at the market, and as always {name}"
+RUN = 3  # tokens of a run that is counted as repeated
 FIGURES = ["shown", "lore words", "perplexity", "distinct"]
 Way = Literal["nothing", "text", "softlore"]
 
@@ -46,23 +48,23 @@ def sticking(
     model: Annotated[str, "short name, folder, hub id or GGUF file"] = "smollm2",
     entries: Annotated[int, "the first ones of the book"] = 3,
     time_budget: Annotated[float, "seconds of training, loading and saving included"] = 600,
-    style: Annotated[str | None, "of `softlore train`: makes calls of the texts"] = None,
-    min_loss: Annotated[str | None, "of `softlore train`: where an entry stops"] = None,
+    settings: Annotated[list[str], "of `softlore train`, such as style=none"] = [],  # noqa: B006
     prompts: Annotated[Path, "saved in and taken from a folder each seed"] = Path("runs/sticking"),
     ways: list[Way] = ["nothing", "text", "softlore"],  # noqa: B006 - read only
     draws: int = 10,
     before: Annotated[int, "tokens of story before the entry is named"] = 400,
-    tokens: Annotated[int, "that the model writes"] = 60,
+    tokens: Annotated[int, "that the model writes in a turn"] = 60,
+    turns: Annotated[int, "that it writes; lore is counted in the first"] = 3,
     seed: Annotated[list[int], "of training and of draws"] = [0],  # noqa: B006
     keep: Keep = None,
 ) -> None:
     """The share of draws that show lore, for nothing, the texts and what softlore chooses."""
     book = texts_of(Lorebook.load(lorebook), entries)
     libraries = {number: PromptLibrary(prompts / str(number)) for number in seed}
-    settings = {"style": style, "min-loss": min_loss, "time-budget": str(time_budget)}
     for number, library in libraries.items():
         if not all(entry.name in library for entry in book):
-            train(book, model, library.folder, settings | {"seed": str(number)})
+            options = [*settings, f"time-budget={time_budget:g}", f"seed={number}"]
+            train(book, model, library.folder, options)
     frozen = FrozenModel.from_pretrained(model)
     runner = runner_for(frozen)
     stories = {number: list(beginnings(frozen, draws, before, number)) for number in seed}
@@ -84,17 +86,17 @@ def sticking(
                     session = StorySession(story, runner, books[label], libraries[seed])
                     story.add(f"{text}\n\n")
                     session.add(opener)
-                    written = "".join(session.continue_story(tokens))
+                    written = ["".join(session.continue_story(tokens)) for _ in range(turns)]
                     assert session.plan is not None
                     forms.update(session.plan.lore.values())
-                    counts.append(len(keywords.intersection(words(written)) - {*words(text)}))
-                    pairs.append((frozen.encode(opener), frozen.encode(written)))
+                    counts.append(len(keywords.intersection(words(written[0])) - {*words(text)}))
+                    pairs.append((frozen.encode(opener), frozen.encode("".join(written))))
         return {
             "draws": draws,
             "shown": sum(map(bool, counts)),
             "lore words": fmean(counts),
             "perplexity": perplexity(frozen, pairs),
-            "distinct": distinct([ids for _, ids in pairs]),
+            "distinct": distinct([ids for _, ids in pairs], RUN),
             "as": ", ".join(f"{form} {n}" for form, n in sorted(forms.items())) or "nothing",
             "written": [frozen.decode(ids).strip() for _, ids in pairs],
         }
@@ -113,8 +115,8 @@ def texts_of(book: Lorebook, count: int) -> Lorebook:
     return Lorebook(name=book.name, entries=entries)
 
 
-def train(book: Lorebook, model: str, prompts: Path, settings: dict[str, str | None]) -> None:
-    """`softlore train` of a lorebook in SillyTavern's format; defaults where a setting is None."""
+def train(book: Lorebook, model: str, prompts: Path, settings: Sequence[str]) -> None:
+    """`softlore train` of a lorebook in SillyTavern's format."""
     world = {
         "entries": {
             str(number): {"uid": number, "comment": e.name, "key": e.keys, "content": e.text}
@@ -125,9 +127,7 @@ def train(book: Lorebook, model: str, prompts: Path, settings: dict[str, str | N
         path = Path(home, f"{book.name}.json")
         path.write_text(json.dumps(world), encoding="utf-8")
         command = [sys.executable, "-m", "softlore", "train", str(path), "--model", model]
-        command += ["--out", str(prompts)]
-        for name, value in settings.items():
-            command += [f"--{name}", value] if value is not None else []
+        command += ["--out", str(prompts), *(f"--{setting}" for setting in settings)]
         subprocess.run(command, check=True)
 
 

@@ -68,6 +68,8 @@ def command(
     if json_path != "-":
         _show(demo)
     common.write_json(demo.to_dict(), json_path)
+    if demo.note:
+        common.say(demo.note)
     report = demo.files["report.html"].resolve()
     common.say(f"{demo.seconds:.0f} s; the report: {report}")
     if show:

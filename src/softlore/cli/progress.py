@@ -58,10 +58,10 @@ class TrainingView:
 
     def on_phase(self, name: str, done: float) -> None:
         """Shows how much of a phase other than updates is done, 0 to 1."""
-        if self._phase != "training":  # between updates its own lines go on
+        if self._phase != "training":  # between updates its own lines go on, in their intervals
             self._enter(name, SHORT_SECONDS)
-            if self._timer.is_due():
-                common.say(f"{name}: {done:.0%}")
+        if self._timer.is_due():
+            common.say(f"{name}: {done:.0%}" if done else name)
 
     def on_step(self, progress: TrainingProgress) -> None:
         """Shows the state after an update."""
@@ -140,10 +140,12 @@ def _table(progress: TrainingProgress) -> Table:
 
     from softlore.tune import LOSSES
 
-    labels = [loss.label for loss in LOSSES.values()]
+    histories = [prompt.history for prompt in progress.trainables.values()]
+    used = [name for name in LOSSES if any(history[name] for history in histories)]
+    labels = [LOSSES[name].label for name in used]
     table = Table("entry", "update", *labels, "", box=None)
     for name, prompt in _first_entries(progress):
-        numbers = [_number(prompt.history.recent(loss)) for loss in LOSSES]
+        numbers = [_number(prompt.history.recent(loss)) for loss in used]
         table.add_row(name, str(prompt.steps), *numbers, prompt.stopped or "")
     hidden = len(progress.trainables) - SHOWN
     if hidden > 0 or progress.waiting:

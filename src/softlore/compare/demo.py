@@ -19,9 +19,11 @@ from softlore.measure.evaluate import LorebookEvaluator
 from softlore.measure.results import Evaluation
 from softlore.model import FrozenModel
 from softlore.prompts import PromptLibrary, SoftPrompt
+from softlore.tune.lorebook_training import FEW_UPDATES, too_few_updates
 
 TIME_BUDGET = 280.0  # seconds in all
-LEAST_TRAINING = 0.3  # of the time budget, however long measuring takes
+ENOUGH = 900.0  # on a busy machine
+LEAST_TRAINING = 0.5  # of the time budget, however long measuring takes
 PROMPTS_SHARE = 0.5  # seconds of measuring with prompts for each one of measuring without
 SAMPLE_TOKENS = 40
 LARGE = 50_000_000  # parameters; larger models learn fewer entries, by one method
@@ -107,6 +109,7 @@ class Demo:
 
     Attributes:
         seconds: that it took, to the last sample.
+        prompts_folder: where the prompts are.
         files: of the report, by name.
     """
 
@@ -117,7 +120,20 @@ class Demo:
     results: list[DemoResult]
     samples: list[Sample]
     seconds: float
+    prompts_folder: Path
     files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def note(self) -> str:
+        """What a reader must know of the training: "" unless the time was too short for it."""
+        updates = too_few_updates(list(self.results[0].prompts.values()))
+        if updates is None:
+            return ""
+        return (
+            f"The time was enough for {updates} update{'s' * (updates != 1)}, too few to show what "
+            f"trained prompts do; expected {FEW_UPDATES} or more; give more, such as softlore demo "
+            f"--time-budget {ENOUGH:g}, or let nothing else run."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
@@ -239,7 +255,8 @@ def run_demo(
     }
     samples = writer.write(trained, keywords)
     seconds = time.monotonic() - start
-    return Demo(book, model.name, parameters, seed, results, samples, seconds)
+    folder = library.folder
+    return Demo(book, model.name, parameters, seed, results, samples, seconds, folder)
 
 
 def _evaluator(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -80,6 +81,7 @@ def render_demo(demo: Demo) -> str:
     return render_page(
         "demo.html.j2",
         demo=demo,
+        prompts=shlex.quote(str(demo.prompts_folder)),
         evaluation=evaluation,
         total=evaluation.total(),
         conditioning_names=CONDITIONING_NAMES,

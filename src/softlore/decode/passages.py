@@ -39,7 +39,7 @@ def sample_passages(
 def sample_openings(
     model: FrozenModel,
     contexts: Sequence[tuple[Tree | WeightedTrees, str]],
-    length: int,
+    length: int | Sequence[int],
     seed: int | Sequence[int],
     rows_at_once: int = 64,
     on_progress: Callable[[float], None] | None = None,
@@ -47,15 +47,20 @@ def sample_openings(
     """A passage after each context and opener; see `sample_passages` and `sample_ids`.
 
     An opener without tokens is replaced by the first id of ordinary text.
+
+    Args:
+        length: of all, or of each.
     """
+    lengths = [length] * len(contexts) if isinstance(length, int) else length
     starts = [
-        model.encode(opener)[: length - 1] or [model.ordinary_ids[0]] for _, opener in contexts
+        model.encode(opener)[: size - 1] or [model.ordinary_ids[0]]
+        for (_, opener), size in zip(contexts, lengths, strict=True)
     ]
     new = sample_ids(
         model,
         [(before, ids) for (before, _), ids in zip(contexts, starts, strict=True)],
         SamplingParams(temperature=1.0, top_k=0),
-        [length - len(ids) for ids in starts],
+        [size - len(ids) for size, ids in zip(lengths, starts, strict=True)],
         seed,
         rows_at_once,
         on_progress,

@@ -254,20 +254,28 @@ def _repeated(ids: Ids, length: int) -> list[int]:
 
 
 def hidden_states_after(
-    model: FrozenModel, before: Tree | WeightedTrees, passages: Sequence[Ids], start: int = 0
+    model: FrozenModel,
+    before: Tree | WeightedTrees,
+    passages: Sequence[Ids],
+    start: int | Sequence[int] = 0,
 ) -> list[Tensor]:
     """Hidden states `[len - start, hidden]` of each passage after a tree, or after several.
 
-    Of a passage that has no token at `start`, that of its last token is returned.
+    Of a passage that has no token at `start`, that of its last token is returned. `start`: of all
+    passages, or of each.
 
     Of several trees, whose weights sum to 1, the weighted sum of hidden states is returned. The
     output layer is linear, so its logits are, up to a constant, those of the mixed
     log-probabilities.
     """
     trees = [(before, 1.0)] if isinstance(before, Tree) else before
+    starts = [start] * len(passages) if isinstance(start, int) else start
     mixed: list[Tensor] = []
     for tree, weight in trees:
-        branches = [Branch(list(ids), tree.end, min(start, len(ids) - 1)) for ids in passages]
+        branches = [
+            Branch(list(ids), tree.end, min(first, len(ids) - 1))
+            for ids, first in zip(passages, starts, strict=True)
+        ]
         states = [weight * rows for rows in branch_hidden_states(model, tree, branches)]
         mixed = [a + b for a, b in zip(mixed, states, strict=True)] if mixed else states
     return mixed

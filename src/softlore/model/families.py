@@ -105,9 +105,9 @@ class Family:
         return self.sliding_window is not None
 
     @property
-    def all_layers_slide(self) -> bool:
-        """Whether no layer sees anything beyond the window, not even a prefix."""
-        return self.has_sliding_layers and FULL not in self.layer_types
+    def sight(self) -> int | None:
+        """Tokens after which no layer sees a text, nor a prefix; None: all are always seen."""
+        return None if FULL in self.layer_types else self.sliding_window
 
     def code_template(self, code: str) -> str:
         """How a text under a control code begins, such as `{code} Title: {title} Text: {text}`."""

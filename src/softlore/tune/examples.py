@@ -20,11 +20,8 @@ from softlore.model import FrozenModel
 from softlore.prompts import Context
 from softlore.settings import TrainingConfig
 from softlore.tune.lengths import passage_length, places_beside, room_beside
-from softlore.tune.passages import (
-    Passage,
-    PassageSource,
-    make_source,
-)
+from softlore.tune.passage_sources import continuation_source, make_source
+from softlore.tune.passages import Passage, PassageSource
 from softlore.tune.topics import Topic, lore_ids, lore_topics
 
 CORPUS_WINDOW = 128  # tokens of a corpus that are predicted at a time
@@ -59,6 +56,7 @@ class EntryExamples:
         passages: distillation passages written so far; `source` adds to them.
         held_out: pairs that are measured on, and not trained on.
         lore: token ids of the text that the passages are about.
+        continuations: what the bare model writes after calls and responses.
     """
 
     name: str
@@ -67,6 +65,7 @@ class EntryExamples:
     source: PassageSource | None = None
     held_out: Sequence[CallResponse] = ()
     lore: Sequence[int] = ()
+    continuations: PassageSource | None = None
 
     @classmethod
     def of(
@@ -76,16 +75,24 @@ class EntryExamples:
         source: PassageSource | None,
         held_out: Sequence[CallResponse] = (),
         lore: Sequence[int] = (),
+        continuations: PassageSource | None = None,
     ) -> EntryExamples:
         """The examples whose passages a source writes."""
-        return cls(name, pairs, source.passages if source else (), source, held_out, lore)
+        passages = source.passages if source else ()
+        return cls(name, pairs, passages, source, held_out, lore, continuations)
+
+    @property
+    def sources(self) -> list[PassageSource]:
+        """Its sources of passages."""
+        return [source for source in (self.source, self.continuations) if source is not None]
 
     @property
     def longest(self) -> int:
         """Tokens of the longest branch, or of a text and a passage that a teacher reads."""
         lengths = [len(pair.ids) for pair in [*self.pairs, *self.held_out]]
         lengths += [len(passage.ids) for passage in self.passages]
-        return max([*lengths, self.source.longest + self.source.length if self.source else 0])
+        lengths += [source.longest + source.length for source in self.sources]
+        return max(lengths, default=0)
 
     def to_measure(self) -> EntryExamples:
         """What a prompt is measured on while it is trained: held-out pairs, if there are any."""
@@ -124,7 +131,19 @@ def make_examples(model: FrozenModel, entry: Entry, config: TrainingConfig) -> E
             f"entry {entry.name!r} has no blocks, and its text is not distilled "
             "(distil_weight is 0); expected blocks or a text to distil; add one"
         )
-    return EntryExamples.of(entry.name, pairs, source, held_out, lore)
+    continuations = continuations_of(model, entry, pairs, config)
+    return EntryExamples.of(entry.name, pairs, source, held_out, lore, continuations)
+
+
+def continuations_of(
+    model: FrozenModel, entry: Entry, pairs: Sequence[CallResponse], config: TrainingConfig
+) -> PassageSource | None:
+    """The source of what follows an entry's responses; None where that is not guarded."""
+    guarded = not entry.blocks if config.continuation_guard is None else config.continuation_guard
+    if not pairs or not guarded or config.chat:  # a message ends by itself
+        return None
+    texts = [model.decode(pair.ids) for pair in pairs]
+    return continuation_source(model, entry.name, texts, room_beside(model, config))
 
 
 def pairs_of(

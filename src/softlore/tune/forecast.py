@@ -24,7 +24,7 @@ from softlore.model.recompute import gradient_checkpointing
 from softlore.model.shapes import count_parameters, largest_weight, model_bytes
 from softlore.model.unloaded import UnloadedModel
 from softlore.settings import TrainingConfig
-from softlore.tune.examples import DISTILLED, EntryExamples, pairs_of
+from softlore.tune.examples import DISTILLED, EntryExamples, continuations_of, pairs_of
 from softlore.tune.filler import FillerStore
 from softlore.tune.lengths import passage_length, places_beside
 from softlore.tune.objective import (
@@ -224,7 +224,10 @@ def _examples(
     pairs = [p for b in blocks for p in pairs_of(model, b.call, b.responses, config.chat)]
     distilled = bool(entry.text) and config.distil_weight > 0
     copies = min(config.distil_passages, max(DISTILLED.values())) if distilled else 0
-    return EntryExamples(entry.name, pairs, [passage] * copies)
+    continuations = continuations_of(model, entry, pairs, config)
+    if continuations is not None:
+        continuations.passages += [passage] * continuations.drawn
+    return EntryExamples(entry.name, pairs, [passage] * copies, continuations=continuations)
 
 
 def _passages(entries: Sequence[Entry], config: TrainingConfig) -> int:

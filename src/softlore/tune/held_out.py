@@ -11,6 +11,7 @@ from softlore.settings import TrainingConfig
 from softlore.tune.distributed import SingleProcess
 from softlore.tune.losses import LOSSES
 from softlore.tune.objective import MemoryPlan, losses_of
+from softlore.tune.passages import OnPhase
 from softlore.tune.trainable_prompt import TrainablePrompt
 from softlore.tune.training_data import draw_batch
 from softlore.tune.trunk import TrainingData
@@ -26,6 +27,7 @@ def measure_held_out(
     trainables: Mapping[str, TrainablePrompt],
     plan: MemoryPlan,
     ranks: SingleProcess,
+    on_phase: OnPhase,
 ) -> None:
     """Measures entries at intervals and at their end; see `TrainablePrompt.record_held_out`.
 
@@ -43,6 +45,7 @@ def measure_held_out(
     ]
     if not due:
         return
+    on_phase("measuring", 0.0)
     values = {name: trainables[name].value() for name in due}
     losses = held_out_losses(model, config, data.to_measure(), values, due, plan, ranks)
     for name, loss in losses.items():

@@ -79,8 +79,9 @@ class Loss:
     unit: str = "nats a token"
 
     def weight_in(self, config: TrainingConfig) -> float:
-        """Its weight by the settings of a training."""
-        return float(getattr(config, self.weight)) if self.weight else 1.0
+        """Its weight by the settings of a training; 1 where they leave that open."""
+        value = getattr(config, self.weight) if self.weight else None
+        return 1.0 if value is None else float(value)
 
 
 class TrainingHistory(dict[str, list[float]]):
@@ -172,7 +173,7 @@ def _draw_distillation(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]:
     if name not in trunk.learning:
         return []
     limit = DISTILLED["beside pairs" if examples.pairs else "alone"]
-    return trunk.sample_passages(examples, limit)
+    return trunk.sample_passages(examples.passages, limit, rereads=bool(examples.lore))
 
 
 def _draw_guard(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]:
@@ -186,6 +187,14 @@ def _draw_guard(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]:
     passage, parent = trunk.continuation
     others = trunk.sample(trunk.data.guard, limit - 1, trunk.soft)
     return [*others, Drawn(passage, passage.branch(parent))]
+
+
+def _draw_continuations(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]:
+    (name,) = names
+    told = trunk.data.examples[name].continuations
+    if told is None or name not in trunk.learning:
+        return []
+    return trunk.sample_passages(told.passages, told.drawn)
 
 
 LOSSES: dict[str, Loss] = {
@@ -220,6 +229,16 @@ LOSSES: dict[str, Loss] = {
             weight="distil_weight",
             label="distilled",
             legend="text, distilled",
+        ),
+        Loss(
+            "continuation",
+            teacher_kl,
+            "hidden_states",
+            _draw_continuations,
+            weight="continuation_guard",
+            label="after it",
+            legend="what follows",
+            curve="drift",
         ),
     )
 }

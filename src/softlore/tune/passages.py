@@ -17,30 +17,27 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from softlore.context import Branch, Tree
 from softlore.decode import WeightedTrees, sample_openings
-from softlore.errors import LoreError
-from softlore.lore.study import OPENERS
-from softlore.measure.score import first_comparable, hidden_states_after
+from softlore.measure.score import hidden_states_after
 from softlore.model import FrozenModel
 from softlore.model.memory import free_memory
 from softlore.settings import TrainingConfig
 from softlore.tune.lengths import passage_length
-from softlore.tune.topics import Topic, bare_tree, length_of
+from softlore.tune.topics import Topic, length_of
 
-HELD_OUT = 4  # passages of a source that are measured on
 FIRST = 4  # updates that the first passages suffice for, each passage used once
-TOPIC_FIRST = 4  # of each chunk of a long text, at first
 FIRST_INTERVAL, LONGEST_INTERVAL = 16, 64  # updates between two times of writing
 RENEWED = 0.25  # new passages for each one that an update draws, until the limit
 MEMORY_SHARE = 0.1  # of the memory that is free, for keys and values while writing
 MAX_ROWS = 256  # passages written side by side; more is not faster
 
-OnProgress = Callable[[float], None]
+OnPhase = Callable[[str, float], None]  # what is done, and the share that is
 
 
 def writing_rounds(updates: int) -> int:
@@ -94,6 +91,7 @@ class PassageSource:
         has_teacher: whether hidden states are computed; filler needs none.
         given: passages that exist already, taken in place of written ones.
         first: how many are written before the first update; None: as many as `FIRST` updates draw.
+        follows: of a passage only what follows its opener is compared, in place of `start`.
         ids: all passages so far.
         batches: how many were added each time, which decides the rounding of hidden states.
         passages, held_out: those to train on and to measure on, with hidden states.
@@ -109,6 +107,7 @@ class PassageSource:
     has_teacher: bool = True
     given: Sequence[list[int]] | None = None
     first: int | None = None
+    follows: bool = False
     ids: list[list[int]] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     passages: list[Passage] = field(default_factory=list)
@@ -155,11 +154,16 @@ class PassageSource:
             passages: dict[int, Passage] = {}
             for k in range(min(len(self.topics), len(new))):
                 places, topic = range(k, len(new), len(self.topics)), self.topic(first + k)
-                taught = run_teacher(model, topic.before, [new[i] for i in places], self.start)
+                starts = [self._start(model, first + i) for i in places]
+                taught = run_teacher(model, topic.before, [new[i] for i in places], starts)
                 passages |= zip(places, (replace(p, lore=topic.lore) for p in taught), strict=True)
             ordered = [passages[i] for i in range(len(new))]
             self.held_out.extend(ordered[:held_out])
             self.passages.extend(ordered[held_out:])
+
+    def _start(self, model: FrozenModel, number: int) -> int:
+        """The first token of a passage that is compared."""
+        return len(model.encode(self.opener(number))) - 1 if self.follows else self.start
 
     def state(self) -> dict[str, Tensor]:
         """The passages' ids one after another, and their lengths, for a checkpoint."""
@@ -182,13 +186,13 @@ def write_passages(
     model: FrozenModel,
     config: TrainingConfig,
     sources: Sequence[tuple[PassageSource, int]],
-    on_progress: OnProgress | None = None,
+    on_phase: OnPhase = lambda name, done: None,
 ) -> None:
     """Writes passages, side by side, until each source has as many as are wanted.
 
     Args:
         sources: each with the number that it is to have.
-        on_progress: called with the share that is done, 0 to 1.
+        on_phase: see `WorldInfoTrainer`.
     """
     # Those about one text one after another: they are written together, and read it once.
     missing = [
@@ -206,13 +210,14 @@ def write_passages(
         sample_openings(
             model,
             [(source.topic(number).before, source.opener(number)) for source, number in jobs],
-            passage_length(model, config),
+            [source.length for source, _ in jobs],
             [_seed(config, source, number) for source, number in jobs],
             rows_at_once(model, config, [source for source, _ in jobs]),
-            on_progress,
+            partial(on_phase, "writing passages"),
         )
     )
-    for source, numbers in missing:
+    for place, (source, numbers) in enumerate(missing):
+        on_phase("reading passages", place / len(missing))
         by_number = source.given or dict(zip(numbers, written, strict=False))
         source.add(model, [by_number[number] for number in sorted(numbers)])
 
@@ -235,86 +240,11 @@ def rows_at_once(
     return max(1, min(MAX_ROWS, 1 << max(0, rows.bit_length() - 1)))
 
 
-# sources ---------------------------------------------------------------------------------------
-
-
-def make_source(
-    model: FrozenModel,
-    name: str,
-    topics: Sequence[Topic],
-    config: TrainingConfig,
-    drawn: int,
-    what: str,
-) -> PassageSource:
-    """The source of an entry's passages, nothing written yet.
-
-    Args:
-        drawn: passages that an update draws.
-        what: names what the teacher reads in messages.
-
-    Raises:
-        LoreError: that leaves no room for a passage.
-    """
-    length = passage_length(model, config)
-    # All updates use no more; a start in closed form needs some, of each chunk of a long text.
-    first = 0 if len(topics) == 1 else TOPIC_FIRST * len(topics)
-    limit = max(first, min(config.distil_passages, max(1, config.max_steps) * drawn))
-    n_held_out = held_out_count(config)
-    source = PassageSource(name, topics, length, limit, drawn, 0, n_held_out, first=first)
-    used = source.longest
-    if model.context_length is not None and used + length > model.context_length:
-        raise LoreError(
-            f"{what} of {used} tokens; expected at most "
-            f"{model.context_length - length} ({model.name!r} reads {model.context_length}, a "
-            f"passage about it takes {length}); shorten the text or split the entry"
-        )
-    return source
-
-
-def unrelated_source(
-    model: FrozenModel, config: TrainingConfig, limit: int, drawn: int, first: int | None = None
-) -> PassageSource:
-    """The source of passages for filler and drift guard: the writer's story, or the model's own.
-
-    `first`: see `PassageSource`.
-    """
-    given, length = None, passage_length(model, config)
-    if config.story is not None:
-        given = cut_story(model, config.story, limit + HELD_OUT, length, config.seed)
-    n_held_out = held_out_count(config) if given is None or len(given) > 2 * HELD_OUT else 0
-    return PassageSource(
-        "",
-        [Topic([(bare_tree(model), 1.0)], OPENERS)],
-        length,
-        limit,
-        drawn,
-        min(first_comparable(model), length - 1),
-        n_held_out,
-        config.drift_guard > 0,
-        given,
-        first=first,
-    )
-
-
-def held_out_count(config: TrainingConfig) -> int:
-    """Passages of a source to measure on: none where nothing stops early."""
-    return 0 if config.patience is None else HELD_OUT
-
-
-def cut_story(
-    model: FrozenModel, story: str, count: int, length: int, seed: int
-) -> list[list[int]]:
-    """Passages of `length` tokens at random places of a story; all of a shorter one."""
-    ids = model.encode(story)
-    if len(ids) <= length:
-        return [ids] if len(ids) > 1 else []
-    draw = random.Random(f"story/{seed}")
-    starts = [draw.randrange(len(ids) - length) for _ in range(count)]
-    return [ids[start : start + length] for start in starts]
-
-
 def run_teacher(
-    model: FrozenModel, before: Tree | WeightedTrees, passages: Sequence[list[int]], start: int = 0
+    model: FrozenModel,
+    before: Tree | WeightedTrees,
+    passages: Sequence[list[int]],
+    start: int | Sequence[int] = 0,
 ) -> list[Passage]:
     """Passages with the hidden states of a model that has read `before`; see `Passage`."""
     states = hidden_states_after(model, before, passages, start)

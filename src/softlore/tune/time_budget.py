@@ -54,14 +54,15 @@ def fit_to_time(
         data: their examples; no passage need be written yet.
     """
     examples = {entry.name: data.examples[entry.name] for entry in entries}
-    sources = [one.source for one in examples.values() if one.source is not None]
+    distilled = any(one.source is not None for one in examples.values())
     asked_for = config.distil_weight != TrainingConfig().distil_weight
     has_pairs = all(one.pairs for one in examples.values())
-    if execution.deadline is None or asked_for or not has_pairs or not sources:
+    if execution.deadline is None or asked_for or not has_pairs or not distilled:
         return config
     sharing = execution.processes_for(model, len(entries))
     seconds = _seconds_a_token(model, config, entries[0], examples, execution, sharing)
-    first = sum(source.wanted(0) * source.length for source in sources)
+    writing = [source for one in examples.values() for source in one.sources]
+    first = sum(source.wanted(0) * source.length for source in writing)
     left = execution.deadline - execution.clock() - WRITING * seconds * first
     turns = -(-len(examples) // config.max_active)
     updates = left / (BESIDE * seconds * turns * _tokens(model, config, examples))
@@ -89,8 +90,7 @@ def _tokens(
         if one.pairs:
             mean = sum(len(pair.ids) for pair in one.pairs) / len(one.pairs)
             total += min(config.pairs_per_step, len(one.pairs)) * mean
-        if one.source is not None:
-            total += one.source.drawn * length
+        total += sum(source.drawn * source.length for source in one.sources)
         if config.drift_guard:
             total += GUARDS[config.kind] * length / min(GROUP, config.company_size)
     return total

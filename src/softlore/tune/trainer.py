@@ -174,12 +174,13 @@ class WorldInfoTrainer(Generic[Trained]):
             self._resume(*checkpoint)
         else:
             self.data = self._make_data()
-            given = self.config
-            self.config = fit_to_time(self.model, given, self.entries, self.data, self.execution)
-            if self.config != given:
+            entries, execution = self.entries, self.execution
+            self.config = fit_to_time(self.model, self.config, entries, self.data, execution)
+            if self.config != self.given:
                 self.data = self._make_data()
             self._admit()
             if self.unfinished():
+                self.on_phase("timing an update", 0.0)
                 plan = self.plan or self.execution.plan(self.model, self.draw())
                 self.plan = MemoryPlan(*self.ranks.broadcast_numbers(*plan.to_dict().values()))
             self.save()  # an unwritable disk is an error now, not at the end
@@ -208,7 +209,9 @@ class WorldInfoTrainer(Generic[Trained]):
             for name, trainable in learning.items():
                 trainable.update(by_name[name])
             self.step += 1
-            measure_held_out(self.model, self.config, self.data, learning, self.plan, self.ranks)
+            measure_held_out(
+                self.model, self.config, self.data, learning, self.plan, self.ranks, self.on_phase
+            )
             still = {name: t for name, t in learning.items() if not t.stopped}
             self._write_passages(
                 {n: t.steps for n, t in still.items() if is_writing_due(t.steps, t.end)}
@@ -258,14 +261,9 @@ class WorldInfoTrainer(Generic[Trained]):
 
     def estimate(self) -> TrainingEstimate:
         """What remains to do; call `prepare` first."""
-        slides = self.config.kind == "prefix" and self.model.family.all_layers_slide
-        sight = self.model.family.sliding_window if slides else None
-        return TrainingEstimate(
-            self._turns.updates_left(self.trainables),
-            self.progress().seconds_left,
-            4 * math.prod(self._shape),
-            sight,
-        )
+        sight = self.model.family.sight if self.config.kind == "prefix" else None
+        updates, size = self._turns.updates_left(self.trainables), 4 * math.prod(self._shape)
+        return TrainingEstimate(updates, self.progress().seconds_left, size, sight)
 
     def draw(self) -> TrainingBatch:
         """The tree batch of the next update; call `prepare` first."""
@@ -297,10 +295,12 @@ class WorldInfoTrainer(Generic[Trained]):
         self._write_passages(dict.fromkeys(new, 0) if in_time else {})
         compacted = in_time and (self.step > 0 or self.execution.has_time_for_closed_form)
         examples = self.data.examples if compacted else {}
-        starts = [
-            partial(initial_value, self.model, self._by_name[name], self.config, examples.get(name))
-            for name in new
-        ]
+
+        def start(place: int, name: str) -> Tensor:
+            self.on_phase("computing starts", place / len(new))
+            return initial_value(self.model, self._by_name[name], self.config, examples.get(name))
+
+        starts = [partial(start, *each) for each in enumerate(new)]
         for name, value in zip(new, self.ranks.compute(starts, self._shape), strict=True):
             self._admit_one(name, value)
         if not self._turns.current:
@@ -316,8 +316,7 @@ class WorldInfoTrainer(Generic[Trained]):
     def _write_passages(self, updates: Mapping[str, int]) -> None:
         """`updates`: of each entry that passages are written for, how many it has made."""
         if updates:
-            show = partial(self.on_phase, "writing passages")
-            write_ahead(self.model, self.config, self.data, updates, self.step, show)
+            write_ahead(self.model, self.config, self.data, updates, self.step, self.on_phase)
             self.ranks.check_same_data(self.data)
 
     def _keep_to_budget(self, pace: float) -> bool:

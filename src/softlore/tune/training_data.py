@@ -22,12 +22,12 @@ from softlore.tune.lengths import log_uniform, passage_length, spacing
 from softlore.tune.losses import GUARDS, LossTerm, draw_terms
 from softlore.tune.objective import TrainingBatch
 from softlore.tune.optimizer import optimizer_class
+from softlore.tune.passage_sources import unrelated_source
 from softlore.tune.passages import (
-    OnProgress,
+    OnPhase,
     Passage,
     PassageSource,
     run_teacher,
-    unrelated_source,
     write_passages,
 )
 from softlore.tune.topics import bare_tree
@@ -127,7 +127,7 @@ def write_ahead(
     data: TrainingData,
     updates: Mapping[str, int],
     step: int,
-    on_progress: OnProgress | None = None,
+    on_phase: OnPhase = lambda name, done: None,
 ) -> None:
     """Writes the passages that the next updates draw from; see `PassageSource`.
 
@@ -138,12 +138,13 @@ def write_ahead(
     sources = [
         (source, source.wanted(updates[name]))
         for name in updates
-        if (source := data.examples[name].source) is not None
+        for source in data.examples[name].sources
     ]
     if data.unrelated is not None:
         sources.append((data.unrelated, data.unrelated.wanted(step)))
-    write_passages(model, config, sources, on_progress)
+    write_passages(model, config, sources, on_phase)
     if data.filler_store is not None:
+        on_phase("reading story text", 0.0)
         data.filler_store.write(model, step)
 
 
@@ -279,7 +280,8 @@ class _Drawing:
     ) -> list[Passage]:
         """See `Trunk.run_teacher`; `seen`: ids of the filler that see the prompts."""
         tree = read.then([*lore, *seen])
-        return run_teacher(self.model, tree, [passage.ids for passage in passages])
+        starts = [passage.start for passage in passages]
+        return run_teacher(self.model, tree, [passage.ids for passage in passages], starts)
 
     def _soft_prompts(self, group: Sequence[str]) -> Tree:
         """The start of a trunk: prefixes and BOS, or BOS and embedding rows."""

@@ -53,8 +53,8 @@ class TrainingData:
     @property
     def sources(self) -> list[PassageSource]:
         """All sources of passages."""
-        sources = (*(examples.source for examples in self.examples.values()), self.unrelated)
-        return [source for source in sources if source is not None]
+        of_entries = [source for one in self.examples.values() for source in one.sources]
+        return of_entries if self.unrelated is None else [*of_entries, self.unrelated]
 
     def to_measure(self) -> TrainingData:
         """What prompts are measured on while they are trained."""
@@ -110,15 +110,20 @@ class Trunk:
         sampled = self.draw.sample(list(examples), min(limit, len(examples)))
         return [Drawn(example, example.branch(parent)) for example in sampled]
 
-    def sample_passages(self, examples: EntryExamples, limit: int) -> list[Drawn]:
-        """Passages about an entry's text: half of them behind the filler, if there is some.
+    def sample_passages(
+        self, passages: Sequence[Passage], limit: int, rereads: bool = True
+    ) -> list[Drawn]:
+        """Passages of a teacher: half of them behind the filler, if there is some.
 
         Those are about the same chunk of a long text, which the teacher reads behind the filler.
+
+        Args:
+            rereads: whether the teacher can read its text there.
         """
-        passages = list(examples.passages)
+        passages = list(passages)
         count = min(limit, len(passages))
         behind: list[Passage] = []
-        if self.run_teacher is not None and examples.lore and count > 1:
+        if self.run_teacher is not None and rereads and count > 1:
             lore = self.draw.choice(passages).lore
             about = [i for i, passage in enumerate(passages) if passage.lore is lore]
             far = set(self.draw.sample(about, min(count // 2, len(about))))

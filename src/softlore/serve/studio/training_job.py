@@ -187,6 +187,7 @@ class TrainingJob:
 
     def to_dict(self, curves: bool = False) -> dict[str, Any]:
         with self.changed:
+            steps = self.step / self.done if 0 < self.done < 1 else self.step
             data: dict[str, Any] = {
                 "id": self.id,
                 "book": self.book,
@@ -194,6 +195,7 @@ class TrainingJob:
                 "state": self.state,
                 "message": self.message,
                 "step": self.step,
+                "steps": round(steps),  # if no entry stops early
                 "done": round(self.done, 4),
                 "seconds": round(self.seconds, 1),
                 "seconds_left": self.seconds_left and round(self.seconds_left, 1),

@@ -11,7 +11,7 @@ from softlore.measure.score import fits, recall
 from softlore.model import LanguageModel, require_frozen_model
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.serve.studio.training_files import TrainingFiles
-from softlore.serve.studio.training_job import TrainingJob
+from softlore.serve.studio.training_job import State, TrainingJob
 from softlore.tune import (
     Checkpointing,
     Company,
@@ -52,15 +52,16 @@ def run_job(
         return closing() or bool(job.request)
 
     trainer = _make_trainer(job, files, model, processes)
-    trainer.on_phase = _Phase(job)
+    trainer.on_phase = phase = _Phase(job)
     trainer.prepare()
     if not interrupted():
         hurried = trainer.config.distil_weight < trainer.given.distil_weight
-        job.become("running", CALLS_ALONE if hurried else "")
+        phase.end("running", CALLS_ALONE if hurried else "")
         recorder = _Recorder(job, trainer)
 
         def on_step(progress: TrainingProgress) -> bool:
             recorder.record(progress)
+            phase.end("running", CALLS_ALONE if hurried else "")
             return interrupted()
 
         trainer.on_step = on_step
@@ -107,7 +108,7 @@ def _save_some(
 
 
 class _Phase:
-    """Shows how far a phase of the preparation is, in the job's message."""
+    """Shows in the job's message what is done besides updates, and how far that is."""
 
     def __init__(self, job: TrainingJob) -> None:
         self._job, self._name, self._start = job, "", 0.0
@@ -116,13 +117,22 @@ class _Phase:
         now = time.monotonic()
         if name != self._name:
             self._name, self._start = name, now
-        message = f"{name}: {done:.0%}"
-        if done > ESTIMATED_FROM:
+        message = f"{name}: {done:.0%}" if 0 < done < 1 else name
+        if ESTIMATED_FROM < done < 1:
             left = round((now - self._start) * (1 - done) / done)
             message += f", about {left} s left" if left < 100 else f", about {left // 60} min left"
-        waits = self._job.state == "preparing" and not self._job.request
-        if waits and self._job.message != message:
-            self._job.become("preparing", message)
+        self._show(message)
+
+    def end(self, state: State, message: str) -> None:
+        """Enters a state, where the job is not in it or a phase is shown."""
+        if self._name or self._job.state != state:
+            self._name = ""
+            self._job.become(state, message)
+
+    def _show(self, message: str) -> None:
+        job = self._job
+        if job.state in ("preparing", "running") and not job.request and job.message != message:
+            job.become(job.state, message)
 
 
 class _Recorder:
@@ -133,10 +143,11 @@ class _Recorder:
         self._entries = {entry.name: entry for entry in trainer.entries}
         self._fingerprint = trainer.model.fingerprint(trainer.config.kind)
         self._last = time.monotonic()
+        self._next: dict[str, float] = {}  # the share that is done when recall is measured again
 
     def record(self, progress: TrainingProgress) -> None:
         points = {
-            name: self._point(self._entries[name], trainable)
+            name: self._point(self._entries[name], trainable, progress.done)
             for name, trainable in progress.trainables.items()
             if trainable.steps > self._job.last_step(name)
         }
@@ -145,12 +156,14 @@ class _Recorder:
         self._job.record(progress.step, progress.done, seconds, points, left)
         self._last = now
 
-    def _point(self, entry: Entry, trainable: TrainablePrompt) -> dict[str, float | int | None]:
+    def _point(
+        self, entry: Entry, trainable: TrainablePrompt, done: float
+    ) -> dict[str, float | int | None]:
         history, step = trainable.history, trainable.steps
         point: dict[str, float | int | None] = {"step": step}
         point |= {curve: history.last(curve) for curve in curve_names()}
-        interval = max(1, trainable.config.max_steps // RECALL_SAMPLES)
-        if step == 1 or step % interval == 0 or trainable.stopped:
+        if done >= self._next.get(entry.name, 0.0) or trainable.stopped:
+            self._next[entry.name] = done + 1 / RECALL_SAMPLES
             point["recall"] = self._recall(entry, trainable)
         return point
 
