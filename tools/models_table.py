@@ -68,7 +68,7 @@ def table() -> str:
 def _window(model: FrozenModel) -> str:
     if model.family.sliding_window is None:
         return ""
-    return "all layers" if model.family.all_layers_slide else "some layers"
+    return "some layers" if model.family.sight is None else "all layers"
 
 
 def _scaled(model: FrozenModel, family: str) -> str:
