@@ -37,8 +37,8 @@ entries:
     text: Captain Oswin keeps the lighthouse.
 """
 TOO_WIDE = """
-[...document.querySelectorAll("html, .panel:not([hidden]) .body, #page")]
-  .filter((one) => one.scrollWidth > one.clientWidth)
+[...document.querySelectorAll("html, #desk, .panel:not([hidden]) .body, #page, .composer, .tools")]
+  .filter((one) => one.scrollWidth > one.clientWidth || one.getBoundingClientRect().right > innerWidth)
   .map((one) => one.id || one.className || one.tagName)
 """
 CONTRAST = """
@@ -299,6 +299,8 @@ def test_it_fits_a_phone_and_is_read_in_light_and_dark(page, served):
     import_lore(page)
     panel(page, "")
     write(page, "The rain had come in the night.")
+    page.keyboard.press("Alt+R")
+    page.wait_for_selector(".tries:has-text('2/2')")
     main = [
         "#text .turn.writer",
         "#text .turn.model",
@@ -311,7 +313,7 @@ def test_it_fits_a_phone_and_is_read_in_light_and_dark(page, served):
     lore = ["[data-entry=Marta] .name", "[data-entry=Marta] .quiet", "[aria-label='Train: Marta']"]
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-        for width in (1280, 360):
+        for width in (1280, 390, 360):
             page.set_viewport_size({"width": width, "height": 740})
             for name in ("", "memory", "lore", "compare", "prompts", "settings"):
                 panel(page, name)
