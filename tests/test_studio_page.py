@@ -892,6 +892,7 @@ def test_chapters_are_shown_edited_and_switched_off(page, served, monkeypatch):
     page.reload()
     ready(page)
     write(page, turns=4)
+    page.wait_for_selector(".context-parts:has-text('cut in large steps')", state="attached")
     wait_until(lambda: (state.stories.folder / f"{name}.chapters/chapters.yaml").exists())
     page.reload()
     ready(page)

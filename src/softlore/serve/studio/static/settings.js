@@ -173,7 +173,8 @@ function otherModels() {
     const changes = models.some((model) => model.changes);
     words.textContent = (changes ? "The server runs one model at a time, for all of its users. "
       : "This server runs one model. Stop it (Ctrl-C in its terminal) and start it with another. ")
-      + "Stories and lorebooks stay; each model has soft prompts of its own.";
+      + "Stories and lorebooks stay; each model has soft prompts of its own. Commands are for a "
+      + "terminal.";
     list.replaceChildren(...models.map((model) => h("li", { class: "item" }, ...modelItem(model))));
   }));
   return details;
@@ -186,7 +187,7 @@ function modelItem({ name, here, changes, use }) {
   if (name === state.info.model) return [named(`${use} · in use`)];
   if (changes) return [named(use), button(`Use ${name}`, trying(() => changeModel(name)))];
   return [here ? named(use, "To start it: ", `softlore serve --model ${name}`)
-    : named(use, "To get it, in a terminal: ", `softlore models get ${name}`)];
+    : named(use, "To get it: ", `softlore models get ${name}`)];
 }
 
 /** Has the server start anew with another model, and loads the page again when it has. */

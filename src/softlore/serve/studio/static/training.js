@@ -19,7 +19,7 @@ const STATES = {
   failed: "It failed",
 };
 const KINDS = {
-  prefix: "Prefix: stronger, seen by the newest text and what follows",
+  prefix: "Prefix: stronger, seen by new text only",
   embedding: "Embedding: anywhere in the text, for other programs too",
 };
 const RETRY = 1500; // milliseconds
