@@ -211,6 +211,25 @@ def test_the_studio_begins_a_story_with_a_card(tmp_path, card):
         server.refused(400, "POST", "stories", json={"book": "zoe", "greeting": 3})
         server.refused(404, "POST", "stories", json={"book": "none", "greeting": 1})
         server.refused(400, "PUT", "stories", "zoe", "settings", json={"user": "a\nb"})
+        chat = server.post("stories", book="zoe", greeting=1, form="chat", user="Ada")
+        assert (chat["name"], chat["settings"]["user"]) == ("zoe chat", "Ada")
+        assert chat["turns"][0]["text"] == 'Zoe: *Zoe looks up.* "You are late, Ada."\n'
+        messages = server.post("stories", book="zoe", greeting=1, form="instruct")
+        assert messages["name"] == "zoe messages"
+
+
+def test_a_name_is_asked_for_where_a_card_has_a_place_for_it_and_nobody_gave_one(tmp_path, card):
+    content = card.read_bytes()
+    with studio(tmp_path) as server:
+        assert server.upload("books", content, "zoe.json")["asks_name"]
+        plain = server.upload("books", content.replace(b"{{user}}", b"Ada"), "plain.json")
+        assert not plain["asks_name"]
+        assert not server.post("books", name="no card")["asks_name"]
+        named = server.get("books", "zoe") | {"user": "Ada"}
+        assert not server.put("books", "zoe", **named)["asks_name"]
+        server.put("books", "zoe", **named | {"user": ""})
+        server.state.settings = ServeSettings(user="Ada")
+        assert not server.get("books", "zoe")["asks_name"]
 
 
 def test_a_story_goes_on_with_prompts_of_another_model(tmp_path):

@@ -12,13 +12,16 @@ import torch
 
 from lore_samples import SILLYTAVERN
 from softlore import ControlVector, Entry, Lorebook, SoftPrompt
+from softlore.decode.samplers import build_steps
 from softlore.lore.formats.registry import EXPORTERS
 from softlore.model.tiny import tiny_model
 from softlore.prompts import load_prompt
 from softlore.prompts.vector_folder import save_vector
 from softlore.serve.studio.book_folder import BookFolder
+from softlore.settings import SamplingParams
 from softlore.story import StoryLibrary, condensing
 from softlore.story.session import StorySession
+from softlore.story.settings import STORY_SAMPLING
 from studio_calls import MODEL, studio
 from waiting import wait_until
 
@@ -620,6 +623,9 @@ def test_compare_writes_by_each_method_with_one_seed(shared):
         assert _by_method(list(events)) == _by_method(first)
     with shared.stream("POST", "compare", **asked, samples=2) as events:
         assert sum(name == "done" for name, _ in events) == 6
+    greedy = [{"temperature": 0, **more} for more in ({}, STORY_SAMPLING, {"dry_multiplier": 0})]
+    usual, same, looping = (_compared(shared, asked, tokens=60, sampling=one) for one in greedy)
+    assert usual == same != looping  # a story's samplers are those of a comparison
     shared.refused(400, "POST", "compare", json={**asked, "names": ["nobody"]})
     shared.refused(400, "POST", "compare", json={**asked, "tokens": LIMIT})
     shared.refused(404, "POST", "compare", json={**asked, "book": "none"})
@@ -649,12 +655,23 @@ def test_compare_says_which_entries_a_column_lacks(shared):
     assert "do not fit" in rows["text"]["without"]["Told"]
 
 
+def _compared(shared, asked, **more):
+    with shared.stream("POST", "compare", **{**asked, **more}) as events:
+        return _by_method(list(events))
+
+
 def _by_method(events):
     texts = {}
     for name, data in events:
         if name == "token":
             texts[data["method"]] = texts.get(data["method"], "") + data["text"]
     return texts
+
+
+def test_info_says_whether_the_model_has_a_chat_template(shared, monkeypatch):
+    assert shared.get("info")["chat_template"] is False
+    monkeypatch.setattr(MODEL.tokenizer, "chat_template", "{{ messages }}")
+    assert shared.get("info")["chat_template"] is True
 
 
 def test_info_tells_what_the_page_needs(shared):
@@ -668,6 +685,8 @@ def test_info_tells_what_the_page_needs(shared):
     for preset in info["presets"]:
         assert preset["help"].endswith(".")
         shared.put("stories", "presets", "settings", sampling=preset["sampling"])
+    (trained,) = (one["sampling"] for one in info["presets"] if one["name"] == "As trained")
+    assert build_steps(SamplingParams.of({**STORY_SAMPLING, **trained})) == []  # all are off
     for one in info["samplers"]:
         assert one["min"] <= one["default"] <= one["max"]
         begun(shared, f"edge {one['name']}")

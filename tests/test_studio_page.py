@@ -37,8 +37,9 @@ entries:
     text: Captain Oswin keeps the lighthouse.
 """
 TOO_WIDE = """
-[...document.querySelectorAll("html, .panel:not([hidden]) .body, #page")]
-  .filter((one) => one.scrollWidth > one.clientWidth)
+[...document.querySelectorAll("html, .panel:not([hidden]) .body, #page, .composer, .tools, #write")]
+  .filter((one) => Math.max(one.scrollWidth - one.clientWidth,
+                            one.getBoundingClientRect().right - innerWidth) > 0)
   .map((one) => one.id || one.className || one.tagName)
 """
 CONTRAST = """
@@ -212,7 +213,7 @@ def trained(page, state):
     """An entry is trained, and its curve watched."""
     train_marta(page)
     page.wait_for_selector("svg.plot[aria-label^='Loss'] polyline.picked", state="attached")
-    page.wait_for_selector("[data-entry=Marta]:has-text('trained, 4 tokens')")
+    page.wait_for_selector("[data-entry=Marta]:has-text('trained, recall')")
     assert "Marta" in state.prompts
     (training,) = page.evaluate("fetch('/studio/api/trainings').then((said) => said.json())")
     assert training["minutes"] == 5  # of one entry, where nobody asks for others
@@ -292,13 +293,15 @@ def test_a_writer_goes_through_the_studio(page, served):
     assert shown(page)[2] == text
     assert page.inner_text("#line") == "She waited"
     assert page.locator("#text .chip:not(.unknown)").count() == 1
-    assert page.is_visible("[data-entry=Marta]:has-text('trained, 4 tokens')")
+    assert page.is_visible("[data-entry=Marta]:has-text('trained, recall')")
 
 
 def test_it_fits_a_phone_and_is_read_in_light_and_dark(page, served):
     import_lore(page)
     panel(page, "")
     write(page, "The rain had come in the night.")
+    page.keyboard.press("Alt+R")
+    page.wait_for_selector(".tries:has-text('2/2')")
     main = [
         "#text .turn.writer",
         "#text .turn.model",
@@ -311,7 +314,7 @@ def test_it_fits_a_phone_and_is_read_in_light_and_dark(page, served):
     lore = ["[data-entry=Marta] .name", "[data-entry=Marta] .quiet", "[aria-label='Train: Marta']"]
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-        for width in (1280, 360):
+        for width in (1280, 390, 360):
             page.set_viewport_size({"width": width, "height": 740})
             for name in ("", "memory", "lore", "compare", "prompts", "settings"):
                 panel(page, name)
@@ -499,7 +502,7 @@ def test_the_lorebook_of_the_command_is_open_active_and_trainable(browser, model
         assert Lorebook.load(file)["Oswin"].text == "Oswin is a baker."
         assert state.book["Oswin"].text == "Oswin is a baker."  # for the APIs' clients, too
         train_marta(page)
-        page.wait_for_selector("[data-entry=Marta]:has-text('trained, 4 tokens')")
+        page.wait_for_selector("[data-entry=Marta]:has-text('trained, recall')")
         panel(page, "lore")
         page.click("[aria-label='Delete the lorebook']")
         page.click("dialog button:has-text('Delete')")
@@ -559,6 +562,7 @@ def settings_of(state):
 
 def test_a_writer_begins_with_an_example(page, served):
     _, state = served
+    page.wait_for_selector(".empty-story:has-text('a character card'):has-text('storyteller')")
     page.click("text=Or begin with an example")
     page.wait_for_selector("[data-name=lore]:visible [data-entry=Marta]")
     page.wait_for_selector(".context-parts:has-text('Marta')", state="attached")
@@ -637,19 +641,32 @@ def test_a_response_in_lines_with_its_space_is_saved_and_trained(page, served):
     page.wait_for_selector(".training:has-text('Stopped')")
 
 
+def test_a_training_that_is_finished_early_says_so(page, served):
+    import_lore(page)
+    train_marta(page, steps=2000)
+    page.click(".training >> text=Finish now")
+    page.wait_for_selector(".training h3:text-is('Finished early: Marta')")
+    page.wait_for_selector("[data-entry=Marta]:has-text('trained, recall')")
+
+
 def test_compare_opens_with_the_story_and_says_what_is_not_in_a_column(page, served):
     _, state = served
     import_lore(page)
     train_marta(page)
-    page.wait_for_selector("[data-entry=Marta]:has-text('trained, 4 tokens')")
+    page.wait_for_selector("[data-entry=Marta]:has-text('trained, recall')")
     write(page, "The bell rang. At the gate stood Marta with Oswin, who wore")
     page.wait_for_selector(".context-parts:has-text('Oswin')", state="attached")
+    panel(page, "settings")
+    page.select_option("[data-field=preset] select", "Careful")
+    page.wait_for_selector("[data-field=preset]:has-text('likeliest words')")
     panel(page, "compare")
     opening = page.input_value("[data-name=compare] [data-field=text] textarea")
     assert opening == "".join(saved_texts(state))
     assert page.locator(".picks input:checked").count() == 2
     page.fill("[data-name=compare] label:has-text('Tokens') + input", "8")
-    page.click("[data-name=compare] .button.main")
+    with page.expect_request("**/compare") as asked:
+        page.click("[data-name=compare] .button.main")
+    assert asked.value.post_data_json["sampling"] == {"temperature": 0.6, "top_p": 0.9}
     page.wait_for_selector("[data-method=soft]:has-text('Oswin is not in here: it is not trained')")
     page.wait_for_selector("text=Save as a picture")
     with page.expect_download() as download:
@@ -664,8 +681,9 @@ def test_compare_opens_with_the_story_and_says_what_is_not_in_a_column(page, ser
 def test_a_prompts_details_are_for_people_first(page):
     import_lore(page)
     train_marta(page)
-    page.wait_for_selector("[data-entry=Marta]:has-text('trained, 4 tokens')")
+    page.wait_for_selector("[data-entry=Marta]:has-text('trained, recall')")
     panel(page, "prompts")
+    assert page.inner_text("[data-name=prompts] .open .quiet").startswith("recall ")
     page.click("[data-name=prompts] .open")
     said = page.inner_text("dialog")
     assert "It fits the model that is running." in said
@@ -715,10 +733,31 @@ def test_another_word_is_taken_at_the_cursor_or_by_hover(page, served):
     page.click(".message button:has-text('Undo')")
     wait_until(lambda: saved_texts(state)[1] == first)
     page.click("[aria-label='Show what else a word might be, on hover']")
-    page.hover("#text .turn.model")
-    page.wait_for_selector(".chances button")
+    hovered(page)
     page.click(".chances button")
     wait_until(lambda: saved_texts(state)[1] != first)
+
+
+def hovered(page):
+    page.mouse.move(0, 0)
+    page.hover("#text .turn.model")
+    page.wait_for_selector(".chances button")
+
+
+def test_the_words_it_might_be_go_with_what_is_opened_over_them(page, served):
+    seeded(page, served[1])
+    write(page, "The old king", tokens=20)
+    switch = "[aria-label='Show what else a word might be, on hover']"
+    page.click(switch)
+    for leave in ("Alt+4", "Alt+3", "?", switch):
+        hovered(page)
+        if leave == switch:
+            page.locator(switch).dispatch_event("click")
+        else:
+            page.keyboard.press(leave)
+        page.wait_for_selector(".chances", state="detached")
+        page.keyboard.press("Escape")
+        page.keyboard.press("Escape")
 
 
 def test_one_of_several_continuations_is_chosen(page, served):
@@ -736,9 +775,12 @@ def test_one_of_several_continuations_is_chosen(page, served):
     assert page.evaluate("document.activeElement.id") == "line"
     page.keyboard.press("Alt+C")
     page.wait_for_selector(".choice:enabled:focus")
+    page.wait_for_selector("dialog:has-text('Esc keeps the last one in the story')")
+    last = page.inner_text(".choice:visible >> nth=-1 >> .written")
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog", state="detached")
     finished(page, turns=4)
+    assert saved_texts(state)[3].strip() == last.strip()
 
 
 def test_a_sentence_is_rewritten_in_place(page, served):
@@ -850,6 +892,7 @@ def test_chapters_are_shown_edited_and_switched_off(page, served, monkeypatch):
     page.reload()
     ready(page)
     write(page, turns=4)
+    page.wait_for_selector(".context-parts:has-text('cut in large steps')", state="attached")
     wait_until(lambda: (state.stories.folder / f"{name}.chapters/chapters.yaml").exists())
     page.reload()
     ready(page)
@@ -922,7 +965,7 @@ def test_axe_finds_no_violation(page, served):
     check("entry")
     page.click("text=All entries")
     train_marta(page)
-    page.wait_for_selector("[data-entry=Marta]:has-text('trained, 4 tokens')")
+    page.wait_for_selector("[data-entry=Marta]:has-text('trained, recall')")
     check("trained")
     seeded(page, served[1])
     write(page, "At the gate stood Marta, who wore")
@@ -957,22 +1000,43 @@ def test_a_card_begins_a_story_with_names_and_the_context_says_why(page, served)
     page.set_input_files("[data-name=lore] input[type=file]", file)
     page.wait_for_selector("[data-entry=Zoe]")
     page.select_option("[data-name=lore] label:has-text('First message') + select", "2")
+    assert not page.locator("text=Begin as messages").count()  # the model has no template
     axe(page, "card")
     page.click("text=Begin a story with it")
+    assert page.input_value("dialog input") == "You"
+    axe(page, "name")
+    page.fill("dialog input", "Ada")
+    page.keyboard.press("Enter")
     wait_until(lambda: state.stories.names() and shown(page) == ["Halt, says Zoe.\n"])
+    page.click("[aria-label='Alternative after']")
+    wait_until(lambda: shown(page) == ["Zoe looks at Ada.\n"])
     (name,) = state.stories.names()
-    panel(page, "settings")
-    page.fill("[data-field=user] input", "Ada")
 
     def named():
         with state.stories.open(name) as story:
             return story.settings.user == "Ada" and story.settings.memory == "Night."
 
     wait_until(named)
+    panel(page, "settings")
     page.click("text=Another model")
     page.wait_for_selector("li:has-text('storyteller'):has-text('in use')")
+    page.wait_for_selector(".name:text-is('smollm2-1.7b')")
     page.wait_for_selector("code:has-text('softlore models get smollm2-1.7b')")
     axe(page, "models")
     set_tokens(page, 12)
     page.click(".context-bar")
     page.wait_for_selector(".context-parts:has-text('Zoe enters as text: it has no soft prompt')")
+
+
+def test_a_card_begins_as_messages_where_the_model_has_a_template(page, model, served, monkeypatch):
+    template = "{% for one in messages %}{{ one.content }}\n{% endfor %}"
+    monkeypatch.setattr(model.tokenizer, "chat_template", template)
+    page.reload()
+    ready(page)
+    panel(page, "lore")
+    file = {"name": "zoe.json", "mimeType": "text/json", "buffer": json.dumps(CARD).encode()}
+    page.set_input_files("[data-name=lore] input[type=file]", file)
+    page.click("text=Begin as messages")
+    page.click("dialog button:has-text('Begin')")
+    page.wait_for_selector("#story-title:text-is('zoe messages')")
+    assert settings_of(served[1]).form == "instruct"

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from softlore.errors import LoreError, SoftloreError
 from softlore.lore import Entry, Lorebook, check
+from softlore.lore.macros import macros_in
 from softlore.lore.names import normalize_name
 from softlore.serve.studio.book_folder import encode_book
 from softlore.serve.studio.context import StudioContext
@@ -21,7 +22,12 @@ from softlore.serve.studio.files import RAW_BODY, attachment
 from softlore.serve.studio.prompts import prompt_row
 
 Fields = Annotated[dict[str, Any], Body(description="Fields of a native lorebook, or of its entry")]
-_ADDED = ("warnings", "prompts", "greetings")  # fields of a response beside the book's own
+_ADDED = (
+    "warnings",
+    "prompts",
+    "greetings",
+    "asks_name",
+)  # fields of a response beside the book's own
 _ENTRY = re.compile(r"^(?:.*: )?entry '([^']*)'")
 _FIELD = re.compile(r"`(\w+)`")
 
@@ -138,8 +144,11 @@ def _to_dict(context: StudioContext, book: Lorebook) -> dict[str, Any]:
     for entry in book:
         row = prompt_row(headers[entry.name], True) if entry.name in headers else None
         prompts[entry.name] = row and row | {"recall": row["trained"].get("recall")}
-    greetings = book.opening(context.state.settings).greetings
-    return {**book.data(), "warnings": check(book), "prompts": prompts, "greetings": greetings}
+    data, greetings = book.data(), book.opening(context.state.settings).greetings
+    named = book.user or context.state.settings.user
+    asks_name = bool(greetings) and not named and "user" in macros_in(str(data)).values()
+    added = (check(book), prompts, greetings, asks_name)
+    return {**data, **dict(zip(_ADDED, added, strict=True))}
 
 
 def _row(context: StudioContext, name: str, trained: set[str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from softlore.serve.studio.context import EVENT_STREAM, StudioContext
 from softlore.serve.studio.forms import CompareForm
 from softlore.story import StorySettings
 from softlore.story.composing import ContextComposer, ContextPlan
+from softlore.story.settings import STORY_SAMPLING
 
 SEEDS = 2**63
 
@@ -100,7 +101,7 @@ def _request(plan: ContextPlan, form: CompareForm, sample: int) -> GenerationReq
         form.tokens,
         seed=(form.seed + sample) % SEEDS,
         check=False,  # the prompt store has checked them
-        sampling=form.sampling,
+        sampling={**STORY_SAMPLING, **form.sampling},
         tree=plan.tree,
     )
 

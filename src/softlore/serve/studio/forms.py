@@ -41,7 +41,7 @@ class NewStory(StudioForm):
     """A story to create."""
 
     name: str = ""
-    """Its name, and that of its file; made of the first words of the opening if empty."""
+    """Its name, and that of its file; made of the opening's or the card's first words if empty."""
     opening: str = ""
     """Its first turn, by the writer."""
     book: str = ""
@@ -51,6 +51,8 @@ class NewStory(StudioForm):
     its alternates. 0: with the opening."""
     form: Form = "prose"
     """How its turns follow each other; see `StorySettings`."""
+    user: str = ""
+    """The writer's name, for `{{user}}`."""
 
 
 class ModelChange(StudioForm):
@@ -164,4 +166,4 @@ class CompareForm(StudioForm):
     samples: Annotated[int, Field(ge=1, le=8)] = 1
     """How many texts of each method, with consecutive seeds."""
     sampling: Sampling = {}
-    """Settings of the samplers."""
+    """Settings of the samplers that differ from a story's."""

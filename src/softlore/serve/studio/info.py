@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from softlore.context.chat import chat_template
 from softlore.control import codes_of
 from softlore.errors import ModelError, PromptMismatchError
 from softlore.lore.formats.registry import EXPORTERS as BOOK_WRITERS
@@ -35,7 +36,7 @@ PRESETS: list[dict[str, Any]] = [
     {"name": "Surprising", "help": "The most likely words are often left out.",
      "sampling": {"min_p": 0.05, "xtc_probability": 0.5, "xtc_threshold": 0.1}},
     {"name": "As trained", "help": "The model's own chances, nothing steered.",
-     "sampling": {"dry_multiplier": 0.0}},
+     "sampling": {"temperature": 1.0, "top_k": 0, "dry_multiplier": 0.0}},
 ]  # fmt: skip
 
 
@@ -52,6 +53,7 @@ def make_router(context: StudioContext) -> APIRouter:
             "notice": context.state.notice,
             "context_length": context.model.context_length,
             "takes_prefix": context.model.takes_prefix,
+            "chat_template": bool(chat_template(context.model)),
             "default_tokens": DEFAULT_TOKENS,
             "book": context.books.opened,
             "codes": [*_model_codes(context.model), *_learned_codes(context.state.prompts)],

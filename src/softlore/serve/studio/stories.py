@@ -27,6 +27,7 @@ from softlore.story.files import FORMATS as STORY_FORMATS
 from softlore.story.files import read_story
 
 UNNAMED = "Story"
+CALLED = {"prose": "", "chat": " chat", "instruct": " messages"}  # after a card's name
 _TAG = re.compile(r"\[\[soft:[^\[\]]*\]\]")
 # By the name in the API: the format of `softlore.story.files`, and the media type.
 FORMATS = {
@@ -56,9 +57,11 @@ def _add_library(router: APIRouter, context: StudioContext) -> None:
     def create(form: NewStory) -> dict[str, Any]:
         """Creates a story."""
         words = form.book if form.greeting else form.opening
-        name = form.name or free_name(_first_words(words), _taken(context))
+        called = _first_words(words) + (CALLED[form.form] if form.greeting else "")
+        name = form.name or free_name(called, _taken(context))
         _check_free(context, name)
-        settings = StorySettings(lorebook=_book_path(context, form.book), form=form.form)
+        book_path = _book_path(context, form.book)
+        settings = StorySettings(lorebook=book_path, form=form.form, user=form.user)
         draft = StoryDraft(settings, (("writer", form.opening),) if form.opening else ())
         if form.greeting:
             book = context.books.get(form.book)

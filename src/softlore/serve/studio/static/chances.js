@@ -55,7 +55,8 @@ async function open(element, offset, rect, back) {
   const tokens = known.get(name);
   let end = 0;
   const place = tokens.findIndex(({ text }) => (end += text.length) > offset);
-  if (place < 0 || !tokens[place].others.length || !element.isConnected) return false;
+  const covered = !element.checkVisibility() || document.querySelector("dialog[open]");
+  if (place < 0 || !tokens[place].others.length || covered) return false;
   closeChances();
   const box = h("div", { class: "chances", role: "group", "aria-label": "What else it might be" },
     row(tokens[place], null), tokens[place].others.map((other) =>
@@ -114,5 +115,6 @@ export function makeChances() {
     if (habits().chances && event.pointerType === "touch") openAt(event);
   });
   $("page").addEventListener("scroll", closeChances);
-  on("story writing", closeChances);
+  addEventListener("focusin", ({ target }) => shown?.box.contains(target) || closeChances());
+  on("story writing panel habits", closeChances);
 }

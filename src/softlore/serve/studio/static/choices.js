@@ -4,9 +4,9 @@ import { h, newId } from "./dom.js";
 
 /**
  * A dialog of texts. `add(place, piece)` adds to one, `ready()` lets them be picked; `picked` is
- * the place of the picked one, or null.
+ * the place of the picked one, or null; `escaped` says what becomes of the story then.
  */
-export function choices(title, many) {
+export function choices(title, many, escaped) {
   const id = newId("choices");
   const texts = [];
   const dialog = h("dialog", { class: "choices", "aria-labelledby": id });
@@ -44,7 +44,7 @@ export function choices(title, many) {
         card.disabled = !texts[place].textContent;
         card.hidden = card.disabled;
       });
-      status.textContent = "Choose one with a click or its number; Esc leaves them all.";
+      status.textContent = `Choose one with a click or its number. ${escaped}`;
       cards.find((card) => !card.disabled)?.focus();
     },
   };

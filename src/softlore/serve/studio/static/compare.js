@@ -114,7 +114,7 @@ async function stream(now, element, signal) {
   const known = now.names.filter((name) => all.has(name)
     || state.prompts.some((prompt) => prompt.name === name));
   const asked = { text: now.opening, names: known, book: state.book?.name, tokens: now.tokens,
-    seed: now.seed };
+    seed: now.seed, sampling: state.story?.settings.sampling };
   const columns = new Map();
   let words = null;
   for await (const { name, data } of api.events("POST", ["compare"], { json: asked, signal })) {

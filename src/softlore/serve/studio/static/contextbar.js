@@ -130,7 +130,8 @@ function showParts(plan) {
       plan.parts.map((part) => row(part.kind, named(part), part.tokens)),
       row("reserved", "Reserved for writing", plan.reserved))),
     plan.omitted ? h("p", { class: "quiet" }, `The story’s first ${count(plan.omitted, "character")}`
-      + " are not read: the context is full.") : "",
+      + " are not read, as the context was full. The beginning is cut in large steps, which leave "
+      + "tokens free, so that the rest need not be read again at each turn.") : "",
     Object.entries(plan.why ?? {}).map(([entry, why]) =>
       h("p", { class: "quiet" }, h("strong", {}, entry), ` enters as ${
         plan.parts.some((part) => part.kind === "soft" && part.name === entry) ? "a soft prompt" : "text"

@@ -78,7 +78,9 @@ function welcome(story, turns) {
     h("h2", {}, "Begin a story"),
     h("p", {}, "Write a first line below, and the model writes on."),
     !state.stories.length && h("p", {}, button("Or begin with an example", () => makeExample())),
-    h("p", { class: "quiet" }, "Drop a lorebook or an old story anywhere on this page to bring it in.")));
+    h("p", { class: "quiet" }, "Drop a lorebook, a character card or an old story anywhere on this "
+      + "page to bring it in."),
+    state.info && h("p", { class: "quiet" }, `The model that writes: ${state.info.model}.`)));
 }
 
 function onKey(event) {

@@ -73,9 +73,9 @@ const discard = trying(async (name) => {
 
 function item(prompt) {
   const recall = prompt.trained?.recall;
-  const facts = [prompt.fits === false ? "for another model" : prompt.kind,
-    `${prompt.n_tokens} tokens`, bytes(prompt.bytes ?? 0),
-    Number.isFinite(recall) && `recall ${nats(recall)}`];
+  const facts = [prompt.fits === false && "for another model",
+    Number.isFinite(recall) && `recall ${nats(recall)}`, prompt.fits !== false && prompt.kind,
+    `${prompt.n_tokens} tokens`, bytes(prompt.bytes ?? 0)];
   return h("li", { class: "item" },
     h("button", { type: "button", class: "open", title: `Look at ${prompt.name}`,
       onclick: () => inspect(prompt.name) },

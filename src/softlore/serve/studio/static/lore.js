@@ -35,7 +35,7 @@ function head() {
   row.classList.add("bottom");
   const use = story && book && checkbox("This story reads with it",
     story.settings.book === book.name, (yes) => setStory({ book: yes ? book.name : "" }));
-  return h("div", { class: "group" }, row, use || "", book?.greetings?.length ? greetings(book) : "",
+  return h("div", { class: "group" }, row, use || "", book?.greetings?.length ? card(book) : "",
     h("div", { class: "row" },
       filePicker("Import a lorebook", importBook),
       button("New", async () => {
@@ -46,23 +46,25 @@ function head() {
 }
 
 /** Begins a story with the card that the book came from. */
-function greetings({ name, greetings: all }) {
+function card({ name, greetings: all, asks_name: asksName }) {
   const short = (text) => (text.length > 60 ? `${text.slice(0, 59)}…` : text).replace(/\s+/g, " ");
   let chosen = 1;
   const pick = all.length > 1 && labelled("First message", select(
     all.map((text, place) => [String(place + 1), `${place + 1}. ${short(text)}`]), "1",
     (value) => (chosen = Number(value))));
+  const begin = (words, form) =>
+    button(words, () => beginCard({ book: name, greeting: chosen, form }, asksName), { draw: "plus" });
   return h("div", { class: "group" }, pick || "", h("div", { class: "row" },
-    button("Begin a story with it", () => beginCard(name, chosen, "prose"), { draw: "plus" }),
-    button("Begin a chat", () => beginCard(name, chosen, "chat"), { draw: "plus" })));
+    begin("Begin a story with it", "prose"), begin("Begin a chat", "chat"),
+    state.info?.chat_template && begin("Begin as messages", "instruct")));
 }
 
 function stateOf(entry) {
   const prompt = state.book.prompts?.[entry.name];
   if (!prompt) return [false, "untrained"];
   const recall = prompt.recall === undefined || prompt.recall === null ? ""
-    : `, recall ${nats(prompt.recall)}`;
-  return [true, `trained, ${prompt.n_tokens} tokens${recall}`];
+    : `recall ${nats(prompt.recall)}, `;
+  return [true, `trained, ${recall}${prompt.n_tokens} tokens`];
 }
 
 const unsaved = (entry) => recall(`entry.${state.book.name}.${entry.name}`, null) !== null;

@@ -173,21 +173,21 @@ function otherModels() {
     const changes = models.some((model) => model.changes);
     words.textContent = (changes ? "The server runs one model at a time, for all of its users. "
       : "This server runs one model. Stop it (Ctrl-C in its terminal) and start it with another. ")
-      + "Stories and lorebooks stay; each model has soft prompts of its own.";
+      + "Stories and lorebooks stay; each model has soft prompts of its own. Commands are for a "
+      + "terminal.";
     list.replaceChildren(...models.map((model) => h("li", { class: "item" }, ...modelItem(model))));
   }));
   return details;
 }
 
 function modelItem({ name, here, changes, use }) {
-  const named = (text, about) => h("span", { class: "open" }, h("code", { class: "name" }, text),
-    h("span", { class: "quiet" }, about));
-  if (name === state.info.model) return [named(name, `${use} · in use`)];
-  if (changes) {
-    return [named(name, use), button(`Use ${name}`, trying(() => changeModel(name)))];
-  }
-  const command = here ? `softlore serve --model ${name}` : `softlore models get ${name}`;
-  return [named(command, here ? use : `${use}; a download`)];
+  const named = (about, how, command) => h("span", { class: "open" },
+    h("span", { class: "name" }, name), h("span", { class: "quiet" }, about),
+    command && h("span", { class: "quiet" }, how, h("code", {}, command)));
+  if (name === state.info.model) return [named(`${use} · in use`)];
+  if (changes) return [named(use), button(`Use ${name}`, trying(() => changeModel(name)))];
+  return [here ? named(use, "To start it: ", `softlore serve --model ${name}`)
+    : named(use, "To get it: ", `softlore models get ${name}`)];
 }
 
 /** Has the server start anew with another model, and loads the page again when it has. */

@@ -75,11 +75,14 @@ const newStory = trying(async () => {
   await begin(await api.post(["stories"], { book: state.book?.name }));
 });
 
-/** A story that begins with a card's first message, or an alternate to it: 1, 2 … */
-export const beginCard = trying(async (book, greeting, form) => {
+/** A story that begins with a card's first message, or an alternate to it, as the API makes it. */
+export const beginCard = trying(async (card, asksName) => {
+  const user = asksName ? await asked("Who are you in this story?", "Your name", { value: "You",
+    ok: "Begin", help: "The card names you. Settings can change it for what is written later." }) : "";
+  if (user === null) return;
   if (state.writing) await state.writing.stop();
   if (editing()) await flush();
-  await begin(await api.post(["stories"], { book, greeting, form }));
+  await begin(await api.post(["stories"], { ...card, user }));
 });
 
 /** A story that begins with the demo's lorebook, which opens beside it. */

@@ -19,7 +19,7 @@ const STATES = {
   failed: "It failed",
 };
 const KINDS = {
-  prefix: "Prefix: stronger, at the start of the context",
+  prefix: "Prefix: stronger, seen by new text only",
   embedding: "Embedding: anywhere in the text, for other programs too",
 };
 const RETRY = 1500; // milliseconds
@@ -191,7 +191,8 @@ export function makeTraining() {
     const { training } = state;
     if (!training) return;
     const now = training.state;
-    const words = `${STATES[now] ?? now}: ${names(training.entries)}`;
+    const early = now === "stopped" && training.message?.startsWith("saved:");
+    const words = `${early ? "Finished early" : STATES[now] ?? now}: ${names(training.entries)}`;
     if (title.textContent !== words) title.textContent = words;
     bar.hidden = FINISHED.includes(now);
     if (training.done > 0 || now === "paused") bar.value = training.done ?? 0;

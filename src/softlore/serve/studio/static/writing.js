@@ -171,7 +171,8 @@ export const writeSeveral = trying(async () => {
     await saveWaiting();
     if (!state.story?.turns.length) await makeStory(typed);
     const { name } = state.story;
-    list = choices("Several ways to go on", SEVERAL);
+    list = choices("Several ways to go on", SEVERAL,
+      "Esc keeps the last one in the story; the others stay as its alternatives.");
     list.picked.then((place) => place === null && !done && state.writing?.stop());
     const asked = { text: typed.trim() ? joined(typed) : undefined, samples: SEVERAL, ...chosen() };
     for await (const { name: event, data } of api.events("POST", ["stories", name, "write"],
@@ -209,7 +210,8 @@ export const rewriteSentence = trying(async () => {
   const { turn } = itemOf(element);
   const [start, end] = sentenceAt(turn.text, at);
   const { name } = state.story;
-  const list = choices("This sentence, written anew", SEVERAL);
+  const list = choices("This sentence, written anew", SEVERAL,
+    "Esc leaves the sentence as it was.");
   try {
     const sentences = await api.post(["stories", name, "turns", turn.id, "rewrite"],
       { start: [...turn.text.slice(0, start)].length, samples: SEVERAL });
