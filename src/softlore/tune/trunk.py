@@ -113,7 +113,7 @@ class Trunk:
     def sample_passages(
         self, passages: Sequence[Passage], limit: int, rereads: bool = True
     ) -> list[Drawn]:
-        """Passages of a teacher: half of them behind the filler, if there is some.
+        """Passages of a teacher: half of them, or one half the time, behind the filler if any.
 
         Those are about the same chunk of a long text, which the teacher reads behind the filler.
 
@@ -123,11 +123,12 @@ class Trunk:
         passages = list(passages)
         count = min(limit, len(passages))
         behind: list[Passage] = []
-        if self.run_teacher is not None and rereads and count > 1:
+        if self.run_teacher is not None and rereads and count:
+            far_count = count // 2 or self.draw.randint(0, 1)
             lore = self.draw.choice(passages).lore
             about = [i for i, passage in enumerate(passages) if passage.lore is lore]
-            far = set(self.draw.sample(about, min(count // 2, len(about))))
-            behind = self.run_teacher(lore, [passages[i] for i in sorted(far)])
+            far = set(self.draw.sample(about, min(far_count, len(about))))
+            behind = self.run_teacher(lore, [passages[i] for i in sorted(far)]) if far else []
             passages = [passage for i, passage in enumerate(passages) if i not in far]
         near = self.draw.sample(passages, count - len(behind))
         return [

@@ -23,7 +23,7 @@ const KINDS = {
   embedding: "Embedding: anywhere in the text, for other programs too",
 };
 const RETRY = 1500; // milliseconds
-const MINUTES = { entry: 3, least: 5 }; // that a training takes at most, unless others are chosen
+const MINUTES = { entry: 2, least: 5 }; // that a training takes at most, unless others are chosen
 const DRAWN = 24; // curves in a plot, at most; of more entries, the first and the picked one
 let watched = null; // the id whose events are read
 let picked = "";
@@ -214,10 +214,9 @@ export function makeTraining() {
 }
 
 /** Steps so far, of how many there are if no entry stops early. */
-function steps({ step, done, state: now }) {
+function steps({ step, steps: all, state: now }) {
   if (!step) return "";
-  const all = done > 0 && done < 1 && !FINISHED.includes(now) ? Math.round(step / done) : 0;
-  return all > step ? `step ${step} of ${all} at most` : count(step, "step");
+  return all > step && !FINISHED.includes(now) ? `step ${step} of ${all} at most` : count(step, "step");
 }
 
 const duration = (seconds) => (seconds < 100 ? `${Math.round(seconds)} s`
