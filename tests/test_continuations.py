@@ -81,19 +81,19 @@ def test_more_weight_bends_what_follows_less():
     assert bent(20.0) < bent(0.05)
 
 
-def test_each_update_draws_some_near_and_some_behind_the_filler():
+def test_it_is_where_the_calls_are_behind_the_filler():
     training = trainer(TOLD, max_spacing=64)
     training.prepare()
-    parents = set()
     for step in range(12):
         training.step = step
         batch = training.draw()
         terms = iter(batch.terms)
         for tree in batch.trees:
-            drawn = [b for b in tree.branches if next(terms).loss == "continuation"]
-            assert len(drawn) <= CONTINUATIONS_DRAWN
-            parents |= {branch.parent for branch in drawn}
-    assert len(parents) > 1
+            drawn = {"response": [], "continuation": [], "guard": [], "distil": []}
+            for branch in tree.branches:
+                drawn[next(terms).loss].append(branch.parent)
+            assert len(drawn["continuation"]) == CONTINUATIONS_DRAWN
+            assert set(drawn["continuation"]) == set(drawn["response"])
 
 
 def test_a_resumed_run_goes_on_with_the_same_continuations(tmp_path):

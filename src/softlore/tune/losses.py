@@ -173,7 +173,7 @@ def _draw_distillation(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]:
     if name not in trunk.learning:
         return []
     limit = DISTILLED["beside pairs" if examples.pairs else "alone"]
-    return trunk.sample_passages(examples.passages, limit, rereads=bool(examples.lore))
+    return trunk.sample_passages(examples.passages, limit, 0.5 if examples.lore else 0.0)
 
 
 def _draw_guard(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]:
@@ -194,7 +194,7 @@ def _draw_continuations(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]
     told = trunk.data.examples[name].continuations
     if told is None or name not in trunk.learning:
         return []
-    return trunk.sample_passages(told.passages, told.drawn)
+    return trunk.sample_passages(told.passages, told.drawn, 1.0)  # right after it there is no story
 
 
 LOSSES: dict[str, Loss] = {

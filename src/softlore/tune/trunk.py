@@ -111,24 +111,23 @@ class Trunk:
         return [Drawn(example, example.branch(parent)) for example in sampled]
 
     def sample_passages(
-        self, passages: Sequence[Passage], limit: int, rereads: bool = True
+        self, passages: Sequence[Passage], limit: int, share_behind: float
     ) -> list[Drawn]:
-        """Passages of a teacher: half of them, or one half the time, behind the filler if any.
+        """Passages of a teacher, some of them behind the filler, if there is some.
 
         Those are about the same chunk of a long text, which the teacher reads behind the filler.
 
         Args:
-            rereads: whether the teacher can read its text there.
+            share_behind: of the passages; 0 where the teacher can't read its text there.
         """
         passages = list(passages)
         count = min(limit, len(passages))
         behind: list[Passage] = []
-        if self.run_teacher is not None and rereads and count:
-            far_count = count // 2 or self.draw.randint(0, 1)
+        if self.run_teacher is not None and int(share_behind * count):
             lore = self.draw.choice(passages).lore
             about = [i for i, passage in enumerate(passages) if passage.lore is lore]
-            far = set(self.draw.sample(about, min(far_count, len(about))))
-            behind = self.run_teacher(lore, [passages[i] for i in sorted(far)]) if far else []
+            far = set(self.draw.sample(about, min(int(share_behind * count), len(about))))
+            behind = self.run_teacher(lore, [passages[i] for i in sorted(far)])
             passages = [passage for i, passage in enumerate(passages) if i not in far]
         near = self.draw.sample(passages, count - len(behind))
         return [
