@@ -22,12 +22,7 @@ from softlore.serve.studio.files import RAW_BODY, attachment
 from softlore.serve.studio.prompts import prompt_row
 
 Fields = Annotated[dict[str, Any], Body(description="Fields of a native lorebook, or of its entry")]
-_ADDED = (
-    "warnings",
-    "prompts",
-    "greetings",
-    "asks_name",
-)  # fields of a response beside the book's own
+_ADDED = ("warnings", "prompts", "greetings", "asks_name")  # beside a book's own fields
 _ENTRY = re.compile(r"^(?:.*: )?entry '([^']*)'")
 _FIELD = re.compile(r"`(\w+)`")
 
