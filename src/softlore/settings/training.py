@@ -52,9 +52,8 @@ class TrainingConfig(Settings):
         "How the learning rate falls, or in Python a factory `(optimizer) -> scheduler`.")
     drift_guard: float = setting(1.0, "Weight of the KL to the bare model on unrelated text; 0 for "
         "none.", ge=0, le=10**4)
-    continuation_guard: float | None = setting(None, "Weight of the KL to the bare model on what "
-        "follows a response, so that a fact is told and the story goes on; none: 1 where calls are "
-        "made of a text, else 0.", ge=0, le=10**4)
+    continuation_guard: float = setting(0.0, "Weight of the KL to the bare model on what follows a "
+        "response, so that a fact is told and the story goes on; 0 for none.", ge=0, le=10**4)
     distil_weight: float = setting(1.0, "Weight of the distillation loss of entries that have "
         "text; 0 for none.", ge=0, le=10**4)
     distil_passages: int = setting(768, "Maximum passages that the teacher writes about an entry.",

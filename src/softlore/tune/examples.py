@@ -139,8 +139,7 @@ def continuations_of(
     model: FrozenModel, entry: Entry, pairs: Sequence[CallResponse], config: TrainingConfig
 ) -> PassageSource | None:
     """The source of what follows an entry's responses; None where that is not guarded."""
-    guarded = not entry.blocks if config.continuation_guard is None else config.continuation_guard
-    if not pairs or not guarded or config.chat:  # a message ends by itself
+    if not pairs or not config.continuation_guard or config.chat:  # a message ends by itself
         return None
     texts = [model.decode(pair.ids) for pair in pairs]
     return continuation_source(model, entry.name, texts, room_beside(model, config))

@@ -79,9 +79,8 @@ class Loss:
     unit: str = "nats a token"
 
     def weight_in(self, config: TrainingConfig) -> float:
-        """Its weight by the settings of a training; 1 where they leave that open."""
-        value = getattr(config, self.weight) if self.weight else None
-        return 1.0 if value is None else float(value)
+        """Its weight by the settings of a training."""
+        return float(getattr(config, self.weight)) if self.weight else 1.0
 
 
 class TrainingHistory(dict[str, list[float]]):
@@ -194,7 +193,7 @@ def _draw_continuations(trunk: Trunk, names: tuple[str, ...]) -> Sequence[Drawn]
     told = trunk.data.examples[name].continuations
     if told is None or name not in trunk.learning:
         return []
-    return trunk.sample_passages(told.passages, told.drawn, 1.0)  # right after it there is no story
+    return trunk.sample_passages(told.passages, told.drawn, 0.5)
 
 
 LOSSES: dict[str, Loss] = {

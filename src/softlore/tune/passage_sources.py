@@ -16,8 +16,8 @@ from softlore.tune.topics import Topic, bare_tree
 
 HELD_OUT = 4  # passages of a source that are measured on
 TOPIC_FIRST = 4  # of each chunk of a long text, at first
-CONTINUATION = 24  # tokens after a response that are compared with the bare model's
-CONTINUATIONS, CONTINUATIONS_DRAWN = 24, 1  # of an entry, and of an update
+CONTINUATION = 32  # tokens after a response that are compared with the bare model's
+CONTINUATIONS, CONTINUATIONS_DRAWN = 24, 2  # of an entry, and of an update
 
 
 def make_source(
