@@ -94,9 +94,8 @@ def continuation_source(
     if room is not None and length > room:
         return None
     topic = Topic([(bare_tree(model), 1.0)], random.Random(name).sample(texts, len(texts)))
-    return PassageSource(
-        f"{name}\n", [topic], length, CONTINUATIONS, CONTINUATIONS_DRAWN, follows=True
-    )
+    source = f"{name}\n"  # which is no entry's name
+    return PassageSource(source, [topic], length, CONTINUATIONS, CONTINUATIONS_DRAWN, follows=True)
 
 
 def held_out_count(config: TrainingConfig) -> int:
