@@ -6,8 +6,9 @@ The entries' texts alone, without calls, are saved as a SillyTavern lorebook and
 `softlore train` with its defaults, in the time given. Then each entry is named by a writer's turn
 after 400 tokens of other stories, and the model writes the next turn as `softlore story` does, lore
 chosen by its own rules: ten draws each, the same for all ways. A draw shows lore if a keyword of
-the entry is written that was not in the story before. Perplexity is the bare model's, of what it
-writes in three turns; `distinct` is the share of different runs of three tokens in it.
+the entry is written that was not in the story before; others' words are those of the other entries
+alone. Perplexity is the bare model's, of what it writes in three turns; `distinct` is the share of
+different runs of three tokens in it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PASSAGE = 40  # tokens of a passage, at least
 # Like none of the lines with which texts are studied (softlore.lore.styles, softlore.lore.study).
 OPENER = "That afternoon {name} was at the market, and as always {name}"
 RUN = 3  # tokens of a run that is counted as repeated
-FIGURES = ["shown", "lore words", "perplexity", "distinct"]
+FIGURES = ["shown", "lore words", "others' words", "perplexity", "distinct"]
 Way = Literal["nothing", "text", "softlore"]
 
 
@@ -77,7 +78,8 @@ def sticking(
 
     def case(model: str, seed: int, label: Way, entry: str) -> Row:
         keywords = set(lore_keywords(book[entry]))
-        counts, forms, pairs = [], Counter[str](), []
+        others = {word for one in book for word in lore_keywords(one)} - keywords
+        counts, foreign, forms, pairs = [], [], Counter[str](), []
         opener = OPENER.format(name=entry)
         with tempfile.TemporaryDirectory() as home:
             for number, text in enumerate(stories[seed]):
@@ -89,12 +91,15 @@ def sticking(
                     written = ["".join(session.continue_story(tokens)) for _ in range(turns)]
                     assert session.plan is not None
                     forms.update(session.plan.lore.values())
-                    counts.append(len(keywords.intersection(words(written[0])) - {*words(text)}))
+                    new = {*words(written[0])} - {*words(text)}
+                    counts.append(len(keywords & new))
+                    foreign.append(len(others & new))
                     pairs.append((frozen.encode(opener), frozen.encode("".join(written))))
         return {
             "draws": draws,
             "shown": sum(map(bool, counts)),
             "lore words": fmean(counts),
+            "others' words": fmean(foreign),
             "perplexity": perplexity(frozen, pairs),
             "distinct": distinct([ids for _, ids in pairs], RUN),
             "as": ", ".join(f"{form} {n}" for form, n in sorted(forms.items())) or "nothing",

@@ -25,7 +25,7 @@ from softlore.tune.losses import curve_names
 from softlore.tune.trainer import PromptSet
 
 ESTIMATED_FROM = 0.05  # share of a phase from which its rest is estimated
-CALLS_ALONE = "facts alone, for want of time"
+CALLS_ALONE = "facts alone; with more minutes the tone of the text, too"
 FEW = "the time was too short for most lore; train again with more minutes, or fewer at once"
 LEAST = 1.0  # seconds for a job that is resumed when its time is over
 RECALL_SAMPLES = 10  # measurements of recall during a training
