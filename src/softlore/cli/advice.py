@@ -51,11 +51,11 @@ def tell_what_is_left_out(asked: TrainingConfig, used: TrainingConfig) -> None:
 
 def tell_few_updates(prompts: Sequence[SoftPrompt], book: Lorebook | None) -> None:
     """Says what helps where a time budget ended before the prompts knew their lore."""
-    from softlore.tune.lorebook_training import FEW_UPDATES, too_few_updates
+    from softlore.tune.lorebook_training import FEW_UPDATES, ended_by_time, too_few_updates
 
     if (steps := too_few_updates(prompts)) is None:
         return
-    hurried = [p for p in prompts if p.training.get("stopped") == "time_budget"]
+    hurried = ended_by_time(prompts)
     smaller = "".join(
         f" --{name.replace('_', '-')} {value}"
         for name, value in SMALL_UPDATES.items()

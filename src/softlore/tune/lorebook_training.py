@@ -133,10 +133,14 @@ def with_gain(
     return measured
 
 
+def ended_by_time(prompts: Sequence[SoftPrompt]) -> list[SoftPrompt]:
+    """The prompts that a time budget ended."""
+    return [prompt for prompt in prompts if prompt.training.get("stopped") == "time_budget"]
+
+
 def too_few_updates(prompts: Sequence[SoftPrompt]) -> int | None:
     """How many updates of an entry a time budget had room for, if too few; else None."""
-    hurried = [p for p in prompts if p.training.get("stopped") == "time_budget"]
-    steps = min((int(p.training["steps"]) for p in hurried), default=FEW_UPDATES)
+    steps = min((int(p.training["steps"]) for p in ended_by_time(prompts)), default=FEW_UPDATES)
     return steps if steps < FEW_UPDATES else None
 
 

@@ -123,10 +123,11 @@ class Trunk:
         passages = list(passages)
         count = min(limit, len(passages))
         behind: list[Passage] = []
-        if self.run_teacher is not None and int(share_behind * count):
+        n_behind = int(share_behind * count)
+        if self.run_teacher is not None and n_behind:
             lore = self.draw.choice(passages).lore
             about = [i for i, passage in enumerate(passages) if passage.lore is lore]
-            far = set(self.draw.sample(about, min(int(share_behind * count), len(about))))
+            far = set(self.draw.sample(about, min(n_behind, len(about))))
             behind = self.run_teacher(lore, [passages[i] for i in sorted(far)])
             passages = [passage for i, passage in enumerate(passages) if i not in far]
         near = self.draw.sample(passages, count - len(behind))

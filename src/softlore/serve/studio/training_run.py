@@ -11,7 +11,7 @@ from softlore.measure.score import fits, recall
 from softlore.model import LanguageModel, require_frozen_model
 from softlore.prompts import PromptLibrary, SoftPrompt
 from softlore.serve.studio.training_files import TrainingFiles
-from softlore.serve.studio.training_job import State, TrainingJob
+from softlore.serve.studio.training_job import TrainingJob
 from softlore.tune import (
     Checkpointing,
     Company,
@@ -56,12 +56,13 @@ def run_job(
     trainer.prepare()
     if not interrupted():
         hurried = trainer.config.distil_weight < trainer.given.distil_weight
-        phase.end("running", CALLS_ALONE if hurried else "")
+        updating = CALLS_ALONE if hurried else ""
+        job.become("running", updating)
         recorder = _Recorder(job, trainer)
 
         def on_step(progress: TrainingProgress) -> bool:
             recorder.record(progress)
-            phase.end("running", CALLS_ALONE if hurried else "")
+            phase.end(updating)
             return interrupted()
 
         trainer.on_step = on_step
@@ -121,18 +122,15 @@ class _Phase:
         if ESTIMATED_FROM < done < 1:
             left = round((now - self._start) * (1 - done) / done)
             message += f", about {left} s left" if left < 100 else f", about {left // 60} min left"
-        self._show(message)
-
-    def end(self, state: State, message: str) -> None:
-        """Enters a state, where the job is not in it or a phase is shown."""
-        if self._name or self._job.state != state:
-            self._name = ""
-            self._job.become(state, message)
-
-    def _show(self, message: str) -> None:
         job = self._job
         if job.state in ("preparing", "running") and not job.request and job.message != message:
             job.become(job.state, message)
+
+    def end(self, message: str) -> None:
+        """Shows the message of a running job again, after a phase."""
+        if self._name:
+            self._name = ""
+            self._job.become("running", message)
 
 
 class _Recorder:
